@@ -1,0 +1,50 @@
+"""The errors a person meets: what is wrong, why it matters, what to do.
+
+Every error that textleak raises on purpose is a `TextleakError`; anything else is a bug. The command line
+turns the class into an exit code and the three parts into three lines.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TextleakError(Exception):
+    """An error in three parts.
+
+    Args:
+        what: what is wrong, with the offending value.
+        why: why that stops the work.
+        fix: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        """All three parts, a line each."""
+        return "\n".join(part for part in (self.what, self.why, self.fix) if part)
+
+
+class InputError(TextleakError):
+    """The caller's input, option, file or configuration can't be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class AttackError(TextleakError):
+    """An attack could not run to its end (exit code 1)."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, fix: str = "") -> InputError:
+    """An `InputError` for a name that isn't one of `known`, with the nearest ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    meant = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names)}."
+    return InputError(f"Unknown {kind} {name!r}.", why=meant, fix=fix)

@@ -1,0 +1,202 @@
+"""What happens in a run, as immutable values: the one language of attacks, run folders and viewers.
+
+An attack is a generator that yields `Progress` and returns a `Recovery`. Both hold plain Python only: no tensor,
+no reference to a model, so that they can be written to `events.jsonl` and read back as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from pydantic import TypeAdapter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenGuess:
+    """A token that could stand at a position, with the attack's own score for it (0 to 1)."""
+
+    id: int
+    text: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Position:
+    """What an attack holds of one position of one sentence.
+
+    Attributes:
+        position: index in the sentence, special tokens counted.
+        id: current token, -1 where the attack leaves it open.
+        text: the token as the tokenizer writes it, "" where it is open.
+        confidence: 0 to 1, the attack's own.
+        channel: what gave the token away ("embedding", "span", "matching", ...), "" while it is a guess.
+        special: whether the token is one that the tokenizer adds itself.
+        candidates: the next best tokens, best first.
+    """
+
+    position: int
+    id: int
+    text: str
+    confidence: float = 0.0
+    channel: str = ""
+    special: bool = False
+    candidates: tuple[TokenGuess, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """What an attack holds of one sentence of the batch.
+
+    Attributes:
+        positions: one a token, padding left out.
+        text: the decoded text, special tokens left out.
+        label: the class the attack believes in; None for tasks whose labels are the tokens.
+        label_posterior: probability of each class, empty for such tasks.
+    """
+
+    positions: tuple[Position, ...]
+    text: str
+    label: int | None = None
+    label_posterior: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A phase of an attack begins."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where an attack stands: its best answer so far, and how it is getting on.
+
+    Attributes:
+        phase: name of the phase, for example "labels", "proposals", "continuous", "discrete", "verify".
+        step: steps done in this phase.
+        steps: steps this phase may take at most; None where it isn't known.
+        loss: the objective at the best candidate, None before the first evaluation.
+        losses: the objective of each of the K candidates (restarts), in their own order.
+        candidate: which of the K candidates `sentences` shows.
+        evaluations: gradient evaluations so far, one a candidate.
+        total_steps: steps done over all phases.
+        sentences: the best answer so far; empty where the progress is of an image.
+        image: for image runs, the best pictures so far as nested lists (B, height, width, channels), 0 to 1.
+        detail: one line of words for a person.
+    """
+
+    phase: str
+    step: int
+    steps: int | None = None
+    loss: float | None = None
+    losses: tuple[float, ...] = ()
+    candidate: int = 0
+    evaluations: int = 0
+    total_steps: int = 0
+    sentences: tuple[Sentence, ...] = ()
+    image: tuple[Any, ...] = ()
+    detail: str = ""
+
+
+class Stop(enum.Enum):
+    """Why an attack ended; the value is the sentence a person reads."""
+
+    VERIFIED = "The recovered tokens' own gradient equals the shared one."
+    CONVERGED = "The search found nothing better."
+    STEPS = "All steps were used."
+    TIME = "The time limit was reached."
+    INTERRUPTED = "Interrupted; this is the best answer so far."
+    STOPPED = "Stopped on request; this is the best answer so far."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What an attack ends with.
+
+    Attributes:
+        sentences: the answer.
+        stop: why it ended.
+        final_loss: the objective at the answer.
+        steps: optimisation steps in all.
+        evaluations: gradient evaluations in all, one a candidate.
+        channel: what gave most of the tokens away.
+        stages: figures a stage wants to report, for example {"continuous": Sentence tuple}: the answer as it
+            stood when that stage ended, for scoring what each stage is worth.
+        notes: sentences for a person: limits met, fall-backs taken.
+    """
+
+    sentences: tuple[Sentence, ...]
+    stop: Stop
+    final_loss: float | None
+    steps: int
+    evaluations: int
+    channel: str
+    stages: dict[str, tuple[Sentence, ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_progress(cls, progress: Progress, stop: Stop) -> Recovery:
+        """The answer that an attack had when it was interrupted."""
+        channels = [p.channel for s in progress.sentences for p in s.positions if p.channel]
+        return cls(
+            sentences=progress.sentences,
+            stop=stop,
+            final_loss=progress.loss,
+            steps=progress.total_steps,
+            evaluations=progress.evaluations,
+            channel=max(set(channels), key=channels.count) if channels else "matching",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What was really in the batch: written by `runs`, never by an attack, and only where it is known."""
+
+    sentences: tuple[Sentence, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Started:
+    """First event of a run: its settings, as in run.json."""
+
+    settings: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Last event of a run that came to an end.
+
+    Attributes:
+        outcome: "done", "interrupted", "stopped" or "failed".
+        result: as in result.json; None for a failed run.
+        error: what went wrong, for a failed run.
+    """
+
+    outcome: str
+    result: dict[str, Any] | None = None
+    error: str = ""
+
+
+Event = Started | Truth | Phase | Progress | Finished
+_KINDS: dict[str, type[Any]] = {
+    cls.__name__.lower(): cls for cls in (Started, Truth, Phase, Progress, Finished)
+}
+_ADAPTERS = {kind: TypeAdapter(cls) for kind, cls in _KINDS.items()}
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """The event as plain JSON values, with its kind under "event"."""
+    kind = type(event).__name__.lower()
+    fields: dict[str, Any] = _ADAPTERS[kind].dump_python(event, mode="json")
+    return {"event": kind, **fields}
+
+
+def from_json(record: dict[str, Any]) -> Event:
+    """The event that `to_json` wrote; other keys (such as the time stamp) are ignored."""
+    kind = record["event"]
+    names = {field.name for field in dataclasses.fields(_KINDS[kind])}
+    event: Event = _ADAPTERS[kind].validate_python({k: v for k, v in record.items() if k in names})
+    return event
