@@ -1,0 +1,384 @@
+"""What a run is asked to do: checked settings, YAML presets, and how they are laid over each other.
+
+Defaults, then a preset (`-c NAME|PATH`), then flags, then `--set key=value`: the later wins. A key that
+doesn't exist is an error with the nearest names. Knows nothing of models, tensors or attacks: an attack's or
+defense's own options are checked where it is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from textleak.errors import InputError, unknown_name
+
+Config = TypeVar("Config", bound="ClientConfig")
+DEFAULT_ATTACK = "match"
+DType = Literal["float32", "float64", "bfloat16"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Choice(_Settings):
+    """A named attack or defense with its own options; also written as a text, `name[:key=value,...]`."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text_or_flat_mapping(cls, value: Any) -> Any:  # noqa: ANN401 - pydantic hands over anything
+        return _choice(value)
+
+    @property
+    def spec(self) -> str:
+        """As it is written on a command line."""
+        listed = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{listed}" if listed else self.name
+
+
+class ClientConfig(_Settings):
+    """What a client needs to compute a gradient: the settings that `run` and `share` have in common.
+
+    Attributes:
+        model: alias, hub id, folder, or folder and .gguf file.
+        weights: "auto" takes pretrained weights if they can be had, else random ones.
+        task: "auto", "classification", "causal-lm" or "masked-lm".
+        num_labels: classes of a classification head.
+        sentences: the private batch.
+        file: a text file with one sentence a line, instead of `sentences`.
+        labels: one class a sentence; drawn from the seed where empty.
+        share: "all", "no-embeddings", "attention" or an expression on parameter names.
+        defenses: what the client does before sharing, in order.
+        know: what the attacker is told: "lengths,labels,batch-size" or "nothing"; None for the batch size,
+            and the lengths too when there is one sentence.
+        seed: splits into independent streams for weights, client, defense and attack.
+        dtype: precision of the model.
+        device: "auto", "cpu", "cuda[:N]" or "mps".
+        threads: CPU threads; None for the cores at hand.
+    """
+
+    model: str = "bert-tiny"
+    weights: Literal["auto", "pretrained", "random"] = "auto"
+    task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
+    num_labels: Annotated[int, Field(ge=2)] = 2
+    sentences: tuple[str, ...] = ()
+    file: Path | None = None
+    labels: tuple[int, ...] = ()
+    share: str = "all"
+    defenses: tuple[Choice, ...] = ()
+    know: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    dtype: DType = "float32"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    out: Path | None = None
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _short_names(cls, value: object) -> object:
+        return {"bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}.get(str(value), value)
+
+    @field_validator("sentences", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_label(cls, value: object) -> object:
+        return (value,) if isinstance(value, int | str) else value
+
+    @field_validator("defenses", mode="before")
+    @classmethod
+    def _one_defense(cls, value: object) -> object:
+        return (value,) if isinstance(value, str | Mapping) else value or ()
+
+    def batch(self) -> tuple[str, ...]:
+        """The sentences, from the file where one is named (blank lines left out).
+
+        Raises:
+            InputError: no such file, not text, or no sentence in it.
+        """
+        if self.file is None:
+            return self.sentences
+        try:
+            lines = self.file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.file} can't be read as sentences.",
+                why=str(error),
+                fix="Give --file a UTF-8 text file with one sentence a line.",
+            ) from None
+        sentences = tuple(line.strip() for line in lines if line.strip())
+        if not sentences:
+            raise InputError(f"{self.file} has no sentence in it.", fix="Write one sentence a line.")
+        return sentences
+
+
+class RunConfig(ClientConfig):
+    """The settings of `textleak run`.
+
+    Attributes:
+        attack: its name and its own options (`--set attack.KEY=VALUE`).
+        restarts: candidates attacked at once, K; None for the attack's own default.
+        steps: at most so many; None for the attack's own default.
+        gradients: attack a gradient read from this file instead of sentences.
+        truth: what that gradient was computed from, for scoring.
+        out: the run folder; None for a new one in the usual place.
+        save_gradients: keep the shared gradient in the run folder.
+        redact: no text, no token and no truth in any record.
+        fail_above: exit code 3 when the token match rate is above it.
+    """
+
+    attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_ATTACK))
+    restarts: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    gradients: Path | None = None
+    truth: Path | None = None
+    save_gradients: bool = False
+    redact: bool = False
+    fail_above: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+
+    def attack_options(self) -> dict[str, Any]:
+        """The attack's options, K and steps included where they were given."""
+        given = {"restarts": self.restarts, "steps": self.steps}
+        return {**self.attack.options, **{key: value for key, value in given.items() if value is not None}}
+
+
+def load_run_config(
+    preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> RunConfig:
+    """Settings of a run from a preset, flags and `key=value` texts, later ones winning.
+
+    Args:
+        preset: a name under `configs/` or a path to a YAML file.
+        flags: settings by name; those that are None or empty were not given.
+        assignments: as `--set` takes them; dotted keys reach inside, values are YAML.
+
+    Raises:
+        InputError: an unknown preset or key (with the nearest names), a value that can't be used, or settings
+            that contradict each other.
+    """
+    return _load(RunConfig, preset, flags, assignments)
+
+
+def load_client_config(
+    preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> ClientConfig:
+    """Settings of `textleak share`: as `load_run_config`; what a preset says of an attack is passed over."""
+    return _load(ClientConfig, preset, flags, assignments)
+
+
+def _load(
+    kind: type[Config],
+    preset: str | None,
+    flags: Mapping[str, Any] | None,
+    assignments: Sequence[str],
+) -> Config:
+    merged: dict[str, Any] = {}
+    if preset is not None:
+        from_file = read_preset(preset)
+        _check_keys(from_file, RunConfig.model_fields, preset)
+        _lay_over(merged, {key: value for key, value in from_file.items() if key in kind.model_fields})
+    given = {key: value for key, value in (flags or {}).items() if value not in (None, (), [], "")}
+    _lay_over(merged, given)
+    for assignment in assignments:
+        setting = parse_assignment(assignment)
+        _check_keys(setting, kind.model_fields, "--set")
+        _lay_over(merged, setting)
+    config = _validated(kind, merged)
+    _check_batch(config)
+    return config
+
+
+def _check_batch(config: ClientConfig) -> None:
+    """Raise where the settings contradict each other."""
+    sources = ["sentences"] if config.sentences else []
+    sources += ["file"] if config.file else []
+    if isinstance(config, RunConfig):
+        sources += ["gradients"] if config.gradients else []
+        if config.truth and not config.gradients:
+            raise InputError(
+                f"--truth {config.truth} was given without --gradients.",
+                why="With sentences the truth is known already.",
+                fix="Leave it out, or name the gradient file with --gradients.",
+            )
+        if config.gradients and config.labels:
+            raise InputError(
+                "--label was given with --gradients.",
+                why="The labels of a gradient in a file are fixed; an attack finds them.",
+                fix="Leave --label out.",
+            )
+    if not sources:
+        raise InputError(
+            "There is nothing to attack."
+            if isinstance(config, RunConfig)
+            else "There is no sentence to share.",
+            why="No sentence, file or gradient was given.",
+            fix='Give --sentence "some text", --file PATH'
+            + (" or --gradients FILE." if isinstance(config, RunConfig) else "."),
+        )
+    if len(sources) > 1:
+        raise InputError(
+            f"{' and '.join(sources)} were given together.",
+            why="A run has one batch.",
+            fix="Choose one of them.",
+        )
+
+
+# Where a batch may come from: naming one sets aside what a layer below named.
+_SOURCES = frozenset({"sentences", "file", "gradients"})
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Put `above` over `below`; an attack's options stay only while the attack does."""
+    if _SOURCES & above.keys():
+        for key in (_SOURCES | {"truth", "labels"}) - above.keys():
+            below.pop(key, None)
+    for key, value in above.items():
+        if key != "attack":
+            below[key] = value
+            continue
+        new = _choice(value)
+        old = below.get("attack", {})
+        if not isinstance(new, Mapping):
+            below[key] = value
+            continue
+        same = "name" not in new or new["name"] == old.get("name", DEFAULT_ATTACK)
+        options = {**(old.get("options", {}) if same else {}), **new.get("options", {})}
+        name = new.get("name", old.get("name", DEFAULT_ATTACK))
+        below[key] = {"name": name, "options": options}
+
+
+def _choice(value: Any) -> Any:  # noqa: ANN401 - whatever YAML or a flag held
+    """A choice as `{"name": ..., "options": {...}}`, from a text or from options beside the name."""
+    if isinstance(value, str):
+        name, _, rest = value.partition(":")
+        pairs = [part for part in rest.split(",") if part.strip()]
+        return {"name": name.strip(), "options": dict(_key_and_value(part) for part in pairs)}
+    if isinstance(value, Mapping):
+        fields = {key: item for key, item in value.items() if key in ("name", "options")}
+        options = {key: item for key, item in value.items() if key not in fields}
+        return {**fields, "options": {**(fields.get("options") or {}), **options}}
+    return value
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`a.b=value` as `{"a": {"b": value}}`; the value is YAML.
+
+    Raises:
+        InputError: no equals sign, no key, or a value that isn't YAML.
+    """
+    dotted, value = _key_and_value(text)
+    setting: Any = value
+    for part in reversed(dotted.split(".")):
+        if not part:
+            raise InputError(f"--set {text!r} has an empty key.", fix="Write KEY=VALUE, for example seed=1.")
+        setting = {part: setting}
+    assert isinstance(setting, dict)
+    return setting
+
+
+def _key_and_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{text!r} is not KEY=VALUE.", fix="Write for example attack.span_proposals=false.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"The value of {text!r} can't be read.", why=f"{error}.") from None
+    # YAML 1.1 takes 1e-3 for a text, as it has no dot.
+    if isinstance(parsed, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", parsed):
+        parsed = float(parsed)
+    return key.strip(), parsed
+
+
+def presets_folder() -> Path:
+    """Where presets lie: inside the installed package, else in the checkout beside it."""
+    installed = Path(str(files("textleak") / "configs"))
+    return installed if installed.is_dir() else installed.parent.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """Names that `-c` takes: file names without their ending, with the folder where they lie in one."""
+    folder = presets_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings in a preset.
+
+    Args:
+        name: a name of `preset_names`, its last part, or a path to a YAML file.
+
+    Raises:
+        InputError: unknown (with the nearest names), unreadable, or not a mapping.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        known = preset_names()
+        found = [candidate for candidate in known if name in (candidate, candidate.rpartition("/")[2])]
+        if not found:
+            raise unknown_name(
+                "config", name, known or ["(none)"], fix="Give one of the presets, or a path to a YAML file."
+            )
+        path = presets_folder() / f"{found[0]}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"The config {path} can't be read.", why=str(error)) from None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"The config {path} holds no settings.", fix="Write `key: value` lines, for example seed: 1."
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def _check_keys(settings: Iterable[str], known: Iterable[str], where: str) -> None:
+    for key in settings:
+        if key not in known:
+            raise _unknown_setting(key, known, where)
+
+
+def _unknown_setting(key: str, known: Iterable[str], where: str) -> InputError:
+    return unknown_name(f"setting in {where}", key, known, fix=_SETTINGS_FIX)
+
+
+_SETTINGS_FIX = "An attack's own options are written attack.KEY; `textleak attacks NAME` lists them."
+
+
+def _validated(kind: type[Config], settings: Mapping[str, Any]) -> Config:
+    try:
+        return kind.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise _unknown_setting(str(first["loc"][-1]), kind.model_fields, "the settings") from None
+        value = first.get("input")
+        fix = ""
+        if first["type"] == "literal_error":
+            allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+            near = difflib.get_close_matches(str(value), allowed, n=2, cutoff=0.4)
+            fix = f"Did you mean {' or '.join(near)}?" if near else ""
+        message = str(first["msg"])
+        raise InputError(f"{_flag(key)} can't be {value!r}.", why=f"{message}.", fix=fix) from None
+
+
+def _flag(key: str) -> str:
+    """A setting as a person knows it."""
+    names = {"sentences": "--sentence", "labels": "--label", "defenses": "--defense"}
+    first = key.partition(".")[0]
+    if first in ("num_labels", "dtype") or (first == key and first not in RunConfig.model_fields):
+        return f"The setting {key}"
+    return names.get(first, f"--{first.replace('_', '-')}")
