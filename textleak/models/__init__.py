@@ -1,0 +1,33 @@
+"""The public model that client and attacker both know: names, weights, vocabularies, ids, losses.
+
+`load_model` gives a `TextModel`; `catalog` lists the aliases. This room knows Hugging Face models and
+tokenizers. It must not know attacks, defenses or how gradients are matched; `rules` tells the engine what it
+needs to know of layers that only language models have.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from textleak.models.loading import find_device, load_model
+    from textleak.models.text import Batch, Targets, TextModel
+
+__all__ = ["Batch", "Targets", "TextModel", "find_device", "load_model"]
+
+_HOMES = {
+    "Batch": "text",
+    "Targets": "text",
+    "TextModel": "text",
+    "find_device": "loading",
+    "load_model": "loading",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import torch only when something of the room is used."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"textleak.models.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,514 @@
+"""A text model as client and attacker both see it: sentences to ids, ids or embeddings to losses.
+
+Everything about the network is found on the network itself (its embeddings, heads, parameter identity) and
+everything about tokens on the tokenizer, so that no family of models is special here.
+
+Shapes: K candidates, B sentences in the client's batch, N = K·B sentences as the network reads them, T tokens
+of the longest one, E size of an input embedding, D hidden size, V rows of the embedding table, C classes of
+the prediction (V for language modeling), L predictions a sentence (1 for classification, T otherwise).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from textleak.errors import InputError
+from textleak.gradients import PublicModel
+from textleak.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Task = Literal["classification", "causal-lm", "masked-lm"]
+Weights = Literal["pretrained", "random"]
+
+MASKED_SHARE = 0.15  # Devlin et al. 2019, sec. 3.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """What the network reads, padded on the right.
+
+    Attributes:
+        ids_BT: token ids.
+        mask_BT: 1 where a token stands, 0 where padding does.
+    """
+
+    ids_BT: Tensor  # noqa: N815
+    mask_BT: Tensor  # noqa: N815
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sentence, special tokens counted."""
+        return tuple(int(length) for length in self.mask_BT.sum(-1))
+
+    @property
+    def sentences(self) -> tuple[tuple[int, ...], ...]:
+        """The ids of each sentence without padding."""
+        return tuple(
+            tuple(ids[:length]) for ids, length in zip(self.ids_BT.tolist(), self.lengths, strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Targets:
+    """What the loss is taken against: loss = Σ weights · cross entropy.
+
+    Attributes:
+        labels: class ids, long (..., L), or probabilities of the classes, float (..., L, C).
+        weights: (..., L), 0 where nothing is predicted; the mean over the batch is in them.
+    """
+
+    labels: Tensor
+    weights: Tensor
+
+    @property
+    def soft(self) -> bool:
+        """Whether the labels are probabilities."""
+        return self.labels.dtype.is_floating_point
+
+    def expand(self, candidates: int) -> Targets:
+        """The same targets for each of K candidates: a leading dimension more, nothing copied."""
+        return Targets(
+            labels=self.labels.expand(candidates, *self.labels.shape),
+            weights=self.weights.expand(candidates, *self.weights.shape),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextModel:
+    """A public model: network, tokenizer, and where its weights came from.
+
+    The network is in eval mode with eager attention and frozen parameters. Nothing here changes it.
+
+    Attributes:
+        name: alias, hub id, folder or file as it was asked for.
+        task: what the loss is.
+        network: the Hugging Face model.
+        tokenizer: its tokenizer.
+        weights: "pretrained", or "random" where all of them were drawn.
+        source: where the weights came from, in words.
+        weights_seed: seed of the weights that were drawn (all of them, or a missing head).
+        num_labels: classes for classification, else None.
+    """
+
+    name: str
+    task: Task
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    weights: Weights
+    source: str
+    weights_seed: int = 0
+    num_labels: int | None = None
+
+    def __post_init__(self) -> None:
+        """Freeze the network, and look at it once while nobody has put hooks on it."""
+        self.network.eval().requires_grad_(False)
+        self.network.config.use_cache = False
+        text_config = self.network.config.get_text_config()
+        if text_config.pad_token_id is None:  # decoders that were trained without padding
+            text_config.pad_token_id = self.pad_id
+        _ = self._last_token_head
+
+    # What it is
+
+    @property
+    def word_embedding(self) -> nn.Embedding:
+        """The module that turns token ids into embeddings."""
+        module: nn.Embedding = self.network.get_input_embeddings()
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.word_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.word_embedding.weight.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the network (not of a factorized embedding)."""
+        return int(self.network.config.get_text_config().hidden_size)
+
+    @property
+    def embedding_size(self) -> int:
+        """E, the width of an input embedding; D in most families."""
+        return self.word_embedding.weight.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """V, rows of the embedding table."""
+        return self.word_embedding.weight.shape[0]
+
+    @property
+    def classes(self) -> int:
+        """C, the classes of a prediction."""
+        return self.num_labels if self.num_labels is not None else self.vocab_size
+
+    @cached_property
+    def max_length(self) -> int:
+        """Most tokens in a sentence, special tokens counted."""
+        config = self.network.config.get_text_config()
+        limit = int(getattr(config, "max_position_embeddings", 0) or 2**30)
+        for module in self.network.modules():
+            # RoBERTa counts positions from the padding index on, in a table of max_position_embeddings rows.
+            if (
+                isinstance(module, nn.Embedding)
+                and module is not self.word_embedding
+                and module.num_embeddings == limit
+                and module.padding_idx is not None
+            ):
+                limit -= module.padding_idx + 1
+                break
+        return min(limit, int(self.tokenizer.model_max_length))
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up short sentences; any will do where the tokenizer has none, as it's masked."""
+        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token_id is not None:
+                return int(token_id)
+        return 0
+
+    @property
+    def mask_id(self) -> int | None:
+        """Token that hides another one in masked language modeling, None where there is none."""
+        mask_id = self.tokenizer.mask_token_id
+        return None if mask_id is None else int(mask_id)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text: padding, beginning, end, mask, control tokens.
+
+        The unknown token isn't one of them (unless it has another role too), as text does turn into it.
+        """
+        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        roles = {
+            name: getattr(self.tokenizer, f"{name}_token_id")
+            for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
+        }
+        unknown = roles.pop("unk")
+        special = added | set(self.tokenizer.all_special_ids)
+        if unknown is not None and unknown not in roles.values():
+            special.discard(unknown)
+        return frozenset(int(i) for i in special if i is not None)
+
+    @cached_property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        probe = "a"
+        inner = self.tokenizer(probe, add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer(probe)["input_ids"]
+        for start in range(len(whole) - len(inner) + 1):
+            if whole[start : start + len(inner)] == inner:
+                return tuple(whole[:start]), tuple(whole[start + len(inner) :])
+        raise InputError(
+            f"The tokenizer of {self.name!r} writes {probe!r} as {whole}, without special tokens as {inner}.",
+            why="What it puts around a sentence can't be told.",
+        )
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """Tokens that the tokenizer puts before every sentence."""
+        return self._around[0]
+
+    @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """Tokens that the tokenizer puts after every sentence."""
+        return self._around[1]
+
+    @cached_property
+    def content_ids(self) -> Tensor:
+        """(number,) ids that text can turn into: the tokenizer's tokens that aren't special."""
+        known = min(len(self.tokenizer), self.vocab_size)
+        ids = [i for i in range(known) if i not in self.special_ids]
+        return torch.tensor(ids, device=self.device)
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by name; a tied one once, under its first name."""
+        return dict(self.network.named_parameters())
+
+    @cached_property
+    def embedding_names(self) -> frozenset[str]:
+        """Parameters of every embedding and of the output head over the vocabulary, and what is tied."""
+        modules: list[nn.Module] = [m for m in self.network.modules() if isinstance(m, nn.Embedding)]
+        owned: list[nn.Parameter] = []
+        head = self.network.get_output_embeddings()
+        if head is not None:
+            modules.append(head)
+            # Some heads keep their bias beside the matrix instead of in it.
+            owned = [
+                parameter
+                for module in self.network.modules()
+                if any(child is head for child in module.modules())
+                for parameter in module.parameters(recurse=False)
+                if parameter.shape == (self.vocab_size,)
+            ]
+        owned += [parameter for module in modules for parameter in module.parameters(recurse=False)]
+        identities = {id(parameter) for parameter in owned}
+        return frozenset(name for name, p in self.parameters.items() if id(p) in identities)
+
+    @cached_property
+    def attention_names(self) -> frozenset[str]:
+        """Query, key and value weights and biases, fused ones too."""
+        names = set()
+        for path, module in self.network.named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.dim() == 2 and _attends(path.rpartition(".")[2]):
+                names |= {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
+        return frozenset(names & self.parameters.keys())
+
+    def public(self) -> PublicModel:
+        """What both sides need to know to load the same model."""
+        return PublicModel(
+            name=self.name,
+            task=self.task,
+            weights=self.weights,
+            weights_seed=self.weights_seed,
+            num_labels=self.num_labels,
+            dtype=str(self.dtype).removeprefix("torch."),
+            fingerprint=self.fingerprint,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every parameter's name, shape and a sample of its values."""
+        digest = hashlib.sha256()
+        for name, parameter in self.parameters.items():
+            values = parameter.detach().flatten()
+            sample = values[:: max(1, values.numel() // 64)][:64].double().cpu().numpy()
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(sample.tobytes())
+        return digest.hexdigest()[:16]
+
+    # Text and ids
+
+    def encode(self, sentences: Sequence[str]) -> Batch:
+        """Tokenize a batch and pad it on the right.
+
+        Raises:
+            InputError: no sentence, one without text, or one that is too long.
+        """
+        if not sentences:
+            raise InputError("There is no sentence.", fix="Give one with --sentence or --file.")
+        rows: list[list[int]] = []
+        for sentence in sentences:
+            ids = self.tokenizer(sentence, verbose=False)["input_ids"]
+            if all(token_id in self.special_ids for token_id in ids):
+                raise InputError(
+                    f"The sentence {sentence!r} has no text in it.",
+                    why="Special tokens alone leave nothing to recover.",
+                    fix="Give a sentence of at least one word.",
+                )
+            if len(ids) > self.max_length:
+                shown = sentence if len(sentence) <= 40 else sentence[:40] + "…"
+                raise InputError(
+                    f"The sentence {shown!r} is too long: {len(ids)} tokens.",
+                    why=f"{self.name} reads at most {self.max_length}, special tokens counted.",
+                    fix="Shorten it, or split it into several sentences.",
+                )
+            rows.append(ids)
+        longest = max(map(len, rows))
+        ids_BT = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+        mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        return Batch(ids_BT=ids_BT.to(self.device), mask_BT=mask_BT.to(self.device))
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """The text of one sentence's ids, special tokens left out."""
+        kept = [int(i) for i in ids if int(i) not in self.special_ids and 0 <= int(i) < len(self.tokenizer)]
+        text: str = self.tokenizer.decode(kept)
+        return text
+
+    def token_texts(self, ids: Sequence[int] | Tensor) -> list[str]:
+        """Each id as the tokenizer writes it; rows of the table that no token uses as "<row 123>"."""
+        listed = [int(i) for i in ids]
+        known = len(self.tokenizer)
+        tokens = self.tokenizer.convert_ids_to_tokens([i if i < known else self.pad_id for i in listed])
+        return [
+            token if token is not None and i < known else f"<row {i}>"
+            for i, token in zip(listed, tokens, strict=True)
+        ]
+
+    # Losses
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look ids (...) up in the table: (..., E), as the network takes them in place of ids."""
+        embeddings: Tensor = self.word_embedding(ids)
+        return embeddings
+
+    def targets(
+        self, batch: Batch, labels: Sequence[int] | None, generator: torch.Generator
+    ) -> tuple[Batch, Targets]:
+        """What Hugging Face training would take the batch's loss against.
+
+        Args:
+            batch: from `encode`.
+            labels: class of each sentence; None draws them. Language modeling takes none: the tokens are it.
+            generator: draws labels or masked positions; on the CPU, so that every device draws the same.
+
+        Returns:
+            The batch as the network reads it (masked language modeling hides tokens) and the targets, (B, L).
+
+        Raises:
+            InputError: labels that don't fit, or a batch with nothing to predict.
+        """
+        if self.task == "classification":
+            return batch, self._class_targets(batch, labels, generator)
+        if labels is not None:
+            raise InputError(
+                f"Labels {list(labels)} were given for {self.task}.",
+                why="The tokens themselves are the labels of language modeling.",
+                fix="Leave the labels out, or choose the task classification.",
+            )
+        if self.task == "causal-lm":
+            if max(batch.lengths) < 2:
+                raise InputError(
+                    f"The batch has only sentences of one token for {self.name}.",
+                    why="A causal language model predicts each token from those before it: there is none.",
+                    fix="Give a longer sentence.",
+                )
+            return batch, self.causal_targets(batch.ids_BT, batch.mask_BT)
+        return self._masked_targets(batch, generator)
+
+    def _class_targets(
+        self, batch: Batch, labels: Sequence[int] | None, generator: torch.Generator
+    ) -> Targets:
+        assert self.num_labels is not None
+        B = len(batch.ids_BT)
+        if labels is None:
+            labels = torch.randint(self.num_labels, (B,), generator=generator).tolist()
+        if len(labels) != B:
+            raise InputError(
+                f"{len(labels)} labels were given for {B} sentences.", fix="Give one for each, or none."
+            )
+        for label in labels:
+            if not 0 <= label < self.num_labels:
+                raise InputError(
+                    f"The label {label} is out of range.",
+                    why=f"{self.name} has {self.num_labels} classes, 0 to {self.num_labels - 1}.",
+                )
+        return Targets(
+            labels=torch.tensor(list(labels), device=self.device)[:, None],
+            weights=torch.full((B, 1), 1 / B, device=self.device, dtype=self.loss_dtype),
+        )
+
+    def causal_targets(self, ids: Tensor, mask: Tensor) -> Targets:
+        """Each token predicts the next: ids and mask (..., B, T), mean over all labels of the B sentences."""
+        labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], self.pad_id)], -1)
+        predicted = torch.cat([mask[..., 1:], torch.zeros_like(mask[..., :1])], -1).to(self.loss_dtype)
+        return Targets(labels=labels, weights=predicted / predicted.sum((-2, -1), keepdim=True).clamp(min=1))
+
+    def _masked_targets(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Targets]:
+        if self.mask_id is None:
+            raise InputError(
+                f"The tokenizer of {self.name!r} has no mask token.", fix="Choose another --task or --model."
+            )
+        special = torch.tensor(sorted(self.special_ids), device=self.device)
+        maskable = (batch.mask_BT == 1) & ~torch.isin(batch.ids_BT, special)
+        draws = torch.rand(batch.ids_BT.shape, generator=generator).to(self.device)
+        draws = draws.masked_fill(~maskable, torch.inf)
+        # At least one in each sentence (our choice): a sentence without any would leave no trace in the
+        # gradient, and a batch without any has no loss.
+        first = draws == draws.amin(-1, keepdim=True)
+        hidden = ((draws < MASKED_SHARE) | first) & maskable
+        weights = hidden.to(self.loss_dtype)
+        return (
+            Batch(ids_BT=batch.ids_BT.masked_fill(hidden, self.mask_id), mask_BT=batch.mask_BT),
+            Targets(labels=batch.ids_BT, weights=weights / weights.sum()),
+        )
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """Type that losses are computed in: the weights', but at least float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def loss(self, inputs: Tensor, mask: Tensor, targets: Targets) -> Tensor:
+        """The loss of K candidates, each what a client with its B sentences would have: (K,).
+
+        Padding adds exactly nothing. Candidates share no arithmetic, so the gradient of the sum of the losses
+        is each candidate's own. bfloat16 logits are read as float32, like Hugging Face does.
+
+        Args:
+            inputs: ids (K, B, T), or embeddings (K, B, T, E) in place of looked-up ones.
+            mask: (K, B, T), 1 for tokens, 0 for padding on the right.
+            targets: with leading dimensions (K, B).
+        """
+        K = len(mask)
+        logits = self._logits(inputs.flatten(0, 1), mask.flatten(0, 1)).to(self.loss_dtype)
+        labels, weights = targets.labels.flatten(0, 1), targets.weights.flatten(0, 1)
+        if targets.soft:
+            losses: Tensor = -(labels.to(logits.dtype) * logits.log_softmax(-1)).sum(-1)
+        else:
+            losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        total: Tensor = (losses.view(K, -1) * weights.reshape(K, -1)).sum(-1)
+        return total
+
+    def _logits(self, inputs: Tensor, mask_NT: Tensor) -> Tensor:
+        """Ids (N, T) or embeddings (N, T, E) in, logits (N, L, C) out."""
+        # Ids are looked up here, so that they and embeddings take the same way from there on: families that
+        # count positions from the ids (RoBERTa) would treat a padding token within a sentence differently.
+        embeddings_NTE = inputs if inputs.dtype.is_floating_point else self.embed(inputs)
+        if self._last_token_head is None:
+            logits: Tensor = self.network(inputs_embeds=embeddings_NTE, attention_mask=mask_NT).logits
+            return logits[:, None] if self.task == "classification" else logits
+        hidden_NTD = self.network.base_model(
+            inputs_embeds=embeddings_NTE, attention_mask=mask_NT
+        ).last_hidden_state
+        last_N = mask_NT.sum(-1) - 1
+        last_ND = hidden_NTD[torch.arange(len(last_N), device=last_N.device), last_N]
+        head: nn.Module = self.network.get_submodule(self._last_token_head)
+        logits = head(last_ND)
+        return logits[:, None]
+
+    @cached_property
+    def _last_token_head(self) -> str | None:
+        """Path of a classification head that reads the last token (decoders), None for any other head.
+
+        Hugging Face finds that token from the ids; with embeddings it takes the last position, even padding.
+        """
+        if self.task != "classification":
+            return None
+        base = self.network.base_model
+        inside = {id(module) for module in base.modules()}
+        embeddings = self.embed(torch.arange(3, device=self.device)[None] % self.vocab_size)
+        mask = torch.ones(1, 3, dtype=torch.long, device=self.device)
+        with torch.no_grad(), quiet():
+            logits = self.network(inputs_embeds=embeddings, attention_mask=mask).logits
+            hidden = base(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+            modules: dict[str, nn.Module] = dict(self.network.named_modules())
+            for path, module in modules.items():
+                weight = getattr(module, "weight", None)
+                if id(module) in inside or not isinstance(weight, Tensor) or weight.dim() != 2:
+                    continue
+                if weight.shape == (self.num_labels, hidden.shape[-1]):
+                    read = module(hidden[:, -1])
+                    if torch.allclose(read, logits, rtol=1e-3, atol=1e-6):
+                        return path
+        return None
+
+    def double(self) -> TextModel:
+        """A copy in float64, for verification; on the CPU where the device has no float64."""
+        device = torch.device("cpu") if self.device.type == "mps" else self.device
+        network = copy.deepcopy(self.network).to(device=device, dtype=torch.float64)
+        return dataclasses.replace(self, network=network)
+
+
+_ATTENTION_ROLES = {"q", "k", "v", "kv", "qkv", "query", "key", "value", "wqkv"}
+
+
+def _attends(component: str) -> bool:
+    """Whether a module of this name makes queries, keys or values, in the families of transformers."""
+    parts = re.split(r"_", component.lower())
+    return component == "c_attn" or bool(_ATTENTION_ROLES & set(parts))
