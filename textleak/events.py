@@ -33,6 +33,7 @@ class Position:
         confidence: 0 to 1, the attack's own.
         channel: what gave the token away ("embedding", "span", "matching", ...), "" while it is a guess.
         special: whether the token is one that the tokenizer adds itself.
+        masked: masked language modelling only: the network read a mask here, the token was its label.
         candidates: the next best tokens, best first.
     """
 
@@ -42,6 +43,7 @@ class Position:
     confidence: float = 0.0
     channel: str = ""
     special: bool = False
+    masked: bool = False
     candidates: tuple[TokenGuess, ...] = ()
 
 

@@ -1,0 +1,39 @@
+"""textleak: audit how much private text a shared gradient gives away.
+
+The way of the data, one room an arrow: `client` (a private batch to a `SharedGradient`), `defenses`, `attacks` (on
+the engine in `matching`, with `decoding` and `subspace`), `scoring`, `runs`, and the viewers of a run's events.
+Everything a script needs is here: `load_model`, `share`, `attack`, `score`, `run`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from textleak.api import attack, run, score
+    from textleak.client import Secret, share
+    from textleak.gradients import SharedGradient
+    from textleak.models import TextModel, load_model
+
+__version__ = "0.1.0"
+__all__ = ["Secret", "SharedGradient", "TextModel", "attack", "load_model", "run", "score", "share"]
+
+_HOMES = {
+    "Secret": "client",
+    "SharedGradient": "gradients",
+    "TextModel": "models",
+    "attack": "api",
+    "load_model": "models",
+    "run": "api",
+    "score": "api",
+    "share": "client",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import a room only when something of it is used: `import textleak` is instant."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"textleak.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,178 @@
+"""The victim: a private batch and the public model in, a shared gradient and a secret out.
+
+Nothing here is known to an attack. The secret goes to scoring only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from textleak import seeds
+from textleak.defenses import Defense
+from textleak.errors import InputError
+from textleak.gradients import SharedGradient, SideInformation, choose_shared
+from textleak.models import Batch, Targets, TextModel
+from textleak.models.gradient import formed_gradient
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Secret:
+    """What the gradient was computed from; for scoring only.
+
+    Attributes:
+        sentences: as they were given.
+        ids: their tokens, special tokens counted, padding left out.
+        labels: one class a sentence; None for tasks whose labels are the tokens.
+    """
+
+    sentences: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    labels: tuple[int, ...] | None = None
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Secret:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or not a truth file.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise InputError(
+                f"{path} can't be read as a truth file.",
+                why=str(error).splitlines()[0],
+                fix="`textleak share --out FILE` writes FILE.truth.json beside the gradient.",
+            ) from None
+
+
+def share(
+    model: TextModel,
+    sentences: Sequence[str],
+    labels: Sequence[int] | None = None,
+    *,
+    share: str = "all",
+    defenses: Sequence[Defense] = (),
+    know: str | None = None,
+    seed: int = 0,
+) -> tuple[SharedGradient, Secret]:
+    """The gradient that a client would share for one training step on a batch, and what it was made from.
+
+    Args:
+        model: the public model.
+        sentences: the private batch, B sentences.
+        labels: a class each; drawn from the seed where None.
+        share: "all", "no-embeddings", "attention" or a regular expression on parameter names.
+        defenses: applied in order.
+        know: what the server is told: "lengths,labels,batch-size" or "nothing"; None for the batch size, and
+            the lengths too when B = 1.
+        seed: splits into the client's and the defense's streams.
+
+    Raises:
+        InputError: no sentence, an empty or over-long one, labels that don't fit, an expression that matches
+            nothing.
+    """
+    if not sentences:
+        raise InputError("There is no sentence to share a gradient of.", fix="Give --sentence or --file.")
+    known_kinds = SideInformation.parse(know, batch_size=len(sentences))
+    names = choose_shared(
+        share, list(model.parameters), embeddings=model.embedding_names, attention=model.attention_names
+    )
+    client_stream = seeds.generator(seed, "client")
+    original = model.encode(sentences)
+    classes = _labels(model, labels, len(sentences), client_stream)
+    batch, targets = model.targets(original, classes, client_stream)
+    if any(defense.works_per_sample() for defense in defenses):
+        gradient = _defended_mean(model, batch, targets, names, defenses, seed)
+    else:
+        gradient = formed_gradient(model, batch, targets, names)
+    defense_stream = seeds.generator(seed, "defense")
+    for defense in defenses:
+        gradient = defense.on_shared(gradient, defense_stream)
+
+    lengths = tuple(int(n) for n in original.mask_BT.sum(1))
+    shared = SharedGradient(
+        gradients=gradient,
+        model=model.public(),
+        share=share,
+        known=SideInformation(
+            batch_size=len(sentences) if "batch-size" in known_kinds else None,
+            lengths=lengths if "lengths" in known_kinds else None,
+            labels=classes if "labels" in known_kinds else None,
+        ),
+        defenses=tuple(defense.public() for defense in defenses),
+    )
+    shared.check_finite("this client")
+    secret = Secret(
+        sentences=tuple(sentences),
+        ids=tuple(
+            tuple(row[:length].tolist()) for row, length in zip(original.ids_BT.cpu(), lengths, strict=True)
+        ),
+        labels=classes,
+    )
+    return shared, secret
+
+
+def _labels(
+    model: TextModel, labels: Sequence[int] | None, count: int, generator: torch.Generator
+) -> tuple[int, ...] | None:
+    if model.num_labels is None:
+        if labels:
+            raise InputError(
+                f"A label was given, but the task is {model.task}.",
+                why="Its labels are the tokens themselves.",
+                fix="Leave --label out, or use --task classification.",
+            )
+        return None
+    if not labels:
+        return tuple(torch.randint(model.num_labels, (count,), generator=generator).tolist())
+    if len(labels) != count:
+        raise InputError(f"{len(labels)} labels for {count} sentences.", fix="Give one label a sentence.")
+    for label in labels:
+        if not 0 <= label < model.num_labels:
+            raise InputError(
+                f"Label {label} is out of range.",
+                why=f"{model.name} has {model.num_labels} classes.",
+                fix=f"Use 0 to {model.num_labels - 1}.",
+            )
+    return tuple(labels)
+
+
+def _defended_mean(
+    model: TextModel,
+    batch: Batch,
+    targets: Targets,
+    names: Sequence[str],
+    defenses: Sequence[Defense],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Mean over the batch of each sample's gradient after every `on_sample` hook."""
+    stream = seeds.generator(seed, "defense")
+    total: dict[str, Tensor] = {}
+    count = len(batch.ids_BT)
+    for b in range(count):
+        weights = targets.weights[b : b + 1]
+        sample = formed_gradient(
+            model,
+            Batch(ids_BT=batch.ids_BT[b : b + 1], mask_BT=batch.mask_BT[b : b + 1]),
+            Targets(labels=targets.labels[b : b + 1], weights=weights / weights.sum()),
+            names,
+        )
+        for defense in defenses:
+            sample = defense.on_sample(sample, stream)
+        for name, value in sample.items():
+            total[name] = total.get(name, torch.zeros_like(value)) + value / count
+    return total
+
+

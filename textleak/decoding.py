@@ -1,0 +1,132 @@
+"""From embeddings back to tokens: nearest neighbor over the embedding table, with what the tokenizer fixes.
+
+Shapes: N embeddings, E embedding size, V vocabulary, C the candidates that are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from textleak.events import Position, Sentence, TokenGuess
+from textleak.models import TextModel
+
+Metric = Literal["cosine", "l2"]
+
+# Rows of the embedding table compared at once: bounds the memory at N * 16384 floats.
+_CHUNK = 16384
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Neighbors:
+    """The nearest tokens of N embeddings, nearest first.
+
+    Attributes:
+        ids_NC: their ids.
+        similarity_NC: cosine similarity, or minus the L2 distance.
+    """
+
+    ids_NC: Tensor
+    similarity_NC: Tensor
+
+
+def nearest_tokens(
+    embeddings_NE: Tensor,
+    table_VE: Tensor,
+    *,
+    candidates: int = 1,
+    metric: Metric = "cosine",
+    excluded: frozenset[int] = frozenset(),
+) -> Neighbors:
+    """The tokens whose embeddings are nearest.
+
+    Args:
+        embeddings_NE: what an attack holds.
+        table_VE: the embedding of every token.
+        candidates: how many to keep, at most V.
+        metric: "cosine" or "l2".
+        excluded: ids that can't be the answer (special tokens).
+    """
+    best_similarity = embeddings_NE.new_empty(len(embeddings_NE), 0)
+    best_ids = torch.empty(len(embeddings_NE), 0, dtype=torch.long, device=embeddings_NE.device)
+    unit_NE = torch.nn.functional.normalize(embeddings_NE, dim=-1)
+    barred = torch.zeros(len(table_VE), dtype=torch.bool, device=table_VE.device)
+    barred[sorted(excluded)] = True
+    for start in range(0, len(table_VE), _CHUNK):
+        rows_VE = table_VE[start : start + _CHUNK]
+        if metric == "cosine":
+            similarity_NV = unit_NE @ torch.nn.functional.normalize(rows_VE, dim=-1).T
+        else:
+            similarity_NV = -torch.cdist(embeddings_NE, rows_VE)
+        similarity_NV = similarity_NV.masked_fill(barred[start : start + _CHUNK], -torch.inf)
+        ids_V = torch.arange(start, start + len(rows_VE), device=table_VE.device)
+        similarity = torch.cat([best_similarity, similarity_NV], 1)
+        ids = torch.cat([best_ids, ids_V.expand(len(embeddings_NE), -1)], 1)
+        top = similarity.topk(min(candidates, similarity.shape[1]), dim=1)
+        best_similarity, best_ids = top.values, ids.gather(1, top.indices)
+    return Neighbors(ids_NC=best_ids, similarity_NC=best_similarity)
+
+
+def fixed_tokens(model: TextModel, length: int) -> dict[int, int]:
+    """What the tokenizer itself puts around a sentence of `length` tokens: ids by position."""
+    prefix, suffix = model.prefix_ids, model.suffix_ids
+    fixed = dict(enumerate(prefix[:length]))
+    fixed.update({length - len(suffix) + i: id_ for i, id_ in enumerate(suffix) if length - len(suffix) + i >= 0})
+    return fixed
+
+
+def to_sentence(
+    model: TextModel,
+    ids: Sequence[int],
+    *,
+    masked: Sequence[bool] | None = None,
+    confidence: Sequence[float] | None = None,
+    channels: Sequence[str] | None = None,
+    candidates: Sequence[Sequence[tuple[int, float]]] | None = None,
+    label: int | None = None,
+    label_posterior: Sequence[float] = (),
+) -> Sentence:
+    """A sentence as events carry it.
+
+    Args:
+        model: whose tokenizer names the tokens.
+        ids: token ids, -1 where a position is left open.
+        masked: positions where the network read a mask (masked language modeling).
+        confidence: 0 to 1 each, 0 by default.
+        channels: what gave each token away, "" by default.
+        candidates: (id, score) of the next best tokens of each position.
+        label: the class.
+        label_posterior: probability of each class.
+    """
+    known = [i for i in ids if i >= 0]
+    texts = iter(model.token_texts(known))
+    shown = [next(texts) if i >= 0 else "" for i in ids]
+    fixed = fixed_tokens(model, len(ids))
+    positions = tuple(
+        Position(
+            position=t,
+            id=int(id_),
+            text=shown[t],
+            confidence=float(confidence[t]) if confidence is not None else 0.0,
+            channel=channels[t] if channels is not None else "",
+            special=fixed.get(t) == id_,
+            masked=bool(masked[t]) if masked is not None else False,
+            candidates=tuple(
+                TokenGuess(id=i, text=text, score=score)
+                for (i, score), text in zip(
+                    candidates[t], model.token_texts([i for i, _ in candidates[t]]), strict=True
+                )
+            )
+            if candidates is not None
+            else (),
+        )
+        for t, id_ in enumerate(ids)
+    )
+    plain = [i for i in known if i not in model.special_ids]
+    return Sentence(
+        positions=positions, text=model.decode(plain), label=label, label_posterior=tuple(label_posterior)
+    )

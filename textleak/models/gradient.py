@@ -1,0 +1,30 @@
+"""The gradient of a batch's loss as training forms it: what a client shares, and what a certificate compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.models.text import Batch, Targets, TextModel
+
+
+def formed_gradient(
+    model: TextModel, batch: Batch, targets: Targets, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """The gradient of the batch's loss for the named parameters, formed by autograd as in training.
+
+    Parameters that the loss doesn't reach are left out.
+    """
+    parameters = [model.parameters[name] for name in names]
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        loss = model.loss(batch.ids_BT[None], batch.mask_BT[None], targets.expand(1))
+        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
+    return {name: g.detach() for name, g in zip(names, gradients, strict=True) if g is not None}

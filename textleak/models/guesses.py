@@ -1,0 +1,40 @@
+"""What the network would read, and be asked to predict, if a guess of the batch were the truth.
+
+Shapes: any leading dimensions (K candidates), B sentences, T tokens.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from textleak.models.text import Targets, TextModel
+
+
+def inputs_and_targets(
+    model: TextModel, *, ids: Tensor, mask: Tensor, labels: Tensor | None = None, hidden: Tensor | None = None
+) -> tuple[Tensor, Targets]:
+    """Ids as the network reads them, and the targets of the loss.
+
+    Args:
+        model: the public model.
+        ids: (..., B, T) the text's tokens.
+        mask: (..., B, T) 1 for tokens, 0 for padding on the right.
+        labels: (..., B) classes, for classification.
+        hidden: (..., B, T) true where the network reads a mask and predicts the token, for masked language
+            modeling.
+
+    Returns:
+        Inputs (..., B, T), and targets with the mean over the batch in their weights.
+    """
+    if model.task == "classification":
+        assert labels is not None
+        sentences = labels.shape[-1]
+        weights = mask.new_full((*labels.shape, 1), 1.0, dtype=model.loss_dtype) / sentences
+        return ids, Targets(labels=labels[..., None], weights=weights)
+    if model.task == "causal-lm":
+        return ids, model.causal_targets(ids, mask)
+    assert hidden is not None
+    assert model.mask_id is not None
+    chosen = hidden.to(model.loss_dtype) * mask
+    weights = chosen / chosen.sum((-2, -1), keepdim=True).clamp_min(1)
+    return ids.masked_fill(hidden, model.mask_id), Targets(labels=ids, weights=weights)

@@ -1,0 +1,25 @@
+"""One seed, independent streams: weights, client, defense, attack.
+
+Each stream's seed is a hash of the run's seed and the stream's name. An attack is handed its own generator only:
+from it the defense's noise can't be replayed, and nor can it from the weights' seed, which is public.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+
+Stream = Literal["weights", "client", "defense", "attack"]
+
+
+def derive(seed: int, stream: Stream) -> int:
+    """The seed of one stream: 63 bits of a hash that can't be turned around."""
+    digest = hashlib.blake2b(f"textleak:{seed}:{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(seed: int, stream: Stream) -> torch.Generator:
+    """A CPU generator for one stream."""
+    return torch.Generator().manual_seed(derive(seed, stream))
