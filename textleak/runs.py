@@ -1,0 +1,574 @@
+"""Run folders: what happened in a run, written as it happens and read back as it was.
+
+A folder holds `run.json` (settings, versions, machine), `events.jsonl` (each event a line, `t` seconds after
+the start), `result.json` once there is a result, `gradients.safetensors` on request, `traceback.txt` after a
+bug, and `control.jsonl`, into which a viewer writes commands. A kill at any moment leaves a readable folder.
+
+This room knows events and files. It knows no model, no attack and no terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from textleak.errors import InputError
+from textleak.events import (
+    Event,
+    Finished,
+    Phase,
+    Progress,
+    Recovery,
+    Sentence,
+    Started,
+    Stop,
+    Truth,
+    from_json,
+    to_json,
+)
+
+FORMAT_VERSION = 1
+COMMANDS = ("pause", "resume", "stop")
+# Our choice: a viewer refreshes some 12 times a second, so more than 20 progress events are not seen.
+MIN_INTERVAL = 0.05
+# Our choice: after a minute and a half the interval grows with the run, so that hours stay in the megabytes.
+INTERVAL_GROWTH = 1 / 2000
+
+_TEXTS = ("reference", "recovered", "reference_tokens", "recovered_tokens", "label", "recovered_label")
+
+
+def runs_folder() -> Path:
+    """Where run folders are made: `$TEXTLEAK_RUNS`, else the platform's folder for user data."""
+    chosen = os.environ.get("TEXTLEAK_RUNS")
+    if chosen:
+        return Path(chosen).expanduser()
+    from platformdirs import user_data_path
+
+    return user_data_path("textleak", appauthor=False) / "runs"
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure, before any long work, that a run can be written into `folder`; leaves nothing behind.
+
+    Raises:
+        InputError: it holds a run already, isn't a folder, or can't be written to.
+    """
+    if (folder / "run.json").exists():
+        raise InputError(
+            f"{folder} holds a run already.",
+            why="A run never writes over another one's records.",
+            fix="Choose another --out, or delete that folder.",
+        )
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that files can be made in `folder`, which need not exist yet; leaves nothing behind.
+
+    Raises:
+        InputError: it, or what is in its place, can't be written to.
+    """
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    try:
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{nearest} is a file")
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".textleak-"):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder} can't be written to.",
+            why=f"{error.strerror or error}.",
+            fix="Choose another --out, or set TEXTLEAK_RUNS.",
+        ) from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result; imports none of them."""
+    found = {"python": platform.python_version()}
+    for package in ("textleak", "torch", "transformers", "tokenizers", "numpy", "scipy", "rouge-score"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if "textleak" not in found:
+        import textleak
+
+        found["textleak"] = textleak.__version__
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The machine as far as a reader of the records needs it: no host name, no user name."""
+    return {"platform": platform.platform(), "processor": platform.machine(), "cores": cores()}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """One run's files."""
+
+    path: Path
+
+    @property
+    def run_path(self) -> Path:
+        """Settings, versions, machine."""
+        return self.path / "run.json"
+
+    @property
+    def events_path(self) -> Path:
+        """One event a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def result_path(self) -> Path:
+        """The result, once there is one."""
+        return self.path / "result.json"
+
+    @property
+    def gradients_path(self) -> Path:
+        """The shared gradient, on request."""
+        return self.path / "gradients.safetensors"
+
+    @property
+    def control_path(self) -> Path:
+        """Commands of viewers, one a line."""
+        return self.path / "control.jsonl"
+
+    @property
+    def traceback_path(self) -> Path:
+        """What a bug left."""
+        return self.path / "traceback.txt"
+
+    @classmethod
+    def create(cls, out: Path | None, *, name: str) -> RunFolder:
+        """Make a run's folder.
+
+        Args:
+            out: the folder; None for a new one under `runs_folder()`.
+            name: words that a new folder's name tells the run by, for example "bert-tiny-match".
+
+        Raises:
+            InputError: it holds a run already, or can't be made.
+        """
+        if out is None:
+            now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            words = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+            out = runs_folder() / f"{now}-{words[:60]}-{secrets.token_hex(2)}"
+        check_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+        return cls(path=out.resolve())
+
+
+class Recorder:
+    """Writes a run's records while it runs, and hands every event on to viewers in the same process.
+
+    Use it as a context manager. `redact` takes every text, token id, label and the truth out of the events
+    before anything sees them, viewers included.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: Mapping[str, Any],
+        *,
+        redact: bool = False,
+        viewers: Sequence[Callable[[Event], None]] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder = folder
+        self.redact = redact
+        self.progress: Progress | None = None
+        self._settings = redacted_settings(settings) if redact else dict(settings)
+        self._viewers = tuple(viewers)
+        self._clock = clock
+        self._start = clock()
+        self._written = float("-inf")
+        self._waiting: tuple[float, Event] | None = None
+        self._file: int | None = None
+
+    def __enter__(self) -> Self:
+        """Write run.json and the first event."""
+        write_json(
+            self.folder.run_path,
+            {
+                "format": FORMAT_VERSION,
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "pid": os.getpid(),
+                "redacted": self.redact,
+                "settings": self._settings,
+                "versions": versions(),
+                "machine": machine(),
+            },
+        )
+        self._file = os.open(self.folder.events_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self.record(Started(settings=self._settings))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write what is still waiting."""
+        if self._file is not None:
+            self._flush()
+            os.close(self._file)
+            self._file = None
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._start
+
+    def record(self, event: Event) -> None:
+        """Write an event and hand it to the viewers.
+
+        Progress that follows too soon is held back until the next event shows whether it mattered: the last
+        of a phase is always written.
+        """
+        if isinstance(event, Progress):
+            self.progress = event
+        if self.redact:
+            if isinstance(event, Truth):
+                return
+            event = redacted_event(event)
+        now = self.elapsed()
+        if isinstance(event, Progress):
+            before = self._waiting[1] if self._waiting else None
+            if isinstance(before, Progress) and before.phase != event.phase:
+                self._flush()
+            if now - self._written < max(MIN_INTERVAL, now * INTERVAL_GROWTH):
+                self._waiting = (now, event)
+            else:
+                self._waiting = None
+                self._written = now
+                self._write(now, event)
+        else:
+            self._flush()
+            self._write(now, event)
+        for viewer in self._viewers:
+            viewer(event)
+
+    def finish(
+        self, outcome: str, result: Mapping[str, Any] | None, *, error: str = ""
+    ) -> dict[str, Any] | None:
+        """Write result.json and the last event.
+
+        Args:
+            outcome: "done", "interrupted", "stopped" or "failed".
+            result: what `run --json` prints; None for a failed run.
+            error: what went wrong, for a failed run.
+
+        Returns:
+            The result as it was written, texts taken out where the run is redacted.
+        """
+        written = None if result is None else dict(result)
+        if written is not None and self.redact:
+            written = redacted_result(written)
+        if written is not None:
+            write_json(self.folder.result_path, written)
+        if self.redact and error:
+            # A message may quote the input; its kind can't.
+            error = error.partition(":")[0]
+        self.record(Finished(outcome=outcome, result=written, error=error))
+        return written
+
+    def recovery(self, stop: Stop) -> Recovery:
+        """The best answer so far, for a run that ends before its attack does."""
+        return Recovery.from_progress(self.progress or Progress(phase="", step=0), stop)
+
+    def _flush(self) -> None:
+        if self._waiting is not None:
+            (at, event), self._waiting = self._waiting, None
+            self._write(at, event)
+
+    def _write(self, at: float, event: Event) -> None:
+        if self._file is None:
+            raise RuntimeError("the recorder is not open")
+        record = {"t": round(at, 3), **to_json(event)}
+        # One system call a line: an interrupt falls between lines, and a kill tears the last one at most.
+        os.write(self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode())
+
+
+def execute(
+    attack: Generator[Phase | Progress, None, Recovery], recorder: Recorder, *, poll_seconds: float = 0.05
+) -> Recovery:
+    """Drive an attack to its end, writing what it yields and heeding `control.jsonl` between its steps.
+
+    A KeyboardInterrupt goes through: the caller asks `recorder.recovery(Stop.INTERRUPTED)` for the best.
+
+    Args:
+        attack: what `Attack.run` returned.
+        recorder: an open recorder.
+        poll_seconds: how often a paused run looks for `resume`.
+
+    Returns:
+        The attack's recovery, or the best so far when a viewer said `stop`.
+    """
+    control = Control(recorder.folder.control_path)
+    while True:
+        if _heed(control, recorder, poll_seconds) == "stop":
+            attack.close()
+            return recorder.recovery(Stop.STOPPED)
+        try:
+            event = next(attack)
+        except StopIteration as end:
+            recovery: Recovery = end.value
+            return recovery
+        recorder.record(event)
+
+
+def _heed(control: Control, recorder: Recorder, poll_seconds: float) -> str:
+    """Read new commands; wait while paused. Returns the last command, "" for none."""
+    command, paused = "", False
+    while True:
+        for command in control.read():
+            if command == "stop":
+                return command
+            paused = command == "pause"
+            progress = recorder.progress or Progress(phase="", step=0)
+            recorder.record(dataclasses.replace(progress, detail="paused" if paused else "resumed"))
+        if not paused:
+            return command
+        time.sleep(poll_seconds)
+
+
+class Control:
+    """New commands in a `control.jsonl`, each told once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+
+    def read(self) -> list[str]:
+        """Commands written since the last call; costs one stat where there are none."""
+        try:
+            if self._path.stat().st_size <= self._read:
+                return []
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                text = file.read()
+        except OSError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read += len(whole)
+        commands = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError, AttributeError):
+                commands.append(json.loads(line).get("command"))
+        return [command for command in commands if command in COMMANDS]
+
+
+def send(folder: Path, command: str) -> None:
+    """Tell a running attack to `pause`, `resume` or `stop`."""
+    if command not in COMMANDS:
+        raise ValueError(f"{command!r} is not one of {COMMANDS}")
+    with RunFolder(path=folder).control_path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"command": command}) + "\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimedEvent:
+    """An event and when it happened, in seconds after the start."""
+
+    t: float
+    event: Event
+
+
+def read_events(
+    path: Path,
+    *,
+    follow: bool = False,
+    poll_seconds: float = 0.1,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[TimedEvent]:
+    """The events in an `events.jsonl`, in order; a torn or unknown line is passed over.
+
+    Args:
+        path: the file, or the run folder.
+        follow: wait for more until the run has finished or `stop()` is true.
+        poll_seconds: how often to look.
+        stop: asked while waiting.
+    """
+    if path.is_dir():
+        path = RunFolder(path=path).events_path
+    rest = b""
+    while follow and not path.exists():
+        if stop():
+            return
+        time.sleep(poll_seconds)
+    with path.open("rb") as file:
+        while True:
+            # Whatever is in the file now is whole lines and perhaps a part of one.
+            *lines, rest = (rest + file.read()).split(b"\n")
+            for line in lines if follow else (*lines, rest):
+                timed = _parse(line)
+                if timed is None:
+                    continue
+                yield timed
+                if isinstance(timed.event, Finished):
+                    return
+            if not follow or stop():
+                return
+            time.sleep(poll_seconds)
+
+
+def _parse(line: bytes) -> TimedEvent | None:
+    try:
+        record = json.loads(line)
+        return TimedEvent(t=float(record["t"]), event=from_json(record))
+    except (ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run folder as it can be read now.
+
+    Attributes:
+        folder: its files.
+        facts: run.json.
+        outcome: "done", "interrupted", "stopped", "failed", "running", or "killed" where the process is gone
+            without a last event.
+        result: result.json, None where there is none.
+    """
+
+    folder: RunFolder
+    facts: dict[str, Any]
+    outcome: str
+    result: dict[str, Any] | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run's settings."""
+        settings: dict[str, Any] = self.facts.get("settings", {})
+        return settings
+
+    def events(self) -> Iterator[TimedEvent]:
+        """Its events."""
+        return read_events(self.folder.events_path) if self.folder.events_path.exists() else iter(())
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder, finished or not.
+
+    Raises:
+        InputError: it isn't a run folder.
+    """
+    folder = RunFolder(path=path)
+    try:
+        facts = json.loads(folder.run_path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a run folder.",
+            why=f"run.json can't be read: {error}.",
+            fix="`textleak run` prints the folder that it makes.",
+        ) from None
+    result = None
+    with contextlib.suppress(OSError, ValueError):
+        result = json.loads(folder.result_path.read_text("utf-8"))
+    outcome = ""
+    if folder.events_path.exists():
+        outcome = _last_outcome(folder.events_path)
+    if not outcome and result is not None:
+        outcome = str(result.get("outcome", "done"))
+    return RunRecord(
+        folder=folder,
+        facts=facts,
+        outcome=outcome or ("running" if _alive(int(facts.get("pid", 0))) else "killed"),
+        result=result,
+    )
+
+
+def list_runs(root: Path | None = None) -> list[Path]:
+    """Run folders under `root` (default: `runs_folder()`), newest first."""
+    root = root or runs_folder()
+    found = [path.parent for path in root.glob("*/run.json")]
+    return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
+
+
+def _last_outcome(path: Path) -> str:
+    """The outcome in the last whole line, "" where it isn't a last event."""
+    with path.open("rb") as file:
+        lines = file.read().split(b"\n")
+    for line in reversed(lines):
+        if line:
+            timed = _parse(line) if b'"finished"' in line[:80] else None
+            return timed.event.outcome if timed and isinstance(timed.event, Finished) else ""
+    return ""
+
+
+def _alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
+    text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text + "\n", "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def redacted_event(event: Event) -> Event:
+    """The event without any text, token id, label or words that could quote one."""
+    if isinstance(event, Progress):
+        return dataclasses.replace(
+            event, sentences=tuple(_redacted_sentence(s) for s in event.sentences), image=(), detail=""
+        )
+    if isinstance(event, Phase):
+        return dataclasses.replace(event, detail="")
+    return event
+
+
+def _redacted_sentence(sentence: Sentence) -> Sentence:
+    positions = tuple(
+        dataclasses.replace(position, id=-1, text="", candidates=()) for position in sentence.positions
+    )
+    return Sentence(positions=positions, text="")
+
+
+def redacted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the private batch."""
+    return {key: value for key, value in settings.items() if key not in ("sentences", "labels")}
+
+
+def redacted_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with figures only."""
+    kept = {key: value for key, value in result.items() if key not in ("notes", "surplus")}
+    kept["sentences"] = [
+        {key: None if key in _TEXTS else value for key, value in sentence.items()}
+        for sentence in result.get("sentences", ())
+    ]
+    return kept
