@@ -1,0 +1,48 @@
+"""The matching engine: K candidates compared with a shared gradient at once, and optimized.
+
+It is given a network, a differentiable model function, leaves (dummy inputs, label logits) and a target; it
+doesn't know what the leaves mean, be it text or images, and imports torch and nothing above it.
+
+- rules.py: how a layer's input and output gradient make its parameters' gradients; `register_rule` adds one.
+- factored.py: the candidates' gradients as factors, by hooks and one call of autograd.
+- target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both.
+- objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
+"""
+
+from textleak.matching.factored import Capture, Leaves, ModelFunction
+from textleak.matching.matcher import Matcher
+from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
+from textleak.matching.rules import (
+    Call,
+    Contribution,
+    Formed,
+    Outer,
+    Rows,
+    find_rule,
+    register_rule,
+    scale_and_bias,
+)
+from textleak.matching.target import Target, TargetTensor
+
+__all__ = [
+    "TAG",
+    "Call",
+    "Capture",
+    "Contribution",
+    "CosineGlobal",
+    "CosinePerTensor",
+    "Formed",
+    "Leaves",
+    "Matcher",
+    "ModelFunction",
+    "Moments",
+    "Objective",
+    "Outer",
+    "Rows",
+    "SquaredL2",
+    "Target",
+    "TargetTensor",
+    "find_rule",
+    "register_rule",
+    "scale_and_bias",
+]

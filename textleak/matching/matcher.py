@@ -1,0 +1,148 @@
+"""Distances of K candidates' gradients from a shared one: the call that every attack makes.
+
+Shapes: K candidates, P matched tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from textleak.errors import AttackError
+from textleak.matching.factored import Capture, Leaves, ModelFunction, candidates_of, out_of_memory
+from textleak.matching.moments import moments_of
+from textleak.matching.objectives import Moments, Objective
+from textleak.matching.target import Target
+
+Answer = TypeVar("Answer")
+
+# Candidates a call unless told otherwise: large enough for full-speed products, small enough for the caches.
+_FIRST_CHUNK = {"cpu": 64, "cuda": 1024}
+
+
+class Matcher:
+    """Compares candidates' gradients with a shared gradient.
+
+    Args:
+        network: the network that model functions call.
+        target: the shared gradient, of the tensors to be matched and no others.
+        objective: turns moments into one distance a candidate; tensors that it weighs 0 are never computed.
+        chunk: candidates a call of the network, at most; halved for good whenever memory runs out.
+
+    Attributes:
+        evaluations: candidates evaluated so far, with or without a gradient.
+        formed_names: parameters whose gradients are formed one candidate at a time, for want of a rule.
+    """
+
+    def __init__(
+        self, network: nn.Module, target: Target, objective: Objective, *, chunk: int | None = None
+    ) -> None:
+        self.target = target
+        self.objective = objective
+        self.evaluations = 0
+        self.chunk = chunk
+        names = [name for name in target.names if objective.weights.get(name, 1.0) != 0.0]
+        self._capture = Capture(network, names)
+        self._checked: set[tuple[str, ...]] = set()
+
+    @property
+    def formed_names(self) -> tuple[str, ...]:
+        """Parameters whose gradients are formed one candidate at a time; final after the first call."""
+        return self._capture.formed_names
+
+    def moments(
+        self, model_function: ModelFunction, leaves: Leaves, *, create_graph: bool = False
+    ) -> Moments:
+        """Per-tensor moments of all candidates, in one call of the network.
+
+        Args:
+            model_function: gives losses (K,) from `leaves`.
+            leaves: tensors with K first.
+            create_graph: make the moments differentiable in those leaves that require a gradient.
+        """
+        if tuple(leaves) not in self._checked:
+            self._capture.check(model_function, leaves)
+            self._checked.add(tuple(leaves))
+        _, found = self._capture.contributions(model_function, leaves, create_graph=create_graph)
+        self.evaluations += candidates_of(leaves)
+        with torch.set_grad_enabled(create_graph):
+            return moments_of(found, self.target, absolute=self.objective.needs_absolute)
+
+    def distances(
+        self, model_function: ModelFunction, leaves: Leaves, *, create_graph: bool = True
+    ) -> Tensor:
+        """Distances (K,) in one call of the network, differentiable in the leaves that require a gradient."""
+        moments = self.moments(model_function, leaves, create_graph=create_graph)
+        with torch.set_grad_enabled(create_graph):
+            return self.objective(moments)
+
+    def evaluate(self, model_function: ModelFunction, leaves: Leaves) -> Tensor:
+        """Distances (K,) by a forward and one backward pass, in chunks of candidates.
+
+        Raises:
+            AttackError: memory does not even suffice for one candidate.
+        """
+
+        def some(part: dict[str, Tensor]) -> Tensor:
+            return self.distances(model_function, part, create_graph=False)
+
+        return torch.cat(self._chunked(some, leaves))
+
+    def value_and_gradient(
+        self, model_function: ModelFunction, leaves: Leaves, wrt: Iterable[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Distances (K,) and their gradients with regard to the leaves in `wrt`, in chunks of candidates.
+
+        Args:
+            model_function: gives losses (K,) from `leaves`.
+            leaves: tensors with K first; they are left as they are.
+            wrt: names of floating-point leaves; candidate k's gradient is that of candidate k's distance.
+
+        Raises:
+            AttackError: memory does not even suffice for one candidate.
+        """
+        chosen = tuple(wrt)
+
+        def some(part: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            own = {n: leaf.detach().requires_grad_(n in chosen) for n, leaf in part.items()}
+            distances_K = self.distances(model_function, own)
+            gradients = torch.autograd.grad(
+                distances_K.sum(), [own[n] for n in chosen], allow_unused=True, materialize_grads=True
+            )
+            return distances_K.detach(), gradients
+
+        parts = self._chunked(some, leaves)
+        joined = [torch.cat(gradients) for gradients in zip(*(g for _, g in parts), strict=True)]
+        return torch.cat([d for d, _ in parts]), dict(zip(chosen, joined, strict=True))
+
+    def _chunked(self, some: Callable[[dict[str, Tensor]], Answer], leaves: Leaves) -> list[Answer]:
+        """`some` of the leaves at a time; running out of memory halves the chunk, and the work goes on."""
+        candidates = candidates_of(leaves)
+        device = next(iter(leaves.values())).device.type
+        if self.chunk is None:
+            self.chunk = _FIRST_CHUNK.get(device, _FIRST_CHUNK["cuda"])
+        answers: list[Answer] = []
+        start = 0
+        while start < candidates:
+            stop = min(start + self.chunk, candidates)
+            try:
+                answers.append(some({name: leaf[start:stop] for name, leaf in leaves.items()}))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if stop - start == 1:
+                    raise AttackError(
+                        "Memory ran out on a single candidate.",
+                        why=str(error).splitlines()[0],
+                        fix="Take a smaller model, fewer or shorter sentences, or another device.",
+                    ) from None
+                self.chunk = (stop - start) // 2
+            else:
+                start = stop
+                continue
+            if device == "cuda":  # outside the except clause, where the traceback still holds the tensors
+                torch.cuda.empty_cache()
+        return answers

@@ -1,0 +1,169 @@
+"""Layer rules: how a module's input and output gradient make the gradients of its own parameters.
+
+A rule never forms a weight's gradient when it is a sum of outer products over tokens: it hands over the two
+factors. Rules of modules that torch itself has are here; other rooms register theirs with `register_rule`.
+
+Shapes: K candidates, R = K * B rows of the network's batch, N uses of a weight (a candidate's tokens),
+O and I the two sides of a weight as it is stored.
+"""
+
+# ruff: noqa: N815  (shapes live in names)
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outer:
+    """A gradient (O, I) that is the sum of left_n right_nᵀ over N."""
+
+    left_KNO: Tensor
+    right_KNI: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """A gradient (O, I) whose row rows_n receives right_n, for each of N (a look-up table)."""
+
+    rows_KN: Tensor
+    right_KNI: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Formed:
+    """A gradient as it is, (K, *shape): what is small enough (biases, norm scales), or has no rule."""
+
+    gradient_K: Tensor
+
+
+Contribution = Outer | Rows | Formed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """One call of a module in a forward pass.
+
+    Attributes:
+        module: the module that was called.
+        wanted: its own parameters (local names) whose gradients are asked for.
+        input_R: its first argument.
+        delta_R: gradient of the sum of all candidates' losses at its output.
+        candidates: K; both tensors' first dimension is a multiple of it.
+    """
+
+    module: nn.Module
+    wanted: frozenset[str]
+    input_R: Tensor
+    delta_R: Tensor
+    candidates: int
+
+    def per_candidate(self, tensor_R: Tensor) -> Tensor:
+        """(R, ..., D) as (K, N, D)."""
+        return tensor_R.reshape(self.candidates, -1, tensor_R.shape[-1])
+
+
+Rule = Callable[[Call], Mapping[str, Contribution]]
+Kind = type[nn.Module] | Callable[[nn.Module], bool]
+
+_RULES: list[tuple[Kind, Rule]] = []
+
+
+def register_rule(kind: Kind, rule: Rule) -> None:
+    """File a rule for a module type (its subclasses too, unless they override `forward`) or a predicate.
+
+    The rule gives a contribution for each name in `Call.wanted`. A later registration goes before an earlier
+    one. Each rule is checked against autograd on the network at hand before it is used (see `Capture`).
+    """
+    _RULES.insert(0, (kind, rule))
+
+
+def find_rule(module: nn.Module) -> Rule | None:
+    """The rule for `module`, or None: its parameters' gradients must then be formed."""
+    for kind, rule in _RULES:
+        if isinstance(kind, type):
+            if isinstance(module, kind) and _forward_of(type(module)) is _forward_of(kind):
+                return rule
+        elif kind(module):
+            return rule
+    return None
+
+
+def _forward_of(kind: type[nn.Module]) -> object:
+    return next(vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base))
+
+
+def linear_rule(call: Call) -> dict[str, Contribution]:
+    """Y = x Wᵀ + b: the weight gets Δᵀ X, the bias the sum of Δ over tokens."""
+    delta_KNO = call.per_candidate(call.delta_R)
+    found: dict[str, Contribution] = {}
+    if "weight" in call.wanted:
+        found["weight"] = Outer(left_KNO=delta_KNO, right_KNI=call.per_candidate(call.input_R))
+    if "bias" in call.wanted:
+        found["bias"] = Formed(gradient_K=delta_KNO.sum(1))
+    return found
+
+
+def embedding_rule(call: Call) -> dict[str, Contribution]:
+    """A look-up: row ids_n gets Δ_n; the padding row gets nothing."""
+    assert isinstance(call.module, nn.Embedding)
+    rows_KN = call.input_R.reshape(call.candidates, -1)
+    delta_KNI = call.per_candidate(call.delta_R)
+    if call.module.padding_idx is not None:
+        delta_KNI = delta_KNI.masked_fill((rows_KN == call.module.padding_idx).unsqueeze(-1), 0.0)
+    return {"weight": Rows(rows_KN=rows_KN, right_KNI=delta_KNI)}
+
+
+def layer_norm_rule(call: Call) -> dict[str, Contribution]:
+    """Y = x̂ ∘ w + b: the scale gets the sum of Δ ∘ x̂, the bias the sum of Δ."""
+    module = call.module
+    assert isinstance(module, nn.LayerNorm)
+    return scale_and_bias(
+        call, lambda: functional.layer_norm(call.input_R, module.normalized_shape, eps=module.eps)
+    )
+
+
+def rms_norm_rule(call: Call) -> dict[str, Contribution]:
+    """Y = x̂ ∘ w, x̂ = x / root mean square: the scale gets the sum of Δ ∘ x̂."""
+    module = call.module
+    assert isinstance(module, nn.RMSNorm)
+    return scale_and_bias(
+        call, lambda: functional.rms_norm(call.input_R, module.normalized_shape, eps=module.eps)
+    )
+
+
+def scale_and_bias(call: Call, normalized_R: Callable[[], Tensor]) -> dict[str, Contribution]:
+    """Contributions to `weight` and `bias` of y = x̂ ∘ weight + bias, for any norm over trailing dimensions.
+
+    Args:
+        call: the call.
+        normalized_R: gives x̂; only asked when the scale is wanted.
+    """
+    shape = call.delta_R.shape
+    weight = call.module.weight
+    assert isinstance(weight, Tensor)
+    kept = (call.candidates, -1, *shape[len(shape) - weight.dim() :])
+    found: dict[str, Contribution] = {}
+    if "weight" in call.wanted:
+        found["weight"] = Formed(gradient_K=(call.delta_R * normalized_R()).reshape(kept).sum(1))
+    if "bias" in call.wanted:
+        found["bias"] = Formed(gradient_K=call.delta_R.reshape(kept).sum(1))
+    return found
+
+
+def _is_plain_embedding(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Embedding)
+        and type(module).forward is nn.Embedding.forward
+        and not module.scale_grad_by_freq
+        and module.max_norm is None
+    )
+
+
+register_rule(nn.Linear, linear_rule)
+register_rule(_is_plain_embedding, embedding_rule)
+register_rule(nn.LayerNorm, layer_norm_rule)
+register_rule(nn.RMSNorm, rms_norm_rule)

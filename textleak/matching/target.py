@@ -1,0 +1,167 @@
+"""The shared gradient as the engine wants it: each matrix factored once, norms taken in float64.
+
+An undefended matrix has rank at most the number of tokens, so G = U Wᵀ with thin factors; what has no thin
+factors (noise) stays dense.
+"""
+
+# ruff: noqa: N815  (shapes live in names)
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textleak.errors import InputError
+
+# Rank the range finder starts from, and columns drawn beyond the rank sought (Halko et al. 2011, sec. 4.2).
+_FIRST_RANK = 16
+_OVERSAMPLING = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetTensor:
+    """One tensor of the shared gradient.
+
+    Attributes:
+        shape: the parameter's.
+        left_OR, right_IR: thin factors, G = left rightᵀ; None when `dense` is kept.
+        dense: the tensor itself; None when factored.
+        squared_norm: ‖G‖², taken in float64.
+    """
+
+    shape: tuple[int, ...]
+    squared_norm: float
+    left_OR: Tensor | None = None
+    right_IR: Tensor | None = None
+    dense: Tensor | None = None
+
+    def formed(self) -> Tensor:
+        """G itself."""
+        if self.dense is not None:
+            return self.dense
+        assert self.left_OR is not None
+        assert self.right_IR is not None
+        return self.left_OR @ self.right_IR.mT
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """What candidates' gradients are compared with.
+
+    Attributes:
+        tensors: by parameter name, in the order given.
+        dropped: tensors left out as their gradient is only rounding noise (key biases are 0 in theory).
+    """
+
+    tensors: dict[str, TargetTensor]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the matched parameters."""
+        return tuple(self.tensors)
+
+    @property
+    def squared_norm(self) -> float:
+        """‖G‖² over all matched tensors."""
+        return sum(tensor.squared_norm for tensor in self.tensors.values())
+
+    @classmethod
+    def from_gradients(
+        cls,
+        gradients: Mapping[str, Tensor],
+        *,
+        drop_below: float = 1e-6,
+        rank: int | None = None,
+        noise_floor: float = 0.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Target:
+        """Factor named gradients.
+
+        Args:
+            gradients: by parameter name; only those to be matched.
+            drop_below: leave out a tensor whose norm is under this part of the largest (FIELD.md 3.2: 1e-6).
+            rank: keep at most this many singular values a matrix (the batch's tokens: less noise).
+            noise_floor: standard deviation σ of Gaussian noise on each entry; singular values s are
+                shrunk to √(s² − f²), f = σ(√O + √I). 0 for none.
+            dtype: as the engine will run; default as given.
+            device: where the engine will run; default as given.
+
+        Raises:
+            InputError: nothing to match (empty, or all zero).
+        """
+        norms = {name: float(g.detach().double().norm()) for name, g in gradients.items()}
+        largest = max(norms.values(), default=0.0)
+        if largest == 0.0:
+            raise InputError(
+                f"The {len(norms)} gradients to be matched are all zero.",
+                why="Every input would match them equally well.",
+                fix="Share more parameters, or check the loss on the client.",
+            )
+        tensors: dict[str, TargetTensor] = {}
+        dropped: list[str] = []
+        for name, gradient in gradients.items():
+            if norms[name] < drop_below * largest:
+                dropped.append(name)
+                continue
+            tensor = gradient.detach().to(device=device, dtype=dtype)
+            if tensor.dim() != 2:
+                found = TargetTensor(shape=tuple(tensor.shape), squared_norm=norms[name] ** 2, dense=tensor)
+            elif rank is not None or noise_floor > 0.0:
+                found = _denoised(tensor, rank, noise_floor)
+            else:
+                found = _factored(tensor, norms[name])
+            if found.squared_norm > 0.0:
+                tensors[name] = found
+            else:
+                dropped.append(name)  # all of it lies under the noise floor
+        if not tensors:
+            raise InputError(
+                f"All {len(norms)} gradients to be matched lie under the noise floor {noise_floor:g}.",
+                why="Nothing is left to compare candidates with.",
+                fix="Match without a noise floor.",
+            )
+        return cls(tensors=tensors, dropped=tuple(dropped))
+
+
+def _factored(G_OI: Tensor, norm: float) -> TargetTensor:
+    """Thin factors that equal G to rounding, G itself where there are none (randomized range finder)."""
+    tolerance = 32 * torch.finfo(G_OI.dtype).eps * norm
+    rank = _FIRST_RANK
+    generator = torch.Generator().manual_seed(0)  # which directions are drawn doesn't change the result
+    while rank <= min(G_OI.shape) // 2:
+        sketch_IR = torch.randn(G_OI.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=torch.float64)
+        basis_OR = torch.linalg.qr(G_OI @ sketch_IR.to(G_OI))[0]
+        inside_RI = basis_OR.mT @ G_OI
+        if float((G_OI - basis_OR @ inside_RI).norm()) <= tolerance:
+            u, s, vh = torch.linalg.svd(inside_RI, full_matrices=False)
+            lost_R = (
+                s.double().square().flip(0).cumsum(0).sqrt().flip(0)
+            )  # norm of what a cut here would lose
+            kept = max(1, int((lost_R > tolerance / 8).sum()))
+            left_OR, right_IR = basis_OR @ (u[:, :kept] * s[:kept]), vh[:kept].mT
+            return TargetTensor(
+                shape=tuple(G_OI.shape),
+                squared_norm=norm**2,
+                left_OR=left_OR.contiguous(),
+                right_IR=right_IR.contiguous(),
+            )
+        rank *= 2
+    return TargetTensor(shape=tuple(G_OI.shape), squared_norm=norm**2, dense=G_OI.contiguous())
+
+
+def _denoised(G_OI: Tensor, rank: int | None, sigma: float) -> TargetTensor:
+    """G's leading singular vectors with the noise's part of each singular value taken out (FIELD.md 3.6)."""
+    shape = tuple(G_OI.shape)
+    floor = sigma * (shape[0] ** 0.5 + shape[1] ** 0.5)
+    u, s, vh = torch.linalg.svd(G_OI, full_matrices=False)
+    kept = min(int((s > floor).sum()), len(s) if rank is None else rank)
+    shrunk_R = (s[:kept].square() - floor**2).sqrt()
+    left_OR, right_IR = (u[:, :kept] * shrunk_R).contiguous(), vh[:kept].mT.contiguous()
+    squared_norm = float(shrunk_R.double().square().sum())
+    if kept > min(shape) // 2:
+        return TargetTensor(shape=shape, squared_norm=squared_norm, dense=left_OR @ right_IR.mT)
+    return TargetTensor(shape=shape, squared_norm=squared_norm, left_OR=left_OR, right_IR=right_IR)
