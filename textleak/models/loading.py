@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from textleak.errors import InputError, unknown_name
+from textleak.models import rules as rules  # tells the engine what it needs to know
 from textleak.models import vocabulary
 from textleak.models.catalog import BY_HUB_ID, CATALOG, Entry, unknown_model
 from textleak.models.quiet import quiet
@@ -465,7 +466,7 @@ def bundled_tokenizer(entry: Entry) -> tuple[PreTrainedTokenizerFast, str]:
             return vocabulary.byte_pairs(), bpe
         case "byte-pairs-roberta":
             tokenizer = vocabulary.byte_pairs(
-                before=("<s>", "<pad>", "</s>", "<unk>"),
+                before=("<s>", "<pad>", "</s>"),
                 after=("<mask>",),
                 template="<s> $A </s>",
                 roles={
@@ -480,7 +481,7 @@ def bundled_tokenizer(entry: Entry) -> tuple[PreTrainedTokenizerFast, str]:
             return tokenizer, f"{bpe} with RoBERTa's special tokens"
         case "byte-pairs-opt":
             tokenizer = vocabulary.byte_pairs(
-                before=("<s>", "<pad>", "</s>", "<unk>"),
+                before=("</s>", "<pad>"),
                 after=(),
                 template="</s> $A",
                 roles={"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},

@@ -1,0 +1,147 @@
+"""Toy models of every family for all tests: real architectures and tokenizers, a few thousand parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from textleak.models import TextModel, load_model
+from textleak.models import vocabulary as bundled
+
+torch.set_num_threads(1)
+
+WORDS = tuple(
+    """
+    the a an of to and in is was it for on that with as at by he she they we you i this his her from be
+    are were not but have had has or will would can could about who what which when how all one two three
+    more out up meeting moved friday morning plan told nobody bank secret account number doctor patient
+    cat dog sat mat ran boy girl house home work day night time man woman people book read wrote letter
+    saw red blue small big old new good bad quick brown fox over lazy word sentence gradient private
+    market price fell rose never again every some any other first last love hate red green tea coffee
+    water city river road car train ship boat john mary paris london sun moon star rain snow wind hello
+    world
+    """.split()  # noqa: SIM905
+)
+
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789.,!?'-")
+SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "initializer_range": 0.2}
+ENCODER = {**SMALL, "intermediate_size": 32, "max_position_embeddings": 40}
+ROTARY = {**ENCODER, "num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True}
+
+# Family: configuration, and the special tokens its tokenizer uses.
+FAMILIES: dict[str, tuple[dict[str, object], str]] = {
+    "bert": (ENCODER, "wordpiece"),
+    "distilbert": (
+        {
+            "n_layers": 2,
+            "dim": 16,
+            "n_heads": 2,
+            "hidden_dim": 32,
+            "initializer_range": 0.2,
+            "max_position_embeddings": 40,
+        },
+        "wordpiece",
+    ),
+    "roberta": ({**ENCODER, "type_vocab_size": 1}, "roberta"),
+    "albert": ({**ENCODER, "embedding_size": 8}, "wordpiece"),
+    "electra": ({**ENCODER, "embedding_size": 8}, "wordpiece"),
+    "gpt2": ({"n_layer": 2, "n_embd": 16, "n_head": 2, "initializer_range": 0.2, "n_positions": 40}, "gpt2"),
+    "opt": (
+        {
+            "num_hidden_layers": 2,
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "ffn_dim": 32,
+            "word_embed_proj_dim": 16,
+            "max_position_embeddings": 40,
+            "init_std": 0.2,
+        },
+        "opt",
+    ),
+    "llama": (ROTARY, "gpt2"),
+    "qwen2": (ROTARY, "gpt2"),
+}
+DECODERS = ("gpt2", "opt", "llama", "qwen2")
+TASKS = {
+    family: ("classification", "causal-lm" if family in DECODERS else "masked-lm") for family in FAMILIES
+}
+EVERY_TASK = [(family, task) for family in FAMILIES for task in TASKS[family]]
+
+ToyModel = Callable[..., TextModel]
+
+
+def toy_tokenizer(kind: str) -> object:
+    """A tokenizer with a small vocabulary that can write any text."""
+    if kind == "wordpiece":
+        special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+        pieces = (*LETTERS, *(f"##{letter}" for letter in LETTERS), "##ing", "##ed", "##s")
+        return bundled.wordpiece(tuple(dict.fromkeys((*special, *pieces, *WORDS))))
+    merges = bundled.read_merges()[:300]
+    if kind == "gpt2":
+        return bundled.byte_pairs(merges=merges)
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    if kind == "opt":
+        return bundled.byte_pairs(
+            merges=merges,
+            before=("</s>", "<pad>"),
+            after=(),
+            template="</s> $A",
+            roles={**roles, "bos_token": "</s>"},
+        )
+    return bundled.byte_pairs(
+        merges=merges,
+        before=("<s>", "<pad>", "</s>"),
+        after=("<mask>",),
+        template="<s> $A </s>",
+        roles={**roles, "mask_token": "<mask>"},
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives a folder with configuration and tokenizer of a family's toy model, without weights."""
+    from transformers import AutoConfig
+
+    @functools.cache
+    def folder(family: str) -> Path:
+        shape, kind = FAMILIES[family]
+        tokenizer = toy_tokenizer(kind)
+        path = tmp_path_factory.mktemp("toys") / family
+        roles = ("pad", "bos", "eos")
+        ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in roles}
+        config = AutoConfig.for_model(family, **{**shape, "vocab_size": len(tokenizer), **ids})
+        config.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_folder: Callable[[str], Path]) -> ToyModel:
+    """Gives a family's toy model: toy_model("bert", task="masked-lm", dtype="float64", seed=1)."""
+
+    @functools.cache
+    def model(
+        family: str = "bert",
+        *,
+        task: str = "auto",
+        dtype: str = "float32",
+        seed: int = 0,
+        num_labels: int = 3,
+    ) -> TextModel:
+        return load_model(
+            str(toy_folder(family)),
+            weights="random",
+            task=task,
+            device="cpu",
+            dtype=dtype,
+            weights_seed=seed,
+            num_labels=num_labels,
+        )
+
+    return model

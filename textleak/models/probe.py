@@ -1,0 +1,215 @@
+"""What the first layers of a network read, found by running it: no names of architectures, no tables.
+
+A layer is local when its input at a position depends on the token and the position there alone, as in all
+that comes before the first attention. Then the inputs that any token would cause can be listed in advance.
+
+Shapes: N sentences, T positions, E embedding size, I a layer's input size, O its output size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textleak.models.text import TextModel
+
+_LENGTH = 4  # positions that the probe runs on: enough for a token before, between and after others
+_UNRELATED = 0.1  # relative error beyond which a layer isn't a product with its weight, even in bfloat16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalLayer:
+    """A linear layer whose input at a position is a function of the token and the position there.
+
+    Attributes:
+        name: the module, for `layer_inputs`.
+        weight_name: its weight among the model's parameters.
+        transposed: whether the weight is (I, O), as in GPT-2, instead of (O, I).
+        input_size: I.
+        output_size: O.
+        used_once: whether a forward pass uses the weight once; a shared weight's gradient sums over its uses.
+        depends_on_position: False where positions enter later, as rotary ones do.
+        input_group: name of the first layer that reads the same input (query, key and value share one).
+    """
+
+    name: str
+    weight_name: str
+    transposed: bool
+    input_size: int
+    output_size: int
+    used_once: bool
+    depends_on_position: bool
+    input_group: str
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Use:
+    """The first call of a module, and how many there were."""
+
+    input_NTI: Tensor  # noqa: N815
+    output_NTO: Tensor  # noqa: N815
+    calls: int
+
+
+def local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
+    """The local layers of a network, in the order in which a forward pass meets them."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(model.content_ids), generator=generator)[: _LENGTH + 1].to(model.device)
+    ids_T, other = model.content_ids[chosen[:_LENGTH]], model.content_ids[chosen[_LENGTH]]
+    changed_TT = ids_T.repeat(_LENGTH, 1)
+    changed_TT.fill_diagonal_(int(other))
+    repeated_T = ids_T[:1].expand(_LENGTH)
+    # Row 0: a text. Rows 1 to T: with another token at one position. Last row: one token everywhere.
+    uses = _record(model, torch.cat([ids_T[None], changed_TT, repeated_T[None]]))
+
+    names = {id(parameter): name for name, parameter in model.parameters.items()}
+    calls: dict[int, int] = {}
+    modules = {name: model.network.get_submodule(name) for name in uses}
+    for name, module in modules.items():
+        key = id(module.weight)
+        calls[key] = calls.get(key, 0) + uses[name].calls
+    found: list[LocalLayer] = []
+    for name, module in modules.items():
+        transposed = _transposed(module, uses[name])
+        if transposed is None or not _seems_local(uses[name].input_NTI):
+            continue
+        if not _is_local(model, name, ids_T):
+            continue
+        input_NTI = uses[name].input_NTI
+        same = (f.name for f in found if torch.equal(uses[f.name].input_NTI, input_NTI))
+        found.append(
+            LocalLayer(
+                name=name,
+                weight_name=names[id(module.weight)],
+                transposed=transposed,
+                input_size=input_NTI.shape[-1],
+                output_size=uses[name].output_NTO.shape[-1],
+                used_once=calls[id(module.weight)] == 1,
+                depends_on_position=not _close(input_NTI[-1], input_NTI[-1, :1]),
+                input_group=next(same, name),
+            )
+        )
+    return tuple(found)
+
+
+def layer_inputs(
+    model: TextModel, inputs: Tensor, layer_names: Sequence[str], *, mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What the named modules read at their first use, running the network only as far as that takes.
+
+    Args:
+        model: the public model.
+        inputs: ids (N, T), or embeddings (N, T, E), through which gradients flow where they require them.
+        layer_names: paths of modules.
+        mask: (N, T), 1 for tokens; all of them where None.
+
+    Returns:
+        For each name the module's first argument, (N, T, I).
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            seen.setdefault(name, arguments[0])
+            if len(seen) == len(set(layer_names)):
+                raise _Enough
+
+        return hook
+
+    handles = [
+        model.network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in set(layer_names)
+    ]
+    differentiable = torch.is_grad_enabled() and inputs.requires_grad
+    try:
+        with torch.set_grad_enabled(differentiable):
+            embeddings_NTE = inputs if inputs.dtype.is_floating_point else model.embed(inputs)
+            model.network(inputs_embeds=embeddings_NTE, attention_mask=mask)
+    except _Enough:
+        return {name: seen[name] for name in layer_names}
+    finally:
+        for handle in handles:
+            handle.remove()
+    unused = sorted(set(layer_names) - seen.keys())
+    raise ValueError(f"a forward pass of {model.name} never uses {unused}")
+
+
+class _Enough(Exception):  # noqa: N818
+    """Everything wanted was seen; not an error."""
+
+
+def _record(model: TextModel, ids_NT: Tensor) -> dict[str, _Use]:
+    """The uses of every module with a matrix and an input (N, T, I), in the order of the first use."""
+    uses: dict[str, _Use] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+            if name in uses:
+                uses[name].calls += 1
+            elif arguments and isinstance(arguments[0], Tensor) and arguments[0].shape[:-1] == ids_NT.shape:
+                uses[name] = _Use(input_NTI=arguments[0], output_NTO=output, calls=1)
+
+        return hook
+
+    with _hooks(model.network, watch), torch.no_grad():
+        model.network.base_model(inputs_embeds=model.embed(ids_NT))
+    return uses
+
+
+@contextmanager
+def _hooks(network: nn.Module, make: Callable[[str], Any]) -> Iterator[None]:
+    modules: Mapping[str, nn.Module] = dict(network.named_modules())
+    handles = [
+        module.register_forward_hook(make(name))
+        for name, module in modules.items()
+        if not isinstance(module, nn.Embedding)
+        and isinstance(weight := getattr(module, "weight", None), nn.Parameter)
+        and weight.dim() == 2
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _transposed(module: nn.Module, use: _Use) -> bool | None:
+    """Whether the layer multiplies by the weight (I, O) itself or by its transpose; None where by neither."""
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    input_NTI = use.input_NTI.to(weight.dtype)
+    product_NTO = use.output_NTO - bias if isinstance(bias, Tensor) else use.output_NTO
+    for transposed, matrix in ((False, weight.T), (True, weight)):
+        if matrix.shape != (input_NTI.shape[-1], product_NTO.shape[-1]):
+            continue
+        error = (input_NTI @ matrix - product_NTO).norm()
+        if error <= _UNRELATED * product_NTO.norm():
+            return transposed
+    return None
+
+
+def _seems_local(input_NTI: Tensor) -> bool:
+    """Whether other positions stay about the same when one position's token changes: a quick first look."""
+    original_TI, changed_TTI = input_NTI[0], input_NTI[1:-1]
+    own = torch.eye(len(original_TI), dtype=torch.bool, device=input_NTI.device)
+    return _close(changed_TTI[~own], original_TI.expand_as(changed_TTI)[~own])
+
+
+def _is_local(model: TextModel, name: str, ids_T: Tensor) -> bool:
+    """Whether the derivative of the input at each position by the embeddings elsewhere is exactly zero."""
+    embeddings_TTE = model.embed(ids_T.repeat(len(ids_T), 1)).requires_grad_(True)
+    with torch.enable_grad():
+        input_TTI = layer_inputs(model, embeddings_TTE, [name])[name]
+        own = torch.eye(len(ids_T), dtype=torch.bool, device=model.device)
+        # An arbitrary direction, as a plain sum over a normalized input is constant.
+        direction_I = torch.arange(1, input_TTI.shape[-1] + 1, device=model.device, dtype=model.dtype).cos()
+        (slope_TTE,) = torch.autograd.grad((input_TTI[own] @ direction_I).sum(), embeddings_TTE)
+    return not bool(slope_TTE[~own].any())
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).abs().max() <= 1e-2 * expected.abs().max())
