@@ -1,0 +1,783 @@
+"""A running attack in a terminal: one picture, made of nothing but the run's events.
+
+`ViewState` is what the events so far add up to (`add` takes one more), `LiveView` draws a state into any
+width and height, and the displays decide when: `LiveDisplay` on a terminal, `PlainDisplay` as lines for logs.
+Drawing happens on rich's refresh thread from the newest state, so an attack never waits for a terminal.
+`summary` is what a person is left with. `picture` draws a state as SVG.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, Started, Stop, Truth
+from textleak.scoring import metrics, output_ids
+
+REFRESHES_A_SECOND = 12
+SECONDS_BETWEEN_LINES = 5.0
+LONGEST_TOKEN = 18
+LOSSES_KEPT = 400
+
+RIGHT, ELSEWHERE, WRONG, UNKNOWN, SPECIAL, OPEN = "right", "elsewhere", "wrong", "unknown", "special", "open"
+_STYLES = {
+    RIGHT: "green",
+    ELSEWHERE: "yellow",
+    WRONG: "red",
+    UNKNOWN: "cyan",
+    SPECIAL: "bright_black",
+    OPEN: "bright_black",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glyphs:
+    """The signs that the view is drawn with, so that it can do without Unicode."""
+
+    marks: Mapping[str, str]
+    done: str
+    now: str
+    failed: str
+    dot: str
+    ellipsis: str
+    bar: str
+    rest: str
+    steps: str
+    space: str
+
+
+UNICODE = Glyphs(
+    marks={RIGHT: "✓", ELSEWHERE: "~", WRONG: "✗", UNKNOWN: "•", SPECIAL: "·", OPEN: "?"},
+    done="✓",
+    now="●",
+    failed="✗",
+    dot=" · ",
+    ellipsis="…",
+    bar="━",
+    rest="╌",
+    steps="▁▂▃▄▅▆▇█",
+    space="␣",
+)
+ASCII = Glyphs(
+    marks={RIGHT: "+", ELSEWHERE: "~", WRONG: "x", UNKNOWN: "*", SPECIAL: ".", OPEN: "?"},
+    done="+",
+    now="*",
+    failed="x",
+    dot=" - ",
+    ellipsis="...",
+    bar="=",
+    rest="-",
+    steps="_.-=+*#@",
+    space="_",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhaseSpan:
+    """A phase that began, and how far it got.
+
+    Attributes:
+        name: the phase.
+        start: seconds after the run's start.
+        end: likewise; None while it runs.
+        first_step: the step of its first progress, and when (for the speed).
+    """
+
+    name: str
+    start: float
+    end: float | None = None
+    first_step: tuple[float, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewState:
+    """What the events of a run add up to; `t` is in seconds after its start."""
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    truth: tuple[Sentence, ...] = ()
+    phases: tuple[PhaseSpan, ...] = ()
+    progress: Progress | None = None
+    losses: tuple[float, ...] = ()
+    finished: Finished | None = None
+    t: float = 0.0
+
+    def add(self, event: Event, t: float) -> ViewState:
+        """The state after one more event."""
+        match event:
+            case Started():
+                return dataclasses.replace(self, settings=event.settings, t=t)
+            case Truth():
+                return dataclasses.replace(self, truth=event.sentences, t=t)
+            case Phase():
+                return dataclasses.replace(self, phases=self._begun(event.name, t), t=t)
+            case Progress():
+                phases = self.phases
+                if not phases or (phases[-1].name != event.phase and event.phase):
+                    phases = self._begun(event.phase, t)
+                if phases[-1].first_step is None:
+                    phases = (*phases[:-1], dataclasses.replace(phases[-1], first_step=(t, event.step)))
+                return dataclasses.replace(
+                    self,
+                    phases=phases,
+                    progress=event
+                    if event.sentences or self.progress is None
+                    else _keeping(self.progress, event),
+                    losses=_thinned(self.losses, event.loss),
+                    t=t,
+                )
+            case Finished():
+                return dataclasses.replace(self, phases=self._ended(t), finished=event, t=t)
+
+    def _ended(self, t: float) -> tuple[PhaseSpan, ...]:
+        if not self.phases or self.phases[-1].end is not None:
+            return self.phases
+        return (*self.phases[:-1], dataclasses.replace(self.phases[-1], end=t))
+
+    def _begun(self, name: str, t: float) -> tuple[PhaseSpan, ...]:
+        return (*self._ended(t), PhaseSpan(name=name, start=t))
+
+    def assigned(self) -> list[Sentence | None]:
+        """For each sentence shown the true one it stands for; None where the truth isn't known."""
+        shown = self.progress.sentences if self.progress else ()
+        if not self.truth or not shown:
+            return [None] * len(shown)
+        if len(shown) == len(self.truth) == 1:
+            return [self.truth[0]]
+        special = {p.id for sentence in self.truth for p in sentence.positions if p.special}
+        references = [output_ids(sentence) for sentence in self.truth]
+        found: list[Sentence | None] = [None] * len(shown)
+        for reference, output in enumerate(
+            metrics.assign(references, [output_ids(sentence) for sentence in shown], special)
+        ):
+            if output is not None:
+                found[output] = self.truth[reference]
+        return found
+
+
+def _keeping(before: Progress, after: Progress) -> Progress:
+    """Progress without an answer keeps the one before."""
+    return dataclasses.replace(after, sentences=before.sentences)
+
+
+def _thinned(losses: tuple[float, ...], loss: float | None) -> tuple[float, ...]:
+    """The losses so far and one more; every other one is dropped when they become many."""
+    if loss is None or not math.isfinite(loss):
+        return losses
+    return (*losses, loss) if len(losses) < LOSSES_KEPT else (*losses[::2], loss)
+
+
+def status_of(position: Position, truth: Sentence | None) -> str:
+    """Whether a token is right, elsewhere (in the sentence, not here), wrong, open, special or unknown."""
+    if position.special:
+        return SPECIAL
+    if position.id < 0:
+        return OPEN
+    if truth is None:
+        return UNKNOWN
+    by_position = {true.position: true for true in truth.positions}
+    true = by_position.get(position.position)
+    if true is not None and true.id == position.id:
+        return RIGHT
+    return ELSEWHERE if any(other.id == position.id for other in truth.positions) else WRONG
+
+
+def right_of(sentence: Sentence, truth: Sentence) -> tuple[int, int]:
+    """How many of the true sentence's tokens stand where they belong, and how many it has."""
+    special = {position.id for position in truth.positions if position.special}
+    reference = output_ids(truth)
+    return (
+        metrics.matches(reference, output_ids(sentence), special),
+        len(metrics.counted(reference, special)),
+    )
+
+
+class LiveView:
+    """A state as a rich renderable, for any width and height.
+
+    Args:
+        state: gives the state to draw, asked at every drawing.
+        now: gives the seconds since the run's start; None for the time of the last event.
+    """
+
+    def __init__(self, state: Callable[[], ViewState], now: Callable[[], float] | None = None) -> None:
+        self._state = state
+        self._now = now
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the newest state."""
+        glyphs = UNICODE if options.encoding.startswith("utf") else ASCII
+        state = self._state()
+        now = state.t if self._now is None or state.finished else self._now()
+        # A panel costs two columns of border and two of padding, two rows, and the cursor's own row.
+        width = max(20, options.max_width - 4)
+        rows = max(8, (options.height or console.height) - 3)
+        yield Panel(
+            _body(state, now, width, rows, glyphs),
+            title=_title(state, options.max_width - 6, glyphs),
+            title_align="left",
+            border_style=_border(state),
+            width=options.max_width,
+        )
+
+
+def _border(state: ViewState) -> str:
+    if state.finished is None:
+        return "cyan"
+    return "green" if state.finished.outcome == "done" else "yellow"
+
+
+def _title(state: ViewState, width: int, glyphs: Glyphs) -> Text:
+    settings = state.settings
+    title = Text("textleak", style="bold")
+    if "attack" in settings:
+        title.append(f" {settings['attack']}", style="bold magenta")
+    if "model" in settings:
+        title.append(f" on {settings['model']}", style="bold")
+    if settings.get("weights") == "random":
+        title.append(", random weights", style="yellow")
+    title.truncate(max(8, width), overflow="ellipsis")
+    return title
+
+
+def _body(state: ViewState, now: float, width: int, rows: int, glyphs: Glyphs) -> RenderableType:
+    above: list[Text] = [
+        *_facts(state, width, glyphs),
+        _timeline(state, now, width, glyphs),
+        *_figures(state, now, width, glyphs),
+    ]
+    below = [_clock(state, now, width, glyphs)]
+    if state.truth:
+        below.insert(0, _legend(width, glyphs))
+    room = rows - len(above) - len(below) - 1
+    return Group(*above, Text(""), *_sentences(state, width, max(3, room), glyphs), *below)
+
+
+def _line(parts: Iterable[str | tuple[str, str]], width: int, separator: str) -> Text:
+    """Parts in one line; those that don't fit are left out."""
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for part in parts:
+        text, style = (part, "") if isinstance(part, str) else part
+        if not text:
+            continue
+        joint = separator if line.plain else ""
+        if line.cell_len + cell_len(joint) + cell_len(text) > width and line.plain:
+            break
+        line.append(joint, style="bright_black").append(text, style=style)
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _facts(state: ViewState, width: int, glyphs: Glyphs) -> list[Text]:
+    settings = state.settings
+    if not settings:
+        return []
+    batch, tokens = settings.get("batch_size"), settings.get("tokens")
+    parts: list[str | tuple[str, str]] = []
+    if batch:
+        parts.append(f"{batch} sentence{'s' if batch != 1 else ''}")
+    if tokens:
+        # Two are told together as n/D, not the batch size, decides what can be recovered.
+        ratio = settings.get("tokens_per_hidden")
+        parts.append(f"n = {tokens} tokens" + (f", n/D = {ratio:.2g}" if ratio else ""))
+    parts.append(f"share {settings['share']}" if settings.get("share") else "")
+    parts.extend((str(spec), "yellow") for spec in settings.get("defense") or ())
+    parts.append(str(settings.get("device", "")))
+    parts.append(f"seed {settings['seed']}" if "seed" in settings else "")
+    return [_line(parts, width, glyphs.dot)]
+
+
+def _timeline(state: ViewState, now: float, width: int, glyphs: Glyphs) -> Text:
+    if not state.phases:
+        return Text("starting", style="bright_black")
+    ended = state.finished is not None and state.finished.outcome != "done"
+    pieces: list[Text] = []
+    for phase in state.phases:
+        running = phase.end is None
+        last = phase is state.phases[-1]
+        sign, style = (glyphs.now, "bold cyan") if running else (glyphs.done, "green")
+        if ended and last:
+            sign, style = glyphs.failed, "yellow"
+        spent = _seconds((now if phase.end is None else phase.end) - phase.start)
+        piece = Text(f"{sign} {phase.name}", style=style)
+        piece.append(f" {spent}", style="bright_black")
+        pieces.append(piece)
+    # The newest phases matter most: drop the oldest until the rest fits.
+    line = Text("  ").join(pieces)
+    dropped = 0
+    while line.cell_len > width and dropped < len(pieces) - 1:
+        dropped += 1
+        line = Text("  ").join([Text(glyphs.ellipsis, style="bright_black"), *pieces[dropped:]])
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _figures(state: ViewState, now: float, width: int, glyphs: Glyphs) -> list[Text]:
+    progress = state.progress
+    if progress is None:
+        return []
+    step = f"step {progress.step:,}" + (f" of {progress.steps:,}" if progress.steps else "")
+    best = f"loss {_loss(progress.loss)}" if progress.loss is not None else ""
+    evaluations = f"{progress.evaluations:,} evaluations" if progress.evaluations else ""
+    first = _line([(step, "bold"), (best, "bold"), evaluations], width, glyphs.dot)
+    left = width - first.cell_len - 2
+    if progress.steps and left >= 8:
+        filled = round(min(1.0, progress.step / progress.steps) * min(left, 30))
+        first.append("  ").append(glyphs.bar * filled, style="cyan")
+        first.append(glyphs.rest * (min(left, 30) - filled), style="bright_black")
+    lines = [first]
+    if len(state.losses) > 1:
+        curve = Text("loss ", style="bright_black", no_wrap=True)
+        curve.append(_curve(state.losses, min(width - 5, 60), glyphs), style="magenta")
+        lines.append(curve)
+    if len(progress.losses) > 1:
+        lines.append(_restarts(progress, width, glyphs))
+    if progress.detail:
+        lines.append(_line([(progress.detail, "italic")], width, ""))
+    return lines
+
+
+def _restarts(progress: Progress, width: int, glyphs: Glyphs) -> Text:
+    """The candidates by rank: a bar each (the shorter the better), then the best few by number."""
+    finite = sorted(
+        (loss, index)
+        for index, loss in enumerate(progress.losses)
+        if loss is not None and math.isfinite(loss)
+    )
+    line = Text(f"K = {len(progress.losses)} ", style="bright_black", no_wrap=True)
+    if not finite:
+        return line.append("all diverged", style="red")
+    shown = finite[: max(4, min(32, width // 3))]
+    line.append(_heights([loss for loss, _ in shown], glyphs), style="blue")
+    for loss, index in finite[:5]:
+        text = f"  #{index + 1} {_loss(loss)}"
+        if line.cell_len + cell_len(text) > width:
+            break
+        line.append(text, style="bold" if index == progress.candidate else "")
+    return line
+
+
+def _curve(losses: Sequence[float], width: int, glyphs: Glyphs) -> str:
+    """Losses over time on a log scale, the newest at the right, each column the best of its share."""
+    width = max(1, min(width, len(losses)))
+    columns = [
+        min(
+            losses[len(losses) * column // width : max(len(losses) * (column + 1) // width, 1)] or losses[-1:]
+        )
+        for column in range(width)
+    ]
+    return _heights(columns, glyphs)
+
+
+def _heights(losses: Sequence[float], glyphs: Glyphs) -> str:
+    logs = [math.log10(max(loss, 1e-12)) for loss in losses]
+    low, high = min(logs), max(logs)
+    top = len(glyphs.steps) - 1
+    return "".join(glyphs.steps[round((log - low) / (high - low) * top) if high > low else 0] for log in logs)
+
+
+def _sentences(state: ViewState, width: int, rows: int, glyphs: Glyphs) -> list[Text]:
+    """As many sentences as the rows hold, each a head line and its wrapped tokens; then what was left out."""
+    if state.progress is None or not state.progress.sentences:
+        return [Text("no answer yet", style="bright_black")]
+    shown = state.progress.sentences
+    truths = state.assigned()
+    lines: list[Text] = []
+    for index, (sentence, truth) in enumerate(zip(shown, truths, strict=True)):
+        block = [_head(index, sentence, truth, width, glyphs, alone=len(shown) == 1)]
+        block += _tokens(sentence, truth, width, glyphs)
+        more = len(shown) - index - 1
+        room = rows - len(lines) - (1 if more else 0)
+        if len(block) > room:
+            if not lines:  # the first sentence is always shown, cut short where it must be
+                lines += [*block[: max(3, room - 1)], _more(len(shown) - 1, truths, shown, glyphs, cut=True)]
+            else:
+                lines.append(_more(more + 1, truths, shown, glyphs, cut=False))
+            break
+        lines += block
+    return lines
+
+
+def _more(
+    count: int,
+    truths: Sequence[Sentence | None],
+    shown: Sequence[Sentence],
+    glyphs: Glyphs,
+    *,
+    cut: bool,
+) -> Text:
+    words = []
+    if cut:
+        words.append("the rest of the sentence")
+    if count:
+        words.append(f"{count} more sentence{'s' if count != 1 else ''}")
+    counts = [right_of(sentence, truth) for sentence, truth in zip(shown, truths, strict=True) if truth]
+    right, total = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    in_all = f"{glyphs.dot}{right} of {total} tokens right in all" if counts else ""
+    return Text(f"{glyphs.ellipsis} and {' and '.join(words)}{in_all}", style="bright_black", no_wrap=True)
+
+
+def _head(
+    index: int, sentence: Sentence, truth: Sentence | None, width: int, glyphs: Glyphs, *, alone: bool
+) -> Text:
+    parts: list[str | tuple[str, str]] = [("text" if alone else f"text {index + 1}", "bold")]
+    if truth is not None:
+        right, total = right_of(sentence, truth)
+        parts.append((f"{right} of {total} tokens right", "green" if right == total else ""))
+    posterior = sentence.label_posterior
+    if posterior:
+        best = sorted(range(len(posterior)), key=lambda label: -posterior[label])[:3]
+        parts.append(
+            "label "
+            + "  ".join(
+                f"{label} {_bar(posterior[label], 5, glyphs)} {posterior[label]:.2f}"
+                for label in sorted(best)
+            )
+        )
+    elif sentence.label is not None:
+        parts.append(f"label {sentence.label}")
+    if truth is not None and truth.label is not None and sentence.label is not None:
+        parts.append(("right label", "green") if truth.label == sentence.label else ("wrong label", "red"))
+    return _line(parts, width, glyphs.dot)
+
+
+def _bar(share: float, width: int, glyphs: Glyphs) -> str:
+    filled = round(max(0.0, min(1.0, share)) * width)
+    return glyphs.bar * filled + glyphs.rest * (width - filled)
+
+
+def _tokens(sentence: Sentence, truth: Sentence | None, width: int, glyphs: Glyphs) -> list[Text]:
+    """Tokens with their marks, and under each its confidence as a bar; wrapped into pairs of lines."""
+    lines: list[Text] = []
+    words, bars = Text(no_wrap=True), Text(no_wrap=True)
+    for position in sentence.positions:
+        status = status_of(position, truth)
+        style = _STYLES[status]
+        word = readable(position.text, glyphs) if position.id >= 0 else glyphs.marks[OPEN]
+        size = min(max(2, cell_len(word)), LONGEST_TOKEN, width - 1)
+        if cell_len(word) > size:
+            word = set_cell_size(word, size - cell_len(glyphs.ellipsis)) + glyphs.ellipsis
+        if words.plain and words.cell_len + 1 + size > width:
+            lines += [words, bars]
+            words, bars = Text(no_wrap=True), Text(no_wrap=True)
+        words.append(set_cell_size(word, size), style=style if status == SPECIAL else f"bold {style}")
+        words.append(" ")
+        filled = round(max(0.0, min(1.0, position.confidence)) * (size - 1))
+        bars.append(glyphs.marks[status], style=style)
+        if status == SPECIAL:
+            bars.append(" " * (size - 1))
+        else:
+            bars.append(glyphs.bar * filled, style=style)
+            bars.append(glyphs.rest * (size - 1 - filled), style="bright_black")
+        bars.append(" ")
+    return [*lines, words, bars] if words.plain else lines
+
+
+def readable(token: str, glyphs: Glyphs = UNICODE) -> str:
+    """A token as a person can read it: a leading space as one sign, nothing that moves the cursor."""
+    # Byte-level BPE writes a leading space as Ġ and a line break as Ċ, SentencePiece a space as ▁.
+    text = token.replace("Ġ", glyphs.space).replace("▁", glyphs.space).replace("Ċ", "\\n")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text) or glyphs.space
+
+
+def _legend(width: int, glyphs: Glyphs) -> Text:
+    marks = [(f"{glyphs.marks[status]} {status}", _STYLES[status]) for status in (RIGHT, ELSEWHERE, WRONG)]
+    return _line([*marks, f"{glyphs.bar * 3} confidence"], width, "  ")
+
+
+def _clock(state: ViewState, now: float, width: int, glyphs: Glyphs) -> Text:
+    elapsed = f"{_seconds(now)} elapsed"
+    if state.finished is not None:
+        return _line([(elapsed, "bold"), state.finished.outcome], width, glyphs.dot)
+    parts: list[str | tuple[str, str]] = [(elapsed, "bold")]
+    remaining = remaining_seconds(state, now)
+    if remaining is not None:
+        parts.append(f"at most {_seconds(remaining)} left in this phase")
+    parts.append(("Ctrl-C stops with the best so far", "bright_black"))
+    return _line(parts, width, glyphs.dot)
+
+
+def remaining_seconds(state: ViewState, now: float) -> float | None:
+    """How long the running phase takes at most, judged by its speed so far; None where that isn't known."""
+    progress, phases = state.progress, state.phases
+    if progress is None or not progress.steps or not phases or phases[-1].first_step is None:
+        return None
+    since, first = phases[-1].first_step
+    done = progress.step - first
+    if done <= 0 or progress.step > progress.steps or state.t <= since:
+        return None
+    speed = done / (state.t - since)
+    return max(0.0, (progress.steps - progress.step) / speed - (now - state.t))
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
+
+
+def _loss(loss: float | None) -> str:
+    return "?" if loss is None else f"{loss:.3g}" if 0.01 <= abs(loss) < 1000 or loss == 0 else f"{loss:.1e}"
+
+
+class Display(Protocol):
+    """Shows a run's events while they come: a context manager with one method."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def show(self, event: Event, /) -> None:
+        """Take in one more event."""
+        ...
+
+
+class LiveDisplay:
+    """The picture on a terminal, drawn anew up to twelve times a second by rich's own thread."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
+        self.state = ViewState()
+        self._live = Live(
+            LiveView(lambda: self.state, self._elapsed),
+            console=console,
+            refresh_per_second=REFRESHES_A_SECOND,
+            vertical_overflow="crop",
+            redirect_stdout=False,
+        )
+
+    def _elapsed(self) -> float:
+        return self._clock() - self._start
+
+    def __enter__(self) -> Self:
+        """Begin to draw."""
+        self._start = self._clock()
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Draw once more and leave the picture standing."""
+        self._live.stop()
+
+    def show(self, event: Event) -> None:
+        """Take in one more event; the drawing thread sees it at its next turn."""
+        self.state = self.state.add(event, self._elapsed())
+
+
+class PlainDisplay:
+    """Lines for a log: one a phase, and one every few seconds."""
+
+    def __init__(
+        self,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+        seconds_between: float = SECONDS_BETWEEN_LINES,
+    ) -> None:
+        self._console = console
+        self._clock = clock
+        self._start = clock()
+        self._between = seconds_between
+        self._last = 0.0
+        self._phase = ""
+        self.state = ViewState()
+
+    def __enter__(self) -> Self:
+        """Start the clock."""
+        self._start = self._clock()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing to put away."""
+
+    def show(self, event: Event) -> None:
+        """Take in one more event and write a line where it deserves one."""
+        now = self._clock() - self._start
+        self.state = self.state.add(event, now)
+        if isinstance(event, Phase):
+            self._phase = event.name
+            self._write(now, event.name, event.detail)
+        elif isinstance(event, Progress):
+            if event.phase != self._phase:
+                self._phase = event.phase
+                self._write(now, event.phase, event.detail)
+            elif now - self._last >= self._between:
+                self._write(now, event.phase, *_words(event, self.state))
+
+    def _write(self, now: float, *parts: str) -> None:
+        self._last = now
+        words = ", ".join(part for part in parts if part)
+        self._console.print(Text(f"[{now:7.1f} s] {words}"), soft_wrap=True)
+
+
+def _words(progress: Progress, state: ViewState) -> Iterable[str]:
+    """A line of progress in words."""
+    yield f"step {progress.step}" + (f" of {progress.steps}" if progress.steps else "")
+    if progress.loss is not None:
+        yield f"loss {_loss(progress.loss)}"
+    if progress.evaluations:
+        yield f"{progress.evaluations} evaluations"
+    pairs = zip(progress.sentences, state.assigned(), strict=True) if progress.sentences else ()
+    counts = [right_of(sentence, truth) for sentence, truth in pairs if truth]
+    if counts:
+        yield f"{sum(c[0] for c in counts)} of {sum(c[1] for c in counts)} tokens right"
+    if progress.sentences and progress.sentences[0].text:
+        yield repr(progress.sentences[0].text)
+
+
+def how_much(result: Mapping[str, Any]) -> str:
+    """One sentence: how much of the text leaked."""
+    rate = result.get("token_match_rate")
+    channel = {"embedding": "the embedding gradient", "span": "the span of a layer's gradient"}.get(
+        str(result.get("channel")), "gradient matching"
+    )
+    if rate is None:
+        if result.get("verified"):
+            return f"The text was recovered through {channel}: its own gradient equals the shared one."
+        return (
+            f"A text was found through {channel}; without the truth nobody can say how much of it is right."
+        )
+    if rate == 1:
+        amount = "All of the text leaked"
+    elif rate >= 0.75:
+        amount = "Most of the text leaked"
+    elif rate >= 0.25:
+        amount = "A part of the text leaked"
+    elif rate > 0:
+        amount = "Little of the text leaked"
+    else:
+        return "No token was recovered at its place."
+    right, total = tokens_right(result)
+    return f"{amount} through {channel}: {right} of {total} tokens are right, each at its place."
+
+
+def tokens_right(result: Mapping[str, Any]) -> tuple[int, int]:
+    """Positions that are right in a result's sentences, and how many there are."""
+    right = total = 0
+    for sentence in result.get("sentences", ()):
+        # The rate times the count, not the tokens, as a redacted result has no tokens.
+        count = int(sentence.get("tokens") or len(sentence.get("reference_tokens") or ()))
+        total += count
+        right += round((sentence.get("token_match_rate") or 0.0) * count)
+    return right, total
+
+
+def summary(result: Mapping[str, Any]) -> RenderableType:
+    """What a finished run leaves on the screen: a sentence, the figures, the texts, the run folder."""
+    parts: list[RenderableType] = []
+    if result.get("outcome") == "interrupted":
+        parts.append(Text(Stop.INTERRUPTED.value, style="yellow"))
+    rate = result.get("token_match_rate")
+    style = (
+        "bold"
+        if rate is None
+        else "bold red"
+        if rate >= 0.75
+        else "bold yellow"
+        if rate > 0
+        else "bold green"
+    )
+    parts.append(Text(how_much(result), style=style))
+    parts.append(_figures_table(result))
+    texts = Table.grid(padding=(0, 2))
+    texts.add_column(style="bright_black", no_wrap=True)
+    texts.add_column(overflow="fold")
+    for sentence in result.get("sentences", ()):
+        if sentence.get("reference") is not None:
+            texts.add_row("reference", Text(str(sentence["reference"])))
+        if sentence.get("recovered") is not None:
+            texts.add_row("recovered", _marked(sentence))
+    for text in result.get("surplus", ()):
+        texts.add_row("surplus", Text(str(text), style="bright_black"))
+    if texts.row_count:
+        parts += [Text(""), texts]
+    parts.extend(Text(f"Note: {note}", style="yellow") for note in result.get("notes", ()))
+    if result.get("run_dir"):
+        parts += [Text(""), Text.assemble(("run folder ", "bright_black"), str(result["run_dir"]))]
+    return Group(*parts)
+
+
+def _figures_table(result: Mapping[str, Any]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bright_black", no_wrap=True)
+    table.add_column()
+    if result.get("token_match_rate") is not None:
+        table.add_row(
+            "token match rate",
+            f"{result['token_match_rate']:.2f}   recall {result['token_recall']:.2f}   "
+            f"ROUGE-1/2/L {result['rouge1']:.2f}/{result['rouge2']:.2f}/{result['rougeL']:.2f}",
+        )
+    verified, distance = result.get("verified"), result.get("gradient_distance")
+    if verified is None:
+        table.add_row("verified", "can't be said: the gradient was changed before it was shared")
+    else:
+        words = "yes" if verified else "no"
+        if distance is not None:
+            words += f", the text's own gradient is {distance:.1e} away from the shared one (relative)"
+        table.add_row("verified", words)
+    if result.get("tokens"):
+        table.add_row(
+            "size",
+            f"{result.get('batch_size')} in the batch, n = {result['tokens']} tokens, "
+            f"n/D = {result.get('tokens_per_hidden', 0):.2g}",
+        )
+    seconds = result.get("seconds")
+    if seconds is not None:
+        table.add_row("took", f"{_seconds(seconds)}, {result.get('evaluations', 0):,} evaluations")
+    return table
+
+
+def _marked(sentence: Mapping[str, Any]) -> Text:
+    """The recovered text, its words green where they are right, yellow elsewhere, red where wrong."""
+    reference, recovered = sentence.get("reference"), str(sentence["recovered"])
+    if reference is None:
+        return Text(recovered)
+    if sentence.get("exact"):
+        return Text(recovered, style="green")
+    true = str(reference).lower().split()
+    left = Counter(true)
+    text = Text()
+    for index, word in enumerate(recovered.split(" ")):
+        at_home = index < len(true) and true[index] == word.lower()
+        style = _STYLES[RIGHT] if at_home else _STYLES[ELSEWHERE] if left[word.lower()] else _STYLES[WRONG]
+        text.append(" " if index else "").append(word, style=style)
+    return text
+
+
+def picture(state: ViewState, *, width: int = 80, height: int = 24, title: str = "textleak run") -> str:
+    """The live view of a state as an SVG document, for a page or a README."""
+    console = Console(
+        record=True,
+        width=width,
+        height=height,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
+        legacy_windows=False,
+    )
+    console.print(LiveView(lambda: state))
+    return console.export_svg(title=title)
