@@ -147,6 +147,25 @@ def test_the_last_progress_of_a_phase_is_never_lost(folder):
     assert written == [0, 9, "discrete", 19, 21]
 
 
+def test_a_diverged_candidate_is_written_as_json_can(folder):
+    diverged = Progress(phase="continuous", step=1, loss=float("nan"), losses=(0.5, float("inf")))
+    with Recorder(folder, {}) as recorder:
+        recorder.record(diverged)
+    text = folder.events_path.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    read = events_of(folder)[1]
+    assert read.loss is None
+    assert read.losses == (0.5, float("inf"))
+
+
+def test_a_run_that_turns_out_to_be_impossible_leaves_nothing(folder, tmp_path):
+    with Recorder(folder, {}) as recorder:
+        recorder.record(Phase(name="continuous"))
+    folder.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_long_run_writes_less_often(folder):
     clock = Clock()
     with Recorder(folder, {}, clock=clock) as recorder:

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import secrets
@@ -178,6 +179,14 @@ class RunFolder:
         out.mkdir(parents=True, exist_ok=True)
         return cls(path=out.resolve())
 
+    def discard(self) -> None:
+        """Take back what was written, for a run that turned out to be impossible; what else lies there stays."""
+        own = (self.run_path, self.events_path, self.result_path, self.gradients_path, self.traceback_path)
+        for path in own:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
 
 class Recorder:
     """Writes a run's records while it runs, and hands every event on to viewers in the same process.
@@ -306,8 +315,12 @@ class Recorder:
         if self._file is None:
             raise RuntimeError("the recorder is not open")
         record = {"t": round(at, 3), **to_json(event)}
+        # JSON knows no infinity: a diverged candidate's loss is written as null.
+        for key in ("loss", "losses"):
+            if key in record:
+                record[key] = _without_infinity(record[key])
         # One system call a line: an interrupt falls between lines, and a kill tears the last one at most.
-        os.write(self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode())
+        os.write(self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
 
 
 def execute(
@@ -336,6 +349,12 @@ def execute(
             recovery: Recovery = end.value
             return recovery
         recorder.record(event)
+
+
+def _without_infinity(value: Any) -> Any:  # noqa: ANN401 - a number, None or a list of them
+    if isinstance(value, list | tuple):
+        return [_without_infinity(item) for item in value]
+    return value if value is None or math.isfinite(value) else None
 
 
 def _heed(control: Control, recorder: Recorder, poll_seconds: float) -> str:
@@ -436,6 +455,8 @@ def read_events(
 def _parse(line: bytes) -> TimedEvent | None:
     try:
         record = json.loads(line)
+        if "losses" in record:
+            record["losses"] = [math.inf if loss is None else loss for loss in record["losses"]]
         return TimedEvent(t=float(record["t"]), event=from_json(record))
     except (ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
         return None
