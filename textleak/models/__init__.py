@@ -10,15 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from textleak.models.listing import ModelRow, describe
     from textleak.models.loading import find_device, load_model
     from textleak.models.text import Batch, Targets, TextModel
 
-__all__ = ["Batch", "Targets", "TextModel", "find_device", "load_model"]
+__all__ = ["Batch", "ModelRow", "Targets", "TextModel", "describe", "find_device", "load_model"]
 
 _HOMES = {
     "Batch": "text",
+    "ModelRow": "listing",
     "Targets": "text",
     "TextModel": "text",
+    "describe": "listing",
     "find_device": "loading",
     "load_model": "loading",
 }

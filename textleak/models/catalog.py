@@ -14,6 +14,15 @@ from textleak.errors import InputError, unknown_name
 Vocabulary = Literal["wordpiece", "byte-pairs", "byte-pairs-roberta", "byte-pairs-opt", "byte-pairs-chat"]
 
 
+_VOCABULARIES: Mapping[Vocabulary, tuple[str, int]] = {
+    "wordpiece": ("bert-base-uncased WordPiece", 30_522),
+    "byte-pairs": ("GPT-2 byte pairs", 50_257),
+    "byte-pairs-roberta": ("GPT-2 byte pairs with RoBERTa's special tokens", 50_260),
+    "byte-pairs-opt": ("GPT-2 byte pairs with OPT's special tokens", 50_258),
+    "byte-pairs-chat": ("GPT-2 byte pairs with chat tokens", 50_259),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
     """One alias.
@@ -37,6 +46,16 @@ class Entry:
     package: str = ""
     distribution: str = ""
     package_path: str = ""
+
+    @property
+    def vocabulary_name(self) -> str:
+        """The bundled vocabulary in words."""
+        return _VOCABULARIES[self.vocabulary][0]
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the bundled vocabulary."""
+        return _VOCABULARIES[self.vocabulary][1]
 
     @property
     def layers(self) -> int:

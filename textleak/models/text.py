@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Task = Literal["classification", "causal-lm", "masked-lm"]
 Weights = Literal["pretrained", "random"]
 
+_UNHEARD_OF = "\U00013000"  # a hieroglyph: in no vocabulary, so it becomes bytes or the unknown token
 MASKED_SHARE = 0.15  # Devlin et al. 2019, sec. 3.1
 
 
@@ -192,18 +193,12 @@ class TextModel:
     def special_ids(self) -> frozenset[int]:
         """Tokens that stand for no text: padding, beginning, end, mask, control tokens.
 
-        The unknown token isn't one of them (unless it has another role too), as text does turn into it.
+        The unknown token isn't one of them where text turns into it.
         """
-        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        roles = {
-            name: getattr(self.tokenizer, f"{name}_token_id")
-            for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
-        }
-        unknown = roles.pop("unk")
-        special = added | set(self.tokenizer.all_special_ids)
-        if unknown is not None and unknown not in roles.values():
-            special.discard(unknown)
-        return frozenset(int(i) for i in special if i is not None)
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special |= set(self.tokenizer.all_special_ids)
+        special -= set(self.tokenizer(_UNHEARD_OF, add_special_tokens=False)["input_ids"])
+        return frozenset(int(i) for i in special)
 
     @cached_property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
