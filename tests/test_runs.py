@@ -318,7 +318,8 @@ def test_a_redacted_run_holds_no_text_anywhere(folder):
     with Recorder(folder, settings, redact=True, viewers=[seen.append]) as recorder:
         recorder.record(Truth(sentences=(guess(),)))
         recovery = execute(fake_attack(), recorder)
-        written = recorder.finish("done", result, error=f"ValueError: bad {SECRET}")
+        written = recorder.finish("done", result)
+        recorder.fail(ValueError(f"bad {SECRET}"))
     assert recovery.sentences[0].text == SECRET  # scoring still has it
     for path in folder.path.iterdir():
         text = path.read_text()
@@ -327,7 +328,6 @@ def test_a_redacted_run_holds_no_text_anywhere(folder):
         assert "4712" not in text
     assert SECRET not in str(seen)
     assert not any(isinstance(event, Truth) for event in events_of(folder))
-    assert written is not None
     assert written["token_match_rate"] == written["sentences"][0]["token_match_rate"] == 1.0
     assert written["sentences"][0]["reference"] is None
 

@@ -180,7 +180,7 @@ class RunFolder:
         return cls(path=out.resolve())
 
     def discard(self) -> None:
-        """Take back what was written, for a run that turned out to be impossible; what else lies there stays."""
+        """Take back what was written, for a run that turned out to be impossible; anything else stays."""
         own = (self.run_path, self.events_path, self.result_path, self.gradients_path, self.traceback_path)
         for path in own:
             path.unlink(missing_ok=True)
@@ -278,29 +278,26 @@ class Recorder:
         for viewer in self._viewers:
             viewer(event)
 
-    def finish(
-        self, outcome: str, result: Mapping[str, Any] | None, *, error: str = ""
-    ) -> dict[str, Any] | None:
+    def finish(self, outcome: str, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json and the last event.
 
         Args:
-            outcome: "done", "interrupted", "stopped" or "failed".
-            result: what `run --json` prints; None for a failed run.
-            error: what went wrong, for a failed run.
+            outcome: "done", "interrupted" or "stopped".
+            result: what `run --json` prints.
 
         Returns:
             The result as it was written, texts taken out where the run is redacted.
         """
-        written = None if result is None else dict(result)
-        if written is not None and self.redact:
-            written = redacted_result(written)
-        if written is not None:
-            write_json(self.folder.result_path, written)
-        if self.redact and error:
-            # A message may quote the input; its kind can't.
-            error = error.partition(":")[0]
-        self.record(Finished(outcome=outcome, result=written, error=error))
+        written = redacted_result(result) if self.redact else dict(result)
+        write_json(self.folder.result_path, written)
+        self.record(Finished(outcome=outcome, result=written))
         return written
+
+    def fail(self, error: BaseException) -> None:
+        """Write the last event of a run that has no result."""
+        # A message may quote the input; its kind can't.
+        words = type(error).__name__ if self.redact else f"{type(error).__name__}: {error}"
+        self.record(Finished(outcome="failed", error=words))
 
     def recovery(self, stop: Stop) -> Recovery:
         """The best answer so far, for a run that ends before its attack does."""

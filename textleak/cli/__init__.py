@@ -1,0 +1,53 @@
+"""The command line: `textleak COMMAND`, a file a command, each parse → settings → library → render.
+
+stdout carries results, stderr progress and errors. Nothing heavy is imported before a command needs it, so that
+`--help` answers at once. Exit codes: 0 done, 1 the run failed, 2 usage, settings or input, 3 above
+`--fail-above`, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from textleak import __version__
+from textleak.cli import bench, doctor, models, registries, run, share
+
+app = typer.Typer(
+    name="textleak",
+    help="Audit how much private text a shared gradient gives away.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"textleak {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Audit how much private text a shared gradient gives away."""
+
+
+app.command("run")(run.command)
+app.command("share")(share.command)
+app.command("models")(models.command)
+app.command("attacks")(registries.attacks)
+app.command("defenses")(registries.defenses)
+app.command("bench")(bench.command)
+app.command("doctor")(doctor.command)
+
+
+def main() -> None:
+    """The `textleak` program."""
+    app()

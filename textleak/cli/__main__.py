@@ -1,0 +1,5 @@
+"""`python -m textleak.cli`."""
+
+from textleak.cli import main
+
+main()

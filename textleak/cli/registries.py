@@ -1,0 +1,114 @@
+"""`textleak attacks` and `textleak defenses`: what there is, and what options each takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from textleak.cli import common
+
+if TYPE_CHECKING:
+    from textleak.registry import Registry
+
+Name = Annotated[str | None, typer.Argument(help="Show this one with its options.")]
+
+
+@common.guarded
+def attacks(name: Name = None, json_: common.Json = False) -> None:
+    """List the attacks, or one with its options."""
+    from textleak.attacks import ATTACKS
+
+    _show(ATTACKS, name, as_json=json_, how="--set attack.OPTION=VALUE")
+
+
+@common.guarded
+def defenses(name: Name = None, json_: common.Json = False) -> None:
+    """List the defenses, or one with its options."""
+    from textleak.defenses import DEFENSES
+
+    _show(DEFENSES, name, as_json=json_, how="--defense NAME:OPTION=VALUE,...")
+
+
+def _show(registry: Registry[Any], name: str | None, *, as_json: bool, how: str) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    described = [describe(key, registry[key]) for key in ([name] if name is not None else registry)]
+    if as_json:
+        common.print_json(described if name is None else described[0])
+        return
+    console = common.stdout()
+    if name is None:
+        table = Table(registry.kind, "what it does", "options", box=box.SIMPLE_HEAD, pad_edge=False)
+        for one in described:
+            table.add_row(one["name"], one["summary"], ", ".join(o["name"] for o in one["options"]) or "-")
+        console.print(table)
+        return
+    one = described[0]
+    console.print(Text(one["name"], style="bold"))
+    console.print(Text(one["summary"]))
+    if one["options"]:
+        table = Table("option", "takes", "default", "what it is", box=box.SIMPLE_HEAD, pad_edge=False)
+        for option in one["options"]:
+            table.add_row(option["name"], option["type"], Text(repr(option["default"])), Text(option["doc"]))
+        console.print(table)
+        console.print(Text(f"Set one with {how}.", style="bright_black"))
+
+
+def describe(name: str, cls: type[Any]) -> dict[str, Any]:
+    """A registered class in plain values: its name, first line, and options with type, default and words."""
+    words = inspect.getdoc(cls) or ""
+    docs = _attribute_docs(words)
+    options = [
+        {
+            "name": field.name,
+            "type": _type_name(field.type),
+            "default": _default(field),
+            "doc": docs.get(field.name, ""),
+        }
+        for field in dataclasses.fields(cls)
+        if field.init
+    ]
+    return {"name": name, "summary": words.partition("\n")[0], "options": options}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:  # noqa: ANN401
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _type_name(annotation: object) -> str:
+    """An annotation as a person reads it: what is inside Annotated, without modules."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    while match := re.search(r"Annotated\[((?:[^\[\],]|\[[^\[\]]*\])+),", text):
+        depth, end = 0, len(text)
+        for index in range(match.start() + len("Annotated"), len(text)):
+            depth += {"[": 1, "]": -1}.get(text[index], 0)
+            if depth == 0:
+                end = index + 1
+                break
+        text = text[: match.start()] + match.group(1).strip() + text[end:]
+    return text
+
+
+def _attribute_docs(words: str) -> dict[str, str]:
+    """The `Attributes:` section of a docstring, by name."""
+    docs: dict[str, str] = {}
+    _, _, section = words.partition("Attributes:\n")
+    current = ""
+    for line in section.splitlines():
+        if line.strip() and not line.startswith(" "):
+            break
+        start = re.match(r"    (\w+): (.*)", line)
+        if start:
+            current = start.group(1)
+            docs[current] = start.group(2).strip()
+        elif current and line.strip():
+            docs[current] += " " + line.strip()
+    return docs

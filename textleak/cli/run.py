@@ -1,0 +1,265 @@
+"""`textleak run`: recover the text behind one shared gradient, live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from textleak.cli import common
+
+if TYPE_CHECKING:
+    from textleak.config import RunConfig
+    from textleak.job import Job
+    from textleak.live import Display
+    from textleak.runs import RunFolder
+
+
+@common.guarded
+def command(
+    model: common.Model = None,
+    weights: common.Weights = None,
+    sentence: common.Sentences = None,
+    file: common.File = None,
+    label: common.Labels = None,
+    task: common.Task = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            "--attack",
+            "-a",
+            metavar="TEXT",
+            help="match | auto | dlg | idlg | tag | cosine | lamp | embedding | span; "
+            "`textleak attacks` lists those at hand.",
+            show_default="match",
+        ),
+    ] = None,
+    gradients: Annotated[
+        Path | None,
+        typer.Option(
+            "--gradients", metavar="FILE", help="Attack a gradient in a file instead of --sentence."
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            "--truth", metavar="FILE", help="Score it against this file; without it scores are null."
+        ),
+    ] = None,
+    share: common.Share = None,
+    defense: common.Defenses = None,
+    know: common.Know = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(
+            "--restarts",
+            "-k",
+            metavar="INT",
+            help="Candidates attacked at once.",
+            show_default="the attack's",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="INT", help="Optimizer steps.", show_default="the attack's"),
+    ] = None,
+    seed: common.Seed = None,
+    device: common.Device = None,
+    threads: common.Threads = None,
+    config: common.Config = None,
+    assignments: common.Assignments = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Run folder.", show_default="a new one under $TEXTLEAK_RUNS"
+        ),
+    ] = None,
+    json_: common.Json = False,
+    save_gradients: Annotated[
+        bool, typer.Option("--save-gradients", help="Keep the shared gradient in the run folder.")
+    ] = False,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="No text in any record, nor on the screen.")
+    ] = False,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-above", metavar="FLOAT", help="Exit 3 when the token match rate is above it (for CI)."
+        ),
+    ] = None,
+) -> None:
+    """Recover the text behind one shared gradient, live."""
+    from textleak.config import load_run_config
+
+    settings = load_run_config(
+        config,
+        common.given(
+            model=model,
+            weights=weights,
+            sentences=sentence,
+            file=file,
+            labels=label,
+            task=task,
+            attack=attack,
+            gradients=gradients,
+            truth=truth,
+            share=share,
+            defenses=defense,
+            know=know,
+            restarts=restarts,
+            steps=steps,
+            seed=seed,
+            device=device,
+            threads=threads,
+            out=out,
+            save_gradients=save_gradients or None,
+            redact=redact or None,
+            fail_above=fail_above,
+        ),
+        assignments or (),
+    )
+    code = _run(settings, as_json=json_)
+    if code:
+        raise typer.Exit(code)
+
+
+def _run(settings: RunConfig, *, as_json: bool) -> int:
+    """Prepare, drive and report one run; the exit code."""
+    from textleak import runs
+
+    if settings.out is not None:
+        runs.check_folder(settings.out)
+    else:
+        runs.check_writable(runs.runs_folder())
+    job = _prepare(settings)
+    folder = runs.RunFolder.create(settings.out, name=job.name)
+    try:
+        result = _drive(job, folder)
+    except _FailedError as failure:
+        return failure.code
+    if as_json:
+        common.print_json(result)
+    else:
+        from textleak.live import summary
+
+        common.stdout().print(summary(result))
+    return _exit_code(result, settings.fail_above)
+
+
+def _prepare(settings: RunConfig) -> Job:
+    """Load and check everything, and say what the run works on."""
+    from rich.text import Text
+
+    from textleak.job import prepare
+
+    console = common.stderr()
+    if settings.redact and settings.save_gradients:
+        console.print(
+            "Note: --save-gradients keeps the very gradient that the text was recovered from; "
+            "--redact takes text out of records, not what a gradient gives away.",
+            style="yellow",
+        )
+    with console.status("loading the model and computing the gradient…"):
+        job = prepare(settings)
+    common.say_weights(job.model.weights, job.model.source, job.model.name)
+    facts = job.settings()
+    size = (
+        f"n = {facts['tokens']}, n/D = {facts['tokens_per_hidden']:.2g}" if facts["tokens"] else "n not known"
+    )
+    console.print(
+        Text(
+            f"{facts['model']} ({facts['task']}, {facts['weights']} weights) on {facts['device']}, "
+            f"{facts['dtype']}, {job.threads} thread{'s' if job.threads != 1 else ''}; "
+            f"{facts['batch_size'] or 'an unknown number of'} in the batch, {size}; "
+            f"loaded in {job.seconds_to_load:.1f} s",
+            style="bright_black",
+        ),
+        soft_wrap=True,
+    )
+    return job
+
+
+class _FailedError(Exception):
+    """The run ended without a result, and has said so."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _drive(job: Job, folder: RunFolder) -> dict[str, Any]:
+    """Run the attack with its view and its records; the result as it was written."""
+    from textleak.errors import InputError, TextleakError
+    from textleak.events import Stop
+    from textleak.job import outcome_of
+    from textleak.runs import Recorder, execute
+
+    redact = job.config.redact
+    if job.config.save_gradients:
+        job.shared.save(folder.gradients_path)
+    try:
+        with (
+            _display() as display,
+            Recorder(folder, job.settings(), redact=redact, viewers=[display.show]) as recorder,
+        ):
+            try:
+                truth = job.truth()
+                if truth is not None:
+                    recorder.record(truth)
+                began = recorder.elapsed()
+                try:
+                    recovery = execute(job.steps(), recorder)
+                except KeyboardInterrupt:
+                    recovery = recorder.recovery(Stop.INTERRUPTED)
+                outcome = outcome_of(recovery)
+                seconds = recorder.elapsed() - began
+                result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=str(folder.path))
+                return recorder.finish(outcome, result)
+            except InputError:
+                raise
+            except TextleakError as error:
+                recorder.fail(error)
+                raise
+            except Exception as error:
+                bug = error
+                recorder.fail(error)
+    except InputError:
+        # The attack itself says that this can't be attacked: nothing half-written is left.
+        folder.discard()
+        raise
+    common.report_bug(bug, folder.traceback_path, redact=redact)
+    raise _FailedError(1)
+
+
+def _display() -> Display:
+    """The picture on a terminal, lines elsewhere."""
+    from textleak.live import LiveDisplay, PlainDisplay
+
+    console = common.stderr()
+    return (
+        LiveDisplay(console)
+        if console.is_terminal and not console.is_dumb_terminal
+        else PlainDisplay(console)
+    )
+
+
+def _exit_code(result: dict[str, Any], fail_above: float | None) -> int:
+    if result["outcome"] == "interrupted":
+        return common.INTERRUPTED
+    if fail_above is None:
+        return 0
+    rate = result["token_match_rate"]
+    console = common.stderr()
+    if rate is None:
+        console.print(
+            "--fail-above can't be judged: without the truth there is no token match rate (give --truth).",
+            style="yellow",
+        )
+        return 0
+    if rate > fail_above:
+        console.print(
+            f"The token match rate {rate:.3f} is above --fail-above {fail_above}.", style="bold red"
+        )
+        return common.ABOVE
+    return 0

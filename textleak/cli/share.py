@@ -1,0 +1,126 @@
+"""`textleak share`: the client alone. Writes the gradient that it would share, and the truth apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from textleak.cli import common
+
+if TYPE_CHECKING:
+    from textleak.config import ClientConfig
+
+
+@common.guarded
+def command(
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="FILE", help="The gradient file; FILE.truth.json is written beside it."
+        ),
+    ],
+    model: common.Model = None,
+    weights: common.Weights = None,
+    sentence: common.Sentences = None,
+    file: common.File = None,
+    label: common.Labels = None,
+    task: common.Task = None,
+    share: common.Share = None,
+    defense: common.Defenses = None,
+    know: common.Know = None,
+    seed: common.Seed = None,
+    device: common.Device = None,
+    threads: common.Threads = None,
+    config: common.Config = None,
+    assignments: common.Assignments = None,
+    json_: common.Json = False,
+) -> None:
+    """Compute the gradient that a client would share, and write it to a file."""
+    from textleak.config import load_client_config
+
+    settings = load_client_config(
+        config,
+        common.given(
+            model=model,
+            weights=weights,
+            sentences=sentence,
+            file=file,
+            labels=label,
+            task=task,
+            share=share,
+            defenses=defense,
+            know=know,
+            seed=seed,
+            device=device,
+            threads=threads,
+            out=out,
+        ),
+        assignments or (),
+    )
+    facts = _share(settings, out)
+    if json_:
+        common.print_json(facts)
+        return
+    from rich.text import Text
+
+    console = common.stdout()
+    console.print(
+        Text(
+            f"The gradient of {facts['parameters']} parameters, {facts['bytes'] / 1e6:.1f} MB: {facts['out']}"
+        )
+    )
+    console.print(Text(f"What it was computed from, for scoring only: {facts['truth']}"))
+
+
+def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
+    """Write both files; what is in them."""
+    from textleak import client, job, runs
+    from textleak.errors import InputError
+
+    if out.is_dir():
+        raise InputError(
+            f"{out} is a folder.", why="One gradient is one file.", fix="Give --out a file's name."
+        )
+    runs.check_writable(out.parent)
+    sentences = settings.batch()
+    defenses = job.build_defenses(settings)
+    threads = job.set_threads(settings.threads)
+    with common.stderr().status("loading the model and computing the gradient…"):
+        model = job.load(settings)
+        shared, secret = client.share(
+            model,
+            sentences,
+            settings.labels or None,
+            share=settings.share,
+            defenses=defenses,
+            know=settings.know,
+            seed=settings.seed,
+        )
+    common.say_weights(model.weights, model.source, model.name)
+    truth = out.with_name(f"{out.name}.truth.json")
+    partial = truth.with_name(f"{truth.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        secret.save(partial)
+        shared.save(out)
+        partial.replace(truth)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {
+        "out": str(out),
+        "truth": str(truth),
+        **job.model_facts(model),
+        "share": shared.share,
+        "defense": [choice.spec for choice in settings.defenses],
+        "threads": threads,
+        "seed": settings.seed,
+        "batch_size": len(secret.ids),
+        "tokens": sum(map(len, secret.ids)),
+        "hidden_size": model.hidden_size,
+        "parameters": len(shared.gradients),
+        "bytes": out.stat().st_size,
+        "gradient_norm": shared.norm(),
+        "versions": runs.versions(),
+    }
