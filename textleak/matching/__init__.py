@@ -40,6 +40,7 @@ __all__ = [
     "Outer",
     "Rows",
     "SquaredL2",
+    "Sum",
     "Target",
     "TargetTensor",
     "find_rule",

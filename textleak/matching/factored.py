@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from textleak.errors import InputError
+from textleak.matching.kernels import CheapSecondDerivatives
 from textleak.matching.moments import form
 from textleak.matching.rules import Call, Contribution, Formed, Rule, find_rule
 
@@ -125,9 +126,10 @@ class Capture:
         """
         candidates = candidates_of(leaves)
         found: dict[str, list[Contribution]] = {}
+        views: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.enable_grad():
             if self._owners:
-                with self._hooked(candidates) as seen:
+                with self._hooked(candidates) as seen, CheapSecondDerivatives():
                     losses_K = model_function(leaves)
                 outputs = [output for _, _, output in seen]
                 deltas: tuple[Tensor | None, ...] = torch.autograd.grad(
@@ -143,6 +145,7 @@ class Capture:
                             input_R=input_R,
                             delta_R=delta_R,
                             candidates=candidates,
+                            views=views,
                         )
                         for local, contribution in owner.rule(call).items():
                             found.setdefault(owner.names[local], []).append(contribution)

@@ -1,20 +1,26 @@
-"""‖g'‖², ⟨g', g⟩ and ‖g' − g‖₁ of every candidate and tensor, from factors.
+"""‖g'‖², ⟨g', g⟩ and ‖g' − g‖₁ of every candidate and tensor, from what the gradients are made of.
 
 With G' = LᵀR over N uses and G = U Wᵀ:  ‖G'‖² = Σ (LLᵀ) ∘ (RRᵀ),  ⟨G', G⟩ = Σ (LU) ∘ (RW)  (FIELD.md 3.1).
+A factor that several tensors share (the input of query, key and value) gets one Gram matrix and is multiplied
+by all their targets' factors at once; so are the derivatives, which are written out here.
 
-Shapes: K candidates, N uses of a weight, O and I its sides, P matched tensors.
+Shapes: K candidates, N uses of a weight, O and I its sides, D either of them, R a target's rank, P tensors.
 """
 
+# ruff: noqa: N815  (shapes live in names)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
+from textleak.matching.kernels import product
 from textleak.matching.objectives import Moments
-from textleak.matching.rules import Contribution, Formed, Outer, Rows
+from textleak.matching.rules import Contribution, Formed, Outer, Rows, Sum
 from textleak.matching.target import Target, TargetTensor
 
 
@@ -26,30 +32,26 @@ def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absol
         target: the shared gradient.
         absolute: ask for ‖g' − g‖₁ too, which forms one gradient at a time and keeps none.
     """
-    grams = _Grams()
-    own, cross, distant = [], [], []
     names = tuple(name for name in target.tensors if name in found)
+    plan = _Plan()
+    others: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
-        contributions, tensor = found[name], target.tensors[name]
-        if any(isinstance(part, Formed) for part in contributions):
-            gradient_K = form(contributions, tensor.shape).flatten(1)
-            goal = tensor.formed().flatten()
-            own.append(gradient_K.square().sum(1))
-            cross.append(gradient_K @ goal)
-            if absolute:
-                distant.append((gradient_K - goal).abs().sum(1))
-        else:
-            own.append(_own(contributions, grams))
-            cross.append(_cross(contributions, tensor))
-            if absolute:
-                distant.append(_absolute(contributions, tensor))
-    norms = [target.tensors[name].squared_norm for name in names]
-    own_KP = torch.stack(own, 1)
+        if not plan.take(name, found[name], target.tensors[name]):
+            others[name] = (
+                _own(found[name], target.tensors[name].shape),
+                _cross(found[name], target.tensors[name]),
+            )
+    values = [factor.values_KND for factor in plan.factors]
+    own, cross = _PlannedMoments.apply(plan, *values)  # type: ignore[no-untyped-call]
+    by_name = dict(zip(plan.names, zip(own.unbind(1), cross.unbind(1), strict=True), strict=True)) | others
+    own_KP = torch.stack([by_name[name][0] for name in names], 1) if others else own
+    cross_KP = torch.stack([by_name[name][1] for name in names], 1) if others else cross
+    distant = [_absolute(found[name], target.tensors[name]) for name in names] if absolute else []
     return Moments(
         names=names,
         own_KP=own_KP,
-        cross_KP=torch.stack(cross, 1),
-        target_P=own_KP.new_tensor(norms),
+        cross_KP=cross_KP,
+        target_P=own_KP.new_tensor([target.tensors[name].squared_norm for name in names]),
         absolute_KP=torch.stack(distant, 1) if absolute else None,
     )
 
@@ -60,6 +62,8 @@ def form(contributions: list[Contribution], shape: tuple[int, ...]) -> Tensor:
     for part in contributions:
         if isinstance(part, Formed):
             formed_K = part.gradient_K.reshape(-1, *shape)
+        elif isinstance(part, Sum):
+            formed_K = part.terms_KND.sum(1).reshape(-1, *shape)
         elif isinstance(part, Outer):
             formed_K = part.left_KNO.mT @ part.right_KNI
         else:
@@ -71,82 +75,289 @@ def form(contributions: list[Contribution], shape: tuple[int, ...]) -> Tensor:
     return total
 
 
-class _Gram(torch.autograd.Function):
-    """x xᵀ; its gradient as one product instead of two."""
+class _Factor:
+    """A tensor that moments are taken of, with what is derived from it, and the derivatives of all that.
 
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_KND: Tensor) -> Tensor:
-        ctx.save_for_backward(x_KND)
-        return x_KND @ x_KND.mT
+    Args:
+        values_KND: the tensor.
+    """
 
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_KNN: Tensor) -> Tensor:
-        (x_KND,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        result: Tensor = (grad_KNN + grad_KNN.mT) @ x_KND
-        return result
+    def __init__(self, values_KND: Tensor) -> None:
+        self.values_KND = values_KND
+        self.columns_RD: list[Tensor] = []  # the targets' factors that it is multiplied by
+        self.rank = 0
+        self.products_KNR: Tensor | None = None
+        self.gram_KNN: Tensor | None = None
+        self.to_products_KNR: Tensor | None = None
+        self.to_gram_KNN: Tensor | None = None
+        self.to_sum_KD: Tensor | None = None
+
+    def recall(self, values_KND: Tensor, products_KNR: Tensor | None, gram_KNN: Tensor | None) -> None:
+        """Take back what was derived, and make room for its derivatives."""
+        self.values_KND, self.products_KNR, self.gram_KNN = values_KND, products_KNR, gram_KNN
+        if products_KNR is not None and gram_KNN is not None:
+            self.to_products_KNR, self.to_gram_KNN = (
+                torch.empty_like(products_KNR),
+                torch.zeros_like(gram_KNN),
+            )
+
+    def forget(self) -> None:
+        """Hold no tensor of the candidates (autograd keeps those that are needed)."""
+        self.products_KNR = self.gram_KNN = self.to_products_KNR = self.to_gram_KNN = self.to_sum_KD = None
+        self.values_KND = self.values_KND.new_empty(0)
+
+    def multiply_by(self, column_DR: Tensor) -> slice:
+        """Where the product with `column_DR` will be found among all products."""
+        self.columns_RD.append(column_DR.mT)
+        self.rank += column_DR.shape[1]
+        return slice(self.rank - column_DR.shape[1], self.rank)
+
+    def derive(self) -> tuple[Tensor | None, Tensor | None]:
+        """Products and Gram matrix, where some weight is made of this factor (biases need neither)."""
+        if not self.rank:
+            return None, None
+        self.columns_RD = [torch.cat(self.columns_RD)]
+        return product(self.values_KND, self.columns_RD[0]), self.values_KND @ self.values_KND.mT
+
+    def gradient(self) -> Tensor:
+        """With regard to the values, from the derivatives of what was derived."""
+        if self.to_products_KNR is None:
+            assert self.to_sum_KD is not None
+            return self.to_sum_KD.unsqueeze(1).expand_as(self.values_KND)
+        assert self.to_gram_KNN is not None
+        result_KND = product(self.to_products_KNR, self.columns_RD[0].mT)
+        result_KND.baddbmm_(self.to_gram_KNN, self.values_KND, alpha=2)  # the Gram matrix is symmetric
+        return result_KND if self.to_sum_KD is None else result_KND.add_(self.to_sum_KD.unsqueeze(1))
 
 
-class _Grams:
-    """Gram matrices by tensor: query, key and value share their input's."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _OuterMoments:
+    """A weight's: its factors, and where their products with the target's are."""
+
+    left: _Factor
+    right: _Factor
+    left_R: slice
+    right_R: slice
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """‖g'‖² and ⟨g', g⟩, (K,) each."""
+        left_KNR, right_KNR = (
+            _part(self.left.products_KNR, self.left_R),
+            _part(self.right.products_KNR, self.right_R),
+        )
+        return _dot(self.left.gram_KNN, self.right.gram_KNN), _dot(left_KNR, right_KNR)
+
+    def backward(self, to_own_K: Tensor, to_cross_K: Tensor) -> None:
+        """Add this weight's part to its factors' derivatives."""
+        to_own_K11, to_cross_K11 = to_own_K[:, None, None], to_cross_K[:, None, None]
+        for mine, mine_R, other, other_R in (
+            (self.left, self.left_R, self.right, self.right_R),
+            (self.right, self.right_R, self.left, self.left_R),
+        ):
+            _add_scaled(mine.to_gram_KNN, other.gram_KNN, to_own_K11)
+            other_KNR = _part(other.products_KNR, other_R)
+            _part(mine.to_products_KNR, mine_R).copy_(other_KNR * to_cross_K11)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _RowsMoments:
+    """A look-up table's: which uses hit the same row, and the target's left factor at those rows."""
+
+    right: _Factor
+    right_R: slice
+    same_KNN: Tensor
+    left_KNR: Tensor
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """‖g'‖² and ⟨g', g⟩, (K,) each."""
+        right_KNR = _part(self.right.products_KNR, self.right_R)
+        return _dot(self.same_KNN, self.right.gram_KNN), _dot(self.left_KNR, right_KNR)
+
+    def backward(self, to_own_K: Tensor, to_cross_K: Tensor) -> None:
+        """Add this table's part to its factor's derivatives."""
+        _add_scaled(self.right.to_gram_KNN, self.same_KNN, to_own_K[:, None, None])
+        _part(self.right.to_products_KNR, self.right_R).copy_(self.left_KNR * to_cross_K[:, None, None])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _SumMoments:
+    """A bias's or scale's: the factor summed over N, against the target itself."""
+
+    terms: _Factor
+    goal_D: Tensor
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """‖g'‖² and ⟨g', g⟩, (K,) each."""
+        sum_KD = self.terms.values_KND.sum(1)
+        return sum_KD.square().sum(1), sum_KD @ self.goal_D
+
+    def backward(self, to_own_K: Tensor, to_cross_K: Tensor) -> None:
+        """Add this tensor's part to its factor's derivatives."""
+        mine_KD = self.terms.values_KND.sum(1).mul_(2 * to_own_K[:, None])
+        mine_KD.addcmul_(to_cross_K[:, None], self.goal_D)
+        before_KD = self.terms.to_sum_KD
+        self.terms.to_sum_KD = mine_KD if before_KD is None else mine_KD.add_(before_KD)
+
+
+class _Plan:
+    """What is to be computed, with each factor once however many tensors share it."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self.names: list[str] = []
+        self.moments: list[_OuterMoments | _RowsMoments | _SumMoments] = []
+        self.factors: list[_Factor] = []
+        self._known: dict[
+            tuple[int, ...], tuple[_Factor, list[Tensor]]
+        ] = {}  # ids are good while tensors live
 
-    def __call__(self, x_KND: Tensor) -> Tensor:
-        if id(x_KND) not in self._known:
-            self._known[id(x_KND)] = (x_KND, _Gram.apply(x_KND))  # type: ignore[no-untyped-call]
-        return self._known[id(x_KND)][1]
-
-
-def _own(contributions: list[Contribution], grams: _Grams) -> Tensor:
-    """‖G'‖², (K,)."""
-    rows, dense, right = _split(contributions)
-    right_gram = grams(right)
-    if rows is None:
-        assert dense is not None
-        return (grams(dense) * right_gram).sum((1, 2))
-    same_KNN = (rows.unsqueeze(2) == rows.unsqueeze(1)).to(right.dtype)
-    if dense is None:
-        return (same_KNN * right_gram).sum((1, 2))
-    n = rows.shape[1]
-    mixed_KMN = dense.gather(2, rows.unsqueeze(1).expand(-1, dense.shape[1], -1))
-    return (
-        (same_KNN * right_gram[:, :n, :n]).sum((1, 2))
-        + 2 * (mixed_KMN * right_gram[:, n:, :n]).sum((1, 2))
-        + (grams(dense) * right_gram[:, n:, n:]).sum((1, 2))
-    )
-
-
-def _cross(contributions: list[Contribution], target: TargetTensor) -> Tensor:
-    """⟨G', G⟩, (K,)."""
-    total: Tensor | None = None
-    for part in contributions:
-        assert not isinstance(part, Formed)
-        if target.dense is not None:
-            if isinstance(part, Rows):
-                product = target.dense[part.rows_KN] * part.right_KNI
-            else:
-                product = (part.right_KNI @ target.dense.mT) * part.left_KNO
+    def take(self, name: str, contributions: list[Contribution], target: TargetTensor) -> bool:
+        """Plan a tensor, if it is of a usual kind: not mixed, and a matrix's target thin."""
+        outer = [part for part in contributions if isinstance(part, Outer)]
+        rows = [part for part in contributions if isinstance(part, Rows)]
+        if not outer and not rows:
+            terms = self._factor([_terms(part) for part in contributions])
+            self.moments.append(_SumMoments(terms=terms, goal_D=target.formed().flatten()))
+        elif target.left_OR is None or target.right_IR is None:
+            return False
+        elif len(outer) == len(contributions):
+            left = self._factor([part.left_KNO for part in outer])
+            right = self._factor([part.right_KNI for part in outer])
+            self.moments.append(
+                _OuterMoments(
+                    left=left,
+                    right=right,
+                    left_R=left.multiply_by(target.left_OR),
+                    right_R=right.multiply_by(target.right_IR),
+                )
+            )
+        elif len(rows) == len(contributions):
+            right = self._factor([part.right_KNI for part in rows])
+            rows_KN = _joined([part.rows_KN for part in rows])
+            self.moments.append(
+                _RowsMoments(
+                    right=right,
+                    right_R=right.multiply_by(target.right_IR),
+                    same_KNN=_same(rows_KN, target.left_OR.dtype),
+                    left_KNR=target.left_OR[rows_KN],
+                )
+            )
         else:
-            assert target.left_OR is not None
-            assert target.right_IR is not None
-            if isinstance(part, Rows):
-                left_KNR = target.left_OR[part.rows_KN]
-            else:
-                left_KNR = part.left_KNO @ target.left_OR
-            product = left_KNR * (part.right_KNI @ target.right_IR)
-        total = product.sum((1, 2)) if total is None else total + product.sum((1, 2))
+            return False
+        self.names.append(name)
+        return True
+
+    def _factor(self, parts: list[Tensor]) -> _Factor:
+        """The factor with these uses, one after the other."""
+        key = tuple(id(part) for part in parts)
+        if key not in self._known:
+            self._known[key] = _Factor(_joined(parts)), parts
+            self.factors.append(self._known[key][0])
+        return self._known[key][0]
+
+
+class _PlannedMoments(torch.autograd.Function):
+    """‖g'‖² and ⟨g', g⟩ of a plan's tensors, (K, P) each, differentiable once in the plan's factors."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, plan: _Plan, *values_KND: Tensor) -> tuple[Tensor, Tensor]:
+        for factor, values in zip(plan.factors, values_KND, strict=True):
+            factor.values_KND = values
+            factor.products_KNR, factor.gram_KNN = factor.derive()
+        moments = [moment.forward() for moment in plan.moments]
+        products = [factor.products_KNR for factor in plan.factors]
+        grams = [factor.gram_KNN for factor in plan.factors]
+        ctx.save_for_backward(*values_KND, *cast(list[Tensor], products + grams))  # None is allowed
+        ctx.plan = plan  # type: ignore[attr-defined]
+        for factor in plan.factors:
+            factor.forget()
+        own, cross = zip(*moments, strict=True)
+        return torch.stack(own, 1), torch.stack(cross, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, to_own_KP: Tensor, to_cross_KP: Tensor) -> tuple[Tensor | None, ...]:
+        plan: _Plan = ctx.plan  # type: ignore[attr-defined]
+        saved = ctx.saved_tensors  # type: ignore[attr-defined]
+        count = len(plan.factors)
+        for factor, values, products, gram in zip(
+            plan.factors, saved[:count], saved[count : 2 * count], saved[2 * count :], strict=True
+        ):
+            factor.recall(values, products, gram)
+        for p, moment in enumerate(plan.moments):
+            moment.backward(to_own_KP[:, p], to_cross_KP[:, p])
+        gradients = [factor.gradient() for factor in plan.factors]
+        for factor in plan.factors:
+            factor.forget()
+        return None, *gradients
+
+
+def _part(products_KNR: Tensor | None, which_R: slice) -> Tensor:
+    assert products_KNR is not None
+    return products_KNR[..., which_R]
+
+
+def _dot(a: Tensor | None, b: Tensor | None) -> Tensor:
+    assert a is not None
+    assert b is not None
+    return (a * b).sum((1, 2))
+
+
+def _add_scaled(total: Tensor | None, addend: Tensor | None, scale: Tensor) -> None:
+    assert total is not None
+    assert addend is not None
+    total.addcmul_(addend, scale)
+
+
+def _terms(part: Contribution) -> Tensor:
+    """What a gradient that isn't a matrix product is the sum of, (K, N, D)."""
+    if isinstance(part, Sum):
+        return part.terms_KND
+    assert isinstance(part, Formed)
+    return part.gradient_K.flatten(1).unsqueeze(1)
+
+
+def _same(rows_KN: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 where two uses hit the same row, (K, N, N)."""
+    return (rows_KN.unsqueeze(2) == rows_KN.unsqueeze(1)).to(dtype)
+
+
+# What a plan doesn't take: formed matrices, dense targets (noise), look-ups mixed with products (tied heads).
+
+
+def _own(contributions: list[Contribution], shape: tuple[int, ...]) -> Tensor:
+    """‖g'‖², (K,)."""
+    outer = [part for part in contributions if isinstance(part, Outer)]
+    looked_up = [part for part in contributions if isinstance(part, Rows)]
+    if len(outer) + len(looked_up) < len(contributions):
+        return form(contributions, shape).flatten(1).square().sum(1)
+    total: Tensor | None = None
+    if outer:
+        left, right = _joined([part.left_KNO for part in outer]), _joined([part.right_KNI for part in outer])
+        total = _dot(left @ left.mT, right @ right.mT)
+    if looked_up:
+        rows, values = _joined([p.rows_KN for p in looked_up]), _joined([p.right_KNI for p in looked_up])
+        same = _dot(_same(rows, values.dtype), values @ values.mT)
+        total = same if total is None else total + same
+        if outer:
+            at_rows_KMN = left.gather(2, rows.unsqueeze(1).expand(-1, left.shape[1], -1))
+            total = total + 2 * _dot(at_rows_KMN, right @ values.mT)
     assert total is not None
     return total
 
 
-def _split(contributions: list[Contribution]) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Uses joined: row indices (K, N), dense left factors (K, M, O), right factors (K, N + M, I)."""
-    rows = [part.rows_KN for part in contributions if isinstance(part, Rows)]
-    dense = [part.left_KNO for part in contributions if isinstance(part, Outer)]
-    right = [part.right_KNI for part in contributions if isinstance(part, Rows)]
-    right += [part.right_KNI for part in contributions if isinstance(part, Outer)]
-    return (_joined(rows) if rows else None, _joined(dense) if dense else None, _joined(right))
+def _cross(contributions: list[Contribution], target: TargetTensor) -> Tensor:
+    """⟨g', g⟩, (K,)."""
+    total: Tensor | None = None
+    for part in contributions:
+        if isinstance(part, Formed | Sum):
+            found = form([part], target.shape).flatten(1) @ target.formed().flatten()
+        elif isinstance(part, Outer):
+            found = _dot(part.left_KNO, target.apply(part.right_KNI))
+        else:
+            found = _dot(target.rows(part.rows_KN), part.right_KNI)
+        total = found if total is None else total + found
+    assert total is not None
+    return total
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -178,10 +389,9 @@ class _FormedAbsolute(torch.autograd.Function):
 
 
 def _absolute(contributions: list[Contribution], target: TargetTensor) -> Tensor:
-    """‖G' − G‖₁, (K,)."""
-    rows, dense, right = _split(contributions)
-    if rows is None:
-        assert dense is not None
-        result: Tensor = _FormedAbsolute.apply(dense, right, target.formed())  # type: ignore[no-untyped-call]
-        return result
-    return (form(contributions, target.shape) - target.formed()).abs().sum((1, 2))
+    """‖g' − g‖₁, (K,)."""
+    outer = [part for part in contributions if isinstance(part, Outer)]
+    if len(outer) == len(contributions):
+        left, right = _joined([part.left_KNO for part in outer]), _joined([part.right_KNI for part in outer])
+        return cast(Tensor, _FormedAbsolute.apply(left, right, target.formed()))  # type: ignore[no-untyped-call]
+    return (form(contributions, target.shape) - target.formed()).flatten(1).abs().sum(1)

@@ -11,10 +11,12 @@ O and I the two sides of a weight as it is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from textleak.matching.kernels import layer_norm
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,13 +36,20 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Sum:
+    """A gradient (D,) that is the sum of its terms over N (biases, norm scales)."""
+
+    terms_KND: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Formed:
-    """A gradient as it is, (K, *shape): what is small enough (biases, norm scales), or has no rule."""
+    """A gradient as it is, (K, *shape): what is small, or has no rule."""
 
     gradient_K: Tensor
 
 
-Contribution = Outer | Rows | Formed
+Contribution = Outer | Rows | Sum | Formed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,10 +69,14 @@ class Call:
     input_R: Tensor
     delta_R: Tensor
     candidates: int
+    views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of all calls, by the tensor's id
 
     def per_candidate(self, tensor_R: Tensor) -> Tensor:
-        """(R, ..., D) as (K, N, D)."""
-        return tensor_R.reshape(self.candidates, -1, tensor_R.shape[-1])
+        """(R, ..., D) as (K, N, D); the same view for the same tensor, so that moments are taken once."""
+        if id(tensor_R) not in self.views:
+            view_KND = tensor_R.reshape(self.candidates, -1, tensor_R.shape[-1])
+            self.views[id(tensor_R)] = tensor_R, view_KND
+        return self.views[id(tensor_R)][1]
 
 
 Rule = Callable[[Call], Mapping[str, Contribution]]
@@ -103,7 +116,7 @@ def linear_rule(call: Call) -> dict[str, Contribution]:
     if "weight" in call.wanted:
         found["weight"] = Outer(left_KNO=delta_KNO, right_KNI=call.per_candidate(call.input_R))
     if "bias" in call.wanted:
-        found["bias"] = Formed(gradient_K=delta_KNO.sum(1))
+        found["bias"] = Sum(terms_KND=delta_KNO)
     return found
 
 
@@ -121,9 +134,7 @@ def layer_norm_rule(call: Call) -> dict[str, Contribution]:
     """Y = x̂ ∘ w + b: the scale gets the sum of Δ ∘ x̂, the bias the sum of Δ."""
     module = call.module
     assert isinstance(module, nn.LayerNorm)
-    return scale_and_bias(
-        call, lambda: functional.layer_norm(call.input_R, module.normalized_shape, eps=module.eps)
-    )
+    return scale_and_bias(call, lambda: layer_norm(call.input_R, module.normalized_shape, eps=module.eps))
 
 
 def rms_norm_rule(call: Call) -> dict[str, Contribution]:
@@ -142,15 +153,14 @@ def scale_and_bias(call: Call, normalized_R: Callable[[], Tensor]) -> dict[str, 
         call: the call.
         normalized_R: gives x̂; only asked when the scale is wanted.
     """
-    shape = call.delta_R.shape
     weight = call.module.weight
     assert isinstance(weight, Tensor)
-    kept = (call.candidates, -1, *shape[len(shape) - weight.dim() :])
+    kept = (call.candidates, -1, weight.numel())
     found: dict[str, Contribution] = {}
     if "weight" in call.wanted:
-        found["weight"] = Formed(gradient_K=(call.delta_R * normalized_R()).reshape(kept).sum(1))
+        found["weight"] = Sum(terms_KND=(call.delta_R * normalized_R()).reshape(kept))
     if "bias" in call.wanted:
-        found["bias"] = Formed(gradient_K=call.delta_R.reshape(kept).sum(1))
+        found["bias"] = Sum(terms_KND=call.delta_R.reshape(kept))
     return found
 
 

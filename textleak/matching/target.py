@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from textleak.errors import InputError
+from textleak.matching.kernels import linear
 
 # Rank the range finder starts from, and columns drawn beyond the rank sought (Halko et al. 2011, sec. 4.2).
 _FIRST_RANK = 16
@@ -44,6 +45,22 @@ class TargetTensor:
         assert self.left_OR is not None
         assert self.right_IR is not None
         return self.left_OR @ self.right_IR.mT
+
+    def apply(self, x_I: Tensor) -> Tensor:
+        """G x, over the last dimension of x (..., I)."""
+        if self.dense is not None:
+            return linear(x_I, self.dense)
+        assert self.left_OR is not None
+        assert self.right_IR is not None
+        return linear(linear(x_I, self.right_IR.mT), self.left_OR)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows of G, (..., I)."""
+        if self.dense is not None:
+            return self.dense[index]
+        assert self.left_OR is not None
+        assert self.right_IR is not None
+        return linear(self.left_OR[index], self.right_IR)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

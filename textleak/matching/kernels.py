@@ -1,0 +1,305 @@
+"""A network's usual operations with cheap second derivatives, swapped in while the engine runs it.
+
+Torch differentiates layer norms, activations and softmax twice by formulas of many small steps, and on some
+processors multiplies float32 matrices at half the speed that oneDNN reaches. The operations here give the
+same values and derivatives to rounding; weights count as constants, as their gradients come from factors.
+
+Shapes: any leading dimensions, D the last one, O and I the sides of a weight.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+class CheapSecondDerivatives(TorchFunctionMode):
+    """While it is active, torch's own functions give way to those of this file where these apply."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Called by torch for each of its functions."""
+        replacement = _REPLACEMENTS.get(func)
+        if replacement is not None:
+            result = replacement(*args, **(kwargs or {}))
+            if result is not None:
+                return result
+        return func(*args, **(kwargs or {}))
+
+
+def product(x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """X Wᵀ + b as `functional.linear`, by oneDNN where that is at hand (a transposed view costs nothing)."""
+    if x_I.dtype == torch.float32 and x_I.device.type == "cpu" and _has_onednn():
+        result = torch.ops.mkldnn._linear_pointwise(x_I, weight_OI, bias_O, "none", [], "")
+        return cast(Tensor, result)
+    return functional.linear(x_I, weight_OI, bias_O)
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether torch's oneDNN product is there and right (an operation that torch keeps for its compiler)."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    x_I, weight_OI = torch.arange(12.0).view(4, 3), torch.arange(6.0).view(3, 2).mT
+    try:
+        result = torch.ops.mkldnn._linear_pointwise(x_I, weight_OI, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return bool(torch.allclose(result, x_I @ weight_OI.mT))
+
+
+class _Linear(torch.autograd.Function):
+    """x Wᵀ + b; its gradient is the same operation with Wᵀ."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight_OI)
+        return product(x_I, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_O: Tensor) -> tuple[Tensor, None, None]:
+        (weight_OI,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _Linear.apply(grad_O, weight_OI.mT, None), None, None  # type: ignore[no-untyped-call]
+
+
+class _LayerNorm(torch.autograd.Function):
+    """Layer norm over the last dimension."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x_D: Tensor, weight_D: Tensor | None, bias_D: Tensor | None, eps: float
+    ) -> Tensor:
+        y_D, mean_1, scale_1 = torch.native_layer_norm(x_D, x_D.shape[-1:], weight_D, bias_D, eps)
+        _save(ctx, x_D, mean_1, scale_1, weight_D)
+        return y_D
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_D: Tensor) -> tuple[Tensor, None, None, None]:
+        x_D, mean_1, scale_1, weight_D = ctx.saved_tensors  # type: ignore[attr-defined]
+        slope_D = _LayerNormSlope.apply(grad_D, x_D, mean_1, scale_1, weight_D)  # type: ignore[no-untyped-call]
+        return slope_D, None, None, None
+
+
+class _LayerNormSlope(torch.autograd.Function):
+    """r (v − mean v − x̂ mean(v x̂)), v = g ∘ w: the gradient that a layer norm passes on."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        grad_D: Tensor,
+        x_D: Tensor,
+        mean_1: Tensor,
+        scale_1: Tensor,
+        weight_D: Tensor | None,
+    ) -> Tensor:
+        _save(ctx, grad_D, x_D, mean_1, scale_1, weight_D)
+        return _layer_norm_slope(grad_D, x_D, mean_1, scale_1, weight_D)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, u_D: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_D, x_D, mean_1, scale_1, weight_D = ctx.saved_tensors  # type: ignore[attr-defined]
+        to_grad_D = _layer_norm_slope(u_D, x_D, mean_1, scale_1, None)
+        v_D = grad_D
+        if weight_D is not None:
+            to_grad_D.mul_(weight_D)
+            v_D = grad_D * weight_D
+        normal_D = (x_D - mean_1).mul_(scale_1)
+        u_D = u_D - u_D.mean(-1, keepdim=True)
+        v_D = v_D - v_D.mean(-1, keepdim=True)
+        along_u_1 = (u_D * normal_D).mean(-1, keepdim=True)
+        along_v_1 = (v_D * normal_D).mean(-1, keepdim=True)
+        both_1 = (u_D * v_D).mean(-1, keepdim=True)
+        # −r² [c_v (u − mean u) + c_u (v − mean v) + x̂ (cov(u, v) − 3 c_u c_v)]
+        to_x_D = normal_D.mul_(both_1.addcmul_(along_u_1, along_v_1, value=-3))
+        to_x_D.addcmul_(u_D, along_v_1).addcmul_(v_D, along_u_1)
+        return to_grad_D, to_x_D.mul_(scale_1.square().neg_()), None, None, None
+
+
+def _save(ctx: FunctionCtx, *tensors: Tensor | None) -> None:
+    ctx.save_for_backward(*cast(tuple[Tensor, ...], tensors))  # None is allowed, but isn't in torch's types
+
+
+def _layer_norm_slope(
+    grad_D: Tensor, x_D: Tensor, mean_1: Tensor, scale_1: Tensor, weight_D: Tensor | None
+) -> Tensor:
+    result = torch.ops.aten.native_layer_norm_backward(
+        grad_D, x_D, x_D.shape[-1:], mean_1, scale_1, weight_D, None, [True, False, False]
+    )
+    return cast(Tensor, result[0])
+
+
+class _Activation(torch.autograd.Function):
+    """A function of each entry alone, given with its slope and, for when it is needed, its curvature."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, value: Tensor, slope: Tensor, curvature: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        ctx.curvature = curvature  # type: ignore[attr-defined]
+        return value
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x, slope = ctx.saved_tensors  # type: ignore[attr-defined]
+        passed = _ActivationSlope.apply(grad, x, slope, ctx.curvature)  # type: ignore[attr-defined, no-untyped-call]
+        return passed, None, None, None
+
+
+class _ActivationSlope(torch.autograd.Function):
+    """g ∘ slope(x)."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, grad: Tensor, x: Tensor, slope: Tensor, curvature: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(grad, x, slope)
+        ctx.curvature = curvature  # type: ignore[attr-defined]
+        return grad * slope
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad, x, slope = ctx.saved_tensors  # type: ignore[attr-defined]
+        return u * slope, ctx.curvature(x).mul_(grad).mul_(u), None, None  # type: ignore[attr-defined]
+
+
+def _gelu_curvature(x: Tensor) -> Tensor:
+    """φ(x) (2 − x²)."""
+    square = x * x
+    density = torch.add(x.new_tensor(-0.5 * math.log(2 * math.pi)), square, alpha=-0.5).exp_()
+    return density.mul_(square.neg_().add_(2))
+
+
+def _silu_curvature(x: Tensor) -> Tensor:
+    """S' (2 + x (1 − 2 s)), s the logistic function and s' = s (1 − s)."""
+    s = x.sigmoid()
+    return (1 - 2 * s).mul_(x).add_(2).mul_(s).mul_(1 - s)
+
+
+class _Softmax(torch.autograd.Function):
+    """Softmax over the last dimension."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_D: Tensor) -> Tensor:
+        y_D = (x_D - x_D.amax(-1, keepdim=True)).exp_()  # torch's own is slow on short rows
+        y_D.div_(y_D.sum(-1, keepdim=True))
+        ctx.save_for_backward(y_D)
+        return y_D
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_D: Tensor) -> Tensor:
+        (y_D,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return cast(Tensor, _SoftmaxSlope.apply(grad_D, y_D))  # type: ignore[no-untyped-call]
+
+
+class _SoftmaxSlope(torch.autograd.Function):
+    """y ∘ (g − Σ g y)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, grad_D: Tensor, y_D: Tensor) -> Tensor:
+        ctx.save_for_backward(grad_D, y_D)
+        return _softmax_slope(grad_D, y_D)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, u_D: Tensor) -> tuple[Tensor, Tensor]:
+        grad_D, y_D = ctx.saved_tensors  # type: ignore[attr-defined]
+        along_u_1 = (u_D * y_D).sum(-1, keepdim=True)
+        along_grad_1 = (grad_D * y_D).sum(-1, keepdim=True)
+        to_y_D = u_D * (grad_D - along_grad_1) - grad_D * along_u_1
+        return (u_D - along_u_1).mul_(y_D), to_y_D
+
+
+def _softmax_slope(grad_D: Tensor, y_D: Tensor) -> Tensor:
+    passed_D = grad_D * y_D
+    return passed_D.addcmul_(y_D, passed_D.sum(-1, keepdim=True), value=-1)
+
+
+def _usable(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.requires_grad
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`functional.linear` with a constant weight; differentiable in the input any number of times."""
+    return cast(Tensor, _Linear.apply(input, weight, bias))  # type: ignore[no-untyped-call]
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    return linear(input, weight, bias) if _usable(input) else None
+
+
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **options: object) -> Tensor | None:
+    if options or input.dim() != 1 or mat2.requires_grad or not _usable(mat1):
+        return None
+    return cast(Tensor, _Linear.apply(mat1, mat2.mT, input))  # type: ignore[no-untyped-call]
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`functional.layer_norm` with constant scale and bias; differentiable twice in the input."""
+    if len(normalized_shape) == 1 and _usable(input):
+        return cast(Tensor, _LayerNorm.apply(input, weight, bias, eps))  # type: ignore[no-untyped-call]
+    return functional.layer_norm(input, list(normalized_shape), weight, bias, eps)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    usable = len(normalized_shape) == 1 and _usable(input)
+    return layer_norm(input, normalized_shape, weight, bias, eps) if usable else None
+
+
+def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
+    if approximate != "none" or not _usable(input):
+        return None
+    x = input.detach()
+    slope = torch.ops.aten.gelu_backward(torch.ones_like(x), x)
+    return cast(Tensor, _Activation.apply(input, functional.gelu(x), slope, _gelu_curvature))  # type: ignore[no-untyped-call]
+
+
+def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
+    if inplace or not _usable(input):
+        return None
+    x = input.detach()
+    slope = torch.ops.aten.silu_backward(torch.ones_like(x), x)
+    return cast(Tensor, _Activation.apply(input, functional.silu(x), slope, _silu_curvature))  # type: ignore[no-untyped-call]
+
+
+def _softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor | None:
+    if dim not in (-1, input.dim() - 1) or dtype not in (None, input.dtype) or not _usable(input):
+        return None
+    return cast(Tensor, _Softmax.apply(input))  # type: ignore[no-untyped-call]
+
+
+# Each gives None where it doesn't apply, and torch's own function runs.
+_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    functional.linear: _linear,
+    torch.addmm: _addmm,
+    functional.layer_norm: _layer_norm,
+    functional.gelu: _gelu,
+    functional.silu: _silu,
+    functional.softmax: _softmax,
+}
