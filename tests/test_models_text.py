@@ -294,6 +294,13 @@ def test_special_tokens_alone_are_refused(toy_model: ToyModel) -> None:
         toy_model("bert").encode(["[MASK] [SEP]"])
 
 
+def test_a_token_beyond_the_table_is_refused(toy_model: ToyModel) -> None:
+    model = toy_model("bert").double()
+    model.network.resize_token_embeddings(20)
+    with pytest.raises(InputError, match="20 embeddings"):
+        model.encode(["meeting"])
+
+
 # Targets
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from safetensors import SafetensorError
 
 from textleak.errors import InputError, unknown_name
 from textleak.models import rules as rules  # tells the engine what it needs to know
@@ -68,7 +67,11 @@ def load_model(
     where = find_device(device, DTYPES[dtype])
     entry = CATALOG.get(name) or BY_HUB_ID.get(name)
     place, missing = find_place(name, entry, weights)
-    if place is not None and (weights == "random" or not place.has_weights):
+    if place is not None and weights != "random" and not place.has_weights:
+        if weights == "pretrained":
+            raise not_at_hand(name, entry, f"{place.words} holds a configuration without weights")
+        weights = "random"
+    if place is not None and weights == "random":
         built = _random_in(name, place, task=task, seed=weights_seed, num_labels=num_labels)
     elif place is not None:
         with _reading_gguf_once() if place.gguf is not None else nullcontext():
@@ -175,58 +178,55 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
     return chosen, able[chosen]
 
 
+@contextmanager
+def _reading(name: str, place: Place, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong in reading a checkpoint into an `InputError` that says where; keep quiet."""
+    if place.gguf is not None and importlib.util.find_spec("gguf") is None:
+        raise _package_missing(name, place, "the package gguf")
+    try:
+        with quiet():
+            yield
+    except ImportError as error:
+        raise _package_missing(name, place, str(error).strip().splitlines()[0]) from error
+    except Exception as error:  # a damaged file fails in as many ways as there are formats
+        raise InputError(
+            f"The {what} of the model {name!r} can't be read from {place.words}.",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            fix="Check that the checkpoint is complete, or choose another --model.",
+        ) from error
+
+
 def _read_config(name: str, place: Place) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    try:
-        with quiet():
-            if place.gguf is not None:
-                return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, local_files_only=True)
-            return AutoConfig.from_pretrained(place.folder, local_files_only=True)
-    except ImportError as error:
-        raise _package_missing(name, place, error) from None
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(name, place, error) from None
+    options = {} if place.gguf is None else {"gguf_file": place.gguf}
+    with _reading(name, place, "configuration"):
+        return AutoConfig.from_pretrained(place.folder, local_files_only=True, **options)
 
 
 def _read_tokenizer(name: str, place: Place) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
-    try:
-        with quiet():
-            if place.gguf is not None:
-                return AutoTokenizer.from_pretrained(
-                    place.folder, gguf_file=place.gguf, local_files_only=True
-                )
-            return AutoTokenizer.from_pretrained(place.folder, local_files_only=True)
-    except ImportError as error:
-        raise _package_missing(name, place, error) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(name, place, error, "no tokenizer could be read from it: ") from None
+    options = {} if place.gguf is None else {"gguf_file": place.gguf}
+    with _reading(name, place, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, local_files_only=True, **options)
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+            raise ValueError("Its vocabulary is empty.")  # what transformers makes of missing files
+    return tokenizer
 
 
-def _package_missing(name: str, place: Place, error: ImportError) -> InputError:
-    package = "gguf" if place.gguf is not None else "a missing package"
+def _package_missing(name: str, place: Place, what: str) -> InputError:
     return InputError(
-        f"{name!r} ({place.words}) needs {package}.",
-        why=str(error).strip().splitlines()[0],
-        fix="pip install 'textleak[pretrained]' (or: pip install gguf).",
-    )
-
-
-def _unreadable(name: str, place: Place, error: Exception, what: str = "") -> InputError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return InputError(
-        f"The model {name!r} can't be read from {place.words}.",
-        why=f"{what}{lines[0]}",
-        fix="Check that the checkpoint is complete, or choose another --model.",
+        f"A package is missing to read {name!r} ({place.words}).",
+        why=f"It needs {what}.",
+        fix="pip install 'textleak[pretrained]' (or: pip install gguf)." if place.gguf else "Install it.",
     )
 
 
 @contextmanager
 def _reading_gguf_once() -> Iterator[None]:
     """Parse a GGUF file once for configuration, tokenizer and weights: seconds each time otherwise."""
-    if importlib.util.find_spec("gguf") is None:  # transformers says what is missing
+    if importlib.util.find_spec("gguf") is None:  # `_reading` says so
         yield
         return
     import gguf
@@ -245,16 +245,11 @@ def _pretrained(name: str, place: Place, *, task: str, seed: int, num_labels: in
     if chosen == "classification":
         config.num_labels = num_labels
     tokenizer = _read_tokenizer(name, place)
-    try:
-        with quiet(), _seeded(seed):
-            if place.gguf is not None:
-                network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
-            else:
-                network, absent = _fill_from_folder(auto, config, place.folder)
-    except ImportError as error:
-        raise _package_missing(name, place, error) from None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unreadable(name, place, error) from None
+    with _reading(name, place, "weights"), _seeded(seed):
+        if place.gguf is not None:
+            network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
+        else:
+            network, absent = _fill_from_folder(auto, config, place.folder)
     names = dict(network.named_parameters())
     drawn = [key for key in names if key in absent]
     if 2 * len(drawn) > len(names):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import re
 import threading
 from pathlib import Path
 
@@ -50,12 +49,23 @@ def find_place(name: str, entry: Entry | None, weights: str) -> tuple[Place | No
     path = Path(name).expanduser()
     if path.exists():
         return _local(name, path), ""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".gguf"):
+    if not _could_be_hub_id(name):
         raise unknown_model(name)
     place = cached(name)
     if place is not None or weights == "random":
         return place, "weights=random never asks the hub, and its configuration is not in the cache"
     return from_hub(name)
+
+
+def _could_be_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not name.endswith(".gguf")
 
 
 def _local(name: str, path: Path) -> Place:

@@ -130,7 +130,9 @@ def layer_inputs(
             embeddings_NTE = inputs if inputs.dtype.is_floating_point else model.embed(inputs)
             model.network(inputs_embeds=embeddings_NTE, attention_mask=mask)
     except _Enough:
-        return {name: seen[name] for name in layer_names}
+        shape = embeddings_NTE.shape[:2]
+        # Some networks run all sentences' tokens through a layer as one long list.
+        return {name: seen[name].reshape(*shape, -1) for name in layer_names}
     finally:
         for handle in handles:
             handle.remove()

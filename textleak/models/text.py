@@ -314,6 +314,11 @@ class TextModel:
                     why=f"{self.name} reads at most {self.max_length}, special tokens counted.",
                     fix="Shorten it, or split it into several sentences.",
                 )
+            if max(ids) >= self.vocab_size:
+                raise InputError(
+                    f"The tokenizer gives the id {max(ids)}, but {self.name} has {self.vocab_size} embeddings.",
+                    why="The tokenizer is not the one that the weights were trained with.",
+                )
             rows.append(ids)
         longest = max(map(len, rows))
         ids_BT = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
