@@ -1,7 +1,7 @@
 """The command line: `textleak COMMAND`, a file a command, each parse → settings → library → render.
 
-stdout carries results, stderr progress and errors. Nothing heavy is imported before a command needs it, so that
-`--help` answers at once. Exit codes: 0 done, 1 the run failed, 2 usage, settings or input, 3 above
+stdout carries results, stderr progress and errors. Nothing heavy is imported before a command needs it, so
+that `--help` answers at once. Exit codes: 0 done, 1 the run failed, 2 usage, settings or input, 3 above
 `--fail-above`, 130 interrupted.
 """
 
