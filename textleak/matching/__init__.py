@@ -6,18 +6,23 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - rules.py: how a layer's input and output gradient make its parameters' gradients; `register_rule` adds one.
 - factored.py: the candidates' gradients as factors, by hooks and one call of autograd.
 - target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both.
+- kernels.py: a network's usual operations with cheap second derivatives.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
+- optimisers.py: Adam and L-BFGS, asked for points and told their worth.  driver.py: the one loop around them.
 """
 
+from textleak.matching.driver import ObjectiveFunction, Step, Stop, minimise
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.matcher import Matcher
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
+from textleak.matching.optimisers import LBFGS, Adam, LinearDecay, Optimiser, StepDecay
 from textleak.matching.rules import (
     Call,
     Contribution,
     Formed,
     Outer,
     Rows,
+    Sum,
     find_rule,
     register_rule,
     scale_and_bias,
@@ -25,7 +30,9 @@ from textleak.matching.rules import (
 from textleak.matching.target import Target, TargetTensor
 
 __all__ = [
+    "LBFGS",
     "TAG",
+    "Adam",
     "Call",
     "Capture",
     "Contribution",
@@ -33,17 +40,24 @@ __all__ = [
     "CosinePerTensor",
     "Formed",
     "Leaves",
+    "LinearDecay",
     "Matcher",
     "ModelFunction",
     "Moments",
     "Objective",
+    "ObjectiveFunction",
+    "Optimiser",
     "Outer",
     "Rows",
     "SquaredL2",
+    "Step",
+    "StepDecay",
+    "Stop",
     "Sum",
     "Target",
     "TargetTensor",
     "find_rule",
+    "minimise",
     "register_rule",
     "scale_and_bias",
 ]

@@ -1,0 +1,194 @@
+"""The optimizers and the one loop around them."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from textleak.matching import LBFGS, Adam, LinearDecay, StepDecay, Stop, minimise
+
+
+def rosenbrock(leaves):
+    """(1 − a)² + 100 (b − a²)², lowest at (1, 1)."""
+    x = leaves["x"].detach().requires_grad_()
+    losses = (1 - x[:, 0]) ** 2 + 100 * (x[:, 1] - x[:, 0] ** 2) ** 2
+    (gradient,) = torch.autograd.grad(losses.sum(), x)
+    return losses.detach(), {"x": gradient}
+
+
+def bowl(leaves):
+    """Σ (x − 3)²."""
+    x = leaves["x"].detach()
+    return (x - 3).square().flatten(1).sum(1), {"x": 2 * (x - 3)}
+
+
+def points(*rows):
+    return {"x": torch.tensor(rows, dtype=torch.float64)}
+
+
+def run(objective, leaves, optimiser, **options):
+    return list(minimise(objective, leaves, optimiser, **options))
+
+
+STARTS = [(-1.2, 1.0), (0.0, 0.0), (5.0, -3.0), (-2.0, 7.0)]
+
+
+def test_lbfgs_solves_rosenbrock_for_every_candidate():
+    last = run(rosenbrock, points(*STARTS), LBFGS(), steps=300)[-1]
+    torch.testing.assert_close(last.best["x"], torch.ones(4, 2, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert last.stop is Stop.CONVERGED
+
+
+def test_lbfgs_keeps_one_state_a_candidate():
+    together = run(rosenbrock, points(*STARTS), LBFGS(), steps=25)[-1]
+    for k, start in enumerate(STARTS):
+        alone = run(rosenbrock, points(start), LBFGS(), steps=25)[-1]
+        assert torch.equal(together.best["x"][k], alone.best["x"][0])
+
+
+def test_lbfgs_asks_nothing_more_of_a_candidate_that_is_done():
+    asked = []
+
+    def count(leaves):
+        asked.append(len(leaves["x"]))
+        return rosenbrock(leaves)
+
+    last = run(count, points((1.0, 1.0), (-1.2, 1.0)), LBFGS(), steps=100)[-1]
+    assert asked[0] == 2
+    assert set(asked[1:]) == {1}
+    assert last.evaluations == sum(asked)
+
+
+def test_lbfgs_steps_back_from_where_the_loss_is_not_finite():
+    def walled(leaves):
+        losses, gradients = bowl(leaves)
+        beyond = leaves["x"].abs().amax(1) > 3.5
+        return losses.masked_fill(beyond, math.nan), gradients
+
+    last = run(walled, points((-3.0, -3.0)), LBFGS(learning_rate=50.0), steps=60)[-1]
+    torch.testing.assert_close(
+        last.best["x"], torch.full((1, 2), 3.0, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (Adam(learning_rate=0.05), torch.optim.Adam, {"lr": 0.05}),
+        (Adam(learning_rate=0.05, weight_decay=0.1), torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.1}),
+    ],
+    ids=["Adam", "AdamW"],
+)
+def test_adam_equals_torchs(ours, theirs, options):
+    x = torch.tensor([[-1.2, 1.0]], dtype=torch.float64, requires_grad=True)
+    reference = theirs([x], **options)
+    trace = []
+    for _ in range(30):
+        reference.zero_grad()
+        trace.append(x.detach().clone())
+        ((1 - x[:, 0]) ** 2 + 100 * (x[:, 1] - x[:, 0] ** 2) ** 2).sum().backward()
+        reference.step()
+    visited = []
+
+    def spy(leaves):
+        visited.append(leaves["x"].clone())
+        return rosenbrock(leaves)
+
+    run(spy, points((-1.2, 1.0)), ours, steps=30)
+    torch.testing.assert_close(torch.cat(visited), torch.cat(trace))
+
+
+def test_schedules_scale_the_learning_rate():
+    assert [StepDecay(gamma=0.5, every=2)(n) for n in range(5)] == [1, 1, 0.5, 0.5, 0.25]
+    assert [LinearDecay(steps=4)(n) for n in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
+    visited = []
+
+    def slope_of_one(leaves):
+        visited.append(float(leaves["x"]))
+        return leaves["x"][:, 0] + 10, {"x": torch.ones_like(leaves["x"])}
+
+    run(
+        slope_of_one, points((0.0,)), Adam(learning_rate=1.0, schedule=StepDecay(gamma=0.5, every=2)), steps=5
+    )
+    taken = [a - b for a, b in itertools.pairwise(visited)]
+    assert taken == pytest.approx([1, 1, 0.5, 0.5])
+
+
+def test_gradients_are_clipped_candidate_by_candidate():
+    state = Adam(learning_rate=1.0, clip=1.0, betas=(0.0, 0.0)).start(torch.zeros(2, 2, dtype=torch.float64))
+    state.tell(torch.ones(2), torch.tensor([[3.0, 4.0], [0.3, 0.4]], dtype=torch.float64))
+    torch.testing.assert_close(state.first_KD, torch.tensor([[0.6, 0.8], [0.3, 0.4]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("optimiser", [Adam(), LBFGS()], ids=["Adam", "LBFGS"])
+def test_a_diverged_candidate_begins_anew_and_the_others_never_notice(optimiser):
+    def poisoned(leaves):
+        losses, gradients = bowl(leaves)
+        return losses.masked_fill(leaves["x"][:, 0] < -100, math.nan), gradients
+
+    drawn = []
+
+    def reinitialise(k, generator):
+        drawn.append(k)
+        return {"x": torch.randn(2, generator=generator, dtype=torch.float64)}
+
+    options = {"steps": 40, "reinitialise": reinitialise}
+    found = run(
+        poisoned,
+        points((0.0, 0.0), (-200.0, 0.0)),
+        optimiser,
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
+    assert drawn == [1]
+    assert found[0].restarted == (1,)
+    assert found[-1].best_losses_K[1] < 10
+    calm = run(poisoned, points((0.0, 0.0)), optimiser, steps=40)
+    assert found[-1].best_losses_K[0] == calm[-1].best_losses_K[0]
+
+
+def test_a_candidate_that_explodes_goes_back_to_its_best_point():
+    calls = []
+
+    def explodes(leaves):
+        calls.append(leaves["x"].clone())
+        losses, gradients = bowl(leaves)
+        return (losses * 1e6 if len(calls) == 4 else losses), gradients
+
+    found = run(explodes, points((0.0,)), Adam(), steps=6)
+    assert [step.restarted for step in found] == [(), (), (), (0,), (), ()]
+    torch.testing.assert_close(calls[4], calls[2])
+
+
+def test_the_best_so_far_is_kept_when_the_loss_rises_again():
+    found = run(bowl, points((2.9,)), Adam(learning_rate=1.0), steps=10)
+    losses = [float(step.losses_K) for step in found]
+    assert float(found[-1].best_losses_K) == min(losses) < losses[-1]
+    assert float(bowl(found[-1].best)[0]) == min(losses)
+
+
+def test_a_run_ends_as_soon_as_one_candidate_is_good_enough():
+    last = run(bowl, points((2.0,), (3.0,)), Adam(), steps=100, tolerance=1e-12)[-1]
+    assert (last.step, last.stop) == (1, Stop.TOLERANCE)
+
+
+def test_a_run_ends_when_time_is_up():
+    last = run(bowl, points((2.0,)), Adam(), steps=10**6, time_limit=0.05)[-1]
+    assert last.stop is Stop.TIME
+
+
+def test_a_run_ends_after_its_steps():
+    found = run(bowl, points((2.0,)), Adam(), steps=3)
+    assert [step.stop for step in found] == [None, None, Stop.STEPS]
+
+
+def test_leaves_that_are_not_optimized_stay_and_follow_their_candidate():
+    def shifted(leaves):
+        x, goal = leaves["x"].detach(), leaves["goal"]
+        return (x - goal).square().sum(1), {"x": 2 * (x - goal)}
+
+    leaves = {**points((0.0,), (0.0,)), "goal": torch.tensor([[1.0], [-2.0]], dtype=torch.float64)}
+    last = run(shifted, leaves, LBFGS(), steps=50, wrt=["x"])[-1]
+    torch.testing.assert_close(last.best["x"], leaves["goal"])
+    assert leaves["x"].eq(0).all()

@@ -1,0 +1,360 @@
+"""Optimizers that are asked for points and told what they are worth; one engine call serves all candidates.
+
+An optimizer is a frozen dataclass of hyper-parameters; `start` gives its state, which holds everything that
+changes. The driver owns the loop.
+
+Shapes: K candidates, D numbers a candidate (all its leaves, flattened).
+"""
+
+# ruff: noqa: N802, N815  (shapes live in names)
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# A candidate whose loss is this many times its first one is lost (our choice).
+EXPLODED = 1e4
+
+
+class State(Protocol):
+    """One run of an optimizer on K candidates."""
+
+    @property
+    def active_K(self) -> Tensor:
+        """Which candidates (bool) still ask for evaluations."""
+
+    @property
+    def diverged_K(self) -> Tensor:
+        """Which candidates (bool) found no way on: not finite, or exploded."""
+
+    def ask(self) -> Tensor:
+        """Points to be evaluated, (K, D)."""
+
+    def tell(self, values_K: Tensor, gradients_KD: Tensor) -> None:
+        """The values and gradients at the points asked for; those of inactive candidates are ignored."""
+
+    def restart(self, k: int, point_D: Tensor) -> None:
+        """Candidate k begins anew at a point."""
+
+
+class Optimiser(Protocol):
+    """Hyper-parameters."""
+
+    def start(self, point_KD: Tensor) -> State:
+        """A run from these points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDecay:
+    """Learning rate × gamma every so many steps (LAMP: 0.89 every 50)."""
+
+    gamma: float = 0.89
+    every: int = 50
+
+    def __call__(self, step: int) -> float:
+        """Factor at a step, counted from 0."""
+        return float(self.gamma ** (step // self.every))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearDecay:
+    """Learning rate falling to 0 over a number of steps (TAG on BERT-large: 10,000)."""
+
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """Factor at a step, counted from 0."""
+        return max(0.0, 1 - step / self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam (Kingma & Ba 2015), or AdamW with a decoupled weight decay (Loshchilov & Hutter 2019).
+
+    Attributes:
+        learning_rate: at the start.
+        betas: decay of the first and second moments.
+        epsilon: added to the root of the second moment.
+        weight_decay: decoupled, times the learning rate; 0 is plain Adam.
+        schedule: factor on the learning rate by the candidate's own step, None for a constant one.
+        clip: largest norm of a candidate's gradient, None for no limit.
+    """
+
+    learning_rate: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: StepDecay | LinearDecay | None = None
+    clip: float | None = None
+
+    def start(self, point_KD: Tensor) -> AdamState:
+        """A run from these points."""
+        return AdamState(self, point_KD)
+
+
+class AdamState:
+    """Points, moments and step numbers of K candidates."""
+
+    def __init__(self, rule: Adam, point_KD: Tensor) -> None:
+        self.rule = rule
+        self.point_KD = point_KD.clone()
+        self.first_KD = torch.zeros_like(point_KD)
+        self.second_KD = torch.zeros_like(point_KD)
+        self.steps_K = torch.zeros(len(point_KD), dtype=torch.long)
+        self.first_value_K = torch.full((len(point_KD),), math.inf, dtype=torch.float64)
+        self.active_K = torch.ones(len(point_KD), dtype=torch.bool)
+        self.diverged_K = torch.zeros(len(point_KD), dtype=torch.bool)
+
+    def ask(self) -> Tensor:
+        """The current points."""
+        return self.point_KD
+
+    def tell(self, values_K: Tensor, gradients_KD: Tensor) -> None:
+        """One Adam step of every candidate whose value and gradient are finite and that hasn't exploded."""
+        rule = self.rule
+        values = values_K.detach().cpu().double()
+        finite_K = values.isfinite() & gradients_KD.isfinite().all(1).cpu()
+        begins_K = (self.steps_K == 0) & finite_K
+        self.first_value_K = torch.where(begins_K, values.abs(), self.first_value_K)
+        self.diverged_K = ~finite_K | (values > EXPLODED * self.first_value_K)
+        moves_K = (~self.diverged_K).to(self.point_KD.device).unsqueeze(1)
+        if rule.clip is not None:
+            norm_K1 = gradients_KD.norm(dim=1, keepdim=True)
+            gradients_KD = gradients_KD * (rule.clip / norm_K1.clamp_min(1e-12)).clamp_max(1)
+        gradients_KD = torch.where(moves_K, gradients_KD, 0.0)
+        self.first_KD.lerp_(gradients_KD, 1 - rule.betas[0])
+        self.second_KD.mul_(rule.betas[1]).addcmul_(gradients_KD, gradients_KD, value=1 - rule.betas[1])
+        factors = [rule.schedule(int(n)) if rule.schedule else 1.0 for n in self.steps_K]
+        rate_K1 = rule.learning_rate * self._column(torch.tensor(factors, dtype=torch.float64))
+        self.steps_K += 1
+        first_bias_K1 = self._column(1 - rule.betas[0] ** self.steps_K.double())
+        second_bias_K1 = self._column(1 - rule.betas[1] ** self.steps_K.double())
+        step_KD = self.first_KD / first_bias_K1 / (self.second_KD / second_bias_K1).sqrt_().add_(rule.epsilon)
+        moved_KD = self.point_KD * (1 - rate_K1 * rule.weight_decay) - rate_K1 * step_KD
+        self.point_KD = torch.where(moves_K, moved_KD, self.point_KD)
+
+    def restart(self, k: int, point_D: Tensor) -> None:
+        """Candidate k begins anew at a point, without moments."""
+        self.point_KD[k] = point_D
+        self.first_KD[k] = 0
+        self.second_KD[k] = 0
+        self.steps_K[k] = 0
+        self.first_value_K[k] = math.inf
+        self.diverged_K[k] = False
+
+    def _column(self, values_K: Tensor) -> Tensor:
+        return values_K.to(self.point_KD).unsqueeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LBFGS:
+    """L-BFGS with a strong Wolfe line search (Nocedal & Wright 2006, alg. 7.5, 3.5 and 3.6: N&W).
+
+    Every candidate has its own curvature and line search; their trial points are evaluated together. A step
+    of the driver is one trial point a candidate, not one iteration.
+
+    Attributes:
+        learning_rate: first length tried along a direction (the very first is shorter, as in torch).
+        history: pairs kept of how gradients changed along steps.
+        sufficient_decrease: c1 of the Wolfe conditions.
+        curvature: c2 of the Wolfe conditions.
+        line_search_evaluations: trial points a line search, at most.
+        gradient_tolerance: a candidate is done when no entry of its gradient is larger.
+        change_tolerance: a candidate is done when a step changes its value by at most this part of it,
+            or no entry by more.
+    """
+
+    learning_rate: float = 1.0
+    history: int = 100
+    sufficient_decrease: float = 1e-4
+    curvature: float = 0.9
+    line_search_evaluations: int = 25
+    gradient_tolerance: float = 1e-7
+    change_tolerance: float = 1e-9
+
+    def start(self, point_KD: Tensor) -> LBFGSState:
+        """A run from these points."""
+        return LBFGSState(self, point_KD)
+
+
+Told = tuple[float, Tensor]
+"""Value and gradient (D,) at the point asked for."""
+
+
+class LBFGSState:
+    """One coroutine a candidate: it asks for a point, is told its value and gradient, asks for the next."""
+
+    def __init__(self, rule: LBFGS, point_KD: Tensor) -> None:
+        self.rule = rule
+        self.point_KD = point_KD.clone()
+        self.active_K = torch.ones(len(point_KD), dtype=torch.bool)
+        self.diverged_K = torch.zeros(len(point_KD), dtype=torch.bool)
+        self._candidates = [self._begin(k) for k in range(len(point_KD))]
+
+    def _begin(self, k: int) -> Generator[Tensor, Told, bool]:
+        candidate = _lbfgs(self.rule, self.point_KD[k].clone())
+        self.point_KD[k] = next(candidate)
+        return candidate
+
+    def ask(self) -> Tensor:
+        """Each candidate's trial point; a finished one's last."""
+        return self.point_KD
+
+    def tell(self, values_K: Tensor, gradients_KD: Tensor) -> None:
+        """Advance every active candidate by one trial point."""
+        points_KD = self.point_KD.clone()
+        for k, value in enumerate(values_K.detach().double().tolist()):
+            if not self.active_K[k]:
+                continue
+            try:
+                points_KD[k] = self._candidates[k].send((value, gradients_KD[k].detach().clone()))
+            except StopIteration as end:
+                self.active_K[k] = False
+                self.diverged_K[k] = not end.value
+        self.point_KD = points_KD
+
+    def restart(self, k: int, point_D: Tensor) -> None:
+        """Candidate k begins anew at a point, without memory."""
+        self.point_KD[k] = point_D
+        self._candidates[k] = self._begin(k)
+        self.active_K[k] = True
+        self.diverged_K[k] = False
+
+
+@dataclass(kw_only=True)
+class _Memory:
+    """How gradients changed along the latest steps: an estimate of the inverse curvature."""
+
+    size: int
+    pairs: list[tuple[Tensor, Tensor, float]] = field(default_factory=list)
+
+    def remember(self, step_D: Tensor, change_D: Tensor) -> None:
+        """Keep a step and the gradient's change along it, where that shows a positive curvature."""
+        along = float(change_D @ step_D)
+        if along > 1e-10 * float(change_D @ change_D):
+            self.pairs = [*self.pairs, (step_D, change_D, along)][-self.size :]
+
+    def direction(self, gradient_D: Tensor) -> Tensor:
+        """−H g by the two-loop recursion (Nocedal & Wright 2006, alg. 7.4)."""
+        q_D = -gradient_D
+        shares = []
+        for step_D, change_D, along in reversed(self.pairs):
+            share = float(step_D @ q_D) / along
+            shares.append(share)
+            q_D = q_D - share * change_D
+        if self.pairs:
+            _, change_D, along = self.pairs[-1]
+            q_D = q_D * (along / float(change_D @ change_D))
+        for (step_D, change_D, along), share in zip(self.pairs, reversed(shares), strict=True):
+            q_D = q_D + (share - float(change_D @ q_D) / along) * step_D
+        return q_D
+
+
+def _lbfgs(rule: LBFGS, point_D: Tensor) -> Generator[Tensor, Told, bool]:
+    """One candidate: yields trial points; returns whether it converged (its first point may not be finite)."""
+    value, gradient_D = yield point_D
+    if not _finite(value, gradient_D):
+        return False
+    memory = _Memory(size=rule.history)
+    while float(gradient_D.abs().max()) > rule.gradient_tolerance:
+        direction_D = memory.direction(gradient_D)
+        slope = float(direction_D @ gradient_D)
+        if not slope < 0:  # rounding has spoilt the memory
+            memory = _Memory(size=rule.history)
+            direction_D, slope = -gradient_D, -float(gradient_D @ gradient_D)
+        length = rule.learning_rate
+        if not memory.pairs:
+            length *= min(1.0, 1.0 / float(gradient_D.abs().sum()))
+        found = yield from _line_search(rule, point_D, direction_D, value, slope, gradient_D, length)
+        if found.length == 0.0:
+            if not memory.pairs:
+                return True  # steepest descent finds nothing lower: rounding's floor
+            memory = _Memory(size=rule.history)
+            continue
+        step_D = found.length * direction_D
+        memory.remember(step_D, found.gradient_D - gradient_D)
+        still = value - found.value <= rule.change_tolerance * abs(value)
+        still |= float(step_D.abs().max()) <= rule.change_tolerance
+        point_D, value, gradient_D = point_D + step_D, found.value, found.gradient_D
+        if still:
+            return True
+    return True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Trial:
+    """A point along a direction: how far, its value, its slope along the direction, its gradient."""
+
+    length: float
+    value: float
+    slope: float
+    gradient_D: Tensor
+
+
+def _line_search(
+    rule: LBFGS,
+    point_D: Tensor,
+    direction_D: Tensor,
+    value: float,
+    slope: float,
+    gradient_D: Tensor,
+    length: float,
+) -> Generator[Tensor, Told, _Trial]:
+    """A trial that meets the strong Wolfe conditions, else the lowest one met (of length 0 if none is lower).
+
+    A value that isn't finite counts as too high: the search goes back from it.
+    """
+    low = _Trial(length=0.0, value=value, slope=slope, gradient_D=gradient_D)
+    high: _Trial | None = None  # with low it brackets a good length; unknown as long as it goes down
+    reach = float(direction_D.abs().max())
+    for _ in range(rule.line_search_evaluations):
+        told, told_gradient_D = yield point_D + length * direction_D
+        finite = _finite(told, told_gradient_D)
+        trial = _Trial(
+            length=length,
+            value=told if finite else math.inf,
+            slope=float(told_gradient_D @ direction_D) if finite else math.nan,
+            gradient_D=told_gradient_D,
+        )
+        if trial.value > value + rule.sufficient_decrease * length * slope or trial.value >= low.value:
+            high = trial
+        elif abs(trial.slope) <= -rule.curvature * slope:
+            return trial
+        else:
+            ahead = 1.0 if high is None else high.length - low.length
+            before, low, high = low, trial, low if trial.slope * ahead >= 0 else high
+        if high is None:  # as in torch: a little further at least, tenfold at most
+            shortest = low.length + 0.01 * (low.length - before.length)
+            length = min(max(_cubic_minimum(before, low), shortest), 10 * low.length)
+        else:
+            width = high.length - low.length
+            if abs(width) * reach <= rule.change_tolerance:
+                break
+            ends = sorted((low.length + 0.1 * width, high.length - 0.1 * width))
+            length = min(max(_cubic_minimum(low, high), ends[0]), ends[1])
+    return low
+
+
+def _cubic_minimum(a: _Trial, b: _Trial) -> float:
+    """Where the cubic through two trials is lowest (N&W 2006, eq. 3.59); halfway if nowhere."""
+    middle = (a.length + b.length) / 2
+    if not math.isfinite(b.value) or a.length == b.length:
+        return middle
+    mean = a.slope + b.slope - 3 * (a.value - b.value) / (a.length - b.length)
+    square = mean * mean - a.slope * b.slope
+    if square < 0:
+        return middle
+    root = math.copysign(math.sqrt(square), b.length - a.length)
+    below = b.slope - a.slope + 2 * root
+    if below == 0:
+        return middle
+    return b.length - (b.length - a.length) * (b.slope + root - mean) / below
+
+
+def _finite(value: float, gradient_D: Tensor) -> bool:
+    return math.isfinite(value) and bool(gradient_D.isfinite().all())
