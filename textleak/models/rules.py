@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from textleak.matching.rules import Call, Contribution, Formed, Outer, Rows, register_rule, scale_and_bias
+from textleak.matching.rules import (
+    Call,
+    Contribution,
+    Outer,
+    Rows,
+    Sum,
+    linear_rule,
+    register_rule,
+    scale_and_bias,
+)
 
 
 def conv1d_rule(call: Call) -> dict[str, Contribution]:
@@ -21,20 +30,19 @@ def conv1d_rule(call: Call) -> dict[str, Contribution]:
     if "weight" in call.wanted:
         found["weight"] = Outer(left_KNO=call.per_candidate(call.input_R), right_KNI=delta_KNO)
     if "bias" in call.wanted:
-        found["bias"] = Formed(gradient_K=delta_KNO.sum(1))
+        found["bias"] = Sum(terms_KND=delta_KNO)
     return found
 
 
 def scale_rule(call: Call) -> dict[str, Contribution]:
-    """Y = x̂ ∘ w, or x̂ ∘ (1 + w), for any normalization: the scale gets the sum of Δ ∘ x̂."""
+    """Y = x̂ ∘ w + b, or x̂ ∘ (1 + w), for any normalization: the scale gets the sum of Δ ∘ x̂."""
     unit = _unit_weight(call.module)
     assert unit is not None
 
     def normalized() -> Tensor:
         # The module itself says what x̂ is, so its epsilon and its casts needn't be known here.
         scale = torch.full_like(_weight(call.module), unit)
-        normalized_R: Tensor = functional_call(call.module, {"weight": scale}, (call.input_R,))
-        return normalized_R
+        return _scaled(call.module, scale, call.input_R)
 
     return scale_and_bias(call, normalized)
 
@@ -72,6 +80,11 @@ def _is_conv1d(module: nn.Module) -> bool:
     return isinstance(module, Conv1D) and type(module).forward is Conv1D.forward
 
 
+def _is_linear_in_its_own_way(module: nn.Module) -> bool:
+    """A subclass of `nn.Linear` with another forward; whether it's still linear is the engine's check."""
+    return isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+
+
 def _looks_up_its_own_way(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward
 
@@ -86,6 +99,15 @@ def _holds_only(module: nn.Module) -> bool:
         for parameter in child.parameters(recurse=False)
     }
     return bool(own) and own <= inside
+
+
+def _scaled(module: nn.Module, scale: Tensor, inputs: Tensor) -> Tensor:
+    """The module's output for another scale, without its bias."""
+    values = {"weight": scale}
+    if getattr(module, "bias", None) is not None:
+        values["bias"] = torch.zeros_like(scale)
+    output: Tensor = functional_call(module, values, (inputs,))
+    return output
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -106,8 +128,9 @@ def _unit_weight(module: nn.Module) -> float | None:
 
 def _find_unit(module: nn.Module) -> float | None:
     parameters = dict(module.named_parameters())
-    scales = parameters.keys() == {"weight"} and parameters["weight"].dim() == 1
-    if not scales or isinstance(module, nn.LayerNorm | nn.RMSNorm):
+    shapes = {tuple(parameter.shape) for parameter in parameters.values()}
+    scales = "weight" in parameters and parameters.keys() <= {"weight", "bias"} and len(shapes) == 1
+    if not scales or parameters["weight"].dim() != 1 or isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return None
     weight = parameters["weight"].detach()
     generator = torch.Generator().manual_seed(0)
@@ -115,7 +138,7 @@ def _find_unit(module: nn.Module) -> float | None:
     scale_D = torch.rand(len(weight), generator=generator).to(weight)
 
     def output(scale: Tensor) -> Tensor | None:
-        found = functional_call(module, {"weight": scale}, (input_1ND,))
+        found = _scaled(module, scale, input_1ND)
         return found if isinstance(found, Tensor) and found.shape == input_1ND.shape else None
 
     try:
@@ -142,5 +165,6 @@ def _scales(module: nn.Module) -> bool:
 
 register_rule(_is_conv1d, conv1d_rule)
 register_rule(_scales, scale_rule)
+register_rule(_is_linear_in_its_own_way, linear_rule)
 register_rule(_looks_up_its_own_way, lookup_rule)
 register_rule(_holds_only, holder_rule)

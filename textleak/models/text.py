@@ -32,6 +32,7 @@ Task = Literal["classification", "causal-lm", "masked-lm"]
 Weights = Literal["pretrained", "random"]
 
 _UNHEARD_OF = "\U00013000"  # a hieroglyph: in no vocabulary, so it becomes bytes or the unknown token
+_UNLIMITED = 2**30  # tokens
 MASKED_SHARE = 0.15  # Devlin et al. 2019, sec. 3.1
 
 
@@ -162,7 +163,9 @@ class TextModel:
     def max_length(self) -> int:
         """Most tokens in a sentence, special tokens counted."""
         config = self.network.config.get_text_config()
-        limit = int(getattr(config, "max_position_embeddings", 0) or 2**30)
+        limit = int(getattr(config, "max_position_embeddings", None) or 0)
+        if limit < 1:  # positions are relative
+            limit = _UNLIMITED
         for module in self.network.modules():
             # RoBERTa counts positions from the padding index on, in a table of max_position_embeddings rows.
             if (
@@ -316,7 +319,7 @@ class TextModel:
                 )
             if max(ids) >= self.vocab_size:
                 raise InputError(
-                    f"The tokenizer gives the id {max(ids)}, but {self.name} has {self.vocab_size} embeddings.",
+                    f"The tokenizer gives the id {max(ids)}; {self.name} has {self.vocab_size} embeddings.",
                     why="The tokenizer is not the one that the weights were trained with.",
                 )
             rows.append(ids)
@@ -511,4 +514,4 @@ _ATTENTION_ROLES = {"q", "k", "v", "kv", "qkv", "query", "key", "value", "wqkv"}
 def _attends(component: str) -> bool:
     """Whether a module of this name makes queries, keys or values, in the families of transformers."""
     parts = re.split(r"_", component.lower())
-    return component == "c_attn" or bool(_ATTENTION_ROLES & set(parts))
+    return component in ("c_attn", "in_proj") or bool(_ATTENTION_ROLES & set(parts))
