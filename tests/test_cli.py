@@ -324,6 +324,15 @@ def test_an_interrupt_prints_and_keeps_the_best_so_far(toy, tmp_path):
     assert json.loads((out / "result.json").read_text()) == result
 
 
+def test_an_interrupt_while_the_answer_is_certified_keeps_it_too(toy, monkeypatch):
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("textleak.verification.certify", interrupted)
+    result = run_json(*toy, "-a", "fake", "-s", "the cat sat", code=130)
+    assert (result["outcome"], result["token_match_rate"], result["verified"]) == ("interrupted", 1, None)
+
+
 def test_ctrl_c_stops_a_running_program(toy, tmp_path):
     script = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"

@@ -733,7 +733,8 @@ def _figures_table(result: Mapping[str, Any]) -> RenderableType:
         )
     verified, distance = result.get("verified"), result.get("gradient_distance")
     if verified is None:
-        table.add_row("verified", "can't be said: the gradient was changed before it was shared")
+        changed = "can't be said, as the gradient was changed before it was shared"
+        table.add_row("verified", changed if result.get("defense") else "not checked")
     else:
         words = "yes" if verified else "no"
         if distance is not None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from textleak.config import RunConfig
     from textleak.job import Job
     from textleak.live import Display
-    from textleak.runs import RunFolder
+    from textleak.runs import Recorder, RunFolder
 
 
 @common.guarded
@@ -191,9 +191,7 @@ class _FailedError(Exception):
 def _drive(job: Job, folder: RunFolder) -> dict[str, Any]:
     """Run the attack with its view and its records; the result as it was written."""
     from textleak.errors import InputError, TextleakError
-    from textleak.events import Stop
-    from textleak.job import outcome_of
-    from textleak.runs import Recorder, execute
+    from textleak.runs import Recorder
 
     redact = job.config.redact
     if job.config.save_gradients:
@@ -207,15 +205,7 @@ def _drive(job: Job, folder: RunFolder) -> dict[str, Any]:
                 truth = job.truth()
                 if truth is not None:
                     recorder.record(truth)
-                began = recorder.elapsed()
-                try:
-                    recovery = execute(job.steps(), recorder)
-                except KeyboardInterrupt:
-                    recovery = recorder.recovery(Stop.INTERRUPTED)
-                outcome = outcome_of(recovery)
-                seconds = recorder.elapsed() - began
-                result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=str(folder.path))
-                return recorder.finish(outcome, result)
+                return _finish(job, recorder)
             except InputError:
                 raise
             except TextleakError as error:
@@ -230,6 +220,28 @@ def _drive(job: Job, folder: RunFolder) -> dict[str, Any]:
         raise
     common.report_bug(bug, folder.traceback_path, redact=redact)
     raise _FailedError(1)
+
+
+def _finish(job: Job, recorder: Recorder) -> dict[str, Any]:
+    """Drive the attack to its end or to an interrupt; the result as it was written."""
+    from textleak.events import Phase, Stop
+    from textleak.job import outcome_of
+    from textleak.runs import execute
+
+    began = recorder.elapsed()
+    try:
+        recovery = execute(job.steps(), recorder)
+    except KeyboardInterrupt:
+        recovery = recorder.recovery(Stop.INTERRUPTED)
+    seconds = recorder.elapsed() - began
+    outcome, run_dir = outcome_of(recovery), str(recorder.folder.path)
+    recorder.record(Phase(name="certify", detail="the answer's own gradient, in float64"))
+    try:
+        result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir)
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir, certified=False)
+    return recorder.finish(outcome, result)
 
 
 def _display() -> Display:
