@@ -77,10 +77,7 @@ def progress(*sentences: Sentence, step: int = 3, loss: float | None = 0.25) -> 
 
 
 def after(*events) -> ViewState:
-    state = ViewState()
-    for t, event in enumerate(events):
-        state = state.add(event, float(t))
-    return state
+    return ViewState.of((float(t), event) for t, event in enumerate(events))
 
 
 def drawn(state: ViewState, *, width: int = 80, height: int = 24, **options) -> str:
@@ -112,6 +109,13 @@ def test_each_token_is_right_elsewhere_wrong_or_open():
     statuses = [status_of(position, truth) for position in guess.positions]
     assert statuses == ["special", "right", "elsewhere", "wrong", "right", "open", "special"]
     assert {status_of(position, None) for position in guess.positions} == {"special", "unknown", "open"}
+
+
+def test_a_special_token_in_a_word_s_place_is_wrong():
+    guess = sentence("the", "[SEP]", "sat", "on", "mat")
+    statuses = [status_of(position, TRUTH.sentences[0]) for position in guess.positions]
+    assert statuses == ["special", "right", "elsewhere", "right", "right", "right", "special"]
+    assert status_of(Position(position=1, id=99, text="[PAD]", special=True), TRUTH.sentences[0]) == "wrong"
 
 
 def test_the_view_tells_where_the_run_stands():

@@ -114,7 +114,7 @@ class ViewState:
     finished: Finished | None = None
     t: float = 0.0
 
-    def add(self, event: Event, t: float) -> ViewState:
+    def add(self, event: Event, t: float) -> Self:
         """The state after one more event."""
         match event:
             case Started():
@@ -140,6 +140,14 @@ class ViewState:
                 )
             case Finished():
                 return dataclasses.replace(self, phases=self._ended(t), finished=event, t=t)
+
+    @classmethod
+    def of(cls, events: Iterable[tuple[float, Event]]) -> Self:
+        """What recorded events add up to, each with its time."""
+        state = cls()
+        for t, event in events:
+            state = state.add(event, t)
+        return state
 
     def _ended(self, t: float) -> tuple[PhaseSpan, ...]:
         if not self.phases or self.phases[-1].end is not None:
@@ -181,14 +189,13 @@ def _thinned(losses: tuple[float, ...], loss: float | None) -> tuple[float, ...]
 
 def status_of(position: Position, truth: Sentence | None) -> str:
     """Whether a token is right, elsewhere (in the sentence, not here), wrong, open, special or unknown."""
-    if position.special:
+    if truth is None:
+        return SPECIAL if position.special else OPEN if position.id < 0 else UNKNOWN
+    true = next((one for one in truth.positions if one.position == position.position), None)
+    if position.special and (true is None or true.special):
         return SPECIAL
     if position.id < 0:
         return OPEN
-    if truth is None:
-        return UNKNOWN
-    by_position = {true.position: true for true in truth.positions}
-    true = by_position.get(position.position)
     if true is not None and true.id == position.id:
         return RIGHT
     return ELSEWHERE if any(other.id == position.id for other in truth.positions) else WRONG
