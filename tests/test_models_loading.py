@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -161,6 +162,62 @@ def test_a_hub_id_beyond_the_catalog_can_be_cached_too(
     add_to_cache(tmp_path / "cache", "someone/something", checkpoint("gpt2"))
     model = load_model("someone/something")
     assert (model.task, model.weights) == ("causal-lm", "pretrained")
+
+
+def test_the_hub_is_asked_when_nothing_is_at_hand(
+    no_network: list[str], checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    folder = checkpoint()
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    model = load_model("bert-base")
+    assert model.weights == "pretrained"
+    assert model.source.startswith("hub, google-bert/bert-base-uncased")
+
+
+def test_a_download_that_breaks_off_is_recorded(
+    no_network: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def break_off(*_: object, **__: object) -> NoReturn:
+        raise ConnectionError("peer went away")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", break_off)
+    model = load_model("bert-tiny", device="cpu")
+    assert model.weights == "random"
+    assert "peer went away" in model.source
+
+
+def test_a_checkpoint_from_before_model_types_is_read_by_its_alias(
+    no_network: list[str], checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As google/bert_uncased_L-2_H-128_A-2 is: no model_type, a pickle with old names, only vocab.txt."""
+    folder = checkpoint()
+    new = load_model(str(folder))
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["model_type"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    vocabulary = sorted(new.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary))
+    for file in (*folder.glob("tokenizer*"), folder / "model.safetensors"):
+        file.unlink()
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in new.network.state_dict().items()
+        if name.startswith("bert.")
+    }
+    torch.save(old, folder / "pytorch_model.bin")
+    add_to_cache(tmp_path / "cache", "google/bert_uncased_L-2_H-128_A-2", folder)
+    model = load_model("bert-tiny")
+    assert model.weights == "pretrained"
+    for name, value in new.parameters.items():
+        assert torch.equal(model.parameters[name], value)
+    sentences = ["the cat sat on the mat."]
+    assert model.encode(sentences).sentences == new.encode(sentences).sentences
 
 
 def test_pretrained_is_an_error_that_names_the_ways_out(no_network: list[str]) -> None:

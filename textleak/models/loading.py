@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -72,10 +73,10 @@ def load_model(
             raise not_at_hand(name, entry, f"{place.words} holds a configuration without weights")
         weights = "random"
     if place is not None and weights == "random":
-        built = _random_in(name, place, task=task, seed=weights_seed, num_labels=num_labels)
+        built = _random_in(name, place, entry, task=task, seed=weights_seed, num_labels=num_labels)
     elif place is not None:
         with _reading_gguf_once() if place.gguf is not None else nullcontext():
-            built = _pretrained(name, place, task=task, seed=weights_seed, num_labels=num_labels)
+            built = _pretrained(name, place, entry, task=task, seed=weights_seed, num_labels=num_labels)
     elif entry is not None and weights != "pretrained":
         built = _random_alias(entry, missing, task=task, seed=weights_seed, num_labels=num_labels)
     else:
@@ -196,20 +197,26 @@ def _reading(name: str, place: Place, what: str) -> Iterator[None]:
         ) from error
 
 
-def _read_config(name: str, place: Place) -> PreTrainedConfig:
+def _read_config(name: str, place: Place, entry: Entry | None) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    options = {} if place.gguf is None else {"gguf_file": place.gguf}
     with _reading(name, place, "configuration"):
-        return AutoConfig.from_pretrained(place.folder, local_files_only=True, **options)
+        if place.gguf is not None:
+            return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, local_files_only=True)
+        settings = json.loads((place.folder / "config.json").read_text("utf-8"))
+        if entry is not None and "model_type" not in settings:  # checkpoints of 2019 and 2020 don't say
+            return AutoConfig.for_model(entry.model_type, **settings)
+        return AutoConfig.from_pretrained(place.folder, local_files_only=True)
 
 
-def _read_tokenizer(name: str, place: Place) -> PreTrainedTokenizerFast:
+def _read_tokenizer(name: str, place: Place, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     options = {} if place.gguf is None else {"gguf_file": place.gguf}
     with _reading(name, place, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, local_files_only=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            place.folder, config=config, local_files_only=True, **options
+        )
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
             raise ValueError("Its vocabulary is empty.")  # what transformers makes of missing files
     return tokenizer
@@ -239,12 +246,14 @@ def _reading_gguf_once() -> Iterator[None]:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
 
 
-def _pretrained(name: str, place: Place, *, task: str, seed: int, num_labels: int) -> _Built:
-    config = _read_config(name, place)
+def _pretrained(
+    name: str, place: Place, entry: Entry | None, *, task: str, seed: int, num_labels: int
+) -> _Built:
+    config = _read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, task)
     if chosen == "classification":
         config.num_labels = num_labels
-    tokenizer = _read_tokenizer(name, place)
+    tokenizer = _read_tokenizer(name, place, config)
     with _reading(name, place, "weights"), _seeded(seed):
         if place.gguf is not None:
             network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
@@ -305,13 +314,15 @@ def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> P
         return auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
 
 
-def _random_in(name: str, place: Place, *, task: str, seed: int, num_labels: int) -> _Built:
+def _random_in(
+    name: str, place: Place, entry: Entry | None, *, task: str, seed: int, num_labels: int
+) -> _Built:
     """The architecture and tokenizer of a folder, random weights."""
-    config = _read_config(name, place)
+    config = _read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, task)
     if chosen == "classification":
         config.num_labels = num_labels
-    tokenizer = _read_tokenizer(name, place)
+    tokenizer = _read_tokenizer(name, place, config)
     return _Built(
         task=chosen,
         network=_draw(auto, config, seed),
