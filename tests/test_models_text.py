@@ -191,6 +191,15 @@ def test_other_precisions_are_near(toy_model: ToyModel, family: str, task: str, 
     torch.testing.assert_close(losses[1].float(), losses[0], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_decoders_read_the_class_from_the_last_token(
+    toy_model: ToyModel, family: str, dtype: str
+) -> None:
+    model = toy_model(family, task="classification", dtype=dtype)
+    assert (model._last_token_head is not None) == (family in DECODERS)
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_padding_token_within_a_sentence_is_a_token(toy_model: ToyModel, family: str) -> None:
     model = toy_model(family, task="classification")

@@ -490,14 +490,14 @@ class TextModel:
         with torch.no_grad(), quiet():
             logits = self.network(inputs_embeds=embeddings, attention_mask=mask).logits
             hidden = base(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+            tolerance = 8 * torch.finfo(self.dtype).eps * float(logits.abs().max())
             modules: dict[str, nn.Module] = dict(self.network.named_modules())
             for path, module in modules.items():
                 weight = getattr(module, "weight", None)
                 if id(module) in inside or not isinstance(weight, Tensor) or weight.dim() != 2:
                     continue
                 if weight.shape == (self.num_labels, hidden.shape[-1]):
-                    read = module(hidden[:, -1])
-                    if torch.allclose(read, logits, rtol=1e-3, atol=1e-6):
+                    if torch.allclose(module(hidden[:, -1]), logits, rtol=0, atol=tolerance):
                         return path
         return None
 
