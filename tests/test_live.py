@@ -111,6 +111,11 @@ def test_each_token_is_right_elsewhere_wrong_or_open():
     assert {status_of(position, None) for position in guess.positions} == {"special", "unknown", "open"}
 
 
+def test_tokens_beyond_the_end_are_too_many():
+    guess = sentence("the", "cat", "sat", "on", "mat", "dog", "cat")
+    assert "5 of 5 tokens right, 2 too many" in plain(after(TRUTH, progress(guess)))
+
+
 def test_a_special_token_in_a_word_s_place_is_wrong():
     guess = sentence("the", "[SEP]", "sat", "on", "mat")
     statuses = [status_of(position, TRUTH.sentences[0]) for position in guess.positions]

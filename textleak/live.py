@@ -211,6 +211,13 @@ def right_of(sentence: Sentence, truth: Sentence) -> tuple[int, int]:
     )
 
 
+def surplus_of(sentence: Sentence, truth: Sentence) -> int:
+    """How many tokens stand where the true sentence has none."""
+    places = {position.position for position in truth.positions if not position.special}
+    tokens = (one for one in sentence.positions if not one.special and one.id >= 0)
+    return sum(one.position not in places for one in tokens)
+
+
 class LiveView:
     """A state as a rich renderable, for any width and height.
 
@@ -442,7 +449,9 @@ def _head(
     parts: list[str | tuple[str, str]] = [("text" if alone else f"text {index + 1}", "bold")]
     if truth is not None:
         right, total = right_of(sentence, truth)
-        parts.append((f"{right} of {total} tokens right", "green" if right == total else ""))
+        surplus = surplus_of(sentence, truth)
+        words = f"{right} of {total} tokens right" + (f", {surplus} too many" if surplus else "")
+        parts.append((words, "green" if right == total and not surplus else ""))
     posterior = sentence.label_posterior
     if posterior:
         best = sorted(range(len(posterior)), key=lambda label: -posterior[label])[:3]
