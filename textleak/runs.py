@@ -118,10 +118,12 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores that this process may really use: its affinity, or a container's quota if that is less."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        found = min(found, max(1, math.ceil(int(quota) / int(period))))
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -539,6 +541,8 @@ def _last_outcome(path: Path) -> str:
 def _alive(pid: int) -> bool:
     if pid <= 0:
         return False
+    if os.name == "nt":  # where signal 0 is no question but an order
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
