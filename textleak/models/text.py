@@ -494,11 +494,12 @@ class TextModel:
             modules: dict[str, nn.Module] = dict(self.network.named_modules())
             for path, module in modules.items():
                 weight = getattr(module, "weight", None)
-                if id(module) in inside or not isinstance(weight, Tensor) or weight.dim() != 2:
+                if id(module) in inside or not isinstance(weight, Tensor):
                     continue
-                if weight.shape == (self.num_labels, hidden.shape[-1]):
-                    if torch.allclose(module(hidden[:, -1]), logits, rtol=0, atol=tolerance):
-                        return path
+                if weight.shape != (self.num_labels, hidden.shape[-1]):
+                    continue
+                if torch.allclose(module(hidden[:, -1]), logits, rtol=0, atol=tolerance):
+                    return path
         return None
 
     def double(self) -> TextModel:
