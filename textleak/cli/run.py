@@ -159,6 +159,7 @@ def _prepare(settings: RunConfig) -> Job:
             "Note: --save-gradients keeps the very gradient that the text was recovered from; "
             "--redact takes text out of records, not what a gradient gives away.",
             style="yellow",
+            soft_wrap=True,
         )
     with console.status("loading the model and computing the gradient…"):
         job = prepare(settings)
@@ -267,6 +268,7 @@ def _exit_code(result: dict[str, Any], fail_above: float | None) -> int:
         console.print(
             "--fail-above can't be judged: without the truth there is no token match rate (give --truth).",
             style="yellow",
+            soft_wrap=True,
         )
         return 0
     if rate > fail_above:
