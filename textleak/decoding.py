@@ -71,6 +71,24 @@ def nearest_tokens(
     return Neighbors(ids_NC=best_ids, similarity_NC=best_similarity)
 
 
+def unreachable_tokens(model: TextModel) -> frozenset[int]:
+    """Tokens that no text turns into: special ones, and whole words that the tokenizer splits differently.
+
+    A token that continues a word can't be told so, and counts as reachable.
+    """
+    ids = [int(i) for i in model.content_ids]
+    word = model.tokenizer("a", add_special_tokens=False)["input_ids"]
+    alone = model.tokenizer.batch_decode([[i] for i in ids])
+    after = model.tokenizer.batch_decode([[*word, i] for i in ids])
+    again = model.tokenizer(alone, add_special_tokens=False)["input_ids"]
+    split = {
+        id_
+        for id_, text, found in zip(ids, after, again, strict=True)
+        if id_ not in found and any(character.isspace() for character in text.strip())
+    }
+    return frozenset(range(model.vocab_size)) - (set(ids) - split)
+
+
 def fixed_tokens(model: TextModel, length: int) -> dict[int, int]:
     """What the tokenizer itself puts around a sentence of `length` tokens: ids by position."""
     prefix, suffix = model.prefix_ids, model.suffix_ids

@@ -6,7 +6,8 @@ The engine doesn't know what a symbol is; the caller's score says how far a gues
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,9 +42,8 @@ class Guess:
 
 
 Score = Callable[[Sequence[Guess]], Sequence[float]]
-Move = Callable[[Guess], Iterable[Guess]]
-Moves = Callable[[Guess], Iterable[Move]]
-"""The moves of one sweep, in order, given the best guess as the sweep begins."""
+Expansion = Generator[Iterable[Guess], Guess, Guess]
+"""What follows a guess: yields guesses to be scored, is sent the best so far each time, and returns it."""
 
 
 class Scores:
@@ -74,61 +74,59 @@ class SearchStep:
 
     Attributes:
         beam: the best guesses with their scores, best first.
-        sweep: sweeps begun, from 1.
-        evaluations: guesses scored since the search began.
+        expanded: guesses whose followers have been looked at.
         solved: whether the best score is at most `solved_at`.
     """
 
     beam: tuple[tuple[Guess, float], ...]
-    sweep: int
-    evaluations: int
+    expanded: int
     solved: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSearch:
-    """Sweeps of moves over a beam of guesses until one is solved or a sweep improves nothing.
+    """Expands the best guesses until one is solved, or all of the beam are expanded.
 
     Attributes:
-        beam: guesses kept.
-        sweeps: sweeps at most.
+        beam: guesses that are worth expanding.
+        expansions: guesses expanded at most.
         solved_at: a score at or below it is the answer.
-        least_gain: a sweep that improves the best score by a smaller part of it ends the search.
     """
 
     beam: int = 3
-    sweeps: int = 20
-    solved_at: float = 1e-5
-    least_gain: float = 1e-4
+    expansions: int = 20
+    solved_at: float = 1e-3
 
-    def run(self, scores: Scores, start: Iterable[Guess], moves: Moves) -> Iterator[SearchStep]:
-        """Search from the best of `start`; a step after each move."""
-        before = scores.evaluations
-        beam = best_of(scores(start), self.beam)
-        if not beam:
-            return
+    def run(
+        self, scores: Scores, start: Iterable[Guess], expand: Callable[[Guess], Expansion]
+    ) -> Iterator[SearchStep]:
+        """Search from the best of `start`; a step after each batch of scores."""
+        known = scores(start)
+        expanded: set[Guess] = set()
 
-        def step(sweep: int) -> SearchStep:
-            return SearchStep(
-                beam=tuple(beam),
-                sweep=sweep,
-                evaluations=scores.evaluations - before,
-                solved=beam[0][1] <= self.solved_at,
-            )
+        def step() -> SearchStep:
+            beam = best_of(known, self.beam)
+            return SearchStep(beam=tuple(beam), expanded=len(expanded), solved=beam[0][1] <= self.solved_at)
 
-        yield step(0)
-        for sweep in range(1, self.sweeps + 1):
-            at_start = beam[0][1]
-            for move in moves(beam[0][0]):
-                if beam[0][1] <= self.solved_at:
-                    return
-                following = [after for guess, _ in beam for after in move(guess)]
-                if not following:
-                    continue
-                beam = best_of({**dict(beam), **scores(following)}, self.beam)
-                yield step(sweep)
-            if beam[0][1] > at_start - self.least_gain * abs(at_start):
+        while best_of(known, 1):
+            here = step()
+            yield here
+            waiting = [guess for guess, _ in here.beam if guess not in expanded]
+            if here.solved or not waiting or len(expanded) >= self.expansions:
                 return
+            expanded.add(waiting[0])
+            expansion = expand(waiting[0])
+            batch = next(expansion, None)
+            while batch is not None:
+                known = dict(best_of({**known, **scores(batch)}, 4 * self.beam))
+                here = step()
+                yield here
+                if here.solved:
+                    return
+                try:
+                    batch = expansion.send(here.beam[0][0])
+                except StopIteration:
+                    break
 
 
 def best_of(scored: dict[Guess, float], count: int) -> list[tuple[Guess, float]]:
@@ -137,68 +135,62 @@ def best_of(scored: dict[Guess, float], count: int) -> list[tuple[Guess, float]]
     return sorted(finite, key=lambda pair: pair[1])[:count]
 
 
-# Moves. `head` and `tail` symbols at the two ends of a row stay as they are.
+# What may follow a guess. `head` and `tail` symbols at the two ends of a row stay as they are.
 
 
-def substitutions(row: int, position: int, symbols: Sequence[int]) -> Move:
+def substitutions(guess: Guess, row: int, position: int, symbols: Iterable[int]) -> list[Guess]:
     """Each of `symbols` at one position."""
-
-    def move(guess: Guess) -> Iterator[Guess]:
-        if position < len(guess.rows[row]):
-            for symbol in symbols:
-                if symbol != guess.rows[row][position]:
-                    yield guess.with_symbol(row, position, symbol)
-
-    return move
+    now = guess.rows[row][position]
+    return [guess.with_symbol(row, position, symbol) for symbol in symbols if symbol != now]
 
 
-def reorderings(row: int, *, head: int = 0, tail: int = 0, longest_span: int = 1) -> Move:
+def reorderings(
+    guess: Guess, row: int, *, head: int = 0, tail: int = 0, longest_span: int | None = None
+) -> list[Guess]:
     """All swaps of two positions, and all moves of a span of up to `longest_span` symbols, within a row."""
-
-    def move(guess: Guess) -> Iterator[Guess]:
-        symbols = guess.rows[row]
-        end = len(symbols) - tail
-        for i in range(head, end):
-            for j in range(i + 1, end):
-                swapped = list(symbols)
-                swapped[i], swapped[j] = swapped[j], swapped[i]
-                yield guess.with_row(row, swapped)
-        for length in range(1, longest_span + 1):
-            for i in range(head, end - length + 1):
-                span, rest = symbols[i : i + length], symbols[:i] + symbols[i + length :]
-                for j in range(head, end - length + 1):
-                    if j != i:
-                        yield guess.with_row(row, rest[:j] + span + rest[j:])
-
-    return move
+    symbols = guess.rows[row]
+    first, inner, last = symbols[:head], symbols[head : len(symbols) - tail], symbols[len(symbols) - tail :]
+    found: list[Row] = []
+    for i, j in itertools.combinations(range(len(inner)), 2):
+        swapped = list(inner)
+        swapped[i], swapped[j] = swapped[j], swapped[i]
+        found.append(tuple(swapped))
+    for length in range(1, min(longest_span or len(inner), len(inner)) + 1):
+        for i in range(len(inner) - length + 1):
+            span, rest = inner[i : i + length], inner[:i] + inner[i + length :]
+            found += [rest[:j] + span + rest[j:] for j in range(len(rest) + 1) if j != i]
+    return [guess.with_row(row, first + order + last) for order in dict.fromkeys(found) if order != inner]
 
 
-def exchanges(first: int, second: int, *, head: int = 0, tail: int = 0) -> Move:
-    """Two rows exchange the symbols of one position, or all from one position on (with their lengths)."""
-
-    def move(guess: Guess) -> Iterator[Guess]:
-        a, b = guess.rows[first], guess.rows[second]
-        for t in range(head, min(len(a), len(b)) - tail):
-            yield guess.with_symbol(first, t, b[t]).with_symbol(second, t, a[t])
-            yield guess.with_row(first, a[:t] + b[t:]).with_row(second, b[:t] + a[t:])
-            # The same, each row keeping its own length.
-            shared = min(len(a), len(b)) - tail
-            yield guess.with_row(first, a[:t] + b[t:shared] + a[shared:]).with_row(
-                second, b[:t] + a[t:shared] + b[shared:]
-            )
-
-    return move
+def insertions(guess: Guess, row: int, symbol: int, *, head: int = 0, tail: int = 0) -> list[Guess]:
+    """`symbol` put in at one place and what stood at another dropped, so that all between moves by one."""
+    symbols = guess.rows[row]
+    first, inner, last = symbols[:head], symbols[head : len(symbols) - tail], symbols[len(symbols) - tail :]
+    found = []
+    for i in range(len(inner)):
+        rest = inner[:i] + inner[i + 1 :]
+        found += [guess.with_row(row, (*first, *rest[:j], symbol, *rest[j:], *last)) for j in range(len(inner))]
+    return found
 
 
-def class_changes(row: int, classes: Sequence[int]) -> Move:
+def exchanges(guess: Guess, first: int, second: int, *, head: int = 0, tail: int = 0) -> list[Guess]:
+    """Two rows exchange the symbols of one position, or all from one position on, with and without their ends."""
+    a, b = guess.rows[first], guess.rows[second]
+    shared = min(len(a), len(b)) - tail
+    found = []
+    for t in range(head, shared):
+        for new_a, new_b in (
+            ((*a[:t], b[t], *a[t + 1 :]), (*b[:t], a[t], *b[t + 1 :])),
+            (a[:t] + b[t:], b[:t] + a[t:]),
+            (a[:t] + b[t:shared] + a[shared:], b[:t] + a[t:shared] + b[shared:]),
+        ):
+            found.append(guess.with_row(first, new_a).with_row(second, new_b))
+    return found
+
+
+def class_changes(guess: Guess, row: int, classes: Iterable[int]) -> list[Guess]:
     """Each of `classes` as a row's label."""
-
-    def move(guess: Guess) -> Iterator[Guess]:
-        for class_ in classes:
-            if class_ != guess.classes[row]:
-                yield guess.with_class(row, class_)
-
-    return move
+    return [guess.with_class(row, class_) for class_ in classes if class_ != guess.classes[row]]
 
 
 def shuffled(count: int, generator: torch.Generator) -> list[int]:

@@ -15,6 +15,7 @@ from textleak.errors import AttackError
 from textleak.matching.factored import Capture, Leaves, ModelFunction, candidates_of, out_of_memory
 from textleak.matching.moments import moments_of
 from textleak.matching.objectives import Moments, Objective
+from textleak.matching.rules import Contribution
 from textleak.matching.target import Target
 
 Answer = TypeVar("Answer")
@@ -63,13 +64,19 @@ class Matcher:
             leaves: tensors with K first.
             create_graph: make the moments differentiable in those leaves that require a gradient.
         """
+        found = self._contributions(model_function, leaves, create_graph=create_graph)
+        with torch.set_grad_enabled(create_graph):
+            return moments_of(found, self.target, absolute=self.objective.needs_absolute)
+
+    def _contributions(
+        self, model_function: ModelFunction, leaves: Leaves, *, create_graph: bool
+    ) -> dict[str, list[Contribution]]:
+        """What each matched tensor's gradient is made of; every rule is checked on the first call."""
         if tuple(leaves) not in self._checked:
             self._capture.check(model_function, leaves)
             self._checked.add(tuple(leaves))
-        _, found = self._capture.contributions(model_function, leaves, create_graph=create_graph)
         self.evaluations += candidates_of(leaves)
-        with torch.set_grad_enabled(create_graph):
-            return moments_of(found, self.target, absolute=self.objective.needs_absolute)
+        return self._capture.contributions(model_function, leaves, create_graph=create_graph)[1]
 
     def distances(
         self, model_function: ModelFunction, leaves: Leaves, *, create_graph: bool = True

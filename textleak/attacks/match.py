@@ -1,0 +1,394 @@
+"""Our attack: proposals, continuous matching and a discrete search, until the gradients are equal.
+
+1. Proposals: which tokens could stand where, by the soft span of the first layers' inputs (`subspace`); a search
+   then finds out by matching which of them stand where, in which sentence and with which labels (`search`).
+2. Where that leaves no exact match, or the proposals are switched off or closed: dummy embeddings and soft labels
+   of K candidates are optimized, decoded to the nearest tokens and pooled; a search goes on from there with the
+   pool and the tokens that the slope of the matching loss proposes. Stuck, it opens places of the best guess again.
+The attack stops as soon as the recovery's own gradient equals the shared one.
+
+Shapes: K candidates, B sentences, T tokens, E embedding size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Generator, Iterator, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.dummies import Place, optimize
+from textleak.attacks.problem import TextProblem
+from textleak.attacks.proposals import Proposals, extend_prefixes, span_proposals
+from textleak.attacks.search import Search
+from textleak.attacks.shapes import batch_shapes
+from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.gradients import SharedGradient
+from textleak.matching import CosinePerTensor, Step
+from textleak.matching.discrete import Guess, Row
+from textleak.models import TextModel
+from textleak.verification import certify
+
+# All constants of the continuous stage are our choice, measured on minilm (README, "What each stage is worth").
+# Dummies start at the mask token's embedding plus noise of this part of the table's standard deviation.
+_NOISE = 0.3
+_LEARNING_RATE = 0.01
+# The dummies are decoded at these parts of the steps; what they pass through is as good as where they end.
+_SNAPSHOTS = (0.5, 0.75, 1.0)
+# Label combinations that several sentences' restarts begin with.
+_LABELS_KEPT = 4
+# When the search is stuck: steps and learning rate for places opened again, noise where half of them are, and tokens
+# tried where each is opened alone.
+_AGAIN_STEPS, _AGAIN_LEARNING_RATE, _AGAIN_NOISE, _AGAIN_TOKENS = 20, 0.01, 0.15, 24
+# A step of the continuous stage costs about as much as this many evaluations (two passes more, measured).
+_STEP_COST = 2.4
+
+
+@ATTACKS.register("match")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Match:
+    """Proposals, continuous matching and discrete search; stops once the gradients are equal.
+
+    Attributes:
+        restarts: candidates K that the continuous stage optimizes at once.
+        steps: optimizer steps of the continuous stage.
+        span_proposals: rank tokens by the span of the first layers' inputs, where those gradients were shared.
+        proposals: tokens proposed for each position.
+        beam: guesses that the search keeps.
+        expansions: guesses that one search expands.
+        budget: gradient evaluations after which the best answer so far is returned.
+        solved_at: a distance at or below which a guess is put to the exact test.
+        time_limit: seconds after which the best answer so far is returned; None for no limit.
+    """
+
+    restarts: Annotated[int, Field(ge=1)] = 8
+    steps: Annotated[int, Field(ge=1)] = 40
+    span_proposals: bool = True
+    proposals: Annotated[int, Field(ge=1)] = 32
+    beam: Annotated[int, Field(ge=1)] = 3
+    expansions: Annotated[int, Field(ge=1)] = 30
+    budget: Annotated[int, Field(ge=1)] = 12_000
+    solved_at: Annotated[float, Field(gt=0)] = 1e-3
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+
+    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+        """Attack; see the module's first lines for how."""
+        problem = TextProblem(model=model, shared=shared, objective=CosinePerTensor())
+        return (yield from _Run(options=self, problem=problem, generator=generator).steps())
+
+
+class _Run:
+    """One run of the attack: what it has found so far."""
+
+    def __init__(self, *, options: Match, problem: TextProblem, generator: torch.Generator) -> None:
+        self.options = options
+        self.problem = problem
+        self.model = problem.model
+        self.generator = generator
+        self.started = time.monotonic()
+        self.search: Search | None = None
+        self.optimizer_steps = 0
+        self.optimizer_evaluations = 0
+        self.earlier_evaluations = 0
+        self.verified = False
+        self.stages: dict[str, tuple[Sentence, ...]] = {}
+
+    def steps(self) -> Steps:
+        """The attack's phases, one after the other."""
+        proposals, prefixes = yield from self._propose()
+        shapes = batch_shapes(self.model, self.problem.shared, proposals, prefixes)
+        if proposals is not None:
+            self.search = Search(
+                problem=self.problem,
+                matcher=self.problem.matcher,
+                proposals=proposals,
+                shapes=shapes,
+                generator=self.generator,
+                width=self.options.beam,
+                listed=self.options.proposals,
+            )
+            yield Phase(name="discrete", detail="which proposed token stands where")
+            yield from self._search(list(self.search.starts(prefixes)))
+        if not self.verified and not self._spent():
+            yield from self._match(shapes[0])
+        return self._recovery()
+
+    # Proposals
+
+    def _propose(self) -> Generator[Phase | Progress, None, tuple[Proposals | None, list[Row]]]:
+        shared = self.problem.shared
+        if not self.options.span_proposals:
+            return None, []
+        yield Phase(name="proposals", detail="tokens whose layer inputs the gradient spans")
+        longest = max(shared.known.lengths) if shared.known.lengths else min(self.model.max_length, 64)
+        found = span_proposals(self.model, shared, longest=longest, keep=self.options.proposals)
+        if found is None:
+            return None, []
+        layers, proposals = found
+        if self.model.task != "causal-lm":
+            return proposals, []
+        beam = 4 * (shared.known.batch_size or 8)
+        prefixes = extend_prefixes(
+            self.model, shared, layers, proposals, longest=longest - 1, beam=beam
+        )
+        return proposals, prefixes
+
+    # Discrete search
+
+    def _search(self, start: Sequence[Guess], *, expansions: int | None = None) -> Iterator[Progress]:
+        """Search from `start`, and put what looks solved to the exact test."""
+        assert self.search is not None
+        solved_at = self.options.solved_at
+        while True:
+            for step in self.search.run(
+                start, expansions=expansions or self.options.expansions, solved_at=solved_at
+            ):
+                yield self._progress("discrete", step.expanded)
+                if self._spent():
+                    break
+            best, loss = self.search.beam[0]
+            if loss > solved_at:
+                return
+            yield self._progress("verify", 0)
+            shown = self.search.sentences()
+            self.verified = bool(certify(self.problem.shared, self.model, shown).verified)
+            if self.verified or self.problem.shared.defenses or self._spent():
+                return
+            start, solved_at = [best], loss / 2  # close, but not it: look further from here
+
+    # Continuous matching
+
+    def _match(self, lengths: tuple[int, ...]) -> Iterator[Phase | Progress]:
+        """Dummies, search, and opening places again, until it is found or the budget is spent."""
+        matcher = self.problem.whitened or self.problem.soft_matcher
+        barred = unreachable_tokens(self.model)
+        before = self.search
+        self.earlier_evaluations = before.evaluations if before else 0
+        self.search = search = Search(
+            problem=self.problem,
+            matcher=matcher,
+            proposals=None,
+            shapes=[lengths],
+            generator=self.generator,
+            barred=barred,
+            width=self.options.beam,
+            listed=self.options.proposals,
+            pool={symbol for guess, _ in before.beam for row in guess.rows for symbol in row} if before else set(),
+        )
+        yield Phase(name="labels", detail="labels whose gradient points the right way")
+        classes = self._classes(lengths)
+        blank = Guess(self._blank(lengths), classes[0])
+        yield Phase(name="continuous", detail="dummy embeddings and soft labels matched to the gradient")
+        everything = [search.inner(blank)] * self.options.restarts
+        bases = [dataclasses.replace(blank, classes=classes[k % len(classes)]) for k in range(len(everything))]
+        decoded = yield from self._optimize(
+            bases, everything, steps=self.options.steps, learning_rate=_LEARNING_RATE, noise=_NOISE
+        )
+        yield Phase(name="discrete", detail="the tokens that the dummies decoded to, rearranged and replaced")
+        starts = [*decoded, *([guess for guess, _ in before.beam] if before else [])]
+        yield from self._search(starts)
+        for attempt in itertools.count():
+            if self.verified or self._spent():
+                return
+            best = search.beam[0][0]
+            places = search.inner(best)
+            if not places:
+                return
+            yield Phase(name="continuous", detail="places of the best guess opened again")
+            alone = attempt % 2 == 0
+            opened = [[p] for p in places] if alone else [self._half(places) for _ in range(self.options.restarts)]
+            decoded = yield from self._optimize(
+                [best] * len(opened),
+                opened,
+                steps=_AGAIN_STEPS,
+                learning_rate=_AGAIN_LEARNING_RATE,
+                noise=0.0 if alone else _AGAIN_NOISE,
+                tokens=_AGAIN_TOKENS if alone else 1,
+            )
+            yield Phase(name="discrete", detail="the places opened again, rearranged and replaced")
+            yield from self._search([best, *decoded] if alone else decoded, expansions=6)
+
+    def _blank(self, lengths: tuple[int, ...]) -> tuple[Row, ...]:
+        """Rows that say nothing: fixed tokens, and placeholders between them."""
+        assert self.search is not None
+        return tuple(tuple(self.search.symbols_at(t, length)[0] for t in range(length)) for length in lengths)
+
+    def _classes(self, lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The likeliest labels: a wrong one turns a sentence's gradient round, whatever its tokens."""
+        assert self.search is not None
+        combinations = self.search.label_combinations(len(lengths))
+        blank = self._blank(lengths)
+        scored = self.search.scores(Guess(blank, classes) for classes in combinations)
+        ranked = sorted(scored, key=scored.__getitem__)
+        return [guess.classes for guess in ranked[: 1 if len(lengths) == 1 else _LABELS_KEPT]]
+
+    def _half(self, places: list[Place]) -> list[Place]:
+        chosen = torch.rand(len(places), generator=self.generator) < 0.5
+        return [place for place, take in zip(places, chosen.tolist(), strict=True) if take] or places
+
+    def _optimize(
+        self,
+        bases: list[Guess],
+        opened: list[list[Place]],
+        *,
+        steps: int,
+        learning_rate: float,
+        noise: float,
+        tokens: int = 1,
+    ) -> Generator[Progress, None, list[Guess]]:
+        """Optimize the dummies at each candidate's open places, and decode them.
+
+        Args:
+            bases: a guess for each candidate, which holds what isn't open.
+            opened: each candidate's open places.
+            steps: optimizer steps.
+            learning_rate: at the start; it falls linearly.
+            noise: on the start, in units of the embedding table's standard deviation.
+            tokens: decoded tokens tried at each place; more than one only where a candidate has one open place.
+
+        Returns:
+            The decoded guesses.
+        """
+        assert self.search is not None
+        snapshots = {max(1, int(part * steps)) for part in _SNAPSHOTS}
+        found: list[Guess] = []
+        for step in optimize(
+            self.problem,
+            self.search.matcher,
+            bases,
+            opened,
+            steps=steps,
+            learning_rate=learning_rate,
+            noise=noise,
+            generator=self.generator,
+        ):
+            self.optimizer_steps += 1
+            self.optimizer_evaluations += len(bases)
+            if step.step in snapshots:
+                found += self._decode(bases, opened, step, tokens=tokens)
+            yield self._continuous_progress(bases, opened, step, steps)
+            if self._spent():
+                break
+        self.stages.setdefault("continuous", self._decoded_sentences(bases, opened, step))
+        return found
+
+    def _decode(
+        self, bases: list[Guess], opened: list[list[Place]], step: Step, *, tokens: int
+    ) -> list[Guess]:
+        """Each candidate's guess by nearest neighbor; its two nearest tokens a place go to the pool."""
+        search = self.search
+        assert search is not None
+        found = []
+        for k, (base, places) in enumerate(zip(bases, opened, strict=True)):
+            rows, columns = zip(*places, strict=True)
+            nearest = nearest_tokens(
+                step.best["inputs"][k, list(rows), list(columns)],
+                self.problem.table_VE,
+                candidates=max(2, tokens),
+                excluded=search.barred,
+            ).ids_NC.tolist()
+            search.pool |= {token for ids in nearest for token in ids[:2]}
+            if tokens > 1:
+                found += [base.with_symbol(*places[0], token) for token in nearest[0][:tokens]]
+                continue
+            for place, ids in zip(places, nearest, strict=True):
+                base = base.with_symbol(*place, ids[0])
+            found.append(base)
+        return found
+
+    # What it shows
+
+    def _spent(self) -> bool:
+        """Whether the budget or the time is used up."""
+        limit = self.options.time_limit
+        if limit is not None and time.monotonic() - self.started > limit:
+            return True
+        return self._evaluations() + (_STEP_COST - 1) * self.optimizer_evaluations >= self.options.budget
+
+    def _evaluations(self) -> int:
+        scored = self.search.evaluations if self.search is not None else 0
+        return self.earlier_evaluations + scored + self.optimizer_evaluations
+
+    def _progress(self, phase: str, step: int) -> Progress:
+        assert self.search is not None
+        return Progress(
+            phase=phase,
+            step=step,
+            steps=self.options.expansions,
+            loss=self.search.beam[0][1],
+            losses=tuple(score for _, score in self.search.beam),
+            evaluations=self._evaluations(),
+            total_steps=self.optimizer_steps,
+            sentences=self.search.sentences(verified=self.verified),
+        )
+
+    def _continuous_progress(
+        self, bases: list[Guess], opened: list[list[Place]], step: Step, steps: int
+    ) -> Progress:
+        losses = step.best_losses_K.tolist()
+        return Progress(
+            phase="continuous",
+            step=step.step,
+            steps=steps,
+            loss=min(losses),
+            losses=tuple(losses),
+            candidate=losses.index(min(losses)),
+            evaluations=self._evaluations(),
+            total_steps=self.optimizer_steps,
+            sentences=self._decoded_sentences(bases, opened, step),
+        )
+
+    def _decoded_sentences(
+        self, bases: list[Guess], opened: list[list[Place]], step: Step
+    ) -> tuple[Sentence, ...]:
+        """What the best candidate's dummies decode to; a token's confidence is its cosine similarity."""
+        assert self.search is not None
+        k = int(step.best_losses_K.argmin())
+        found = []
+        for row, symbols in enumerate(bases[k].rows):
+            nearest = nearest_tokens(
+                step.best["inputs"][k, row, : len(symbols)],
+                self.problem.table_VE,
+                candidates=4,
+                excluded=self.search.barred,
+            )
+            fixed = fixed_tokens(self.model, len(symbols))
+            free = {position for r, position in opened[k] if r == row}
+            listed = [
+                list(zip(ids, similarities, strict=True))
+                for ids, similarities in zip(
+                    nearest.ids_NC.tolist(), nearest.similarity_NC.clamp(0, 1).tolist(), strict=True
+                )
+            ]
+            found.append(
+                to_sentence(
+                    self.model,
+                    [listed[t][0][0] if t in free else s % self.model.vocab_size for t, s in enumerate(symbols)],
+                    confidence=[1.0 if t in fixed else listed[t][0][1] for t in range(len(symbols))],
+                    candidates=[listed[t][1:] if t in free else [] for t in range(len(symbols))],
+                    label=bases[k].classes[row] if bases[k].classes else None,
+                )
+            )
+        return tuple(found)
+
+    def _recovery(self) -> Recovery:
+        assert self.search is not None
+        sentences = self.search.sentences(verified=self.verified)
+        channels = [p.channel for s in sentences for p in s.positions if p.channel]
+        late = self._spent() and not self.verified
+        timed = self.options.time_limit is not None
+        return Recovery(
+            sentences=sentences,
+            stop=Stop.VERIFIED if self.verified else (Stop.TIME if timed else Stop.STEPS) if late else Stop.CONVERGED,
+            final_loss=self.search.beam[0][1],
+            steps=self.optimizer_steps,
+            evaluations=self._evaluations(),
+            channel=max(set(channels), key=channels.count) if channels else "matching",
+            stages=self.stages,
+        )

@@ -1,0 +1,206 @@
+"""A shared gradient and a public text model as a matching problem: what the engine needs, from text.
+
+A guess of the batch is rows of symbols (see `textleak.matching.discrete`): a symbol is a token id, or, in masked
+language modeling, a token id + V for a token that the network saw as a mask.
+
+Shapes: K candidates, B sentences, T tokens, E embedding size, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from textleak.decoding import fixed_tokens, to_sentence
+from textleak.errors import InputError
+from textleak.events import Sentence
+from textleak.gradients import SharedGradient
+from textleak.matching import Leaves, Matcher, Objective, Target
+from textleak.matching.discrete import Guess
+from textleak.matching.whitening import WhitenedMatcher, Whitening
+from textleak.models import Targets, TextModel
+from textleak.models.guesses import inputs_and_targets
+from textleak.models.statistics import arbitrary_inputs, attention_outputs
+
+# Tokens of all candidates scored in one pass of the network (our choice: a few hundred MB for BERT-base's shape).
+_TOKENS_A_PASS = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextProblem:
+    """Scores guesses of a batch by the distance of their gradient from the shared one.
+
+    Attributes:
+        model: the public model.
+        shared: the shared gradient.
+        objective: the distance.
+        drop_below: tensors whose norm is below this part of the largest one's are only rounding, and left out.
+    """
+
+    model: TextModel
+    shared: SharedGradient
+    objective: Objective
+    drop_below: float = 1e-6  # FIELD 3.2
+
+    def __post_init__(self) -> None:
+        """Check the gradient against the model."""
+        self.shared.validate(self.model.parameters)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, what divides plain symbols from hidden ones."""
+        return self.model.vocab_size
+
+    def _target(self, names: Sequence[str]) -> Target:
+        return Target.from_gradients(
+            {name: self.shared.gradients[name] for name in names},
+            drop_below=self.drop_below,
+            dtype=self.model.dtype,
+            device=self.model.device,
+        )
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        """Matches every shared parameter, from ids."""
+        return Matcher(self.model.network, self._target(list(self.shared.gradients)), self.objective)
+
+    @cached_property
+    def soft_matcher(self) -> Matcher:
+        """Matches what can be reached from embeddings: every shared parameter but the word embedding.
+
+        Raises:
+            InputError: nothing else was shared.
+        """
+        table = self.model.word_embedding.weight
+        names = [name for name in self.shared.gradients if self.model.parameters[name] is not table]
+        if not names:
+            raise InputError(
+                "Only the word embedding's gradient was shared.",
+                why="Dummy embeddings leave no trace in it, so there is nothing to match.",
+                fix="Share more (--share all), or choose an attack that reads embedding rows.",
+            )
+        return Matcher(self.model.network, self._target(names), self.objective)
+
+    @cached_property
+    def whitened(self) -> Matcher | None:
+        """Matches the attention outputs in whitened coordinates; None where none of them was shared, or noise."""
+        shared = self.shared.gradients
+        layers = [layer for layer in attention_outputs(self.model) if layer.weight_name in shared]
+        if not layers or self.shared.noise_sigma > 0:
+            return None
+        inputs = arbitrary_inputs(self.model, tuple(layer.name for layer in layers))
+        biases = {layer.weight_name: layer.bias_name for layer in layers if layer.bias_name in shared}
+        return WhitenedMatcher(
+            self.model.network,
+            shared,
+            {
+                layer.weight_name: Whitening.of(
+                    inputs[layer.name], centered=layer.weight_name in biases, transposed=layer.transposed
+                )
+                for layer in layers
+            },
+            {weight: bias for weight, bias in biases.items() if bias is not None},
+        )
+
+    # From guesses
+
+    def leaves(self, guesses: Sequence[Guess]) -> dict[str, Tensor]:
+        """Guesses as tensors: inputs (K, B, T), mask, labels and weights as the loss takes them."""
+        longest = max(len(row) for guess in guesses for row in guess.rows)
+        pad = self.model.pad_id
+        symbols_KBT = torch.tensor(
+            [[[*row, *[pad] * (longest - len(row))] for row in guess.rows] for guess in guesses]
+        )
+        lengths_KB = torch.tensor([[len(row) for row in guess.rows] for guess in guesses])
+        mask_KBT = (torch.arange(longest) < lengths_KB[..., None]).long()
+        labels = torch.tensor([guess.classes for guess in guesses]) if guesses[0].classes else None
+        inputs_KBT, targets = inputs_and_targets(
+            self.model,
+            ids=symbols_KBT % self.vocab_size,
+            mask=mask_KBT,
+            labels=labels,
+            hidden=symbols_KBT >= self.vocab_size,
+        )
+        found = {
+            "inputs": inputs_KBT,
+            "mask": mask_KBT,
+            "labels": targets.labels,
+            "weights": targets.weights,
+        }
+        return {name: tensor.to(self.model.device) for name, tensor in found.items()}
+
+    def losses(self, leaves: Leaves) -> Tensor:
+        """Model function: inputs are ids or embeddings; labels are ids, probabilities, or given as logits."""
+        labels = leaves["label_logits"].softmax(-1) if "label_logits" in leaves else leaves["labels"]
+        return self.model.loss(
+            leaves["inputs"], leaves["mask"], Targets(labels=labels, weights=leaves["weights"])
+        )
+
+    def score(self, guesses: Sequence[Guess], matcher: Matcher | None = None) -> list[float]:
+        """The distance of each guess, in passes of a bounded number of tokens; shorter guesses together."""
+        matcher = matcher or self.matcher
+        order = sorted(range(len(guesses)), key=lambda i: max(len(row) for row in guesses[i].rows))
+        scores = [float("inf")] * len(guesses)
+        start = 0
+        while start < len(order):
+            size = 1
+            while start + size < len(order):
+                rows = guesses[order[start + size]].rows
+                if (size + 1) * len(rows) * max(map(len, rows)) > _TOKENS_A_PASS:
+                    break
+                size += 1
+            chosen = order[start : start + size]
+            distances = matcher.evaluate(self.losses, self.leaves([guesses[i] for i in chosen]))
+            for i, distance in zip(chosen, distances.tolist(), strict=True):
+                scores[i] = distance
+            start += size
+        return scores
+
+    # From dummies
+
+    def embed(self, leaves: Leaves) -> dict[str, Tensor]:
+        """The same leaves with embeddings (K, B, T, E) in place of ids."""
+        return {**leaves, "inputs": self.model.embed(leaves["inputs"])}
+
+    @cached_property
+    def open_embedding(self) -> Tensor:
+        """What stands where nothing is known, (E,): the mask token's embedding, else the mean of the table."""
+        if self.model.mask_id is not None:
+            return self.model.embed(torch.tensor(self.model.mask_id, device=self.model.device))
+        return self.table_VE.mean(0)
+
+    @cached_property
+    def table_VE(self) -> Tensor:  # noqa: N802
+        """The embedding of every token."""
+        return self.model.embed(torch.arange(self.vocab_size, device=self.model.device)).detach()
+
+    def label_slopes(self, guess: Guess) -> Tensor:
+        """How fast the distance falls as probability moves to each label: (B, L, C)."""
+        leaves = self.embed(self.leaves([guess]))
+        leaves["labels"] = functional.one_hot(leaves["labels"], self.model.classes).to(leaves["inputs"].dtype)
+        _, gradients = self.soft_matcher.value_and_gradient(self.losses, leaves, ["labels"])
+        return -gradients["labels"][0]
+
+    # To events
+
+    def sentences(self, guess: Guess, *, confidence: float = 0.0, channel: str = "") -> tuple[Sentence, ...]:
+        """A guess as events carry it."""
+        found = []
+        for row, symbols in enumerate(guess.rows):
+            fixed = fixed_tokens(self.model, len(symbols))
+            found.append(
+                to_sentence(
+                    self.model,
+                    [symbol % self.vocab_size for symbol in symbols],
+                    masked=[symbol >= self.vocab_size for symbol in symbols],
+                    confidence=[1.0 if t in fixed else confidence for t in range(len(symbols))],
+                    channels=["" if t in fixed else channel for t in range(len(symbols))],
+                    label=guess.classes[row] if guess.classes else None,
+                )
+            )
+        return tuple(found)

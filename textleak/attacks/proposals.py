@@ -1,0 +1,171 @@
+"""What could stand where: ranked tokens for each position, from the spans of the first layers' inputs.
+
+Proposals are only proposals: which of them is right, in which sentence and in which order, comes out of matching.
+
+Shapes: T positions, I a layer's input size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+
+import torch
+
+from textleak.gradients import SharedGradient
+from textleak.matching.discrete import Row
+from textleak.models import TextModel
+from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.subspace import InputSpan, layer_span, rank_vocabulary, shared_spans
+
+# A step up in the residual by this factor parts tokens inside the span from those outside (our choice; measured
+# on minilm: 1e4 to 1e12 at the step).
+_CLEAR_STEP = 100.0
+# Residuals below this are rounding.
+_RESIDUAL_FLOOR = 1e-12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """Ranked tokens by position.
+
+    Attributes:
+        tokens: for each position the proposed ids, best first.
+        inside: how many of them lie in the span, 0 where there is no telling.
+        ordered: whether each position has its own list; False when one list stands for all (rotary positions).
+        rank: distinct layer inputs in the batch, as far as the span shows; None when it isn't clear.
+        size: the layer's input size; a rank close to it means that the span says little.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    inside: tuple[int, ...]
+    ordered: bool
+    rank: int | None
+    size: int
+
+    def at(self, position: int) -> tuple[int, ...]:
+        """All tokens proposed for a position."""
+        return self.tokens[min(position, len(self.tokens) - 1)]
+
+    def surest_at(self, position: int) -> tuple[int, ...]:
+        """Those inside the span, or all where there is no telling."""
+        position = min(position, len(self.tokens) - 1)
+        return self.tokens[position][: self.inside[position]] or self.tokens[position]
+
+    @property
+    def occupied(self) -> int:
+        """Leading positions at which some token lies in the span: the longest sentence, as the span shows it."""
+        return len(list(itertools.takewhile(bool, self.inside)))
+
+
+def span_proposals(
+    model: TextModel, shared: SharedGradient, *, longest: int, keep: int
+) -> tuple[tuple[LocalLayer, ...], Proposals] | None:
+    """Rank the vocabulary at each of `longest` positions; None where no such layer's gradient was shared.
+
+    Args:
+        model: the public model.
+        shared: the shared gradient.
+        longest: positions to rank.
+        keep: tokens to keep for each.
+    """
+    spans = shared_spans(model, shared)
+    if not spans:
+        return None
+    # The widest input shows the most tokens; a clear spectrum goes before any that isn't.
+    layers, span = max(spans, key=lambda pair: (pair[1].clear, pair[1].size - pair[1].rank))
+    layer = layers[0]
+    tokens: list[tuple[int, ...]] = []
+    inside: list[int] = []
+    for position, ranked in rank_vocabulary(model, layer, span, positions=longest, keep=keep):
+        ids = [id_ for id_, _ in ranked]
+        residuals = _residuals(model, layer, span, [(*[id_] * (position + 1),) for id_ in ids])
+        order = sorted(range(len(ids)), key=residuals.__getitem__) if span.clear else range(len(ids))
+        tokens.append(tuple(ids[i] for i in order))
+        inside.append(_inside([residuals[i] for i in order]) if span.clear else 0)
+    return layers, Proposals(
+        tokens=tuple(tokens),
+        inside=tuple(inside),
+        ordered=layer.depends_on_position,
+        rank=span.rank if span.clear else None,
+        size=span.size,
+    )
+
+
+def _residuals(
+    model: TextModel, layer: LocalLayer, span: InputSpan, rows: Sequence[Row]
+) -> list[float]:
+    """The part of the squared norm of each row's last layer input that lies outside the span, in float64."""
+    ids = torch.tensor(rows, device=model.device)
+    inputs_NI = layer_inputs(model, ids, [layer.name])[layer.name][:, -1].double()
+    basis_RI = span.basis_RI.to(inputs_NI.device)
+    outside_NI = inputs_NI - (inputs_NI @ basis_RI.T) @ basis_RI
+    residual_N = outside_NI.square().sum(-1) / inputs_NI.square().sum(-1)
+    return [float(r) for r in residual_N]
+
+
+def _inside(residuals: Sequence[float]) -> int:
+    """How many of the ascending residuals come before the clearest step up, 0 where there is none."""
+    clipped = [max(r, _RESIDUAL_FLOOR) for r in residuals]
+    steps = [after / before for before, after in itertools.pairwise(clipped)]
+    if not steps or max(steps) < _CLEAR_STEP:
+        return 0
+    return max(i for i, step in enumerate(steps) if step >= max(steps) * 0.999) + 1
+
+
+def extend_prefixes(
+    model: TextModel,
+    shared: SharedGradient,
+    layers: Sequence[LocalLayer],
+    proposals: Proposals,
+    *,
+    longest: int,
+    beam: int,
+) -> list[Row]:
+    """Beginnings of sentences of a causal model, built token by token (Petrov et al. 2024, sec. 4.2).
+
+    In a causal model the second block's input at a position depends on the tokens up to there, so a beginning is
+    right when that input lies in the span of the second block's gradients.
+
+    Args:
+        model: the public model, a causal one.
+        shared: the shared gradient.
+        layers: the first block's layers that the proposals come from.
+        proposals: which tokens can stand where.
+        longest: tokens at most.
+        beam: beginnings kept at each length.
+
+    Returns:
+        Beginnings that can't be extended, longest first; empty where the second block's span doesn't show.
+    """
+    second = [after for layer in layers if (after := _next_block(model, layer)) is not None]
+    second = [layer for layer in second if layer.weight_name in shared.gradients]
+    span = layer_span(shared, second) if second else None
+    if span is None or not span.clear:
+        return []
+    finished: list[Row] = []
+    beginnings: list[Row] = [()]
+    for position in range(longest):
+        tried = [(*row, token) for row in beginnings for token in proposals.surest_at(position)]
+        residuals = _residuals(model, second[0], span, tried)
+        order = sorted(range(len(tried)), key=residuals.__getitem__)[: 2 * beam]
+        kept = _inside([residuals[i] for i in order]) if len(order) > 1 else int(residuals[0] < 1e-6)
+        following = [tried[i] for i in order[:kept]]
+        extended = {row[:-1] for row in following}
+        finished += [row for row in beginnings if row and row not in extended]
+        beginnings = following[:beam]
+        if not beginnings:
+            break
+    return sorted([*finished, *beginnings], key=len, reverse=True)
+
+
+def _next_block(model: TextModel, layer: LocalLayer) -> LocalLayer | None:
+    """The same layer one block on: the first number in its path, plus one."""
+    modules = dict(model.network.named_modules())
+    name = re.sub(r"\.(\d+)\.", lambda m: f".{int(m[1]) + 1}.", layer.name, count=1)
+    weight_name = re.sub(r"\.(\d+)\.", lambda m: f".{int(m[1]) + 1}.", layer.weight_name, count=1)
+    if name == layer.name or name not in modules or weight_name not in model.parameters:
+        return None
+    return dataclasses.replace(layer, name=name, weight_name=weight_name)
