@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from textleak.matching import LBFGS, Adam, LinearDecay, StepDecay, Stop, minimise
+from textleak.matching import LBFGS, Adam, LinearDecay, MilestoneDecay, StepDecay, Stop, minimise
 
 
 def rosenbrock(leaves):
@@ -192,3 +192,20 @@ def test_leaves_that_are_not_optimized_stay_and_follow_their_candidate():
     last = run(shifted, leaves, LBFGS(), steps=50, wrt=["x"])[-1]
     torch.testing.assert_close(last.best["x"], leaves["goal"])
     assert leaves["x"].eq(0).all()
+
+
+def test_signed_adam_sees_the_gradients_sign_alone():
+    rule = Adam(learning_rate=0.1, signed=True)
+    steep = rule.start(torch.zeros(1, 3))
+    flat = rule.start(torch.zeros(1, 3))
+    gradient = torch.tensor([[2.0, -0.5, 0.0]])
+    for scale in (1.0, 7.0, 0.1):
+        steep.tell(torch.ones(1), gradient * scale)
+        flat.tell(torch.ones(1), gradient.sign())
+    assert torch.equal(steep.ask(), flat.ask())
+    assert steep.ask()[0, 2] == 0
+
+
+def test_milestones_cut_the_learning_rate():
+    decay = MilestoneDecay(milestones=(3, 5), gamma=0.1)
+    assert [decay(step) for step in range(7)] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])

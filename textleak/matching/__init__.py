@@ -15,7 +15,7 @@ from textleak.matching.driver import ObjectiveFunction, Step, Stop, minimise
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.matcher import Matcher
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
-from textleak.matching.optimisers import LBFGS, Adam, LinearDecay, Optimiser, StepDecay
+from textleak.matching.optimisers import LBFGS, Adam, LinearDecay, MilestoneDecay, Optimiser, StepDecay
 from textleak.matching.rules import (
     Call,
     Contribution,
@@ -42,6 +42,7 @@ __all__ = [
     "Leaves",
     "LinearDecay",
     "Matcher",
+    "MilestoneDecay",
     "ModelFunction",
     "Moments",
     "Objective",

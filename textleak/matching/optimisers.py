@@ -73,6 +73,18 @@ class LinearDecay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MilestoneDecay:
+    """Learning rate × gamma at each of some steps (Geiping et al. 2020: ×0.1 at 3/8, 5/8, 7/8 of all)."""
+
+    milestones: tuple[int, ...]
+    gamma: float = 0.1
+
+    def __call__(self, step: int) -> float:
+        """Factor at a step, counted from 0."""
+        return float(self.gamma ** sum(step >= milestone for milestone in self.milestones))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adam:
     """Adam (Kingma & Ba 2015), or AdamW with a decoupled weight decay (Loshchilov & Hutter 2019).
 
@@ -83,14 +95,16 @@ class Adam:
         weight_decay: decoupled, times the learning rate; 0 is plain Adam.
         schedule: factor on the learning rate by the candidate's own step, None for a constant one.
         clip: largest norm of a candidate's gradient, None for no limit.
+        signed: take the sign of each entry of the gradient in its place (Geiping et al. 2020).
     """
 
     learning_rate: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     weight_decay: float = 0.0
-    schedule: StepDecay | LinearDecay | None = None
+    schedule: StepDecay | LinearDecay | MilestoneDecay | None = None
     clip: float | None = None
+    signed: bool = False
 
     def start(self, point_KD: Tensor) -> AdamState:
         """A run from these points."""
@@ -127,6 +141,8 @@ class AdamState:
             norm_K1 = gradients_KD.norm(dim=1, keepdim=True)
             gradients_KD = gradients_KD * (rule.clip / norm_K1.clamp_min(1e-12)).clamp_max(1)
         gradients_KD = torch.where(moves_K, gradients_KD, 0.0)
+        if rule.signed:
+            gradients_KD = gradients_KD.sign()
         self.first_KD.lerp_(gradients_KD, 1 - rule.betas[0])
         self.second_KD.mul_(rule.betas[1]).addcmul_(gradients_KD, gradients_KD, value=1 - rule.betas[1])
         factors = [rule.schedule(int(n)) if rule.schedule else 1.0 for n in self.steps_K]
@@ -256,7 +272,7 @@ class _Memory:
 
 
 def _lbfgs(rule: LBFGS, point_D: Tensor) -> Generator[Tensor, Told, bool]:
-    """One candidate: yields trial points; returns whether it converged (its first point may not be finite)."""
+    """One candidate: yields trial points; returns False if even the first isn't finite."""
     value, gradient_D = yield point_D
     if not _finite(value, gradient_D):
         return False
@@ -341,7 +357,7 @@ def _line_search(
 
 
 def _cubic_minimum(a: _Trial, b: _Trial) -> float:
-    """Where the cubic through two trials is lowest (N&W 2006, eq. 3.59); halfway if nowhere."""
+    """Where the cubic through two trials is lowest (N&W, eq. 3.59); halfway if nowhere."""
     middle = (a.length + b.length) / 2
     if not math.isfinite(b.value) or a.length == b.length:
         return middle
