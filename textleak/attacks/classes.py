@@ -1,0 +1,155 @@
+"""Which classes a batch had, read off the gradient of the classification head; no optimization.
+
+The cross entropy's gradient at the logits is p − y, averaged over the batch, and the head's bias gets just
+that. With one sentence, the true class alone has a negative entry (Zhao et al. 2020, iDLG, sec. 3); with
+several, adding back the mean prediction leaves how often each class occurs. Where the head has no bias, or
+its gradient was not shared, each row of the weight's gradient is that entry times the head's input.
+
+Shapes: B sentences, C classes, D the head's input size.
+"""
+
+# ruff: noqa: N815  (shapes live in names)
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textleak.decoding import fixed_tokens
+from textleak.errors import InputError
+from textleak.gradients import SharedGradient
+from textleak.models import Targets, TextModel
+
+# Random sentences that tell what the head reads and predicts for any text (our choice).
+_PROBES = 64
+_PROBE_LENGTH = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Head:
+    """The classification head, and what it makes of random sentences.
+
+    Attributes:
+        weight_name: of its parameter (C, D).
+        bias_name: of its parameter (C,), None where it has none.
+        input_D: its mean input.
+        prediction_C: its mean prediction.
+    """
+
+    weight_name: str
+    bias_name: str | None
+    input_D: Tensor
+    prediction_C: Tensor
+
+
+def single_class(shared: SharedGradient, model: TextModel, generator: torch.Generator) -> int:
+    """The class of a batch of one sentence.
+
+    Exact from the bias, and from the weight where there are three classes or more. With two, the weight's
+    rows are each other's negatives: then the head's mean input tells by its sign in them (our choice).
+
+    Args:
+        shared: a gradient of one sentence.
+        model: a classifier.
+        generator: draws the random sentences of our choice above.
+
+    Raises:
+        InputError: not a classifier, or neither of the head's parameters was shared.
+    """
+    head = _head(shared, model, generator)
+    gradient_CD = shared.gradients.get(head.weight_name)
+    if head.bias_name not in shared.gradients and gradient_CD is not None and len(gradient_CD) > 2:
+        # Only the true class's row points against all others (Zhao et al. 2020, eq. 4).
+        gram_CC = gradient_CD.double() @ gradient_CD.double().T
+        return int((gram_CC.sum(1) - gram_CC.diagonal()).argmin())
+    return int(_at_logits(shared, head).argmin())
+
+
+def class_counts(
+    shared: SharedGradient, model: TextModel, batch_size: int, generator: torch.Generator
+) -> tuple[int, ...]:
+    """How often each class occurs in a batch of several sentences: n = B (mean prediction − gradient).
+
+    The mean prediction is taken from random sentences (our choice; close for a head that isn't trained yet),
+    and the figures are rounded so that they sum to B.
+
+    Raises:
+        InputError: not a classifier, or neither of the head's parameters was shared.
+    """
+    head = _head(shared, model, generator)
+    expected_C = batch_size * (head.prediction_C - _at_logits(shared, head)).clamp_min(0)
+    expected_C = expected_C * (batch_size / expected_C.sum().clamp_min(1e-12))
+    counts_C = expected_C.floor().long()
+    left = batch_size - int(counts_C.sum())
+    counts_C[(expected_C - counts_C).topk(left).indices] += 1
+    return tuple(counts_C.tolist())
+
+
+def _at_logits(shared: SharedGradient, head: _Head) -> Tensor:
+    """The batch's mean gradient at the logits, (C,) in float64: the bias's, else along the mean input."""
+    if head.bias_name in shared.gradients:
+        return shared.gradients[head.bias_name].double().cpu()
+    gradient_CD = shared.gradients[head.weight_name].double().cpu()
+    return gradient_CD @ head.input_D / head.input_D.square().sum()
+
+
+def _head(shared: SharedGradient, model: TextModel, generator: torch.Generator) -> _Head:
+    """The last linear layer with a class an output that the network runs.
+
+    Raises:
+        InputError: not a classifier, no such layer, or none of its gradients was shared.
+    """
+    if model.num_labels is None:
+        raise InputError(
+            f"{model.name} is attacked as {model.task}, which has no classes.",
+            why="Classes are read off a classification head.",
+            fix="Use --attack dlg, which optimizes soft labels of any task, or --task classification.",
+        )
+    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
+        calls.append((module, inputs[0], output))
+
+    heads = [
+        m for m in model.network.modules() if isinstance(m, nn.Linear) and m.out_features == model.num_labels
+    ]
+    handles = [module.register_forward_hook(keep) for module in heads]
+    try:
+        with torch.no_grad():
+            _run_probes(model, generator)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {id(parameter): name for name, parameter in model.parameters.items()}
+    if calls:
+        module, input_ND, output_NC = calls[-1]
+        head = _Head(
+            weight_name=names[id(module.weight)],
+            bias_name=names[id(module.bias)] if module.bias is not None else None,
+            input_D=input_ND.flatten(0, -2).double().mean(0).cpu(),
+            prediction_C=output_NC.flatten(0, -2).double().softmax(-1).mean(0).cpu(),
+        )
+        if {head.weight_name, head.bias_name} & shared.gradients.keys():
+            return head
+    raise InputError(
+        "The gradient of the classification head was not shared." if calls else "There is no linear head.",
+        why="The classes can't be read off anything else.",
+        fix="Use --attack dlg or tag, which optimize soft labels, or tell the attacker with --know labels.",
+    )
+
+
+def _run_probes(model: TextModel, generator: torch.Generator) -> None:
+    """Random sentences through the network."""
+    around = len(model.prefix_ids) + len(model.suffix_ids)
+    length = min(_PROBE_LENGTH + around, model.max_length)
+    content = model.content_ids.cpu()
+    ids_NT = content[torch.randint(len(content), (_PROBES, length), generator=generator)]
+    for position, token in fixed_tokens(model, length).items():
+        ids_NT[:, position] = token
+    ids_NT = ids_NT.to(model.device)
+    labels = torch.zeros(1, _PROBES, 1, dtype=torch.long, device=model.device)
+    targets = Targets(labels=labels, weights=labels.to(model.loss_dtype))
+    model.loss(ids_NT[None], torch.ones_like(ids_NT)[None], targets)
