@@ -1,0 +1,66 @@
+"""Deep Leakage from Gradients (Zhu, Liu & Han 2019, arXiv 1906.08935; code: mit-han-lab/dlg).
+
+Dummy data and dummy label logits from N(0, 1), softmax on the labels, both optimized with L-BFGS so that the
+squared L2 distance of their gradient from the shared one falls; embeddings are decoded to the nearest tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.continuous import match_dummies
+from textleak.gradients import SharedGradient
+from textleak.matching import LBFGS, Adam, Optimiser, SquaredL2
+from textleak.models import TextModel
+
+
+@ATTACKS.register("dlg")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DLG:
+    """Squared L2, dummy embeddings and soft labels together, L-BFGS.
+
+    Attributes:
+        restarts: candidates K, optimized at once; the best by its own distance is the answer.
+        steps: evaluations of each candidate, at most.
+        optimizer: "lbfgs" as published, or "adam" as LAMP's authors re-ran it on text.
+        learning_rate: 1 for lbfgs and 0.1 for adam unless given.
+        time_limit: seconds after which the best answer so far is returned; None for no limit.
+    """
+
+    name: ClassVar[str]
+
+    restarts: Annotated[int, Field(ge=1)] = 1  # Zhu et al. 2019, released code: one start
+    # LAMP's re-run of DLG on text (dlg.sh). The released image code makes 300 calls of torch's L-BFGS, each
+    # of up to 20 iterations; a step here is one evaluation, those of the line search counted.
+    steps: Annotated[int, Field(ge=1)] = 2500
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+
+    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+        """Attack; see the module's first lines for how."""
+        return (
+            yield from match_dummies(
+                shared,
+                model,
+                objective=SquaredL2(),
+                optimiser=self.optimiser(),
+                restarts=self.restarts,
+                steps=self.steps,
+                time_limit=self.time_limit,
+                generator=generator,
+            )
+        )
+
+    def optimiser(self) -> Optimiser:
+        """The optimizer with its learning rate."""
+        if self.optimizer == "adam":
+            return Adam(learning_rate=self.learning_rate or 0.1)  # LAMP's re-run of DLG on text (dlg.sh)
+        # Zhu et al. 2019, released code: torch's L-BFGS as it comes, rate 1, history 100, no line search.
+        # Ours has a strong Wolfe line search, so that a step never makes the distance larger.
+        return LBFGS(learning_rate=self.learning_rate or 1.0, history=100)

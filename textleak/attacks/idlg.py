@@ -1,0 +1,81 @@
+"""Improved DLG (Zhao, Mopuri & Bilen 2020, arXiv 2001.02610): the label first, then DLG with it held fixed.
+
+The released code hands the attack the true label; here it is inferred as the paper says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.classes import single_class
+from textleak.attacks.continuous import known_lengths, match_dummies
+from textleak.attacks.dlg import DLG
+from textleak.errors import InputError
+from textleak.events import Phase
+from textleak.gradients import SharedGradient
+from textleak.matching import SquaredL2
+from textleak.models import TextModel
+
+
+@ATTACKS.register("idlg")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IDLG:
+    """The label from the classification head's gradient, then DLG; one sentence, classification only.
+
+    Attributes:
+        restarts: candidates K, optimized at once; the best by its own distance is the answer.
+        steps: evaluations of each candidate, at most.
+        optimizer: "lbfgs" as published, or "adam" as for DLG on text.
+        learning_rate: 1 for lbfgs and 0.1 for adam unless given.
+        time_limit: seconds after which the best answer so far is returned; None for no limit.
+    """
+
+    name: ClassVar[str]
+
+    restarts: Annotated[int, Field(ge=1)] = 1  # Zhao et al. 2020, released code: one start
+    steps: Annotated[int, Field(ge=1)] = 2500  # as for DLG; released image code: 300 calls of torch's L-BFGS
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+
+    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+        """Attack; see the module's first lines for how.
+
+        Raises:
+            InputError: not classification, more than one sentence, or a head whose gradient was not shared.
+        """
+        if model.task != "classification":
+            raise InputError(
+                f"iDLG reads a class off a classification head, and the task is {model.task}.",
+                why="The labels of language modeling are the tokens.",
+                fix="Use --attack dlg, which optimizes soft labels.",
+            )
+        if len(known_lengths(shared)) > 1:
+            raise InputError(
+                f"iDLG works on one sentence, and this batch has {len(known_lengths(shared))}.",
+                why="With several, more than one entry of the bias gradient can be negative, or none.",
+                fix="Use --attack dlg, or --attack cosine, which counts the batch's classes.",
+            )
+        labels_KB = None
+        if shared.known.labels is None:
+            yield Phase(name="labels", detail="the class whose entry of the bias gradient is negative")
+            labels_KB = torch.full((self.restarts, 1), single_class(shared, model, generator))
+        dlg = DLG(optimizer=self.optimizer, learning_rate=self.learning_rate)
+        return (
+            yield from match_dummies(
+                shared,
+                model,
+                objective=SquaredL2(),
+                optimiser=dlg.optimiser(),
+                restarts=self.restarts,
+                steps=self.steps,
+                time_limit=self.time_limit,
+                generator=generator,
+                labels_KB=labels_KB,
+            )
+        )

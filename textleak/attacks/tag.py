@@ -1,0 +1,56 @@
+"""TAG: Gradient Attack on Transformer-based Language Models (Deng et al. 2021, arXiv 2103.06819).
+
+As DLG, but the distance is the squared L2 plus α times the L1 distance (eq. 5), and Adam minimizes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.continuous import match_dummies
+from textleak.gradients import SharedGradient
+from textleak.matching import Adam, objectives
+from textleak.models import TextModel
+
+
+@ATTACKS.register("tag")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TAG:
+    """Squared L2 plus α · L1, dummy embeddings and soft labels together, Adam.
+
+    Attributes:
+        restarts: candidates K, optimized at once; the best by its own distance is the answer.
+        steps: optimizer steps.
+        learning_rate: of Adam, constant.
+        alpha: weight of the L1 distance.
+        time_limit: seconds after which the best answer so far is returned; None for no limit.
+    """
+
+    name: ClassVar[str]
+
+    restarts: Annotated[int, Field(ge=1)] = 1  # LAMP's re-run of TAG: one start
+    steps: Annotated[int, Field(ge=1)] = 2500  # LAMP's re-run of TAG (tag.sh)
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # LAMP's re-run of TAG (tag.sh)
+    # One α for all layers (tag.sh). The paper's falls with a layer's distance from the input.
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+
+    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+        """Attack; see the module's first lines for how."""
+        return (
+            yield from match_dummies(
+                shared,
+                model,
+                objective=objectives.TAG(alpha=self.alpha),
+                optimiser=Adam(learning_rate=self.learning_rate),
+                restarts=self.restarts,
+                steps=self.steps,
+                time_limit=self.time_limit,
+                generator=generator,
+            )
+        )
