@@ -9,8 +9,10 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - kernels.py: a network's usual operations with cheap second derivatives.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
 - optimisers.py: Adam and L-BFGS, asked for points and told their worth.  driver.py: the one loop around them.
+- discrete.py: search over sequences of symbols.  bench.py: factored against formed gradients.
 """
 
+from textleak.matching.bench import BenchRow, benchmark
 from textleak.matching.driver import ObjectiveFunction, Step, Stop, minimise
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.matcher import Matcher
@@ -33,6 +35,7 @@ __all__ = [
     "LBFGS",
     "TAG",
     "Adam",
+    "BenchRow",
     "Call",
     "Capture",
     "Contribution",
@@ -57,6 +60,7 @@ __all__ = [
     "Sum",
     "Target",
     "TargetTensor",
+    "benchmark",
     "find_rule",
     "minimise",
     "register_rule",

@@ -166,7 +166,7 @@ class Capture:
         chosen = {name: self.parameters[name] for name in names}
         losses: list[Tensor] = []
         gradients: list[dict[str, Tensor]] = []
-        with torch.enable_grad(), _requiring_grad(chosen.values()):
+        with torch.enable_grad(), requiring_grad(chosen.values()):
             for k in range(candidates_of(leaves)):
                 loss_1 = model_function({name: leaf[k : k + 1] for name, leaf in leaves.items()})
                 own = torch.autograd.grad(
@@ -267,7 +267,8 @@ class Capture:
 
             return hook
 
-        handles = [m.register_forward_pre_hook(note_rows, with_kwargs=True) for m in self.network.modules()]
+        outer = [module for module in self.network.modules() if next(module.children(), None) is not None]
+        handles = [m.register_forward_pre_hook(note_rows, with_kwargs=True) for m in outer or [self.network]]
         handles += [
             owner.module.register_forward_hook(keep(owner), with_kwargs=True) for owner in self._owners
         ]
@@ -304,7 +305,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let these be differentiated for a while, and leave them as they were."""
     before = [(parameter, parameter.requires_grad) for parameter in parameters]
     try:
         for parameter, _ in before:

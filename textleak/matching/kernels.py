@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -62,7 +63,7 @@ def _has_onednn() -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ + b; its gradient is the same operation with Wᵀ."""
+    """x Wᵀ + b; its gradient is the same operation with Wᵀ, on the rows that aren't 0."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -72,7 +73,60 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad_O: Tensor) -> tuple[Tensor, None, None]:
         (weight_OI,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return _Linear.apply(grad_O, weight_OI.mT, None), None, None  # type: ignore[no-untyped-call]
+        live = _live_rows(grad_O)
+        if live is None:
+            return linear(grad_O, weight_OI.mT), None, None
+        some_O = _Picked.apply(grad_O, live)  # type: ignore[no-untyped-call]
+        some_I = linear(some_O, weight_OI.mT)
+        return _Placed.apply(some_I, live, grad_O.shape[:-1]), None, None  # type: ignore[no-untyped-call]
+
+
+class _Picked(torch.autograd.Function):
+    """Some rows (n, D) of a tensor (..., D)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_D: Tensor, index: Tensor) -> Tensor:
+        ctx.index, ctx.leading = index, x_D.shape[:-1]  # type: ignore[attr-defined]
+        return x_D.flatten(0, -2)[index]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_D: Tensor) -> tuple[Tensor, None]:
+        return _Placed.apply(grad_D, ctx.index, ctx.leading), None  # type: ignore[attr-defined, no-untyped-call]
+
+
+class _Placed(torch.autograd.Function):
+    """Zeros (..., D) with some rows (n, D) put in."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_D: Tensor, index: Tensor, leading: torch.Size) -> Tensor:
+        ctx.index = index  # type: ignore[attr-defined]
+        zeros_D = x_D.new_zeros(leading.numel(), x_D.shape[-1])
+        return zeros_D.index_copy_(0, index, x_D).view(*leading, -1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_D: Tensor) -> tuple[Tensor, None, None]:
+        return _Picked.apply(grad_D, ctx.index), None, None  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _live_rows(grad_O: Tensor) -> Tensor | None:
+    """Which rows aren't all 0, where that is a minority, else None.
+
+    A classifier reads one token's last state, a masked language model is asked for few tokens, and padding
+    counts for nothing: no gradient comes back to the other rows. Nothing else makes every entry of a row 0
+    but a loss without any slope, and where all rows are 0 all are computed.
+    """
+    if grad_O.dim() < 2 or grad_O.device.type != "cpu":  # elsewhere asking costs more than it saves
+        return None
+    rows = grad_O.shape[:-1].numel()
+    grad_RO = grad_O.detach().flatten(0, -2)
+    if rows < _FEW_ROWS or 2 * int(grad_RO[:, 0].count_nonzero()) > rows:
+        return None
+    live = grad_RO.any(1).nonzero().flatten()
+    return live if 0 < 2 * len(live) <= rows else None
+
+
+# Fewer rows than this are multiplied as they are.
+_FEW_ROWS = 32
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -141,52 +195,89 @@ def _layer_norm_slope(
     return cast(Tensor, result[0])
 
 
-class _Activation(torch.autograd.Function):
-    """A function of each entry alone, given with its slope and, for when it is needed, its curvature."""
+@dataclass(frozen=True, kw_only=True)
+class _Activation:
+    """A function of each entry alone: its value, g times its slope (into a tensor), its curvature."""
+
+    value: Callable[[Tensor], Tensor]
+    passed: Callable[[Tensor, Tensor, Tensor], object]
+    curvature: Callable[[Tensor], Tensor]
+
+
+class _Activated(torch.autograd.Function):
+    """f(x)."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, value: Tensor, slope: Tensor, curvature: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        ctx.save_for_backward(x, slope)
-        ctx.curvature = curvature  # type: ignore[attr-defined]
-        return value
+    def forward(ctx: FunctionCtx, x: Tensor, f: _Activation) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.f = f  # type: ignore[attr-defined]
+        return f.value(x)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        x, slope = ctx.saved_tensors  # type: ignore[attr-defined]
-        passed = _ActivationSlope.apply(grad, x, slope, ctx.curvature)  # type: ignore[attr-defined, no-untyped-call]
-        return passed, None, None, None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _ActivatedSlope.apply(grad, x, ctx.f), None  # type: ignore[attr-defined, no-untyped-call]
 
 
-class _ActivationSlope(torch.autograd.Function):
-    """g ∘ slope(x)."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, grad: Tensor, x: Tensor, slope: Tensor, curvature: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        ctx.save_for_backward(grad, x, slope)
-        ctx.curvature = curvature  # type: ignore[attr-defined]
-        return grad * slope
+class _ActivatedSlope(torch.autograd.Function):
+    """g ∘ f'(x)."""
 
     @staticmethod
-    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad, x, slope = ctx.saved_tensors  # type: ignore[attr-defined]
-        return u * slope, ctx.curvature(x).mul_(grad).mul_(u), None, None  # type: ignore[attr-defined]
+    def forward(ctx: FunctionCtx, grad: Tensor, x: Tensor, f: _Activation) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        ctx.f = f  # type: ignore[attr-defined]
+        result = torch.empty_like(x)
+        f.passed(grad, x, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad, x = ctx.saved_tensors  # type: ignore[attr-defined]
+        f: _Activation = ctx.f  # type: ignore[attr-defined]
+        to_grad, to_x = torch.empty_like(x), torch.empty_like(x)
+        for u_, grad_, x_, to_grad_, to_x_ in _blocks(u, grad, x, to_grad, to_x):
+            f.passed(u_, x_, to_grad_)
+            torch.mul(f.curvature(x_).mul_(grad_), u_, out=to_x_)
+        return to_grad, to_x, None
+
+
+# Entries of a block: several of them fit into a core's second-level cache.
+_BLOCK = 64 * 1024
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Contiguous tensors of one shape, piece by piece, as views that can be written to.
+
+    What reads and writes a piece many times then does so in the cache. A GPU gets all at once.
+    """
+    last = tensors[0].shape[-1]
+    rows = max(1, _BLOCK // last) if tensors[0].device.type == "cpu" else tensors[0].numel() // last
+    return zip(*(torch.split(tensor.reshape(-1, last), rows) for tensor in tensors), strict=True)
 
 
 def _gelu_curvature(x: Tensor) -> Tensor:
     """φ(x) (2 − x²)."""
     square = x * x
-    density = torch.add(x.new_tensor(-0.5 * math.log(2 * math.pi)), square, alpha=-0.5).exp_()
-    return density.mul_(square.neg_().add_(2))
+    density = torch.mul(square, -0.5).exp_()
+    return density.mul_(square.sub_(2).mul_(-1 / math.sqrt(2 * math.pi)))
 
 
 def _silu_curvature(x: Tensor) -> Tensor:
     """S' (2 + x (1 − 2 s)), s the logistic function and s' = s (1 − s)."""
     s = x.sigmoid()
     return (1 - 2 * s).mul_(x).add_(2).mul_(s).mul_(1 - s)
+
+
+_GELU = _Activation(
+    value=functional.gelu,
+    passed=lambda grad, x, out: torch.ops.aten.gelu_backward.grad_input(grad, x, grad_input=out),
+    curvature=_gelu_curvature,
+)
+_SILU = _Activation(
+    value=functional.silu,
+    passed=lambda grad, x, out: torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=out),
+    curvature=_silu_curvature,
+)
 
 
 class _Softmax(torch.autograd.Function):
@@ -271,19 +362,17 @@ def _layer_norm(
 
 
 def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
-    if approximate != "none" or not _usable(input):
-        return None
-    x = input.detach()
-    slope = torch.ops.aten.gelu_backward(torch.ones_like(x), x)
-    return cast(Tensor, _Activation.apply(input, functional.gelu(x), slope, _gelu_curvature))  # type: ignore[no-untyped-call]
+    return _activated(input, _GELU) if approximate == "none" else None
 
 
 def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
-    if inplace or not _usable(input):
+    return None if inplace else _activated(input, _SILU)
+
+
+def _activated(input: Tensor, f: _Activation) -> Tensor | None:
+    if not _usable(input) or not input.is_contiguous():
         return None
-    x = input.detach()
-    slope = torch.ops.aten.silu_backward(torch.ones_like(x), x)
-    return cast(Tensor, _Activation.apply(input, functional.silu(x), slope, _silu_curvature))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Activated.apply(input, f))  # type: ignore[no-untyped-call]
 
 
 def _softmax(

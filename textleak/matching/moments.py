@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
 
 from textleak.matching.kernels import product
 from textleak.matching.objectives import Moments
@@ -36,16 +37,16 @@ def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absol
     plan = _Plan()
     others: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
-        if not plan.take(name, found[name], target.tensors[name]):
-            others[name] = (
-                _own(found[name], target.tensors[name].shape),
-                _cross(found[name], target.tensors[name]),
-            )
-    values = [factor.values_KND for factor in plan.factors]
-    own, cross = _PlannedMoments.apply(plan, *values)  # type: ignore[no-untyped-call]
-    by_name = dict(zip(plan.names, zip(own.unbind(1), cross.unbind(1), strict=True), strict=True)) | others
-    own_KP = torch.stack([by_name[name][0] for name in names], 1) if others else own
-    cross_KP = torch.stack([by_name[name][1] for name in names], 1) if others else cross
+        tensor = target.tensors[name]
+        if not plan.take(name, found[name], tensor):
+            others[name] = _own(found[name], tensor.shape), _cross(found[name], tensor)
+    parts = []
+    if plan.factors:
+        parts.append(_PlannedMoments.apply(plan, *map(_values, plan.factors)))  # type: ignore[no-untyped-call]
+    parts += [(own_K.unsqueeze(1), cross_K.unsqueeze(1)) for own_K, cross_K in others.values()]
+    computed = [*plan.names, *others]
+    order = [computed.index(name) for name in names]
+    own_KP, cross_KP = (torch.cat(moment, 1)[:, order] for moment in zip(*parts, strict=True))
     distant = [_absolute(found[name], target.tensors[name]) for name in names] if absolute else []
     return Moments(
         names=names,
@@ -83,7 +84,7 @@ class _Factor:
     """
 
     def __init__(self, values_KND: Tensor) -> None:
-        self.values_KND = values_KND
+        self.values_KND: Tensor | None = values_KND
         self.columns_RD: list[Tensor] = []  # the targets' factors that it is multiplied by
         self.rank = 0
         self.products_KNR: Tensor | None = None
@@ -91,6 +92,19 @@ class _Factor:
         self.to_products_KNR: Tensor | None = None
         self.to_gram_KNN: Tensor | None = None
         self.to_sum_KD: Tensor | None = None
+
+    def multiply_by(self, column_DR: Tensor) -> slice:
+        """Where the product with `column_DR` will be found among all products."""
+        self.columns_RD.append(column_DR.mT)
+        self.rank += column_DR.shape[1]
+        return slice(self.rank - column_DR.shape[1], self.rank)
+
+    def derive(self, values_KND: Tensor) -> None:
+        """Products and Gram matrix, if some weight is made of this factor (a sum needs neither)."""
+        if self.rank:
+            self.columns_RD = [torch.cat(self.columns_RD)]
+            self.products_KNR = product(values_KND, self.columns_RD[0])
+            self.gram_KNN = _gram(values_KND)
 
     def recall(self, values_KND: Tensor, products_KNR: Tensor | None, gram_KNN: Tensor | None) -> None:
         """Take back what was derived, and make room for its derivatives."""
@@ -101,26 +115,9 @@ class _Factor:
                 torch.zeros_like(gram_KNN),
             )
 
-    def forget(self) -> None:
-        """Hold no tensor of the candidates (autograd keeps those that are needed)."""
-        self.products_KNR = self.gram_KNN = self.to_products_KNR = self.to_gram_KNN = self.to_sum_KD = None
-        self.values_KND = self.values_KND.new_empty(0)
-
-    def multiply_by(self, column_DR: Tensor) -> slice:
-        """Where the product with `column_DR` will be found among all products."""
-        self.columns_RD.append(column_DR.mT)
-        self.rank += column_DR.shape[1]
-        return slice(self.rank - column_DR.shape[1], self.rank)
-
-    def derive(self) -> tuple[Tensor | None, Tensor | None]:
-        """Products and Gram matrix, where some weight is made of this factor (biases need neither)."""
-        if not self.rank:
-            return None, None
-        self.columns_RD = [torch.cat(self.columns_RD)]
-        return product(self.values_KND, self.columns_RD[0]), self.values_KND @ self.values_KND.mT
-
     def gradient(self) -> Tensor:
         """With regard to the values, from the derivatives of what was derived."""
+        assert self.values_KND is not None
         if self.to_products_KNR is None:
             assert self.to_sum_KD is not None
             return self.to_sum_KD.unsqueeze(1).expand_as(self.values_KND)
@@ -128,6 +125,11 @@ class _Factor:
         result_KND = product(self.to_products_KNR, self.columns_RD[0].mT)
         result_KND.baddbmm_(self.to_gram_KNN, self.values_KND, alpha=2)  # the Gram matrix is symmetric
         return result_KND if self.to_sum_KD is None else result_KND.add_(self.to_sum_KD.unsqueeze(1))
+
+    def forget(self) -> None:
+        """Hold no tensor of the candidates: autograd keeps what is needed."""
+        self.values_KND = self.products_KNR = self.gram_KNN = None
+        self.to_products_KNR = self.to_gram_KNN = self.to_sum_KD = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,22 +143,19 @@ class _OuterMoments:
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """‖g'‖² and ⟨g', g⟩, (K,) each."""
-        left_KNR, right_KNR = (
-            _part(self.left.products_KNR, self.left_R),
-            _part(self.right.products_KNR, self.right_R),
-        )
+        left_KNR = _part(self.left.products_KNR, self.left_R)
+        right_KNR = _part(self.right.products_KNR, self.right_R)
         return _dot(self.left.gram_KNN, self.right.gram_KNN), _dot(left_KNR, right_KNR)
 
-    def backward(self, to_own_K: Tensor, to_cross_K: Tensor) -> None:
+    def backward(self, to_own_K11: Tensor, to_cross_K11: Tensor) -> None:
         """Add this weight's part to its factors' derivatives."""
-        to_own_K11, to_cross_K11 = to_own_K[:, None, None], to_cross_K[:, None, None]
         for mine, mine_R, other, other_R in (
             (self.left, self.left_R, self.right, self.right_R),
             (self.right, self.right_R, self.left, self.left_R),
         ):
             _add_scaled(mine.to_gram_KNN, other.gram_KNN, to_own_K11)
             other_KNR = _part(other.products_KNR, other_R)
-            _part(mine.to_products_KNR, mine_R).copy_(other_KNR * to_cross_K11)
+            torch.mul(other_KNR, to_cross_K11, out=_part(mine.to_products_KNR, mine_R))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,56 +172,65 @@ class _RowsMoments:
         right_KNR = _part(self.right.products_KNR, self.right_R)
         return _dot(self.same_KNN, self.right.gram_KNN), _dot(self.left_KNR, right_KNR)
 
-    def backward(self, to_own_K: Tensor, to_cross_K: Tensor) -> None:
+    def backward(self, to_own_K11: Tensor, to_cross_K11: Tensor) -> None:
         """Add this table's part to its factor's derivatives."""
-        _add_scaled(self.right.to_gram_KNN, self.same_KNN, to_own_K[:, None, None])
-        _part(self.right.to_products_KNR, self.right_R).copy_(self.left_KNR * to_cross_K[:, None, None])
+        _add_scaled(self.right.to_gram_KNN, self.same_KNN, to_own_K11)
+        torch.mul(self.left_KNR, to_cross_K11, out=_part(self.right.to_products_KNR, self.right_R))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class _SumMoments:
-    """A bias's or scale's: the factor summed over N, against the target itself."""
+    """Those of all biases and scales of one size: factors summed over N, against the targets themselves."""
 
-    terms: _Factor
-    goal_D: Tensor
+    def __init__(self) -> None:
+        self.factors: list[_Factor] = []
+        self.goals_D: list[Tensor] = []
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """‖g'‖² and ⟨g', g⟩, (K,) each."""
-        sum_KD = self.terms.values_KND.sum(1)
-        return sum_KD.square().sum(1), sum_KD @ self.goal_D
+    def forward(self, sums_KSD: Tensor) -> tuple[Tensor, Tensor]:
+        """‖g'‖² and ⟨g', g⟩, (K, S) each."""
+        return sums_KSD.square().sum(2), (sums_KSD * torch.stack(self.goals_D)).sum(2)
 
-    def backward(self, to_own_K: Tensor, to_cross_K: Tensor) -> None:
-        """Add this tensor's part to its factor's derivatives."""
-        mine_KD = self.terms.values_KND.sum(1).mul_(2 * to_own_K[:, None])
-        mine_KD.addcmul_(to_cross_K[:, None], self.goal_D)
-        before_KD = self.terms.to_sum_KD
-        self.terms.to_sum_KD = mine_KD if before_KD is None else mine_KD.add_(before_KD)
+    def backward(self, sums_KSD: Tensor, to_own_KS: Tensor, to_cross_KS: Tensor) -> None:
+        """Add these tensors' parts to their factors' derivatives."""
+        all_KSD = to_cross_KS.unsqueeze(2) * torch.stack(self.goals_D)
+        all_KSD.addcmul_(to_own_KS.unsqueeze(2), sums_KSD, value=2)
+        for factor, mine_KD in zip(self.factors, all_KSD.unbind(1), strict=True):
+            factor.to_sum_KD = mine_KD if factor.to_sum_KD is None else factor.to_sum_KD + mine_KD
 
 
 class _Plan:
     """What is to be computed, with each factor once however many tensors share it."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.moments: list[_OuterMoments | _RowsMoments | _SumMoments] = []
         self.factors: list[_Factor] = []
-        self._known: dict[
-            tuple[int, ...], tuple[_Factor, list[Tensor]]
-        ] = {}  # ids are good while tensors live
+        self.weights: list[_OuterMoments | _RowsMoments] = []
+        self.sums: dict[int, _SumMoments] = {}  # by size
+        self._weight_names: list[str] = []
+        self._sum_names: dict[int, list[str]] = {}
+        # Factors by the ids of the tensors that they are made of, which are good while those live.
+        self._known: dict[tuple[int, ...], tuple[_Factor, list[Tensor]]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The planned tensors, in the order of the moments."""
+        return self._weight_names + [name for names in self._sum_names.values() for name in names]
 
     def take(self, name: str, contributions: list[Contribution], target: TargetTensor) -> bool:
         """Plan a tensor, if it is of a usual kind: not mixed, and a matrix's target thin."""
         outer = [part for part in contributions if isinstance(part, Outer)]
         rows = [part for part in contributions if isinstance(part, Rows)]
         if not outer and not rows:
-            terms = self._factor([_terms(part) for part in contributions])
-            self.moments.append(_SumMoments(terms=terms, goal_D=target.formed().flatten()))
-        elif target.left_OR is None or target.right_IR is None:
+            goal_D = target.formed().flatten()
+            sums = self.sums.setdefault(len(goal_D), _SumMoments())
+            sums.factors.append(self._factor([_terms(part) for part in contributions]))
+            sums.goals_D.append(goal_D)
+            self._sum_names.setdefault(len(goal_D), []).append(name)
+            return True
+        if target.left_OR is None or target.right_IR is None:
             return False
-        elif len(outer) == len(contributions):
+        if len(outer) == len(contributions):
             left = self._factor([part.left_KNO for part in outer])
             right = self._factor([part.right_KNI for part in outer])
-            self.moments.append(
+            self.weights.append(
                 _OuterMoments(
                     left=left,
                     right=right,
@@ -233,7 +241,7 @@ class _Plan:
         elif len(rows) == len(contributions):
             right = self._factor([part.right_KNI for part in rows])
             rows_KN = _joined([part.rows_KN for part in rows])
-            self.moments.append(
+            self.weights.append(
                 _RowsMoments(
                     right=right,
                     right_R=right.multiply_by(target.right_IR),
@@ -243,7 +251,7 @@ class _Plan:
             )
         else:
             return False
-        self.names.append(name)
+        self._weight_names.append(name)
         return True
 
     def _factor(self, parts: list[Tensor]) -> _Factor:
@@ -260,18 +268,27 @@ class _PlannedMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, plan: _Plan, *values_KND: Tensor) -> tuple[Tensor, Tensor]:
+        own, cross = [], []
         for factor, values in zip(plan.factors, values_KND, strict=True):
             factor.values_KND = values
-            factor.products_KNR, factor.gram_KNN = factor.derive()
-        moments = [moment.forward() for moment in plan.moments]
+            factor.derive(values)
+        for weight in plan.weights:
+            own_K, cross_K = weight.forward()
+            own.append(own_K.unsqueeze(1))
+            cross.append(cross_K.unsqueeze(1))
+        sums = []
+        for group in plan.sums.values():
+            sums.append(torch.stack([_values(factor).sum(1) for factor in group.factors], 1))
+            own_KS, cross_KS = group.forward(sums[-1])
+            own.append(own_KS)
+            cross.append(cross_KS)
         products = [factor.products_KNR for factor in plan.factors]
         grams = [factor.gram_KNN for factor in plan.factors]
-        ctx.save_for_backward(*values_KND, *cast(list[Tensor], products + grams))  # None is allowed
+        ctx.save_for_backward(*values_KND, *cast(list[Tensor], products + grams), *sums)  # None is allowed
         ctx.plan = plan  # type: ignore[attr-defined]
         for factor in plan.factors:
             factor.forget()
-        own, cross = zip(*moments, strict=True)
-        return torch.stack(own, 1), torch.stack(cross, 1)
+        return torch.cat(own, 1), torch.cat(cross, 1)
 
     @staticmethod
     @once_differentiable
@@ -279,21 +296,41 @@ class _PlannedMoments(torch.autograd.Function):
         plan: _Plan = ctx.plan  # type: ignore[attr-defined]
         saved = ctx.saved_tensors  # type: ignore[attr-defined]
         count = len(plan.factors)
-        for factor, values, products, gram in zip(
-            plan.factors, saved[:count], saved[count : 2 * count], saved[2 * count :], strict=True
-        ):
+        derived = zip(saved[:count], saved[count : 2 * count], saved[2 * count : 3 * count], strict=True)
+        for factor, (values, products, gram) in zip(plan.factors, derived, strict=True):
             factor.recall(values, products, gram)
-        for p, moment in enumerate(plan.moments):
-            moment.backward(to_own_KP[:, p], to_cross_KP[:, p])
+        sizes = [len(plan.weights), *(len(group.factors) for group in plan.sums.values())]
+        to_own, to_cross = torch.split(to_own_KP, sizes, 1), torch.split(to_cross_KP, sizes, 1)
+        columns = (part.mT[:, :, None, None].unbind() for part in (to_own[0], to_cross[0]))
+        for weight, to_own_K11, to_cross_K11 in zip(plan.weights, *columns, strict=True):
+            weight.backward(to_own_K11, to_cross_K11)
+        for group, *parts in zip(
+            plan.sums.values(), saved[3 * count :], to_own[1:], to_cross[1:], strict=True
+        ):
+            group.backward(*parts)
         gradients = [factor.gradient() for factor in plan.factors]
         for factor in plan.factors:
             factor.forget()
         return None, *gradients
 
 
+def _values(factor: _Factor) -> Tensor:
+    assert factor.values_KND is not None
+    return factor.values_KND
+
+
 def _part(products_KNR: Tensor | None, which_R: slice) -> Tensor:
     assert products_KNR is not None
     return products_KNR[..., which_R]
+
+
+def _gram(x_KND: Tensor) -> Tensor:
+    """X xᵀ; on a CPU a width just short of a multiple of 8 is filled up, as vectors are that wide."""
+    uses = x_KND.shape[1]
+    missing = -uses % 8
+    if x_KND.device.type != "cpu" or missing not in (1, 2):
+        return x_KND @ x_KND.mT
+    return (x_KND @ functional.pad(x_KND, (0, 0, 0, missing)).mT)[..., :uses].contiguous()
 
 
 def _dot(a: Tensor | None, b: Tensor | None) -> Tensor:
