@@ -538,6 +538,45 @@ def test_a_truth_that_does_not_fit_is_refused(gradient_file, tmp_path, content):
 
 # The other commands
 
+BENCH_KEYS = set(
+    """
+    model hidden_size candidates tokens objective device dtype threads repeats spread speedup memory_ratio
+    factored_candidates_per_second formed_candidates_per_second max_relative_difference
+    """.split()  # noqa: SIM905
+)
+
+
+@pytest.mark.parametrize("task", ["classification", "masked-lm"])
+def test_bench_measures_every_combination(toy, task):
+    options = ["--tokens", 6, "--tokens", 9, "-k", 3, "--repeats", 2, "--dtype", "float64", "--task", task]
+    rows = json.loads(invoke("bench", *toy, *options, "--json").stdout)
+    assert [row["tokens"] for row in rows] == [6, 9]
+    for row in rows:
+        assert set(row) == BENCH_KEYS
+        assert (row["candidates"], row["hidden_size"], row["objective"]) == (3, 16, "squared-l2")
+        assert row["max_relative_difference"] < 1e-5
+        assert row["factored_candidates_per_second"] > 0
+
+
+def test_bench_shows_a_table(toy):
+    text = invoke("bench", *toy, "--tokens", 5, "-k", 2, "--repeats", 1, "--objective", "cosine").stdout
+    assert "factored/s" in text
+    assert "cosine" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tokens", 2], "3 to 40 tokens"),
+        (["--tokens", 0], "--tokens can't be 0"),
+        (["-k", 0], "--restarts can't be 0"),
+        (["--objective", "l1"], "Unknown objective 'l1'"),
+        (["--dtype", "float23"], "float32"),
+    ],
+)
+def test_bench_refuses_what_cannot_be_measured(toy, options, words):
+    assert words in invoke("bench", *toy, *options, code=2).stderr
+
 
 def test_attacks_and_defenses_are_listed_with_their_options():
     listed = json.loads(invoke("attacks", "--json").stdout)

@@ -2,9 +2,223 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
 from textleak.cli import common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from textleak.matching import Leaves, Objective
+    from textleak.models import TextModel
+
+OBJECTIVES = ("squared-l2", "cosine", "cosine-global", "tag")
+DTYPES = ("float32", "float64", "bfloat16")
 
 
 @common.guarded
-def command(json_: common.Json = False) -> None:
-    """Measure the engine."""
+def command(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", metavar="TEXT", help="As for run; repeatable.", show_default="bert-tiny"
+        ),
+    ] = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--tokens", metavar="INT", help="Tokens T of the sentence; repeatable.", show_default="14"
+        ),
+    ] = None,
+    restarts: Annotated[
+        list[int] | None,
+        typer.Option("--restarts", "-k", metavar="INT", help="Candidates K; repeatable.", show_default="16"),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option("--objective", metavar="TEXT", help=" | ".join(OBJECTIVES))
+    ] = "squared-l2",
+    weights: common.Weights = "random",
+    task: common.Task = None,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="TEXT", help=" | ".join(DTYPES))] = "float32",
+    device: common.Device = None,
+    threads: common.Threads = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="INT", help="Alternating measurements.", min=1)
+    ] = 5,
+    seed: common.Seed = None,
+    json_: common.Json = False,
+) -> None:
+    """Measure the engine: factored gradients of K candidates at once against formed ones, one at a time."""
+    from textleak.errors import InputError, unknown_name
+    from textleak.job import set_threads
+    from textleak.models import load_model
+
+    lengths, counts = tokens or [14], restarts or [16]
+    for name, values in (("--tokens", lengths), ("--restarts", counts)):
+        for value in values:
+            if value < 1:
+                raise InputError(f"{name} can't be {value}.", why="There must be at least one.")
+    if objective not in OBJECTIVES:
+        raise unknown_name("objective", objective, OBJECTIVES)
+    set_threads(threads)
+    rows = []
+    for name in model or ["bert-tiny"]:
+        public = load_model(
+            name, weights=weights or "random", task=task or "auto", device=device or "auto", dtype=dtype
+        )
+        for length in lengths:
+            for count in counts:
+                case = text_case(public, tokens=length, candidates=count, seed=seed or 0)
+                with common.stderr().status(f"{name}: K = {count}, T = {length}"):
+                    rows.append(measure(case, tokens=length, objective=objective, repeats=repeats))
+    if json_:
+        common.print_json(rows)
+    else:
+        _show(rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextCase:
+    """A sentence's shared gradient, and K dummies to match it with.
+
+    Attributes:
+        model: the public model.
+        gradients: of every parameter but the word embedding, which dummy embeddings leave no trace in.
+        leaves: dummies "inputs" (K, 1, T, E), "mask" and "weights", and "label_logits" (K, 1, 1, C) or, for
+            language models, the tokens as "labels" (K, 1, T).
+        optimized: names of the leaves to differentiate by.
+    """
+
+    model: TextModel
+    gradients: dict[str, Tensor]
+    leaves: dict[str, Tensor]
+    optimized: tuple[str, ...]
+
+    def losses(self, leaves: Leaves) -> Tensor:
+        """The model function: losses (K,)."""
+        from textleak.models import Targets
+
+        labels = leaves["label_logits"].softmax(-1) if "label_logits" in leaves else leaves["labels"]
+        targets = Targets(labels=labels, weights=leaves["weights"])
+        return self.model.loss(leaves["inputs"], leaves["mask"], targets)
+
+
+def text_case(model: TextModel, *, tokens: int, candidates: int, seed: int) -> TextCase:
+    """A sentence of random tokens, its gradient, and dummies as far from it as a first guess is.
+
+    Args:
+        model: the public model.
+        tokens: T, the tokenizer's own special ones counted.
+        candidates: K.
+        seed: draws all of it.
+
+    Raises:
+        InputError: no such sentence can be.
+    """
+    import torch
+
+    from textleak.errors import InputError
+    from textleak.models import Batch
+    from textleak.models.gradient import formed_gradient
+
+    generator = torch.Generator().manual_seed(seed)
+    around = len(model.prefix_ids) + len(model.suffix_ids)
+    if not around < tokens <= model.max_length:
+        raise InputError(
+            f"--tokens {tokens} can't be measured.",
+            why=f"A sentence for {model.name} has {around + 1} to {model.max_length} tokens.",
+        )
+    content = model.content_ids.cpu()
+    drawn = content[torch.randint(len(content), (tokens - around,), generator=generator)].tolist()
+    ids_BT = torch.tensor([[*model.prefix_ids, *drawn, *model.suffix_ids]], device=model.device)
+    batch = Batch(ids_BT=ids_BT, mask_BT=torch.ones_like(ids_BT))
+    read, targets = model.targets(batch, None, generator)
+    table = model.word_embedding.weight
+    names = [name for name, parameter in model.parameters.items() if parameter is not table]
+    gradients = formed_gradient(model, read, targets, names)
+    K = candidates
+    noise = torch.randn((K, 1, tokens, model.embedding_size), generator=generator)
+    leaves = {
+        "inputs": noise.to(table) * table.detach().float().std().to(table),
+        "mask": batch.mask_BT.expand(K, 1, tokens).contiguous(),
+        "weights": targets.weights.expand(K, *targets.weights.shape).contiguous(),
+    }
+    if model.task == "classification":
+        leaves["label_logits"] = torch.randn((K, 1, 1, model.classes), generator=generator).to(
+            device=model.device, dtype=model.loss_dtype
+        )
+        return TextCase(model=model, gradients=gradients, leaves=leaves, optimized=("inputs", "label_logits"))
+    leaves["labels"] = targets.labels.expand(K, *targets.labels.shape).contiguous()
+    return TextCase(model=model, gradients=gradients, leaves=leaves, optimized=("inputs",))
+
+
+def _objective(name: str) -> Objective:
+    from textleak.matching import TAG, CosineGlobal, CosinePerTensor, SquaredL2
+
+    found: dict[str, Objective] = {
+        "squared-l2": SquaredL2(),
+        "cosine": CosinePerTensor(),
+        "cosine-global": CosineGlobal(),
+        "tag": TAG(),
+    }
+    return found[name]
+
+
+def measure(case: TextCase, *, tokens: int, objective: str, repeats: int) -> dict[str, Any]:
+    """One row of `bench --json`."""
+    from textleak.matching.bench import benchmark
+
+    row = benchmark(
+        case.model.network,
+        case.losses,
+        case.leaves,
+        case.gradients,
+        _objective(objective),
+        wrt=case.optimized,
+        repeats=repeats,
+    )
+    return {
+        "model": case.model.name,
+        "hidden_size": case.model.hidden_size,
+        "tokens": tokens,
+        "objective": objective,
+        **dataclasses.asdict(row),
+    }
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        "model",
+        "D",
+        "K",
+        "T",
+        "objective",
+        "factored/s",
+        "formed/s",
+        "speedup",
+        "memory",
+        "difference",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for row in rows:
+        table.add_row(
+            row["model"],
+            str(row["hidden_size"]),
+            str(row["candidates"]),
+            str(row["tokens"]),
+            row["objective"],
+            f"{row['factored_candidates_per_second']:.1f}",
+            f"{row['formed_candidates_per_second']:.2f}",
+            f"{row['speedup']:.1f} ± {row['spread']:.1f}",
+            f"1/{1 / row['memory_ratio']:.1f}" if row["memory_ratio"] else "?",
+            f"{row['max_relative_difference']:.1e}",
+        )
+    common.stdout().print(table)
