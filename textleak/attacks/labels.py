@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from textleak.attacks.problem import TextProblem
-from textleak.matching import Call, Formed, find_rule
+from textleak.matching import Call, find_rule
 from textleak.matching.discrete import Guess
+from textleak.matching.moments import form
 
 Place = tuple[int, int]
 """Row of the batch, and index of the prediction in it."""
@@ -125,8 +126,8 @@ class _LastNorm:
             candidates=len(input_KD),
         )
         found = rule(call)
-        parts = [found[local] for local in self.names]
-        return torch.cat([part.gradient_K.flatten(1) for part in parts if isinstance(part, Formed)], 1)
+        shapes = {local: self.problem.model.parameters[name].shape for local, name in self.names.items()}
+        return torch.cat([form([found[local]], tuple(shape)).flatten(1) for local, shape in shapes.items()], 1)
 
     def unexplained(self, open_: Sequence[Place]) -> Tensor:
         """The shared gradient less what all predictions and all labels but the open ones make of it: (P,)."""
