@@ -167,6 +167,13 @@ def test_the_view_fits_the_terminal(width, height, batch):
     assert height < 20 or len(lines) < height
 
 
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_nothing_that_matters_is_left_out_on_a_narrow_terminal(width):
+    text = plain(RUNNING, width=width)
+    for words in ("2 of 5 tokens right", "1 ━━━━╌ 0.75", "right label", "n/D = 0.04", "continuous"):
+        assert words in text, words
+
+
 def test_nothing_is_drawn_wrong_before_there_is_anything_to_draw():
     assert "starting" in plain(ViewState())
     assert "no answer yet" in plain(after(Started(settings=SETTINGS), Phase(name="labels")))

@@ -32,6 +32,9 @@ SECONDS_BETWEEN_LINES = 5.0
 LONGEST_TOKEN = 18
 LOSSES_KEPT = 400
 
+Part = str | tuple[str, str]
+"""A few words for a line, with a style or without."""
+
 RIGHT, ELSEWHERE, WRONG, UNKNOWN, SPECIAL, OPEN = "right", "elsewhere", "wrong", "unknown", "special", "open"
 _STYLES = {
     RIGHT: "green",
@@ -279,19 +282,24 @@ def _body(state: ViewState, now: float, width: int, rows: int, glyphs: Glyphs) -
     return Group(*above, Text(""), *_sentences(state, width, max(3, room), glyphs), *below)
 
 
-def _line(parts: Iterable[str | tuple[str, str]], width: int, separator: str) -> Text:
+def _line(parts: Iterable[Part], width: int, separator: str) -> Text:
     """Parts in one line; those that don't fit are left out."""
-    line = Text(no_wrap=True, overflow="ellipsis")
+    return (_lines(parts, width, separator) or [Text()])[0]
+
+
+def _lines(parts: Iterable[Part], width: int, separator: str) -> list[Text]:
+    """Parts in as many lines as they need; a part is never broken, but cut short where it is wider."""
+    lines: list[Text] = []
     for part in parts:
         text, style = (part, "") if isinstance(part, str) else part
         if not text:
             continue
-        joint = separator if line.plain else ""
-        if line.cell_len + cell_len(joint) + cell_len(text) > width and line.plain:
-            break
-        line.append(joint, style="bright_black").append(text, style=style)
-    line.truncate(width, overflow="ellipsis")
-    return line
+        if lines and lines[-1].cell_len + cell_len(separator) + cell_len(text) <= width:
+            lines[-1].append(separator, style="bright_black").append(text, style=style)
+        else:
+            lines.append(Text(no_wrap=True, overflow="ellipsis").append(text, style=style))
+            lines[-1].truncate(width, overflow="ellipsis")
+    return lines
 
 
 def _facts(state: ViewState, width: int, glyphs: Glyphs) -> list[Text]:
@@ -299,7 +307,7 @@ def _facts(state: ViewState, width: int, glyphs: Glyphs) -> list[Text]:
     if not settings:
         return []
     batch, tokens = settings.get("batch_size"), settings.get("tokens")
-    parts: list[str | tuple[str, str]] = []
+    parts: list[Part] = []
     if batch:
         parts.append(f"{batch} sentence{'s' if batch != 1 else ''}")
     if tokens:
@@ -310,7 +318,7 @@ def _facts(state: ViewState, width: int, glyphs: Glyphs) -> list[Text]:
     parts.extend((str(spec), "yellow") for spec in settings.get("defense") or ())
     parts.append(str(settings.get("device", "")))
     parts.append(f"seed {settings['seed']}" if "seed" in settings else "")
-    return [_line(parts, width, glyphs.dot)]
+    return _lines(parts, width, glyphs.dot)[:2]
 
 
 def _timeline(state: ViewState, now: float, width: int, glyphs: Glyphs) -> Text:
@@ -410,7 +418,7 @@ def _sentences(state: ViewState, width: int, rows: int, glyphs: Glyphs) -> list[
     truths = state.assigned()
     lines: list[Text] = []
     for index, (sentence, truth) in enumerate(zip(shown, truths, strict=True)):
-        block = [_head(index, sentence, truth, width, glyphs, alone=len(shown) == 1)]
+        block = _head(index, sentence, truth, width, glyphs, alone=len(shown) == 1)
         block += _tokens(sentence, truth, width, glyphs)
         more = len(shown) - index - 1
         room = rows - len(lines) - (1 if more else 0)
@@ -445,8 +453,8 @@ def _more(
 
 def _head(
     index: int, sentence: Sentence, truth: Sentence | None, width: int, glyphs: Glyphs, *, alone: bool
-) -> Text:
-    parts: list[str | tuple[str, str]] = [("text" if alone else f"text {index + 1}", "bold")]
+) -> list[Text]:
+    parts: list[Part] = [("text" if alone else f"text {index + 1}", "bold")]
     if truth is not None:
         right, total = right_of(sentence, truth)
         surplus = surplus_of(sentence, truth)
@@ -466,7 +474,7 @@ def _head(
         parts.append(f"label {sentence.label}")
     if truth is not None and truth.label is not None and sentence.label is not None:
         parts.append(("right label", "green") if truth.label == sentence.label else ("wrong label", "red"))
-    return _line(parts, width, glyphs.dot)
+    return _lines(parts, width, glyphs.dot)
 
 
 def _bar(share: float, width: int, glyphs: Glyphs) -> str:
@@ -517,7 +525,7 @@ def _clock(state: ViewState, now: float, width: int, glyphs: Glyphs) -> Text:
     elapsed = f"{_seconds(now)} elapsed"
     if state.finished is not None:
         return _line([(elapsed, "bold"), state.finished.outcome], width, glyphs.dot)
-    parts: list[str | tuple[str, str]] = [(elapsed, "bold")]
+    parts: list[Part] = [(elapsed, "bold")]
     remaining = remaining_seconds(state, now)
     if remaining is not None:
         parts.append(f"at most {_seconds(remaining)} left in this phase")
