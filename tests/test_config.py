@@ -75,6 +75,12 @@ def test_an_unknown_key_is_told_the_nearest(assignment, nearest):
     assert assignment.partition("=")[0].partition(".")[0] in error.value.what
 
 
+def test_an_unknown_setting_of_a_script_is_told_the_nearest():
+    with pytest.raises(InputError, match="model") as error:
+        load_run_config(flags={**ONE, "modle": "gpt2"})
+    assert error.value.what == "Unknown setting 'modle'."
+
+
 def test_an_unknown_key_in_a_preset_is_told_the_nearest(tmp_path):
     preset = tmp_path / "mine.yaml"
     preset.write_text("modle: gpt2\n")

@@ -351,7 +351,7 @@ def _check_keys(settings: Iterable[str], known: Iterable[str], where: str) -> No
 
 
 def _unknown_setting(key: str, known: Iterable[str], where: str) -> InputError:
-    return unknown_name(f"setting in {where}", key, known, fix=_SETTINGS_FIX)
+    return unknown_name(f"setting{where and f' in {where}'}", key, known, fix=_SETTINGS_FIX)
 
 
 _SETTINGS_FIX = "An attack's own options are written attack.KEY; `textleak attacks NAME` lists them."
@@ -364,7 +364,7 @@ def _validated(kind: type[Config], settings: Mapping[str, Any]) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise _unknown_setting(str(first["loc"][-1]), kind.model_fields, "the settings") from None
+            raise _unknown_setting(str(first["loc"][-1]), kind.model_fields, "") from None
         value = first.get("input")
         fix = ""
         if first["type"] == "literal_error":
