@@ -3,7 +3,7 @@
 Shapes: K candidates, D numbers a candidate (its optimized leaves, flattened).
 """
 
-# ruff: noqa: N815  (shapes live in names)
+
 from __future__ import annotations
 
 import enum

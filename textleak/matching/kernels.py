@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -182,6 +182,33 @@ class _LayerNormSlope(torch.autograd.Function):
         return to_grad_D, to_x_D.mul_(scale_1.square().neg_()), None, None, None
 
 
+class _LayerNormScale(torch.autograd.Function):
+    """Σ δ ∘ x̂ over a candidate's rows, (K, D): the gradient of a layer norm's scale; keeps δ and x alone."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, delta_D: Tensor, x_D: Tensor, eps: float, candidates: int) -> Tensor:
+        normal_D, mean_1, scale_1 = torch.native_layer_norm(x_D, x_D.shape[-1:], None, None, eps)
+        ctx.save_for_backward(delta_D, x_D, mean_1, scale_1)
+        return normal_D.mul_(delta_D).view(candidates, -1, x_D.shape[-1]).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_KD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        delta_D, x_D, mean_1, scale_1 = ctx.saved_tensors  # type: ignore[attr-defined]
+        shape = (len(grad_KD), -1, x_D.shape[-1])
+        grad_K1D = grad_KD.unsqueeze(1)
+        weighed_D = (delta_D.reshape(shape) * grad_K1D).view(x_D.shape)
+        to_x_D = _layer_norm_slope(weighed_D, x_D, mean_1, scale_1, None)
+        to_delta_D = (x_D - mean_1).mul_(scale_1)
+        to_delta_D.view(shape).mul_(grad_K1D)
+        return to_delta_D, to_x_D, None, None
+
+
+def layer_norm_scale(delta_D: Tensor, x_D: Tensor, eps: float, candidates: int) -> Tensor:
+    """Gradient (K, D) of the scale of a layer norm over the last dimension, differentiable once."""
+    return cast(Tensor, _LayerNormScale.apply(delta_D, x_D, eps, candidates))  # type: ignore[no-untyped-call]
+
+
 def _save(ctx: FunctionCtx, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*cast(tuple[Tensor, ...], tensors))  # None is allowed, but isn't in torch's types
 
@@ -328,26 +355,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    return linear(input, weight, bias) if _usable(input) else None
+    return linear(input, weight, bias) if weight.dim() == 2 and _usable(input) else None
 
 
 def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **options: object) -> Tensor | None:
     if options or input.dim() != 1 or mat2.requires_grad or not _usable(mat1):
         return None
     return cast(Tensor, _Linear.apply(mat1, mat2.mT, input))  # type: ignore[no-untyped-call]
-
-
-def layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`functional.layer_norm` with constant scale and bias; differentiable twice in the input."""
-    if len(normalized_shape) == 1 and _usable(input):
-        return cast(Tensor, _LayerNorm.apply(input, weight, bias, eps))  # type: ignore[no-untyped-call]
-    return functional.layer_norm(input, list(normalized_shape), weight, bias, eps)
 
 
 def _layer_norm(
@@ -357,8 +371,9 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    usable = len(normalized_shape) == 1 and _usable(input)
-    return layer_norm(input, normalized_shape, weight, bias, eps) if usable else None
+    if len(normalized_shape) != 1 or not _usable(input) or not input.is_contiguous():
+        return None
+    return cast(Tensor, _LayerNorm.apply(input, weight, bias, eps))  # type: ignore[no-untyped-call]
 
 
 def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:

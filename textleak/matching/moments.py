@@ -7,7 +7,7 @@ by all their targets' factors at once; so are the derivatives, which are written
 Shapes: K candidates, N uses of a weight, O and I its sides, D either of them, R a target's rank, P tensors.
 """
 
-# ruff: noqa: N815  (shapes live in names)
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absol
             others[name] = _own(found[name], tensor.shape), _cross(found[name], tensor)
     parts = []
     if plan.factors:
-        parts.append(_PlannedMoments.apply(plan, *map(_values, plan.factors)))  # type: ignore[no-untyped-call]
+        parts.append(_PlannedMoments.apply(plan, *plan.inputs()))  # type: ignore[no-untyped-call]
     parts += [(own_K.unsqueeze(1), cross_K.unsqueeze(1)) for own_K, cross_K in others.values()]
     computed = [*plan.names, *others]
     order = [computed.index(name) for name in names]
@@ -84,6 +84,7 @@ class _Factor:
     """
 
     def __init__(self, values_KND: Tensor) -> None:
+        self.shape = values_KND.shape
         self.values_KND: Tensor | None = values_KND
         self.columns_RD: list[Tensor] = []  # the targets' factors that it is multiplied by
         self.rank = 0
@@ -106,7 +107,7 @@ class _Factor:
             self.products_KNR = product(values_KND, self.columns_RD[0])
             self.gram_KNN = _gram(values_KND)
 
-    def recall(self, values_KND: Tensor, products_KNR: Tensor | None, gram_KNN: Tensor | None) -> None:
+    def recall(self, values_KND: Tensor | None, products_KNR: Tensor | None, gram_KNN: Tensor | None) -> None:
         """Take back what was derived, and make room for its derivatives."""
         self.values_KND, self.products_KNR, self.gram_KNN = values_KND, products_KNR, gram_KNN
         if products_KNR is not None and gram_KNN is not None:
@@ -117,11 +118,11 @@ class _Factor:
 
     def gradient(self) -> Tensor:
         """With regard to the values, from the derivatives of what was derived."""
-        assert self.values_KND is not None
         if self.to_products_KNR is None:
             assert self.to_sum_KD is not None
-            return self.to_sum_KD.unsqueeze(1).expand_as(self.values_KND)
+            return self.to_sum_KD.unsqueeze(1).expand(self.shape)
         assert self.to_gram_KNN is not None
+        assert self.values_KND is not None
         result_KND = product(self.to_products_KNR, self.columns_RD[0].mT)
         result_KND.baddbmm_(self.to_gram_KNN, self.values_KND, alpha=2)  # the Gram matrix is symmetric
         return result_KND if self.to_sum_KD is None else result_KND.add_(self.to_sum_KD.unsqueeze(1))
@@ -214,6 +215,14 @@ class _Plan:
         """The planned tensors, in the order of the moments."""
         return self._weight_names + [name for names in self._sum_names.values() for name in names]
 
+    def inputs(self) -> list[Tensor]:
+        """The factors' tensors, which the plan lets go of: what autograd doesn't need is freed."""
+        self._known.clear()
+        inputs = [_values(factor) for factor in self.factors]
+        for factor in self.factors:
+            factor.forget()
+        return inputs
+
     def take(self, name: str, contributions: list[Contribution], target: TargetTensor) -> bool:
         """Plan a tensor, if it is of a usual kind: not mixed, and a matrix's target thin."""
         outer = [part for part in contributions if isinstance(part, Outer)]
@@ -284,7 +293,11 @@ class _PlannedMoments(torch.autograd.Function):
             cross.append(cross_KS)
         products = [factor.products_KNR for factor in plan.factors]
         grams = [factor.gram_KNN for factor in plan.factors]
-        ctx.save_for_backward(*values_KND, *cast(list[Tensor], products + grams), *sums)  # None is allowed
+        # None is allowed; of factors that are only summed, the sums are all that is needed.
+        kept = [
+            values if factor.rank else None for factor, values in zip(plan.factors, values_KND, strict=True)
+        ]
+        ctx.save_for_backward(*cast(list[Tensor], kept + products + grams), *sums)
         ctx.plan = plan  # type: ignore[attr-defined]
         for factor in plan.factors:
             factor.forget()

@@ -4,7 +4,7 @@ An objective never sees a gradient, but each tensor's ‖g'‖², ⟨g', g⟩, �
 Shapes: K candidates, P matched tensors.
 """
 
-# ruff: noqa: N815  (shapes live in names)
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -6,7 +6,7 @@ changes. The driver owns the loop.
 Shapes: K candidates, D numbers a candidate (all its leaves, flattened).
 """
 
-# ruff: noqa: N802, N815  (shapes live in names)
+
 from __future__ import annotations
 
 import math

@@ -7,7 +7,7 @@ Shapes: K candidates, R = K * B rows of the network's batch, N uses of a weight 
 O and I the two sides of a weight as it is stored.
 """
 
-# ruff: noqa: N815  (shapes live in names)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from textleak.matching.kernels import layer_norm
+from textleak.matching.kernels import layer_norm_scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,10 +131,21 @@ def embedding_rule(call: Call) -> dict[str, Contribution]:
 
 
 def layer_norm_rule(call: Call) -> dict[str, Contribution]:
-    """Y = x̂ ∘ w + b: the scale gets the sum of Δ ∘ x̂, the bias the sum of Δ."""
+    """A norm, x̂ ∘ w + b: the scale gets the sum of Δ ∘ x̂, the bias the sum of Δ."""
     module = call.module
     assert isinstance(module, nn.LayerNorm)
-    return scale_and_bias(call, lambda: layer_norm(call.input_R, module.normalized_shape, eps=module.eps))
+    if len(module.normalized_shape) > 1:
+        return scale_and_bias(
+            call, lambda: functional.layer_norm(call.input_R, module.normalized_shape, eps=module.eps)
+        )
+    found: dict[str, Contribution] = {}
+    if "weight" in call.wanted:
+        x_R = call.input_R.contiguous()
+        scale_KD = layer_norm_scale(call.delta_R, x_R, module.eps, call.candidates)
+        found["weight"] = Formed(gradient_K=scale_KD)
+    if "bias" in call.wanted:
+        found["bias"] = Sum(terms_KND=call.per_candidate(call.delta_R))
+    return found
 
 
 def rms_norm_rule(call: Call) -> dict[str, Contribution]:

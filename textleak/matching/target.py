@@ -4,7 +4,7 @@ An undefended matrix has rank at most the number of tokens, so G = U Wᵀ with t
 factors (noise) stays dense.
 """
 
-# ruff: noqa: N815  (shapes live in names)
+
 from __future__ import annotations
 
 from collections.abc import Mapping
