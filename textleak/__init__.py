@@ -2,7 +2,7 @@
 
 The way of the data, one room an arrow: `client` (a private batch to a `SharedGradient`), `defenses`, `attacks` (on
 the engine in `matching`, with `decoding` and `subspace`), `scoring`, `runs`, and the viewers of a run's events.
-Everything a script needs is here: `load_model`, `share`, `attack`, `score`, `run`.
+Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textleak.api import attack, run, score
+    from textleak.api import attack, recover, run, score
     from textleak.client import Secret, share
     from textleak.gradients import SharedGradient
     from textleak.models import TextModel, load_model
 
 __version__ = "0.1.0"
-__all__ = ["Secret", "SharedGradient", "TextModel", "attack", "load_model", "run", "score", "share"]
+__all__ = [
+    "Secret",
+    "SharedGradient",
+    "TextModel",
+    "attack",
+    "load_model",
+    "recover",
+    "run",
+    "score",
+    "share",
+]
 
 _HOMES = {
     "Secret": "client",
@@ -24,6 +34,7 @@ _HOMES = {
     "TextModel": "models",
     "attack": "api",
     "load_model": "models",
+    "recover": "api",
     "run": "api",
     "score": "api",
     "share": "client",

@@ -174,5 +174,3 @@ def _defended_mean(
         for name, value in sample.items():
             total[name] = total.get(name, torch.zeros_like(value)) + value / count
     return total
-
-

@@ -93,7 +93,9 @@ def fixed_tokens(model: TextModel, length: int) -> dict[int, int]:
     """What the tokenizer itself puts around a sentence of `length` tokens: ids by position."""
     prefix, suffix = model.prefix_ids, model.suffix_ids
     fixed = dict(enumerate(prefix[:length]))
-    fixed.update({length - len(suffix) + i: id_ for i, id_ in enumerate(suffix) if length - len(suffix) + i >= 0})
+    fixed.update(
+        {length - len(suffix) + i: id_ for i, id_ in enumerate(suffix) if length - len(suffix) + i >= 0}
+    )
     return fixed
 
 

@@ -121,6 +121,7 @@ class SharedGradient:
         Raises:
             InputError: the file can't be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         header = {
@@ -134,7 +135,7 @@ class SharedGradient:
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in self.gradients.items()}, partial, header)
             partial.replace(path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise InputError(
                 f"The gradient can't be written to {path}.", why=str(error), fix="Choose another --out."
@@ -145,13 +146,15 @@ class SharedGradient:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, not safetensors (a pickle is never opened), truncated, without textleak's
-                metadata, or with values that are not finite.
+            InputError: no such file, not safetensors (a pickle is never opened), truncated, without
+                textleak's metadata, or with values that are not finite.
         """
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
-            raise InputError(f"There is no gradient file {path}.", fix="`textleak share --out FILE` writes one.")
+            raise InputError(
+                f"There is no gradient file {path}.", fix="`textleak share --out FILE` writes one."
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}

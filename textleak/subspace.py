@@ -102,9 +102,7 @@ def _excess(gradient_OI: Tensor, sigma: float) -> float:
     return (float(gradient_OI.double().square().sum()) - noise) / noise
 
 
-def shared_spans(
-    model: TextModel, shared: SharedGradient
-) -> list[tuple[tuple[LocalLayer, ...], InputSpan]]:
+def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[LocalLayer, ...], InputSpan]]:
     """One span for each distinct local input (a token and its position decide it) whose gradients were shared.
 
     Each comes with the layers that read that input.

@@ -8,7 +8,7 @@ its gradient was not shared, each row of the weight's gradient is that entry tim
 Shapes: B sentences, C classes, D the head's input size.
 """
 
-# ruff: noqa: N815  (shapes live in names)
+
 from __future__ import annotations
 
 import dataclasses

@@ -14,7 +14,7 @@ Shapes: K candidates, B sentences, T tokens, E embedding size, L predictions a s
 V vocabulary.
 """
 
-# ruff: noqa: N802, N815  (shapes live in names)
+
 from __future__ import annotations
 
 import dataclasses

@@ -60,7 +60,12 @@ class _LastNorm:
     """The module whose output the head reads, and what its gradient says about labels."""
 
     def __init__(
-        self, module: nn.Module, names: dict[str, str], input_BTD: Tensor, head_VD: Tensor, problem: TextProblem
+        self,
+        module: nn.Module,
+        names: dict[str, str],
+        input_BTD: Tensor,
+        head_VD: Tensor,
+        problem: TextProblem,
     ) -> None:
         self.module = module
         self.names = names
@@ -127,7 +132,9 @@ class _LastNorm:
         )
         found = rule(call)
         shapes = {local: self.problem.model.parameters[name].shape for local, name in self.names.items()}
-        return torch.cat([form([found[local]], tuple(shape)).flatten(1) for local, shape in shapes.items()], 1)
+        return torch.cat(
+            [form([found[local]], tuple(shape)).flatten(1) for local, shape in shapes.items()], 1
+        )
 
     def unexplained(self, open_: Sequence[Place]) -> Tensor:
         """The shared gradient less what all predictions and all labels but the open ones make of it: (P,)."""
@@ -149,7 +156,8 @@ class _LastNorm:
     def distances(self, place: Place, missing_P: Tensor) -> Tensor:
         """How much of `missing_P` stays unexplained with each label at a place: (V,)."""
         found = []
-        for rows_KD in self.head_VD.split(_CHUNK):
+        for start in range(0, len(self.head_VD), _CHUNK):
+            rows_KD = self.head_VD[start : start + _CHUNK]
             input_KD = self.input_BTD[place].expand(len(rows_KD), -1)
             parts_KP = self._gradient(input_KD, -self.weights_BT[place] * rows_KD)
             found.append((missing_P - parts_KP).norm(dim=1))

@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -66,6 +66,8 @@ class Match:
         solved_at: a distance at or below which a guess is put to the exact test.
         time_limit: seconds after which the best answer so far is returned; None for no limit.
     """
+
+    name: ClassVar[str]
 
     restarts: Annotated[int, Field(ge=1)] = 8
     steps: Annotated[int, Field(ge=1)] = 40
@@ -134,9 +136,7 @@ class _Run:
         if self.model.task != "causal-lm":
             return proposals, []
         beam = 4 * (shared.known.batch_size or 8)
-        prefixes = extend_prefixes(
-            self.model, shared, layers, proposals, longest=longest - 1, beam=beam
-        )
+        prefixes = extend_prefixes(self.model, shared, layers, proposals, longest=longest - 1, beam=beam)
         return proposals, prefixes
 
     # Discrete search
@@ -179,14 +179,18 @@ class _Run:
             barred=barred,
             width=self.options.beam,
             listed=self.options.proposals,
-            pool={symbol for guess, _ in before.beam for row in guess.rows for symbol in row} if before else set(),
+            pool={symbol for guess, _ in before.beam for row in guess.rows for symbol in row}
+            if before
+            else set(),
         )
         yield Phase(name="labels", detail="labels whose gradient points the right way")
         classes = self._classes(lengths)
-        blank = Guess(self._blank(lengths), classes[0])
+        blank = Guess(search.first(lengths), classes[0])
         yield Phase(name="continuous", detail="dummy embeddings and soft labels matched to the gradient")
         everything = [search.inner(blank)] * self.options.restarts
-        bases = [dataclasses.replace(blank, classes=classes[k % len(classes)]) for k in range(len(everything))]
+        bases = [
+            dataclasses.replace(blank, classes=classes[k % len(classes)]) for k in range(len(everything))
+        ]
         decoded = yield from self._optimize(
             bases, everything, steps=self.options.steps, learning_rate=_LEARNING_RATE, noise=_NOISE
         )
@@ -202,7 +206,9 @@ class _Run:
                 return
             yield Phase(name="continuous", detail="places of the best guess opened again")
             alone = attempt % 2 == 0
-            opened = [[p] for p in places] if alone else [self._half(places) for _ in range(self.options.restarts)]
+            opened = (
+                [[p] for p in places] if alone else [self._half(places) for _ in range(self.options.restarts)]
+            )
             decoded = yield from self._optimize(
                 [best] * len(opened),
                 opened,
@@ -214,16 +220,11 @@ class _Run:
             yield Phase(name="discrete", detail="the places opened again, rearranged and replaced")
             yield from self._search([best, *decoded] if alone else decoded, expansions=6)
 
-    def _blank(self, lengths: tuple[int, ...]) -> tuple[Row, ...]:
-        """Rows that say nothing: fixed tokens, and placeholders between them."""
-        assert self.search is not None
-        return tuple(tuple(self.search.symbols_at(t, length)[0] for t in range(length)) for length in lengths)
-
     def _classes(self, lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
         """The likeliest labels: a wrong one turns a sentence's gradient round, whatever its tokens."""
         assert self.search is not None
         combinations = self.search.label_combinations(len(lengths))
-        blank = self._blank(lengths)
+        blank = self.search.first(lengths)
         scored = self.search.scores(Guess(blank, classes) for classes in combinations)
         ranked = sorted(scored, key=scored.__getitem__)
         return [guess.classes for guess in ranked[: 1 if len(lengths) == 1 else _LABELS_KEPT]]
@@ -369,7 +370,10 @@ class _Run:
             found.append(
                 to_sentence(
                     self.model,
-                    [listed[t][0][0] if t in free else s % self.model.vocab_size for t, s in enumerate(symbols)],
+                    [
+                        listed[t][0][0] if t in free else s % self.model.vocab_size
+                        for t, s in enumerate(symbols)
+                    ],
                     confidence=[1.0 if t in fixed else listed[t][0][1] for t in range(len(symbols))],
                     candidates=[listed[t][1:] if t in free else [] for t in range(len(symbols))],
                     label=bases[k].classes[row] if bases[k].classes else None,
@@ -385,7 +389,11 @@ class _Run:
         timed = self.options.time_limit is not None
         return Recovery(
             sentences=sentences,
-            stop=Stop.VERIFIED if self.verified else (Stop.TIME if timed else Stop.STEPS) if late else Stop.CONVERGED,
+            stop=Stop.VERIFIED
+            if self.verified
+            else (Stop.TIME if timed else Stop.STEPS)
+            if late
+            else Stop.CONVERGED,
             final_loss=self.search.beam[0][1],
             steps=self.optimizer_steps,
             evaluations=self._evaluations(),

@@ -57,9 +57,13 @@ class TextProblem:
         return self.model.vocab_size
 
     def _target(self, names: Sequence[str]) -> Target:
+        sigma = self.shared.noise_sigma
         return Target.from_gradients(
             {name: self.shared.gradients[name] for name in names},
             drop_below=self.drop_below,
+            # Under noise of known strength, what a batch of n tokens can't have made is noise (FIELD.md 3.6).
+            rank=sum(self.shared.known.lengths) if sigma > 0 and self.shared.known.lengths else None,
+            noise_floor=sigma,
             dtype=self.model.dtype,
             device=self.model.device,
         )
@@ -175,7 +179,7 @@ class TextProblem:
         return self.table_VE.mean(0)
 
     @cached_property
-    def table_VE(self) -> Tensor:  # noqa: N802
+    def table_VE(self) -> Tensor:
         """The embedding of every token."""
         return self.model.embed(torch.arange(self.vocab_size, device=self.model.device)).detach()
 

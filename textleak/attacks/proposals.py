@@ -94,9 +94,7 @@ def span_proposals(
     )
 
 
-def _residuals(
-    model: TextModel, layer: LocalLayer, span: InputSpan, rows: Sequence[Row]
-) -> list[float]:
+def _residuals(model: TextModel, layer: LocalLayer, span: InputSpan, rows: Sequence[Row]) -> list[float]:
     """The part of the squared norm of each row's last layer input that lies outside the span, in float64."""
     ids = torch.tensor(rows, device=model.device)
     inputs_NI = layer_inputs(model, ids, [layer.name])[layer.name][:, -1].double()

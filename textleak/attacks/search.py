@@ -105,7 +105,7 @@ class Search:
         draws = max(1, _STARTS // len(self.shapes))
         for shape in self.shapes:
             arranged = set(itertools.islice(self._from_prefixes(shape, prefixes), draws))
-            arranged = arranged or {self._arrange(shape) for _ in range(draws)}
+            arranged = arranged or {self.first(shape), *(self._arrange(shape) for _ in range(draws))}
             for rows, classes in itertools.product(sorted(arranged), self.label_combinations(len(shape))):
                 yield Guess(rows, classes)
 
@@ -122,6 +122,10 @@ class Search:
             tuple(torch.randint(classes, (count,), generator=self.generator).tolist())
             for _ in range(_LABEL_COMBINATIONS)
         ]
+
+    def first(self, shape: Shape) -> tuple[Row, ...]:
+        """Rows of the surest proposal at each place; of placeholders where there are no proposals."""
+        return tuple(tuple(self.symbols_at(t, length)[0] for t in range(length)) for length in shape)
 
     def _arrange(self, shape: Shape) -> tuple[Row, ...]:
         """Rows of the given lengths with a random arrangement of the proposals."""
@@ -330,7 +334,9 @@ class Search:
         found = []
         for row, symbols in enumerate(best.rows):
             votes = [
-                Counter(g.rows[row][t] % V for g, _ in self.beam if row < len(g.rows) and t < len(g.rows[row]))
+                Counter(
+                    g.rows[row][t] % V for g, _ in self.beam if row < len(g.rows) and t < len(g.rows[row])
+                )
                 for t in range(len(symbols))
             ]
             fixed = fixed_tokens(self.model, len(symbols))
@@ -344,7 +350,9 @@ class Search:
                         1.0 if sure[t] else votes[t][symbols[t] % V] / (1 + votes[t].total())
                         for t in range(len(symbols))
                     ],
-                    channels=["" if t in fixed else self._channel(symbols[t], t) for t in range(len(symbols))],
+                    channels=[
+                        "" if t in fixed else self._channel(symbols[t], t) for t in range(len(symbols))
+                    ],
                     candidates=[self._others(row, t, votes[t]) for t in range(len(symbols))],
                     label=best.classes[row] if best.classes else None,
                     label_posterior=self._label_posterior(row),
@@ -357,7 +365,9 @@ class Search:
         if self.proposals is None or symbol >= self.model.vocab_size:
             return "matching"
         index = min(position, len(self.proposals.inside) - 1)
-        return "span" if symbol in self.proposals.tokens[index][: self.proposals.inside[index]] else "matching"
+        return (
+            "span" if symbol in self.proposals.tokens[index][: self.proposals.inside[index]] else "matching"
+        )
 
     def _others(self, row: int, position: int, votes: Counter[int]) -> list[tuple[int, float]]:
         own = self.beam[0][0].rows[row][position] % self.model.vocab_size

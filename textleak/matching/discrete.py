@@ -28,16 +28,16 @@ class Guess:
     classes: tuple[int, ...] = ()
 
     def with_symbol(self, row: int, position: int, symbol: int) -> Guess:
-        """This guess with one symbol changed."""
+        """The guess with one symbol changed."""
         old = self.rows[row]
         return self.with_row(row, (*old[:position], symbol, *old[position + 1 :]))
 
     def with_row(self, row: int, symbols: Iterable[int]) -> Guess:
-        """This guess with one sequence changed."""
+        """The guess with one sequence changed."""
         return replace(self, rows=(*self.rows[:row], tuple(symbols), *self.rows[row + 1 :]))
 
     def with_class(self, row: int, class_: int) -> Guess:
-        """This guess with one label changed."""
+        """The guess with one label changed."""
         return replace(self, classes=(*self.classes[:row], class_, *self.classes[row + 1 :]))
 
 
@@ -169,7 +169,9 @@ def insertions(guess: Guess, row: int, symbol: int, *, head: int = 0, tail: int 
     found = []
     for i in range(len(inner)):
         rest = inner[:i] + inner[i + 1 :]
-        found += [guess.with_row(row, (*first, *rest[:j], symbol, *rest[j:], *last)) for j in range(len(inner))]
+        found += [
+            guess.with_row(row, (*first, *rest[:j], symbol, *rest[j:], *last)) for j in range(len(inner))
+        ]
     return found
 
 

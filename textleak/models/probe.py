@@ -51,8 +51,8 @@ class LocalLayer:
 class _Use:
     """The first call of a module, and how many there were."""
 
-    input_NTI: Tensor  # noqa: N815
-    output_NTO: Tensor  # noqa: N815
+    input_NTI: Tensor
+    output_NTO: Tensor
     calls: int
 
 

@@ -6,6 +6,7 @@ Shapes: N tokens, I a layer's input size.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def attention_outputs(model: TextModel) -> tuple[AttentionOutput, ...]:
             handle.remove()
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     found: dict[str, AttentionOutput] = {}
-    for before, name in zip(order, order[1:], strict=False):
+    for before, name in itertools.pairwise(order):
         mixes = names[id(modules[before].weight)] in model.attention_names
         if not mixes or names[id(modules[name].weight)] in model.attention_names or name in found:
             continue

@@ -45,8 +45,8 @@ class Batch:
         mask_BT: 1 where a token stands, 0 where padding does.
     """
 
-    ids_BT: Tensor  # noqa: N815
-    mask_BT: Tensor  # noqa: N815
+    ids_BT: Tensor
+    mask_BT: Tensor
 
     @property
     def lengths(self) -> tuple[int, ...]:

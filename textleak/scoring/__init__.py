@@ -84,10 +84,10 @@ class SentenceScore:
     exact: bool
     rouge1: float
     rouge2: float
-    rougeL: float  # noqa: N815 - the field's name for it
+    rougeL: float
     rouge1_words: float
     rouge2_words: float
-    rougeL_words: float  # noqa: N815
+    rougeL_words: float
     label: int | None
     recovered_label: int | None
 
@@ -107,10 +107,10 @@ class Scores:
     exact_rate: float
     rouge1: float
     rouge2: float
-    rougeL: float  # noqa: N815
+    rougeL: float
     rouge1_words: float
     rouge2_words: float
-    rougeL_words: float  # noqa: N815
+    rougeL_words: float
     surplus: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

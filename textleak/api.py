@@ -1,0 +1,76 @@
+"""The calls of a script: attack a shared gradient, score the answer, or do a whole run in one go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textleak import seeds
+from textleak.attacks import ATTACKS
+from textleak.attacks.base import Steps
+from textleak.client import Secret
+from textleak.config import load_run_config
+from textleak.events import Recovery
+from textleak.gradients import SharedGradient
+from textleak.models import TextModel
+from textleak.scoring import Scores
+from textleak.scoring import score as score_recovery
+
+
+def attack(
+    shared: SharedGradient, model: TextModel, attack: str = "match", *, seed: int = 0, **options: object
+) -> Steps:
+    """Start an attack: a generator of `Phase` and `Progress`, which returns a `Recovery`.
+
+    Args:
+        shared: all that the server sees.
+        model: the public model.
+        attack: its name.
+        seed: of the run; the attack gets its own stream of it.
+        options: the attack's options, as `textleak attacks NAME` lists them.
+
+    Raises:
+        InputError: an unknown attack or option, or a gradient that the attack can't work on.
+    """
+    return ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(seed, "attack"))
+
+
+def recover(
+    shared: SharedGradient, model: TextModel, attack: str = "match", *, seed: int = 0, **options: object
+) -> Recovery:
+    """Run an attack to its end; arguments and errors as for `textleak.attack`."""
+    return _to_end(
+        ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(seed, "attack"))
+    )
+
+
+def score(recovery: Recovery, secret: Secret, model: TextModel) -> Scores:
+    """The figures of an attack's answer: token match rate, recall, exact rate, ROUGE."""
+    return score_recovery(recovery, secret, model)
+
+
+def run(**settings: object) -> dict[str, Any]:
+    """One whole run without a run folder: what `textleak run --json` prints, as a dictionary.
+
+    Args:
+        settings: as in a configuration file: `model`, `sentences`, `attack`, `share`, `seed`, ...
+
+    Raises:
+        InputError: a setting that can't be used.
+    """
+    import time
+
+    from textleak.job import prepare
+
+    job = prepare(load_run_config(None, settings, ()))
+    began = time.perf_counter()
+    recovery = _to_end(job.steps())
+    return job.result(recovery, outcome="done", seconds=time.perf_counter() - began, run_dir=None)
+
+
+def _to_end(steps: Steps) -> Recovery:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            recovery: Recovery = end.value
+            return recovery
