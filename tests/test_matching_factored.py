@@ -238,6 +238,24 @@ def test_dummy_gradients_equal_finite_differences(objective):
         torch.testing.assert_close(slope[0], (gradients[name] * direction).sum(), rtol=1e-4, atol=1e-8)
 
 
+def test_a_model_function_may_look_words_up_itself():
+    network = build()
+    matcher = Matcher(network, make_target(network, all_names(network), ids=True), SquaredL2())
+    leaves = make_leaves(network, 4, ids=True)
+
+    def looked_up(some):
+        return model_function(network)(
+            {
+                "embeddings": network.words(some["ids"].flatten(0, 1)).unflatten(0, (-1, 2)),
+                "labels": some["labels"],
+            }
+        )
+
+    found = matcher.evaluate(looked_up, leaves)
+    assert matcher.formed_names == ()
+    torch.testing.assert_close(found, matcher.evaluate(model_function(network), leaves))
+
+
 def test_candidates_do_not_mix():
     network = build()
     matcher = Matcher(network, make_target(network, all_names(network, ("words.weight",))), SquaredL2())

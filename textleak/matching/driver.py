@@ -3,7 +3,6 @@
 Shapes: K candidates, D numbers a candidate (its optimized leaves, flattened).
 """
 
-
 from __future__ import annotations
 
 import enum

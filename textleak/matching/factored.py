@@ -267,8 +267,9 @@ class Capture:
 
             return hook
 
-        outer = [module for module in self.network.modules() if next(module.children(), None) is not None]
-        handles = [m.register_forward_pre_hook(note_rows, with_kwargs=True) for m in outer or [self.network]]
+        first = [module for module in self.network.modules() if next(module.children(), None) is not None]
+        first += [owner.module for owner in self._owners]  # a model function may call the look-up by itself
+        handles = [m.register_forward_pre_hook(note_rows, with_kwargs=True) for m in first]
         handles += [
             owner.module.register_forward_hook(keep(owner), with_kwargs=True) for owner in self._owners
         ]

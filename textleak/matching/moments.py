@@ -7,7 +7,6 @@ by all their targets' factors at once; so are the derivatives, which are written
 Shapes: K candidates, N uses of a weight, O and I its sides, D either of them, R a target's rank, P tensors.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Mapping

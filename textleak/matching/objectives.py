@@ -4,7 +4,6 @@ An objective never sees a gradient, but each tensor's ‖g'‖², ⟨g', g⟩, �
 Shapes: K candidates, P matched tensors.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -6,7 +6,6 @@ changes. The driver owns the loop.
 Shapes: K candidates, D numbers a candidate (all its leaves, flattened).
 """
 
-
 from __future__ import annotations
 
 import math

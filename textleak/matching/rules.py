@@ -7,7 +7,6 @@ Shapes: K candidates, R = K * B rows of the network's batch, N uses of a weight 
 O and I the two sides of a weight as it is stored.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

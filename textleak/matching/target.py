@@ -4,7 +4,6 @@ An undefended matrix has rank at most the number of tokens, so G = U Wᵀ with t
 factors (noise) stays dense.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Mapping
