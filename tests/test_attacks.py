@@ -359,7 +359,8 @@ def test_what_is_fixed_gets_no_slope(toy_model: ToyModel, from_disk: FromDisk) -
 @pytest.mark.parametrize("attack", CONTINUOUS)
 def test_unknown_lengths_are_asked_for(attack: str, toy_model: ToyModel, from_disk: FromDisk) -> None:
     model = toy_model("bert", task="classification")
-    shared, _ = from_disk(model, "the cat sat", "a dog ran home", know="batch-size")
+    sentences = ("the cat sat",) if attack == "idlg" else ("the cat sat", "a dog ran home")
+    shared, _ = from_disk(model, *sentences, know="batch-size")
     with pytest.raises(InputError, match="--know lengths"):
         run(attack, shared, model, **QUICK[attack])
 
@@ -398,9 +399,10 @@ def test_idlg_says_what_it_is_for(toy_model: ToyModel, from_disk: FromDisk) -> N
     with pytest.raises(InputError, match="--attack dlg"):
         run("idlg", shared, toy_model("gpt2", task="causal-lm"))
     model = toy_model("bert", task="classification")
-    shared, _ = from_disk(model, "the cat", "a dog", know="lengths")
-    with pytest.raises(InputError, match="one sentence"):
-        run("idlg", shared, model)
+    for know in ("lengths", "batch-size"):
+        shared, _ = from_disk(model, "the cat", "a dog", know=know)
+        with pytest.raises(InputError, match="one sentence"):
+            run("idlg", shared, model)
 
 
 def test_dlg_runs_with_adam_as_on_text(toy_model: ToyModel, from_disk: FromDisk) -> None:

@@ -8,10 +8,10 @@ its gradient was not shared, each row of the weight's gradient is that entry tim
 Shapes: B sentences, C classes, D the head's input size.
 """
 
-
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,25 +23,23 @@ from textleak.gradients import SharedGradient
 from textleak.models import Targets, TextModel
 
 # Random sentences that tell what the head reads and predicts for any text (our choice).
-_PROBES = 64
+_PROBES = 32
 _PROBE_LENGTH = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Head:
-    """The classification head, and what it makes of random sentences.
+    """The classification head.
 
     Attributes:
+        module: what it is.
         weight_name: of its parameter (C, D).
         bias_name: of its parameter (C,), None where it has none.
-        input_D: its mean input.
-        prediction_C: its mean prediction.
     """
 
+    module: nn.Linear
     weight_name: str
     bias_name: str | None
-    input_D: Tensor
-    prediction_C: Tensor
 
 
 def single_class(shared: SharedGradient, model: TextModel, generator: torch.Generator) -> int:
@@ -58,13 +56,15 @@ def single_class(shared: SharedGradient, model: TextModel, generator: torch.Gene
     Raises:
         InputError: not a classifier, or neither of the head's parameters was shared.
     """
-    head = _head(shared, model, generator)
-    gradient_CD = shared.gradients.get(head.weight_name)
-    if head.bias_name not in shared.gradients and gradient_CD is not None and len(gradient_CD) > 2:
-        # Only the true class's row points against all others (Zhao et al. 2020, eq. 4).
-        gram_CC = gradient_CD.double() @ gradient_CD.double().T
+    head = _head(shared, model)
+    if head.bias_name in shared.gradients:
+        return int(shared.gradients[head.bias_name].argmin())
+    gradient_CD = shared.gradients[head.weight_name].double().cpu()
+    if len(gradient_CD) > 2:  # only the true class's row points against all others (Zhao et al. 2020, eq. 4)
+        gram_CC = gradient_CD @ gradient_CD.T
         return int((gram_CC.sum(1) - gram_CC.diagonal()).argmin())
-    return int(_at_logits(shared, head).argmin())
+    input_D, _ = _usual(model, head, generator)
+    return int((gradient_CD @ input_D).argmin())
 
 
 def class_counts(
@@ -78,8 +78,13 @@ def class_counts(
     Raises:
         InputError: not a classifier, or neither of the head's parameters was shared.
     """
-    head = _head(shared, model, generator)
-    expected_C = batch_size * (head.prediction_C - _at_logits(shared, head)).clamp_min(0)
+    head = _head(shared, model)
+    input_D, prediction_C = _usual(model, head, generator)
+    if head.bias_name in shared.gradients:
+        gradient_C = shared.gradients[head.bias_name].double().cpu()
+    else:
+        gradient_C = shared.gradients[head.weight_name].double().cpu() @ input_D / input_D.square().sum()
+    expected_C = batch_size * (prediction_C - gradient_C).clamp_min(0)
     expected_C = expected_C * (batch_size / expected_C.sum().clamp_min(1e-12))
     counts_C = expected_C.floor().long()
     left = batch_size - int(counts_C.sum())
@@ -87,16 +92,8 @@ def class_counts(
     return tuple(counts_C.tolist())
 
 
-def _at_logits(shared: SharedGradient, head: _Head) -> Tensor:
-    """The batch's mean gradient at the logits, (C,) in float64: the bias's, else along the mean input."""
-    if head.bias_name in shared.gradients:
-        return shared.gradients[head.bias_name].double().cpu()
-    gradient_CD = shared.gradients[head.weight_name].double().cpu()
-    return gradient_CD @ head.input_D / head.input_D.square().sum()
-
-
-def _head(shared: SharedGradient, model: TextModel, generator: torch.Generator) -> _Head:
-    """The last linear layer with a class an output that the network runs.
+def _head(shared: SharedGradient, model: TextModel) -> _Head:
+    """The last linear layer with an output for each class that the network runs.
 
     Raises:
         InputError: not a classifier, no such layer, or none of its gradients was shared.
@@ -107,30 +104,17 @@ def _head(shared: SharedGradient, model: TextModel, generator: torch.Generator) 
             why="Classes are read off a classification head.",
             fix="Use --attack dlg, which optimizes soft labels of any task, or --task classification.",
         )
-    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
-
-    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Linear)
-        calls.append((module, inputs[0], output))
-
     heads = [
         m for m in model.network.modules() if isinstance(m, nn.Linear) and m.out_features == model.num_labels
     ]
-    handles = [module.register_forward_hook(keep) for module in heads]
-    try:
-        with torch.no_grad():
-            _run_probes(model, generator)
-    finally:
-        for handle in handles:
-            handle.remove()
+    calls = _calls(model, heads, torch.full((1, 1), int(model.content_ids[0])))
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     if calls:
-        module, input_ND, output_NC = calls[-1]
+        module = calls[-1][0]
         head = _Head(
+            module=module,
             weight_name=names[id(module.weight)],
             bias_name=names[id(module.bias)] if module.bias is not None else None,
-            input_D=input_ND.flatten(0, -2).double().mean(0).cpu(),
-            prediction_C=output_NC.flatten(0, -2).double().softmax(-1).mean(0).cpu(),
         )
         if {head.weight_name, head.bias_name} & shared.gradients.keys():
             return head
@@ -141,15 +125,36 @@ def _head(shared: SharedGradient, model: TextModel, generator: torch.Generator) 
     )
 
 
-def _run_probes(model: TextModel, generator: torch.Generator) -> None:
-    """Random sentences through the network."""
+def _usual(model: TextModel, head: _Head, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What the head reads (D,) and predicts (C,) on average over random sentences, in float64."""
     around = len(model.prefix_ids) + len(model.suffix_ids)
     length = min(_PROBE_LENGTH + around, model.max_length)
     content = model.content_ids.cpu()
     ids_NT = content[torch.randint(len(content), (_PROBES, length), generator=generator)]
     for position, token in fixed_tokens(model, length).items():
         ids_NT[:, position] = token
+    ((_, input_ND, output_NC),) = _calls(model, [head.module], ids_NT)
+    return input_ND.double().mean(0).cpu(), output_NC.double().softmax(-1).mean(0).cpu()
+
+
+def _calls(
+    model: TextModel, modules: Sequence[nn.Linear], ids_NT: Tensor
+) -> list[tuple[nn.Linear, Tensor, Tensor]]:
+    """Calls of some layers when the network reads sentences: layer, input (N, D), output (N, C)."""
+    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
+        calls.append((module, inputs[0].flatten(0, -2), output.flatten(0, -2)))
+
+    handles = [module.register_forward_hook(keep) for module in modules]
     ids_NT = ids_NT.to(model.device)
-    labels = torch.zeros(1, _PROBES, 1, dtype=torch.long, device=model.device)
-    targets = Targets(labels=labels, weights=labels.to(model.loss_dtype))
-    model.loss(ids_NT[None], torch.ones_like(ids_NT)[None], targets)
+    labels = torch.zeros(1, len(ids_NT), 1, dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            targets = Targets(labels=labels, weights=labels.to(model.loss_dtype))
+            model.loss(ids_NT[None], torch.ones_like(ids_NT)[None], targets)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls

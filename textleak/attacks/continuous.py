@@ -14,11 +14,9 @@ Shapes: K candidates, B sentences, T tokens, E embedding size, L predictions a s
 V vocabulary.
 """
 
-
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -27,7 +25,7 @@ from torch.nn import functional
 
 from textleak.attacks.base import Steps
 from textleak.attacks.problem import TextProblem
-from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence
+from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.gradients import SharedGradient
@@ -54,7 +52,7 @@ def match_dummies(
     time_limit: float | None,
     generator: torch.Generator,
     labels_KB: Tensor | None = None,
-    notes: Sequence[str] = (),
+    double: bool = False,
 ) -> Steps:
     """Optimize dummies until the steps are used up, and decode the best candidate.
 
@@ -68,11 +66,15 @@ def match_dummies(
         time_limit: seconds, None for no limit.
         generator: draws where the candidates start.
         labels_KB: classes that are held fixed; None to optimize soft labels, unless the server knows them.
-        notes: what a person should know of this run.
+        double: compute in float64. The squared L2 distance, taken from moments, cancels to rounding at about
+            3e-4 of the gradient's norm in float32, and a line search that reads values then ends early; released
+            code forms the difference, which doesn't cancel.
 
     Raises:
         InputError: lengths that aren't known, or nothing shared that dummy embeddings leave a trace in.
     """
+    if double:
+        model = model.double()
     problem = TextProblem(model=model, shared=shared, objective=objective)
     if labels_KB is None and shared.known.labels is not None:
         labels_KB = torch.tensor(shared.known.labels).expand(restarts, -1)
@@ -108,7 +110,6 @@ def match_dummies(
         evaluations=last.evaluations,
         channel="matching",
         stages={"continuous": last.sentences},
-        notes=tuple(notes),
     )
 
 
@@ -178,8 +179,7 @@ class Dummies:
 
     @cached_property
     def _no_text(self) -> frozenset[int]:
-        """Tokens that text can't turn into."""
-        return frozenset(range(self.model.vocab_size)) - frozenset(self.model.content_ids.tolist())
+        return unreachable_tokens(self.model)
 
     @property
     def free(self) -> tuple[str, ...]:

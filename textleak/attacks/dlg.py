@@ -50,6 +50,7 @@ class DLG:
                 model,
                 objective=SquaredL2(),
                 optimiser=self.optimiser(),
+                double=self.optimizer == "lbfgs",
                 restarts=self.restarts,
                 steps=self.steps,
                 time_limit=self.time_limit,
@@ -62,5 +63,11 @@ class DLG:
         if self.optimizer == "adam":
             return Adam(learning_rate=self.learning_rate or 0.1)  # LAMP's re-run of DLG on text (dlg.sh)
         # Zhu et al. 2019, released code: torch's L-BFGS as it comes, rate 1, history 100, no line search.
-        # Ours has a strong Wolfe line search, so that a step never makes the distance larger.
-        return LBFGS(learning_rate=self.learning_rate or 1.0, history=100)
+        # Ours has a strong Wolfe line search, so that a step never makes the distance larger, and goes on where
+        # torch's tolerances, absolute numbers, would end the run: squared gradients of text models are small.
+        return LBFGS(
+            learning_rate=self.learning_rate or 1.0,
+            history=100,
+            gradient_tolerance=0.0,
+            change_tolerance=0.0,
+        )

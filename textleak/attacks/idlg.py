@@ -55,9 +55,10 @@ class IDLG:
                 why="The labels of language modeling are the tokens.",
                 fix="Use --attack dlg, which optimizes soft labels.",
             )
-        if len(known_lengths(shared)) > 1:
+        size = shared.known.batch_size or len(known_lengths(shared))
+        if size > 1:
             raise InputError(
-                f"iDLG works on one sentence, and this batch has {len(known_lengths(shared))}.",
+                f"iDLG works on one sentence, and this batch has {size}.",
                 why="With several, more than one entry of the bias gradient can be negative, or none.",
                 fix="Use --attack dlg, or --attack cosine, which counts the batch's classes.",
             )
@@ -72,6 +73,7 @@ class IDLG:
                 model,
                 objective=SquaredL2(),
                 optimiser=dlg.optimiser(),
+                double=self.optimizer == "lbfgs",
                 restarts=self.restarts,
                 steps=self.steps,
                 time_limit=self.time_limit,
