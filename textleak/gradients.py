@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from textleak.errors import InputError, unknown_name
+from textleak.numerics import exact
 
 FORMAT_VERSION = 1
 
@@ -113,7 +114,7 @@ class SharedGradient:
 
     def norm(self) -> float:
         """Global L2 norm."""
-        return float(torch.stack([g.double().norm() for g in self.gradients.values()]).norm())
+        return float(torch.stack([exact(g).norm() for g in self.gradients.values()]).norm())
 
     def save(self, path: Path) -> None:
         """Write a safetensors file; the public metadata travels as JSON in its header.

@@ -70,7 +70,7 @@ def certify(shared: SharedGradient, model: TextModel, sentences: tuple[Sentence,
     own = formed_gradient(exact, batch, targets, list(shared.gradients))
     squared_distance = squared_norm = 0.0
     for name, gradient in shared.gradients.items():
-        reference = gradient.to(device=exact.device, dtype=torch.float64)
+        reference = gradient.to(exact.device).double()
         difference = reference - own[name] if name in own else reference
         squared_distance += float(difference.square().sum())
         squared_norm += float(reference.square().sum())

@@ -7,13 +7,14 @@ factors (noise) stays dense.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from textleak.errors import InputError
 from textleak.matching.kernels import linear
+from textleak.numerics import exact, on_capable_device
 
 # Rank the range finder starts from, and columns drawn beyond the rank sought (Halko et al. 2011, sec. 4.2).
 _FIRST_RANK = 16
@@ -36,6 +37,11 @@ class TargetTensor:
     left_OR: Tensor | None = None
     right_IR: Tensor | None = None
     dense: Tensor | None = None
+
+    def to(self, device: torch.device) -> TargetTensor:
+        """The same on another device."""
+        parts = {name: getattr(self, name) for name in ("left_OR", "right_IR", "dense")}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
     def formed(self) -> Tensor:
         """G itself."""
@@ -109,7 +115,7 @@ class Target:
         Raises:
             InputError: nothing to match (empty, or all zero).
         """
-        norms = {name: float(g.detach().double().norm()) for name, g in gradients.items()}
+        norms = {name: float(exact(g.detach()).norm()) for name, g in gradients.items()}
         largest = max(norms.values(), default=0.0)
         if largest == 0.0:
             raise InputError(
@@ -127,9 +133,9 @@ class Target:
             if tensor.dim() != 2:
                 found = TargetTensor(shape=tuple(tensor.shape), squared_norm=norms[name] ** 2, dense=tensor)
             elif rank is not None or noise_floor > 0.0:
-                found = _denoised(tensor, rank, noise_floor)
+                found = _denoised(on_capable_device(tensor), rank, noise_floor).to(tensor.device)
             else:
-                found = _factored(tensor, norms[name])
+                found = _factored(on_capable_device(tensor), norms[name]).to(tensor.device)
             if found.squared_norm > 0.0:
                 tensors[name] = found
             else:

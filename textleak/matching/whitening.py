@@ -21,6 +21,7 @@ from textleak.matching.matcher import Matcher
 from textleak.matching.objectives import CosinePerTensor
 from textleak.matching.rules import Contribution, Outer
 from textleak.matching.target import Target
+from textleak.numerics import exact
 
 # Added to the eigenvalues, in units of their mean, so that directions without variance don't count for everything
 # (our choice; 0.01 was the best of 0.001 to 0.1 on minilm).
@@ -44,7 +45,7 @@ class Whitening:
     @classmethod
     def of(cls, inputs_NI: Tensor, *, centered: bool, transposed: bool) -> Whitening:
         """From inputs that the layer reads on arbitrary data."""
-        inputs_NI = inputs_NI.double()
+        inputs_NI = exact(inputs_NI)
         mean_I = inputs_NI.mean(0) if centered else inputs_NI.new_zeros(inputs_NI.shape[1])
         moved_NI = inputs_NI - mean_I
         values_I, vectors_II = torch.linalg.eigh(moved_NI.T @ moved_NI / len(moved_NI))

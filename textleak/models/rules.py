@@ -52,7 +52,7 @@ def lookup_rule(call: Call) -> dict[str, Contribution]:
     module = call.module
     assert isinstance(module, nn.Embedding)
     # Which rows it takes, and how it scales them, is read off by letting it look up a table of row numbers.
-    rows_V = torch.arange(module.num_embeddings, dtype=torch.float64, device=call.delta_R.device)
+    rows_V = torch.arange(module.num_embeddings, dtype=torch.float32, device=call.delta_R.device)
     table_V2 = torch.stack([rows_V, torch.ones_like(rows_V)], -1)
     with torch.no_grad():
         looked_up = functional_call(module, {"weight": table_V2}, (call.input_R,))
