@@ -206,6 +206,8 @@ class Capture:
 
     def _check_rules(self, model_function: ModelFunction, few: Leaves, truth: dict[str, Tensor]) -> None:
         """Form the gradients that the rules stand for and leave to autograd what differs from the truth."""
+        norms = [gradient.norm() for gradient in truth.values()]
+        largest = float(torch.stack(norms).max())
         while self._owners:
             try:
                 _, found = self.contributions(model_function, few, create_graph=False)
@@ -217,20 +219,24 @@ class Capture:
                     raise
                 self._form(self._expanded)  # this network needs the output as it was
                 continue
-            wrong = [name for name in self.names if not self._agrees(found, truth, name)]
+            wrong = [name for name in self.names if not self._agrees(found, truth, name, largest)]
             if not wrong:
                 return
             self._form(wrong)
 
-    def _agrees(self, found: dict[str, list[Contribution]], truth: dict[str, Tensor], name: str) -> bool:
-        """Whether what the rules found for a parameter is the gradient that autograd formed."""
+    def _agrees(
+        self, found: dict[str, list[Contribution]], truth: dict[str, Tensor], name: str, largest: float
+    ) -> bool:
+        """Whether what the rules found for a parameter is the gradient that autograd formed, to rounding.
+
+        A gradient far smaller than the `largest` norm of all is rounding itself.
+        """
         if name in self.formed_names:
             return True
         true_K = truth[name]
         if name not in found:
             return not bool(true_K.any())
         formed_K = form(found[name], tuple(true_K.shape[1:]))
-        largest = max(float(gradient.norm()) for gradient in truth.values())
         tolerance = _RULE_TOLERANCE.get(true_K.dtype, _COARSE_TOLERANCE)
         return float((formed_K - true_K).norm()) <= tolerance * (float(true_K.norm()) + 1e-3 * largest)
 
@@ -301,8 +307,11 @@ def candidates_of(leaves: Leaves) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out (on a CPU torch raises a plain RuntimeError)."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory ran out: the CPU's, MPS's and cuBLAS's are plain RuntimeErrors."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
