@@ -202,11 +202,15 @@ Told = tuple[float, Tensor]
 
 
 class LBFGSState:
-    """One coroutine a candidate: it asks for a point, is told its value and gradient, asks for the next."""
+    """One coroutine a candidate: it asks for a point, is told its value and gradient, asks for the next.
+
+    It works on the CPU wherever the points are: on a GPU each of its many small dot products would be waited for.
+    """
 
     def __init__(self, rule: LBFGS, point_KD: Tensor) -> None:
         self.rule = rule
-        self.point_KD = point_KD.clone()
+        self.device = point_KD.device
+        self.point_KD = point_KD.cpu().clone()
         self.active_K = torch.ones(len(point_KD), dtype=torch.bool)
         self.diverged_K = torch.zeros(len(point_KD), dtype=torch.bool)
         self._candidates = [self._begin(k) for k in range(len(point_KD))]
@@ -218,16 +222,17 @@ class LBFGSState:
 
     def ask(self) -> Tensor:
         """Each candidate's trial point; a finished one's last."""
-        return self.point_KD
+        return self.point_KD.to(self.device)
 
     def tell(self, values_K: Tensor, gradients_KD: Tensor) -> None:
         """Advance every active candidate by one trial point."""
         points_KD = self.point_KD.clone()
-        for k, value in enumerate(values_K.detach().double().tolist()):
+        gradients_KD = gradients_KD.detach().cpu().clone()
+        for k, value in enumerate(values_K.tolist()):
             if not self.active_K[k]:
                 continue
             try:
-                points_KD[k] = self._candidates[k].send((value, gradients_KD[k].detach().clone()))
+                points_KD[k] = self._candidates[k].send((value, gradients_KD[k]))
             except StopIteration as end:
                 self.active_K[k] = False
                 self.diverged_K[k] = not end.value
@@ -235,7 +240,7 @@ class LBFGSState:
 
     def restart(self, k: int, point_D: Tensor) -> None:
         """Candidate k begins anew at a point, without memory."""
-        self.point_KD[k] = point_D
+        self.point_KD[k] = point_D.cpu()
         self._candidates[k] = self._begin(k)
         self.active_K[k] = True
         self.diverged_K[k] = False
