@@ -179,6 +179,8 @@ def _difference(
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     started = time.perf_counter()
     work()
     if device.type == "cuda":
