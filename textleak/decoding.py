@@ -76,7 +76,7 @@ def unreachable_tokens(model: TextModel) -> frozenset[int]:
 
     A token that continues a word can't be told so, and counts as reachable.
     """
-    ids = [int(i) for i in model.content_ids]
+    ids = model.content_ids.tolist()
     word = model.tokenizer("a", add_special_tokens=False)["input_ids"]
     alone = model.tokenizer.batch_decode([[i] for i in ids])
     after = model.tokenizer.batch_decode([[*word, i] for i in ids])

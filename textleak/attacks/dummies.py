@@ -45,10 +45,11 @@ def optimize(
         generator: for the noise.
     """
     leaves = problem.embed(problem.leaves(bases))
-    free_KBT = torch.zeros(leaves["mask"].shape, dtype=torch.bool, device=leaves["mask"].device)
+    free_KBT = torch.zeros(leaves["mask"].shape, dtype=torch.bool)
     for k, places in enumerate(opened):
         for place in places:
             free_KBT[(k, *place)] = True
+    free_KBT = free_KBT.to(leaves["mask"].device)
     dummies_KBTE = problem.open_embedding.expand(leaves["inputs"].shape)
     if noise:
         drawn = torch.randn(leaves["inputs"].shape, generator=generator).to(leaves["inputs"])
