@@ -59,7 +59,7 @@ def single_class(shared: SharedGradient, model: TextModel, generator: torch.Gene
     head = _head(shared, model)
     if head.bias_name in shared.gradients:
         return int(shared.gradients[head.bias_name].argmin())
-    gradient_CD = shared.gradients[head.weight_name].double().cpu()
+    gradient_CD = shared.gradients[head.weight_name].cpu().double()
     if len(gradient_CD) > 2:  # only the true class's row points against all others (Zhao et al. 2020, eq. 4)
         gram_CC = gradient_CD @ gradient_CD.T
         return int((gram_CC.sum(1) - gram_CC.diagonal()).argmin())
@@ -81,9 +81,9 @@ def class_counts(
     head = _head(shared, model)
     input_D, prediction_C = _usual(model, head, generator)
     if head.bias_name in shared.gradients:
-        gradient_C = shared.gradients[head.bias_name].double().cpu()
+        gradient_C = shared.gradients[head.bias_name].cpu().double()
     else:
-        gradient_C = shared.gradients[head.weight_name].double().cpu() @ input_D / input_D.square().sum()
+        gradient_C = shared.gradients[head.weight_name].cpu().double() @ input_D / input_D.square().sum()
     expected_C = batch_size * (prediction_C - gradient_C).clamp_min(0)
     expected_C = expected_C * (batch_size / expected_C.sum().clamp_min(1e-12))
     counts_C = expected_C.floor().long()
@@ -134,7 +134,7 @@ def _usual(model: TextModel, head: _Head, generator: torch.Generator) -> tuple[T
     for position, token in fixed_tokens(model, length).items():
         ids_NT[:, position] = token
     ((_, input_ND, output_NC),) = _calls(model, [head.module], ids_NT)
-    return input_ND.double().mean(0).cpu(), output_NC.double().softmax(-1).mean(0).cpu()
+    return input_ND.cpu().double().mean(0), output_NC.cpu().double().softmax(-1).mean(0)
 
 
 def _calls(
