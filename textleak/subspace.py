@@ -19,6 +19,7 @@ from torch import Tensor
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.models.probe import LocalLayer, layer_inputs, local_layers
+from textleak.numerics import exact
 
 # A step down in the spectrum by this factor or more separates inputs from rounding (our choice; measured on
 # minilm, B = 1 to 4: 1e4 to 1e6 at the step, under 10 anywhere else).
@@ -49,8 +50,7 @@ class InputSpan:
 
     def explained(self, inputs_NI: Tensor) -> Tensor:
         """The part of each input's squared norm that lies in the span, (N,), 0 to 1."""
-        basis_RI = self.basis_RI.to(inputs_NI.dtype)
-        weights_R = self.weights_R.to(inputs_NI.dtype)
+        basis_RI, weights_R = self.basis_RI.to(inputs_NI), self.weights_R.to(inputs_NI)
         inside_N = (inputs_NI @ basis_RI.T).square() @ weights_R
         return inside_N / inputs_NI.square().sum(-1).clamp_min(torch.finfo(inputs_NI.dtype).tiny)
 
@@ -63,12 +63,12 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
         layers: their modules' names.
         sigma: standard deviation of the noise on each entry, 0 for none.
     """
-    stacked_OI = torch.cat([g.double() for g in gradients])
+    stacked_OI = torch.cat([exact(g) for g in gradients])
     if sigma > 0:
         # One layer's signal can drown in another's noise: keep the one that stands out most.
         strongest = max(gradients, key=lambda g: _excess(g, sigma))
         layers = [name for name, g in zip(layers, gradients, strict=True) if g is strongest]
-        stacked_OI = strongest.double()
+        stacked_OI = exact(strongest)
     _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
     if float(s_R[0]) == 0.0:
         return None
@@ -99,7 +99,7 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
 def _excess(gradient_OI: Tensor, sigma: float) -> float:
     """How much of the gradient's energy is signal, by expectation."""
     noise = sigma**2 * gradient_OI.numel()
-    return (float(gradient_OI.double().square().sum()) - noise) / noise
+    return (float(exact(gradient_OI).square().sum()) - noise) / noise
 
 
 def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[LocalLayer, ...], InputSpan]]:
