@@ -21,9 +21,10 @@ from textleak.models import TextModel
 from textleak.models.probe import LocalLayer, layer_inputs, local_layers
 from textleak.numerics import exact
 
-# A step down in the spectrum by this factor or more separates inputs from rounding (our choice; measured on
-# minilm, B = 1 to 4: 1e4 to 1e6 at the step, under 10 anywhere else).
-_CLEAR_GAP = 100.0
+# The spectrum ends clearly where a singular value within this factor of rounding (eps times the largest) follows one
+# that is this much larger (our choice; measured in float32: rounding lies at 0.2 to 0.5 eps with steps under 3 in it,
+# the step to it is 1e4 to 1e6 on minilm with 1 to 4 sentences, 40 to 200 on a random bert-tiny with 2).
+_ROUNDING_RANGE, _CLEAR_STEP = 16.0, 8.0
 # Vocabulary rows whose inputs are computed at once, times positions.
 _SCAN_CHUNK = 32768
 
@@ -72,15 +73,15 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
     _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
     if float(s_R[0]) == 0.0:
         return None
-    rounding = float(s_R[0]) * torch.finfo(gradients[0].dtype).eps / 8
+    rounding = float(s_R[0]) * torch.finfo(gradients[0].dtype).eps
     if sigma > 0:
         floor, clear = sigma * (stacked_OI.shape[0] ** 0.5 + stacked_OI.shape[1] ** 0.5), False
     else:
-        clipped_R = s_R.clamp_min(rounding)
-        step_R = clipped_R[:-1] / clipped_R[1:]
+        after_R = s_R[1:].clamp_min(rounding / 8)
+        step_R = (s_R[:-1] / after_R).where(after_R <= _ROUNDING_RANGE * rounding, 0.0)
         last = int(step_R.argmax())
-        clear = float(step_R[last]) >= _CLEAR_GAP
-        floor = float((clipped_R[last] * clipped_R[last + 1]).sqrt()) if clear else rounding
+        clear = float(step_R[last]) >= _CLEAR_STEP
+        floor = float((s_R[last] * after_R[last]).sqrt()) if clear else rounding / 8
     kept = s_R > floor
     rank = int(kept.sum())
     if rank == 0:

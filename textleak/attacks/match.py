@@ -116,7 +116,10 @@ class _Run:
                 listed=self.options.proposals,
             )
             yield Phase(name="discrete", detail="which proposed token stands where")
-            yield from self._search(list(self.search.starts(prefixes)))
+            # Fewest sentences first: a batch in which every sentence stands twice has the same gradient.
+            for _, some in itertools.groupby(shapes, key=len):
+                if not self.verified and not self._spent():
+                    yield from self._search(list(self.search.starts(list(some), prefixes)))
         if not self.verified and not self._spent():
             yield from self._match(shapes[0])
         return self._recovery()
@@ -128,7 +131,7 @@ class _Run:
         if not self.options.span_proposals:
             return None, []
         yield Phase(name="proposals", detail="tokens whose layer inputs the gradient spans")
-        longest = max(shared.known.lengths) if shared.known.lengths else min(self.model.max_length, 64)
+        longest = max(shared.known.lengths) if shared.known.lengths else None
         found = span_proposals(self.model, shared, longest=longest, keep=self.options.proposals)
         if found is None:
             return None, []
@@ -136,7 +139,9 @@ class _Run:
         if self.model.task != "causal-lm":
             return proposals, []
         beam = 4 * (shared.known.batch_size or 8)
-        prefixes = extend_prefixes(self.model, shared, layers, proposals, longest=longest - 1, beam=beam)
+        prefixes = extend_prefixes(
+            self.model, shared, layers, proposals, longest=(longest or self.model.max_length) - 1, beam=beam
+        )
         return proposals, prefixes
 
     # Discrete search

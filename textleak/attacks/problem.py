@@ -9,6 +9,7 @@ Shapes: K candidates, B sentences, T tokens, E embedding size, V vocabulary, C c
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -146,23 +147,18 @@ class TextProblem:
         )
 
     def score(self, guesses: Sequence[Guess], matcher: Matcher | None = None) -> list[float]:
-        """The distance of each guess, in passes of a bounded number of tokens; shorter guesses together."""
+        """The distance of each guess, in passes of a bounded number of tokens; those of one size together."""
         matcher = matcher or self.matcher
-        order = sorted(range(len(guesses)), key=lambda i: max(len(row) for row in guesses[i].rows))
         scores = [float("inf")] * len(guesses)
-        start = 0
-        while start < len(order):
-            size = 1
-            while start + size < len(order):
-                rows = guesses[order[start + size]].rows
-                if (size + 1) * len(rows) * max(map(len, rows)) > _TOKENS_A_PASS:
-                    break
-                size += 1
-            chosen = order[start : start + size]
-            distances = matcher.evaluate(self.losses, self.leaves([guesses[i] for i in chosen]))
-            for i, distance in zip(chosen, distances.tolist(), strict=True):
-                scores[i] = distance
-            start += size
+        sizes = [(len(guess.rows), max(map(len, guess.rows))) for guess in guesses]
+        order = sorted(range(len(guesses)), key=sizes.__getitem__)
+        for (sentences, longest), same in itertools.groupby(order, key=sizes.__getitem__):
+            listed, size = list(same), max(1, _TOKENS_A_PASS // (sentences * longest))
+            for start in range(0, len(listed), size):
+                chosen = listed[start : start + size]
+                distances = matcher.evaluate(self.losses, self.leaves([guesses[i] for i in chosen]))
+                for i, distance in zip(chosen, distances.tolist(), strict=True):
+                    scores[i] = distance
         return scores
 
     # From dummies

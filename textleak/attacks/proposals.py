@@ -18,11 +18,14 @@ from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.numerics import exact
 from textleak.subspace import InputSpan, layer_span, rank_vocabulary, shared_spans
 
 # A step up in the residual by this factor parts tokens inside the span from those outside (our choice; measured
 # on minilm: 1e4 to 1e12 at the step).
 _CLEAR_STEP = 100.0
+# Positions that are ranked where neither a length is known nor the span is clear (our choice).
+_LONGEST = 64
 # Residuals below this are rounding.
 _RESIDUAL_FLOOR = 1e-12
 
@@ -61,14 +64,14 @@ class Proposals:
 
 
 def span_proposals(
-    model: TextModel, shared: SharedGradient, *, longest: int, keep: int
+    model: TextModel, shared: SharedGradient, *, longest: int | None, keep: int
 ) -> tuple[tuple[LocalLayer, ...], Proposals] | None:
     """Rank the vocabulary at each of `longest` positions; None where no such layer's gradient was shared.
 
     Args:
         model: the public model.
         shared: the shared gradient.
-        longest: positions to rank.
+        longest: positions to rank; None where no length is known: as many as the span has dimensions.
         keep: tokens to keep for each.
     """
     spans = shared_spans(model, shared)
@@ -77,6 +80,8 @@ def span_proposals(
     # The widest input shows the most tokens; a clear spectrum goes before any that isn't.
     layers, span = max(spans, key=lambda pair: (pair[1].clear, pair[1].size - pair[1].rank))
     layer = layers[0]
+    if longest is None:  # every position of the longest sentence adds an input of its own
+        longest = min(model.max_length, span.rank + 1 if span.clear else _LONGEST)
     tokens: list[tuple[int, ...]] = []
     inside: list[int] = []
     for position, ranked in rank_vocabulary(model, layer, span, positions=longest, keep=keep):
@@ -97,11 +102,13 @@ def span_proposals(
 def _residuals(model: TextModel, layer: LocalLayer, span: InputSpan, rows: Sequence[Row]) -> list[float]:
     """The part of the squared norm of each row's last layer input that lies outside the span, in float64."""
     ids = torch.tensor(rows, device=model.device)
-    inputs_NI = layer_inputs(model, ids, [layer.name])[layer.name][:, -1].double()
+    inputs_NI = layer_inputs(model, ids, [layer.name])[layer.name][:, -1]
+    inputs_NI = exact(inputs_NI)
     basis_RI = span.basis_RI.to(inputs_NI.device)
     outside_NI = inputs_NI - (inputs_NI @ basis_RI.T) @ basis_RI
     residual_N = outside_NI.square().sum(-1) / inputs_NI.square().sum(-1)
-    return [float(r) for r in residual_N]
+    residuals: list[float] = residual_N.tolist()
+    return residuals
 
 
 def _inside(residuals: Sequence[float]) -> int:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 
@@ -100,10 +101,10 @@ class Search:
 
     # Where it starts
 
-    def starts(self, prefixes: list[Row]) -> Iterator[Guess]:
-        """Random arrangements of the surest proposals, over the likeliest shapes and label combinations."""
-        draws = max(1, _STARTS // len(self.shapes))
-        for shape in self.shapes:
+    def starts(self, shapes: list[Shape], prefixes: list[Row]) -> Iterator[Guess]:
+        """Random arrangements of the surest proposals, over shapes of the batch and label combinations."""
+        draws = max(1, _STARTS // len(shapes))
+        for shape in shapes:
             arranged = set(itertools.islice(self._from_prefixes(shape, prefixes), draws))
             arranged = arranged or {self.first(shape), *(self._arrange(shape) for _ in range(draws))}
             for rows, classes in itertools.product(sorted(arranged), self.label_combinations(len(shape))):
@@ -160,11 +161,16 @@ class Search:
         symbols = self._plain(self.proposals.surest_at(position)) if self.proposals and shown else ()
         return symbols or (self.placeholder,)
 
-    @property
+    @cached_property
     def placeholder(self) -> int:
         """Stands where nothing is known yet: the mask token, else any."""
         mask = self.model.mask_id
-        return mask if mask is not None and self.model.task != "masked-lm" else int(self.model.content_ids[0])
+        return mask if mask is not None and self.model.task != "masked-lm" else self._any_token
+
+    @cached_property
+    def _any_token(self) -> int:
+        """A token that text can turn into."""
+        return int(self.model.content_ids[0])
 
     @property
     def _last_is_open(self) -> bool:
@@ -173,7 +179,7 @@ class Search:
 
     def _plain(self, tokens: Iterable[int]) -> tuple[int, ...]:
         """Tokens as symbols: no special ones, and a hidden token's symbol for a mask."""
-        hidden = int(self.model.content_ids[0]) + self.model.vocab_size
+        hidden = self._any_token + self.model.vocab_size
         masks = self.model.task == "masked-lm"
         return tuple(
             hidden if masks and token == self.model.mask_id else token

@@ -13,14 +13,14 @@ from textleak.models import TextModel
 Shape = tuple[int, ...]
 """Tokens of each sentence, special tokens counted."""
 
-# Shapes that are tried at most (our choice).
+# Shapes of one size that are tried at most (our choice).
 _MOST_SHAPES = 24
 
 
 def batch_shapes(
     model: TextModel, shared: SharedGradient, proposals: Proposals | None, prefixes: list[Row]
 ) -> list[Shape]:
-    """Shapes that the batch can have, likeliest first.
+    """Shapes that the batch can have: those with the fewest sentences first, among these the likeliest first.
 
     Raises:
         InputError: lengths are neither known nor shown.
@@ -47,8 +47,11 @@ def batch_shapes(
                 found.append((surplus, shape))
             if len(found) > 50 * _MOST_SHAPES:
                 break
-    shapes = [shape for _, shape in sorted(found, key=lambda pair: (pair[0], len(pair[1])))]
-    return shapes[:_MOST_SHAPES] or [(max(ends),) * sizes[0]]
+    shapes: list[Shape] = []
+    for size in sizes:
+        fitting = sorted(pair for pair in found if len(pair[1]) == size)
+        shapes += [shape for _, shape in fitting[:_MOST_SHAPES]]
+    return shapes or [(max(ends),) * sizes[0]]
 
 
 def _causal_shapes(size: int | None, proposals: Proposals, prefixes: list[Row]) -> list[Shape]:
@@ -61,9 +64,8 @@ def _causal_shapes(size: int | None, proposals: Proposals, prefixes: list[Row]) 
 
 
 def _batch_sizes(proposals: Proposals) -> list[int]:
-    """At least as many sentences as the fullest position has tokens."""
-    least = max(1, *proposals.inside)
-    return [least, least + 1]
+    """Up to one sentence more than the fullest position has tokens; the span's rank rules the too small ones out."""
+    return list(range(1, max(1, *proposals.inside) + 2))
 
 
 def _ends(model: TextModel, proposals: Proposals) -> list[int]:
