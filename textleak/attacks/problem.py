@@ -28,8 +28,10 @@ from textleak.models import Targets, TextModel
 from textleak.models.guesses import inputs_and_targets
 from textleak.models.statistics import arbitrary_inputs, attention_outputs
 
-# Tokens of all candidates scored in one pass of the network (our choice: a few hundred MB for BERT-base's shape).
-_TOKENS_A_PASS = 1024
+# Tokens of all candidates scored in one pass of the network (our choice: a few hundred MB for BERT-base's shape on a
+# CPU; what else computes needs more at once to be busy, and halves it when its memory runs out).
+_TOKENS_A_PASS = {"cpu": 1024}
+_TOKENS_A_PASS_ELSEWHERE = 8192
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,10 +152,11 @@ class TextProblem:
         """The distance of each guess, in passes of a bounded number of tokens; those of one size together."""
         matcher = matcher or self.matcher
         scores = [float("inf")] * len(guesses)
+        tokens = _TOKENS_A_PASS.get(self.model.device.type, _TOKENS_A_PASS_ELSEWHERE)
         sizes = [(len(guess.rows), max(map(len, guess.rows))) for guess in guesses]
         order = sorted(range(len(guesses)), key=sizes.__getitem__)
         for (sentences, longest), same in itertools.groupby(order, key=sizes.__getitem__):
-            listed, size = list(same), max(1, _TOKENS_A_PASS // (sentences * longest))
+            listed, size = list(same), max(1, tokens // (sentences * longest))
             for start in range(0, len(listed), size):
                 chosen = listed[start : start + size]
                 distances = matcher.evaluate(self.losses, self.leaves([guesses[i] for i in chosen]))
