@@ -55,3 +55,12 @@ def test_a_matrix_wholly_under_the_noise_floor_is_left_out():
 def test_a_gradient_of_zeros_is_an_input_error():
     with pytest.raises(InputError, match="all zero"):
         Target.from_gradients({"w": torch.zeros(3, 3)})
+
+
+def test_a_bfloat16_gradient_has_thin_factors_to_its_rounding():
+    gradient = low_rank(96, 80, 5).bfloat16()
+    tensor = Target.from_gradients({"w": gradient}).tensors["w"]
+    assert tensor.dense is None
+    assert tensor.left_OR.dtype == torch.bfloat16
+    assert tensor.left_OR.shape[1] < 20
+    assert (tensor.formed() - gradient).double().norm() <= 2**-6 * gradient.double().norm()

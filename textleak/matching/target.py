@@ -38,10 +38,10 @@ class TargetTensor:
     right_IR: Tensor | None = None
     dense: Tensor | None = None
 
-    def to(self, device: torch.device) -> TargetTensor:
-        """The same on another device."""
+    def to(self, like: Tensor) -> TargetTensor:
+        """The same with the device and type of another tensor."""
         parts = {name: getattr(self, name) for name in ("left_OR", "right_IR", "dense")}
-        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
+        return replace(self, **{name: part.to(like) for name, part in parts.items() if part is not None})
 
     def formed(self) -> Tensor:
         """G itself."""
@@ -133,9 +133,10 @@ class Target:
             if tensor.dim() != 2:
                 found = TargetTensor(shape=tuple(tensor.shape), squared_norm=norms[name] ** 2, dense=tensor)
             elif rank is not None or noise_floor > 0.0:
-                found = _denoised(on_capable_device(tensor), rank, noise_floor).to(tensor.device)
+                found = _denoised(_precise(tensor), rank, noise_floor).to(tensor)
             else:
-                found = _factored(on_capable_device(tensor), norms[name]).to(tensor.device)
+                rounding = _rounding(tensor.dtype) * norms[name]
+                found = _factored(_precise(tensor), norms[name], rounding).to(tensor)
             if found.squared_norm > 0.0:
                 tensors[name] = found
             else:
@@ -149,9 +150,19 @@ class Target:
         return cls(tensors=tensors, dropped=tuple(dropped))
 
 
-def _factored(G_OI: Tensor, norm: float) -> TargetTensor:
-    """Thin factors that equal G to rounding, G itself where there are none (randomized range finder)."""
-    tolerance = 32 * torch.finfo(G_OI.dtype).eps * norm
+def _precise(tensor: Tensor) -> Tensor:
+    """The tensor where and in a type in which matrices can be decomposed: at least float32."""
+    return on_capable_device(tensor).to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """How much of its norm a gradient of this type can lose and still count as the same (our choice)."""
+    eps = torch.finfo(dtype).eps
+    return 32 * eps if eps < 1e-4 else eps  # 32 times bfloat16's would be a quarter of the gradient
+
+
+def _factored(G_OI: Tensor, norm: float, tolerance: float) -> TargetTensor:
+    """Thin factors that equal G to within `tolerance`, G itself where there are none (randomized range finder)."""
     rank = _FIRST_RANK
     generator = torch.Generator().manual_seed(0)  # which directions are drawn doesn't change the result
     while rank <= min(G_OI.shape) // 2:
