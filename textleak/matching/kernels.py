@@ -43,7 +43,8 @@ class CheapSecondDerivatives(TorchFunctionMode):
 
 def product(x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """X Wᵀ + b as `functional.linear`, by oneDNN where that is at hand (a transposed view costs nothing)."""
-    if x_I.dtype == torch.float32 and x_I.device.type == "cpu" and _has_onednn():
+    dense = weight_OI.is_contiguous() or weight_OI.mT.is_contiguous()  # oneDNN has no fast way with others
+    if dense and x_I.dtype == torch.float32 and x_I.device.type == "cpu" and _has_onednn():
         result = torch.ops.mkldnn._linear_pointwise(x_I, weight_OI, bias_O, "none", [], "")
         return cast(Tensor, result)
     return functional.linear(x_I, weight_OI, bias_O)
