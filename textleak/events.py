@@ -128,6 +128,7 @@ class Recovery:
         stages: figures a stage wants to report, for example {"continuous": Sentence tuple}: the answer as it
             stood when that stage ended, for scoring what each stage is worth.
         notes: sentences for a person: limits met, fall-backs taken.
+        gradient_distance: relative distance of the answer's own gradient, where the attack has certified it itself.
     """
 
     sentences: tuple[Sentence, ...]
@@ -138,6 +139,7 @@ class Recovery:
     channel: str
     stages: dict[str, tuple[Sentence, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    gradient_distance: float | None = None
 
     @classmethod
     def from_progress(cls, progress: Progress, stop: Stop) -> Recovery:

@@ -126,7 +126,9 @@ class Job:
         from textleak.verification import Certificate, certify
 
         certificate = Certificate(gradient_distance=None, verified=None)
-        if certified:
+        if recovery.stop is Stop.VERIFIED:
+            certificate = Certificate(gradient_distance=recovery.gradient_distance, verified=True)
+        elif certified:
             certificate = certify(self.shared, self.model, recovery.sentences)
         private = ("sentences", "labels")
         return {

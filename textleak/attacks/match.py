@@ -99,6 +99,7 @@ class _Run:
         self.optimizer_evaluations = 0
         self.earlier_evaluations = 0
         self.verified = False
+        self.gradient_distance: float | None = None
         self.stages: dict[str, tuple[Sentence, ...]] = {}
 
     def steps(self) -> Steps:
@@ -162,7 +163,9 @@ class _Run:
                 return
             yield self._progress("verify", 0)
             shown = self.search.sentences()
-            self.verified = bool(certify(self.problem.shared, self.model, shown).verified)
+            certificate = certify(self.problem.shared, self.model, shown)
+            self.verified = bool(certificate.verified)
+            self.gradient_distance = certificate.gradient_distance if self.verified else None
             if self.verified or self.problem.shared.defenses or self._spent():
                 return
             start, solved_at = [best], loss / 2  # close, but not it: look further from here
@@ -404,4 +407,5 @@ class _Run:
             evaluations=self._evaluations(),
             channel=max(set(channels), key=channels.count) if channels else "matching",
             stages=self.stages,
+            gradient_distance=self.gradient_distance,
         )
