@@ -30,8 +30,7 @@ def command(
             "--attack",
             "-a",
             metavar="TEXT",
-            help="match | auto | dlg | idlg | tag | cosine | lamp | embedding | span; "
-            "`textleak attacks` lists those at hand.",
+            help="match | dlg | idlg | tag | cosine, or one that a package adds; `textleak attacks` lists them.",
             show_default="match",
         ),
     ] = None,
