@@ -26,8 +26,10 @@ from textleak.subspace import InputSpan, layer_span, rank_vocabulary, shared_spa
 _CLEAR_STEP = 100.0
 # Positions that are ranked where neither a length is known nor the span is clear (our choice).
 _LONGEST = 64
-# Residuals below this are rounding.
-_RESIDUAL_FLOOR = 1e-12
+# Residuals below this are rounding; all that lie below the second are inside, even where no step shows it (our choice).
+_RESIDUAL_FLOOR, _CERTAINLY_INSIDE = 1e-12, 1e-6
+# Tokens of all rows that run through the first layers at once: bounds the memory.
+_TOKENS_A_PASS = 32768
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,8 @@ def span_proposals(
     # The widest input shows the most tokens; a clear spectrum goes before any that isn't.
     layers, span = max(spans, key=lambda pair: (pair[1].clear, pair[1].size - pair[1].rank))
     layer = layers[0]
+    if span.clear and not layer.depends_on_position:  # one list has the tokens of all positions
+        keep = max(keep, span.rank + 1)
     if longest is None:  # every position of the longest sentence adds an input of its own
         longest = min(model.max_length, span.rank + 1 if span.clear else _LONGEST)
     tokens: list[tuple[int, ...]] = []
@@ -101,8 +105,9 @@ def span_proposals(
 
 def _residuals(model: TextModel, layer: LocalLayer, span: InputSpan, rows: Sequence[Row]) -> list[float]:
     """The part of the squared norm of each row's last layer input that lies outside the span, in float64."""
-    ids = torch.tensor(rows, device=model.device)
-    inputs_NI = layer_inputs(model, ids, [layer.name])[layer.name][:, -1]
+    ids_NT = torch.tensor(rows, device=model.device)
+    parts = torch.split(ids_NT, max(1, _TOKENS_A_PASS // ids_NT.shape[1]))
+    inputs_NI = torch.cat([layer_inputs(model, part, [layer.name])[layer.name][:, -1] for part in parts])
     inputs_NI = exact(inputs_NI)
     basis_RI = span.basis_RI.to(inputs_NI.device)
     outside_NI = inputs_NI - (inputs_NI @ basis_RI.T) @ basis_RI
@@ -112,11 +117,11 @@ def _residuals(model: TextModel, layer: LocalLayer, span: InputSpan, rows: Seque
 
 
 def _inside(residuals: Sequence[float]) -> int:
-    """How many of the ascending residuals come before the clearest step up, 0 where there is none."""
+    """How many of the ascending residuals come before the clearest step up; where there is none, all or none."""
     clipped = [max(r, _RESIDUAL_FLOOR) for r in residuals]
     steps = [after / before for before, after in itertools.pairwise(clipped)]
     if not steps or max(steps) < _CLEAR_STEP:
-        return 0
+        return len(clipped) if clipped[-1] < _CERTAINLY_INSIDE else 0
     return max(i for i, step in enumerate(steps) if step >= max(steps) * 0.999) + 1
 
 
@@ -152,18 +157,25 @@ def extend_prefixes(
         return []
     finished: list[Row] = []
     beginnings: list[Row] = [()]
-    for position in range(longest):
+    # Every position adds an input of its own, but for repetitions of the first token under rotary positions: these
+    # would go on for ever, so they get as many positions again.
+    for position in range(min(longest, 2 * span.rank)):
         tried = [(*row, token) for row in beginnings for token in proposals.surest_at(position)]
         residuals = _residuals(model, second[0], span, tried)
         order = sorted(range(len(tried)), key=residuals.__getitem__)[: 2 * beam]
-        kept = _inside([residuals[i] for i in order]) if len(order) > 1 else int(residuals[0] < 1e-6)
-        following = [tried[i] for i in order[:kept]]
+        following = [tried[i] for i in order[: _inside([residuals[i] for i in order])]]
         extended = {row[:-1] for row in following}
         finished += [row for row in beginnings if row and row not in extended]
         beginnings = following[:beam]
         if not beginnings:
             break
-    return sorted([*finished, *beginnings], key=len, reverse=True)
+    found = sorted([*finished, *beginnings], key=len, reverse=True)
+    if proposals.ordered:
+        return found
+    # Without positions a token repeated from the start on can't be told from one: left out where there is another.
+    plain = [row for row in found if len(row) == 1 or len(set(row)) > 1]
+    first = {row[0] for row in plain}
+    return plain + [row for row in found if len(row) > 1 and row[0] not in first]
 
 
 def _next_block(model: TextModel, layer: LocalLayer) -> LocalLayer | None:

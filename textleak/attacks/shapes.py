@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
+from collections.abc import Iterator, Sequence
 
 from textleak.attacks.proposals import Proposals
 from textleak.errors import InputError
@@ -13,8 +15,8 @@ from textleak.models import TextModel
 Shape = tuple[int, ...]
 """Tokens of each sentence, special tokens counted."""
 
-# Shapes of one size that are tried at most (our choice).
-_MOST_SHAPES = 24
+# Shapes of one size that are tried at most, and that are looked at to find these (our choice).
+_MOST_SHAPES, _LOOKED_AT = 24, 100_000
 
 
 def batch_shapes(
@@ -34,31 +36,33 @@ def batch_shapes(
             why="Without them there is no telling how many tokens to look for.",
             fix="Tell the attacker with --know lengths,batch-size, or share a first layer's weights.",
         )
+    size = known.batch_size or (len(known.labels) if known.labels else None)
     if model.task == "causal-lm":
-        return _causal_shapes(known.batch_size, proposals, prefixes)
-    sizes = [known.batch_size] if known.batch_size else _batch_sizes(proposals)
+        return _causal_shapes(size, proposals, prefixes)
     ends = _ends(model, proposals)
-    found: list[tuple[int, Shape]] = []
-    for size in sizes:
-        for shape in itertools.combinations_with_replacement(sorted(ends, reverse=True), size):
-            # All sentences share their first token, so this many tokens at least are counted twice.
-            surplus = sum(shape) - proposals.rank - (size - 1 if model.prefix_ids else 0)
-            if shape[0] == max(ends) and surplus >= 0:
-                found.append((surplus, shape))
-            if len(found) > 50 * _MOST_SHAPES:
-                break
     shapes: list[Shape] = []
-    for size in sizes:
-        fitting = sorted(pair for pair in found if len(pair[1]) == size)
-        shapes += [shape for _, shape in fitting[:_MOST_SHAPES]]
-    return shapes or [(max(ends),) * sizes[0]]
+    for count in [size] if size else _batch_sizes(proposals):
+        # All sentences share their first tokens, so this many tokens at least are counted twice.
+        least = proposals.rank + (count - 1) * len(model.prefix_ids)
+        fitting = (shape for shape in _shapes_of(count, ends, proposals) if sum(shape) >= least)
+        shapes += heapq.nsmallest(_MOST_SHAPES, fitting, key=lambda shape: (sum(shape), shape))
+    return shapes or [(max(ends),) * (size or 1)]
+
+
+def _shapes_of(count: int, ends: Sequence[int], proposals: Proposals) -> Iterator[Shape]:
+    """Shapes of `count` sentences, longest sentence first; the longest ends where the span does, if that shows."""
+    longest, free = ((max(ends),), count - 1) if proposals.ordered else ((), count)
+    for rest in itertools.islice(itertools.combinations_with_replacement(sorted(ends), free), _LOOKED_AT):
+        yield (*longest, *reversed(rest))
 
 
 def _causal_shapes(size: int | None, proposals: Proposals, prefixes: list[Row]) -> list[Shape]:
     """Each beginning is a sentence without its last token, which no layer's gradient shows."""
     if prefixes:
-        lengths = [len(prefix) + 1 for prefix in prefixes]
-        return [tuple((lengths * (size or 1))[: size or len(lengths)])]
+        lengths = tuple(len(prefix) + 1 for prefix in prefixes)
+        if size is None:
+            return [lengths[:count] for count in range(1, len(lengths) + 1)]
+        return [(lengths * size)[:size]]
     assert proposals.rank is not None
     return [(proposals.rank // (size or 1) + 1,) * (size or 1)]
 
@@ -70,10 +74,14 @@ def _batch_sizes(proposals: Proposals) -> list[int]:
 
 def _ends(model: TextModel, proposals: Proposals) -> list[int]:
     """Lengths at which a sentence can end."""
+    shortest = len(model.prefix_ids) + len(model.suffix_ids) + 1
+    if not proposals.ordered:  # repeated tokens don't show without positions: sentences may be longer still
+        assert proposals.rank is not None
+        return list(range(shortest, max(shortest, proposals.rank) + _MOST_SHAPES))
     longest = proposals.occupied
     if model.suffix_ids:
         last = model.suffix_ids[-1]
         ends = [t + 1 for t in range(longest) if last in proposals.surest_at(t)]
         if ends:
             return ends
-    return list(range(len(model.prefix_ids) + len(model.suffix_ids) + 1, longest + 1)) or [longest or 1]
+    return list(range(shortest, longest + 1)) or [shortest]
