@@ -160,7 +160,7 @@ class SharedGradient:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 gradients = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise InputError(
                 f"{path} is not a readable safetensors file.",
                 why=f"{error}. It may be truncated, or a pickle, which is never opened as it can run code.",

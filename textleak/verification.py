@@ -16,7 +16,7 @@ from textleak.models import Batch, TextModel
 from textleak.models.gradient import formed_gradient
 from textleak.models.guesses import inputs_and_targets
 
-# Our choice, in DESIGN's contract: far above what float32 rounding does to a gradient, far below what a changed
+# Our choice: far above what float32 rounding does to a gradient, far below what a changed
 # token does.
 TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "bfloat16": 8e-3, "float16": 8e-3}
 

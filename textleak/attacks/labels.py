@@ -1,4 +1,4 @@
-"""Which tokens a language model's predictions were taken against, read off the last norm's gradient (FIELD.md 3.5).
+"""Which tokens a language model's predictions were taken against, read off the last norm's gradient (our choice).
 
 The labels of a language model are tokens, and most of them are inputs too; but the last token of a causal model's
 sentence, and a token behind a mask, are labels only. The gradient of the norm right before the output head is

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from textleak.decoding import fixed_tokens, to_sentence
 from textleak.errors import InputError
-from textleak.events import Sentence
 from textleak.gradients import SharedGradient
 from textleak.matching import Leaves, Matcher, Objective, Target
 from textleak.matching.discrete import Guess
@@ -48,7 +46,7 @@ class TextProblem:
     model: TextModel
     shared: SharedGradient
     objective: Objective
-    drop_below: float = 1e-6  # FIELD 3.2
+    drop_below: float = 1e-6  # our choice: float32 rounding of a gradient that is 0 in theory (key biases)
 
     def __post_init__(self) -> None:
         """Check the gradient against the model."""
@@ -64,7 +62,7 @@ class TextProblem:
         return Target.from_gradients(
             {name: self.shared.gradients[name] for name in names},
             drop_below=self.drop_below,
-            # Under noise of known strength, what a batch of n tokens can't have made is noise (FIELD.md 3.6).
+            # Under noise of known strength, what a batch of n tokens can't have made is noise.
             rank=sum(self.shared.known.lengths) if sigma > 0 and self.shared.known.lengths else None,
             noise_floor=sigma,
             dtype=self.model.dtype,
@@ -188,22 +186,3 @@ class TextProblem:
         leaves["labels"] = functional.one_hot(leaves["labels"], self.model.classes).to(leaves["inputs"].dtype)
         _, gradients = self.soft_matcher.value_and_gradient(self.losses, leaves, ["labels"])
         return -gradients["labels"][0]
-
-    # To events
-
-    def sentences(self, guess: Guess, *, confidence: float = 0.0, channel: str = "") -> tuple[Sentence, ...]:
-        """A guess as events carry it."""
-        found = []
-        for row, symbols in enumerate(guess.rows):
-            fixed = fixed_tokens(self.model, len(symbols))
-            found.append(
-                to_sentence(
-                    self.model,
-                    [symbol % self.vocab_size for symbol in symbols],
-                    masked=[symbol >= self.vocab_size for symbol in symbols],
-                    confidence=[1.0 if t in fixed else confidence for t in range(len(symbols))],
-                    channels=["" if t in fixed else channel for t in range(len(symbols))],
-                    label=guess.classes[row] if guess.classes else None,
-                )
-            )
-        return tuple(found)

@@ -1,4 +1,4 @@
-"""Gradients of K candidates at once, as factors: no weight's gradient is formed (FIELD.md 3.1).
+"""Gradients of K candidates at once, as factors: no weight's gradient is formed.
 
 Hooks on the modules that own the wanted parameters keep each call's input and output; one call of autograd
 gives the gradients at the outputs for all candidates (the loss is a sum over candidates, so they don't mix);

@@ -1,6 +1,6 @@
 """‖g'‖², ⟨g', g⟩ and ‖g' − g‖₁ of every candidate and tensor, from what the gradients are made of.
 
-With G' = LᵀR over N uses and G = U Wᵀ:  ‖G'‖² = Σ (LLᵀ) ∘ (RRᵀ),  ⟨G', G⟩ = Σ (LU) ∘ (RW)  (FIELD.md 3.1).
+With G' = LᵀR over N uses and G = U Wᵀ:  ‖G'‖² = Σ (LLᵀ) ∘ (RRᵀ),  ⟨G', G⟩ = Σ (LU) ∘ (RW).
 A factor that several tensors share (the input of query, key and value) gets one Gram matrix and is multiplied
 by all their targets' factors at once; so are the derivatives, which are written out here.
 
