@@ -1,4 +1,4 @@
-"""What `match` makes of a batch when neither its size nor its sentences' lengths are told."""
+"""What `match` proposes, and makes of a batch when neither its size nor its sentences' lengths are told."""
 
 from __future__ import annotations
 
@@ -79,3 +79,17 @@ def test_of_many_sentences_the_shapes_that_just_explain_the_span_come_first(toy_
     shapes = batch_shapes(model, shared, proposals, [])
     assert all(len(shape) == 8 and shape[0] == 9 and sum(shape) >= 20 for shape in shapes)
     assert sum(shapes[0]) == 20
+
+
+@pytest.mark.parametrize("chosen", ["word_embeddings", "embeddings"])
+def test_rows_of_the_word_embedding_are_enough(chosen: str, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, secret = share(model, ["the cat sat on the mat"], share=chosen, know="nothing", seed=1)
+    recovery = textleak.recover(shared, model, "match", budget=4000)
+    assert textleak.score(recovery, secret, model).exact_rate == 1.0
+
+
+def test_rows_that_a_tied_head_fills_propose_nothing(toy_model: ToyModel) -> None:
+    model = toy_model("gpt2", task="causal-lm")
+    shared, _ = share(model, ["he sat on"], share="wte", seed=1)
+    assert span_proposals(model, shared, longest=4, keep=32) is None

@@ -1,5 +1,7 @@
 """What could stand where: ranked tokens for each position, from the spans of the first layers' inputs.
 
+Where no first layer's gradient was shared, the rows of the word embedding's gradient tell which tokens there are.
+
 Proposals are only proposals: which of them is right, in which sentence and in which order, comes out of matching.
 
 Shapes: T positions, I a layer's input size.
@@ -68,17 +70,21 @@ class Proposals:
 def span_proposals(
     model: TextModel, shared: SharedGradient, *, longest: int | None, keep: int
 ) -> tuple[tuple[LocalLayer, ...], Proposals] | None:
-    """Rank the vocabulary at each of `longest` positions; None where no such layer's gradient was shared.
+    """Rank the vocabulary at each of `longest` positions; None where neither spans nor rows tell anything.
 
     Args:
         model: the public model.
         shared: the shared gradient.
         longest: positions to rank; None where no length is known: as many as the span has dimensions.
         keep: tokens to keep for each.
+
+    Returns:
+        The layers that show the span, none for rows of the embedding, and the proposals.
     """
     spans = shared_spans(model, shared)
     if not spans:
-        return None
+        proposals = _row_proposals(model, shared)
+        return None if proposals is None else ((), proposals)
     # The widest input shows the most tokens; a clear spectrum goes before any that isn't.
     layers, span = max(spans, key=lambda pair: (pair[1].clear, pair[1].size - pair[1].rank))
     layer = layers[0]
@@ -100,6 +106,23 @@ def span_proposals(
         ordered=layer.depends_on_position,
         rank=span.rank if span.clear else None,
         size=span.size,
+    )
+
+
+def _row_proposals(model: TextModel, shared: SharedGradient) -> Proposals | None:
+    """Tokens whose row of the word embedding's gradient isn't zero: only they were looked up.
+
+    None where it wasn't shared, noise fills it, or an output head that is tied to it does.
+    """
+    table = model.word_embedding.weight
+    gradients = [g for name, g in shared.gradients.items() if model.parameters[name] is table]
+    if not gradients or shared.noise_sigma > 0:
+        return None
+    ids = gradients[0].any(1).nonzero().flatten().tolist()
+    if not 0 < len(ids) <= model.vocab_size // 2:
+        return None
+    return Proposals(
+        tokens=(tuple(ids),), inside=(len(ids),), ordered=False, rank=len(ids), size=model.vocab_size
     )
 
 
