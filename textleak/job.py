@@ -126,7 +126,7 @@ class Job:
         from textleak.verification import Certificate, certify
 
         certificate = Certificate(gradient_distance=None, verified=None)
-        if recovery.stop is Stop.VERIFIED:
+        if recovery.stop is Stop.VERIFIED and recovery.gradient_distance is not None:
             certificate = Certificate(gradient_distance=recovery.gradient_distance, verified=True)
         elif certified:
             certificate = certify(self.shared, self.model, recovery.sentences)

@@ -1,7 +1,7 @@
 """One seed, independent streams: weights, client, defense, attack.
 
-Each stream's seed is a hash of the run's seed and the stream's name. An attack is handed its own generator only:
-from it the defense's noise can't be replayed, and nor can it from the weights' seed, which is public.
+Each stream's seed is a hash of the run's seed and the stream's name. An attack is handed its own generator only, and
+the weights' seed is public: neither gives the defense's noise away to an attack that doesn't enumerate run seeds.
 """
 
 from __future__ import annotations

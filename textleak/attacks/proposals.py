@@ -44,6 +44,7 @@ class Proposals:
         ordered: whether each position has its own list; False when one list stands for all (rotary positions).
         rank: distinct layer inputs in the batch, as far as the span shows; None when it isn't clear.
         size: the layer's input size; a rank close to it means that the span says little.
+        channel: what gives the tokens away, "span" or "embedding" (rows of the word embedding's gradient).
     """
 
     tokens: tuple[tuple[int, ...], ...]
@@ -51,6 +52,7 @@ class Proposals:
     ordered: bool
     rank: int | None
     size: int
+    channel: str = "span"
 
     def at(self, position: int) -> tuple[int, ...]:
         """All tokens proposed for a position."""
@@ -122,7 +124,12 @@ def _row_proposals(model: TextModel, shared: SharedGradient) -> Proposals | None
     if not 0 < len(ids) <= model.vocab_size // 2:
         return None
     return Proposals(
-        tokens=(tuple(ids),), inside=(len(ids),), ordered=False, rank=len(ids), size=model.vocab_size
+        tokens=(tuple(ids),),
+        inside=(len(ids),),
+        ordered=False,
+        rank=len(ids),
+        size=model.vocab_size,
+        channel="embedding",
     )
 
 

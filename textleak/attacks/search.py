@@ -367,13 +367,12 @@ class Search:
         return tuple(found)
 
     def _channel(self, symbol: int, position: int) -> str:
-        """The span where it had the token for certain; else only matching can have told."""
+        """The proposals' channel where they had the token for certain; else only matching can have told."""
         if self.proposals is None or symbol >= self.model.vocab_size:
             return "matching"
         index = min(position, len(self.proposals.inside) - 1)
-        return (
-            "span" if symbol in self.proposals.tokens[index][: self.proposals.inside[index]] else "matching"
-        )
+        inside = self.proposals.tokens[index][: self.proposals.inside[index]]
+        return self.proposals.channel if symbol in inside else "matching"
 
     def _others(self, row: int, position: int, votes: Counter[int]) -> list[tuple[int, float]]:
         own = self.beam[0][0].rows[row][position] % self.model.vocab_size

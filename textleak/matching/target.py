@@ -105,7 +105,7 @@ class Target:
 
         Args:
             gradients: by parameter name; only those to be matched.
-            drop_below: leave out a tensor whose norm is under this part of the largest (FIELD.md 3.2: 1e-6).
+            drop_below: leave out a tensor whose norm is under this part of the largest.
             rank: keep at most this many singular values a matrix (the batch's tokens: less noise).
             noise_floor: standard deviation σ of Gaussian noise on each entry; singular values s are
                 shrunk to √(s² − f²), f = σ(√O + √I). 0 for none.
@@ -187,7 +187,7 @@ def _factored(G_OI: Tensor, norm: float, tolerance: float) -> TargetTensor:
 
 
 def _denoised(G_OI: Tensor, rank: int | None, sigma: float) -> TargetTensor:
-    """G's leading singular vectors with the noise's part of each singular value taken out (FIELD.md 3.6)."""
+    """G's leading singular vectors with the noise's part of each singular value taken out."""
     shape = tuple(G_OI.shape)
     floor = sigma * (shape[0] ** 0.5 + shape[1] ** 0.5)
     u, s, vh = torch.linalg.svd(G_OI, full_matrices=False)
