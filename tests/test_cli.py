@@ -313,6 +313,25 @@ def test_ci_cannot_judge_what_has_no_truth(gradient_file):
     assert "can't be judged" in done.stderr
 
 
+def test_ci_fails_on_a_verified_answer_without_the_truth(gradient_file):
+    done = invoke("run", "--gradients", gradient_file, "--fail-above", 0.2, "--seed", 0, code=3)
+    assert "verified" in done.stderr
+
+
+def test_another_batch_s_truth_is_refused(gradient_file, tmp_path):
+    other = tmp_path / "other.truth.json"
+    other.write_text('{"sentences": ["x"], "ids": [[1, 2]], "labels": [0]}')
+    done = invoke("run", "--gradients", gradient_file, "--truth", other, "-a", "fake", code=2)
+    assert "doesn't fit" in done.stderr
+
+
+def test_what_holds_private_text_is_for_its_owner_only(gradient_file, toy, tmp_path):
+    truth = gradient_file.with_name(f"{gradient_file.name}.truth.json")
+    invoke("run", *toy, "-a", "fake", "-s", "the cat sat", "--out", tmp_path / "private")
+    assert truth.stat().st_mode & 0o077 == 0
+    assert (tmp_path / "private").stat().st_mode & 0o077 == 0
+
+
 def test_an_interrupt_prints_and_keeps_the_best_so_far(toy, tmp_path):
     out = tmp_path / "here"
     result = run_json(
@@ -419,6 +438,8 @@ def test_a_redacted_run_shows_and_keeps_no_text(toy, tmp_path, ends):
         (["-s", "the cat", "--weights", "trained"], ["--weights can't be 'trained'"]),
         (["-s", "the cat", "--fail-above", 2], ["--fail-above can't be 2"]),
         (["-s", "the cat", "--gradients", "g.safetensors"], ["given together"]),
+        (["--gradients", "g.safetensors", "--share", "attention"], ["--share was given with --gradients"]),
+        (["--gradients", "g.safetensors", "--defense", "gaussian"], ["--defense was given with --gradients"]),
         (["--gradients", "missing.safetensors"], ["no gradient file missing.safetensors"]),
         (["--file", "missing.txt"], ["missing.txt can't be read"]),
         ([], ["nothing to attack"]),

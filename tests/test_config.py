@@ -169,3 +169,8 @@ def test_every_preset_that_ships_can_be_read():
     for name in config.preset_names():
         if not name.startswith("evaluations/"):
             load_run_config(name, ONE)
+
+
+def test_set_wins_over_a_flag_by_the_longer_name_too():
+    config = load_run_config(None, {"sentences": ["a"], "restarts": 2}, ["attack.restarts=3"])
+    assert config.attack_options()["restarts"] == 3

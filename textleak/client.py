@@ -38,6 +38,7 @@ class Secret:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
+        path.touch(mode=0o600)  # it holds the private text
         path.write_text(json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1) + "\n", "utf-8")
 
     @classmethod

@@ -196,8 +196,20 @@ def _load(
         setting = parse_assignment(assignment)
         _check_keys(setting, kind.model_fields, "--set")
         _lay_over(merged, setting)
+        of_attack = setting.get("attack")
+        for key in ("restarts", "steps"):  # the same setting under its longer name
+            if isinstance(of_attack, Mapping) and key in of_attack:
+                merged.pop(key, None)
     config = _validated(kind, merged)
     _check_batch(config)
+    if isinstance(config, RunConfig) and config.gradients:
+        for key in ("share", "defenses"):
+            if key in given:
+                raise InputError(
+                    f"{_flag(key)} was given with --gradients.",
+                    why="What the client shared, and how it defended it, is fixed in the file.",
+                    fix=f"Leave {_flag(key)} out, or give it to `textleak share`.",
+                )
     return config
 
 

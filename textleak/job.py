@@ -331,16 +331,18 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
             "weights available here.",
         )
     if secret is not None:
-        _check_truth(secret, model, config)
+        _check_truth(secret, shared, model, config)
     if config.know is not None:
         shared = _tell_less(shared, config)
     return model, shared, secret
 
 
-def _check_truth(secret: Secret, model: TextModel, config: RunConfig) -> None:
+def _check_truth(secret: Secret, shared: SharedGradient, model: TextModel, config: RunConfig) -> None:
     fits = bool(secret.ids) and len(secret.ids) == len(secret.sentences)
     fits = fits and all(0 <= token < model.vocab_size for ids in secret.ids for token in ids)
     fits = fits and (secret.labels is None or len(secret.labels) == len(secret.ids))
+    fits = fits and shared.known.batch_size in (None, len(secret.ids))
+    fits = fits and shared.known.lengths in (None, tuple(map(len, secret.ids)))
     if not fits:
         raise InputError(
             f"{config.truth} doesn't fit {config.gradients}.",

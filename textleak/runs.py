@@ -178,7 +178,7 @@ class RunFolder:
             words = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
             out = runs_folder() / f"{now}-{words[:60]}-{secrets.token_hex(2)}"
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds private text
         return cls(path=out.resolve())
 
     def discard(self) -> None:

@@ -263,6 +263,12 @@ def _exit_code(result: dict[str, Any], fail_above: float | None) -> int:
         return 0
     rate = result["token_match_rate"]
     console = common.stderr()
+    if rate is None and result["verified"]:
+        console.print(
+            f"All of the text was recovered (verified), which is above --fail-above {fail_above}.",
+            style="bold red",
+        )
+        return common.ABOVE
     if rate is None:
         console.print(
             "--fail-above can't be judged: without the truth there is no token match rate (give --truth).",

@@ -311,9 +311,8 @@ class TextModel:
                     fix="Give a sentence of at least one word.",
                 )
             if len(ids) > self.max_length:
-                shown = sentence if len(sentence) <= 40 else sentence[:40] + "…"
-                raise InputError(
-                    f"The sentence {shown!r} is too long: {len(ids)} tokens.",
+                raise InputError(  # a private text isn't quoted
+                    f"Sentence {len(rows) + 1} is too long: {len(ids)} tokens.",
                     why=f"{self.name} reads at most {self.max_length}, special tokens counted.",
                     fix="Shorten it, or split it into several sentences.",
                 )
