@@ -348,3 +348,13 @@ def test_a_picture_is_an_svg_document():
     svg = picture(RUNNING, width=100)
     assert svg.startswith("<svg")
     assert "continuous" in svg
+
+
+def test_the_summary_says_why_a_run_ended_and_that_weights_are_random():
+    shown = Console(width=120, record=True, file=io.StringIO())
+    shown.print(summary({"stop": "The time limit was reached.", "verified": False, "weights": "random"}))
+    text = shown.export_text()
+    assert "The time limit was reached." in text
+    assert "random" in text
+    shown.print(summary({"stop": "Equal.", "verified": True, "weights": "pretrained"}))
+    assert "Equal." not in shown.export_text()

@@ -764,6 +764,10 @@ def _figures_table(result: Mapping[str, Any]) -> RenderableType:
         if distance is not None:
             words += f", the text's own gradient is {distance:.1e} away from the shared one (relative)"
         table.add_row("verified", words)
+    if result.get("stop") and not verified:
+        table.add_row("ended because", Text(str(result["stop"])))
+    if result.get("weights") == "random":
+        table.add_row("weights", "random: take pretrained ones for a figure about a real model")
     if result.get("tokens"):
         table.add_row(
             "size",
