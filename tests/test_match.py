@@ -11,6 +11,7 @@ import pytest
 
 import textleak
 from textleak import scoring, seeds
+from textleak.errors import InputError
 from textleak.models import TextModel
 from textleak.scoring import Scores
 from textleak.verification import certify
@@ -60,6 +61,12 @@ def test_tokens_behind_masks_are_read_off_their_labels(tmp_path: Path) -> None:
     scores, verified = recover(model, ["the doctor called the patient at noon on friday."], tmp_path)
     assert scores.token_match_rate == 1.0
     assert verified
+
+
+def test_masked_language_modeling_without_proposals_is_refused_plainly(tmp_path: Path) -> None:
+    model = textleak.load_model("bert-tiny", weights="random", task="masked-lm")
+    with pytest.raises(InputError, match="masked language modeling"):
+        recover(model, ["the doctor called"], tmp_path, span_proposals=False)
 
 
 @pytest.mark.parametrize("sentence", ["john has a red car", "the the the cat sat on the mat"])

@@ -185,6 +185,14 @@ class _Run:
     def _match(self, lengths: tuple[int, ...]) -> Iterator[Phase | Progress]:
         """Dummies, search, and opening places again, until it is found or the budget is spent."""
         before = self.search
+        if self.model.task == "masked-lm":
+            if before is None:
+                raise InputError(
+                    "match can't attack masked language modeling without the span's proposals.",
+                    why="Which tokens were hidden behind masks doesn't come out of its dummies.",
+                    fix="Leave attack.span_proposals on and share a first layer's weights, or choose --attack tag.",
+                )
+            return
         try:
             matcher = self.problem.whitened or self.problem.soft_matcher
         except InputError:  # dummies leave no trace in what was shared
