@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.classes import single_class
 from textleak.attacks.dummies import Place, optimize
 from textleak.attacks.problem import TextProblem
 from textleak.attacks.proposals import Proposals, extend_prefixes, span_proposals
@@ -42,6 +43,8 @@ _NOISE = 0.3
 _LEARNING_RATE = 0.01
 # The dummies are decoded at these parts of the steps; what they pass through is as good as where they end.
 _SNAPSHOTS = (0.5, 0.75, 1.0)
+# A best distance beyond which half of a guess isn't worth keeping: the dummies begin anew instead.
+_FAR = 0.1
 # Label combinations that several sentences' restarts begin with.
 _LABELS_KEPT = 4
 # A cosine distance that float32 rounding alone makes (measured: 1e-8 to 1e-7 at the truth).
@@ -236,8 +239,18 @@ class _Run:
             places = search.inner(best)
             if not places:
                 return
-            yield Phase(name="continuous", detail="places of the best guess opened again")
             alone = attempt % 2 == 0
+            if not alone and search.beam[0][1] > _FAR:
+                yield Phase(name="continuous", detail="dummies begun anew, far from the best guess")
+                decoded = yield from self._optimize(
+                    bases, everything, steps=self.options.steps, learning_rate=_LEARNING_RATE, noise=_NOISE
+                )
+                yield Phase(
+                    name="discrete", detail="the tokens that the dummies decoded to, rearranged and replaced"
+                )
+                yield from self._search(decoded)
+                continue
+            yield Phase(name="continuous", detail="places of the best guess opened again")
             opened = (
                 [[p] for p in places] if alone else [self._half(places) for _ in range(self.options.restarts)]
             )
@@ -253,8 +266,17 @@ class _Run:
             yield from self._search([best, *decoded] if alone else decoded, expansions=6)
 
     def _classes(self, lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The likeliest labels: a wrong one turns a sentence's gradient round, whatever its tokens."""
+        """The likeliest labels: read off the head's gradient where it tells, else by the distance of a blank guess.
+
+        A wrong label turns a sentence's gradient round, whatever its tokens.
+        """
         assert self.search is not None
+        shared = self.problem.shared
+        if len(lengths) == 1 and self.model.num_labels is not None and shared.known.labels is None:
+            try:
+                return [(single_class(shared, self.model, self.generator),)]
+            except InputError:  # the head wasn't shared
+                pass
         combinations = self.search.label_combinations(len(lengths))
         blank = self.search.first(lengths)
         scored = self.search.scores(Guess(blank, classes) for classes in combinations)
