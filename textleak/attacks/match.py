@@ -221,17 +221,11 @@ class _Run:
         yield Phase(name="labels", detail="labels whose gradient points the right way")
         classes = self._classes(lengths)
         blank = Guess(search.first(lengths), classes[0])
-        yield Phase(name="continuous", detail="dummy embeddings and soft labels matched to the gradient")
         everything = [search.inner(blank)] * self.options.restarts
         bases = [
             dataclasses.replace(blank, classes=classes[k % len(classes)]) for k in range(len(everything))
         ]
-        decoded = yield from self._optimize(
-            bases, everything, steps=self.options.steps, learning_rate=_LEARNING_RATE, noise=_NOISE
-        )
-        yield Phase(name="discrete", detail="the tokens that the dummies decoded to, rearranged and replaced")
-        starts = [*decoded, *([guess for guess, _ in before.beam] if before else [])]
-        yield from self._search(starts)
+        yield from self._begin(bases, everything, beside=[g for g, _ in before.beam] if before else [])
         for attempt in itertools.count():
             if self.verified or self._spent():
                 return
@@ -241,14 +235,7 @@ class _Run:
                 return
             alone = attempt % 2 == 0
             if not alone and search.beam[0][1] > _FAR:
-                yield Phase(name="continuous", detail="dummies begun anew, far from the best guess")
-                decoded = yield from self._optimize(
-                    bases, everything, steps=self.options.steps, learning_rate=_LEARNING_RATE, noise=_NOISE
-                )
-                yield Phase(
-                    name="discrete", detail="the tokens that the dummies decoded to, rearranged and replaced"
-                )
-                yield from self._search(decoded)
+                yield from self._begin(bases, everything, beside=[])
                 continue
             yield Phase(name="continuous", detail="places of the best guess opened again")
             opened = (
@@ -264,6 +251,17 @@ class _Run:
             )
             yield Phase(name="discrete", detail="the places opened again, rearranged and replaced")
             yield from self._search([best, *decoded] if alone else decoded, expansions=6)
+
+    def _begin(
+        self, bases: list[Guess], opened: list[list[Place]], *, beside: list[Guess]
+    ) -> Iterator[Phase | Progress]:
+        """Dummies from the start, and a search from what they decode to and the guesses `beside`."""
+        yield Phase(name="continuous", detail="dummy embeddings and soft labels matched to the gradient")
+        decoded = yield from self._optimize(
+            bases, opened, steps=self.options.steps, learning_rate=_LEARNING_RATE, noise=_NOISE
+        )
+        yield Phase(name="discrete", detail="the tokens that the dummies decoded to, rearranged and replaced")
+        yield from self._search([*decoded, *beside])
 
     def _classes(self, lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
         """The likeliest labels: read off the head's gradient where it tells, else by the distance of a blank guess.
