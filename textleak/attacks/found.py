@@ -1,0 +1,34 @@
+"""What an exact channel (embedding rows, spans, grouping) has found: the one shape that `span` and `auto` join."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from textleak.matching.discrete import Row
+
+OPEN = -1
+"""Stands in a row where the token is left unknown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """Sentences of the batch, as far as a channel could tell them.
+
+    Attributes:
+        rows: token ids of each sentence, special tokens counted, `OPEN` where one is left unknown; a sentence that
+            the batch holds twice is there twice.
+        confidence: for each row and position 0 to 1; empty where all of it is certain.
+        classes: label of each sentence; empty where they aren't known, or are tokens themselves.
+        complete: whether the channel's own evidence leaves nothing over: every distinct input it shows is explained.
+        channel: what gave the tokens away, "embedding" or "span".
+        sets: tokens that could stand at each position where no sentence could be told; empty otherwise.
+        notes: sentences for a person: limits met, what stayed open and why.
+    """
+
+    rows: tuple[Row, ...]
+    confidence: tuple[tuple[float, ...], ...] = ()
+    classes: tuple[int, ...] = ()
+    complete: bool = False
+    channel: str = "span"
+    sets: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
