@@ -107,13 +107,17 @@ class PhaseSpan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewState:
-    """What the events of a run add up to; `t` is in seconds after its start."""
+    """What the events of a run add up to; `t` is in seconds after its start.
+
+    `losses` and `rates` (token match rate, where the truth is known) hold a point for each progress, thinned.
+    """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     truth: tuple[Sentence, ...] = ()
     phases: tuple[PhaseSpan, ...] = ()
     progress: Progress | None = None
     losses: tuple[float, ...] = ()
+    rates: tuple[float, ...] = ()
     finished: Finished | None = None
     t: float = 0.0
 
@@ -132,7 +136,7 @@ class ViewState:
                     phases = self._begun(event.phase, t)
                 if phases[-1].first_step is None:
                     phases = (*phases[:-1], dataclasses.replace(phases[-1], first_step=(t, event.step)))
-                return dataclasses.replace(
+                after = dataclasses.replace(
                     self,
                     phases=phases,
                     progress=event
@@ -141,6 +145,7 @@ class ViewState:
                     losses=_thinned(self.losses, event.loss),
                     t=t,
                 )
+                return dataclasses.replace(after, rates=_thinned(after.rates, after.match_rate()))
             case Finished():
                 return dataclasses.replace(self, phases=self._ended(t), finished=event, t=t)
 
@@ -176,6 +181,15 @@ class ViewState:
             if output is not None:
                 found[output] = self.truth[reference]
         return found
+
+    def match_rate(self) -> float | None:
+        """Share of the true tokens that stand where they belong, 0 to 1; None where the truth isn't known."""
+        shown = self.progress.sentences if self.progress else ()
+        if not self.truth or not shown:
+            return None
+        pairs = zip(shown, self.assigned(), strict=True)
+        right = sum(right_of(sentence, truth)[0] for sentence, truth in pairs if truth)
+        return right / max(1, sum(right_of(truth, truth)[1] for truth in self.truth))
 
 
 def _keeping(before: Progress, after: Progress) -> Progress:
@@ -332,7 +346,7 @@ def _timeline(state: ViewState, now: float, width: int, glyphs: Glyphs) -> Text:
         sign, style = (glyphs.now, "bold cyan") if running else (glyphs.done, "green")
         if ended and last:
             sign, style = glyphs.failed, "yellow"
-        spent = _seconds((now if phase.end is None else phase.end) - phase.start)
+        spent = seconds_in_words((now if phase.end is None else phase.end) - phase.start)
         piece = Text(f"{sign} {phase.name}", style=style)
         piece.append(f" {spent}", style="bright_black")
         pieces.append(piece)
@@ -351,7 +365,7 @@ def _figures(state: ViewState, now: float, width: int, glyphs: Glyphs) -> list[T
     if progress is None:
         return []
     step = f"step {progress.step:,}" + (f" of {progress.steps:,}" if progress.steps else "")
-    best = f"loss {_loss(progress.loss)}" if progress.loss is not None else ""
+    best = f"loss {loss_in_words(progress.loss)}" if progress.loss is not None else ""
     evaluations = f"{progress.evaluations:,} evaluations" if progress.evaluations else ""
     first = _line([(step, "bold"), (best, "bold"), evaluations], width, glyphs.dot)
     left = width - first.cell_len - 2
@@ -384,7 +398,7 @@ def _restarts(progress: Progress, width: int, glyphs: Glyphs) -> Text:
     shown = finite[: max(4, min(32, width // 3))]
     line.append(_heights([loss for loss, _ in shown], glyphs), style="blue")
     for loss, index in finite[:5]:
-        text = f"  #{index + 1} {_loss(loss)}"
+        text = f"  #{index + 1} {loss_in_words(loss)}"
         if line.cell_len + cell_len(text) > width:
             break
         line.append(text, style="bold" if index == progress.candidate else "")
@@ -522,13 +536,13 @@ def _legend(width: int, glyphs: Glyphs) -> Text:
 
 
 def _clock(state: ViewState, now: float, width: int, glyphs: Glyphs) -> Text:
-    elapsed = f"{_seconds(now)} elapsed"
+    elapsed = f"{seconds_in_words(now)} elapsed"
     if state.finished is not None:
         return _line([(elapsed, "bold"), state.finished.outcome], width, glyphs.dot)
     parts: list[Part] = [(elapsed, "bold")]
     remaining = remaining_seconds(state, now)
     if remaining is not None:
-        parts.append(f"at most {_seconds(remaining)} left in this phase")
+        parts.append(f"at most {seconds_in_words(remaining)} left in this phase")
     parts.append(("Ctrl-C stops with the best so far", "bright_black"))
     return _line(parts, width, glyphs.dot)
 
@@ -546,7 +560,8 @@ def remaining_seconds(state: ViewState, now: float) -> float | None:
     return max(0.0, (progress.steps - progress.step) / speed - (now - state.t))
 
 
-def _seconds(seconds: float) -> str:
+def seconds_in_words(seconds: float) -> str:
+    """A time as a person reads it, with its unit."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:
@@ -556,7 +571,8 @@ def _seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
 
 
-def _loss(loss: float | None) -> str:
+def loss_in_words(loss: float | None) -> str:
+    """A loss in few letters, "?" where there is none."""
     return "?" if loss is None else f"{loss:.3g}" if 0.01 <= abs(loss) < 1000 or loss == 0 else f"{loss:.1e}"
 
 
@@ -662,7 +678,7 @@ def _words(progress: Progress, state: ViewState) -> Iterable[str]:
     """A line of progress in words."""
     yield f"step {progress.step}" + (f" of {progress.steps}" if progress.steps else "")
     if progress.loss is not None:
-        yield f"loss {_loss(progress.loss)}"
+        yield f"loss {loss_in_words(progress.loss)}"
     if progress.evaluations:
         yield f"{progress.evaluations} evaluations"
     pairs = zip(progress.sentences, state.assigned(), strict=True) if progress.sentences else ()
@@ -776,7 +792,7 @@ def _figures_table(result: Mapping[str, Any]) -> RenderableType:
         )
     seconds = result.get("seconds")
     if seconds is not None:
-        table.add_row("took", f"{_seconds(seconds)}, {result.get('evaluations', 0):,} evaluations")
+        table.add_row("took", f"{seconds_in_words(seconds)}, {result.get('evaluations', 0):,} evaluations")
     return table
 
 
