@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import time
 
@@ -236,8 +237,31 @@ def test_the_curve_keeps_its_length_however_many_losses_there_are():
     state = ViewState()
     for number in range(5000):
         state = state.add(progress(step=number, loss=1 / (number + 1)), number / 100)
-    assert len(state.losses) <= live.LOSSES_KEPT
-    assert state.losses[-1] == 1 / 5000
+        if number in (0, 1, 399, 400, 401, 4999):
+            steps = [round(1 / loss) - 1 for loss in state.losses]
+            assert steps[-1] == number
+            assert len({after - before for before, after in itertools.pairwise(steps[:-1])}) <= 1
+    assert live.POINTS_KEPT / 2 <= len(state.points) <= live.POINTS_KEPT
+    assert state.seen == 5000
+
+
+def test_the_match_rate_shown_is_the_one_that_scores_a_result():
+    truth = Truth(sentences=(sentence("the", "cat"), sentence("dog", "sat", "on")))
+    state = after(truth, progress(sentence("dog", "mat", "on"), sentence("the", "mat")))
+    assert state.rates == (state.match_rate(),) == (pytest.approx((1 / 2 + 2 / 3) / 2),)
+    surplus = after(truth, progress(*truth.sentences, sentence("the", "dog", "sat")))
+    assert surplus.match_rate() == pytest.approx(5 / 8)
+    assert after(progress(sentence("the"))).match_rate() is None
+
+
+def test_a_loss_is_never_shown_below_nothing():
+    assert [live.loss_in_words(loss) for loss in (None, 0.25, 1e-5, 0.0, -4.6e-9)] == [
+        "?",
+        "0.25",
+        "1.0e-05",
+        "0",
+        "0",
+    ]
 
 
 def test_a_finished_run_says_how_it_ended():

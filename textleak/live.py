@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -30,7 +30,7 @@ from textleak.scoring import metrics, output_ids
 REFRESHES_A_SECOND = 12
 SECONDS_BETWEEN_LINES = 5.0
 LONGEST_TOKEN = 18
-LOSSES_KEPT = 400
+POINTS_KEPT = 400
 
 Part = str | tuple[str, str]
 """A few words for a line, with a style or without."""
@@ -105,21 +105,65 @@ class PhaseSpan:
     first_step: tuple[float, int] | None = None
 
 
+class Point(NamedTuple):
+    """One progress of a run's course.
+
+    Attributes:
+        t: seconds after the start.
+        step: steps done over all phases.
+        evaluations: gradient evaluations so far.
+        loss: the best candidate's; None where there is none, or it isn't a number.
+        match_rate: the answer's token match rate; None where the truth isn't known.
+    """
+
+    t: float
+    step: int
+    evaluations: int
+    loss: float | None
+    match_rate: float | None
+
+    @classmethod
+    def of(cls, t: float, progress: Progress, rate: float | None) -> Self:
+        """The point that a progress adds."""
+        loss = progress.loss if progress.loss is not None and math.isfinite(progress.loss) else None
+        return cls(t, progress.total_steps, progress.evaluations, loss, rate)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewState:
     """What the events of a run add up to; `t` is in seconds after its start.
 
-    `losses` and `rates` (token match rate, where the truth is known) hold a point for each progress, thinned.
+    Attributes:
+        settings: as in run.json.
+        truth: what was in the batch, where that is known.
+        phases: those that began, in order.
+        progress: the newest, with the newest answer there is.
+        points: the course so far: every `stride`-th progress and the newest.
+        stride: doubled whenever there are too many points, so that a course of any length stays even.
+        seen: how many progress events there were.
+        finished: the last event of a run that ended.
+        t: when the newest event was.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     truth: tuple[Sentence, ...] = ()
     phases: tuple[PhaseSpan, ...] = ()
     progress: Progress | None = None
-    losses: tuple[float, ...] = ()
-    rates: tuple[float, ...] = ()
+    points: tuple[Point, ...] = ()
+    stride: int = 1
+    seen: int = 0
     finished: Finished | None = None
     t: float = 0.0
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The losses along the course, where there are any."""
+        return tuple(point.loss for point in self.points if point.loss is not None)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The token match rates along the course; none where the truth isn't known."""
+        return tuple(point.match_rate for point in self.points if point.match_rate is not None)
 
     def add(self, event: Event, t: float) -> Self:
         """The state after one more event."""
@@ -136,16 +180,18 @@ class ViewState:
                     phases = self._begun(event.phase, t)
                 if phases[-1].first_step is None:
                     phases = (*phases[:-1], dataclasses.replace(phases[-1], first_step=(t, event.step)))
-                after = dataclasses.replace(
+                if not event.sentences and self.progress is not None:
+                    event = dataclasses.replace(event, sentences=self.progress.sentences)
+                points, stride = self._with_point(Point.of(t, event, match_rate(self.truth, event.sentences)))
+                return dataclasses.replace(
                     self,
                     phases=phases,
-                    progress=event
-                    if event.sentences or self.progress is None
-                    else _keeping(self.progress, event),
-                    losses=_thinned(self.losses, event.loss),
+                    progress=event,
+                    points=points,
+                    stride=stride,
+                    seen=self.seen + 1,
                     t=t,
                 )
-                return dataclasses.replace(after, rates=_thinned(after.rates, after.match_rate()))
             case Finished():
                 return dataclasses.replace(self, phases=self._ended(t), finished=event, t=t)
 
@@ -165,6 +211,14 @@ class ViewState:
     def _begun(self, name: str, t: float) -> tuple[PhaseSpan, ...]:
         return (*self._ended(t), PhaseSpan(name=name, start=t))
 
+    def _with_point(self, point: Point) -> tuple[tuple[Point, ...], int]:
+        """The course with one more point, and its stride."""
+        even = (len(self.points) - 1) * self.stride == self.seen - 1
+        points = (*(self.points if even else self.points[:-1]), point)
+        if len(points) <= POINTS_KEPT:
+            return points, self.stride
+        return (*points[:-1:2], point), self.stride * 2
+
     def assigned(self) -> list[Sentence | None]:
         """For each sentence shown the true one it stands for; None where the truth isn't known."""
         shown = self.progress.sentences if self.progress else ()
@@ -183,25 +237,20 @@ class ViewState:
         return found
 
     def match_rate(self) -> float | None:
-        """Share of the true tokens that stand where they belong, 0 to 1; None where the truth isn't known."""
-        shown = self.progress.sentences if self.progress else ()
-        if not self.truth or not shown:
-            return None
-        pairs = zip(shown, self.assigned(), strict=True)
-        right = sum(right_of(sentence, truth)[0] for sentence, truth in pairs if truth)
-        return right / max(1, sum(right_of(truth, truth)[1] for truth in self.truth))
+        """The token match rate of the newest answer, 0 to 1; None where the truth isn't known."""
+        return match_rate(self.truth, self.progress.sentences if self.progress else ())
 
 
-def _keeping(before: Progress, after: Progress) -> Progress:
-    """Progress without an answer keeps the one before."""
-    return dataclasses.replace(after, sentences=before.sentences)
-
-
-def _thinned(losses: tuple[float, ...], loss: float | None) -> tuple[float, ...]:
-    """The losses so far and one more; every other one is dropped when they become many."""
-    if loss is None or not math.isfinite(loss):
-        return losses
-    return (*losses, loss) if len(losses) < LOSSES_KEPT else (*losses[::2], loss)
+def match_rate(truth: Sequence[Sentence], shown: Sequence[Sentence]) -> float | None:
+    """The token match rate of an answer, as in a result; None without a truth or an answer."""
+    if not truth or not shown:
+        return None
+    special = {p.id for sentence in (*truth, *shown) for p in sentence.positions if p.special}
+    references = [output_ids(sentence) for sentence in truth]
+    outputs = [output_ids(sentence) for sentence in shown]
+    if len(references) == len(outputs) == 1:
+        return metrics.sentence_match_rate(references[0], outputs[0], special)
+    return metrics.token_match_rate(references, outputs, special)
 
 
 def status_of(position: Position, truth: Sentence | None) -> str:
@@ -573,7 +622,11 @@ def seconds_in_words(seconds: float) -> str:
 
 def loss_in_words(loss: float | None) -> str:
     """A loss in few letters, "?" where there is none."""
-    return "?" if loss is None else f"{loss:.3g}" if 0.01 <= abs(loss) < 1000 or loss == 0 else f"{loss:.1e}"
+    if loss is None:
+        return "?"
+    # A distance of nothing comes out a rounding error below 0.
+    loss = loss if not loss <= 0 else 0.0
+    return f"{loss:.3g}" if 0.01 <= loss < 1000 or loss == 0 else f"{loss:.1e}"
 
 
 class Display(Protocol):
