@@ -13,7 +13,7 @@ import torch
 from tests.conftest import EVERY_TASK, ToyModel
 from textleak import seeds
 from textleak.client import Secret, share
-from textleak.defenses import DEFENSES, Defense, Gradients
+from textleak.defenses import DEFENSES, Defense, Gradients, Step
 from textleak.errors import InputError
 from textleak.gradients import SharedGradient
 
@@ -35,7 +35,7 @@ def distance(one: SharedGradient, other: SharedGradient) -> float:
 class Unchanged(Defense):
     """Has the client form every sample's gradient, and leaves it as it is."""
 
-    def on_sample(self, gradient: Gradients, generator: torch.Generator) -> Gradients:
+    def on_sample(self, gradient: Gradients, step: Step) -> Gradients:
         return gradient
 
 
@@ -45,7 +45,7 @@ class Recorder(Defense):
 
     samples: list[Gradients] = dataclasses.field(default_factory=list)
 
-    def on_sample(self, gradient: Gradients, generator: torch.Generator) -> Gradients:
+    def on_sample(self, gradient: Gradients, step: Step) -> Gradients:
         self.samples.append(gradient)
         return gradient
 
@@ -308,14 +308,15 @@ def test_no_other_stream_replays_the_noise(stream: seeds.Stream, toy_model: ToyM
     gaussian = DEFENSES.build("gaussian", {"sigma": 0.1})
     clean, _ = share(model, ONE, (0,), seed=5)
     noisy, _ = share(model, ONE, (0,), seed=5, defenses=[gaussian])
-    replayed = gaussian.on_shared(clean.gradients, seeds.generator(5, stream))
+    replayed = gaussian.on_shared(clean.gradients, Step(generator=seeds.generator(5, stream), batch_size=1))
     true = torch.cat([(noisy.gradients[n] - g).flatten() for n, g in clean.gradients.items()])
     guessed = torch.cat([(replayed[n] - g).flatten() for n, g in clean.gradients.items()])
     correlation = float(torch.corrcoef(torch.stack([true, guessed]))[0, 1])
     assert abs(correlation) < 5 / math.sqrt(len(true))
     # Nor does counting the run's seed up or down, or taking it as it is.
     for seed in range(8):
-        raw = gaussian.on_shared(clean.gradients, torch.Generator().manual_seed(seed))
+        step = Step(generator=torch.Generator().manual_seed(seed), batch_size=1)
+        raw = gaussian.on_shared(clean.gradients, step)
         assert not torch.allclose(next(iter(raw.values())), noisy.gradients[next(iter(raw))])
 
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from textleak import seeds
-from textleak.defenses import Defense
+from textleak.defenses import Defense, Step
 from textleak.errors import InputError
 from textleak.gradients import SharedGradient, SideInformation, choose_shared
 from textleak.models import Batch, Targets, TextModel
@@ -94,13 +94,17 @@ def share(
     original = model.encode(sentences)
     classes = _labels(model, labels, len(sentences), client_stream)
     batch, targets = model.targets(original, classes, client_stream)
+    step = Step(
+        generator=seeds.generator(seed, "defense"),
+        batch_size=len(sentences),
+        embeddings=model.embedding_names,
+    )
     if any(defense.works_per_sample() for defense in defenses):
-        gradient = _defended_mean(model, batch, targets, names, defenses, seed)
+        gradient = _defended_mean(model, batch, targets, names, defenses, step)
     else:
         gradient = formed_gradient(model, batch, targets, names)
-    defense_stream = seeds.generator(seed, "defense")
     for defense in defenses:
-        gradient = defense.on_shared(gradient, defense_stream)
+        gradient = defense.on_shared(gradient, step)
 
     lengths = tuple(int(n) for n in original.mask_BT.sum(1))
     shared = SharedGradient(
@@ -112,7 +116,7 @@ def share(
             lengths=lengths if "lengths" in known_kinds else None,
             labels=classes if "labels" in known_kinds else None,
         ),
-        defenses=tuple(defense.public() for defense in defenses),
+        defenses=tuple(defense.public(step) for defense in defenses),
     )
     shared.check_finite("this client")
     secret = Secret(
@@ -156,10 +160,9 @@ def _defended_mean(
     targets: Targets,
     names: Sequence[str],
     defenses: Sequence[Defense],
-    seed: int,
+    step: Step,
 ) -> dict[str, Tensor]:
     """Mean over the batch of each sample's gradient after every `on_sample` hook."""
-    stream = seeds.generator(seed, "defense")
     total: dict[str, Tensor] = {}
     count = len(batch.ids_BT)
     for b in range(count):
@@ -171,7 +174,7 @@ def _defended_mean(
             names,
         )
         for defense in defenses:
-            sample = defense.on_sample(sample, stream)
+            sample = defense.on_sample(sample, step)
         for name, value in sample.items():
             total[name] = total.get(name, torch.zeros_like(value)) + value / count
     return total

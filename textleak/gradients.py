@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from textleak.effects import Effect, Noised
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
 
@@ -81,10 +83,19 @@ class PublicModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublicDefense:
-    """A defense as the server knows it: its name and strength, never its noise."""
+    """A defense as the server knows it: its name and strength, never its noise.
+
+    Attributes:
+        name: as it was registered.
+        options: its settings.
+        effects: what it does to a gradient, in order; None where it doesn't say.
+        epsilon: the differential privacy that it accounts for, None where it accounts for none.
+    """
 
     name: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    effects: tuple[Effect, ...] | None = None
+    epsilon: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,11 +117,14 @@ class SharedGradient:
     defenses: tuple[PublicDefense, ...] = ()
 
     @property
+    def effects(self) -> tuple[Effect, ...]:
+        """What all defenses do, in order, as far as they say."""
+        return tuple(effect for defense in self.defenses for effect in defense.effects or ())
+
+    @property
     def noise_sigma(self) -> float:
-        """Standard deviation of the Gaussian noise that the defenses publicly add, 0 for none."""
-        return float(
-            sum(float(d.options["sigma"]) ** 2 for d in self.defenses if "sigma" in d.options) ** 0.5
-        )
+        """Standard deviation of the noise that the defenses publicly add, 0 for none."""
+        return math.hypot(*(effect.sigma for effect in self.effects if isinstance(effect, Noised)))
 
     def norm(self) -> float:
         """Global L2 norm."""

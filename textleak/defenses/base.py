@@ -8,10 +8,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from textleak.effects import Effect
 from textleak.gradients import PublicDefense
 from textleak.registry import Registry
 
 Gradients = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """The training step whose gradient is defended.
+
+    Attributes:
+        generator: what a defense draws comes from it; a server never sees it.
+        batch_size: samples in the batch.
+        embeddings: names of every embedding, the output head and what is tied to them.
+    """
+
+    generator: torch.Generator
+    batch_size: int
+    embeddings: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,24 +36,30 @@ class Defense:
 
     name: ClassVar[str] = ""
 
-    def on_sample(self, gradient: Gradients, generator: torch.Generator) -> Gradients:
+    def on_sample(self, gradient: Gradients, step: Step) -> Gradients:
         """One sample's gradient, before the mean over the batch."""
-        del generator
+        del step
         return gradient
 
-    def on_shared(self, gradient: Gradients, generator: torch.Generator) -> Gradients:
+    def on_shared(self, gradient: Gradients, step: Step) -> Gradients:
         """The batch's gradient, just before it leaves the client."""
-        del generator
+        del step
         return gradient
+
+    def effects(self, step: Step) -> tuple[Effect, ...] | None:
+        """What it does, in order, so that a server can reckon with it; None where that can't be said."""
+        del step
+        return None
 
     @classmethod
     def works_per_sample(cls) -> bool:
         """Whether the client has to form each sample's gradient."""
         return cls.on_sample is not Defense.on_sample
 
-    def public(self) -> PublicDefense:
+    def public(self, step: Step) -> PublicDefense:
         """What the server knows of it."""
-        return PublicDefense(name=self.name, options=dataclasses.asdict(self))
+        options = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return PublicDefense(name=self.name, options=options, effects=self.effects(step))
 
 
 DEFENSES: Registry[Defense] = Registry("defense", "textleak.defenses")

@@ -8,7 +8,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from textleak.defenses.base import DEFENSES, Defense, Gradients
+from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
+from textleak.effects import Effect, Noised
 
 
 @DEFENSES.register("gaussian")
@@ -22,9 +23,14 @@ class Gaussian(Defense):
 
     sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
 
-    def on_shared(self, gradient: Gradients, generator: torch.Generator) -> Gradients:
+    def on_shared(self, gradient: Gradients, step: Step) -> Gradients:
         """The gradient plus noise drawn on the CPU, so that every device shares the same noise."""
         return {
-            name: value + self.sigma * torch.randn(value.shape, generator=generator).to(value)
+            name: value + self.sigma * torch.randn(value.shape, generator=step.generator).to(value)
             for name, value in gradient.items()
         }
+
+    def effects(self, step: Step) -> tuple[Effect, ...]:
+        """Noise of known strength."""
+        del step
+        return (Noised(sigma=self.sigma),)

@@ -1,0 +1,54 @@
+"""Parameters that are frozen in training, so that no gradient of theirs is shared."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
+from textleak.effects import Effect
+from textleak.errors import InputError
+
+
+@DEFENSES.register("freeze")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Freeze(Defense):
+    """Leaves out the gradients of some parameters, as if they weren't trained.
+
+    Attributes:
+        parameters: "embeddings" (every embedding, the output head and what is tied to them), or a regular expression
+            that is searched for in each parameter's name.
+    """
+
+    parameters: str = "embeddings"
+
+    def on_shared(self, gradient: Gradients, step: Step) -> Gradients:
+        """The gradients that are left."""
+        if self.parameters == "embeddings":
+            frozen = step.embeddings & gradient.keys()
+        else:
+            try:
+                expression = re.compile(self.parameters)
+            except re.error as error:
+                raise InputError(
+                    f"freeze: {self.parameters!r} is not a regular expression.",
+                    why=f"{error}.",
+                    fix="Use embeddings, or an expression that matches parameter names.",
+                ) from None
+            frozen = frozenset(name for name in gradient if expression.search(name))
+            if not frozen:
+                raise InputError(
+                    f"freeze: {self.parameters!r} matches none of the {len(gradient)} shared parameters.",
+                    why=f"They are called like {next(iter(gradient))}.",
+                    fix="Use embeddings, or an expression that matches parameter names.",
+                )
+        if len(frozen) == len(gradient):
+            raise InputError(
+                f"freeze: {self.parameters!r} leaves no gradient to share.", fix="Freeze fewer parameters."
+            )
+        return {name: value for name, value in gradient.items() if name not in frozen}
+
+    def effects(self, step: Step) -> tuple[Effect, ...]:
+        """None: what is missing is seen, and what is there is as it was."""
+        del step
+        return ()
