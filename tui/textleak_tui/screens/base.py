@@ -1,0 +1,49 @@
+"""What every screen has: the bar on top, its own content, the footer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+from textual.app import ComposeResult
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Footer
+
+from textleak_tui.widgets.top_bar import TopBar
+
+if TYPE_CHECKING:
+    from textleak_tui.app import TextleakApp
+
+
+class Page(Screen[None]):
+    """A screen between the bar on top and the footer; a subclass gives `content`.
+
+    `place` is the name of the place (see `textleak_tui.app.PLACES`) that it belongs to. `refresh_view` is called
+    when what is shown of the truth has changed.
+    """
+
+    place = ""
+
+    @property
+    def textleak(self) -> TextleakApp:
+        """The app."""
+        return cast("TextleakApp", self.app)
+
+    def compose(self) -> ComposeResult:
+        """Bar, content, footer."""
+        yield TopBar(self.place)
+        yield from self.content()
+        yield Footer()
+
+    def content(self) -> Iterable[Widget]:
+        """What stands between bar and footer."""
+        return ()
+
+    def on_mount(self) -> None:
+        """Hear of what is shown of the truth."""
+        self.watch(self.app, "blind", lambda: self.refresh_view(), init=False)
+        self.watch(self.app, "truth", lambda: self.refresh_view(), init=False)
+
+    def refresh_view(self) -> None:
+        """Draw anew: blind or truth has changed."""

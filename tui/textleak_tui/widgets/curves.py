@@ -1,0 +1,130 @@
+"""Loss (log scale) and match rate over the run, drawn with braille dots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.style import Style
+from rich.text import Text
+from textual.widget import Widget
+
+from textleak.live import ViewState, loss_in_words
+
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+# Losses below it are drawn there: a verified answer's is 0, which has no logarithm.
+_SMALLEST = 1e-12
+
+
+class Curves(Widget):
+    """The two curves, side by side where the width allows."""
+
+    BORDER_TITLE = "Loss and match rate"
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"curve--loss", "curve--rate", "curve--quiet"}
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._losses: tuple[float, ...] = ()
+        self._rates: tuple[float, ...] = ()
+        self._blind = False
+
+    def show(self, state: ViewState, *, blind: bool = False) -> None:
+        """Draw a state; blind leaves the match rate out, as it takes the truth to know it."""
+        if (state.losses, state.rates, blind) == (self._losses, self._rates, self._blind):
+            return
+        self._losses, self._rates, self._blind = state.losses, state.rates, blind
+        self.refresh()
+
+    def render(self) -> Text:
+        """Both plots, or the loss alone while the match rate isn't known."""
+        width, height = self.size
+        rates = () if self._blind else self._rates
+        if not self._losses and not rates:
+            return Text("no curve yet", style=self.get_component_rich_style("curve--quiet", partial=True))
+        if height < 2:
+            return self._words(rates)
+        if not rates:
+            return Text("\n").join(self._loss(width, height))
+        if width >= 44:
+            left = width // 2 - 1
+            pairs = zip(self._loss(left, height), self._rate(rates, width - left - 2, height), strict=True)
+            return Text("\n").join(Text.assemble(a, " " * (left - a.cell_len + 2), b) for a, b in pairs)
+        upper = (height + 1) // 2
+        return Text("\n").join([*self._loss(width, upper), *self._rate(rates, width, height - upper)])
+
+    def _words(self, rates: Sequence[float]) -> Text:
+        text = Text(f"loss {loss_in_words(self._losses[-1])}" if self._losses else "")
+        if rates:
+            text.append(f"  match rate {rates[-1]:.2f}")
+        return text
+
+    def _loss(self, width: int, height: int) -> list[Text]:
+        if not self._losses:
+            return [Text(" " * width)] * height
+        logs = [math.log10(max(loss, _SMALLEST)) for loss in self._losses]
+        low, high = min(logs), max(logs)
+        if high - low < 0.5:  # a flat curve stays flat
+            low, high = low - 0.25, high + 0.25
+        return self._plot("loss", logs, low, high, loss_in_words(self._losses[-1]), width, height, "loss")
+
+    def _rate(self, rates: Sequence[float], width: int, height: int) -> list[Text]:
+        return self._plot("match rate", rates, 0.0, 1.0, f"{rates[-1]:.2f}", width, height, "rate")
+
+    def _plot(
+        self,
+        name: str,
+        values: Sequence[float],
+        low: float,
+        high: float,
+        newest: str,
+        width: int,
+        height: int,
+        kind: str,
+    ) -> list[Text]:
+        """A head line with the newest value, and the curve between its bounds below."""
+        quiet = self.get_component_rich_style("curve--quiet", partial=True)
+        style = self.get_component_rich_style(f"curve--{kind}", partial=True)
+        head = Text(f"{name} ", style=quiet, no_wrap=True).append(newest, style=style + _BOLD)
+        if height < 2:
+            return [head]
+        bounds = (f"{high:.0f}", f"{low:.0f}") if kind == "rate" else (_power(high), _power(low))
+        margin = max(map(len, bounds)) + 1
+        lines = []
+        for index, dots in enumerate(braille(values, low, high, max(1, width - margin), height - 1)):
+            bound = bounds[0] if index == 0 else bounds[1] if index == height - 2 else ""
+            lines.append(Text(f"{bound:>{margin - 1}}▕", style=quiet, no_wrap=True).append(dots, style=style))
+        return [head, *lines]
+
+
+_BOLD = Style(bold=True)
+
+
+def _power(exponent: float) -> str:
+    return f"1e{exponent:.0f}"
+
+
+def braille(values: Sequence[float], low: float, high: float, width: int, height: int) -> list[str]:
+    """A curve as lines of braille, two points wide and four high a letter, joined up from point to point.
+
+    Args:
+        values: oldest first; fewer than points are stretched, more are the means of their share.
+        low: lower bound of the picture.
+        high: its upper bound.
+        width: letters in a line.
+        height: lines.
+    """
+    columns, rows = 2 * width, 4 * height
+    cells = [[0] * width for _ in range(height)]
+    before: int | None = None
+    for column in range(columns):
+        first = len(values) * column // columns
+        share = values[first : max(first + 1, len(values) * (column + 1) // columns)]
+        value = sum(share) / len(share)
+        part = (value - low) / (high - low) if high > low else 0.0
+        row = round((1 - max(0.0, min(1.0, part))) * (rows - 1))
+        steps = range(min(before, row), max(before, row) + 1) if before is not None else (row,)
+        for y in steps:
+            cells[y // 4][column // 2] |= _DOTS[y % 4][column % 2]
+        before = row
+    return ["".join(chr(0x2800 + dots) for dots in line) for line in cells]

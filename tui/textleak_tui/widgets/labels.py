@@ -1,0 +1,88 @@
+"""The class that an attack believes each sentence to have, with its probability."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.style import Style
+from rich.text import Text
+from textual.widget import Widget
+
+from textleak.events import Sentence
+from textleak.live import UNICODE, ViewState
+
+_BAR = 8
+_CLASSES_SHOWN = 6
+
+
+class LabelPosterior(Widget):
+    """A line a class for one sentence; a line a sentence for several."""
+
+    BORDER_TITLE = "Labels"
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"label--top", "label--quiet", "label--right", "label--wrong"}
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._sentences: tuple[Sentence, ...] = ()
+        self._truths: list[Sentence | None] = []
+        self._drawn: object = None
+
+    def show(self, state: ViewState, *, blind: bool = False) -> None:
+        """Draw a state; blind says nothing of the true labels."""
+        self._sentences = state.progress.sentences if state.progress else ()
+        self._truths = [None] * len(self._sentences) if blind else state.assigned()
+        drawn = (
+            [(s.label, s.label_posterior) for s in self._sentences],
+            [t and t.label for t in self._truths],
+        )
+        if drawn != self._drawn:
+            self._drawn = drawn
+            self.refresh()
+
+    def render(self) -> Text:
+        """The labels."""
+        quiet = self.get_component_rich_style("label--quiet", partial=True)
+        if not self._sentences:
+            return Text("no label yet", style=quiet)
+        if all(s.label is None and not s.label_posterior for s in self._sentences):
+            return Text("not inferred here: the tokens are the labels, or they are not told", style=quiet)
+        pairs = list(zip(self._sentences, self._truths, strict=True))
+        if len(pairs) == 1:
+            return Text("\n").join(self._one(*pairs[0]))
+        return Text("\n").join(self._of(i, *pair) for i, pair in enumerate(pairs[: max(1, self.size.height)]))
+
+    def _one(self, sentence: Sentence, truth: Sentence | None) -> list[Text]:
+        lines = []
+        posterior = sentence.label_posterior
+        best = sorted(range(len(posterior)), key=lambda c: -posterior[c])[:_CLASSES_SHOWN]
+        for label in sorted(best):
+            lines.append(self._class(label, posterior[label], top=label == sentence.label))
+        if not lines:
+            lines.append(Text(f"label {sentence.label}", style=self._style("top")))
+        judged = self._judged(sentence, truth)
+        return [*lines, judged] if judged.plain else lines
+
+    def _of(self, index: int, sentence: Sentence, truth: Sentence | None) -> Text:
+        label = sentence.label
+        sure = sentence.label_posterior[label] if label is not None and sentence.label_posterior else None
+        line = Text(f"text {index + 1}  label {'?' if label is None else label}", style=self._style("top"))
+        if sure is not None:
+            line.append(f" {sure:.2f}", style=self._style("quiet"))
+        return line.append("  ").append_text(self._judged(sentence, truth))
+
+    def _class(self, label: int, probability: float, *, top: bool) -> Text:
+        filled = round(probability * _BAR)
+        line = Text(f"{'▶' if top else ' '} {label:<2} ", style=self._style("top" if top else "quiet"))
+        line.append(UNICODE.bar * filled, style=self._style("top"))
+        line.append(UNICODE.rest * (_BAR - filled), style=self._style("quiet"))
+        return line.append(f" {probability:.2f}", style=self._style("top" if top else "quiet"))
+
+    def _judged(self, sentence: Sentence, truth: Sentence | None) -> Text:
+        if truth is None or truth.label is None or sentence.label is None:
+            return Text("")
+        if truth.label == sentence.label:
+            return Text("✓ right", style=self._style("right"))
+        return Text("✗ wrong", style=self._style("wrong"))
+
+    def _style(self, kind: str) -> Style:
+        return self.get_component_rich_style(f"label--{kind}", partial=True)

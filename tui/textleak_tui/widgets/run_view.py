@@ -1,0 +1,185 @@
+"""A run on the screen: all panes together, folded where there is little room.
+
+With room everything is visible. In little room the lower panes fold into one, and in very little there is one
+pane in all, with a line that says which are hidden; `v` shows the next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Vertical
+from textual.widget import Widget
+from textual.widgets import Static
+
+from textleak.live import ViewState, how_much
+from textleak_tui.widgets.candidates import CandidateList
+from textleak_tui.widgets.curves import Curves
+from textleak_tui.widgets.labels import LabelPosterior
+from textleak_tui.widgets.phases import PhaseTimeline
+from textleak_tui.widgets.status import StatusLine
+from textleak_tui.widgets.tokens import TokenGrid
+
+# Sizes of the whole screen below which panes fold, and below which one pane is left.
+FOLDED = (100, 30)
+SINGLE = (60, 16)
+PANES = ("tokens", "curves", "candidates", "labels")
+
+
+class RunView(Vertical):
+    """Composes the widgets of a run."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("v", "next_pane", "Next pane", show=False)]
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self.facts = Static("", classes="facts")
+        self.phases = PhaseTimeline()
+        self.tokens = TokenGrid(id="tokens")
+        self.curves = Curves(id="curves")
+        self.candidates = CandidateList(id="candidates")
+        self.labels = LabelPosterior(id="labels")
+        self.answer = Static("", classes="answer")
+        self.status = StatusLine()
+        self.hidden = Static("", classes="hidden")
+        self.pane = "tokens"
+        self._shown: tuple[ViewState, dict[str, object]] | None = None
+
+    def compose(self) -> ComposeResult:
+        """Facts, phases, tokens, the lower panes, the answer, figures."""
+        yield self.facts
+        yield self.phases
+        yield self.tokens
+        with Container(classes="panes"):
+            yield self.curves
+            yield self.candidates
+            yield self.labels
+        yield self.answer
+        yield self.status
+        yield self.hidden
+
+    def show(
+        self,
+        state: ViewState,
+        *,
+        blind: bool = False,
+        truth: bool = False,
+        now: float | None = None,
+        memory: int | None = None,
+        paused: bool = False,
+        waiting: str = "No tokens yet.",
+        flash: bool = True,
+    ) -> None:
+        """Draw a state.
+
+        Args:
+            state: what the events so far add up to.
+            blind: only what an attacker would see.
+            truth: the true tokens too (not while blind).
+            now: seconds since the run's start; None for the time of the last event.
+            memory: bytes that the attack's process holds, where that is known.
+            paused: the run waits.
+            waiting: words in place of the tokens while there are none.
+            flash: tokens that changed since the last call light up for a moment.
+        """
+        self.facts.update(_facts(state))
+        self.phases.show(state, blind=blind, now=now)
+        self.tokens.show(state, blind=blind, truth=truth, waiting=waiting, flash=flash)
+        self.curves.show(state, blind=blind)
+        self.candidates.show(state, blind=blind)
+        self.labels.show(state, blind=blind)
+        self.status.show(state, blind=blind, now=now, memory=memory, paused=paused)
+        result = state.finished.result if state.finished else None
+        self.answer.display = result is not None
+        if result is not None:
+            self.answer.update(answer(result, blind=blind))
+
+    def forget(self) -> None:
+        """Begin anew with another run."""
+        self.tokens.forget()
+        self.candidates.followed = None
+
+    def on_mount(self) -> None:
+        """Nothing has ended yet."""
+        self.answer.display = False
+
+    def on_resize(self) -> None:
+        """Fold or unfold."""
+        self._fold()
+
+    def action_next_pane(self) -> None:
+        """Show the next of the panes that share a place."""
+        folded = PANES if self.has_class("-single") else PANES[1:]
+        at = folded.index(self.pane) if self.pane in folded else -1
+        self.pane = folded[(at + 1) % len(folded)]
+        self._fold()
+
+    def _fold(self) -> None:
+        screen = self.screen.size
+        width = self.size.width
+        single = screen.width < SINGLE[0] or screen.height < SINGLE[1]
+        folded = single or screen.height < FOLDED[1] or width < FOLDED[0] - 2
+        self.set_class(folded and not single, "-folded")
+        self.set_class(single, "-single")
+        lower = self.pane if self.pane != "tokens" else "curves"
+        panes: dict[str, Widget] = {
+            "tokens": self.tokens,
+            "curves": self.curves,
+            "candidates": self.candidates,
+            "labels": self.labels,
+        }
+        for name, pane in panes.items():
+            if single:
+                pane.display = name == self.pane
+            elif folded:
+                pane.display = name in ("tokens", lower)
+            else:
+                pane.display = True
+        self.query_one(".panes").display = not single or self.pane != "tokens"
+        self.phases.display = self.facts.display = not single
+        away = [name for name, pane in panes.items() if not pane.display]
+        if single:
+            away = ["phases", *away]
+        self.hidden.display = bool(away)
+        self.hidden.update(Text(f"hidden: {', '.join(away)} (v shows the next)", no_wrap=True))
+
+
+def _facts(state: ViewState) -> Text:
+    """What the run works on, in a line."""
+    settings = state.settings
+    text = Text(no_wrap=True, overflow="ellipsis")
+    if not settings:
+        return text
+    text.append(f"{settings.get('attack', '?')}", style="bold")
+    text.append(" on ").append(f"{settings.get('model', '?')}", style="bold")
+    parts = ["random weights"] if settings.get("weights") == "random" else []
+    batch, tokens = settings.get("batch_size"), settings.get("tokens")
+    if batch:
+        parts.append(f"{batch} sentence{'s' if batch != 1 else ''}")
+    if tokens:
+        ratio = settings.get("tokens_per_hidden")
+        parts.append(f"n = {tokens} tokens" + (f", n/D = {ratio:.2g}" if ratio else ""))
+    parts += [f"share {settings.get('share')}"] if settings.get("share") else []
+    parts += [f"defense {spec}" for spec in settings.get("defense") or ()]
+    parts += [f"seed {settings['seed']}"] if "seed" in settings else []
+    return text.append(" · " + " · ".join(parts) if parts else "", style="dim")
+
+
+def answer(result: dict[str, object], *, blind: bool = False) -> Text:
+    """How much leaked, in one sentence with the number, the channel, and whether it is verified."""
+    seen = {**result, "token_match_rate": None} if blind else result
+    text = Text(how_much(seen), style="bold")
+    rate = seen.get("token_match_rate")
+    if isinstance(rate, int | float):
+        text.append(f" Match rate {rate:.2f}.")
+    verified = result.get("verified")
+    if verified:
+        text.append(" ✓ Verified: its own gradient equals the shared one.")
+    elif verified is None:
+        text.append(" Whether it is exact can't be verified: the gradient was changed before it was shared.")
+    else:
+        text.append(" ✗ Not verified: its own gradient differs from the shared one.")
+    return text

@@ -1,0 +1,85 @@
+"""One line of figures: elapsed, steps a second, evaluations, device, memory."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.widget import Widget
+
+from textleak.live import UNICODE, ViewState, loss_in_words, remaining_seconds, seconds_in_words
+
+
+class StatusLine(Widget):
+    """The figures of a run, as many as the width holds."""
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._parts: list[str] = []
+
+    def show(
+        self,
+        state: ViewState,
+        *,
+        blind: bool = False,
+        now: float | None = None,
+        memory: int | None = None,
+        paused: bool = False,
+    ) -> None:
+        """Draw a state.
+
+        Args:
+            state: what the events so far add up to.
+            blind: leave the match rate out.
+            now: seconds since the run's start; None for the time of the last event.
+            memory: bytes that the attack's process holds, where that is known.
+            paused: the run waits.
+        """
+        parts = _parts(state, state.t if now is None or state.finished else now, memory, blind, paused)
+        if parts != self._parts:
+            self._parts = parts
+            self.refresh()
+
+    def render(self) -> Text:
+        """As many parts as fit."""
+        line = Text(no_wrap=True)
+        for part in self._parts:
+            needed = len(UNICODE.dot) * bool(line.plain) + Text(part).cell_len
+            if line.plain and line.cell_len + needed > self.size.width:
+                break
+            line.append(UNICODE.dot if line.plain else "", style="dim").append(part)
+        return line
+
+
+def _parts(state: ViewState, now: float, memory: int | None, blind: bool, paused: bool) -> list[str]:
+    progress = state.progress
+    parts = [f"{seconds_in_words(now)} elapsed"]
+    if paused:
+        parts.insert(0, "paused")
+    rate = None if blind or not state.rates else state.rates[-1]
+    if rate is not None:
+        parts.append(f"match rate {rate:.2f}")
+    if progress is not None:
+        if progress.loss is not None:
+            parts.append(f"loss {loss_in_words(progress.loss)}")
+        parts.append(f"step {progress.step:,}" + (f" of {progress.steps:,}" if progress.steps else ""))
+        speed = steps_a_second(state)
+        if speed is not None and state.finished is None:
+            parts.append(f"{speed:.3g} steps/s")
+        parts.append(f"{progress.evaluations:,} evaluations")
+        left = None if paused or state.finished else remaining_seconds(state, now)
+        if left is not None:
+            parts.append(f"phase ends within {seconds_in_words(left)}")
+    if state.settings.get("device"):
+        parts.append(str(state.settings["device"]))
+    if memory is not None:
+        parts.append(f"{memory / 2**20:,.0f} MiB")
+    return parts
+
+
+def steps_a_second(state: ViewState) -> float | None:
+    """Speed of the running phase; None while it can't be told."""
+    progress, phases = state.progress, state.phases
+    if progress is None or not phases or phases[-1].first_step is None:
+        return None
+    since, first = phases[-1].first_step
+    done = progress.step - first
+    return done / (state.t - since) if done > 0 and state.t > since else None
