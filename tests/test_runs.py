@@ -181,6 +181,30 @@ def test_every_line_is_on_disk_before_the_next_step(folder):
         assert [type(event) for event in events_of(folder)] == [Started, Phase]
 
 
+@pytest.mark.parametrize("facts", ["", "[1]", '{"pid": "abc"}', '{"settings": 3}', "[" * 5000])
+def test_a_folder_whose_facts_are_broken_is_no_run_folder(tmp_path, facts):
+    (tmp_path / "run.json").write_text(facts)
+    with pytest.raises(InputError, match=r"run\.json can't be read"):
+        read_run(tmp_path)
+
+
+def test_a_run_s_outcome_is_read_from_the_end_of_its_events_alone(folder, monkeypatch):
+    with Recorder(folder, {}) as recorder:
+        for number in range(50):
+            recorder.record(Phase(name=f"phase {number}", detail="x" * 100_000))
+        result = {"sentences": ["y" * 300_000]}
+        recorder.finish("stopped", result)
+    folder.result_path.unlink()
+    parsed = []
+    monkeypatch.setattr(
+        runs, "parse_line", lambda line, parse=runs.parse_line: parsed.append(0) or parse(line)
+    )
+    assert read_run(folder.path).outcome == "stopped"
+    assert len(parsed) == 1
+    folder.events_path.write_bytes(b"")
+    assert read_run(folder.path).outcome == "running"
+
+
 def test_a_torn_last_line_is_passed_over(folder):
     with Recorder(folder, {}) as recorder:
         recorder.record(Phase(name="continuous"))

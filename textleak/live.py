@@ -13,7 +13,7 @@ import io
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -246,8 +246,15 @@ def match_rate(truth: Sequence[Sentence], shown: Sequence[Sentence]) -> float | 
     if not truth or not shown:
         return None
     special = {p.id for sentence in (*truth, *shown) for p in sentence.positions if p.special}
-    references = [output_ids(sentence) for sentence in truth]
-    outputs = [output_ids(sentence) for sentence in shown]
+    return match_rate_of(
+        [output_ids(sentence) for sentence in truth], [output_ids(sentence) for sentence in shown], special
+    )
+
+
+def match_rate_of(
+    references: Sequence[metrics.Tokens], outputs: Sequence[metrics.Tokens], special: Collection[int]
+) -> float:
+    """`metrics.token_match_rate`, without the assignment where there is nothing to assign."""
     if len(references) == len(outputs) == 1:
         return metrics.sentence_match_rate(references[0], outputs[0], special)
     return metrics.token_match_rate(references, outputs, special)

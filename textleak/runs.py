@@ -440,7 +440,7 @@ def read_events(
             # Whatever is in the file now is whole lines and perhaps a part of one.
             *lines, rest = (rest + file.read()).split(b"\n")
             for line in lines if follow else (*lines, rest):
-                timed = _parse(line)
+                timed = parse_line(line)
                 if timed is None:
                     continue
                 yield timed
@@ -451,13 +451,14 @@ def read_events(
             time.sleep(poll_seconds)
 
 
-def _parse(line: bytes) -> TimedEvent | None:
+def parse_line(line: bytes) -> TimedEvent | None:
+    """The event in a line of an `events.jsonl`; None where it is torn or unknown."""
     try:
         record = json.loads(line)
         if "losses" in record:
             record["losses"] = [math.inf if loss is None else loss for loss in record["losses"]]
         return TimedEvent(t=float(record["t"]), event=from_json(record))
-    except (ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):  # pydantic's ValidationError is a ValueError
         return None
 
 
@@ -498,7 +499,10 @@ def read_run(path: Path) -> RunRecord:
     folder = RunFolder(path=path)
     try:
         facts = json.loads(folder.run_path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        pid = int(facts.get("pid") or 0)
+        if not isinstance(facts.get("settings", {}), dict):
+            raise TypeError("its settings are no settings")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not a run folder.",
             why=f"run.json can't be read: {error}.",
@@ -506,36 +510,43 @@ def read_run(path: Path) -> RunRecord:
         ) from None
     result = None
     with contextlib.suppress(OSError, ValueError):
-        result = json.loads(folder.result_path.read_text("utf-8"))
+        found = json.loads(folder.result_path.read_text("utf-8"))
+        result = found if isinstance(found, dict) else None
     outcome = ""
-    if folder.events_path.exists():
+    with contextlib.suppress(OSError):
         outcome = _last_outcome(folder.events_path)
     if not outcome and result is not None:
         outcome = str(result.get("outcome", "done"))
     return RunRecord(
         folder=folder,
         facts=facts,
-        outcome=outcome or ("running" if _alive(int(facts.get("pid", 0))) else "killed"),
+        outcome=outcome or ("running" if _alive(pid) else "killed"),
         result=result,
     )
 
 
 def list_runs(root: Path | None = None) -> list[Path]:
     """Run folders under `root` (default: `runs_folder()`), newest first."""
-    root = root or runs_folder()
-    found = [path.parent for path in root.glob("*/run.json")]
-    return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
+    found = []
+    for path in (root or runs_folder()).glob("*/run.json"):
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            found.append((path.stat().st_mtime, path.parent))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _last_outcome(path: Path) -> str:
-    """The outcome in the last whole line, "" where it isn't a last event."""
+    """The outcome in the last whole line, "" where it isn't a last event; reads no more than the end."""
+    end = b""
     with path.open("rb") as file:
-        lines = file.read().split(b"\n")
-    for line in reversed(lines):
-        if line:
-            timed = _parse(line) if b'"finished"' in line[:80] else None
-            return timed.event.outcome if timed and isinstance(timed.event, Finished) else ""
-    return ""
+        left = file.seek(0, os.SEEK_END)
+        while left and b"\n" not in end.rstrip(b"\n"):
+            size = min(left, max(1 << 16, len(end)))
+            left -= size
+            file.seek(left)
+            end = file.read(size) + end
+    line = end.rstrip(b"\n").rpartition(b"\n")[2]
+    timed = parse_line(line) if b'"finished"' in line[:80] else None
+    return timed.event.outcome if timed and isinstance(timed.event, Finished) else ""
 
 
 def _alive(pid: int) -> bool:
