@@ -336,6 +336,10 @@ class Recording:
         """The whole course, thinned as `ViewState` thins it."""
         return self._index.points(len(self._index.progress_events))[0]
 
+    def phases(self) -> tuple[PhaseSpan, ...]:
+        """Every phase that began."""
+        return self._index.phases(self._index.events)
+
     def extent(self, axis: Axis) -> float:
         """Where the timeline ends: the largest step or number of evaluations, or the last second."""
         kept = self._index
