@@ -5,17 +5,23 @@ Adding a screen: a file in `screens/` with a `Page`, and a row in `PLACES`.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.command import Provider
 from textual.reactive import reactive
-from textual.screen import Screen
+from textual.screen import ModalScreen, Screen
 
+from textleak.errors import TextleakError
 from textleak.runs import runs_folder
+from textleak_tui import settings
 from textleak_tui.themes import DARK, LIGHT
 
 
@@ -81,6 +87,12 @@ PLACES = (
 )
 
 
+def _palette() -> type[Provider]:
+    from textleak_tui.palette import Everything
+
+    return Everything
+
+
 class TextleakApp(App[None]):
     """Watch the text come back, token by token.
 
@@ -92,11 +104,28 @@ class TextleakApp(App[None]):
 
     TITLE = "textleak"
     CSS_PATH = "app.tcss"
-    ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = [
-        *(Binding(place.key, f"go('{place.name}')", place.title, show=False) for place in PLACES),
-        Binding("b", "blind", "Blind", show=False),
-        Binding("t", "truth", "Truth", show=False),
+        *(
+            Binding(place.key, f"go('{place.name}')", place.title, show=False, tooltip=place.words)
+            for place in PLACES
+        ),
+        Binding("t", "truth", "Truth", show=False, tooltip="Show or hide the true tokens."),
+        Binding(
+            "b", "blind", "Blind", show=False, tooltip="Show only what an attacker would see, or all again."
+        ),
+        Binding("f9", "save_svg", "Save picture", show=False, tooltip="Write the screen to an SVG file."),
+        Binding("f8", "other_theme", "Dark or light", show=False, tooltip="Change to the other theme."),
+        Binding(
+            "f1,question_mark",
+            "help",
+            "Help",
+            key_display="F1",
+            tooltip="What the signs mean, and every key.",
+        ),
+        Binding(
+            "ctrl+q,q", "quit", "Quit", show=False, tooltip="A run that is going ends with its best answer."
+        ),
     ]
 
     blind: reactive[bool] = reactive(False)
@@ -111,6 +140,7 @@ class TextleakApp(App[None]):
         self.run_path = run
         self.root = root or runs_folder()
         self.settings_path = settings_path
+        self.remembered: dict[str, Any] = settings.read(settings_path)
         for place in PLACES:
             self.add_mode(place.name, place.factory)
 
@@ -118,10 +148,28 @@ class TextleakApp(App[None]):
         """Open the run screen, or the run that was named."""
         self.register_theme(DARK)
         self.register_theme(LIGHT)
-        self.theme = DARK.name
+        self.theme = LIGHT.name if self.remembered.get("theme") == LIGHT.name else DARK.name
+        self._hear_signals()
         self.switch_mode("run")
         if self.run_path is not None:
             self.open_replay(self.run_path)
+
+    def _hear_signals(self) -> None:
+        """End in order when the system or a closed terminal asks for it."""
+        loop = asyncio.get_running_loop()
+        for name in ("SIGTERM", "SIGHUP"):
+            # Not on Windows, and not where the app runs beside another program's main thread.
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError, AttributeError):
+                loop.add_signal_handler(getattr(signal, name), self._end_on_signal)
+
+    def _end_on_signal(self) -> None:
+        self.exit(return_code=143)
+
+    def remember(self, key: str, value: object) -> None:
+        """Keep a setting for the next start."""
+        if self.remembered.get(key) != value:
+            self.remembered[key] = value
+            settings.write(self.settings_path, self.remembered)
 
     def action_go(self, place: str) -> None:
         """Go to a place; what was open there is still open."""
@@ -135,6 +183,35 @@ class TextleakApp(App[None]):
         """Show or hide the true tokens."""
         self.truth = self.blind or not self.truth
         self.blind = False
+
+    def action_other_theme(self) -> None:
+        """Dark or light."""
+        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
+        self.remember("theme", self.theme)
+
+    def action_save_svg(self) -> None:
+        """Write the screen to an SVG file."""
+        from textleak_tui import export
+
+        try:
+            folder = export.export_folder(self.root / "screen")
+            path = export.write(folder, "screen.svg", self.export_screenshot(title="textleak"))
+        except TextleakError as error:
+            words = " ".join(part for part in (error.why, error.fix) if part)
+            self.notify(words, title=error.what, severity="error", timeout=10, markup=False)
+        else:
+            self.notify(str(path), title="Saved", timeout=8, markup=False)
+
+    async def action_quit(self) -> None:
+        """Quit; what is going is ended in order first."""
+        self.exit()
+
+    def action_help(self) -> None:
+        """What the signs mean, and every key."""
+        from textleak_tui.screens.help import HelpScreen
+
+        if not isinstance(self.screen, ModalScreen):
+            self.push_screen(HelpScreen(self.screen))
 
     def open_replay(self, run: Path) -> None:
         """Open a run folder, finished or still being written."""

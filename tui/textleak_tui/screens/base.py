@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Page(Screen[None]):
     """A screen between the bar on top and the footer; a subclass gives `content`.
 
+    A binding's tooltip is its plain sentence in the command palette and the help; one without isn't listed there.
     `place` is the name of the place (see `textleak_tui.app.PLACES`) that it belongs to. `refresh_view` is called
     when what is shown of the truth has changed.
     """

@@ -339,6 +339,10 @@ class TokenGrid(Vertical):
         """Begin anew with another run."""
         self._bands.forget()
 
+    def focus_tokens(self) -> None:
+        """Give the columns the focus, so that the arrow keys move in them."""
+        self._bands.focus()
+
     def show(
         self,
         state: ViewState,

@@ -1,0 +1,193 @@
+"""The attack's process: started, steered through its run folder, and never left behind.
+
+The app knows three things of it: its run folder, whether it lives, and the last lines of its stderr. What the
+attack does is read from the run folder by `textleak_tui.recording`, so the attack never waits for the app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from textleak import runs
+
+LINES_KEPT = 12
+# Our choice: how long a stopped attack has to certify and write its best answer, when the app is quit.
+SECONDS_TO_FINISH = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What a process that ended without a result leaves: what, why, what to do, and its own last words."""
+
+    what: str
+    why: str
+    fix: str
+    lines: tuple[str, ...] = ()
+
+
+class Child:
+    """One `textleak run` in its own process and session.
+
+    Args:
+        folder: its run folder, which need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paused = False
+        self.stopping = 0
+        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self, arguments: Sequence[str]) -> None:
+        """Start `textleak run` with these arguments.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "textleak_tui.attack_process",
+            "run",
+            *arguments,
+            "--out",
+            str(self.folder),
+            "--json",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            # Signals that the terminal sends to the app don't reach it: it ends by its standard input.
+            start_new_session=True,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
+        )
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        buffer = b""
+        while chunk := await self._process.stderr.read(4096):
+            # A process that writes no line ends must not fill the memory.
+            *lines, buffer = (buffer + chunk)[-65536:].split(b"\n")
+            self.lines.extend(text for line in lines if (text := line.decode("utf-8", "replace").rstrip()))
+        if buffer.strip():
+            self.lines.append(buffer.decode("utf-8", "replace").rstrip())
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, None before it was started."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended and all that it wrote to stderr has been read."""
+        return self._process is not None and not self.alive and (self._reader is None or self._reader.done())
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return None if self._process is None else self._process.returncode
+
+    def memory(self) -> int | None:
+        """Bytes of memory that it holds; None where the system doesn't tell."""
+        try:
+            fields = Path(f"/proc/{self.pid}/statm").read_text("ascii").split()
+            return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def pause(self) -> None:
+        """Pause the attack between two steps, or let it go on."""
+        if self.alive and self._steerable:
+            self.paused = not self.paused
+            runs.send(self.folder, "pause" if self.paused else "resume")
+
+    def stop(self) -> None:
+        """Stop the attack with its best answer so far; asked again, interrupt it, then kill it."""
+        if not self.alive:
+            return
+        self.stopping += 1
+        if self.stopping == 1 and self._steerable:
+            runs.send(self.folder, "stop")
+        elif self.stopping <= 2:
+            self._signal(signal.SIGINT)
+        else:
+            self._signal(signal.SIGKILL)
+
+    async def end(self, seconds: float = SECONDS_TO_FINISH) -> None:
+        """Stop it and wait until it is gone, by force if need be."""
+        if self._process is None:
+            return
+        self.stop()
+        for number in (signal.SIGINT, signal.SIGKILL):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), seconds)
+                break
+            self._signal(number)
+        await self._process.wait()
+        if self._reader is not None:
+            self._reader.cancel()
+
+    @property
+    def _steerable(self) -> bool:
+        """Whether the attack has begun, and so reads commands."""
+        return (self.folder / "events.jsonl").exists()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._process is not None:
+                self._process.send_signal(number)
+
+    def failure(self) -> Failure:
+        """Why it ended without a result."""
+        code, lines = self.exit_code, tuple(self.lines)
+        if code is not None and code < 0:
+            return _killed(-code, lines)
+        error = next((at for at, line in enumerate(lines) if line.startswith("Error: ")), None)
+        if error is not None:
+            what, *rest = (line.strip() for line in lines[error:])
+            why, fix = (*rest, "", "")[:2]
+            return Failure(what=what.removeprefix("Error: "), why=why, fix=fix, lines=lines)
+        if code == 130:
+            return Failure(
+                what="The run was stopped before there was an answer.",
+                why="It was still loading the model.",
+                fix="Start it again.",
+            )
+        return Failure(
+            what=f"The attack's process ended with exit code {code} and no result.",
+            why="Its last lines are below.",
+            fix="Start it again, or run the command line by itself to see all of it.",
+            lines=lines,
+        )
+
+
+def _killed(number: int, lines: tuple[str, ...]) -> Failure:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    memory = number == signal.SIGKILL
+    return Failure(
+        what=f"The attack's process was killed ({name}).",
+        why="The system does that when memory runs out; else somebody did."
+        if memory
+        else "It didn't end by itself; the signal says how.",
+        fix="Start it again; if memory ran out, with fewer restarts, a smaller model or a shorter batch.",
+        lines=lines,
+    )

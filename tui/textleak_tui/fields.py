@@ -1,0 +1,398 @@
+"""What a run is set up with: the fields, what each may hold, and the command line that they amount to.
+
+No torch in here, as it runs under the user's fingers: what attacks and defenses there are comes from a
+`Catalog`, which a child process lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from textleak.errors import InputError, unknown_name
+from textleak.models.catalog import CATALOG, unknown_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """What attacks and defenses there are, as `textleak attacks --json` and `textleak defenses --json` say it."""
+
+    attacks: tuple[Mapping[str, Any], ...] = ()
+    defenses: tuple[Mapping[str, Any], ...] = ()
+
+    def attack(self, name: str) -> Mapping[str, Any] | None:
+        """One attack by its name."""
+        return next((one for one in self.attacks if one["name"] == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is remembered between starts."""
+        return {"attacks": list(self.attacks), "defenses": list(self.defenses)}
+
+    @classmethod
+    def from_json(cls, value: object) -> Catalog:
+        """What `to_json` gave; an empty one for anything else."""
+        if not isinstance(value, dict):
+            return cls()
+        kinds = [value.get("attacks"), value.get("defenses")]
+        lists = [
+            [one for one in kind if isinstance(one, dict) and "name" in one and "options" in one]
+            if isinstance(kind, list)
+            else []
+            for kind in kinds
+        ]
+        return cls(attacks=tuple(lists[0]), defenses=tuple(lists[1]))
+
+
+async def list_catalog() -> Catalog:
+    """Ask the registries, in processes of their own: listing them imports torch."""
+    attacks, defenses = await asyncio.gather(_listed("attacks"), _listed("defenses"))
+    return Catalog.from_json({"attacks": attacks, "defenses": defenses})
+
+
+async def _listed(command: str) -> object:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "textleak.cli",
+        command,
+        "--json",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        out, _ = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    try:
+        return json.loads(out)
+    except ValueError:
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """A name that can be chosen, and what it is in a few words."""
+
+    name: str
+    words: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Field:
+    """One field of the setup.
+
+    Attributes:
+        name: as the settings are called.
+        title: as it is written before the field.
+        flag: on the command line.
+        words: what it is, in a sentence.
+        default: what it holds at first; such a value is left out of the command line.
+        options: names to choose from, given the catalog; any other text that passes `check` will do.
+        check: raises an `InputError` for a text that can't be used.
+        empty: words in the empty field.
+    """
+
+    name: str
+    title: str
+    flag: str
+    words: str
+    default: str = ""
+    options: Callable[[Catalog], Sequence[Option]] = lambda _: ()
+    check: Callable[[str, Catalog], None] = lambda text, catalog: None
+    empty: str = ""
+
+
+def _known(kind: str, names: Sequence[str]) -> Callable[[str, Catalog], None]:
+    def check(text: str, _: Catalog) -> None:
+        if text not in names:
+            raise unknown_name(kind, text, names, fix=f"Choose one of {', '.join(names)}.")
+
+    return check
+
+
+def _whole(least: int, what: str) -> Callable[[str, Catalog], None]:
+    def check(text: str, _: Catalog) -> None:
+        if text and not (text.isascii() and text.isdigit() and int(text) >= least):
+            raise InputError(f"{text!r} is not {what}.", fix=f"Write a whole number from {least} on.")
+
+    return check
+
+
+def check_model(text: str, _: Catalog) -> None:
+    """An alias, a hub id, a folder or a file."""
+    if not text:
+        raise InputError("No model.", fix="Choose one, for example bert-tiny.")
+    if text in CATALOG:
+        return
+    path = Path(text).expanduser()
+    if path.exists():
+        return
+    if text.startswith(("/", "./", "../", "~")):
+        raise InputError(f"{text} doesn't exist.", fix="Give a folder with a model in it, or an alias.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        raise unknown_model(text)
+
+
+def check_attack(text: str, catalog: Catalog) -> None:
+    """An attack that there is."""
+    names = [str(one["name"]) for one in catalog.attacks]
+    if names and text not in names:
+        raise unknown_name("attack", text, names)
+
+
+def check_share(text: str, _: Catalog) -> None:
+    """A name, or an expression on parameter names."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise InputError(
+            f"{text!r} is no regular expression: {error}.", fix="Choose all, no-embeddings or attention."
+        ) from None
+
+
+def check_defense(text: str, catalog: Catalog) -> None:
+    """Defenses with their options, with blanks between them."""
+    names = {str(one["name"]): one for one in catalog.defenses}
+    for spec in text.split():
+        name, _, rest = spec.partition(":")
+        if names and name not in names:
+            raise unknown_name("defense", name, names)
+        known = {str(one["name"]): one for one in names.get(name, {}).get("options", ())}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            if not equals or not value:
+                raise InputError(f"{part!r} is not KEY=VALUE.", fix=f"Write {name}:{part}=VALUE.")
+            if known and key not in known:
+                raise unknown_name(f"option of defense {name}", key, known)
+            if known and str(known[key]["type"]) in ("float", "int"):
+                try:
+                    float(value)
+                except ValueError:
+                    raise InputError(f"{key}={value} is not a number.", fix=f"Write {key}=0.01.") from None
+
+
+def check_know(text: str, _: Catalog) -> None:
+    """Kinds of side information, with commas between them."""
+    kinds = ("lengths", "labels", "batch-size")
+    if text == "nothing":
+        return
+    for kind in filter(None, (part.strip() for part in text.split(","))):
+        if kind not in kinds:
+            raise unknown_name("side information", kind, (*kinds, "nothing"))
+
+
+def check_device(text: str, _: Catalog) -> None:
+    """A device's name; whether it is there, the attack's process finds out."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise InputError(f"Unknown device {text!r}.", fix="Choose auto, cpu, cuda, cuda:0 or mps.")
+
+
+def _models(_: Catalog) -> list[Option]:
+    return [
+        Option(
+            name=entry.alias, words=f"{entry.model_type}, {entry.layers} layers, hidden {entry.hidden_size}"
+        )
+        for entry in CATALOG.values()
+    ]
+
+
+def _attacks(catalog: Catalog) -> list[Option]:
+    return [Option(name=str(one["name"]), words=str(one.get("summary", ""))) for one in catalog.attacks]
+
+
+def _defenses(catalog: Catalog) -> list[Option]:
+    found = []
+    for one in catalog.defenses:
+        options = ",".join(
+            f"{option['name']}={option['default']}"
+            for option in one["options"]
+            if option.get("default") is not None
+        )
+        name = str(one["name"]) + (f":{options}" if options else "")
+        found.append(Option(name=name, words=str(one.get("summary", ""))))
+    return found
+
+
+def _fixed(**words: str) -> Callable[[Catalog], Sequence[Option]]:
+    found = [Option(name=name.replace("_", "-"), words=text) for name, text in words.items()]
+    return lambda _: found
+
+
+FIELDS = (
+    Field(
+        name="model",
+        title="Model",
+        flag="--model",
+        words="an alias, a hub id (owner/name), or a folder",
+        default="bert-tiny",
+        options=_models,
+        check=check_model,
+    ),
+    Field(
+        name="weights",
+        title="Weights",
+        flag="--weights",
+        words="pretrained ones where they can be had",
+        default="auto",
+        options=_fixed(
+            auto="pretrained where they can be had, else random",
+            pretrained="pretrained or not at all",
+            random="drawn from the seed",
+        ),
+        check=_known("weights", ("auto", "pretrained", "random")),
+    ),
+    Field(
+        name="task",
+        title="Task",
+        flag="--task",
+        words="what the client trains the model for",
+        default="auto",
+        options=_fixed(
+            auto="what suits the model",
+            classification="one class a sentence",
+            causal_lm="each next token",
+            masked_lm="tokens behind masks",
+        ),
+        check=_known("task", ("auto", "classification", "causal-lm", "masked-lm")),
+    ),
+    Field(
+        name="attack",
+        title="Attack",
+        flag="--attack",
+        words="how the server goes about it",
+        default="match",
+        options=_attacks,
+        check=check_attack,
+    ),
+    Field(
+        name="share",
+        title="Share",
+        flag="--share",
+        words="which gradients the client shares; an expression on parameter names works too",
+        default="all",
+        options=_fixed(
+            all="every parameter's gradient",
+            no_embeddings="without every embedding and the output head",
+            attention="query, key and value alone",
+        ),
+        check=check_share,
+    ),
+    Field(
+        name="defenses",
+        title="Defense",
+        flag="--defense",
+        words="what the client does to them before; several with blanks between",
+        options=_defenses,
+        check=check_defense,
+        empty="none",
+    ),
+    Field(
+        name="know",
+        title="Known",
+        flag="--know",
+        words="what the attacker is told of the batch",
+        options=_fixed(
+            batch_size="how many sentences there are",
+            nothing="nothing at all",
+            **{"lengths,batch-size": "how long each is, too", "lengths,labels,batch-size": "and its class"},
+        ),
+        check=check_know,
+        empty="batch size; the length too of one sentence",
+    ),
+    Field(
+        name="restarts",
+        title="Restarts",
+        flag="--restarts",
+        words="candidates that are attacked at once",
+        check=_whole(1, "a number of candidates"),
+        empty="the attack's own",
+    ),
+    Field(
+        name="steps",
+        title="Steps",
+        flag="--steps",
+        words="optimizer steps, at most",
+        check=_whole(1, "a number of steps"),
+        empty="the attack's own",
+    ),
+    Field(
+        name="seed",
+        title="Seed",
+        flag="--seed",
+        words="weights, client, defense and attack draw from it",
+        default="0",
+        check=_whole(0, "a seed"),
+    ),
+    Field(
+        name="device",
+        title="Device",
+        flag="--device",
+        words="where the attack computes",
+        default="auto",
+        options=_fixed(
+            auto="a GPU where there is one", cpu="the processor", cuda="an NVIDIA GPU", mps="an Apple GPU"
+        ),
+        check=check_device,
+    ),
+    Field(
+        name="threads",
+        title="Threads",
+        flag="--threads",
+        words="CPU threads",
+        check=_whole(1, "a number of threads"),
+        empty="the cores at hand",
+    ),
+)
+
+
+def check_sentences(sentences: Sequence[str]) -> None:
+    """At least one.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not sentences:
+        raise InputError("There is nothing to attack yet.", fix="Type a sentence.")
+
+
+def sentences_of(text: str) -> list[str]:
+    """One sentence a line, blank ones left out."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def arguments(sentences: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """What follows `textleak run`: sentences, and every field that differs from its default."""
+    found = []
+    for field in FIELDS:
+        value = values.get(field.name, field.default).strip()
+        if value and value != field.default:
+            for part in value.split() if field.name == "defenses" else [value]:
+                found += [field.flag, part]
+    for sentence in sentences:
+        # A sentence that begins with a dash would be taken for a flag.
+        found += [f"--sentence={sentence}"] if sentence.startswith("-") else ["--sentence", sentence]
+    return found
+
+
+def command_line(sentences: Sequence[str], values: Mapping[str, str]) -> str:
+    """The same run on a command line, ready to copy."""
+    return shlex.join(["textleak", "run", *arguments(sentences, values)])
+
+
+def option_default(catalog: Catalog, attack: str, option: str) -> str | None:
+    """What an attack's own option is at first, in words; None where it has none."""
+    found = catalog.attack(attack)
+    for one in found["options"] if found else ():
+        if one["name"] == option and one["default"] is not None:
+            return str(one["default"])
+    return None
