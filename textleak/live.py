@@ -260,18 +260,31 @@ def match_rate_of(
     return metrics.token_match_rate(references, outputs, special)
 
 
-def status_of(position: Position, truth: Sentence | None) -> str:
-    """Whether a token is right, elsewhere (in the sentence, not here), wrong, open, special or unknown."""
+def statuses_of(sentence: Sentence, truth: Sentence | None) -> list[str]:
+    """For each position whether its token is right, elsewhere, wrong, open, special or unknown.
+
+    "elsewhere": in the true sentence, but not here. "unknown": there is no truth to compare with.
+    """
+    true = {} if truth is None else {one.position: one for one in truth.positions}
+    ids = {one.id for one in true.values()}
+    return [_status(position, truth, true.get(position.position), ids) for position in sentence.positions]
+
+
+def _status(position: Position, truth: Sentence | None, true: Position | None, ids: set[int]) -> str:
     if truth is None:
         return SPECIAL if position.special else OPEN if position.id < 0 else UNKNOWN
-    true = next((one for one in truth.positions if one.position == position.position), None)
     if position.special and (true is None or true.special):
         return SPECIAL
     if position.id < 0:
         return OPEN
     if true is not None and true.id == position.id:
         return RIGHT
-    return ELSEWHERE if any(other.id == position.id for other in truth.positions) else WRONG
+    return ELSEWHERE if position.id in ids else WRONG
+
+
+def status_of(position: Position, truth: Sentence | None) -> str:
+    """Whether one token is right, elsewhere, wrong, open, special or unknown (see `statuses_of`)."""
+    return statuses_of(Sentence(positions=(position,), text=""), truth)[0]
 
 
 def right_of(sentence: Sentence, truth: Sentence) -> tuple[int, int]:
@@ -556,8 +569,7 @@ def _tokens(sentence: Sentence, truth: Sentence | None, width: int, glyphs: Glyp
     """Tokens with their marks, and under each its confidence as a bar; wrapped into pairs of lines."""
     lines: list[Text] = []
     words, bars = Text(no_wrap=True), Text(no_wrap=True)
-    for position in sentence.positions:
-        status = status_of(position, truth)
+    for position, status in zip(sentence.positions, statuses_of(sentence, truth), strict=True):
         style = _STYLES[status]
         word = readable(position.text, glyphs) if position.id >= 0 else glyphs.marks[OPEN]
         size = min(max(2, cell_len(word)), LONGEST_TOKEN, width - 1)

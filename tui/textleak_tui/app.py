@@ -93,6 +93,10 @@ def _palette() -> type[Provider]:
     return Everything
 
 
+# DejaVu Sans Mono has the braille of the curves, at the same width.
+_FONTS = "Fira Code, DejaVu Sans Mono, monospace"
+
+
 class TextleakApp(App[None]):
     """Watch the text come back, token by token.
 
@@ -201,6 +205,12 @@ class TextleakApp(App[None]):
             self.notify(words, title=error.what, severity="error", timeout=10, markup=False)
         else:
             self.notify(str(path), title="Saved", timeout=8, markup=False)
+
+    def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
+        """The screen as SVG, such that programs that read it strictly keep its blanks and widths."""
+        svg = super().export_screenshot(title=title, simplify=simplify)
+        svg = svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
+        return svg.replace("font-family: Fira Code, monospace", f"font-family: {_FONTS}")
 
     async def action_quit(self) -> None:
         """Quit; what is going is ended in order first."""

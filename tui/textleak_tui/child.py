@@ -162,7 +162,7 @@ class Child:
         if error is not None:
             what, *rest = (line.strip() for line in lines[error:])
             why, fix = (*rest, "", "")[:2]
-            return Failure(what=what.removeprefix("Error: "), why=why, fix=fix, lines=lines)
+            return Failure(what=what.removeprefix("Error: "), why=why, fix=fix, lines=lines[:error])
         if code == 130:
             return Failure(
                 what="The run was stopped before there was an answer.",

@@ -37,8 +37,20 @@ class RunScreen(Page):
 
     place = "run"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f5,ctrl+r", "start", "Start", tooltip="Attack the sentence with the settings in the form."),
-        Binding("f6", "copy", "Copy command", tooltip="The same run as a command line, to the clipboard."),
+        Binding(
+            "f5,ctrl+r",
+            "start",
+            "Start",
+            priority=True,
+            tooltip="Attack the sentence with the settings in the form.",
+        ),
+        Binding(
+            "f6",
+            "copy",
+            "Copy command",
+            priority=True,
+            tooltip="The same run as a command line, to the clipboard.",
+        ),
         Binding("f7", "watch", "Watch the run", show=False, tooltip="From the form back to the run."),
         Binding("space", "pause", "Pause", tooltip="The attack waits between two steps, or goes on."),
         Binding("x", "stop", "Stop", tooltip="End the run with its best answer so far; again, by force."),
@@ -48,7 +60,7 @@ class RunScreen(Page):
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "truth", "Truth", tooltip="Show or hide the true tokens."),
         Binding("b", "blind", "Blind", tooltip="Show only what an attacker would see, or all again."),
-        Binding("ctrl+q", "app.quit", "Quit", tooltip="A run that is going ends with its best answer."),
+        Binding("ctrl+q", "quit", "Quit", tooltip="A run that is going ends with its best answer."),
     ]
 
     def __init__(self) -> None:
@@ -185,6 +197,10 @@ class RunScreen(Page):
     def action_blind(self) -> None:
         """Show only what an attacker would see, or all again."""
         self.textleak.action_blind()
+
+    async def action_quit(self) -> None:
+        """Quit."""
+        await self.app.action_quit()
 
     # The attack's process
 

@@ -26,6 +26,8 @@ from textleak_tui.widgets.tokens import TokenGrid
 # Sizes of the whole screen below which panes fold, and below which one pane is left.
 FOLDED = (100, 30)
 SINGLE = (60, 16)
+# Lines that the lower panes keep, border included.
+LEAST, LEAST_FOLDED = 9, 5
 PANES = ("tokens", "curves", "candidates", "labels")
 
 
@@ -46,7 +48,8 @@ class RunView(Vertical):
         self.status = StatusLine()
         self.hidden = Static("", classes="hidden")
         self.pane = "tokens"
-        self._shown: tuple[ViewState, dict[str, object]] | None = None
+        self._token_lines = 0
+        self._begun = False
 
     def compose(self) -> ComposeResult:
         """Facts, phases, tokens, the lower panes, the answer, figures."""
@@ -96,6 +99,8 @@ class RunView(Vertical):
         self.answer.display = result is not None
         if result is not None:
             self.answer.update(answer(result, blind=blind))
+        self._begun = state.progress is not None
+        self._share_out()
 
     def forget(self) -> None:
         """Begin anew with another run."""
@@ -109,6 +114,7 @@ class RunView(Vertical):
     def on_resize(self) -> None:
         """Fold or unfold."""
         self._fold()
+        self.call_after_refresh(self._share_out)
 
     def action_next_pane(self) -> None:
         """Show the next of the panes that share a place."""
@@ -116,6 +122,24 @@ class RunView(Vertical):
         at = folded.index(self.pane) if self.pane in folded else -1
         self.pane = folded[(at + 1) % len(folded)]
         self._fold()
+
+    def _share_out(self) -> None:
+        """Give the tokens the lines that they need, and the lower panes the rest."""
+        single = self.has_class("-single")
+        self.query_one(".panes").display = self.pane != "tokens" if single else self._begun
+        if single or not self._begun:
+            if self._token_lines:
+                self._token_lines, self.tokens.styles.height = 0, "1fr"
+            return
+        above = (
+            self.facts.size.height + self.phases.size.height + self.hidden.size.height * self.hidden.display
+        )
+        below = 1 + (self.answer.size.height or 2) * self.answer.display
+        least = LEAST_FOLDED if self.has_class("-folded") else LEAST
+        lines = self.tokens.fit(max(5, self.size.height - above - below - least))
+        if self._token_lines != lines:
+            self._token_lines = lines
+            self.tokens.styles.height = lines
 
     def _fold(self) -> None:
         screen = self.screen.size
@@ -138,13 +162,13 @@ class RunView(Vertical):
                 pane.display = name in ("tokens", lower)
             else:
                 pane.display = True
-        self.query_one(".panes").display = not single or self.pane != "tokens"
         self.phases.display = self.facts.display = not single
         away = [name for name, pane in panes.items() if not pane.display]
         if single:
             away = ["phases", *away]
         self.hidden.display = bool(away)
         self.hidden.update(Text(f"hidden: {', '.join(away)} (v shows the next)", no_wrap=True))
+        self._share_out()
 
 
 def _facts(state: ViewState) -> Text:

@@ -279,6 +279,10 @@ class SetupForm(Vertical):
         self.list_names(self.catalog)
         self.sentences.focus()
 
+    def on_resize(self) -> None:
+        """Air between the fields where there is room for it."""
+        self.set_class(self.size.height >= 2 * len(self.rows) + 10, "-roomy")
+
     @property
     def values(self) -> dict[str, str]:
         """The fields as they are."""
@@ -316,7 +320,7 @@ class SetupForm(Vertical):
             self._hint_sentences()
         except InputError as error:
             self.sentence_hint.update(Text(f"✗ {error.what} {error.fix}"))
-            self.sentence_hint.add_class("-wrong")
+            self.sentence_hint.add_class("-wrong", "-told")
             self.sentences.focus()
             return False
         if wrong:
@@ -336,7 +340,8 @@ class SetupForm(Vertical):
     def _hint_sentences(self) -> None:
         self.sentence_hint.remove_class("-wrong")
         count = len(self.private_batch)
-        self.sentence_hint.update(f"one batch of {count} sentences" if count > 1 else "")
+        self.sentence_hint.set_class(count > 1, "-told")
+        self.sentence_hint.update(f"one batch of {count} sentences")
 
     @on(ComboBox.Changed)
     def _field_changed(self) -> None:

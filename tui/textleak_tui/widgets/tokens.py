@@ -1,8 +1,8 @@
 """The token grid: one block a sentence, one column a position, every state by sign and by color.
 
-A column holds the position's number, the true token where it is asked for, the current token with its mark, and
-a bar for the attack's confidence. Long sentences wrap into bands and scroll. Drawn line by line, only what is
-visible, so that 512 tokens cost no more than twelve.
+A column holds the position's number, the true token where it is asked for, the current token with its mark, a bar
+for the attack's confidence and, where there is room, the next three candidates. Long sentences wrap into bands and
+scroll. Drawn line by line, only what is visible, so that 512 tokens cost no more than twelve.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from textual.strip import Strip
 from textual.widgets import Static
 
 from textleak.events import Position, Sentence
-from textleak.live import OPEN, SPECIAL, UNICODE, ViewState, readable, right_of, status_of, surplus_of
+from textleak.live import OPEN, SPECIAL, UNICODE, ViewState, readable, right_of, statuses_of, surplus_of
 
 FLASH_SECONDS = 0.45
-# A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap.
-NARROWEST, WIDEST = 5, 12
-UNSEEN = "····"
+# A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap; where
+# a sentence's columns leave room, they are spread up to the last.
+NARROWEST, WIDEST, SPREAD = 5, 12, 16
+CANDIDATES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Cell:
     status: str
     confidence: float
     true: str
+    next: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,19 @@ class Band:
     stop: int
     first: int
     headed: bool
+
+    @property
+    def columns(self) -> int:
+        """How many positions stand in it."""
+        return self.stop - self.start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """The line above a sentence: its text so far, and words on how it stands."""
+
+    text: str
+    words: str
 
 
 class TokenBands(ScrollView, can_focus=True):
@@ -77,6 +92,7 @@ class TokenBands(ScrollView, can_focus=True):
         "token--number",
         "token--true",
         "token--rest",
+        "token--next",
         "token--head",
     }
 
@@ -90,27 +106,31 @@ class TokenBands(ScrollView, can_focus=True):
     def __init__(self) -> None:
         super().__init__()
         self.sentences: list[list[Cell]] = []
-        self.heads: list[str] = []
+        self.heads: list[Head] = []
         self.bands: list[Band] = []
         self.cursor = (0, 0)
         self.numbered = True
+        self.listed = 0
         self.truth = False
         self._flashing: frozenset[tuple[int, int]] = frozenset()
         self._words: dict[tuple[int, int], str] = {}
-        self._width = NARROWEST
+        self._width = self._longest = NARROWEST
         self._shape: tuple[object, ...] = ()
 
     @property
     def rows(self) -> int:
         """Lines of a band, the blank one below it included."""
-        return 3 + self.numbered + self.truth
+        return 3 + self.numbered + self.truth + self.listed
 
     @property
     def columns(self) -> int:
         """Columns that fit side by side."""
-        return max(1, (self.size.width + 1) // (self._width + 1))
+        return self._columns(self._width)
 
-    def show(self, sentences: list[list[Cell]], heads: list[str], *, truth: bool, flash: bool) -> None:
+    def _columns(self, width: int) -> int:
+        return max(1, (self.size.width + 1) // (width + 1))
+
+    def show(self, sentences: list[list[Cell]], heads: list[Head], *, truth: bool, flash: bool) -> None:
         """Draw these sentences; `flash` marks what changed since the last time."""
         words = {(s, p): c.word for s, cells in enumerate(sentences) for p, c in enumerate(cells)}
         changed = frozenset(at for at, word in words.items() if at in self._words and self._words[at] != word)
@@ -119,7 +139,7 @@ class TokenBands(ScrollView, can_focus=True):
         longest = max((cell_len(w) + 1 for w in words.values()), default=NARROWEST)
         if truth:
             longest = max(longest, *(cell_len(c.true) + 1 for cells in sentences for c in cells), NARROWEST)
-        self._width = max(self._width if self._words else 0, min(WIDEST, max(NARROWEST, longest)))
+        self._longest = max(self._longest, min(WIDEST, longest))
         self.sentences, self.heads, self.truth, self._words = sentences, heads, truth, words
         self._arrange()
         if flash and changed:
@@ -129,7 +149,8 @@ class TokenBands(ScrollView, can_focus=True):
 
     def forget(self) -> None:
         """Begin anew with another run: nothing flashes, columns are narrow again."""
-        self._words, self._width, self._flashing, self._shape = {}, NARROWEST, frozenset(), ()
+        self._words, self._flashing, self._shape = {}, frozenset(), ()
+        self._width = self._longest = NARROWEST
         self.sentences, self.heads, self.cursor = [], [], (0, 0)
         self.scroll_home(animate=False)
 
@@ -138,31 +159,38 @@ class TokenBands(ScrollView, can_focus=True):
             self._flashing = frozenset()
             self.refresh()
 
+    def lines_needed(self, listed: int) -> int:
+        """How many lines everything takes with so many candidates under each token."""
+        rows = self.rows - self.listed + listed
+        return sum(rows + band.headed for band in self.bands) - bool(self.bands)
+
     def _arrange(self) -> None:
         """Where each band begins; only when the shape has changed."""
-        several = len(self.sentences) > 1
-        shape = (
-            tuple(map(len, self.sentences)),
-            self.size.width,
-            self.columns,
-            self.rows,
-            several,
-        )
+        most = max(map(len, self.sentences), default=1)
+        spread = (self.size.width + 1) // max(1, most) - 1
+        self._width = max(self._longest, min(SPREAD, spread))
+        shape = (tuple(map(len, self.sentences)), self.size.width, self._width, self.rows)
         if shape == self._shape:
             return
         self._shape = shape
         bands, line = [], 0
         for index, cells in enumerate(self.sentences):
             for start in range(0, len(cells), self.columns):
-                headed = several and start == 0
                 stop = min(len(cells), start + self.columns)
-                bands.append(Band(sentence=index, start=start, stop=stop, first=line, headed=headed))
-                line += self.rows + headed
+                bands.append(Band(sentence=index, start=start, stop=stop, first=line, headed=start == 0))
+                line += self.rows + (start == 0)
         self.bands = bands
         self.virtual_size = Size(self.size.width, max(0, line - 1))
         sentence = min(self.cursor[0], max(0, len(self.sentences) - 1))
         last = len(self.sentences[sentence]) - 1 if self.sentences else 0
         self.cursor = (sentence, max(0, min(self.cursor[1], last)))
+
+    def list_candidates(self, listed: int) -> None:
+        """Draw so many candidates under each token."""
+        if listed != self.listed:
+            self.listed = listed
+            self._arrange()
+            self.refresh()
 
     def on_resize(self) -> None:
         """Wrap anew."""
@@ -182,7 +210,7 @@ class TokenBands(ScrollView, can_focus=True):
             band
             for band in self.bands
             # A band is in view when its row of tokens is.
-            if top <= band.first + band.headed + self.rows - 3 < bottom
+            if top <= band.first + band.headed + self.numbered + self.truth < bottom
         ] or self.bands[:1]
         if not seen:
             return 0, 0, 0, 0
@@ -199,15 +227,32 @@ class TokenBands(ScrollView, can_focus=True):
             return Strip.blank(width, self.rich_style)
         row = line - band.first - band.headed
         if row < 0:
-            head = set_cell_size(self.heads[band.sentence], width)
-            return Strip([Segment(head, self._style("token--head"))], width).apply_style(self.rich_style)
-        kinds = (*(("number",) if self.numbered else ()), *(("true",) if self.truth else ()), "word", "bar")
+            return self._head(self.heads[band.sentence], width)
+        kinds = (
+            *(("number",) if self.numbered else ()),
+            *(("true",) if self.truth else ()),
+            "word",
+            "bar",
+            *(str(rank) for rank in range(self.listed)),
+        )
         if row >= len(kinds):
             return Strip.blank(width, self.rich_style)
         segments: list[Segment] = []
         for position in range(band.start, band.stop):
             segments += self._column(band.sentence, position, kinds[row])
             segments.append(Segment(" "))
+        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
+
+    def _head(self, head: Head, width: int) -> Strip:
+        """The text so far, and how it stands."""
+        quiet = self._style("token--number")
+        left = max(0, width - cell_len(head.words) - 2)
+        text = head.text if cell_len(head.text) <= left else _fit(head.text, left)
+        segments = [
+            Segment(text, self._style("token--head")),
+            Segment(" " * (width - cell_len(text) - cell_len(head.words)), quiet),
+            Segment(head.words, quiet),
+        ]
         return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
 
     def _band_at(self, line: int) -> Band | None:
@@ -231,6 +276,10 @@ class TokenBands(ScrollView, can_focus=True):
             if here:
                 style += Style(underline=True)
             return [Segment(_fit(UNICODE.marks[cell.status] + cell.word, width), style)]
+        if kind != "bar":
+            rank = int(kind)
+            word = cell.next[rank] if rank < len(cell.next) else ""
+            return [Segment(_fit(f" {word}" if word else "", width), self._style("token--next"))]
         if cell.status == SPECIAL:
             return [Segment(" " * width)]
         filled = round(max(0.0, min(1.0, cell.confidence)) * width)
@@ -375,11 +424,24 @@ class TokenGrid(Vertical):
         cells = [_cells(sentence, true) for sentence, true in zip(shown, truths, strict=True)]
         self._statuses = [[cell.status for cell in row] for row in cells]
         heads = [
-            _head(i, len(shown), sentence, true)
+            _head_of(i, len(shown), sentence, true)
             for i, (sentence, true) in enumerate(zip(shown, truths, strict=True))
         ]
         self._bands.show(cells, heads, truth=self._truth, flash=flash)
         self._tell()
+
+    def fit(self, lines: int) -> int:
+        """How many lines to take of so many: those that all the tokens need, with their candidates where they fit.
+
+        Args:
+            lines: what there is, border and the line below the columns included.
+        """
+        around = 3  # two of border, one that tells of the position in focus
+        wanted = self._bands.lines_needed(CANDIDATES)
+        has_candidates = any(cell.next for cells in self._bands.sentences for cell in cells)
+        listed = CANDIDATES if has_candidates and wanted + around <= lines else 0
+        self._bands.list_candidates(listed)
+        return min(lines, max(5, self._bands.lines_needed(listed) + around))
 
     def on_token_bands_moved(self) -> None:
         """Another position is in focus, or in view."""
@@ -440,23 +502,25 @@ def _cells(sentence: Sentence, truth: Sentence | None) -> list[Cell]:
     return [
         Cell(
             word=readable(position.text) if position.id >= 0 else "",
-            status=status_of(position, truth),
+            status=status,
             confidence=round(position.confidence, 2),
             true=true.get(position.position, ""),
+            next=tuple(readable(guess.text) for guess in position.candidates[:CANDIDATES]),
         )
-        for position in sentence.positions
+        for position, status in zip(sentence.positions, statuses_of(sentence, truth), strict=True)
     ]
 
 
-def _head(index: int, count: int, sentence: Sentence, truth: Sentence | None) -> str:
-    words = [f"text {index + 1} of {count}"]
+def _head_of(index: int, count: int, sentence: Sentence, truth: Sentence | None) -> Head:
+    words = [f"text {index + 1} of {count}"] if count > 1 else []
     if truth is not None:
         right, total = right_of(sentence, truth)
         surplus = surplus_of(sentence, truth)
         words.append(f"{right} of {total} tokens right" + (f", {surplus} too many" if surplus else ""))
     if sentence.label is not None:
         words.append(f"label {sentence.label}")
-    return " · ".join(words)
+    text = " ".join(readable(sentence.text).split()) if sentence.text else ""
+    return Head(text=f"“{text}”" if text else "", words=" · ".join(words))
 
 
 def _fit(word: str, width: int) -> str:
