@@ -84,6 +84,12 @@ def spacing(values: Tensor, grid: Grid) -> Tensor:
     return torch.ldexp(torch.ones_like(values), exponents - 1 - mantissa)
 
 
+def rounded(values: Tensor, steps: Tensor, chances: Tensor | None = None) -> Tensor:
+    """The nearest multiples of `steps`; given chances (uniform, 0 to 1), up or down so that the mean is kept."""
+    multiples = torch.where(steps > 0, values / steps, 0.0)
+    return (multiples.round() if chances is None else (multiples + chances).floor()) * steps
+
+
 def layers(names: Iterable[str]) -> dict[str, list[str]]:
     """Parameter names by the module that owns them."""
     found: dict[str, list[str]] = {}
@@ -95,7 +101,7 @@ def layers(names: Iterable[str]) -> dict[str, list[str]]:
 def clip_factors(gradient: dict[str, Tensor], max_norm: float, per: str) -> dict[str, float]:
     """What clipping multiplies each tensor by, at most 1."""
     groups = layers(gradient).values() if per == "layer" else [list(gradient)]
-    factors = {}
+    factors: dict[str, float] = {}
     for names in groups:
         norm = math.sqrt(sum(float(exact(gradient[name]).square().sum()) for name in names))
         factors |= dict.fromkeys(names, 1.0 if norm <= max_norm else max_norm / norm)
@@ -119,15 +125,16 @@ def nearest_accepted(
     before = [own]
     factors: list[dict[str, float]] = []
     for effect in effects:
-        last = before[-1]
-        scale = (
-            clip_factors(last, effect.max_norm, effect.per)
-            if isinstance(effect, Clipped)
-            else dict.fromkeys(last, 1.0)
+        now = before[-1]
+        factors.append(clip_factors(now, effect.max_norm, effect.per) if isinstance(effect, Clipped) else {})
+        before.append(
+            {
+                name: _repeated(value, seen[name], effect, factors[-1].get(name, 1.0))
+                for name, value in now.items()
+            }
+            if effect is not effects[-1]
+            else now
         )
-        factors.append(scale)
-        scaled = {name: v * scale[name] for name, v in last.items()} if isinstance(effect, Clipped) else last
-        before.append(scaled)
     smallest = {name: _smallest(value) for name, value in seen.items()}
     bounds = {"largest-of-all": min(smallest.values(), default=math.inf), "any": math.inf}
     nearest = {}
@@ -139,7 +146,8 @@ def nearest_accepted(
             if isinstance(effect, Clipped):
                 low, high = low / factors[index][name], high / factors[index][name]
             elif isinstance(effect, Masked):
-                bound = bounds.get(effect.left, smallest[name])
+                # What was done to those left, after, hides how large they were.
+                bound = bounds.get(effect.left, smallest[name]) if effect is effects[-1] else math.inf
                 low, high = low.masked_fill(empty, -bound), high.masked_fill(empty, bound)
             elif isinstance(effect, Rounded):
                 around = before[index][name] if effect.grid == "int8" else torch.maximum(-low, high)
@@ -152,6 +160,19 @@ def nearest_accepted(
                 )
         nearest[name] = own[name].clamp(low, high)
     return nearest
+
+
+def _repeated(value: Tensor, seen: Tensor, effect: Effect, factor: float) -> Tensor:
+    """The effect on a candidate's gradient, as far as the server can repeat it."""
+    if isinstance(effect, Clipped):
+        return value * factor
+    if isinstance(effect, Masked):
+        return value * (seen != 0).to(value)
+    if isinstance(effect, Signed):
+        return value.sign()
+    if isinstance(effect, Rounded) and not effect.stochastic:
+        return rounded(value, spacing(value, effect.grid))
+    return value
 
 
 def _smallest(value: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
-from textleak.effects import Effect, Grid, Rounded, spacing
+from textleak.effects import Effect, Grid, Rounded, rounded, spacing
 
 _GRIDS: dict[str, Grid] = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
@@ -33,10 +33,9 @@ class Quantize(Defense):
 
     def _rounded(self, value: Tensor, generator: torch.Generator) -> Tensor:
         steps = spacing(value, _GRIDS[self.to])
-        multiples = torch.where(steps > 0, value / steps, 0.0)
         if self.rounding == "nearest":
-            return multiples.round() * steps
-        return (multiples + torch.rand(value.shape, generator=generator).to(value)).floor() * steps
+            return rounded(value, steps)
+        return rounded(value, steps, torch.rand(value.shape, generator=generator).to(value))
 
     def effects(self, step: Step) -> tuple[Effect, ...]:
         """A grid."""

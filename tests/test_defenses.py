@@ -1,0 +1,298 @@
+"""What clients do to a gradient before they share it, and what a server can still tell."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import ToyModel
+from tests.test_verification import truth, with_tokens
+from textleak import seeds
+from textleak.client import share
+from textleak.config import Choice
+from textleak.defenses import DEFENSES, Gradients, Step
+from textleak.effects import clip_factors, spacing
+from textleak.errors import InputError
+from textleak.gradients import SharedGradient
+from textleak.verification import certify
+
+TWO = ("the cat sat on the mat", "a dog ran home.")
+
+# Every defense that leaves no more to chance than which entries or cells, as it is written on a command line.
+REPEATABLE = [
+    "clip:max_norm=0.1",
+    "clip:max_norm=0.05,per=layer",
+    "prune:ratio=0.5",
+    "prune:ratio=0.9",
+    "prune:ratio=0.9,which=random",
+    "topk:ratio=0.05",
+    "quantize:to=fp16",
+    "quantize:to=bf16",
+    "quantize:to=int8",
+    "quantize:to=bf16,rounding=stochastic",
+    "quantize:to=int8,rounding=stochastic",
+    "sign",
+    "freeze",
+    "freeze:parameters=layer.0",
+    "dpsgd:max_norm=0.1,noise_multiplier=0",
+]
+NOISY = ["gaussian:sigma=1e-3", "laplace:scale=1e-3", "dpsgd:max_norm=0.1,noise_multiplier=0.5"]
+CHAINS = [
+    ("clip:max_norm=0.1", "prune:ratio=0.8"),
+    ("prune:ratio=0.8", "quantize:to=bf16"),
+    ("quantize:to=bf16", "clip:max_norm=0.1"),
+    ("freeze", "clip:max_norm=0.1,per=layer", "topk:ratio=0.2", "quantize:to=int8"),
+    ("dpsgd:max_norm=0.2,noise_multiplier=0", "sign"),
+]
+
+
+def build(*specs: str) -> list[Any]:
+    choices = [Choice.model_validate(spec) for spec in specs]
+    return [DEFENSES.build(choice.name, choice.options) for choice in choices]
+
+
+def step(seed: int = 0, **changes: Any) -> Step:
+    return Step(**{"generator": seeds.generator(seed, "defense"), "batch_size": 1, **changes})
+
+
+def random_gradient(seed: int = 0) -> Gradients:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"a.weight": (30, 40), "a.bias": (30,), "b.weight": (50, 20)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def norm(gradient: Gradients) -> float:
+    return math.sqrt(sum(float(value.double().square().sum()) for value in gradient.values()))
+
+
+def defended(spec: str, gradient: Gradients, **changes: Any) -> Gradients:
+    (defense,) = build(spec)
+    result: Gradients = defense.on_shared(gradient, step(**changes))
+    return result
+
+
+# What each does
+
+
+def test_laplace_noise_has_its_mean_magnitude_and_tails() -> None:
+    zeros = {"w": torch.zeros(400, 500)}
+    noise = defended("laplace:scale=0.2", zeros)["w"]
+    (public,) = build("laplace:scale=0.2")[0].effects(step())
+    assert float(noise.abs().mean()) == pytest.approx(0.2, rel=0.02)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.005)
+    assert float(noise.std()) == pytest.approx(public.sigma, rel=0.02)
+    assert float((noise / noise.std()).pow(4).mean()) == pytest.approx(public.kurtosis, rel=0.1)
+
+
+def test_clipping_keeps_the_direction_and_bounds_the_norm() -> None:
+    gradient = random_gradient()
+    clipped = defended("clip:max_norm=2", gradient)
+    assert norm(clipped) == pytest.approx(2)
+    for name, value in gradient.items():
+        torch.testing.assert_close(clipped[name], value * 2 / norm(gradient))
+    torch.testing.assert_close(defended("clip:max_norm=1000", gradient), gradient)
+
+
+def test_clipping_by_layer_takes_weight_and_bias_together() -> None:
+    clipped = defended("clip:max_norm=2,per=layer", random_gradient())
+    assert norm({name: value for name, value in clipped.items() if name.startswith("a")}) == pytest.approx(2)
+    assert norm({"b.weight": clipped["b.weight"]}) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 0.99])
+def test_pruning_leaves_the_largest_entries_of_each_tensor(ratio: float) -> None:
+    gradient = random_gradient()
+    for name, pruned in defended(f"prune:ratio={ratio}", gradient).items():
+        left = pruned != 0
+        assert int(left.sum()) == max(1, round((1 - ratio) * pruned.numel()))
+        assert torch.equal(pruned[left], gradient[name][left])
+        assert gradient[name][~left].abs().max() <= pruned[left].abs().min()
+
+
+def test_random_pruning_takes_its_share_whatever_the_size() -> None:
+    gradient = {"w": torch.linspace(1, 2, 100_000)}
+    left = defended("prune:ratio=0.7,which=random", gradient)["w"] != 0
+    assert float(left.float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(gradient["w"][left].mean()) == pytest.approx(1.5, abs=0.01)
+
+
+def test_topk_leaves_the_largest_of_all_tensors() -> None:
+    gradient = random_gradient()
+    gradient["a.weight"] *= 100
+    kept = defended("topk:ratio=0.1", gradient)
+    total = sum(value.numel() for value in gradient.values())
+    assert sum(int((value != 0).sum()) for value in kept.values()) == round(0.1 * total)
+    assert not kept["b.weight"].any()
+
+
+@pytest.mark.parametrize(("grid", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_rounding_to_nearest_is_a_cast(grid: str, dtype: torch.dtype) -> None:
+    for scale in (1.0, 1e-6, 3e4):
+        gradient = {name: value * scale for name, value in random_gradient().items()}
+        gradient["a.bias"][0] = 0
+        if scale == 3e4:
+            gradient = {name: value.clamp(-6e4, 6e4) for name, value in gradient.items()}
+        for name, rounded in defended(f"quantize:to={grid}", gradient).items():
+            assert torch.equal(rounded, gradient[name].to(dtype).float())
+
+
+@pytest.mark.parametrize("grid", ["fp16", "bf16", "int8"])
+def test_stochastic_rounding_goes_to_a_neighbor_and_keeps_the_mean(grid: str) -> None:
+    value = torch.tensor([1.0, 0.3, -0.123, 3.001e-3]).repeat(4000, 1)
+    rounded = defended(f"quantize:to={grid},rounding=stochastic", {"w": value})["w"]
+    cell = spacing(value, {"fp16": "float16", "bf16": "bfloat16"}.get(grid, "int8"))  # type: ignore[arg-type]
+    assert bool(((rounded - value).abs() <= cell * 1.001).all())
+    assert all(len(set(column.tolist())) <= 2 for column in rounded.T)
+    torch.testing.assert_close(rounded.mean(0), value[0], atol=float(cell.max()) * 0.05, rtol=0)
+
+
+def test_int8_has_at_most_255_values() -> None:
+    for value in defended("quantize:to=int8", random_gradient()).values():
+        multiples = value / (value.abs().max() / 127)
+        torch.testing.assert_close(multiples, multiples.round(), atol=1e-4, rtol=0)
+        assert float(multiples.abs().max()) == pytest.approx(127)
+
+
+def test_a_gradient_of_zeros_stays_one() -> None:
+    zeros = {"w": torch.zeros(3, 4)}
+    for spec in ("clip", "prune", "topk", "sign", "quantize:to=fp16", "quantize:to=bf16", "quantize:to=int8"):
+        assert torch.equal(defended(spec, zeros)["w"], zeros["w"]), spec
+
+
+def test_only_signs_are_left() -> None:
+    assert set(defended("sign", random_gradient())["a.weight"].flatten().tolist()) == {-1.0, 1.0}
+
+
+def test_frozen_parameters_leave_no_gradient(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, TWO[:1], (2,), defenses=build("freeze"))
+    assert not model.embedding_names & shared.gradients.keys()
+    assert shared.gradients.keys() == model.parameters.keys() - model.embedding_names
+    fewer, _ = share(model, TWO[:1], (2,), defenses=build("freeze:parameters=layer.1"))
+    assert not any("layer.1" in name for name in fewer.gradients)
+
+
+@pytest.mark.parametrize("pattern", ["(", "nowhere", "."])
+def test_freezing_nothing_or_everything_is_refused(pattern: str, toy_model: ToyModel) -> None:
+    with pytest.raises(InputError, match="freeze"):
+        share(
+            toy_model("bert", task="classification"),
+            TWO[:1],
+            (2,),
+            defenses=build(f"freeze:parameters={pattern}"),
+        )
+
+
+# DP-SGD
+
+
+def test_dpsgd_clips_each_sample_before_the_mean(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    both, _ = share(model, TWO, (2, 1), defenses=build("dpsgd:max_norm=0.1,noise_multiplier=0"))
+    alone = [
+        share(model, TWO[i : i + 1], ((2, 1)[i],), defenses=build("clip:max_norm=0.1"))[0].gradients
+        for i in (0, 1)
+    ]
+    for name, value in both.gradients.items():
+        torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2)
+
+
+def test_dpsgd_divides_its_noise_by_the_batch() -> None:
+    zeros = {"w": torch.zeros(300, 300)}
+    noise = defended("dpsgd:max_norm=0.5,noise_multiplier=2", zeros, batch_size=4)["w"]
+    assert float(noise.std()) == pytest.approx(0.25, rel=0.02)
+    (defense,) = build("dpsgd:max_norm=0.5,noise_multiplier=2")
+    assert defense.effects(step(batch_size=4))[1].sigma == pytest.approx(0.25)
+
+
+def test_dpsgd_needs_all_or_nothing_to_account_for_epsilon() -> None:
+    (silent,) = build("dpsgd")
+    assert silent.epsilon() is None
+    (partial,) = build("dpsgd:steps=10")
+    with pytest.raises(InputError, match="sampling_rate and delta"):
+        partial.epsilon()
+    (bare,) = build("dpsgd:noise_multiplier=0,steps=10,sampling_rate=0.1,delta=1e-5")
+    assert bare.epsilon() == math.inf
+
+
+def test_epsilon_is_opacus_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    (defense,) = build("dpsgd:noise_multiplier=1,steps=1000,sampling_rate=0.01,delta=1e-5")
+    monkeypatch.setitem(__import__("sys").modules, "opacus.accountants", None)
+    with pytest.raises(InputError, match="Opacus isn't installed"):
+        defense.epsilon()
+    monkeypatch.undo()
+    pytest.importorskip("opacus", reason="needs the extra: pip install 'textleak[privacy]'")
+    # Opacus's RDP accountant bounds the same by 2.10.
+    assert defense.epsilon() == pytest.approx(1.84, abs=0.02)
+    assert defense.public(step()).epsilon == defense.epsilon()
+
+
+# What is public
+
+
+@pytest.mark.parametrize("spec", [*REPEATABLE, *NOISY])
+def test_a_defense_travels_in_the_file_with_what_it_does(
+    spec: str, tmp_path: Path, toy_model: ToyModel
+) -> None:
+    shared, _ = share(toy_model("bert", task="classification"), TWO, (2, 1), defenses=build(spec))
+    shared.save(tmp_path / "g.safetensors")
+    read = SharedGradient.load(tmp_path / "g.safetensors")
+    assert read.defenses == shared.defenses
+    assert read.effects == shared.effects
+    assert read.noise_sigma == shared.noise_sigma
+    assert (read.noise_sigma > 0) == (spec in NOISY)
+    # And what a record says of it can be typed again.
+    again = Choice(name=read.defenses[0].name, options=read.defenses[0].options).spec
+    assert build(again) == build(spec)
+
+
+def test_noise_of_several_defenses_adds_up(toy_model: ToyModel) -> None:
+    defenses = build("gaussian:sigma=3e-3", "gaussian:sigma=4e-3")
+    shared, _ = share(toy_model("bert", task="classification"), TWO[:1], (2,), defenses=defenses)
+    assert shared.noise_sigma == pytest.approx(5e-3)
+
+
+def test_defenses_are_applied_in_order(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    last_clipped, _ = share(model, TWO[:1], (2,), defenses=build("gaussian:sigma=1", "clip:max_norm=0.1"))
+    last_noisy, _ = share(model, TWO[:1], (2,), defenses=build("clip:max_norm=0.1", "gaussian:sigma=1"))
+    assert last_clipped.norm() == pytest.approx(0.1, rel=1e-4)
+    assert last_noisy.norm() > 1
+
+
+# What a server can still be certain of
+
+
+@pytest.mark.parametrize("specs", [*((spec,) for spec in REPEATABLE), *CHAINS], ids=" ".join)
+def test_the_true_batch_verifies_behind_a_defense_and_a_wrong_one_does_not(
+    specs: tuple[str, ...], toy_model: ToyModel
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, TWO, (2, 1), defenses=build(*specs))
+    right = truth(model, TWO, (2, 1))
+    at = len(model.prefix_ids) + 1
+    new = next(int(i) for i in model.content_ids if int(i) != right[0].positions[at].id)
+    certificate = certify(shared, model, right)
+    assert certificate.verified is True
+    assert certificate.gradient_distance is not None
+    assert certificate.gradient_distance < 2e-6
+    wrong = certify(shared, model, (with_tokens(right[0], {at: new}), right[1]))
+    assert wrong.verified is False
+    assert certify(shared, model, truth(model, TWO, (2, 0))).verified is False
+
+
+@pytest.mark.parametrize("spec", NOISY)
+def test_behind_noise_nothing_is_certain(spec: str, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, TWO, (2, 1), defenses=build(spec))
+    assert certify(shared, model, truth(model, TWO, (2, 1))).verified is None
+
+
+def test_an_unclipped_gradient_is_its_own_factor() -> None:
+    gradient = random_gradient()
+    assert set(clip_factors(gradient, 1e9, "all").values()) == {1.0}
+    assert set(clip_factors(gradient, 1e9, "layer").values()) == {1.0}
