@@ -64,12 +64,13 @@ class PublicModel:
 
     Attributes:
         name: alias, hub id or folder as it was asked for.
-        task: "classification", "causal-lm" or "masked-lm".
+        task: "classification", "causal-lm" or "masked-lm"; "image-classification" for pictures.
         weights: "pretrained" or "random".
         weights_seed: seed of the weights that were drawn at random (all of them, or a classification head).
         num_labels: classes of a classification head, None for the other tasks.
         dtype: for example "float32".
         fingerprint: hash of names, shapes and a sample of the values, to notice another model.
+        picture: channels, height and width that an image model reads; None for text.
     """
 
     name: str
@@ -79,6 +80,7 @@ class PublicModel:
     num_labels: int | None
     dtype: str
     fingerprint: str
+    picture: tuple[int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,12 @@ ObjectiveFunction = Callable[[Leaves], tuple[Tensor, dict[str, Tensor]]]
 Reinitialise = Callable[[int, torch.Generator | None], dict[str, Tensor]]
 """New values of candidate k's optimized leaves, without the leading K."""
 
+Project = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""The nearest allowed values of the optimized leaves."""
+
+# A loss that fell to less than this part of an earlier one is on its way (our choice).
+PROGRESS = 0.9
+
 
 class Stop(enum.Enum):
     """Why a run ended, in a sentence."""
@@ -42,7 +48,7 @@ class Step:
         best_losses_K: lowest so far, inf where a candidate never had a finite one.
         best: the leaves at those; a copy that is the reader's own.
         evaluations: candidates evaluated so far.
-        restarted: candidates that had diverged and began anew.
+        restarted: candidates that had diverged or were stuck and began anew.
         stop: why this is the last step, None as long as the run goes on.
     """
 
@@ -66,6 +72,8 @@ def minimise(
     reinitialise: Reinitialise | None = None,
     time_limit: float | None = None,
     tolerance: float | None = None,
+    patience: int | None = None,
+    project: Project | None = None,
 ) -> Iterator[Step]:
     """Minimize every candidate's loss on its own.
 
@@ -79,6 +87,9 @@ def minimise(
         reinitialise: where a diverged candidate begins anew; default its own best point, if it has one.
         time_limit: seconds, looked at between steps.
         tolerance: end as soon as a candidate's loss is at most this.
+        patience: a candidate begins anew at `reinitialise` when it has converged, or when so many evaluations have
+            not brought its loss below `PROGRESS` of what it was. None to let it be.
+        project: applied to the points after each step, if they have to stay in some range.
 
     Yields:
         A `Step` after each; the last one says why it is the last.
@@ -94,6 +105,7 @@ def minimise(
     losses_K = best_losses_K.clone()
     state = optimiser.start(best_KD)
     evaluations = 0
+    lowest_K, lowered_K = losses_K.clone(), [0] * candidates  # since the candidate began, and when
     for step in range(1, steps + 1):
         points_KD = state.ask()
         chosen = state.active_K.nonzero().flatten().to(points_KD.device)
@@ -107,9 +119,20 @@ def minimise(
         best_losses_K = torch.where(better_K, losses_K, best_losses_K)
         best_KD = torch.where(better_K.unsqueeze(1), points_KD, best_KD)
         state.tell(losses_K, gradients_KD)
+        if project is not None:
+            state.place(_flat(list(project(_leaves(state.ask(), shapes)).values())))
+        for k in (losses_K < PROGRESS * lowest_K).nonzero().flatten().tolist():
+            lowest_K[k], lowered_K[k] = losses_K[k], step
 
         restarted = []
-        for k in state.diverged_K.nonzero().flatten().tolist():
+        stuck = {
+            k
+            for k in range(candidates)
+            if patience is not None and (step - lowered_K[k] >= patience or not state.active_K[k])
+        }
+        if tolerance is not None and bool((best_losses_K <= tolerance).any()):
+            stuck = set()
+        for k in sorted({*state.diverged_K.nonzero().flatten().tolist(), *stuck}):
             if reinitialise is not None:
                 again = reinitialise(k, generator)
                 point_D = _flat([again[name].detach().unsqueeze(0) for name in names])[0].to(best_KD)
@@ -118,6 +141,7 @@ def minimise(
             else:
                 continue
             state.restart(k, point_D)
+            lowest_K[k], lowered_K[k] = torch.inf, step
             restarted.append(k)
 
         stop = None

@@ -65,7 +65,7 @@ def form(contributions: list[Contribution], shape: tuple[int, ...]) -> Tensor:
         elif isinstance(part, Sum):
             formed_K = part.terms_KND.sum(1).reshape(-1, *shape)
         elif isinstance(part, Outer):
-            formed_K = part.left_KNO.mT @ part.right_KNI
+            formed_K = (part.left_KNO.mT @ part.right_KNI).reshape(-1, *shape)
         else:
             formed_K = part.right_KNI.new_zeros(len(part.rows_KN), *shape)
             index = part.rows_KN.unsqueeze(-1).expand_as(part.right_KNI)
@@ -442,5 +442,6 @@ def _absolute(contributions: list[Contribution], target: TargetTensor) -> Tensor
     outer = [part for part in contributions if isinstance(part, Outer)]
     if len(outer) == len(contributions):
         left, right = _joined([part.left_KNO for part in outer]), _joined([part.right_KNI for part in outer])
-        return cast(Tensor, _FormedAbsolute.apply(left, right, target.formed()))  # type: ignore[no-untyped-call]
+        goal_OI = target.formed().flatten(1)
+        return cast(Tensor, _FormedAbsolute.apply(left, right, goal_OI))  # type: ignore[no-untyped-call]
     return (form(contributions, target.shape) - target.formed()).flatten(1).abs().sum(1)

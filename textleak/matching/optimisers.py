@@ -40,6 +40,9 @@ class State(Protocol):
     def restart(self, k: int, point_D: Tensor) -> None:
         """Candidate k begins anew at a point."""
 
+    def place(self, point_KD: Tensor) -> None:
+        """Move the points that will be asked for next, and remember everything else."""
+
 
 class Optimiser(Protocol):
     """Hyper-parameters."""
@@ -162,6 +165,10 @@ class AdamState:
         self.first_value_K[k] = math.inf
         self.diverged_K[k] = False
 
+    def place(self, point_KD: Tensor) -> None:
+        """Move the points; the moments stay."""
+        self.point_KD = point_KD.clone()
+
     def _column(self, values_K: Tensor) -> Tensor:
         return values_K.to(self.point_KD).unsqueeze(1)
 
@@ -244,6 +251,10 @@ class LBFGSState:
         self._candidates[k] = self._begin(k)
         self.active_K[k] = True
         self.diverged_K[k] = False
+
+    def place(self, point_KD: Tensor) -> None:
+        """Not possible: a line search that is moved finds nothing."""
+        raise NotImplementedError("L-BFGS can't be kept within a range: use Adam")
 
 
 @dataclass(kw_only=True)

@@ -77,6 +77,10 @@ class Call:
             self.views[id(tensor_R)] = tensor_R, view_KND
         return self.views[id(tensor_R)][1]
 
+    def channel_sums(self, tensor_R: Tensor) -> Tensor:
+        """(R, C, ...) summed over all but candidates and channels: (K, C)."""
+        return tensor_R.flatten(2).sum(2).view(self.candidates, -1, tensor_R.shape[1]).sum(1)
+
 
 Rule = Callable[[Call], Mapping[str, Contribution]]
 Kind = type[nn.Module] | Callable[[nn.Module], bool]
@@ -156,6 +160,53 @@ def rms_norm_rule(call: Call) -> dict[str, Contribution]:
     )
 
 
+def convolution_rule(call: Call) -> dict[str, Contribution]:
+    """Each place of the output reads a patch: the weight gets Σ Δ patchᵀ over places, the bias Σ Δ.
+
+    With many places the sum is smaller than its factors and is formed at once, for all candidates; with few it is
+    kept as factors.
+    """
+    module = call.module
+    assert isinstance(module, nn.Conv2d)
+    assert not isinstance(module.padding, str)
+    K, delta_ROP = call.candidates, call.delta_R.flatten(2)
+    found: dict[str, Contribution] = {}
+    if "weight" in call.wanted:
+        patches_RIP = functional.unfold(
+            call.input_R, module.kernel_size, module.dilation, module.padding, module.stride
+        )
+        sides = delta_ROP.shape[1], patches_RIP.shape[1]
+        uses = len(delta_ROP) // K * delta_ROP.shape[2]
+        if uses * sum(sides) < sides[0] * sides[1]:
+            found["weight"] = Outer(
+                left_KNO=delta_ROP.mT.reshape(K, uses, -1), right_KNI=patches_RIP.mT.reshape(K, uses, -1)
+            )
+        else:
+            formed_KOI = (delta_ROP @ patches_RIP.mT).view(K, -1, *sides).sum(1)
+            found["weight"] = Formed(gradient_K=formed_KOI.view(K, *module.weight.shape))
+    if "bias" in call.wanted:
+        found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
+    return found
+
+
+def batch_norm_rule(call: Call) -> dict[str, Contribution]:
+    """Y = x̂ ∘ w + b with running statistics: the scale gets Σ Δ ∘ x̂ over places, the bias Σ Δ."""
+    module = call.module
+    assert isinstance(module, nn.BatchNorm2d)
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    found: dict[str, Contribution] = {}
+    if "weight" in call.wanted:
+        mean_C11 = module.running_mean[:, None, None]
+        scale_C11 = (module.running_var + module.eps).rsqrt()[:, None, None]
+        found["weight"] = Formed(
+            gradient_K=call.channel_sums(call.delta_R * (call.input_R - mean_C11) * scale_C11)
+        )
+    if "bias" in call.wanted:
+        found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
+    return found
+
+
 def scale_and_bias(call: Call, normalized_R: Callable[[], Tensor]) -> dict[str, Contribution]:
     """Contributions to `weight` and `bias` of y = x̂ ∘ weight + bias, for any norm over trailing dimensions.
 
@@ -183,7 +234,23 @@ def _is_plain_embedding(module: nn.Module) -> bool:
     )
 
 
+def _is_plain_convolution(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and type(module).forward is nn.Conv2d.forward
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+def _has_running_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm2d) and not module.training and module.running_mean is not None
+
+
 register_rule(nn.Linear, linear_rule)
+register_rule(_is_plain_convolution, convolution_rule)
+register_rule(_has_running_statistics, batch_norm_rule)
 register_rule(_is_plain_embedding, embedding_rule)
 register_rule(nn.LayerNorm, layer_norm_rule)
 register_rule(nn.RMSNorm, rms_norm_rule)

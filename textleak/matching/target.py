@@ -26,7 +26,7 @@ class TargetTensor:
     """One tensor of the shared gradient.
 
     Attributes:
-        shape: the parameter's.
+        shape: the parameter's; one of more than two dimensions (a convolution) is kept as a matrix (O, the rest).
         left_OR, right_IR: thin factors, G = left rightᵀ; None when `dense` is kept.
         dense: the tensor itself; None when factored.
         squared_norm: ‖G‖², taken in float64.
@@ -46,10 +46,10 @@ class TargetTensor:
     def formed(self) -> Tensor:
         """G itself."""
         if self.dense is not None:
-            return self.dense
+            return self.dense.view(self.shape)
         assert self.left_OR is not None
         assert self.right_IR is not None
-        return self.left_OR @ self.right_IR.mT
+        return (self.left_OR @ self.right_IR.mT).view(self.shape)
 
     def apply(self, x_I: Tensor) -> Tensor:
         """G x, over the last dimension of x (..., I)."""
@@ -130,7 +130,9 @@ class Target:
                 dropped.append(name)
                 continue
             tensor = gradient.detach().to(device=device, dtype=dtype)
-            if tensor.dim() != 2:
+            if tensor.dim() > 2:
+                tensor = tensor.flatten(1)
+            if tensor.dim() < 2:
                 found = TargetTensor(shape=tuple(tensor.shape), squared_norm=norms[name] ** 2, dense=tensor)
             elif rank is not None or noise_floor > 0.0:
                 found = _denoised(_precise(tensor), rank, noise_floor).to(tensor)
@@ -138,7 +140,7 @@ class Target:
                 rounding = _rounding(tensor.dtype) * norms[name]
                 found = _factored(_precise(tensor), norms[name], rounding).to(tensor)
             if found.squared_norm > 0.0:
-                tensors[name] = found
+                tensors[name] = replace(found, shape=tuple(gradient.shape))
             else:
                 dropped.append(name)  # all of it lies under the noise floor
         if not tensors:

@@ -138,7 +138,7 @@ class _Built:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw from `seed` on the CPU, and leave every global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -254,7 +254,7 @@ def _pretrained(
     if chosen == "classification":
         config.num_labels = num_labels
     tokenizer = _read_tokenizer(name, place, config)
-    with _reading(name, place, "weights"), _seeded(seed):
+    with _reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
             network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
         else:
@@ -310,7 +310,7 @@ def _fill_from_gguf(
 
 
 def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
-    with quiet(), _seeded(seed):
+    with quiet(), seeded(seed):
         return auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
 
 

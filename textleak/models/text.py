@@ -14,7 +14,7 @@ import copy
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -264,7 +264,7 @@ class TextModel:
         names = set()
         for path, module in self.network.named_modules():
             weight = getattr(module, "weight", None)
-            if isinstance(weight, Tensor) and weight.dim() == 2 and _attends(path.rpartition(".")[2]):
+            if isinstance(weight, Tensor) and weight.dim() == 2 and attends(path.rpartition(".")[2]):
                 names |= {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
         return frozenset(names & self.parameters.keys())
 
@@ -283,13 +283,7 @@ class TextModel:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every parameter's name, shape and a sample of its values."""
-        digest = hashlib.sha256()
-        for name, parameter in self.parameters.items():
-            values = parameter.detach().flatten()
-            sample = values[:: max(1, values.numel() // 64)][:64].cpu().double().numpy()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(sample.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.parameters)
 
     # Text and ids
 
@@ -509,10 +503,21 @@ class TextModel:
         return dataclasses.replace(self, network=network)
 
 
+def fingerprint_of(parameters: Mapping[str, nn.Parameter]) -> str:
+    """Hash of every parameter's name, shape and a sample of its values."""
+    digest = hashlib.sha256()
+    for name, parameter in parameters.items():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, values.numel() // 64)][:64].cpu().double().numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.tobytes())
+    return digest.hexdigest()[:16]
+
+
 _ATTENTION_ROLES = {"q", "k", "v", "kv", "qkv", "query", "key", "value", "wqkv"}
 
 
-def _attends(component: str) -> bool:
+def attends(component: str) -> bool:
     """Whether a module of this name makes queries, keys or values, in the families of transformers."""
     parts = re.split(r"_", component.lower())
     return component in ("c_attn", "in_proj") or bool(_ATTENTION_ROLES & set(parts))

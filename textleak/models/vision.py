@@ -1,0 +1,184 @@
+"""An image classifier as client and attacker both see it: pixels in, losses out.
+
+Pixels are what the network reads: a picture's values, 0 to 1, less the model's mean and over its deviation.
+
+Shapes: K candidates, B pictures in the client's batch, C color channels, H and W height and width, L classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from textleak.errors import InputError
+from textleak.gradients import PublicModel
+from textleak.models.networks import BatchStatisticsNorm
+from textleak.models.text import Targets, Weights, attends, fingerprint_of
+
+ImageTask = Literal["image-classification"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ImageModel:
+    """A public image classifier; frozen, in eval mode, and nothing here changes it.
+
+    Attributes:
+        name: alias with its options, hub id or folder as it was asked for.
+        network: takes pixels (N, C, H, W) and gives logits (N, L), or an output that has them.
+        weights: "pretrained" or "random".
+        source: where the weights came from, in words.
+        weights_seed: seed of the weights that were drawn.
+        num_labels: L.
+        shape: C, H and W.
+        mean: taken off each channel of a picture before the network reads it.
+        deviation: what each channel is divided by after that.
+    """
+
+    name: str
+    network: nn.Module
+    weights: Weights
+    source: str
+    weights_seed: int = 0
+    num_labels: int
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    task: ImageTask = "image-classification"
+
+    def __post_init__(self) -> None:
+        """Freeze the network."""
+        self.network.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.parameters.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(iter(self.parameters.values())).dtype
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """Type that losses are computed in: the weights', but at least float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers one picture is."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by name."""
+        return dict(self.network.named_parameters())
+
+    @property
+    def embedding_names(self) -> frozenset[str]:
+        """None: pixels are looked up nowhere."""
+        return frozenset()
+
+    @cached_property
+    def attention_names(self) -> frozenset[str]:
+        """Query, key and value weights and biases."""
+        modules: dict[str, nn.Module] = dict(self.network.named_modules())
+        return frozenset(
+            f"{path}.{name}"
+            for path, module in modules.items()
+            if attends(path.rpartition(".")[2])
+            for name, _ in module.named_parameters(recurse=False)
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every parameter's name, shape and a sample of its values."""
+        return fingerprint_of(self.parameters)
+
+    def public(self) -> PublicModel:
+        """What both sides need to know to load the same model."""
+        return PublicModel(
+            name=self.name,
+            task=self.task,
+            weights=self.weights,
+            weights_seed=self.weights_seed,
+            num_labels=self.num_labels,
+            dtype=str(self.dtype).removeprefix("torch."),
+            fingerprint=self.fingerprint,
+            picture=self.shape,
+        )
+
+    # Pictures and pixels
+
+    def normalized(self, pictures: Tensor) -> Tensor:
+        """Pictures (..., C, H, W) of values 0 to 1 as the network reads them."""
+        mean_C11, deviation_C11 = self._scales(pictures)
+        return (pictures - mean_C11) / deviation_C11
+
+    def pictures(self, pixels: Tensor) -> Tensor:
+        """The reverse of `normalized`; values beyond 0 and 1 stay."""
+        mean_C11, deviation_C11 = self._scales(pixels)
+        return pixels * deviation_C11 + mean_C11
+
+    def _scales(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.mean)[:, None, None], like.new_tensor(self.deviation)[:, None, None]
+
+    def targets(self, labels: Sequence[int]) -> Targets:
+        """What training takes the loss of a batch against: the mean of the cross entropies.
+
+        Raises:
+            InputError: a label that isn't one of the classes.
+        """
+        for label in labels:
+            if not 0 <= label < self.num_labels:
+                raise InputError(
+                    f"Label {label} is out of range.",
+                    why=f"{self.name} has {self.num_labels} classes.",
+                    fix=f"Use 0 to {self.num_labels - 1}.",
+                )
+        labels_B1 = torch.tensor(list(labels), device=self.device)[:, None]
+        weights_B1 = torch.full(labels_B1.shape, 1 / len(labels), device=self.device, dtype=self.loss_dtype)
+        return Targets(labels=labels_B1, weights=weights_B1)
+
+    # Losses
+
+    def logits(self, pixels_NCHW: Tensor) -> Tensor:
+        """(N, L), in the type that losses are computed in."""
+        output: Any = self.network(pixels_NCHW)
+        logits_NL: Tensor = output if isinstance(output, Tensor) else output.logits
+        return logits_NL.to(self.loss_dtype)
+
+    def loss(self, pixels_KBCHW: Tensor, targets: Targets) -> Tensor:
+        """The loss of K candidates, each what a client with its B pictures would have: (K,).
+
+        Args:
+            pixels_KBCHW: as `normalized` gives them.
+            targets: labels (K, B, 1) or probabilities (K, B, 1, L), weights (K, B, 1).
+        """
+        K, B = pixels_KBCHW.shape[:2]
+        for module in self._batch_norms:
+            module.samples = B
+        logits_KBL = self.logits(pixels_KBCHW.flatten(0, 1)).view(K, B, -1)
+        log_KBL = logits_KBL.log_softmax(-1)
+        if targets.soft:
+            losses_KB = -(targets.labels[:, :, 0] * log_KBL).sum(-1)
+        else:
+            losses_KB = -log_KBL.gather(2, targets.labels).squeeze(2)
+        total_K: Tensor = (losses_KB * targets.weights[:, :, 0]).sum(1)
+        return total_K
+
+    @cached_property
+    def _batch_norms(self) -> list[BatchStatisticsNorm]:
+        return [module for module in self.network.modules() if isinstance(module, BatchStatisticsNorm)]
+
+    def double(self) -> ImageModel:
+        """A copy in float64; on the CPU where the device has no float64."""
+        device = torch.device("cpu") if self.device.type == "mps" else self.device
+        return dataclasses.replace(self, network=copy.deepcopy(self.network).to(device).double())

@@ -1,0 +1,45 @@
+"""What the engine must know of layers that only image models have: how their gradients are made.
+
+Importing this module registers the rules with `textleak.matching.rules`.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from textleak.matching.rules import Call, Contribution, Formed, register_rule
+from textleak.models.networks import BatchStatisticsNorm
+
+
+def batch_statistics_rule(call: Call) -> dict[str, Contribution]:
+    """Y = x̂ ∘ w + b with the batch's own statistics: the scale gets Σ Δ ∘ x̂, the bias Σ Δ."""
+    module = call.module
+    assert isinstance(module, BatchStatisticsNorm)
+    found: dict[str, Contribution] = {}
+    if "weight" in call.wanted:
+        found["weight"] = Formed(gradient_K=call.channel_sums(call.delta_R * module.normalized(call.input_R)))
+    if "bias" in call.wanted:
+        found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
+    return found
+
+
+def patches_rule(call: Call) -> dict[str, Contribution]:
+    """A ViT's first module puts a class token before the patches and adds positions: sums of Δ over pictures."""
+    K = call.candidates
+    delta_KTD = call.delta_R.view(K, -1, *call.delta_R.shape[1:]).sum(1)
+    found: dict[str, Contribution] = {}
+    if "cls_token" in call.wanted:
+        found["cls_token"] = Formed(gradient_K=delta_KTD[:, None, :1])
+    if "position_embeddings" in call.wanted:
+        found["position_embeddings"] = Formed(gradient_K=delta_KTD[:, None])
+    return found
+
+
+def _adds_positions_to_patches(module: nn.Module) -> bool:
+    """Whether a module's own parameters are a class token and positions; the engine checks the rest."""
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return bool(own) and own <= {"cls_token", "position_embeddings"}
+
+
+register_rule(BatchStatisticsNorm, batch_statistics_rule)
+register_rule(_adds_positions_to_patches, patches_rule)
