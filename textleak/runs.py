@@ -182,9 +182,9 @@ class RunFolder:
         return cls(path=out.resolve())
 
     def discard(self) -> None:
-        """Take back what was written, for a run that turned out to be impossible; anything else stays."""
+        """Take back what was written, for a run that is impossible or unwanted; all else stays."""
         own = (self.run_path, self.events_path, self.result_path, self.gradients_path, self.traceback_path)
-        for path in own:
+        for path in (*own, self.control_path):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
@@ -578,7 +578,11 @@ def redacted_event(event: Event) -> Event:
     """The event without any text, token id, label or words that could quote one."""
     if isinstance(event, Progress):
         return dataclasses.replace(
-            event, sentences=tuple(_redacted_sentence(s) for s in event.sentences), image=(), detail=""
+            event,
+            sentences=tuple(_redacted_sentence(s) for s in event.sentences),
+            others=(),
+            image=(),
+            detail="",
         )
     if isinstance(event, Phase):
         return dataclasses.replace(event, detail="")

@@ -1,11 +1,475 @@
-"""The history screen: every run folder."""
+"""The history screen: every run folder; open one, compare two, sort, filter, delete after asking."""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widget import Widget
+from textual.widgets import Button, DataTable, Input, Static
+from textual.worker import get_current_worker
+
+from textleak.live import UNICODE, seconds_in_words
+from textleak.runs import RunFolder
+from textleak_tui.listing import Order, Row, Shelf, arranged, when
 from textleak_tui.screens.base import Page
+from textleak_tui.screens.replay import SIGNS
+
+SECONDS_BETWEEN_LOOKS = 2.0
+MARK = "◆"
+# From these widths of the screen on, more columns fit.
+COLUMNS: dict[str, int] = {
+    "mark": 0,
+    "state": 0,
+    "began": 0,
+    "model": 0,
+    "attack": 70,
+    "defense": 100,
+    "match rate": 0,
+    "verified": 100,
+    "took": 70,
+    "text": 130,
+}
+_TONES = {
+    "done": "success",
+    "running": "accent",
+    "interrupted": "warning",
+    "stopped": "warning",
+    "failed": "error",
+    "killed": "error",
+    "broken": "error",
+}
+
+
+class RunTable(DataTable[Text]):
+    """The table, whose Enter is told in the footer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "enter", "select_cursor", "Open", tooltip="Replay the run; one that is still written is followed."
+        )
+    ]
 
 
 class HistoryScreen(Page):
-    """Every run so far."""
+    """Every run under the runs folder, kept up to date while one looks."""
 
     place = "history"
+    AUTO_FOCUS = ""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "o", "open", "Open", show=False, tooltip="Replay the run; one that is still written is followed."
+        ),
+        Binding(
+            "space", "mark", "Mark", tooltip="Mark the run for comparing; once more takes the mark away."
+        ),
+        Binding("c", "compare", "Compare", tooltip="Show two runs side by side: the marked ones."),
+        Binding("s", "sort", "Sort", tooltip="Sort by time, match rate, model, attack or duration."),
+        Binding("slash", "filter", "Filter", key_display="/", tooltip="Show only runs that have some words."),
+        Binding(
+            "delete,d", "delete", "Delete", key_display="d", tooltip="Delete the run's folder, after asking."
+        ),
+        Binding("r", "look", "Look again", show=False, tooltip="Read the runs folder again now."),
+    ]
+    DEFAULT_CSS = """
+    HistoryScreen {
+        & .summary { height: 1; padding: 0 2; color: $text-muted; }
+        & Input { height: 1; border: none; padding: 0 2; background: $panel; }
+        & DataTable { height: 1fr; background: $background; background-tint: $background 0%; padding: 0 1; }
+        & DataTable > .datatable--header { background: $background; color: $primary; text-style: bold; }
+        & DataTable > .datatable--cursor, & DataTable:focus > .datatable--cursor {
+            background: $panel; color: $foreground; text-style: bold;
+        }
+        & .nothing {
+            height: 1fr; content-align: center middle; text-align: center; color: $text-muted; padding: 0 4;
+        }
+        & .chosen {
+            height: auto; max-height: 7; border: round $border-blurred; padding: 0 1;
+            border-title-color: $primary; border-title-style: bold;
+        }
+    }
+    """
+
+    @dataclasses.dataclass
+    class Looked(Message):
+        """The runs folder was read."""
+
+        rows: Sequence[Row]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: Sequence[Row] | None = None
+        self.shown: list[Row] = []
+        self.marked: list[Path] = []
+        self.order = Order.NEWEST
+        self.table = RunTable(cursor_type="row", cell_padding=1)
+        self.words = Input(placeholder="words that a run must have, for example: dlg gaussian failed")
+        self.summary = Static("", classes="summary", markup=False)
+        self.nothing = Static("", classes="nothing", markup=False)
+        self.chosen = Static("", classes="chosen", markup=False)
+        self._columns: tuple[str, ...] = ()
+        self._cells: list[tuple[Text, ...]] = []
+        self._look = threading.Event()
+        self._here = threading.Event()
+
+    def content(self) -> Iterable[Widget]:
+        """How many runs, the filter, the table or words in its place, the chosen run."""
+        yield self.summary
+        yield self.words
+        yield self.table
+        yield self.nothing
+        yield self.chosen
+
+    def on_mount(self) -> None:
+        """Begin to read."""
+        super().on_mount()
+        self.chosen.border_title = "Chosen run"
+        self.words.display = False
+        self.watch(self.app, "theme", lambda: self.refresh_view(), init=False)
+        self._shelf = Shelf(self.textleak.root)
+        self._draw()
+        self._here.set()
+        self.run_worker(self._watch_folder, thread=True, name="look")
+
+    def on_screen_resume(self) -> None:
+        """Look again: a run may have come meanwhile."""
+        self._here.set()
+        self._look.set()
+
+    def on_screen_suspend(self) -> None:
+        """Nobody looks."""
+        self._here.clear()
+
+    def on_unmount(self) -> None:
+        """Let the reading thread end."""
+        self._look.set()
+
+    def _watch_folder(self) -> None:
+        """In a thread: read the folder, and again every few seconds while the screen is shown."""
+        worker = get_current_worker()
+        while not worker.is_cancelled:
+            if self._here.is_set():
+                self.post_message(self.Looked(self._shelf.refresh(lambda: worker.is_cancelled)))
+            # In short waits, as a cancelled worker has to end soon.
+            for _ in range(round(SECONDS_BETWEEN_LOOKS / 0.1)):
+                if self._look.wait(0.1) or worker.is_cancelled:
+                    break
+            self._look.clear()
+
+    def on_history_screen_looked(self, message: Looked) -> None:
+        """Show what was read."""
+        self.rows = message.rows
+        self._draw()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Other columns fit."""
+        del event
+        self.refresh_view()
+
+    def refresh_view(self) -> None:
+        """Blind, the theme or the size has changed."""
+        self._columns = ()
+        self._draw()
+
+    def _draw(self) -> None:
+        """Fill the table, leaving the cursor on its run."""
+        if not self.is_mounted:
+            return
+        wanted = self.words.value
+        self.shown = arranged(self.rows or (), self.order, wanted)
+        paths = {row.path for row in self.rows or ()}
+        self.marked = [path for path in self.marked if path in paths]
+        total = len(self.rows or ())
+        count = f"{total:,} run{'s' if total != 1 else ''}"
+        parts = [f"{len(self.shown):,} of {count}" if wanted.strip() else count, self.order.value]
+        parts += [f"{len(self.marked)} marked"] if self.marked else []
+        self.summary.update(UNICODE.dot.join(parts) if self.rows is not None else "")
+        self.table.display = bool(self.shown)
+        self.nothing.display = not self.shown
+        self.nothing.update(self._why_nothing())
+        if self.shown and self.focused is None:
+            self.table.focus()
+        self._fill()
+        self._choose()
+
+    def _why_nothing(self) -> str:
+        if self.rows is None:
+            return f"Looking for runs in {self.textleak.root}…"
+        if self.rows:
+            return f"No run has the words {self.words.value!r}.\n\nEsc clears the filter."
+        return (
+            f"No runs yet in {self.textleak.root}.\n\nEvery run leaves a folder there. F2 sets one up; so does\n"
+            'textleak run -s "the meeting was moved to friday morning"\nin another terminal.'
+        )
+
+    def _fill(self) -> None:
+        columns = tuple(name for name, width in COLUMNS.items() if self.size.width >= width)
+        cells = [self._cell_row(row, columns) for row in self.shown]
+        keys = [str(row.path) for row in self.shown]
+        known = [str(key.value) for key in self.table.rows]
+        if columns != self._columns or keys != known:
+            here = self._row()
+            top = self.table.scroll_y
+            self.table.clear(columns=columns != self._columns)
+            if columns != self._columns:
+                for name in columns:
+                    short = {"mark": "", "state": "" if "attack" not in columns else name}
+                    self.table.add_column(short.get(name, name), key=name)
+            for key, row in zip(keys, cells, strict=True):
+                self.table.add_row(*row, key=key)
+            if here is not None and str(here.path) in keys:
+                self.table.move_cursor(row=keys.index(str(here.path)), scroll=False)
+                self.table.scroll_to(y=top, animate=False, force=True)
+        else:
+            for key, old, new in zip(keys, self._cells, cells, strict=True):
+                for name, before, after in zip(columns, old, new, strict=True):
+                    if before != after or before.style != after.style:
+                        self.table.update_cell(key, name, after, update_width=True)
+        self._columns, self._cells = columns, cells
+
+    def _cell_row(self, row: Row, columns: Sequence[str]) -> tuple[Text, ...]:
+        colors, narrow = self.app.theme_variables, "attack" not in columns
+        now = datetime.datetime.now().astimezone()
+        blind = self.textleak.blind
+        sign = SIGNS.get(row.outcome, "?")
+        model = row.model or row.path.name
+        model = f"{_short(model.removesuffix(' (random)'), 18)} {row.attack}" if narrow else _short(model, 26)
+        verified = {True: "✓ yes", False: "✗ no", None: ""}[row.verified]
+        rate = Text("")
+        if row.rate is not None and blind:
+            rate = Text("····")
+        elif row.rate is not None:
+            rate, filled = Text(f"{row.rate:.2f}"), round(row.rate * 5)
+            if not narrow:
+                rate.append(" " + UNICODE.bar * filled, style=colors["success"])
+                rate.append(UNICODE.rest * (5 - filled), style=colors["border-blurred"])
+        cells = {
+            "mark": Text(MARK if row.path in self.marked else " ", style=colors["accent"]),
+            "state": Text(
+                sign if narrow else f"{sign} {row.outcome}",
+                style=colors[_TONES.get(row.outcome, "foreground")],
+            ),
+            "began": Text(when(row.started, now)),
+            "model": Text(model),
+            "attack": Text(row.attack),
+            "defense": Text(
+                _short(row.defense, 26) if row.defense else "none", style="" if row.defense else "dim"
+            ),
+            "match rate": rate,
+            "verified": Text(verified),
+            "took": Text("" if row.seconds is None else seconds_in_words(row.seconds), justify="right"),
+            "text": Text("····" if blind and row.text else _short(row.text, 60), style="dim"),
+        }
+        return tuple(cells[name] for name in columns)
+
+    def _row(self) -> Row | None:
+        """The run under the cursor."""
+        if not self.table.row_count or not self.table.is_valid_row_index(self.table.cursor_row):
+            return None
+        key = self.table.coordinate_to_cell_key(self.table.cursor_coordinate).row_key.value
+        return next((row for row in self.rows or () if str(row.path) == key), None)
+
+    def _choose(self) -> None:
+        """Tell more of the run under the cursor."""
+        row = self._row() if self.shown else None
+        self.chosen.display = row is not None and self.size.height >= 20
+        if row is None:
+            return
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(_in_words(row, blind=self.textleak.blind), style="bold")
+        if row.text and not self.textleak.blind:
+            text.append(f"\n{row.text}")
+        parts = [row.model, row.attack, row.defense]
+        text.append("\n" + UNICODE.dot.join(part for part in parts if part), style="dim")
+        text.append(f"\n{row.path}", style="dim")
+        self.chosen.update(text)
+
+    def on_data_table_row_highlighted(self) -> None:
+        """Another run is under the cursor."""
+        self._choose()
+
+    def on_data_table_row_selected(self) -> None:
+        """Enter or a click on a run."""
+        self.action_open()
+
+    def on_data_table_header_selected(self, message: DataTable.HeaderSelected) -> None:
+        """A click on a column's head sorts by it."""
+        orders = {
+            "began": Order.NEWEST,
+            "match rate": Order.RATE,
+            "model": Order.MODEL,
+            "attack": Order.ATTACK,
+            "took": Order.SLOWEST,
+        }
+        self.order = orders.get(str(message.column_key.value), self.order)
+        self._draw()
+
+    def on_input_changed(self) -> None:
+        """Filter while typing."""
+        self._draw()
+
+    def on_input_submitted(self) -> None:
+        """Back to the table, the filter stays."""
+        self.words.display = bool(self.words.value.strip())
+        self.table.focus()
+
+    def on_key(self, event: events.Key) -> None:
+        """Escape takes the filter away."""
+        if event.key == "escape" and self.words.display:
+            event.stop()
+            self.words.value = ""
+            self.words.display = False
+            self.table.focus()
+
+    def action_open(self) -> None:
+        """Replay the run under the cursor."""
+        row = self._row()
+        if row is not None:
+            self.textleak.open_replay(row.path)
+
+    def action_mark(self) -> None:
+        """Mark a run for comparing; the third takes the first one's mark."""
+        row = self._row()
+        if row is None:
+            return
+        if row.path in self.marked:
+            self.marked.remove(row.path)
+        else:
+            self.marked = [*self.marked, row.path][-2:]
+        self._draw()
+
+    def action_compare(self) -> None:
+        """Compare the two marked runs, or the marked one with the one under the cursor."""
+        row = self._row()
+        chosen = list(self.marked)
+        if len(chosen) == 1 and row is not None and row.path not in chosen:
+            chosen.append(row.path)
+        if len(chosen) == 2:
+            self.textleak.open_compare(*chosen)
+        else:
+            self.notify("Space marks a run. Mark two, then compare.", title="Which two?")
+
+    def action_sort(self) -> None:
+        """Sort by the next order."""
+        orders = list(Order)
+        self.order = orders[(orders.index(self.order) + 1) % len(orders)]
+        self._draw()
+
+    def action_filter(self) -> None:
+        """Type words."""
+        self.words.display = True
+        self.words.focus()
+
+    def action_look(self) -> None:
+        """Read the folder again now."""
+        self._look.set()
+
+    def action_delete(self) -> None:
+        """Delete a run's folder, after asking."""
+        row = self._row()
+        if row is None:
+            return
+        if row.outcome == "running":
+            self.notify(
+                "Stop it first: a process is still writing it.",
+                title="This run is not over",
+                severity="warning",
+            )
+            return
+        self.app.push_screen(DeleteDialog(row), lambda sure: self._delete(row) if sure else None)
+
+    def _delete(self, row: Row) -> None:
+        folder = RunFolder(path=row.path)
+        try:
+            folder.discard()
+            left = sorted(path.name for path in row.path.iterdir()) if row.path.exists() else []
+        except OSError as error:
+            self.notify(
+                f"{error.strerror or error}.", title=f"{row.path.name} can't be deleted", severity="error"
+            )
+            return
+        if left:
+            self.notify(
+                f"{', '.join(left[:5])} in it isn't textleak's and was left alone.",
+                title="The run was deleted",
+            )
+        self._look.set()
+
+
+class DeleteDialog(ModalScreen[bool]):
+    """Asks whether a run's folder may go."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,n", "answer(False)", "Keep"),
+        Binding("y", "answer(True)", "Delete"),
+    ]
+    DEFAULT_CSS = """
+    DeleteDialog { align: center middle; background: $background 60%; }
+    DeleteDialog > Vertical {
+        width: 64; max-width: 100%; height: auto; padding: 1 2; background: $panel; border: round $error;
+        & Horizontal { height: auto; align-horizontal: right; margin-top: 1; }
+        & Button { margin-left: 2; }
+    }
+    """
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        self._row = row
+
+    def compose(self) -> ComposeResult:
+        """The question; Keep is in focus."""
+        with Vertical():
+            yield Static("[b]Delete this run?[/]")
+            yield Static(
+                f"{self._row.path}\nIts settings, events and result can't be brought back.", markup=False
+            )
+            with Horizontal():
+                yield Button("Keep (n)", id="keep", compact=True)
+                yield Button("Delete (y)", id="delete", variant="error", compact=True)
+
+    def on_button_pressed(self, message: Button.Pressed) -> None:
+        """The answer."""
+        self.dismiss(message.button.id == "delete")
+
+    def action_answer(self, sure: bool) -> None:
+        """The answer by key."""
+        self.dismiss(sure)
+
+
+def _in_words(row: Row, *, blind: bool) -> str:
+    """How a run ended, in a sentence."""
+    match row.outcome:
+        case "broken":
+            return f"This folder can't be read as a run: {row.problem}"
+        case "running":
+            return "The run is still being written. Enter follows it."
+        case "killed":
+            return "The run has no end, and its process is gone. What it wrote can be replayed."
+        case "failed":
+            return "The run failed. Enter shows what it said."
+    words = {
+        "done": "It came to its end.",
+        "stopped": "It was stopped.",
+        "interrupted": "It was interrupted.",
+    }
+    parts = [words.get(row.outcome, row.outcome)]
+    if row.rate is not None and not blind:
+        parts.append(f"{row.rate:.0%} of the tokens were found, each at its place.")
+    if row.verified:
+        parts.append("Verified.")
+    return " ".join(parts)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + UNICODE.ellipsis

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
 from textual.widgets import Static
@@ -47,14 +48,16 @@ class ReplayScreen(Page):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "play", "Play/pause", tooltip="Play the run, or hold it."),
         Binding("x", "speed", "Speed", tooltip="Play at ¼×, 1×, 4× or 16× of the run's own time."),
-        Binding("comma", "step(-1)", "Back", key_display=",", tooltip="Go one event back."),
-        Binding("full_stop", "step(1)", "On", key_display=".", tooltip="Go one event on."),
+        Binding("comma", "step(-1)", "One back", show=False, tooltip="Go one event back."),
+        Binding("full_stop", "step(1)", "One on", show=False, tooltip="Go one event on."),
         Binding("f", "newest", "Newest", tooltip="Go to the end; follow it while the run is still written."),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("escape", "back", "Back", tooltip="Leave the replay."),
     ]
     DEFAULT_CSS = """
     ReplayScreen {
+        & Scrubber { height: 2; }
+        &.-low Scrubber { height: 1; }
         & .standing { height: auto; max-height: 4; margin: 0 2; color: $warning; }
     }
     """
@@ -80,6 +83,10 @@ class ReplayScreen(Page):
         yield self.view
         yield self.words
         yield self.scrubber
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Leave the run what little room there is."""
+        self.set_class(event.size.height < 20, "-low")
 
     def on_mount(self) -> None:
         """Open the folder, and begin to read it."""

@@ -1,0 +1,591 @@
+"""History, replay and compare, driven as a person drives them, on recorded run folders."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import json
+import os
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
+from textleak.runs import Recorder, RunFolder
+from textleak_tui import export, listing
+from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.listing import Order, arranged, read_row
+from textleak_tui.recording import Recording
+from textleak_tui.screens.base import Page
+from textleak_tui.screens.export import ExportDialog
+from textleak_tui.screens.history import DeleteDialog, HistoryScreen
+from textleak_tui.screens.replay import ReplayScreen
+
+TEXT = "the cat sat on the mat"
+SIZES = [(160, 48), (100, 30), (80, 24), (60, 16), (50, 12)]
+
+
+def sentence(*words: str) -> Sentence:
+    ids = {word: number for number, word in enumerate(["[CLS]", "[SEP]", *TEXT.split()])}
+    return Sentence(
+        positions=tuple(
+            Position(
+                position=at,
+                id=ids.get(word, 900 + len(word)) if word else -1,
+                text=word,
+                confidence=0.5,
+                special=word.startswith("["),
+                candidates=(TokenGuess(id=7, text="dog", score=0.25),),
+            )
+            for at, word in enumerate(("[CLS]", *words, "[SEP]"))
+        ),
+        text=" ".join(words),
+    )
+
+
+def result(rate: float | None = 1.0, **more: object) -> dict[str, object]:
+    return {
+        "token_match_rate": rate,
+        "token_recall": rate,
+        **dict.fromkeys(("rouge1", "rouge2", "rougeL"), rate),
+        "verified": rate == 1.0,
+        "gradient_distance": 1e-7,
+        "channel": "span",
+        "seconds": 12.5,
+        "evaluations": 1234,
+        "outcome": "done",
+        "sentences": [{"reference": TEXT, "recovered": TEXT, "token_match_rate": rate, "tokens": 6}],
+        **more,
+    }
+
+
+def events(steps: int = 40, *, end: Event | None = None, text: str = TEXT) -> list[Event]:
+    """A run in which one more word is found every few steps."""
+    words = text.split()
+    found: list[Event] = [
+        Truth(sentences=(sentence(*words),)),
+        Phase(name="labels"),
+        Phase(name="continuous"),
+    ]
+    for step in range(steps):
+        right = len(words) * (step + 1) // steps
+        found.append(
+            Progress(
+                phase="continuous",
+                step=step,
+                steps=steps,
+                loss=1 / (step + 1),
+                losses=(1 / (step + 1), 0.9),
+                evaluations=2 * step,
+                total_steps=step,
+                sentences=(sentence(*words[:right], *["dog"] * (len(words) - right)),),
+            )
+        )
+    return [*found, end] if end else found
+
+
+def make(root: Path, name: str, *found: Event, **settings: object) -> Path:
+    """A run folder with these events, a tenth of a second each."""
+    tenths = iter(range(10**9))
+    folder = RunFolder.create(root / name, name=name)
+    facts = {"model": "bert-tiny", "weights": "random", "attack": "match", "sentences": [TEXT], "seed": 0}
+    with Recorder(folder, {**facts, **settings}, clock=lambda: next(tenths) / 10) as recorder:
+        for event in found:
+            recorder.record(event)
+    last = found[-1] if found else None
+    if isinstance(last, Finished) and last.result is not None:
+        folder.result_path.write_text(json.dumps(last.result))
+    return folder.path
+
+
+def gone(path: Path) -> Path:
+    """The same folder, as if its process had been killed."""
+    facts = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**facts, "pid": 2**22 + 12345}))  # above the largest process
+    os.utime(path / "events.jsonl", (1e9, 1e9))
+    return path
+
+
+def drive(
+    root: Path,
+    steps: Callable[[TextleakApp, Pilot[None]], object],
+    *,
+    size: tuple[int, int] = (120, 40),
+    run: Path | None = None,
+) -> None:
+    """The app on some runs, at its history, or at a run."""
+
+    async def session() -> None:
+        app = build_app(root=root, run=run)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            if run is None:
+                app.switch_mode("history")
+            await pilot.pause()
+            await steps(app, pilot)  # type: ignore[misc]
+
+    asyncio.run(session())
+
+
+async def until(pilot: Pilot[None], true: Callable[[], object], seconds: float = 8.0) -> None:
+    """Wait until something has come true."""
+    for _ in range(round(seconds / 0.02)):
+        if true():
+            return
+        await pilot.pause(0.02)
+    pytest.fail("it didn't come true in time")
+
+
+def screen(app: TextleakApp) -> str:
+    """All that is on the screen, as text."""
+    return "\n".join(
+        "".join(segment.text for segment in line) for line in app.screen._compositor.render_strips()
+    )
+
+
+async def history(app: TextleakApp, pilot: Pilot[None]) -> HistoryScreen:
+    """The history, once it has looked."""
+    page = app.screen
+    assert isinstance(page, HistoryScreen)
+    await until(pilot, lambda: page.rows is not None)
+    await pilot.pause()
+    return page
+
+
+async def replay(app: TextleakApp, pilot: Pilot[None]) -> ReplayScreen:
+    """The replay, once it has read its run."""
+    await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
+    page = app.screen
+    assert isinstance(page, ReplayScreen)
+    await until(pilot, lambda: page.recording is None or page.recording.whole)
+    await pilot.pause(0.1)
+    return page
+
+
+@pytest.fixture(autouse=True)
+def _no_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run screen, which isn't looked at here, stays empty: it asks other processes for names."""
+    monkeypatch.setattr("textleak_tui.screens.run.RunScreen", Page)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Four runs: done, failed, killed, and a folder that is broken."""
+    runs = tmp_path / "runs"
+    make(runs, "a-done", *events(), Finished(outcome="done", result=result()))
+    make(
+        runs,
+        "b-failed",
+        *events(3),
+        Finished(outcome="failed", error="ValueError: out of luck"),
+        attack="dlg",
+    )
+    gone(make(runs, "c-killed", *events(20), defense=["gaussian:sigma=0.01"], model="gpt2"))
+    (runs / "d-broken").mkdir()
+    (runs / "d-broken" / "run.json").write_text("{")
+    return runs
+
+
+def test_every_folder_is_listed_with_how_it_stands(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        assert sorted(row.outcome for row in page.shown) == ["broken", "done", "failed", "killed"]
+        text = screen(app)
+        for words in (
+            "✓ done",
+            "✗ failed",
+            "✗ killed",
+            "✗ broken",
+            "gaussian:sigma=0.01",
+            "1.00",
+            "12 s",
+            TEXT,
+        ):
+            assert words in text, words
+        assert "4 runs" in text
+
+    drive(root, look, size=(160, 40))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_history_fits_every_size(root, size):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await history(app, pilot)
+        text = screen(app)
+        assert "match rate" in text
+        assert "1.00" in text
+        assert max(map(len, text.splitlines())) <= size[0]
+
+    drive(root, look, size=size)
+
+
+def test_no_runs_and_no_matches_have_words(tmp_path, root):
+    async def empty(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await history(app, pilot)
+        assert "No runs yet" in screen(app)
+        assert "F2" in screen(app)
+
+    async def filtered(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        await pilot.press("slash", *"nosuch")
+        assert "No run has the words 'nosuch'" in screen(app)
+        await pilot.press("escape")
+        assert len(page.shown) == 4
+        await pilot.press("slash", *"GPT2", "enter")
+        assert [row.path.name for row in page.shown] == ["c-killed"]
+        assert page.table.has_focus
+        await pilot.press("enter")
+        assert (await replay(app, pilot)).folder.name == "c-killed"
+
+    drive(tmp_path / "nothing", empty)
+    drive(root, filtered)
+
+
+def test_rows_sort_by_what_a_person_asks_for(root):
+    rows = [read_row(path) for path in sorted(root.iterdir())]
+    rows = [
+        dataclasses.replace(row, started=datetime.datetime(2026, 1, number + 1).astimezone())
+        for number, row in enumerate(rows)
+    ]
+
+    def names(order: Order, words: str = "") -> str:
+        return "".join(row.path.name[0] for row in arranged(rows, order, words))
+
+    assert names(Order.NEWEST) == "dcba"
+    assert names(Order.RATE)[0] == "a"
+    assert names(Order.SLOWEST)[0] == "a"
+    assert names(Order.ATTACK) == "dbac"
+    assert names(Order.MODEL)[-1] == "c"
+    assert names(Order.NEWEST, "cat sat") == "cba"
+    assert names(Order.NEWEST, "verified random") == "a"
+
+
+def test_sorting_keeps_the_cursor_on_its_run(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        await pilot.press("down", "down")
+        chosen = page._row().path
+        for _ in Order:
+            await pilot.press("s")
+            assert page._row().path == chosen
+            assert page.order.value in screen(app)
+
+    drive(root, look)
+
+
+def test_a_new_run_appears_and_a_running_one_ends_by_itself(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        folder = RunFolder.create(root / "e-new", name="new")
+        with Recorder(folder, {"model": "opt", "attack": "tag"}) as recorder:
+            await pilot.press("r")
+            await until(pilot, lambda: any(row.outcome == "running" for row in page.shown))
+            assert "● running" in screen(app)
+            recorder.finish("done", result(0.5))
+        await pilot.press("r")
+        await until(pilot, lambda: all(row.outcome != "running" for row in page.shown))
+        assert "0.50" in screen(app)
+
+    drive(root, look)
+
+
+def test_unchanged_folders_are_not_read_again(root, monkeypatch):
+    shelf, read = listing.Shelf(root), []
+    monkeypatch.setattr(listing, "read_row", lambda path, real=read_row: read.append(path.name) or real(path))
+    assert len(shelf.refresh()) == 4
+    assert len(read) == 4
+    shelf.refresh()
+    assert len(read) == 4
+    (root / "c-killed" / "result.json").write_text(json.dumps(result(0.25)))
+    assert 0.25 in [row.rate for row in shelf.refresh()]
+    assert read[4:] == ["c-killed"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"sentences": 3},
+        {"sentences": [1]},
+        {"token_match_rate": "high"},
+        {"seconds": None},
+        [],
+        {"verified": "so"},
+    ],
+)
+def test_a_result_that_makes_no_sense_breaks_only_its_own_row(root, broken):
+    (root / "a-done" / "result.json").write_text(json.dumps(broken))
+    row = read_row(root / "a-done")
+    assert row.path.name == "a-done"
+    assert row.rate is None
+
+
+def test_blind_hides_rates_and_texts(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await history(app, pilot)
+        await pilot.press("b")
+        text = screen(app)
+        assert TEXT not in text
+        assert "1.00" not in text
+        assert "····" in text
+
+    drive(root, look, size=(160, 40))
+
+
+def test_nothing_is_deleted_without_asking(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        await pilot.press("slash", *"a-done", "enter", "d")
+        assert isinstance(app.screen, DeleteDialog)
+        await pilot.press("enter")  # Keep is in focus
+        assert isinstance(app.screen, HistoryScreen)
+        assert (root / "a-done" / "events.jsonl").exists()
+        (root / "a-done" / "notes.txt").write_text("mine")
+        await pilot.press("d", "y")
+        await until(pilot, lambda: not page.shown)
+        assert [path.name for path in (root / "a-done").iterdir()] == ["notes.txt"]
+        assert len(list(root.iterdir())) == 4
+
+    drive(root, look)
+
+
+def test_a_run_that_goes_on_is_not_deleted(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        with Recorder(RunFolder.create(root / "z", name="z"), {"model": "z"}):
+            await history(app, pilot)
+            await pilot.press("r", "slash", *"running", "enter")
+            await pilot.pause(0.3)
+            await pilot.press("d")
+            await pilot.pause(0.3)
+            assert isinstance(app.screen, HistoryScreen)
+            assert "not over" in screen(app)
+
+    drive(root, look)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_finished_run_opens_at_its_answer(root, size):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await replay(app, pilot)
+        text = screen(app)
+        assert page.event == len(page.recording) - 1
+        assert "✓the" in text
+        if size[1] >= 24:
+            assert "All of the text leaked" in text
+            assert f"event {len(page.recording)} of {len(page.recording)}" in text
+        assert max(map(len, text.splitlines())) <= size[0]
+
+    drive(root, look, run=root / "a-done", size=size)
+
+
+def test_scrubbing_by_keys_and_by_mouse_shows_the_run_as_it_was(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await replay(app, pilot)
+        await pilot.press("home")
+        assert page.event == 0
+        assert "No tokens at this place yet" in screen(app)
+        await pilot.press("right", "right", "right", "right")
+        assert page.event == 4
+        assert page.state.progress.step == 0
+        assert "✗dog" in screen(app)
+        await pilot.press("shift+right", "full_stop", "comma", "left")
+        assert page.event == 13
+        await pilot.press("pagedown")
+        assert page.event > 14
+        start, stop = page.scrubber._ends
+        await pilot.click(page.scrubber, offset=(1 + start + (stop - start) // 2, 1))
+        half = page.recording.extent("seconds") / 2
+        assert page.recording.value_at("seconds", page.event) == pytest.approx(half, abs=0.2)
+        await pilot.press("end")
+        assert page.event == len(page.recording) - 1
+
+    drive(root, look, run=root / "a-done")
+
+
+def test_playing_goes_through_the_run_in_its_own_time(root, monkeypatch):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await replay(app, pilot)
+        assert page.speed == 1
+        await pilot.press("x", "x")
+        assert page.speed == 16
+        assert "16×" in screen(app)
+        seen = set()
+
+        def over() -> bool:
+            seen.add(page.event)
+            return not page.playing
+
+        began = asyncio.get_running_loop().time()
+        page.action_play()
+        await until(pilot, over)
+        passed = asyncio.get_running_loop().time() - began
+        # 4.4 seconds of run at 16 times its speed.
+        assert 0.2 < passed < 3
+        assert len(seen) > 3
+        assert page.event == len(page.recording) - 1
+        await pilot.press("x", "x", "space")
+        await pilot.pause(0.3)
+        await pilot.press("space")
+        assert not page.playing
+        held = page.event
+        await pilot.pause(0.2)
+        assert page.event == held
+        assert 0 < held < 40
+
+    drive(root, look, run=root / "a-done")
+
+
+def test_a_run_that_another_process_writes_is_followed(tmp_path):
+    tenths = iter(range(10**9))
+    folder = RunFolder.create(tmp_path / "runs" / "live", name="live")
+    recorder = Recorder(folder, {"model": "toy", "attack": "match"}, clock=lambda: next(tenths) / 10)
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await replay(app, pilot)
+        assert "hasn't shown any" in screen(app)
+        for event in events(10):
+            recorder.record(event)
+        await until(pilot, lambda: page.state.progress and page.state.progress.step == 9)
+        await pilot.pause(0.1)
+        assert "● live" in screen(app)
+        assert "still being written" in screen(app)
+        await pilot.press("left", "left")
+        held = page.event
+        recorder.record(events(20)[-1])
+        await until(pilot, lambda: len(page.recording) > held + 3)
+        assert page.event == held
+        await pilot.press("f")
+        assert page.state.progress.step == 19
+        recorder.finish("stopped", result(0.5, outcome="stopped"))
+        await until(pilot, lambda: page.state.finished)
+        await pilot.pause(0.1)
+        assert "stopped on request" in screen(app)
+
+    with recorder:
+        drive(tmp_path / "runs", look, run=folder.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("b-failed", "ValueError: out of luck"),
+        ("c-killed", "has no end"),
+        ("d-broken", "is not a run folder"),
+        ("no-such-folder", "is not a run folder"),
+    ],
+)
+def test_a_run_that_went_wrong_says_so(root, name, words):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await replay(app, pilot)
+        await pilot.press("space", "left", "x", "f", "end")
+        assert words in re.sub(r"\s+", " ", screen(app))
+
+    drive(root, look, run=root / name)
+
+
+def test_a_torn_last_line_hides_nothing(root):
+    with (root / "a-done" / "events.jsonl").open("rb+") as file:
+        text = file.read()
+        file.truncate(len(text) - 100)
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await replay(app, pilot)
+        assert page.state.progress.step == 39
+        assert page.state.match_rate() == 1.0
+
+    drive(root, look, run=root / "a-done")
+
+
+@pytest.mark.parametrize("size", [(160, 48), (60, 16)])
+def test_long_and_wide_texts_are_replayed(tmp_path, size):
+    words = random.Random(0).choices(
+        ["日本語", "👩‍👩‍👧", "שלום", "Ġhello", "the", "e\u0301", "\u200b"], k=512
+    )
+    path = make(tmp_path, "long", *events(4, text=" ".join(words)), Finished(outcome="done", result=result()))
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await replay(app, pilot)
+        assert "of 514" in screen(app) or "of 513" in screen(app)
+        await pilot.press("home", "pagedown", "pagedown", "pagedown", "pagedown", "pagedown")
+        await pilot.resize_terminal(90, 25)
+        await pilot.pause(0.2)
+        assert screen(app)
+
+    drive(tmp_path, look, run=path, size=size)
+
+
+def test_exports_hold_what_they_say(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await replay(app, pilot)
+        for _ in range(2):
+            await pilot.press("e")
+            assert isinstance(app.screen, ExportDialog)
+            await pilot.press("up", "enter")  # the last of the choices: all of them
+            await pilot.pause(0.3)
+            assert isinstance(app.screen, ReplayScreen)
+
+    drive(root, look, run=root / "a-done")
+    folder = tmp_path / export.EXPORTS / "a-done"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["run-2.json", "run.json", "screen-2.svg", "screen.svg", "summary-2.md", "summary.md"]
+    assert folder.stat().st_mode & 0o077 == 0
+    assert json.loads((folder / "run.json").read_text())["token_match_rate"] == 1.0
+    picture = (folder / "screen.svg").read_text()
+    assert picture.startswith("<svg")
+    assert "meeting" not in picture
+    assert "Export" in picture  # the footer's
+    assert "Markdown" not in picture  # not the dialog
+    text = (folder / "summary.md").read_text()
+    assert "**All of the text leaked through the span of a layer's gradient" in text
+    assert f"| reference | {TEXT} |" in text
+
+
+def test_what_is_exported_while_blind_has_no_truth(root):
+    folder = root / "a-done"
+    recording = Recording(folder)
+    recording.read()
+    for at in (None, 20):
+        shown = recording.state(at)
+        found = export.run_json(folder, shown, blind=True)
+        assert not {"token_match_rate", "rouge1", "labels"} & found.keys()
+        assert "reference" not in json.dumps(found)
+        written = export.summary(folder, shown, blind=True)
+        assert "reference" not in written
+        assert "match rate" not in written
+
+
+def test_a_run_without_a_result_is_exported_as_it_stands(root):
+    recording = Recording(root / "c-killed")
+    recording.read()
+    found = export.run_json(root / "c-killed", recording.state())
+    assert found["progress"]["step"] == 19
+    assert found["token_match_rate"] == 1.0
+    assert json.loads(json.dumps(found, allow_nan=False))
+    text = export.summary(root / "c-killed", recording.state())
+    assert "there is no result" in text
+    assert "gaussian:sigma=0.01" in text
+
+
+def test_exports_go_beside_the_run_where_nothing_else_can_be_written(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = export.export_folder(root / "a-done", base=tmp_path / "file")
+    assert place == root / "a-done" / "exports"
+    bar = export.write(place, "a.md", "x | y")
+    assert bar.read_text() == "x | y"
+
+
+def test_screens_are_left_the_way_they_came(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        await pilot.press("enter")
+        await replay(app, pilot)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is page)
+        assert page.table.has_focus
+
+    drive(root, look)

@@ -1,0 +1,167 @@
+"""Every run folder as a row: what the history lists, sorts and filters. Broken folders are rows too."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from textleak.errors import InputError
+from textleak.runs import list_runs, read_run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run folder.
+
+    Attributes:
+        path: the folder.
+        started: when the run began, local time; None where that can't be read.
+        model: alias, with "(random)" for random weights.
+        attack: its name.
+        defense: the specs, "" for none.
+        rate: the token match rate; None where there is none.
+        verified: the certificate; None where there is none.
+        seconds: how long the attack took.
+        outcome: as `RunRecord.outcome`, or "broken".
+        text: the first sentence, "" where it isn't known.
+        problem: why it can't be read, "" where it can.
+    """
+
+    path: Path
+    started: datetime.datetime | None = None
+    model: str = ""
+    attack: str = ""
+    defense: str = ""
+    rate: float | None = None
+    verified: bool | None = None
+    seconds: float | None = None
+    outcome: str = "broken"
+    text: str = ""
+    problem: str = ""
+
+    @property
+    def words(self) -> str:
+        """What a filter looks in."""
+        verified = {True: "verified", False: "unverified", None: ""}[self.verified]
+        parts = (self.path.name, self.model, self.attack, self.defense, self.outcome, self.text, verified)
+        return " ".join(parts).casefold()
+
+
+class Order(enum.Enum):
+    """What rows are sorted by; the value is what a person reads."""
+
+    NEWEST = "newest first"
+    RATE = "highest match rate first"
+    MODEL = "model"
+    ATTACK = "attack"
+    SLOWEST = "slowest first"
+
+
+_KEYS: Mapping[Order, Callable[[Row], Any]] = {
+    Order.NEWEST: lambda row: 0,
+    Order.RATE: lambda row: -1.0 if row.rate is None else row.rate,
+    Order.MODEL: lambda row: (row.model.casefold(), row.attack),
+    Order.ATTACK: lambda row: (row.attack.casefold(), row.model),
+    Order.SLOWEST: lambda row: -1.0 if row.seconds is None else row.seconds,
+}
+
+
+def arranged(rows: Iterable[Row], order: Order, wanted: str) -> list[Row]:
+    """The rows that have every word of `wanted`, in order; among equals the newest first."""
+    words = wanted.casefold().split()
+    found = [row for row in rows if all(word in row.words for word in words)]
+    found.sort(key=lambda row: row.started.timestamp() if row.started else 0.0, reverse=True)
+    return sorted(found, key=_KEYS[order], reverse=order in (Order.RATE, Order.SLOWEST))
+
+
+class Shelf:
+    """The run folders under a root, read again only where they have changed.
+
+    `refresh` may run in a thread, one at a time.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[Path, tuple[object, Row]] = {}
+
+    def refresh(self, cancelled: Callable[[], bool] = lambda: False) -> Sequence[Row]:
+        """A row a folder, newest first."""
+        rows, known = [], {}
+        for path in list_runs(self.root):
+            if cancelled():
+                break
+            stamp = _stamp(path)
+            before = self._known.get(path)
+            # A run without an end may end without a word, by its process going away.
+            if before is not None and before[0] == stamp and before[1].outcome != "running":
+                row = before[1]
+            else:
+                row = read_row(path)
+            known[path] = (stamp, row)
+            rows.append(row)
+        self._known = known
+        return rows
+
+
+def _stamp(path: Path) -> object:
+    """Changes whenever one of a folder's records does."""
+    found: list[tuple[int, int] | None] = []
+    for name in ("run.json", "events.jsonl", "result.json"):
+        try:
+            stat = (path / name).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
+
+
+def read_row(path: Path) -> Row:
+    """A folder's row; whatever is wrong with the folder ends up in the row."""
+    try:
+        record = read_run(path)
+        settings, result = record.settings, record.result or {}
+        weights = " (random)" if settings.get("weights") == "random" else ""
+        sentences = settings.get("sentences") or [
+            sentence.get("recovered") for sentence in result.get("sentences") or ()
+        ]
+        return Row(
+            path=path,
+            started=_time(record.facts.get("started")),
+            model=f"{settings.get('model', '?')}{weights}",
+            attack=str(settings.get("attack", "?")),
+            defense=" ".join(map(str, settings.get("defense") or ())),
+            rate=_number(result.get("token_match_rate")),
+            verified=result.get("verified") if isinstance(result.get("verified"), bool) else None,
+            seconds=_number(result.get("seconds")),
+            outcome=record.outcome,
+            text=str(sentences[0] or "") if sentences else "",
+        )
+    except InputError as error:
+        return Row(path=path, problem=error.why)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return Row(path=path, problem=f"{type(error).__name__}: {error}.")
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _time(text: object) -> datetime.datetime | None:
+    try:
+        return datetime.datetime.fromisoformat(str(text)).astimezone()
+    except ValueError:
+        return None
+
+
+def when(started: datetime.datetime | None, now: datetime.datetime) -> str:
+    """A time as short as it can be told: today's by the clock, this year's by the day."""
+    if started is None:
+        return "?"
+    if started.date() == now.date():
+        return f"{started:%H:%M:%S}"
+    return f"{started:%d %b %H:%M}" if started.year == now.year else f"{started:%Y-%m-%d}"
