@@ -64,6 +64,10 @@ class Sentence:
     label_posterior: tuple[float, ...] = ()
 
 
+Tokens = tuple[tuple[tuple[int, str], ...], ...]
+"""The tokens (id, text) of a batch, a tuple a sentence."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
     """A phase of an attack begins."""
@@ -86,6 +90,7 @@ class Progress:
         evaluations: gradient evaluations so far, one a candidate.
         total_steps: steps done over all phases.
         sentences: the best answer so far; empty where the progress is of an image.
+        others: each candidate's tokens as they were last decoded; empty where they never were.
         image: for image runs, the best pictures so far as nested lists (B, height, width, channels), 0 to 1.
         detail: one line of words for a person.
     """
@@ -99,6 +104,7 @@ class Progress:
     evaluations: int = 0
     total_steps: int = 0
     sentences: tuple[Sentence, ...] = ()
+    others: tuple[Tokens, ...] = ()
     image: tuple[Any, ...] = ()
     detail: str = ""
 

@@ -27,7 +27,7 @@ from textleak.attacks.base import Steps
 from textleak.attacks.problem import TextProblem
 from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
 from textleak.gradients import SharedGradient
 from textleak.matching import Leaves, Objective, Optimiser, Step, minimise
 from textleak.matching import Stop as DriverStop
@@ -35,6 +35,8 @@ from textleak.models import Targets, TextModel
 
 # Steps from one progress event to the next (our choice).
 _EVERY = 5
+# Steps from one decoding of all candidates, for those who watch, to the next.
+_OTHERS_EVERY = 50
 # Tokens shown for a position beside the nearest one.
 _CANDIDATES = 3
 
@@ -94,11 +96,14 @@ def match_dummies(
         time_limit=time_limit,
     )
     last: Progress | None = None
+    others: tuple[Tokens, ...] = ()
     stop: DriverStop | None = None
     for step in run:
         stop = step.stop
         if step.step == 1 or step.step % _EVERY == 0 or stop is not None:
-            last = _progress(step, steps, dummies)
+            if restarts > 1 and (step.step == 1 or step.step % _OTHERS_EVERY == 0):
+                others = tuple(_tokens(dummies.decode(step.best, k)) for k in range(restarts))
+            last = dataclasses.replace(_progress(step, steps, dummies), others=others)
             yield last
     assert last is not None
     assert stop is not None
@@ -128,6 +133,10 @@ def _progress(step: Step, steps: int, dummies: Dummies) -> Progress:
         sentences=dummies.decode(step.best, best),
         detail=f"candidate {again} diverged and began anew" if again else "",
     )
+
+
+def _tokens(sentences: tuple[Sentence, ...]) -> Tokens:
+    return tuple(tuple((p.id, p.text) for p in sentence.positions) for sentence in sentences)
 
 
 def known_lengths(shared: SharedGradient) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from textleak.attacks.search import Search
 from textleak.attacks.shapes import batch_shapes
 from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
 from textleak.gradients import SharedGradient
 from textleak.matching import CosinePerTensor, Step
 from textleak.matching.discrete import Guess, Row
@@ -43,6 +43,8 @@ _NOISE = 0.3
 _LEARNING_RATE = 0.01
 # The dummies are decoded at these parts of the steps; what they pass through is as good as where they end.
 _SNAPSHOTS = (0.5, 0.75, 1.0)
+# Every so many steps all candidates are decoded, for those who watch; the best one is at every step.
+_OTHERS_EVERY = 10
 # A best distance beyond which half of a guess isn't worth keeping: the dummies begin anew instead.
 _FAR = 0.1
 # Label combinations that several sentences' restarts begin with.
@@ -112,6 +114,7 @@ class _Run:
         self.refuted: set[Guess] = set()
         self.gradient_distance: float | None = None
         self.stages: dict[str, tuple[Sentence, ...]] = {}
+        self.others: tuple[Tokens, ...] = ()
 
     def steps(self) -> Steps:
         """The attack's phases, one after the other."""
@@ -178,6 +181,7 @@ class _Run:
             certificate = certify(self.problem.shared, self.model, shown)
             self.verified = bool(certificate.verified)
             self.gradient_distance = certificate.gradient_distance if self.verified else None
+            yield self._progress("verify", 1)
             if self.verified or self.problem.shared.defenses or self._spent():
                 return
             self.refuted.add(best)
@@ -325,6 +329,10 @@ class _Run:
             self.optimizer_evaluations += len(bases)
             if step.step in snapshots:
                 found += self._decode(bases, opened, step, tokens=tokens)
+            if step.step == 1 or step.step % _OTHERS_EVERY == 0:
+                self.others = tuple(
+                    self._tokens(self._nearest(k, base, opened[k], step)) for k, base in enumerate(bases)
+                )
             yield self._continuous_progress(bases, opened, step, steps)
             if self._spent():
                 break
@@ -385,7 +393,13 @@ class _Run:
             evaluations=self._evaluations(),
             total_steps=self.optimizer_steps,
             sentences=self.search.sentences(verified=self.verified),
+            others=tuple(self._tokens(guess) for guess, _ in self.search.beam),
         )
+
+    def _tokens(self, guess: Guess) -> Tokens:
+        """A guess's tokens, a row a sentence."""
+        rows = [[symbol % self.model.vocab_size for symbol in row] for row in guess.rows]
+        return tuple(tuple(zip(row, self.model.token_texts(row), strict=True)) for row in rows)
 
     def _continuous_progress(
         self, bases: list[Guess], opened: list[list[Place]], step: Step, steps: int
@@ -401,7 +415,18 @@ class _Run:
             evaluations=self._evaluations(),
             total_steps=self.optimizer_steps,
             sentences=self._decoded_sentences(bases, opened, step),
+            others=self.others,
         )
+
+    def _nearest(self, k: int, base: Guess, places: list[Place], step: Step) -> Guess:
+        """What candidate k's dummies decode to."""
+        assert self.search is not None
+        rows, columns = zip(*places, strict=True)
+        inputs = step.best["inputs"][k, list(rows), list(columns)]
+        nearest = nearest_tokens(inputs, self.problem.table_VE, candidates=1, excluded=self.search.barred)
+        for place, (token,) in zip(places, nearest.ids_NC.tolist(), strict=True):
+            base = base.with_symbol(*place, token)
+        return base
 
     def _decoded_sentences(
         self, bases: list[Guess], opened: list[list[Place]], step: Step
