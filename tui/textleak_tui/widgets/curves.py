@@ -15,6 +15,8 @@ from textleak.live import ViewState, loss_in_words
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # Losses below it are drawn there: a verified answer's is 0, which has no logarithm.
 _SMALLEST = 1e-12
+# Letters of a curve that stands in a line of words.
+_SHORT = 10
 
 
 class Curves(Widget):
@@ -41,7 +43,7 @@ class Curves(Widget):
         width, height = self.size
         rates = () if self._blind else self._rates
         if not self._losses and not rates:
-            return Text("no curve yet", style=self.get_component_rich_style("curve--quiet", partial=True))
+            return Text("no curve yet", style=self._style("quiet"))
         if height < 2:
             return self._words(rates)
         if not rates:
@@ -54,10 +56,21 @@ class Curves(Widget):
         return Text("\n").join([*self._loss(width, upper), *self._rate(rates, width, height - upper)])
 
     def _words(self, rates: Sequence[float]) -> Text:
-        text = Text(f"loss {loss_in_words(self._losses[-1])}" if self._losses else "")
+        """Both in one line."""
+        text = Text(no_wrap=True)
+        if self._losses:
+            text.append("loss ", style=self._style("quiet")).append(loss_in_words(self._losses[-1]))
+            logs = [math.log10(max(loss, _SMALLEST)) for loss in self._losses]
+            (dots,) = braille(logs, min(logs), max(logs), _SHORT, 1)
+            text.append(f" {dots}  ", style=self._style("loss"))
         if rates:
-            text.append(f"  match rate {rates[-1]:.2f}")
+            text.append("match rate ", style=self._style("quiet")).append(f"{rates[-1]:.2f}")
+            (dots,) = braille(rates, 0.0, 1.0, _SHORT, 1)
+            text.append(f" {dots}", style=self._style("rate"))
         return text
+
+    def _style(self, kind: str) -> Style:
+        return self.get_component_rich_style(f"curve--{kind}", partial=True)
 
     def _loss(self, width: int, height: int) -> list[Text]:
         if not self._losses:
@@ -83,12 +96,12 @@ class Curves(Widget):
         kind: str,
     ) -> list[Text]:
         """A head line with the newest value, and the curve between its bounds below."""
-        quiet = self.get_component_rich_style("curve--quiet", partial=True)
-        style = self.get_component_rich_style(f"curve--{kind}", partial=True)
+        quiet = self._style("quiet")
+        style = self._style(kind)
         head = Text(f"{name} ", style=quiet, no_wrap=True).append(newest, style=style + _BOLD)
         if height < 2:
             return [head]
-        bounds = (f"{high:.0f}", f"{low:.0f}") if kind == "rate" else (_power(high), _power(low))
+        bounds = (f"{high:.0f}", f"{low:.0f}") if kind == "rate" else (_bound(high), _bound(low))
         margin = max(map(len, bounds)) + 1
         lines = []
         for index, dots in enumerate(braille(values, low, high, max(1, width - margin), height - 1)):
@@ -100,8 +113,8 @@ class Curves(Widget):
 _BOLD = Style(bold=True)
 
 
-def _power(exponent: float) -> str:
-    return f"1e{exponent:.0f}"
+def _bound(exponent: float) -> str:
+    return "0" if 10**exponent <= 2 * _SMALLEST else loss_in_words(10**exponent)
 
 
 def braille(values: Sequence[float], low: float, high: float, width: int, height: int) -> list[str]:

@@ -6,6 +6,9 @@ pane in all, with a line that says which are hidden; `v` shows the next.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import ClassVar
 
 from rich.text import Text
@@ -15,6 +18,7 @@ from textual.containers import Container, Vertical
 from textual.widget import Widget
 from textual.widgets import Static
 
+from textleak.events import Position, Sentence, Tokens
 from textleak.live import ViewState, how_much
 from textleak_tui.widgets.candidates import CandidateList
 from textleak_tui.widgets.curves import Curves
@@ -27,7 +31,9 @@ from textleak_tui.widgets.tokens import TokenGrid
 FOLDED = (100, 30)
 SINGLE = (60, 16)
 # Lines that the lower panes keep, border included.
-LEAST, LEAST_FOLDED = 9, 5
+LEAST, LEAST_FOLDED, LEAST_LOW = 9, 5, 1
+# Height of the whole screen below which the lower panes have no border and one line.
+LOW = 20
 PANES = ("tokens", "curves", "candidates", "labels")
 
 
@@ -50,6 +56,7 @@ class RunView(Vertical):
         self.pane = "tokens"
         self._token_lines = 0
         self._begun = False
+        self._last: Callable[..., None] | None = None
 
     def compose(self) -> ComposeResult:
         """Facts, phases, tokens, the lower panes, the answer, figures."""
@@ -88,11 +95,15 @@ class RunView(Vertical):
             waiting: words in place of the tokens while there are none.
             flash: tokens that changed since the last call light up for a moment.
         """
+        self._last = functools.partial(
+            self.show, state, blind=blind, truth=truth, now=now, memory=memory, paused=paused, waiting=waiting
+        )
         self.facts.update(_facts(state))
+        self.candidates.show(state, blind=blind)
+        state = self._followed(state)
         self.phases.show(state, blind=blind, now=now)
         self.tokens.show(state, blind=blind, truth=truth, waiting=waiting, flash=flash)
         self.curves.show(state, blind=blind)
-        self.candidates.show(state, blind=blind)
         self.labels.show(state, blind=blind)
         self.status.show(state, blind=blind, now=now, memory=memory, paused=paused)
         result = state.finished.result if state.finished else None
@@ -104,8 +115,31 @@ class RunView(Vertical):
 
     def forget(self) -> None:
         """Begin anew with another run."""
+        self._last = None
         self.tokens.forget()
         self.candidates.followed = None
+
+    def _followed(self, state: ViewState) -> ViewState:
+        """The state with the tokens of the candidate that is followed."""
+        chosen, progress = self.candidates.followed, state.progress
+        title = "Tokens"
+        if chosen is not None and progress is not None and chosen != progress.candidate:
+            if chosen < len(progress.others):
+                title = f"Tokens of candidate #{chosen + 1}, Esc in the list follows the best"
+                sentences = sentences_of(progress.others[chosen], progress.sentences)
+                state = dataclasses.replace(
+                    state, progress=dataclasses.replace(progress, sentences=sentences)
+                )
+            else:
+                title = f"Tokens of the best: those of candidate #{chosen + 1} were not recorded"
+        if self.tokens.border_title != title:
+            self.tokens.border_title = title
+        return state
+
+    def on_candidate_list_followed(self) -> None:
+        """Another candidate was chosen."""
+        if self._last is not None:
+            self._last(flash=False)
 
     def on_mount(self) -> None:
         """Nothing has ended yet."""
@@ -135,7 +169,7 @@ class RunView(Vertical):
             self.facts.size.height + self.phases.size.height + self.hidden.size.height * self.hidden.display
         )
         below = 1 + (self.answer.size.height or 2) * self.answer.display
-        least = LEAST_FOLDED if self.has_class("-folded") else LEAST
+        least = LEAST_LOW if self.has_class("-low") else LEAST_FOLDED if self.has_class("-folded") else LEAST
         lines = self.tokens.fit(max(5, self.size.height - above - below - least))
         if self._token_lines != lines:
             self._token_lines = lines
@@ -146,7 +180,9 @@ class RunView(Vertical):
         width = self.size.width
         single = screen.width < SINGLE[0] or screen.height < SINGLE[1]
         folded = single or screen.height < FOLDED[1] or width < FOLDED[0] - 2
+        low = screen.height < LOW
         self.set_class(folded and not single, "-folded")
+        self.set_class(low and not single, "-low")
         self.set_class(single, "-single")
         lower = self.pane if self.pane != "tokens" else "curves"
         panes: dict[str, Widget] = {
@@ -169,6 +205,20 @@ class RunView(Vertical):
         self.hidden.display = bool(away)
         self.hidden.update(Text(f"hidden: {', '.join(away)} (v shows the next)", no_wrap=True))
         self._share_out()
+
+
+def sentences_of(tokens: Tokens, best: tuple[Sentence, ...]) -> tuple[Sentence, ...]:
+    """A candidate's tokens as sentences; what the tokenizer set is as in the best answer."""
+    found = []
+    for row, words in enumerate(tokens):
+        special = {(p.position, p.id) for p in (best[row].positions if row < len(best) else ()) if p.special}
+        positions = tuple(
+            Position(position=at, id=id, text=text, special=(at, id) in special)
+            for at, (id, text) in enumerate(words)
+        )
+        text = " ".join(position.text for position in positions if not position.special)
+        found.append(Sentence(positions=positions, text=text.replace(" ##", "")))
+    return tuple(found)
 
 
 def _facts(state: ViewState) -> Text:

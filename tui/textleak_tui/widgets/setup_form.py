@@ -280,7 +280,9 @@ class SetupForm(Vertical):
         self.sentences.focus()
 
     def on_resize(self) -> None:
-        """Air between the fields where there is room for it."""
+        """Air between the fields where there is room for it, none where there is not."""
+        self.set_class(self.size.width < 80, "-narrow")
+        self.set_class(self.size.height < 18, "-low")
         self.set_class(self.size.height >= 2 * len(self.rows) + 10, "-roomy")
 
     @property

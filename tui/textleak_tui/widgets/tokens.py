@@ -31,6 +31,7 @@ FLASH_SECONDS = 0.45
 # A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap; where
 # a sentence's columns leave room, they are spread up to the last.
 NARROWEST, WIDEST, SPREAD = 5, 12, 16
+FITTED = 7
 CANDIDATES = 3
 
 
@@ -168,7 +169,9 @@ class TokenBands(ScrollView, can_focus=True):
         """Where each band begins; only when the shape has changed."""
         most = max(map(len, self.sentences), default=1)
         spread = (self.size.width + 1) // max(1, most) - 1
-        self._width = max(self._longest, min(SPREAD, spread))
+        # A sentence that all but fits is made to fit: its longest tokens are cut.
+        fits = FITTED <= spread < self._longest
+        self._width = spread if fits else max(self._longest, min(SPREAD, spread))
         shape = (tuple(map(len, self.sentences)), self.size.width, self._width, self.rows)
         if shape == self._shape:
             return
@@ -436,7 +439,7 @@ class TokenGrid(Vertical):
         Args:
             lines: what there is, border and the line below the columns included.
         """
-        around = 3  # two of border, one that tells of the position in focus
+        around = 1 + (self.outer_size.height - self.size.height if self.size.height else 2)
         wanted = self._bands.lines_needed(CANDIDATES)
         has_candidates = any(cell.next for cells in self._bands.sentences for cell in cells)
         listed = CANDIDATES if has_candidates and wanted + around <= lines else 0
