@@ -22,6 +22,7 @@ from textual.screen import ModalScreen, Screen
 from textleak.errors import TextleakError
 from textleak.runs import runs_folder
 from textleak_tui import settings
+from textleak_tui.child import Child
 from textleak_tui.themes import DARK, LIGHT
 
 
@@ -145,6 +146,8 @@ class TextleakApp(App[None]):
         self.root = root or runs_folder()
         self.settings_path = settings_path
         self.remembered: dict[str, Any] = settings.read(settings_path)
+        self.attacks: set[Child] = set()
+        self._quitting = False
         for place in PLACES:
             self.add_mode(place.name, place.factory)
 
@@ -213,8 +216,31 @@ class TextleakApp(App[None]):
         return svg.replace("font-family: Fira Code, monospace", f"font-family: {_FONTS}")
 
     async def action_quit(self) -> None:
-        """Quit; what is going is ended in order first."""
+        """Quit; an attack that is going ends with its best answer first. Asked twice, it is killed."""
+        going = [child for child in self.attacks if child.alive]
+        if going and not self._quitting:
+            self._quitting = True
+            self.notify(
+                "The run is stopped with its best answer. Ctrl+Q again doesn't wait for it.", timeout=20
+            )
+            self.run_worker(self._end_and_exit(), name="quit")
+            return
+        for child in going:
+            child.kill()
         self.exit()
+
+    async def _end_and_exit(self) -> None:
+        await self.end_attacks()
+        self.exit()
+
+    async def end_attacks(self) -> None:
+        """End every attack that is going, with its best answer where it finds the time."""
+        await asyncio.gather(*(child.end() for child in self.attacks))
+        self.attacks.clear()
+
+    async def on_unmount(self) -> None:
+        """However the app ends, no attack goes on without it."""
+        await self.end_attacks()
 
     def action_help(self) -> None:
         """What the signs mean, and every key."""

@@ -129,19 +129,26 @@ class Child:
         else:
             self._signal(signal.SIGKILL)
 
+    def kill(self) -> None:
+        """Kill it."""
+        self._signal(signal.SIGKILL)
+
     async def end(self, seconds: float = SECONDS_TO_FINISH) -> None:
         """Stop it and wait until it is gone, by force if need be."""
         if self._process is None:
             return
-        self.stop()
+        if not self.stopping:
+            self.stop()
         for number in (signal.SIGINT, signal.SIGKILL):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), seconds)
                 break
             self._signal(number)
         await self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         if self._reader is not None:
-            self._reader.cancel()
+            await self._reader
 
     @property
     def _steerable(self) -> bool:

@@ -218,6 +218,7 @@ class RunScreen(Page):
         self._show("live")
         self.view.tokens.focus_tokens()
         self._draw()
+        self.textleak.attacks.add(child)
         try:
             await child.start(fields.arguments(batch, values))
         except OSError as error:
@@ -263,6 +264,7 @@ class RunScreen(Page):
         """The process has ended, and all it wrote was read."""
         self._settled = True
         assert self.child is not None
+        self.textleak.attacks.discard(self.child)
         if self.state.finished is None or self.state.finished.outcome == "failed":
             failure = self.child.failure()
             if self.child.exit_code == 2 and self.state.progress is None:

@@ -247,13 +247,12 @@ def answer(result: dict[str, object], *, blind: bool = False) -> Text:
     seen = {**result, "token_match_rate": None} if blind else result
     text = Text(how_much(seen), style="bold")
     rate = seen.get("token_match_rate")
-    if isinstance(rate, int | float):
-        text.append(f" Match rate {rate:.2f}.")
+    words = [f"match rate {rate:.2f}"] if isinstance(rate, int | float) else []
     verified = result.get("verified")
     if verified:
-        text.append(" ✓ Verified: its own gradient equals the shared one.")
+        words.append("✓ verified: its own gradient equals the shared one")
     elif verified is None:
-        text.append(" Whether it is exact can't be verified: the gradient was changed before it was shared.")
+        words.append("can't be verified, as the gradient was changed before it was shared")
     else:
-        text.append(" ✗ Not verified: its own gradient differs from the shared one.")
-    return text
+        words.append("✗ not verified: its own gradient differs from the shared one")
+    return text.append(f" ({', '.join(words)})", style="not bold")

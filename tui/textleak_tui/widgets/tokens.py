@@ -519,7 +519,7 @@ def _head_of(index: int, count: int, sentence: Sentence, truth: Sentence | None)
     if truth is not None:
         right, total = right_of(sentence, truth)
         surplus = surplus_of(sentence, truth)
-        words.append(f"{right} of {total} tokens right" + (f", {surplus} too many" if surplus else ""))
+        words.append(f"{right} of {total} right" + (f", {surplus} too many" if surplus else ""))
     if sentence.label is not None:
         words.append(f"label {sentence.label}")
     text = " ".join(readable(sentence.text).split()) if sentence.text else ""
