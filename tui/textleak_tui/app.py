@@ -233,6 +233,10 @@ class TextleakApp(App[None]):
         await self.end_attacks()
         self.exit()
 
+    def own(self, child: Child) -> None:
+        """Answer for this attack's end."""
+        self.attacks = {one for one in self.attacks if not one.ended} | {child}
+
     async def end_attacks(self) -> None:
         """End every attack that is going, with its best answer where it finds the time."""
         await asyncio.gather(*(child.end() for child in self.attacks))

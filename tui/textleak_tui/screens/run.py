@@ -38,24 +38,22 @@ class RunScreen(Page):
     place = "run"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "f5,ctrl+r",
-            "start",
-            "Start",
-            priority=True,
-            tooltip="Attack the sentence with the settings in the form.",
+            "f5,ctrl+r", "start", "Start", priority=True, tooltip="Attack the sentence with these settings."
         ),
         Binding(
-            "f6",
+            "ctrl+l",
             "copy",
             "Copy command",
             priority=True,
-            tooltip="The same run as a command line, to the clipboard.",
+            tooltip="Copy the same run as a command line to the clipboard.",
         ),
         Binding("escape", "watch", "Back to the run", tooltip="From the form back to the run."),
         Binding("space", "pause", "Pause", tooltip="The attack waits between two steps, or goes on."),
         Binding("x", "stop", "Stop", tooltip="End the run with its best answer so far; again, by force."),
         Binding("r", "replay", "Replay", tooltip="Scrub through this run and play it again."),
-        Binding("n,escape", "edit", "New run", tooltip="Back to the form, with everything as it was."),
+        Binding(
+            "n,escape", "edit", "New run", key_display="n", tooltip="Back to the form, everything as it was."
+        ),
         Binding("f5,ctrl+r", "again", "Again", show=False, tooltip="The same settings in a new run."),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "truth", "Truth", tooltip="Show or hide the true tokens."),
@@ -112,8 +110,8 @@ class RunScreen(Page):
 
     @property
     def going(self) -> bool:
-        """Whether an attack's process runs."""
-        return self.child is not None and self.child.alive
+        """Whether an attack is going."""
+        return self.child is not None and not self._settled
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys that mean nothing now are not in the footer."""
@@ -218,7 +216,7 @@ class RunScreen(Page):
         self._show("live")
         self.view.tokens.focus_tokens()
         self._draw()
-        self.textleak.attacks.add(child)
+        self.textleak.own(child)
         try:
             await child.start(fields.arguments(batch, values))
         except OSError as error:
@@ -255,7 +253,8 @@ class RunScreen(Page):
             self._ticked = now
             self._memory = child.memory() or self._memory
             news = True
-        if ended and (self.recording is None or self.recording.whole):
+        finished = self.state.finished is not None and self.state.finished.outcome != "failed"
+        if finished or (ended and (self.recording is None or self.recording.whole)):
             self._settle()
         elif news and self.is_current and self.live:
             self._draw()
@@ -264,7 +263,6 @@ class RunScreen(Page):
         """The process has ended, and all it wrote was read."""
         self._settled = True
         assert self.child is not None
-        self.textleak.attacks.discard(self.child)
         if self.state.finished is None or self.state.finished.outcome == "failed":
             failure = self.child.failure()
             if self.child.exit_code == 2 and self.state.progress is None:

@@ -77,7 +77,9 @@ class Curves(Widget):
             return [Text(" " * width)] * height
         logs = [math.log10(max(loss, _SMALLEST)) for loss in self._losses]
         low, high = min(logs), max(logs)
-        if high - low < 0.5:  # a flat curve stays flat
+        if 10**high <= 2 * _SMALLEST:  # nothing but zeros: the bottom of the picture
+            high = 0.0
+        elif high - low < 0.5:  # a flat curve stays flat
             low, high = low - 0.25, high + 0.25
         return self._plot("loss", logs, low, high, loss_in_words(self._losses[-1]), width, height, "loss")
 

@@ -108,6 +108,7 @@ class RunView(Vertical):
         self.status.show(state, blind=blind, now=now, memory=memory, paused=paused)
         result = state.finished.result if state.finished else None
         self.answer.display = result is not None
+        self.tokens.set_class(bool(result and result.get("verified")), "-verified")
         if result is not None:
             self.answer.update(answer(result, blind=blind))
         self._begun = state.progress is not None
