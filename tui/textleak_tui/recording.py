@@ -33,6 +33,9 @@ CHUNK = 1 << 18
 # may take a minute.
 SILENCE = 90.0
 
+# Our choice: how often a run that has no end yet is looked at, and for how long one look may parse.
+SECONDS_BETWEEN_LOOKS, SECONDS_A_LOOK = 0.1, 0.05
+
 _NOTHING = float("nan")
 
 
@@ -52,6 +55,11 @@ class Standing:
     what: str
     why: str = ""
     fix: str = ""
+
+
+def place_of(point: Point, axis: Axis) -> float:
+    """Where a point of a course is on an axis."""
+    return {"steps": point.step, "evaluations": point.evaluations, "seconds": point.t}[axis]
 
 
 class _Span:
@@ -126,7 +134,8 @@ class _Index:
         evaluations = max(float(record.get("evaluations", 0)), (self.evaluations or [0])[-1])
         loss = record.get("loss")
         loss = float(loss) if loss is not None and math.isfinite(loss) else _NOTHING
-        answer = len(self.progress_events) if record.get("sentences") else (self.answers or [-1])[-1]
+        answered = record.get("sentences") or record.get("image")
+        answer = len(self.progress_events) if answered else (self.answers or [-1])[-1]
         rate = self._rate(record.get("sentences") or ())
         phase = str(record["phase"])
         if not self.spans or (phase and self.spans[-1].name != phase):
@@ -220,6 +229,7 @@ class Recording:
         self.record = read_run(path)
         self.folder: RunFolder = self.record.folder
         self.whole = False
+        self.stands: Standing | None = None
         self._index = _Index()
         self._identity: tuple[int, int] | None = None
         self._size = 0
@@ -373,6 +383,30 @@ class Recording:
         count = bisect.bisect_right(kept.progress_events, index)
         column = kept.steps if axis == "steps" else kept.evaluations
         return column[count - 1] if count else 0.0
+
+    def neighbor(self, axis: Axis, value: float, by: int) -> float | None:
+        """The next larger (`by` > 0) or smaller value that an event has; None where there is none."""
+        kept = self._index
+        columns = {"seconds": kept.times, "steps": kept.steps, "evaluations": kept.evaluations}
+        column = columns[axis]
+        at = bisect.bisect_right(column, value) if by > 0 else bisect.bisect_left(column, value) - 1
+        return column[at] if 0 <= at < len(column) else None
+
+    def follow(self, stopped: Callable[[], bool]) -> None:
+        """Read until the run has ended or `stopped()`, which is asked ten times a second; for a thread.
+
+        `stands` is kept up to date meanwhile.
+        """
+        looked = 0.0
+        while not stopped():
+            grew = self.read(SECONDS_A_LOOK)
+            if self.whole:
+                if grew or time.monotonic() - looked > 1:
+                    self.stands = self.standing()
+                    looked = time.monotonic()
+                if self.finished is not None:
+                    return
+                time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def standing(self) -> Standing:
         """How the run stands now; looks at its process and its files."""

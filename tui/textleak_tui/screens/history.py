@@ -56,9 +56,9 @@ class RunTable(DataTable[Text]):
     """The table, whose Enter is told in the footer."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "enter", "select_cursor", "Open", tooltip="Replay the run; one that is still written is followed."
-        )
+        Binding("enter", "select_cursor", "Open", tooltip="Replay the run; one still written is followed."),
+        Binding("home", "scroll_top", "First run", show=False),
+        Binding("end", "scroll_bottom", "Last run", show=False),
     ]
 
 

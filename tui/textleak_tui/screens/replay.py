@@ -16,15 +16,13 @@ from textual.worker import get_current_worker
 
 from textleak.errors import InputError
 from textleak.live import Point, ViewState, seconds_in_words
-from textleak_tui.recording import Axis, Recording, Standing
+from textleak_tui.recording import Axis, Recording, Standing, place_of
 from textleak_tui.screens.base import Page
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.scrubber import Scrubber, Track, loss_heights
 
 FRAMES_A_SECOND = 15
 SPEEDS = (0.25, 1.0, 4.0, 16.0)
-# Our choice: how often a run that has no end yet is looked at, and for how long one look may parse.
-SECONDS_BETWEEN_LOOKS, SECONDS_A_LOOK = 0.1, 0.05
 SIGNS = {
     "done": "✓",
     "running": "●",
@@ -66,7 +64,7 @@ class ReplayScreen(Page):
         super().__init__()
         self.folder = run
         self.recording: Recording | None = None
-        self.standing: Standing | None = None
+        self.problem: Standing | None = None
         self.view = RunView()
         self.words = Static("", classes="standing")
         self.scrubber = Scrubber()
@@ -95,7 +93,7 @@ class ReplayScreen(Page):
         try:
             self.recording = Recording(self.folder)
         except InputError as error:
-            self.standing = Standing(outcome="broken", what=error.what, why=error.why, fix=error.fix)
+            self.problem = Standing(outcome="broken", what=error.what, why=error.why, fix=error.fix)
             self._draw()
             return
         self.following = True
@@ -105,19 +103,15 @@ class ReplayScreen(Page):
         self._draw()
 
     def _read(self) -> None:
-        """Read the events in a thread until the run has ended or nobody looks any more."""
-        worker, recording = get_current_worker(), self.recording
-        assert recording is not None
-        looked = 0.0
-        while not worker.is_cancelled:
-            grew = recording.read(SECONDS_A_LOOK)
-            if recording.whole:
-                if grew or time.monotonic() - looked > 1:
-                    self.standing = recording.standing()
-                    looked = time.monotonic()
-                if recording.finished is not None:
-                    return
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+        """In a thread: read the events until the run has ended or nobody looks any more."""
+        worker = get_current_worker()
+        assert self.recording is not None
+        self.recording.follow(lambda: worker.is_cancelled)
+
+    @property
+    def standing(self) -> Standing | None:
+        """How the run stands; None while it isn't known yet."""
+        return self.problem if self.recording is None else self.recording.stands
 
     def _tick(self) -> None:
         """Play on, or follow the end."""
@@ -288,8 +282,3 @@ def course(
     told = any(rate is not None for rate in rates)
     heights = rates if told else loss_heights([point.loss for point in points])
     return tuple((place, height) for place, height in zip(places, heights, strict=True) if height is not None)
-
-
-def place_of(point: Point, axis: Axis) -> float:
-    """Where a point is on an axis."""
-    return {"steps": point.step, "evaluations": point.evaluations, "seconds": point.t}[axis]
