@@ -78,7 +78,9 @@ def test_a_convolution_with_few_places_is_matched_by_factors_and_equals_its_grad
     pixels = torch.randn(2, 3, 6, 3, 3, dtype=torch.float64)
 
     def losses(leaves):
-        return convolution(leaves["pixels"].flatten(0, 1)).square().sum(1).view(len(leaves["pixels"]), -1).sum(1)
+        return (
+            convolution(leaves["pixels"].flatten(0, 1)).square().sum(1).view(len(leaves["pixels"]), -1).sum(1)
+        )
 
     parameters = dict(convolution.named_parameters())
     goal = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}

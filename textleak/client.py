@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from textleak.defenses import Defense, Step
 from textleak.errors import InputError
 from textleak.gradients import SharedGradient, SideInformation, choose_shared
 from textleak.models import Batch, Targets, TextModel
-from textleak.models.gradient import formed_gradient
+from textleak.models.gradient import formed_gradient, formed_image_gradient
+from textleak.models.vision import ImageModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,13 +100,17 @@ def share(
         batch_size=len(sentences),
         embeddings=model.embedding_names,
     )
-    if any(defense.works_per_sample() for defense in defenses):
-        gradient = _defended_mean(model, batch, targets, names, defenses, step)
-    else:
-        gradient = formed_gradient(model, batch, targets, names)
-    for defense in defenses:
-        gradient = defense.on_shared(gradient, step)
 
+    def sample(b: int) -> dict[str, Tensor]:
+        weights = targets.weights[b : b + 1]
+        return formed_gradient(
+            model,
+            Batch(ids_BT=batch.ids_BT[b : b + 1], mask_BT=batch.mask_BT[b : b + 1]),
+            Targets(labels=targets.labels[b : b + 1], weights=weights / weights.sum()),
+            names,
+        )
+
+    gradient = _defended(lambda: formed_gradient(model, batch, targets, names), sample, defenses, step)
     lengths = tuple(int(n) for n in original.mask_BT.sum(1))
     shared = SharedGradient(
         gradients=gradient,
@@ -127,6 +132,86 @@ def share(
         labels=classes,
     )
     return shared, secret
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSecret:
+    """The pictures that a gradient was computed from; for scoring only.
+
+    Attributes:
+        pictures_BCHW: values 0 to 1, on the CPU.
+        labels: the class of each.
+    """
+
+    pictures_BCHW: Tensor
+    labels: tuple[int, ...]
+
+
+def share_images(
+    model: ImageModel,
+    pictures_BCHW: Tensor,
+    labels: Sequence[int] | None = None,
+    *,
+    share: str = "all",
+    defenses: Sequence[Defense] = (),
+    know: str | None = None,
+    seed: int = 0,
+) -> tuple[SharedGradient, ImageSecret]:
+    """As `share`, for a batch of pictures.
+
+    Args:
+        model: the public image classifier.
+        pictures_BCHW: values 0 to 1, of the size that the model reads.
+        labels: a class each; drawn from the seed where None.
+        share: "all", "attention" or a regular expression on parameter names.
+        defenses: applied in order.
+        know: what the server is told: "labels,batch-size" or "nothing"; None for the batch size.
+        seed: splits into the client's and the defense's streams.
+
+    Raises:
+        InputError: no picture, one of another size, labels that don't fit, an expression that matches nothing.
+    """
+    count = len(pictures_BCHW)
+    if not count or tuple(pictures_BCHW.shape[1:]) != model.shape:
+        raise InputError(
+            f"Pictures of shape {tuple(pictures_BCHW.shape)} can't be shared.",
+            why=f"{model.name} reads a batch of channels, height and width {model.shape}.",
+        )
+    known_kinds = SideInformation.parse(know, batch_size=count)
+    names = choose_shared(
+        share, list(model.parameters), embeddings=model.embedding_names, attention=model.attention_names
+    )
+    if not labels:
+        stream = seeds.generator(seed, "client")
+        labels = torch.randint(model.num_labels, (count,), generator=stream).tolist()
+    if len(labels) != count:
+        raise InputError(f"{len(labels)} labels for {count} pictures.", fix="Give one --label a picture.")
+    classes = tuple(labels)
+    targets = model.targets(classes)
+    pixels_BCHW = model.normalized(pictures_BCHW.to(device=model.device, dtype=model.dtype))
+    step = Step(
+        generator=seeds.generator(seed, "defense"), batch_size=count, embeddings=model.embedding_names
+    )
+    gradient = _defended(
+        lambda: formed_image_gradient(model, pixels_BCHW, targets, names),
+        lambda b: formed_image_gradient(
+            model, pixels_BCHW[b : b + 1], model.targets(classes[b : b + 1]), names
+        ),
+        defenses,
+        step,
+    )
+    shared = SharedGradient(
+        gradients=gradient,
+        model=model.public(),
+        share=share,
+        known=SideInformation(
+            batch_size=count if "batch-size" in known_kinds else None,
+            labels=classes if "labels" in known_kinds else None,
+        ),
+        defenses=tuple(defense.public(step) for defense in defenses),
+    )
+    shared.check_finite("this client")
+    return shared, ImageSecret(pictures_BCHW=pictures_BCHW.detach().cpu(), labels=classes)
 
 
 def _labels(
@@ -154,27 +239,30 @@ def _labels(
     return tuple(labels)
 
 
-def _defended_mean(
-    model: TextModel,
-    batch: Batch,
-    targets: Targets,
-    names: Sequence[str],
+def _defended(
+    whole: Callable[[], dict[str, Tensor]],
+    sample: Callable[[int], dict[str, Tensor]],
     defenses: Sequence[Defense],
     step: Step,
 ) -> dict[str, Tensor]:
-    """Mean over the batch of each sample's gradient after every `on_sample` hook."""
-    total: dict[str, Tensor] = {}
-    count = len(batch.ids_BT)
-    for b in range(count):
-        weights = targets.weights[b : b + 1]
-        sample = formed_gradient(
-            model,
-            Batch(ids_BT=batch.ids_BT[b : b + 1], mask_BT=batch.mask_BT[b : b + 1]),
-            Targets(labels=targets.labels[b : b + 1], weights=weights / weights.sum()),
-            names,
-        )
-        for defense in defenses:
-            sample = defense.on_sample(sample, step)
-        for name, value in sample.items():
-            total[name] = total.get(name, torch.zeros_like(value)) + value / count
-    return total
+    """The batch's gradient after every hook of the defenses.
+
+    Args:
+        whole: gives the batch's gradient.
+        sample: gives that of one of its samples, for defenses that work on these.
+        defenses: in order.
+        step: of training.
+    """
+    if any(defense.works_per_sample() for defense in defenses):
+        gradient: dict[str, Tensor] = {}
+        for b in range(step.batch_size):
+            own = sample(b)
+            for defense in defenses:
+                own = defense.on_sample(own, step)
+            for name, value in own.items():
+                gradient[name] = gradient.get(name, torch.zeros_like(value)) + value / step.batch_size
+    else:
+        gradient = whole()
+    for defense in defenses:
+        gradient = defense.on_shared(gradient, step)
+    return gradient

@@ -91,7 +91,9 @@ class Progress:
         total_steps: steps done over all phases.
         sentences: the best answer so far; empty where the progress is of an image.
         others: each candidate's tokens as they were last decoded; empty where they never were.
-        image: for image runs, the best pictures so far as nested lists (B, height, width, channels), 0 to 1.
+        image: for image runs, the best pictures so far as nested lists (B, height, width, channels), 0 to 1;
+            empty where they are as in the progress before.
+        labels: for image runs, the class of each picture.
         detail: one line of words for a person.
     """
 
@@ -106,13 +108,21 @@ class Progress:
     sentences: tuple[Sentence, ...] = ()
     others: tuple[Tokens, ...] = ()
     image: tuple[Any, ...] = ()
+    labels: tuple[int, ...] = ()
     detail: str = ""
+
+    def keeping(self, before: Progress | None) -> Progress:
+        """The same with the answer of an earlier progress where it has none of its own."""
+        if before is None or self.sentences or self.image:
+            return self
+        return dataclasses.replace(self, sentences=before.sentences, image=before.image, labels=before.labels)
 
 
 class Stop(enum.Enum):
     """Why an attack ended; the value is the sentence a person reads."""
 
     VERIFIED = "The recovered tokens' own gradient equals the shared one."
+    MATCHED = "The recovered pictures' own gradient equals the shared one."
     CONVERGED = "The search found nothing better."
     STEPS = "All steps were used."
     TIME = "The time limit was reached."
@@ -125,7 +135,7 @@ class Recovery:
     """What an attack ends with.
 
     Attributes:
-        sentences: the answer.
+        sentences: the answer; empty where it is pictures.
         stop: why it ended.
         final_loss: the objective at the answer.
         steps: optimisation steps in all.
@@ -135,6 +145,8 @@ class Recovery:
             stood when that stage ended, for scoring what each stage is worth.
         notes: sentences for a person: limits met, fall-backs taken.
         gradient_distance: relative distance of the answer's own gradient, where the attack has certified it itself.
+        image: for image runs, the pictures as nested lists (B, height, width, channels), 0 to 1.
+        labels: for image runs, the class of each picture.
     """
 
     sentences: tuple[Sentence, ...]
@@ -146,6 +158,8 @@ class Recovery:
     stages: dict[str, tuple[Sentence, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     gradient_distance: float | None = None
+    image: tuple[Any, ...] = ()
+    labels: tuple[int, ...] = ()
 
     @classmethod
     def from_progress(cls, progress: Progress, stop: Stop) -> Recovery:
@@ -158,14 +172,24 @@ class Recovery:
             steps=progress.total_steps,
             evaluations=progress.evaluations,
             channel=max(set(channels), key=channels.count) if channels else "matching",
+            image=progress.image,
+            labels=progress.labels,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What was really in the batch: written by `runs`, never by an attack, and only where it is known."""
+    """What was really in the batch: written by `runs`, never by an attack, and only where it is known.
 
-    sentences: tuple[Sentence, ...]
+    Attributes:
+        sentences: of a text run.
+        image: pictures of an image run, as in `Progress`.
+        labels: the class of each picture.
+    """
+
+    sentences: tuple[Sentence, ...] = ()
+    image: tuple[Any, ...] = ()
+    labels: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

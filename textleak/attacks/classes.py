@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from textleak.decoding import fixed_tokens
 from textleak.errors import InputError
 from textleak.gradients import SharedGradient
 from textleak.models import Targets, TextModel
+from textleak.models.vision import ImageModel
 
-# Random sentences that tell what the head reads and predicts for any text (our choice).
+# Random sentences or pictures that tell what the head reads and predicts for any input (our choice).
 _PROBES = 32
 _PROBE_LENGTH = 16
+_PROBE_SPOTS = 4  # a random picture is so many colored spots wide and high, blurred into each other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,16 +45,16 @@ class _Head:
     bias_name: str | None
 
 
-def single_class(shared: SharedGradient, model: TextModel, generator: torch.Generator) -> int:
-    """The class of a batch of one sentence.
+def single_class(shared: SharedGradient, model: TextModel | ImageModel, generator: torch.Generator) -> int:
+    """The class of a batch of one sentence or picture.
 
     Exact from the bias, and from the weight where there are three classes or more. With two, the weight's
     rows are each other's negatives: then the head's mean input tells by its sign in them (our choice).
 
     Args:
-        shared: a gradient of one sentence.
+        shared: a gradient of one sample.
         model: a classifier.
-        generator: draws the random sentences of our choice above.
+        generator: draws the random inputs of our choice above.
 
     Raises:
         InputError: not a classifier, or neither of the head's parameters was shared.
@@ -68,11 +71,11 @@ def single_class(shared: SharedGradient, model: TextModel, generator: torch.Gene
 
 
 def class_counts(
-    shared: SharedGradient, model: TextModel, batch_size: int, generator: torch.Generator
+    shared: SharedGradient, model: TextModel | ImageModel, batch_size: int, generator: torch.Generator
 ) -> tuple[int, ...]:
-    """How often each class occurs in a batch of several sentences: n = B (mean prediction − gradient).
+    """How often each class occurs in a batch of several samples: n = B (mean prediction − gradient).
 
-    The mean prediction is taken from random sentences (our choice; close for a head that isn't trained yet),
+    The mean prediction is taken from random inputs (our choice; close for a head that isn't trained yet),
     and the figures are rounded so that they sum to B.
 
     Raises:
@@ -92,7 +95,7 @@ def class_counts(
     return tuple(counts_C.tolist())
 
 
-def _head(shared: SharedGradient, model: TextModel) -> _Head:
+def _head(shared: SharedGradient, model: TextModel | ImageModel) -> _Head:
     """The last linear layer with an output for each class that the network runs.
 
     Raises:
@@ -107,7 +110,7 @@ def _head(shared: SharedGradient, model: TextModel) -> _Head:
     heads = [
         m for m in model.network.modules() if isinstance(m, nn.Linear) and m.out_features == model.num_labels
     ]
-    calls = _calls(model, heads, torch.full((1, 1), int(model.content_ids[0])))
+    calls = _calls(model, heads, _probes(model, 1, torch.Generator().manual_seed(0)))
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     if calls:
         module = calls[-1][0]
@@ -125,22 +128,32 @@ def _head(shared: SharedGradient, model: TextModel) -> _Head:
     )
 
 
-def _usual(model: TextModel, head: _Head, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What the head reads (D,) and predicts (C,) on average over random sentences, in float64."""
-    around = len(model.prefix_ids) + len(model.suffix_ids)
-    length = min(_PROBE_LENGTH + around, model.max_length)
-    content = model.content_ids.cpu()
-    ids_NT = content[torch.randint(len(content), (_PROBES, length), generator=generator)]
-    for position, token in fixed_tokens(model, length).items():
-        ids_NT[:, position] = token
-    ((_, input_ND, output_NC),) = _calls(model, [head.module], ids_NT)
+def _usual(model: TextModel | ImageModel, head: _Head, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What the head reads (D,) and predicts (C,) on average over random inputs, in float64."""
+    ((_, input_ND, output_NC),) = _calls(model, [head.module], _probes(model, _PROBES, generator))
     return input_ND.cpu().double().mean(0), output_NC.cpu().double().softmax(-1).mean(0)
 
 
+def _probes(model: TextModel | ImageModel, count: int, generator: torch.Generator) -> Tensor:
+    """Random inputs: ids (N, T) of sentences, or pixels (N, channels, height, width) of pictures."""
+    if isinstance(model, ImageModel):
+        channels, height, width = model.shape
+        spots = torch.rand(count, channels, _PROBE_SPOTS, _PROBE_SPOTS, generator=generator)
+        pictures = functional.interpolate(spots, (height, width), mode="bilinear")
+        return model.normalized(pictures)
+    around = len(model.prefix_ids) + len(model.suffix_ids)
+    length = min(_PROBE_LENGTH + around, model.max_length)
+    content = model.content_ids.cpu()
+    ids_NT = content[torch.randint(len(content), (count, length), generator=generator)]
+    for position, token in fixed_tokens(model, length).items():
+        ids_NT[:, position] = token
+    return ids_NT
+
+
 def _calls(
-    model: TextModel, modules: Sequence[nn.Linear], ids_NT: Tensor
+    model: TextModel | ImageModel, modules: Sequence[nn.Linear], probes_N: Tensor
 ) -> list[tuple[nn.Linear, Tensor, Tensor]]:
-    """Calls of some layers when the network reads sentences: layer, input (N, D), output (N, C)."""
+    """Calls of some layers when the network reads probes: layer, input (N, D), output (N, C)."""
     calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -148,12 +161,15 @@ def _calls(
         calls.append((module, inputs[0].flatten(0, -2), output.flatten(0, -2)))
 
     handles = [module.register_forward_hook(keep) for module in modules]
-    ids_NT = ids_NT.to(model.device)
-    labels = torch.zeros(1, len(ids_NT), 1, dtype=torch.long, device=model.device)
+    probes_N = probes_N.to(model.device)
+    labels = torch.zeros(1, len(probes_N), 1, dtype=torch.long, device=model.device)
     try:
         with torch.no_grad():
             targets = Targets(labels=labels, weights=labels.to(model.loss_dtype))
-            model.loss(ids_NT[None], torch.ones_like(ids_NT)[None], targets)
+            if isinstance(model, ImageModel):
+                model.loss(probes_N[None].to(model.dtype), targets)
+            else:
+                model.loss(probes_N[None], torch.ones_like(probes_N)[None], targets)
     finally:
         for handle in handles:
             handle.remove()

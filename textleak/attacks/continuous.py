@@ -1,4 +1,6 @@
-"""What the published continuous attacks share: dummy embeddings and soft labels, optimized, then decoded.
+"""What the published continuous attacks share: dummies of a batch and soft labels, optimized, then decoded.
+
+Pictures are dummies of pixels (`textleak.attacks.pixels`); the rest of this file is about text.
 
 K candidates start from N(0, 1), each is optimized on its own, and the one whose gradient comes nearest to the
 shared one is decoded, every embedding to its nearest token. What the tokenizer itself puts around a sentence
@@ -18,20 +20,23 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from textleak.attacks.base import Steps
+from textleak.attacks.pixels import ANY_PICTURES, DummyPictures, PictureSettings
 from textleak.attacks.problem import TextProblem
 from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
 from textleak.gradients import SharedGradient
-from textleak.matching import Leaves, Objective, Optimiser, Step, minimise
+from textleak.matching import Leaves, Matcher, Objective, Optimiser, Step, minimise
 from textleak.matching import Stop as DriverStop
 from textleak.models import Targets, TextModel
+from textleak.models.vision import ImageModel
 
 # Steps from one progress event to the next (our choice).
 _EVERY = 5
@@ -40,12 +45,55 @@ _OTHERS_EVERY = 50
 # Tokens shown for a position beside the nearest one.
 _CANDIDATES = 3
 
-_STOPS = {DriverStop.CONVERGED: Stop.CONVERGED, DriverStop.STEPS: Stop.STEPS, DriverStop.TIME: Stop.TIME}
+_STOPS = {
+    DriverStop.CONVERGED: Stop.CONVERGED,
+    DriverStop.STEPS: Stop.STEPS,
+    DriverStop.TIME: Stop.TIME,
+    DriverStop.TOLERANCE: Stop.MATCHED,
+}
+
+
+class StandIns(Protocol):
+    """Dummies of a batch, of sentences or pictures: what is optimized, and what it stands for."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The leaves that are optimized."""
+
+    @property
+    def turns(self) -> tuple[tuple[str, ...], ...]:
+        """Those that are optimized together, in turn."""
+
+    @property
+    def tolerance(self) -> float | None:
+        """A loss at which the gradients are equal; None to go on to the end."""
+
+    @property
+    def patience(self) -> int | None:
+        """Evaluations without progress after which a candidate begins anew; None to let it be."""
+
+    def draw(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Where candidates start."""
+
+    def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """All leaves: those that are optimized, and what the model function reads beside them."""
+
+    def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimized, (K,), and its gradients by the free leaves."""
+
+    def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The nearest allowed values."""
+
+    def shown(self, leaves: Leaves, k: int, step: int | None) -> dict[str, Any]:
+        """Candidate k as fields of a progress (a step is given) or of the recovery."""
+
+    def others(self, leaves: Leaves) -> tuple[Tokens, ...]:
+        """Every candidate's tokens; none of pictures."""
 
 
 def match_dummies(
     shared: SharedGradient,
-    model: TextModel,
+    model: TextModel | ImageModel,
     *,
     objective: Objective,
     optimiser: Optimiser,
@@ -55,11 +103,12 @@ def match_dummies(
     generator: torch.Generator,
     labels_KB: Tensor | None = None,
     double: bool = False,
+    pictures: PictureSettings = ANY_PICTURES,
 ) -> Steps:
     """Optimize dummies until the steps are used up, and decode the best candidate.
 
     Args:
-        shared: what the server sees; the lengths have to be known.
+        shared: what the server sees; the shape of the batch has to be known.
         model: the public model.
         objective: the distance of a candidate's gradient from the shared one.
         optimiser: hyper-parameters of what minimizes it.
@@ -71,54 +120,64 @@ def match_dummies(
         double: compute in float64. The squared L2 distance, taken from moments, cancels to rounding at about
             3e-4 of the gradient's norm in float32, and a line search that reads values then ends early; released
             code forms the difference, which doesn't cancel.
+        pictures: what only dummy pictures take.
 
     Raises:
-        InputError: lengths that aren't known, or nothing shared that dummy embeddings leave a trace in.
+        InputError: a shape that isn't known, or nothing shared that dummies leave a trace in.
     """
     if double:
         model = model.double()
-    problem = TextProblem(model=model, shared=shared, objective=objective)
     if labels_KB is None and shared.known.labels is not None:
         labels_KB = torch.tensor(shared.known.labels).expand(restarts, -1)
-    dummies = Dummies(model=model, lengths=known_lengths(shared), labels_KB=labels_KB)
-    matcher = problem.soft_matcher
-    free = dummies.free
-    yield Phase(name="continuous", detail=f"{restarts} dummy batches, {', '.join(free)} optimized")
-    leaves = dummies.start(restarts, generator)
+    dummies: StandIns
+    if isinstance(model, TextModel):
+        matcher = TextProblem(model=model, shared=shared, objective=objective).soft_matcher
+        dummies = Dummies(model=model, lengths=known_lengths(shared), labels_KB=labels_KB)
+    else:
+        dummies = picture = DummyPictures(
+            model=model, shared=shared, objective=objective, settings=pictures, labels_KB=labels_KB
+        )
+        matcher = picture.matcher
+    yield Phase(name="continuous", detail=f"{restarts} dummy batches, {', '.join(dummies.free)} optimized")
     run = minimise(
-        lambda leaves: matcher.value_and_gradient(dummies.losses, leaves, free),
-        leaves,
+        lambda leaves: dummies.value_and_gradient(matcher, leaves),
+        dummies.start(restarts, generator),
         optimiser,
         steps=steps,
-        wrt=free,
+        wrt=dummies.free,
         generator=generator,
         reinitialise=lambda _, generator: {n: leaf[0] for n, leaf in dummies.draw(1, generator).items()},
         time_limit=time_limit,
+        tolerance=dummies.tolerance,
+        patience=dummies.patience,
+        project=dummies.project if pictures.boxed else None,
     )
     last: Progress | None = None
     others: tuple[Tokens, ...] = ()
-    stop: DriverStop | None = None
+    again = 0
     for step in run:
-        stop = step.stop
-        if step.step == 1 or step.step % _EVERY == 0 or stop is not None:
-            if restarts > 1 and (step.step == 1 or step.step % _OTHERS_EVERY == 0):
-                others = tuple(_tokens(dummies.decode(step.best, k)) for k in range(restarts))
-            last = dataclasses.replace(_progress(step, steps, dummies), others=others)
+        again += len(step.restarted)
+        if step.step == 1 or step.step % _OTHERS_EVERY == 0:
+            others = dummies.others(step.best)
+        if step.step == 1 or step.step % _EVERY == 0 or step.stop is not None:
+            last = _progress(step, steps, dummies, others)
             yield last
     assert last is not None
-    assert stop is not None
+    assert step.stop is not None
+    shown = dummies.shown(step.best, last.candidate, None)
     return Recovery(
-        sentences=last.sentences,
-        stop=_STOPS[stop],
+        **{"sentences": (), **shown},
+        stop=_STOPS[step.stop],
         final_loss=last.loss,
         steps=last.step,
         evaluations=last.evaluations,
         channel="matching",
-        stages={"continuous": last.sentences},
+        stages={"continuous": last.sentences} if last.sentences else {},
+        notes=(f"{again} candidates that diverged or were stuck began anew.",) if again else (),
     )
 
 
-def _progress(step: Step, steps: int, dummies: Dummies) -> Progress:
+def _progress(step: Step, steps: int, dummies: StandIns, others: tuple[Tokens, ...]) -> Progress:
     best = int(step.best_losses_K.argmin())
     again = ", ".join(str(k) for k in step.restarted)
     return Progress(
@@ -130,13 +189,10 @@ def _progress(step: Step, steps: int, dummies: Dummies) -> Progress:
         candidate=best,
         evaluations=step.evaluations,
         total_steps=step.step,
-        sentences=dummies.decode(step.best, best),
-        detail=f"candidate {again} diverged and began anew" if again else "",
+        detail=f"candidate {again} diverged or was stuck and began anew" if again else "",
+        others=others,
+        **dummies.shown(step.best, best, step.step),
     )
-
-
-def _tokens(sentences: tuple[Sentence, ...]) -> Tokens:
-    return tuple(tuple((p.id, p.text) for p in sentence.positions) for sentence in sentences)
 
 
 def known_lengths(shared: SharedGradient) -> tuple[int, ...]:
@@ -167,6 +223,9 @@ class Dummies:
     model: TextModel
     lengths: tuple[int, ...]
     labels_KB: Tensor | None = None
+    # Runs on text go on to the end: nearest tokens may change long after the distance hardly does.
+    tolerance: None = None
+    patience: None = None
 
     @cached_property
     def _mask_BT(self) -> Tensor:
@@ -199,6 +258,32 @@ class Dummies:
         if self.model.task == "masked-lm":
             names.append("places")
         return tuple(names)
+
+    @property
+    def turns(self) -> tuple[tuple[str, ...], ...]:
+        """All together."""
+        return (self.free,)
+
+    def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimized: the distance."""
+        return matcher.value_and_gradient(self.losses, leaves, self.free)
+
+    def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Any embedding is allowed."""
+        return leaves
+
+    def shown(self, leaves: Leaves, k: int, step: int | None) -> dict[str, Any]:
+        """Candidate k's sentences, as fields of a progress or recovery."""
+        del step
+        return {"sentences": self.decode(leaves, k)}
+
+    def others(self, leaves: Leaves) -> tuple[Tokens, ...]:
+        """Every candidate's tokens, where there are several."""
+        count = len(leaves["embeddings"])
+        return tuple(
+            tuple(tuple((p.id, p.text) for p in s.positions) for s in self.decode(leaves, k))
+            for k in range(count if count > 1 else 0)
+        )
 
     def draw(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Where candidates start: N(0, 1), drawn on the CPU so that every device starts alike."""

@@ -1,8 +1,8 @@
-"""Inverting Gradients (Geiping et al. 2020, arXiv 2003.14053; JonasGeiping/invertinggradients), on text.
+"""Inverting Gradients (Geiping et al. 2020, arXiv 2003.14053; JonasGeiping/invertinggradients).
 
 The distance is 1 − the cosine of all layers' gradients as one vector (eq. 4), minimized by Adam on the sign
-of the dummies' gradient. The image prior (total variation) and the clamping to pixel values have no
-counterpart on embeddings and are left out. Classes are inferred, not optimized: for one sentence by iDLG's
+of the dummies' gradient. On pictures, total variation is added and values are kept between 0 and 1; neither has a
+counterpart on embeddings. Classes are inferred, not optimized: for a batch of one by iDLG's
 rule as in the released code, for several by counting them (our choice), each candidate trying its own order.
 """
 
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.classes import class_counts, single_class
-from textleak.attacks.continuous import known_lengths, match_dummies
+from textleak.attacks.continuous import match_dummies
+from textleak.attacks.pixels import PictureSettings, batch_size
 from textleak.events import Phase
 from textleak.gradients import SharedGradient
 from textleak.matching import Adam, CosineGlobal, MilestoneDecay
 from textleak.models import TextModel
+from textleak.models.vision import ImageModel
 
 # Geiping et al. 2020, released code: the learning rate × 0.1 after these parts of the steps.
 _MILESTONES = (3 / 8, 5 / 8, 7 / 8)
@@ -30,7 +32,7 @@ _MILESTONES = (3 / 8, 5 / 8, 7 / 8)
 @ATTACKS.register("cosine")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """1 − cosine over all layers, dummy embeddings, inferred classes, Adam on the gradient's sign.
+    """1 − cosine over all layers, dummy embeddings or pictures, inferred classes, Adam on the gradient's sign.
 
     Attributes:
         restarts: candidates K, optimized at once; the best by its own distance is the answer.
@@ -38,9 +40,12 @@ class Cosine:
         learning_rate: of Adam at the start, stepped down three times.
         signed: whether Adam sees the gradient's sign alone.
         time_limit: seconds after which the best answer so far is returned; None for no limit.
+        total_variation: weight of the difference between neighboring pixels; pictures only.
+        boxed: whether a picture's values are kept between 0 and 1.
     """
 
     name: ClassVar[str]
+    reads_pictures: ClassVar[bool] = True
 
     restarts: Annotated[int, Field(ge=1)] = 1  # our choice; the paper's experiments take 1 to 16
     # Our choice, as many as LAMP's re-runs of DLG and TAG on text; images: up to 24,000.
@@ -48,11 +53,17 @@ class Cosine:
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # Geiping et al. 2020, sec. 4
     signed: bool = True
     time_limit: Annotated[float, Field(gt=0)] | None = None
+    total_variation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
+        0.1  # Geiping et al. 2020: 0.1 to 0.2
+    )
+    boxed: bool = True
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+    def run(
+        self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
+    ) -> Steps:
         """Attack; see the module's first lines for how."""
         labels_KB = None
-        if model.task == "classification" and shared.known.labels is None:
+        if model.num_labels is not None and shared.known.labels is None:
             yield Phase(name="labels", detail="from the classification head's gradient")
             labels_KB = self._labels(shared, model, generator)
         milestones = tuple(int(part * self.steps) for part in _MILESTONES)
@@ -71,14 +82,17 @@ class Cosine:
                 time_limit=self.time_limit,
                 generator=generator,
                 labels_KB=labels_KB,
+                pictures=PictureSettings(total_variation=self.total_variation, boxed=self.boxed),
             )
         )
 
-    def _labels(self, shared: SharedGradient, model: TextModel, generator: torch.Generator) -> Tensor:
-        batch_size = len(known_lengths(shared))
-        if batch_size == 1:
+    def _labels(
+        self, shared: SharedGradient, model: TextModel | ImageModel, generator: torch.Generator
+    ) -> Tensor:
+        size = batch_size(shared)
+        if size == 1:
             return torch.full((self.restarts, 1), single_class(shared, model, generator))
-        counts = class_counts(shared, model, batch_size, generator)
+        counts = class_counts(shared, model, size, generator)
         classes_B = torch.repeat_interleave(torch.tensor(counts))
-        orders = [torch.randperm(batch_size, generator=generator) for _ in range(self.restarts)]
+        orders = [torch.randperm(size, generator=generator) for _ in range(self.restarts)]
         return torch.stack([classes_B[order] for order in orders])

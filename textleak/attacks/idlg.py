@@ -13,19 +13,21 @@ from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.classes import single_class
-from textleak.attacks.continuous import known_lengths, match_dummies
+from textleak.attacks.continuous import match_dummies
 from textleak.attacks.dlg import DLG
+from textleak.attacks.pixels import batch_size
 from textleak.errors import InputError
 from textleak.events import Phase
 from textleak.gradients import SharedGradient
 from textleak.matching import SquaredL2
 from textleak.models import TextModel
+from textleak.models.vision import ImageModel
 
 
 @ATTACKS.register("idlg")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IDLG:
-    """The label from the classification head's gradient, then DLG; one sentence, classification only.
+    """The label from the classification head's gradient, then DLG; a batch of one, classification only.
 
     Attributes:
         restarts: candidates K, optimized at once; the best by its own distance is the answer.
@@ -33,32 +35,37 @@ class IDLG:
         optimizer: "lbfgs" as published, or "adam" as for DLG on text.
         learning_rate: 1 for lbfgs and 0.1 for adam unless given.
         time_limit: seconds after which the best answer so far is returned; None for no limit.
+        spread: as for DLG.
     """
 
     name: ClassVar[str]
+    reads_pictures: ClassVar[bool] = True
 
     restarts: Annotated[int, Field(ge=1)] = 1  # Zhao et al. 2020, released code: one start
     steps: Annotated[int, Field(ge=1)] = 2500  # as for DLG; released image code: 300 calls of torch's L-BFGS
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     time_limit: Annotated[float, Field(gt=0)] | None = None
+    spread: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.1
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+    def run(
+        self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
+    ) -> Steps:
         """Attack; see the module's first lines for how.
 
         Raises:
             InputError: not classification, more than one sentence, or a head whose gradient was not shared.
         """
-        if model.task != "classification":
+        if model.num_labels is None:
             raise InputError(
                 f"iDLG reads a class off a classification head, and the task is {model.task}.",
                 why="The labels of language modeling are the tokens.",
                 fix="Use --attack dlg, which optimizes soft labels.",
             )
-        size = shared.known.batch_size or len(known_lengths(shared))
+        size = batch_size(shared)
         if size > 1:
             raise InputError(
-                f"iDLG works on one sentence, and this batch has {size}.",
+                f"iDLG works on one sentence or picture, and this batch has {size}.",
                 why="With several, more than one entry of the bias gradient can be negative, or none.",
                 fix="Use --attack dlg, or --attack cosine, which counts the batch's classes.",
             )
@@ -66,7 +73,7 @@ class IDLG:
         if shared.known.labels is None:
             yield Phase(name="labels", detail="the class whose entry of the bias gradient is negative")
             labels_KB = torch.full((self.restarts, 1), single_class(shared, model, generator))
-        dlg = DLG(optimizer=self.optimizer, learning_rate=self.learning_rate)
+        dlg = DLG(optimizer=self.optimizer, learning_rate=self.learning_rate, spread=self.spread)
         return (
             yield from match_dummies(
                 shared,
@@ -79,5 +86,6 @@ class IDLG:
                 time_limit=self.time_limit,
                 generator=generator,
                 labels_KB=labels_KB,
+                pictures=dlg.pictures(),
             )
         )

@@ -16,6 +16,7 @@ from textleak.attacks.continuous import match_dummies
 from textleak.gradients import SharedGradient
 from textleak.matching import Adam, objectives
 from textleak.models import TextModel
+from textleak.models.vision import ImageModel
 
 
 @ATTACKS.register("tag")
@@ -32,6 +33,7 @@ class TAG:
     """
 
     name: ClassVar[str]
+    reads_pictures: ClassVar[bool] = True
 
     restarts: Annotated[int, Field(ge=1)] = 1  # LAMP's re-run of TAG: one start
     steps: Annotated[int, Field(ge=1)] = 2500  # LAMP's re-run of TAG (tag.sh)
@@ -40,7 +42,9 @@ class TAG:
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     time_limit: Annotated[float, Field(gt=0)] | None = None
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+    def run(
+        self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
+    ) -> Steps:
         """Attack; see the module's first lines for how."""
         return (
             yield from match_dummies(

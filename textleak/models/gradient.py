@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textleak.models.text import Batch, Targets, TextModel
+from textleak.models.vision import ImageModel
 
 
 def formed_gradient(
@@ -17,13 +18,29 @@ def formed_gradient(
 
     Parameters that the loss doesn't reach are left out.
     """
-    parameters = [model.parameters[name] for name in names]
+    return _formed(
+        lambda: model.loss(batch.ids_BT[None], batch.mask_BT[None], targets.expand(1)),
+        model.parameters,
+        names,
+    )
+
+
+def formed_image_gradient(
+    model: ImageModel, pixels_BCHW: Tensor, targets: Targets, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """The same of a batch of pictures."""
+    return _formed(lambda: model.loss(pixels_BCHW[None], targets.expand(1)), model.parameters, names)
+
+
+def _formed(
+    loss: Callable[[], Tensor], every: Mapping[str, nn.Parameter], names: Sequence[str]
+) -> dict[str, Tensor]:
+    parameters = [every[name] for name in names]
     before = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        loss = model.loss(batch.ids_BT[None], batch.mask_BT[None], targets.expand(1))
-        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss().sum(), parameters, allow_unused=True)
     finally:
         for parameter, required in zip(parameters, before, strict=True):
             parameter.requires_grad_(required)

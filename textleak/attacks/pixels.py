@@ -1,0 +1,236 @@
+"""Dummy pictures and soft labels: what stands in for a batch of pictures while its gradient is matched.
+
+Shapes: K candidates, B pictures, C color channels, H and W height and width, L classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textleak.errors import InputError
+from textleak.events import Tokens
+from textleak.gradients import SharedGradient
+from textleak.matching import Leaves, Matcher, Objective, SquaredL2, Target
+from textleak.models.text import Targets
+from textleak.models.vision import ImageModel
+
+# A gradient this near to the shared one, relative to its norm, is the same to float32's rounding and then some, and its
+# picture to the eye's (our choice; on LeNet a distance of 7e-5 is a PSNR of about 50 dB).
+_EQUAL = 6e-5
+# Evaluations without progress after which a candidate begins anew (our choice).
+_PATIENCE = 200
+# Decimals of a picture's values in progress events: their rounding is at 71 dB.
+_DECIMALS = 3
+# Progress shows the picture at every so many steps, and half as often each time that the steps double beyond 40 times
+# as many (our choice: every 10 as in DLG's released code, and no more than some hundred pictures in a long run).
+_FRAMES = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureSettings:
+    """What a recipe says of pictures beside what it says of any dummies.
+
+    Attributes:
+        spread: standard deviation of the start around mid-gray, on a scale of 0 to 1; None for N(0, 1) in the
+            network's own scale.
+        total_variation: weight of the mean difference between neighboring pixels in the loss, in the network's scale.
+        boxed: whether values are kept between 0 and 1.
+        one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
+    """
+
+    spread: float | None = None
+    total_variation: float = 0.0
+    boxed: bool = False
+    one_at_a_time: int = 0
+
+
+def batch_size(shared: SharedGradient) -> int:
+    """How many sentences or pictures were in the batch, as the server was told.
+
+    Raises:
+        InputError: it wasn't.
+    """
+    known = shared.known
+    told = (known.batch_size, known.labels and len(known.labels), known.lengths and len(known.lengths))
+    size = next((number for number in told if number), None)
+    if size is None:
+        raise InputError(
+            "The batch size is not known.",
+            why="This attack optimizes as many dummies as there are samples, and can't find out how many.",
+            fix="Tell the attacker with --know batch-size.",
+        )
+    return size
+
+
+ANY_PICTURES = PictureSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DummyPictures:
+    """Stand-ins for a batch of which only the size is known; each picture and its label are leaves of their own.
+
+    Attributes:
+        model: the public model.
+        shared: what the server sees.
+        objective: the distance of a candidate's gradient from the shared one.
+        settings: what a recipe says of pictures.
+        labels_KB: classes that are held fixed; None where soft labels are optimized.
+    """
+
+    model: ImageModel
+    shared: SharedGradient
+    objective: Objective
+    settings: PictureSettings
+    labels_KB: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the gradient against the model."""
+        self.shared.validate(self.model.parameters)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """B.
+
+        Raises:
+            InputError: it isn't known.
+        """
+        return batch_size(self.shared)
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        """Matches every shared parameter."""
+        target = Target.from_gradients(
+            self.shared.gradients, dtype=self.model.dtype, device=self.model.device
+        )
+        return Matcher(self.model.network, target, self.objective)
+
+    @property
+    def tolerance(self) -> float | None:
+        """A loss at which the gradients are equal; None where a defense or another objective leaves no such value."""
+        if self.shared.defenses or not isinstance(self.objective, SquaredL2):
+            return None
+        return _EQUAL**2 * self.matcher.target.squared_norm
+
+    @property
+    def patience(self) -> int | None:
+        """Evaluations without progress after which a candidate begins anew; None where there is no telling."""
+        return None if self.tolerance is None else _PATIENCE
+
+    @property
+    def turns(self) -> tuple[tuple[str, ...], ...]:
+        """Leaves that are optimized together: each picture's for a turn, or all of them."""
+        if not self.settings.one_at_a_time or self.batch_size == 1:
+            return (self.free,)
+        return tuple(self._leaves_of(b) for b in range(self.batch_size))
+
+    def _leaves_of(self, b: int) -> tuple[str, ...]:
+        return (f"pixels {b}",) if self.labels_KB is not None else (f"pixels {b}", f"labels {b}")
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The leaves that are optimized."""
+        return tuple(name for b in range(self.batch_size) for name in self._leaves_of(b))
+
+    def draw(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Where candidates start, drawn on the CPU so that every device starts alike."""
+        drawn = {}
+        for name in self.free:
+            pixels = name.startswith("pixels")
+            shape = self.model.shape if pixels else (self.model.num_labels,)
+            noise = torch.randn(candidates, *shape, generator=generator, dtype=torch.float64)
+            if pixels and self.settings.spread is not None:
+                noise = self.model.normalized(0.5 + self.settings.spread * noise)
+            drawn[name] = noise.to(device=self.model.device, dtype=self.model.dtype)
+        return drawn
+
+    def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """All leaves: those that are optimized, and what the model function reads beside them."""
+        leaves = self.draw(candidates, generator)
+        if self.labels_KB is not None:
+            leaves["classes"] = self.labels_KB.to(self.model.device)
+        return leaves
+
+    def losses(self, leaves: Leaves) -> Tensor:
+        """The model function."""
+        pixels_KBCHW = self._pixels(leaves)
+        if self.labels_KB is not None:
+            labels = leaves["classes"][..., None]
+        else:
+            labels = self._label_logits(leaves).softmax(-1)[:, :, None]
+        shape = (*pixels_KBCHW.shape[:2], 1)
+        weights_KB1 = torch.full(
+            shape, 1 / self.batch_size, device=labels.device, dtype=self.model.loss_dtype
+        )
+        return self.model.loss(pixels_KBCHW, Targets(labels=labels, weights=weights_KB1))
+
+    def _pixels(self, leaves: Leaves) -> Tensor:
+        return torch.stack([leaves[f"pixels {b}"] for b in range(self.batch_size)], 1)
+
+    def _label_logits(self, leaves: Leaves) -> Tensor:
+        return torch.stack([leaves[f"labels {b}"] for b in range(self.batch_size)], 1)
+
+    def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimized: the distance, and the prior on pictures if there is one."""
+        free = [name for name in self.free if name in leaves]
+        values_K, gradients = matcher.value_and_gradient(self.losses, leaves, free)
+        weight = self.settings.total_variation
+        if weight:
+            own = {n: leaves[n].detach().requires_grad_() for n in free if n.startswith("pixels")}
+            with torch.enable_grad():
+                variation_K = weight * torch.stack([total_variation(x) for x in own.values()]).mean(0)
+            slopes = torch.autograd.grad(variation_K.sum(), list(own.values()))
+            for name, slope in zip(own, slopes, strict=True):
+                gradients[name] = gradients[name] + slope
+            values_K = values_K + variation_K.detach()
+        return values_K, gradients
+
+    def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Pictures with every value between 0 and 1."""
+        return {
+            name: self.model.normalized(self.model.pictures(leaf).clamp(0, 1))
+            if name.startswith("pixels")
+            else leaf
+            for name, leaf in leaves.items()
+        }
+
+    def shown(self, leaves: Leaves, k: int, step: int | None) -> dict[str, Any]:
+        """Candidate k as fields of a progress; without pictures where this step shows none.
+
+        Args:
+            leaves: of all candidates.
+            k: which to show.
+            step: of the run; None for the answer, unrounded.
+        """
+        if step is not None and step % frame_distance(step) and step > 1:
+            return {}
+        pictures_BCHW = self.model.pictures(self._pixels(leaves)[k]).clamp(0, 1).cpu()
+        labels_B = self._label_logits(leaves)[k].argmax(-1) if self.labels_KB is None else self.labels_KB[k]
+        if step is not None:
+            pictures_BCHW = pictures_BCHW.double().round(decimals=_DECIMALS)
+        return {
+            "image": tuple(pictures_BCHW.permute(0, 2, 3, 1).tolist()),
+            "labels": tuple(labels_B.tolist()),
+        }
+
+    def others(self, leaves: Leaves) -> tuple[Tokens, ...]:
+        """None: candidates' pictures aren't kept."""
+        del leaves
+        return ()
+
+
+def frame_distance(step: int) -> int:
+    """Steps from one picture of a run to the next, around this step."""
+    distance: int = _FRAMES << (step // (40 * _FRAMES)).bit_length()
+    return distance
+
+
+def total_variation(x_KCHW: Tensor) -> Tensor:
+    """Mean absolute difference of neighbors to the right plus that of neighbors below: (K,)."""
+    across_K = x_KCHW.diff(dim=3).abs().mean((1, 2, 3))
+    down_K = x_KCHW.diff(dim=2).abs().mean((1, 2, 3))
+    return across_K + down_K
