@@ -110,7 +110,9 @@ class RunView(Vertical):
         self.answer.display = result is not None
         self.tokens.set_class(bool(result and result.get("verified")), "-verified")
         if result is not None:
-            self.answer.update(answer(result, blind=blind))
+            self.answer.update(
+                answer(result, blind=blind, short=self.has_class("-low") or self.has_class("-single"))
+            )
         self._begun = state.progress is not None
         self._share_out()
 
@@ -243,17 +245,21 @@ def _facts(state: ViewState) -> Text:
     return text.append(" · " + " · ".join(parts) if parts else "", style="dim")
 
 
-def answer(result: dict[str, object], *, blind: bool = False) -> Text:
+def answer(result: dict[str, object], *, blind: bool = False, short: bool = False) -> Text:
     """How much leaked, in one sentence with the number, the channel, and whether it is verified."""
     seen = {**result, "token_match_rate": None} if blind else result
-    text = Text(how_much(seen), style="bold")
+    sentence = how_much(seen)
     rate = seen.get("token_match_rate")
     words = [f"match rate {rate:.2f}"] if isinstance(rate, int | float) else []
     verified = result.get("verified")
     if verified:
-        words.append("✓ verified: its own gradient equals the shared one")
+        words.append("✓ verified" + ("" if short else ": its own gradient equals the shared one"))
     elif verified is None:
-        words.append("can't be verified, as the gradient was changed before it was shared")
+        words.append(
+            "can't be verified" + ("" if short else ", as the gradient was changed before it was shared")
+        )
     else:
-        words.append("✗ not verified: its own gradient differs from the shared one")
-    return text.append(f" ({', '.join(words)})", style="not bold")
+        words.append("✗ not verified" + ("" if short else ": its own gradient differs from the shared one"))
+    if short and rate is not None:
+        sentence = sentence.partition(":")[0].rstrip(".") + "."
+    return Text(sentence, style="bold").append(f" ({', '.join(words)})", style="not bold")

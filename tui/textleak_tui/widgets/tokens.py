@@ -160,9 +160,9 @@ class TokenBands(ScrollView, can_focus=True):
             self._flashing = frozenset()
             self.refresh()
 
-    def lines_needed(self, listed: int) -> int:
-        """How many lines everything takes with so many candidates under each token."""
-        rows = self.rows - self.listed + listed
+    def lines_needed(self, *, numbered: bool, listed: int) -> int:
+        """How many lines everything takes, with or without numbers and candidates."""
+        rows = 3 + self.truth + numbered + listed
         return sum(rows + band.headed for band in self.bands) - bool(self.bands)
 
     def _arrange(self) -> None:
@@ -188,16 +188,15 @@ class TokenBands(ScrollView, can_focus=True):
         last = len(self.sentences[sentence]) - 1 if self.sentences else 0
         self.cursor = (sentence, max(0, min(self.cursor[1], last)))
 
-    def list_candidates(self, listed: int) -> None:
-        """Draw so many candidates under each token."""
-        if listed != self.listed:
-            self.listed = listed
+    def give(self, *, numbered: bool, listed: int) -> None:
+        """Draw numbers above the tokens or not, and so many candidates under each."""
+        if (numbered, listed) != (self.numbered, self.listed):
+            self.numbered, self.listed = numbered, listed
             self._arrange()
             self.refresh()
 
     def on_resize(self) -> None:
         """Wrap anew."""
-        self.numbered = self.size.height >= 6
         self._arrange()
         self.refresh()
 
@@ -440,11 +439,16 @@ class TokenGrid(Vertical):
             lines: what there is, border and the line below the columns included.
         """
         around = 1 + (self.outer_size.height - self.size.height if self.size.height else 2)
-        wanted = self._bands.lines_needed(CANDIDATES)
         has_candidates = any(cell.next for cells in self._bands.sentences for cell in cells)
-        listed = CANDIDATES if has_candidates and wanted + around <= lines else 0
-        self._bands.list_candidates(listed)
-        return min(lines, max(5, self._bands.lines_needed(listed) + around))
+        choices = [(True, CANDIDATES)] if has_candidates else []
+        for numbered, listed in (*choices, (True, 0), (False, 0)):
+            needed = self._bands.lines_needed(numbered=numbered, listed=listed) + around
+            if needed <= lines:
+                break
+        # What doesn't fit anyway is scrolled through, and then the numbers help.
+        numbered = numbered or (needed > lines and lines >= 12)
+        self._bands.give(numbered=numbered, listed=listed)
+        return min(lines, max(5, needed))
 
     def on_token_bands_moved(self) -> None:
         """Another position is in focus, or in view."""
