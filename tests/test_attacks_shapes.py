@@ -6,7 +6,8 @@ import pytest
 
 import textleak
 from tests.conftest import ToyModel
-from textleak.attacks.proposals import Proposals, extend_prefixes, span_proposals
+from textleak.attacks.prefixes import extend_prefixes
+from textleak.attacks.proposals import Proposals, span_proposals
 from textleak.attacks.shapes import batch_shapes
 from textleak.client import share
 
@@ -22,7 +23,7 @@ def test_sentences_of_a_causal_model_begin_and_end_where_the_second_block_shows_
     found = span_proposals(model, shared, longest=None, keep=32)
     assert found is not None
     layers, proposals = found
-    prefixes = extend_prefixes(model, shared, layers, proposals, longest=model.max_length - 1, beam=32)
+    prefixes = extend_prefixes(model, shared, layers, proposals, longest=model.max_length - 1)
     assert set(prefixes) == {ids[:-1] for ids in secret.ids}
     lengths = sorted(map(len, secret.ids), reverse=True)
     assert batch_shapes(model, shared, proposals, prefixes) == [

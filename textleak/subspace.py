@@ -25,6 +25,9 @@ from textleak.numerics import exact
 # that is this much larger (our choice; measured in float32: rounding lies at 0.2 to 0.5 eps with steps under 3 in it,
 # the step to it is 1e4 to 1e6 on minilm with 1 to 4 sentences, 40 to 200 on a random bert-tiny with 2).
 _ROUNDING_RANGE, _CLEAR_STEP = 16.0, 8.0
+# Rounding errors of an input of the second block, of one entry's eps (our choice; measured in float32 on gpt2 and
+# smollm2: 1 to 13).
+_ROUNDINGS = 8.0
 # Vocabulary rows whose inputs are computed at once, times positions.
 _SCAN_CHUNK = 32768
 
@@ -40,6 +43,8 @@ class InputSpan:
         rank: directions above the noise floor: the batch's distinct inputs, where that is below `size`.
         size: I.
         clear: whether the spectrum has a clear end; False when noise or too many tokens fill it.
+        unsure_R: how far each direction may be turned out of the true span, to each dimension outside: noise over
+            its singular value.
     """
 
     layers: tuple[str, ...]
@@ -48,12 +53,30 @@ class InputSpan:
     rank: int
     size: int
     clear: bool
+    unsure_R: Tensor
 
     def explained(self, inputs_NI: Tensor) -> Tensor:
         """The part of each input's squared norm that lies in the span, (N,), 0 to 1."""
         basis_RI, weights_R = self.basis_RI.to(inputs_NI), self.weights_R.to(inputs_NI)
         inside_N = (inputs_NI @ basis_RI.T).square() @ weights_R
         return inside_N / inputs_NI.square().sum(-1).clamp_min(torch.finfo(inputs_NI.dtype).tiny)
+
+    def misfit(self, inputs_NI: Tensor, *, eps: float) -> Tensor:
+        """How much of each input's squared norm lies outside, over what rounding accounts for, (N,).
+
+        An input that is in the span stays around 1, or below, however weak its own part in the gradient is.
+
+        Args:
+            inputs_NI: inputs of the layer.
+            eps: relative rounding error of an entry of them.
+        """
+        inputs_NI = exact(inputs_NI)
+        basis_RI, unsure_R = self.basis_RI.to(inputs_NI.device), self.unsure_R.to(inputs_NI.device)
+        parts_NR = inputs_NI @ basis_RI.T
+        outside_N = (inputs_NI - parts_NR @ basis_RI).square().sum(-1)
+        turned_N = (self.size - self.rank) * (parts_NR * unsure_R).square().sum(-1)
+        rounded_N = (_ROUNDINGS * eps) ** 2 * inputs_NI.square().sum(-1)
+        return outside_N / (turned_N + rounded_N).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: float = 0.0) -> InputSpan | None:
@@ -75,13 +98,15 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
         return None
     rounding = float(s_R[0]) * torch.finfo(gradients[0].dtype).eps
     if sigma > 0:
-        floor, clear = sigma * (stacked_OI.shape[0] ** 0.5 + stacked_OI.shape[1] ** 0.5), False
+        floor, clear = sigma * sum(size**0.5 for size in stacked_OI.shape), False
+        noise = floor
     else:
         after_R = s_R[1:].clamp_min(rounding / 8)
         step_R = (s_R[:-1] / after_R).where(after_R <= _ROUNDING_RANGE * rounding, 0.0)
         last = int(step_R.argmax())
         clear = float(step_R[last]) >= _CLEAR_STEP
         floor = float((s_R[last] * after_R[last]).sqrt()) if clear else rounding / 8
+        noise = float(after_R[last]) if clear else rounding
     kept = s_R > floor
     rank = int(kept.sum())
     if rank == 0:
@@ -94,6 +119,8 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
         rank=rank,
         size=stacked_OI.shape[1],
         clear=clear,
+        # Noise of standard deviation a on each entry has (√O + √I') a as its largest singular value.
+        unsure_R=noise / (stacked_OI.shape[0] ** 0.5 + (stacked_OI.shape[1] - rank) ** 0.5) / s_R[kept],
     )
 
 

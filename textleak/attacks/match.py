@@ -24,8 +24,9 @@ from pydantic import Field
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.classes import single_class
 from textleak.attacks.dummies import Place, optimize
+from textleak.attacks.prefixes import extend_prefixes
 from textleak.attacks.problem import TextProblem
-from textleak.attacks.proposals import Proposals, extend_prefixes, span_proposals
+from textleak.attacks.proposals import Proposals, span_proposals
 from textleak.attacks.search import Search
 from textleak.attacks.shapes import batch_shapes
 from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
@@ -154,9 +155,8 @@ class _Run:
         layers, proposals = found
         if self.model.task != "causal-lm":
             return proposals, []
-        beam = 4 * (shared.known.batch_size or 8)
         prefixes = extend_prefixes(
-            self.model, shared, layers, proposals, longest=(longest or self.model.max_length) - 1, beam=beam
+            self.model, shared, layers, proposals, longest=(longest or self.model.max_length) - 1
         )
         return proposals, prefixes
 

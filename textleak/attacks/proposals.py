@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +20,7 @@ from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probe import LocalLayer, layer_inputs
 from textleak.numerics import exact
-from textleak.subspace import InputSpan, layer_span, rank_vocabulary, shared_spans
+from textleak.subspace import InputSpan, rank_vocabulary, shared_spans
 
 # A step up in the residual by this factor parts tokens inside the span from those outside (our choice; measured
 # on minilm: 1e4 to 1e12 at the step).
@@ -153,66 +152,3 @@ def _inside(residuals: Sequence[float]) -> int:
     if not steps or max(steps) < _CLEAR_STEP:
         return len(clipped) if clipped[-1] < _CERTAINLY_INSIDE else 0
     return max(i for i, step in enumerate(steps) if step >= max(steps) * 0.999) + 1
-
-
-def extend_prefixes(
-    model: TextModel,
-    shared: SharedGradient,
-    layers: Sequence[LocalLayer],
-    proposals: Proposals,
-    *,
-    longest: int,
-    beam: int,
-) -> list[Row]:
-    """Beginnings of sentences of a causal model, built token by token (Petrov et al. 2024, sec. 4.2).
-
-    In a causal model the second block's input at a position depends on the tokens up to there, so a beginning is
-    right when that input lies in the span of the second block's gradients.
-
-    Args:
-        model: the public model, a causal one.
-        shared: the shared gradient.
-        layers: the first block's layers that the proposals come from.
-        proposals: which tokens can stand where.
-        longest: tokens at most.
-        beam: beginnings kept at each length.
-
-    Returns:
-        Beginnings that can't be extended, longest first; empty where the second block's span doesn't show.
-    """
-    second = [after for layer in layers if (after := _next_block(model, layer)) is not None]
-    second = [layer for layer in second if layer.weight_name in shared.gradients]
-    span = layer_span(shared, second) if second else None
-    if span is None or not span.clear:
-        return []
-    finished: list[Row] = []
-    beginnings: list[Row] = [()]
-    # Every position adds an input of its own, but for repetitions of the first token under rotary positions: these
-    # would go on for ever, so they get as many positions again.
-    for position in range(min(longest, 2 * span.rank)):
-        tried = [(*row, token) for row in beginnings for token in proposals.surest_at(position)]
-        residuals = _residuals(model, second[0], span, tried)
-        order = sorted(range(len(tried)), key=residuals.__getitem__)[: 2 * beam]
-        following = [tried[i] for i in order[: _inside([residuals[i] for i in order])]]
-        extended = {row[:-1] for row in following}
-        finished += [row for row in beginnings if row and row not in extended]
-        beginnings = following[:beam]
-        if not beginnings:
-            break
-    found = sorted([*finished, *beginnings], key=len, reverse=True)
-    if proposals.ordered:
-        return found
-    # Without positions a token repeated from the start on can't be told from one: left out where there is another.
-    plain = [row for row in found if len(row) == 1 or len(set(row)) > 1]
-    first = {row[0] for row in plain}
-    return plain + [row for row in found if len(row) > 1 and row[0] not in first]
-
-
-def _next_block(model: TextModel, layer: LocalLayer) -> LocalLayer | None:
-    """The same layer one block on: the first number in its path, plus one."""
-    modules = dict(model.network.named_modules())
-    name = re.sub(r"\.(\d+)\.", lambda m: f".{int(m[1]) + 1}.", layer.name, count=1)
-    weight_name = re.sub(r"\.(\d+)\.", lambda m: f".{int(m[1]) + 1}.", layer.weight_name, count=1)
-    if name == layer.name or name not in modules or weight_name not in model.parameters:
-        return None
-    return dataclasses.replace(layer, name=name, weight_name=weight_name)

@@ -98,7 +98,12 @@ def local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
 
 
 def layer_inputs(
-    model: TextModel, inputs: Tensor, layer_names: Sequence[str], *, mask: Tensor | None = None
+    model: TextModel,
+    inputs: Tensor,
+    layer_names: Sequence[str],
+    *,
+    mask: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What the named modules read at their first use, running the network only as far as that takes.
 
@@ -106,7 +111,8 @@ def layer_inputs(
         model: the public model.
         inputs: ids (N, T), or embeddings (N, T, E), through which gradients flow where they require them.
         layer_names: paths of modules.
-        mask: (N, T), 1 for tokens; all of them where None.
+        mask: (N, T), 1 for tokens; all of them where None. Or (N, 1, T, T), added to the attention scores.
+        positions: (N, T), where the tokens stand; one after the other where None. Few encoders take them.
 
     Returns:
         For each name the module's first argument, (N, T, I).
@@ -128,7 +134,8 @@ def layer_inputs(
     try:
         with torch.set_grad_enabled(differentiable):
             embeddings_NTE = inputs if inputs.dtype.is_floating_point else model.embed(inputs)
-            model.network(inputs_embeds=embeddings_NTE, attention_mask=mask)
+            where = {} if positions is None else {"position_ids": positions}
+            model.network(inputs_embeds=embeddings_NTE, attention_mask=mask, **where)
     except _Enough:
         shape = embeddings_NTE.shape[:2]
         # Some networks run all sentences' tokens through a layer as one long list.

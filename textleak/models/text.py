@@ -496,6 +496,15 @@ class TextModel:
                     return path
         return None
 
+    @property
+    def head(self) -> nn.Module | None:
+        """The linear module that makes the logits: over the vocabulary, or a classifier of the last token."""
+        if self.task == "classification":
+            path = self._last_token_head
+            return None if path is None else self.network.get_submodule(path)
+        module: nn.Module | None = self.network.get_output_embeddings()
+        return module
+
     def double(self) -> TextModel:
         """A copy in float64, for verification; on the CPU where the device has no float64."""
         device = torch.device("cpu") if self.device.type == "mps" else self.device

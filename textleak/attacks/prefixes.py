@@ -1,0 +1,581 @@
+"""Sentences of a causal model, built token by token (Petrov et al. 2024, sec. 4.2) and ended by what they predict.
+
+In a causal model a later block's input at a position depends on the tokens up to there. So a beginning of a sentence
+is right when that input lies in the span of that block's gradients, and all beginnings of the batch are found as a
+tree: each goes on with every token that stays inside. The first block's span tells which tokens to try.
+
+The tree known, what a language model was asked to predict after each beginning can be read off (`labels`), with how
+often it was: a beginning that is asked for more than the tree goes on with is where a sentence ends.
+
+Shapes: F beginnings, K tokens tried after each, T positions, N rows, I a layer's input size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.attacks.found import OPEN, Found
+from textleak.attacks.predictions import read_predictions, whole_numbers
+from textleak.attacks.proposals import Proposals
+from textleak.decoding import to_sentence
+from textleak.events import Phase, Progress, Sentence
+from textleak.gradients import SharedGradient
+from textleak.matching.discrete import Row
+from textleak.models import TextModel
+from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.subspace import InputSpan, layer_span, shared_spans
+
+# An input with more than this many times what rounding accounts for is outside (our choice; measured on gpt2 and
+# smollm2 with n/D from 0.01 to 0.7: up to 4 inside, 1e7 and more outside).
+_OUTSIDE = 100.0
+# Tokens of all rows that run through the first layers at once, and tokens tried after one beginning in one row: both
+# bound the memory.
+_TOKENS_A_PASS, _TRIED_A_ROW = 8192, 256
+# Rows of the vocabulary scanned at once (our choice; measured: 4 times as fast as 16384, which leave the caches).
+_SCAN_CHUNK = 2048
+# Part of an input that float32 can't tell from none, with room to spare.
+_FLOAT32_MARGIN = 1e-4
+# Beginnings of one length that are followed at most, and later blocks that are asked (our choice).
+_WIDEST, _DEEPEST = 512, 4
+# A first token repeated at most this often: without positions, only what follows shows it (our choice).
+_LONGEST_RUN = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Check:
+    """A later block's span.
+
+    Attributes:
+        model: the public model.
+        layer: a module that reads the block's input.
+        span: where that input lies in the batch's sentences.
+        packs: whether beginnings can be run once for all tokens after them.
+    """
+
+    model: TextModel
+    layer: str
+    span: InputSpan
+    packs: bool
+
+    def misfits(self, beginnings: Sequence[Row], tokens: Sequence[int]) -> Tensor:
+        """How far each beginning (all of one length) with each token after it lies outside: (F, K)."""
+        if not self.packs:
+            rows = [(*row, token) for row in beginnings for token in tokens]
+            return torch.tensor(self.row_misfits(rows)).view(len(beginnings), len(tokens))
+        found = []
+        for start in range(0, len(tokens), _TRIED_A_ROW):
+            some = tokens[start : start + _TRIED_A_ROW]
+            size = max(1, _TOKENS_A_PASS // (len(beginnings[0]) + len(some)))
+            parts = [beginnings[f : f + size] for f in range(0, len(beginnings), size)]
+            inputs = [_packed_inputs(self.model, self.layer, part, some) for part in parts]
+            found.append(torch.cat([self._misfit(part_FKI) for part_FKI in inputs]).cpu())
+        return torch.cat(found, 1)
+
+    def row_misfits(self, rows: Sequence[Row]) -> list[float]:
+        """How far the last input of each row (all of one length) lies outside."""
+        if not rows:
+            return []
+        ids_NT = torch.tensor(rows, device=self.model.device)
+        parts = torch.split(ids_NT, max(1, _TOKENS_A_PASS // ids_NT.shape[1]))
+        inputs = [layer_inputs(self.model, part, [self.layer])[self.layer][:, -1] for part in parts]
+        found: list[float] = torch.cat([self._misfit(part_NI) for part_NI in inputs]).tolist()
+        return found
+
+    def _misfit(self, inputs: Tensor) -> Tensor:
+        eps = torch.finfo(self.model.dtype).eps
+        return self.span.misfit(inputs.flatten(0, -2), eps=eps).view(inputs.shape[:-1])
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Tree:
+    """Beginnings of sentences, grown by one token at a time.
+
+    Attributes:
+        model: the public model.
+        ordered: whether the first block's inputs tell positions apart.
+        candidates: tokens that could stand at a position.
+        checks: later blocks' spans, as far as they were needed.
+        more_checks: those that haven't been needed yet.
+        longest: tokens at most.
+        beginnings: those found.
+        cut: whether there were too many to follow them all.
+    """
+
+    model: TextModel
+    ordered: bool
+    candidates: Callable[[int], Sequence[int]]
+    checks: list[_Check]
+    more_checks: Iterator[_Check]
+    longest: int
+    beginnings: list[Row] = dataclasses.field(default_factory=list)
+    cut: bool = False
+
+    @property
+    def span(self) -> InputSpan:
+        """The first check's: its rank is how many beginnings there are."""
+        return self.checks[0].span
+
+    @property
+    def predicts(self) -> bool:
+        """Whether labels are the next tokens, so that a sentence's last token is no input."""
+        return self.model.task == "causal-lm"
+
+    @property
+    def leaves(self) -> list[Row]:
+        """Beginnings that no other one goes on from, longest first."""
+        inner = {row[:-1] for row in self.beginnings}
+        return sorted((row for row in self.beginnings if row not in inner), key=len, reverse=True)
+
+    def place(self, row: Row) -> Row:
+        """The beginning that stands for this one: without positions, repeating the first token changes nothing."""
+        return row[:1] if not self.ordered and len(set(row)) == 1 else row
+
+    def grow(self) -> Iterator[int]:
+        """Find all beginnings; yields the length reached."""
+        yield from self._follow([()])
+        if self.ordered:
+            return
+        # Only what comes after a first token's repetitions shows them: tried where beginnings are missing.
+        firsts = [row for row in self.beginnings if len(row) == 1]
+        for length in range(2, min(_LONGEST_RUN, self.longest - 1) + 1):
+            if not firsts or len(self.beginnings) >= self.span.rank:
+                return
+            yield from self._follow([first * length for first in firsts])
+
+    def _follow(self, frontier: list[Row]) -> Iterator[int]:
+        for position in range(len(frontier[0]), self.longest):
+            frontier = self._extended(frontier, self.candidates(position))
+            if not frontier:
+                return
+            self.beginnings += frontier
+            yield position + 1
+
+    def _extended(self, frontier: list[Row], tokens: Sequence[int]) -> list[Row]:
+        if not tokens:
+            return []
+        misfits_FK = self.checks[0].misfits(frontier, tokens).tolist()
+        kept = [
+            (misfit, (*row, token))
+            for row, misfits_K in zip(frontier, misfits_FK, strict=True)
+            for token, misfit in zip(tokens, misfits_K, strict=True)
+            if misfit <= _OUTSIDE and (not row or self.place((*row, token)) != self.place(row))
+        ]
+        # More beginnings than there are: deeper blocks tell more.
+        depth = 1
+        while len(self.beginnings) + len(kept) > self.span.rank and (check := self._check(depth)):
+            misfits = check.row_misfits([row for _, row in kept])
+            pairs = zip(kept, misfits, strict=True)
+            kept = [(max(before, after), row) for (before, row), after in pairs if after <= _OUTSIDE]
+            depth += 1
+        self.cut |= len(kept) > _WIDEST
+        return [row for _, row in sorted(kept)[:_WIDEST]]
+
+    def _check(self, depth: int) -> _Check | None:
+        if len(self.checks) <= depth:
+            self.checks += [check for check in [next(self.more_checks, None)] if check]
+        return self.checks[depth] if len(self.checks) > depth else None
+
+
+def _plant(
+    model: TextModel,
+    shared: SharedGradient,
+    layers: Sequence[LocalLayer],
+    *,
+    candidates: Callable[[int], Sequence[int]],
+    longest: int,
+) -> _Tree | None:
+    """A tree without beginnings yet; None where no later block's span shows any."""
+    checks = _later_checks(model, shared, layers)
+    first = next(checks, None)
+    if first is None:
+        return None
+    return _Tree(
+        model=model,
+        ordered=layers[0].depends_on_position,
+        candidates=candidates,
+        checks=[first],
+        more_checks=checks,
+        longest=longest,
+    )
+
+
+def _later_checks(model: TextModel, shared: SharedGradient, layers: Sequence[LocalLayer]) -> Iterator[_Check]:
+    """The clear spans of the blocks after the one that `layers` are in."""
+    packs: bool | None = None
+    for _ in range(_DEEPEST):
+        layers = [after for layer in layers if (after := _next_block(model, layer)) is not None]
+        read = [layer for layer in layers if layer.weight_name in shared.gradients and layer.used_once]
+        span = layer_span(shared, read) if read else None
+        if span is not None and span.clear:
+            if packs is None:
+                packs = _packs(model, read[0].name)
+            yield _Check(model=model, layer=read[0].name, span=span, packs=packs)
+
+
+def _next_block(model: TextModel, layer: LocalLayer) -> LocalLayer | None:
+    """The same layer one block on: the first number in its path, plus one."""
+    modules = dict(model.network.named_modules())
+    name = re.sub(r"\.(\d+)\.", lambda m: f".{int(m[1]) + 1}.", layer.name, count=1)
+    weight_name = re.sub(r"\.(\d+)\.", lambda m: f".{int(m[1]) + 1}.", layer.weight_name, count=1)
+    if name == layer.name or name not in modules or weight_name not in model.parameters:
+        return None
+    return dataclasses.replace(layer, name=name, weight_name=weight_name)
+
+
+def extend_prefixes(
+    model: TextModel,
+    shared: SharedGradient,
+    layers: Sequence[LocalLayer],
+    proposals: Proposals,
+    *,
+    longest: int,
+) -> list[Row]:
+    """Beginnings of sentences of a causal model, built token by token.
+
+    Args:
+        model: the public model, a causal one.
+        shared: the shared gradient.
+        layers: the first block's layers that the proposals come from.
+        proposals: which tokens can stand where.
+        longest: tokens at most.
+
+    Returns:
+        Beginnings that can't be extended, longest first; empty where no later block's span shows any.
+    """
+    tree = _plant(model, shared, layers, candidates=proposals.surest_at, longest=longest) if layers else None
+    if tree is None:
+        return []
+    for _ in tree.grow():
+        pass
+    return tree.leaves
+
+
+# Many tokens after few beginnings
+
+
+def _packed_inputs(model: TextModel, layer: str, beginnings: Sequence[Row], tokens: Sequence[int]) -> Tensor:
+    """What a layer reads at each token that follows each beginning, (F, K, I), the beginning run only once.
+
+    All tokens stand in one row, at one position, and see the beginning and themselves.
+    """
+    F, T, K = len(beginnings), len(beginnings[0]), len(tokens)
+    ids_FT = torch.tensor(beginnings, dtype=torch.long).view(F, T)
+    ids = torch.cat([ids_FT, torch.tensor(tokens).expand(F, -1)], 1)
+    positions = torch.cat([torch.arange(T), torch.full((K,), T)]).expand(F, -1)
+    seen = torch.eye(T + K, dtype=torch.bool)
+    seen[:, :T] |= torch.ones(T + K, T, dtype=torch.bool).tril()
+    mask = torch.zeros(T + K, T + K, dtype=model.dtype)
+    mask = mask.masked_fill(~seen, torch.finfo(model.dtype).min).expand(F, 1, -1, -1)
+    inputs = layer_inputs(
+        model,
+        ids.to(model.device),
+        [layer],
+        mask=mask.to(model.device),
+        positions=positions.to(model.device),
+    )
+    return inputs[layer][:, T:]
+
+
+def _packs(model: TextModel, layer: str) -> bool:
+    """Whether the network takes rows as `_packed_inputs` makes them: some read masks or positions their own way."""
+    if "position_ids" not in inspect.signature(model.network.forward).parameters:
+        return False
+    first, second, third, *tried = model.content_ids[:6].tolist()
+    beginnings: list[Row] = [(first, second), (third, first)]
+    try:
+        packed = _packed_inputs(model, layer, beginnings, tried)
+    except (TypeError, ValueError, RuntimeError):  # whatever a network says to a mask that it can't read
+        return False
+    rows = torch.tensor([(*row, token) for row in beginnings for token in tried], device=model.device)
+    plain = layer_inputs(model, rows, [layer])[layer][:, -1].view_as(packed)
+    return bool((packed - plain).norm() <= 1e-2 * plain.norm())  # a wrong mask changes far more than rounding
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Vocabulary:
+    """Tokens whose input lies in the first block's span.
+
+    Attributes:
+        model: the public model.
+        layer: a layer that shows the span.
+        span: where its input lies in the batch's sentences.
+        packs: whether the network can be told a token's position.
+        known: what was found, by position.
+    """
+
+    model: TextModel
+    layer: LocalLayer
+    span: InputSpan
+    packs: bool = False
+    known: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Try the network."""
+        self.packs = self.layer.depends_on_position and _packs(self.model, self.layer.name)
+
+    def inside(self, position: int) -> list[int]:
+        """The tokens that could stand at a position, surest first; the same at all where the layer knows none."""
+        position = position if self.layer.depends_on_position else 0
+        if position not in self.known:
+            self.known[position] = self._scan(position)
+        return self.known[position]
+
+    def _scan(self, position: int) -> list[int]:
+        span, eps = self.span, torch.finfo(self.model.dtype).eps
+        turned = (span.size - span.rank) * float(span.unsure_R.max()) ** 2
+        margin = _OUTSIDE * turned + _FLOAT32_MARGIN
+        found: list[tuple[float, int]] = []
+        for start in range(0, self.model.vocab_size, _SCAN_CHUNK):
+            end = min(start + _SCAN_CHUNK, self.model.vocab_size)
+            ids_N = torch.arange(start, end, device=self.model.device)
+            inputs_NI = self._inputs(ids_N, position)
+            near_N = (span.explained(inputs_NI.float()) >= 1 - margin).nonzero().flatten()
+            misfits = span.misfit(inputs_NI[near_N], eps=eps).tolist()
+            pairs = zip(misfits, ids_N[near_N].tolist(), strict=True)
+            found += [(misfit, id_) for misfit, id_ in pairs if misfit <= _OUTSIDE]
+        return [id_ for _, id_ in sorted(found)]
+
+    def _inputs(self, ids_N: Tensor, position: int) -> Tensor:
+        """What the layer reads for each token at a position, (N, I)."""
+        name = self.layer.name
+        if position == 0 or self.packs:
+            positions = torch.full_like(ids_N, position)[:, None] if position else None
+            return layer_inputs(self.model, ids_N[:, None], [name], positions=positions)[name][:, 0]
+        ids_NT = ids_N[:, None].expand(-1, position + 1)
+        parts = torch.split(ids_NT, max(1, _TOKENS_A_PASS // (position + 1)))
+        return torch.cat([layer_inputs(self.model, part, [name])[name][:, -1] for part in parts])
+
+
+# Whole sentences
+
+
+def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phase | Progress, None, Found]:
+    """The sentences of a causal model's batch, exactly, as far as its gradients' spans tell them.
+
+    Neither lengths nor the batch size need be known. Language models: the last token, which no layer reads, is read
+    off as a label. Classifiers: classes come along where the last layers' gradients were shared.
+
+    Args:
+        model: the public model, a causal one.
+        shared: the shared gradient.
+    """
+    yield Phase(name="prefixes", detail="beginnings of sentences whose inputs the gradients span")
+    spans = shared_spans(model, shared)
+    clear = [(layers, span) for layers, span in spans if span.clear]
+    if not clear:
+        return Found(rows=(), notes=(_why_nothing(shared, [span for _, span in spans]),))
+    layers, span = max(clear, key=lambda pair: pair[1].size - pair[1].rank)
+    vocabulary = _Vocabulary(model=model, layer=layers[0], span=span)
+    longest = max(shared.known.lengths) if shared.known.lengths else model.max_length
+    if model.task == "causal-lm":  # the last token is no input
+        longest -= 1
+    tree = _plant(model, shared, layers, candidates=vocabulary.inside, longest=longest)
+    if tree is None:
+        return _sets_alone(vocabulary, longest)
+    for length in tree.grow():
+        yield Progress(
+            phase="prefixes",
+            step=length,
+            sentences=_shown(tree, tree.leaves),
+            detail=f"{len(tree.beginnings)} of {tree.span.rank} beginnings",
+        )
+    yield Phase(name="labels", detail="what was predicted after each beginning")
+    return _ended(tree, shared)
+
+
+def _shown(tree: _Tree, leaves: Sequence[Row]) -> tuple[Sentence, ...]:
+    rows = [(*row, OPEN) if tree.predicts else row for row in leaves]
+    return tuple(
+        to_sentence(
+            tree.model,
+            row,
+            confidence=[float(token != OPEN) for token in row],
+            channels=["span" if token != OPEN else "" for token in row],
+        )
+        for row in rows
+    )
+
+
+def _why_nothing(shared: SharedGradient, spans: Sequence[InputSpan]) -> str:
+    if not spans:
+        return "No first layer's gradient was shared that shows which tokens there are."
+    if shared.noise_sigma > 0:
+        return "Noise covers the span of the first layer's inputs."
+    size = min(span.size for span in spans)
+    return (
+        f"The first layer's gradient fills all its {size} dimensions: the batch has about as many tokens or more "
+        f"(n/D around 1 or beyond), or was rounded too coarsely to tell."
+    )
+
+
+def _sets_alone(vocabulary: _Vocabulary, longest: int) -> Found:
+    """Tokens by position, where no later block tells which follow which."""
+    sets: list[tuple[int, ...]] = []
+    for position in range(min(longest, vocabulary.span.rank)):
+        tokens = vocabulary.inside(position)
+        if not tokens:
+            break
+        sets.append(tuple(tokens))
+        if not vocabulary.layer.depends_on_position:
+            break
+    one = vocabulary.layer.depends_on_position and all(len(tokens) == 1 for tokens in sets)
+    rows = [tuple(tokens[0] for tokens in sets)] if one else []
+    rank, size = vocabulary.span.rank, vocabulary.span.size
+    note = (
+        f"Only the first block's gradient shows which tokens there are ({rank} inputs in {size} dimensions); none "
+        "of the next blocks' tells which follow which."
+    )
+    if vocabulary.model.task == "causal-lm":
+        rows = [(*row, OPEN) for row in rows]
+    return _found(rows, complete=False, notes=[note], sets=sets if not one else [])
+
+
+def _found(
+    rows: Sequence[Row],
+    *,
+    complete: bool,
+    notes: Sequence[str],
+    classes: Sequence[int] = (),
+    sets: Sequence[tuple[int, ...]] = (),
+) -> Found:
+    confidence = tuple(tuple(float(token != OPEN) for token in row) for row in rows)
+    return Found(
+        rows=tuple(rows),
+        confidence=confidence if any(OPEN in row for row in rows) else (),
+        classes=tuple(classes),
+        complete=complete,
+        notes=tuple(notes),
+        sets=tuple(sets),
+    )
+
+
+def _ended(tree: _Tree, shared: SharedGradient) -> Found:
+    """The tree's sentences, from what was predicted after each beginning."""
+    notes = []
+    if len(tree.beginnings) < tree.span.rank:
+        notes.append(
+            f"{len(tree.beginnings)} beginnings of sentences were found; the gradient of the next block spans "
+            f"{tree.span.rank} in {tree.span.size} dimensions."
+        )
+    if tree.cut:
+        notes.append(
+            f"More than {_WIDEST} beginnings of one length fit: the gradient doesn't tell them apart."
+        )
+    following = _following(tree)
+    predictions = read_predictions(tree.model, shared, tree.beginnings, following)
+    if predictions is None or not predictions.whole:
+        notes.append(
+            "Which beginnings are whole sentences shows in the layers behind the last attention, and none of their "
+            "gradients was shared."
+            if predictions is None
+            else "The beginnings found don't make all of the last layer's gradient."
+        )
+        rows = [(*row, OPEN) if tree.predicts else row for row in tree.leaves]
+        return _found(rows, complete=False, notes=notes)
+    open_rows = [tree.beginnings[n] for n in sorted(predictions.open)]
+    if open_rows:
+        notes.append(f"What {len(open_rows)} beginnings end with couldn't be told.")
+    counts = whole_numbers(predictions.shares, _total(tree, shared))
+    certain = counts is not None and not open_rows
+    if counts is None:
+        notes.append("How often each sentence stands in the batch couldn't be told.")
+        # Each label that nothing goes on from ends a sentence, once.
+        counts = tuple(
+            {label: 1 for label in shares if label not in known}
+            for shares, known in zip(predictions.shares, following, strict=True)
+        )
+    if not tree.predicts:
+        ends = [
+            (row, label)
+            for row, labels in zip(tree.beginnings, counts, strict=True)
+            for label, count in labels.items()
+            for _ in range(count)
+        ]
+        rows = [row for row, _ in ends] + open_rows
+        classes = [label for _, label in ends] if certain else []
+        return _found(rows, classes=classes, complete=certain, notes=notes)
+    if certain:
+        ends_by_row, consistent = _endings(tree, counts)
+        rows, more_notes = _batch(list(ends_by_row.elements()), shared)
+        return _found(rows, complete=consistent and not more_notes, notes=[*notes, *more_notes])
+    rows = [
+        (*row, label)
+        for row, labels, known in zip(tree.beginnings, counts, following, strict=True)
+        for label in labels
+        if label not in known
+    ]
+    return _found(rows + [(*row, OPEN) for row in open_rows], complete=False, notes=notes)
+
+
+def _following(tree: _Tree) -> list[set[int]]:
+    """Tokens that go on from each beginning: labels there, in a language model."""
+    following: list[set[int]] = [set() for _ in tree.beginnings]
+    if tree.predicts:
+        index = {row: n for n, row in enumerate(tree.beginnings)}
+        for row in tree.beginnings:
+            if len(row) > 1:
+                following[index[tree.place(row[:-1])]].add(row[-1])
+    return following
+
+
+def _total(tree: _Tree, shared: SharedGradient) -> int | None:
+    """How many predictions the loss is the mean of, where that is known."""
+    if not tree.predicts:
+        return shared.known.batch_size
+    return sum(length - 1 for length in shared.known.lengths) if shared.known.lengths else None
+
+
+def _endings(tree: _Tree, counts: Sequence[dict[int, int]]) -> tuple[Counter[Row], bool]:
+    """Whole sentences with how often each is in the batch, and whether the counts agree with one another.
+
+    A label that stands somewhere more often than sentences go on with it ends the others.
+    """
+    asked = dict(zip(tree.beginnings, counts, strict=True))
+    through = {row: sum(labels.values()) for row, labels in asked.items()}
+    left = {row: Counter(labels) for row, labels in asked.items()}
+    for row in tree.beginnings:
+        if len(row) > 1:
+            place = tree.place(row[:-1])
+            left[place][row[-1]] -= through[row]
+            # The predictions of a first token's repetitions all stand at its own place.
+            left[place][row[0]] -= through[row] * (len(row) - 1 - len(place))
+    ends: Counter[Row] = Counter()
+    for row, labels in left.items():
+        repeated = labels.pop(row[0], 0) if tree.place(row * 2) == row else 0
+        for label, count in labels.items():
+            ends[(*row, label)] += max(0, count)
+        if (
+            repeated > 0
+        ):  # any of them can be longer by that: one of the sentences that end here, or one by itself
+            ended = next((label for label, count in labels.items() if count > 0), None)
+            if ended is not None:
+                ends[(*row, ended)] -= 1
+            ends[
+                (*row * (1 + repeated), row[0] if ended is None else ended)[
+                    : None if ended is not None else -1
+                ]
+            ] += 1
+    return +ends, all(count >= 0 for labels in left.values() for count in labels.values())
+
+
+def _batch(rows: list[Row], shared: SharedGradient) -> tuple[list[Row], list[str]]:
+    """The sentences as often as the batch holds them, where its size is known; and what doesn't fit."""
+    known = shared.known
+    size = known.batch_size or (len(known.lengths) if known.lengths else None)
+    if size is None or size == len(rows) or not rows:
+        return rows, []
+    if (
+        size % len(rows) == 0 and not known.lengths
+    ):  # the gradient is a mean: all of them twice make the same one
+        return rows * (size // len(rows)), []
+    if size > len(rows):
+        note = "A sentence of one token leaves no trace in a language model's gradient."
+        return rows + [(OPEN,)] * (size - len(rows)), [note]
+    return rows, [f"{len(rows)} sentences were found in a batch of {size}."]
