@@ -243,7 +243,7 @@ class Recorder:
     ) -> None:
         """Write what is still waiting."""
         if self._file is not None:
-            self._flush()
+            self.flush()
             os.close(self._file)
             self._file = None
 
@@ -267,7 +267,7 @@ class Recorder:
         if isinstance(event, Progress):
             before = self._waiting[1] if self._waiting else None
             if isinstance(before, Progress) and before.phase != event.phase:
-                self._flush()
+                self.flush()
             if now - self._written < max(MIN_INTERVAL, now * INTERVAL_GROWTH):
                 self._waiting = (now, event)
             else:
@@ -275,7 +275,7 @@ class Recorder:
                 self._written = now
                 self._write(now, event)
         else:
-            self._flush()
+            self.flush()
             self._write(now, event)
         for viewer in self._viewers:
             viewer(event)
@@ -305,7 +305,8 @@ class Recorder:
         """The best answer so far, for a run that ends before its attack does."""
         return Recovery.from_progress(self.progress or Progress(phase="", step=0), stop)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is held back."""
         if self._waiting is not None:
             (at, event), self._waiting = self._waiting, None
             self._write(at, event)
@@ -366,6 +367,7 @@ def _heed(control: Control, recorder: Recorder, poll_seconds: float) -> str:
             paused = command == "pause"
             progress = recorder.progress or Progress(phase="", step=0)
             recorder.record(dataclasses.replace(progress, detail="paused" if paused else "resumed"))
+            recorder.flush()  # whoever watches from elsewhere sees at once that it waits
         if not paused:
             return command
         time.sleep(poll_seconds)
