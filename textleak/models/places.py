@@ -114,8 +114,8 @@ def packaged(entry: Entry) -> Place | None:
 _unreachable: dict[str, str] = {}  # by endpoint: asked once in a process
 
 
-def _why_unreachable(hub_id: str) -> str:
-    """Why the hub can't give `hub_id`, after one short request; "" when it can."""
+def why_unreachable(hub_id: str, file: str = "config.json", kind: str = "model") -> str:
+    """Why the hub can't give a file of `hub_id`, a "model" or "dataset", after one short request; "" when it can."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -127,7 +127,7 @@ def _why_unreachable(hub_id: str) -> str:
 
     def ask() -> None:
         try:
-            url = huggingface_hub.hf_hub_url(hub_id, "config.json")
+            url = huggingface_hub.hf_hub_url(hub_id, file, repo_type=kind)
             huggingface_hub.get_hf_file_metadata(url, timeout=HUB_PATIENCE)
             answer.append("")
         except Exception as error:  # whatever the HTTP library of the day raises
@@ -148,7 +148,7 @@ def _why_unreachable(hub_id: str) -> str:
 
 def from_hub(hub_id: str) -> tuple[Place | None, str]:
     """Download the checkpoint; None with the reason where that can't be done."""
-    why = _why_unreachable(hub_id)
+    why = why_unreachable(hub_id)
     if why:
         return None, why
     from huggingface_hub import snapshot_download
