@@ -152,7 +152,7 @@ class TokenBands(ScrollView, can_focus=True):
         """Begin anew with another run: nothing flashes, columns are narrow again."""
         self._words, self._flashing, self._shape = {}, frozenset(), ()
         self._width = self._longest = NARROWEST
-        self.sentences, self.heads, self.cursor = [], [], (0, 0)
+        self.sentences, self.heads, self.bands, self.cursor = [], [], [], (0, 0)
         self.scroll_home(animate=False)
 
     def _calm(self, changed: frozenset[tuple[int, int]]) -> None:
