@@ -86,7 +86,8 @@ class HistoryScreen(Page):
     HistoryScreen {
         & .summary { height: 1; padding: 0 2; color: $text-muted; }
         & Input { height: 1; border: none; padding: 0 2; background: $panel; }
-        & DataTable { height: 1fr; background: $background; background-tint: $background 0%; padding: 0 1; }
+        & DataTable { height: 1fr; background: $background; padding: 0 1; }
+        & DataTable:focus { background-tint: $foreground 0%; }
         & DataTable > .datatable--header { background: $background; color: $primary; text-style: bold; }
         & DataTable > .datatable--cursor, & DataTable:focus > .datatable--cursor {
             background: $panel; color: $foreground; text-style: bold;

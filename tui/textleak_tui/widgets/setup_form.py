@@ -228,7 +228,7 @@ class FieldRow(Horizontal):
         self.hint.update(Text(f"{words}{self.note}"))
 
 
-_LISTED = ("attack", "defenses")
+_LISTED = ("attack", "defenses", "knob")
 
 
 class SetupForm(Vertical):
