@@ -28,6 +28,8 @@ _ROUNDING_RANGE, _CLEAR_STEP = 16.0, 8.0
 # Rounding errors of an input of the second block, of one entry's eps (our choice; measured in float32 on gpt2 and
 # smollm2: 1 to 13).
 _ROUNDINGS = 8.0
+# Random combinations that a low rank is first looked for in, and singular values that must be rounding at their end.
+_FIRST_WIDTH, _ALL_ROUNDING = 64, 8
 # Vocabulary rows whose inputs are computed at once, times positions.
 _SCAN_CHUNK = 32768
 
@@ -93,7 +95,7 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
         strongest = max(gradients, key=lambda g: _excess(g, sigma))
         layers = [name for name, g in zip(layers, gradients, strict=True) if g is strongest]
         stacked_OI = exact(strongest)
-    _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
+    s_R, basis_RI = _leading(stacked_OI, torch.finfo(gradients[0].dtype).eps if sigma == 0 else 0.0)
     if float(s_R[0]) == 0.0:
         return None
     rounding = float(s_R[0]) * torch.finfo(gradients[0].dtype).eps
@@ -101,12 +103,7 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
         floor, clear = sigma * sum(size**0.5 for size in stacked_OI.shape), False
         noise = floor
     else:
-        after_R = s_R[1:].clamp_min(rounding / 8)
-        step_R = (s_R[:-1] / after_R).where(after_R <= _ROUNDING_RANGE * rounding, 0.0)
-        last = int(step_R.argmax())
-        clear = float(step_R[last]) >= _CLEAR_STEP
-        floor = float((s_R[last] * after_R[last]).sqrt()) if clear else rounding / 8
-        noise = float(after_R[last]) if clear else rounding
+        floor, noise, clear = spectrum_end(s_R, rounding)
     kept = s_R > floor
     rank = int(kept.sum())
     if rank == 0:
@@ -122,6 +119,48 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
         # Noise of standard deviation a on each entry has (√O + √I') a as its largest singular value.
         unsure_R=noise / (stacked_OI.shape[0] ** 0.5 + (stacked_OI.shape[1] - rank) ** 0.5) / s_R[kept],
     )
+
+
+def _leading(stacked_OI: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors, descending; the last ones may be left out where all is rounding.
+
+    A decomposition of everything takes seconds for a large layer. The range of a low rank shows in few random
+    combinations of the rows (Halko, Martinsson & Tropp 2011, alg. 4.4).
+    """
+    generator = torch.Generator().manual_seed(0)
+    width = _FIRST_WIDTH
+    while eps > 0 and 4 * width <= min(stacked_OI.shape):
+        mixed_IK = stacked_OI.T @ torch.randn(
+            len(stacked_OI), width, generator=generator, dtype=torch.float64
+        ).to(stacked_OI)
+        for _ in range(2):
+            mixed_IK, _ = torch.linalg.qr(mixed_IK)
+            mixed_IK = stacked_OI.T @ (stacked_OI @ mixed_IK)
+        range_IK, _ = torch.linalg.qr(mixed_IK)
+        _, s_K, turn_KK = torch.linalg.svd(stacked_OI @ range_IK, full_matrices=False)
+        if float(s_K[-_ALL_ROUNDING]) <= _ROUNDING_RANGE * eps * float(s_K[0]):
+            return s_K, turn_KK @ range_IK.T
+        width *= 2
+    _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
+    return s_R, basis_RI
+
+
+def spectrum_end(s_R: Tensor, rounding: float) -> tuple[float, float, bool]:
+    """Where signal ends and rounding begins in descending singular values.
+
+    Args:
+        s_R: the singular values.
+        rounding: what rounding of the largest entry makes, in the same units.
+
+    Returns:
+        A floor between the two, the largest singular value that is rounding, and whether there is a clear step.
+    """
+    after_R = torch.cat([s_R[1:], s_R.new_zeros(1)]).clamp_min(rounding / 8)
+    step_R = (s_R / after_R).where(after_R <= _ROUNDING_RANGE * rounding, 0.0)
+    last = int(step_R.argmax())
+    if float(step_R[last]) < _CLEAR_STEP:
+        return rounding / 8, rounding, False
+    return float((s_R[last] * after_R[last]).sqrt()), float(after_R[last]), True
 
 
 def _excess(gradient_OI: Tensor, sigma: float) -> float:

@@ -222,3 +222,63 @@ def _is_local(model: TextModel, name: str, ids_T: Tensor) -> bool:
 
 def _close(actual: Tensor, expected: Tensor) -> bool:
     return bool((actual - expected).abs().max() <= 1e-2 * expected.abs().max())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearLayer:
+    """A linear layer further in, whose input depends on the whole sentence.
+
+    Attributes:
+        name: the module, for `layer_inputs`.
+        weight_name: its weight among the model's parameters.
+        transposed: whether the weight is (I, O), as in GPT-2, instead of (O, I).
+    """
+
+    name: str
+    weight_name: str
+    transposed: bool
+
+
+def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, ...], ...]:
+    """The linear layers after the local ones, those that read the same input together, in forward order.
+
+    In a transformer the first four inputs are the first block's attention output, its feed-forward's two, and the
+    second block's input.
+
+    Args:
+        model: the public model.
+        count: how many different inputs.
+    """
+    ids_T = model.content_ids[:_LENGTH]
+    uses = _record(model, ids_T[None])
+    local = {layer.name for layer in local_layers(model)}
+    names = {id(parameter): name for name, parameter in model.parameters.items()}
+    calls: dict[int, int] = {}
+    modules = {name: model.network.get_submodule(name) for name in uses}
+    for name, module in modules.items():
+        calls[id(module.weight)] = calls.get(id(module.weight), 0) + uses[name].calls
+    groups: list[list[LinearLayer]] = []
+    inputs: list[Tensor] = []
+    for name, module in modules.items():
+        transposed = _transposed(module, uses[name])
+        if name in local or transposed is None or calls[id(module.weight)] > 1:
+            continue
+        layer = LinearLayer(name=name, weight_name=names[id(module.weight)], transposed=transposed)
+        read = uses[name].input_NTI
+        known = next((i for i, other in enumerate(inputs) if torch.equal(other, read)), None)
+        if known is not None:
+            groups[known].append(layer)
+        elif len(groups) < count:
+            groups.append([layer])
+            inputs.append(read)
+    return tuple(tuple(group) for group in groups)
+
+
+def sees_ahead(model: TextModel) -> bool:
+    """Whether what a network makes of a token depends on the tokens after it, as in an encoder."""
+    ids_T = model.content_ids[:_LENGTH]
+    other_T = torch.cat([ids_T[:-1], model.content_ids[_LENGTH : _LENGTH + 1]])
+    ids_NT = torch.stack([ids_T, other_T])
+    with torch.no_grad():
+        output = model.network.base_model(inputs_embeds=model.embed(ids_NT)).last_hidden_state
+    return not _close(output[0, 0], output[1, 0])

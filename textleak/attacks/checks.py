@@ -1,0 +1,132 @@
+"""How far a sentence is from being one of the batch: what its tokens' inputs further in have outside the spans.
+
+Shapes: K sentences, T positions, N pairs, H heads, A a head's size, I a layer's input size, S sketch directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from textleak.attacks.pairs import Pairs
+from textleak.attacks.remainder import LayerRemainder
+from textleak.models import TextModel
+from textleak.models.attention import FirstAttention, project
+from textleak.models.probe import layer_inputs
+from textleak.subspace import InputSpan
+
+# Directions outside a span that an input is measured along, where all of them would be slower (our choice).
+_SKETCH = 64
+# Tokens of all sentences that run through the first block at once.
+_TOKENS_A_PASS = 2048
+
+
+class Check(Protocol):
+    """Scores sentences of one length, given as indices of pairs, one a position."""
+
+    def outside(self, rows_KT: Tensor) -> Tensor:
+        """For each token the part of its input's squared norm that lies outside, (K, T)."""
+        ...
+
+
+class ContextCheck:
+    """What the first attention mixes, computed from a table of all pairs' queries, keys and values: cheap."""
+
+    def __init__(self, model: TextModel, attention: FirstAttention, pairs: Pairs, span: InputSpan) -> None:
+        """Tabulate the pairs' queries, keys, values and the values' parts outside the span."""
+        heads, dtype = attention.heads, torch.float32
+        generator = torch.Generator().manual_seed(0)
+        parts = [
+            torch.unflatten(project(model, layer, pairs.inputs_NI), -1, (heads, -1))
+            for layer in (attention.query, attention.key, attention.value)
+        ]
+        self.queries_NHA = (parts[0] / parts[0].shape[-1] ** 0.5).to(dtype)
+        self.keys_NHA, self.values_NHA = parts[1].to(dtype), parts[2].to(dtype)
+        count = min(_SKETCH, span.size - span.rank)
+        basis_RI = span.basis_RI
+        sketch_IS = torch.randn(span.size, count, generator=generator, dtype=torch.float64).to(basis_RI)
+        sketch_IS, _ = torch.linalg.qr(sketch_IS - basis_RI.T @ (basis_RI @ sketch_IS))
+        sketch_IS *= ((span.size - span.rank) / count) ** 0.5
+        self.along_NHS = torch.einsum(
+            "nha,has->nhs", parts[2], torch.unflatten(sketch_IS, 0, (heads, -1))
+        ).to(dtype)
+
+    def outside(self, rows_KT: Tensor) -> Tensor:
+        """See `Check`."""
+        queries, keys, values, along = (
+            table[rows_KT].transpose(1, 2)
+            for table in (self.queries_NHA, self.keys_NHA, self.values_NHA, self.along_NHS)
+        )
+        weights_KHTT = (queries @ keys.transpose(2, 3)).softmax(-1)
+        whole_KT = (weights_KHTT @ values).square().sum((1, 3))
+        return (weights_KHTT @ along).sum(1).square().sum(-1) / whole_KT
+
+
+class LayerCheck:
+    """The inputs of some layers further in, by running the network as far as them."""
+
+    def __init__(self, model: TextModel, pairs: Pairs, inputs: Sequence[LayerRemainder]) -> None:
+        """Take the layers whose spans are clear."""
+        self.model, self.tokens_N = model, pairs.tokens_N.to(model.device)
+        self.bases = {
+            left.layers[0].name: left.span.basis_RI.to(model.device, model.dtype)
+            for left in inputs
+            if left.span is not None and left.span.clear
+        }
+
+    def outside(self, rows_KT: Tensor) -> Tensor:
+        """See `Check`; the mean over the layers."""
+        ids_KT = self.tokens_N[rows_KT.to(self.tokens_N.device)]
+        found = []
+        for part_KT in torch.split(ids_KT, max(1, _TOKENS_A_PASS // ids_KT.shape[1])):
+            inputs = layer_inputs(self.model, part_KT, list(self.bases))
+            parts = [
+                1 - (x @ self.bases[name].T).square().sum(-1) / x.square().sum(-1)
+                for name, x in inputs.items()
+            ]
+            found.append(torch.stack(parts).mean(0).clamp_min(0))
+        return torch.cat(found)
+
+
+def descend(
+    check: Check,
+    row: Sequence[int],
+    options: Sequence[Sequence[int]],
+    *,
+    sweeps: int,
+    solved_at: float,
+) -> tuple[list[int], float]:
+    """Replace one token after the other, the worst first, by what leaves the least outside.
+
+    Args:
+        check: scores sentences.
+        row: pair indices to start from.
+        options: for each position the pairs tried there; none where it is fixed.
+        sweeps: rounds over all positions, at most.
+        solved_at: mean part outside at which it is found.
+
+    Returns:
+        The row, and its mean part outside.
+    """
+    row = list(row)
+    outside_T = check.outside(torch.tensor([row]))[0]
+    best = float(outside_T.mean())
+    for _ in range(sweeps):
+        before = list(row)
+        for t in outside_T.argsort(descending=True).tolist():
+            tried = [option for option in options[t] if option != row[t]]
+            if not tried or best <= solved_at:
+                continue
+            rows_KT = torch.tensor(row).repeat(len(tried), 1)
+            rows_KT[:, t] = torch.tensor(tried)
+            outside_KT = check.outside(rows_KT)
+            means_K = outside_KT.mean(1)
+            k = int(means_K.argmin())
+            if float(means_K[k]) < best:
+                best, row[t], outside_T = float(means_K[k]), tried[k], outside_KT[k]
+        if row == before or best <= solved_at:
+            break
+    return row, best

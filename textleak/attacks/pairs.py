@@ -1,0 +1,229 @@
+"""Which tokens stand where in a batch, as the first layers' gradients tell it (Petrov et al. 2024; rest our choice).
+
+Every (position, token) pair whose input lies in the span is a candidate. With many sentences there are false ones: the
+inputs are norms of sums, so where tokens and positions are linked by enough true pairs, sums and differences of true
+inputs make others exactly. Which of them are true is not decided here; `loudness` says which are likely, and
+`partners` which of them stand in one sentence with a given one.
+
+Shapes: N pairs, T positions, V vocabulary, R rank, I and O a layer's input and output size, H heads, A a head's size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from textleak.attacks.remainder import LayerRemainder
+from textleak.models import TextModel
+from textleak.models.additive import additive_inputs
+from textleak.models.attention import FirstAttention, project
+from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.numerics import exact
+from textleak.subspace import InputSpan
+
+# An input with more than this many times what rounding accounts for is outside (see prefixes).
+_OUTSIDE = 100.0
+# Random directions outside the span that the vocabulary is first looked at along, and what float32 can't tell from
+# zero along them, with room to spare.
+_SKETCH, _FLOAT32_MARGIN = 24, 1e-4
+# Tokens of all rows that run through the first layers at once: bounds the memory.
+_TOKENS_A_PASS = 8192
+# Reweighted least squares (Gorodnitsky & Rao 1997; for several measurements Cotter et al. 2005): the power of a row's
+# size that becomes its weight, and rounds (our choice; measured on minilm).
+_LOUDNESS_POWER, _LOUDNESS_ROUNDS = 1.2, 60
+_PARTNER_ROUNDS = 25
+_RIDGE, _LEAST_WEIGHT = 1e-13, 1e-12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Pairs:
+    """Pairs of a position and a token whose input lies in a span, by position, then token.
+
+    Attributes:
+        positions_N, tokens_N: the pairs.
+        inputs_NI: the layer's input for each, float64.
+    """
+
+    positions_N: Tensor
+    tokens_N: Tensor
+    inputs_NI: Tensor
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.tokens_N)
+
+    @cached_property
+    def longest(self) -> int:
+        """Positions that have a pair, from the first on."""
+        return int(self.positions_N.max()) + 1 if len(self) else 0
+
+    @cached_property
+    def by_position(self) -> list[list[int]]:
+        """Indices of the pairs at each position."""
+        found: list[list[int]] = [[] for _ in range(self.longest)]
+        for index, position in enumerate(self.positions_N.tolist()):
+            found[position].append(index)
+        return found
+
+    @cached_property
+    def index(self) -> dict[tuple[int, int], int]:
+        """Index of each (position, token)."""
+        pairs = zip(self.positions_N.tolist(), self.tokens_N.tolist(), strict=True)
+        return {pair: index for index, pair in enumerate(pairs)}
+
+    def inside(self, span: InputSpan, eps: float) -> Pairs:
+        """Those whose input lies in a narrower span too."""
+        kept_N = span.misfit(self.inputs_NI, eps=eps) <= _OUTSIDE
+        return Pairs(
+            positions_N=self.positions_N[kept_N],
+            tokens_N=self.tokens_N[kept_N],
+            inputs_NI=self.inputs_NI[kept_N],
+        )
+
+
+def find_pairs(model: TextModel, layer: LocalLayer, span: InputSpan, *, longest: int | None) -> Pairs:
+    """All pairs whose input lies in the span, position by position until one has none.
+
+    Args:
+        model: the public model.
+        layer: a layer that shows the span.
+        span: where its inputs lie.
+        longest: tokens of the longest sentence, where that is known.
+    """
+    eps = torch.finfo(model.dtype).eps
+    # Each position of the longest sentence adds an input of its own.
+    positions = min(longest or span.rank, span.rank, model.max_length)
+    found: list[tuple[Tensor, Tensor]] = []
+    for ids_N, inputs_NI in _near(model, layer, span, positions):
+        kept_N = span.misfit(inputs_NI, eps=eps) <= _OUTSIDE
+        if not kept_N.any():
+            break
+        found.append((ids_N[kept_N], exact(inputs_NI[kept_N])))
+    if not found:
+        empty = torch.zeros(0, dtype=torch.long)
+        return Pairs(positions_N=empty, tokens_N=empty, inputs_NI=span.basis_RI[:0])
+    return Pairs(
+        positions_N=torch.cat([torch.full_like(ids_N, t) for t, (ids_N, _) in enumerate(found)]),
+        tokens_N=torch.cat([ids_N for ids_N, _ in found]),
+        inputs_NI=torch.cat([inputs_NI for _, inputs_NI in found]),
+    )
+
+
+def _near(
+    model: TextModel, layer: LocalLayer, span: InputSpan, positions: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each position the tokens whose input is about in the span, with their inputs."""
+    generator = torch.Generator().manual_seed(0)
+    basis_RI = span.basis_RI
+    directions_KI = torch.randn(_SKETCH, span.size, generator=generator, dtype=torch.float64).to(basis_RI)
+    directions_KI -= (directions_KI @ basis_RI.T) @ basis_RI
+    directions_KI = (directions_KI / directions_KI.norm(dim=1, keepdim=True)).to(model.device, model.dtype)
+    turned = (span.size - span.rank) * float(span.unsure_R.max()) ** 2
+    # Along a direction outside lies, of the squared norm outside, one part in as many as there are dimensions outside.
+    margin = (_OUTSIDE * turned + _FLOAT32_MARGIN) * _SKETCH / max(1, span.size - span.rank)
+    every_V = torch.arange(model.vocab_size, device=model.device)
+    made = additive_inputs(model, layer, positions) if layer.depends_on_position else None
+    if made is not None:
+        typical = float(made.at(every_V[:1024], torch.zeros_like(every_V[:1024])).square().sum(1).median())
+        for position, along_VK in enumerate(made.along(directions_KI)):
+            ids_N = (along_VK.square().sum(1) <= margin * typical).nonzero().flatten()
+            yield ids_N, made.at(ids_N, torch.full_like(ids_N, position))
+        return
+    for position in range(positions):
+        near = []
+        for ids_N in torch.split(every_V, max(1, _TOKENS_A_PASS // (position + 1))):
+            rows_NT = ids_N[:, None].expand(-1, position + 1)
+            inputs_NI = layer_inputs(model, rows_NT, [layer.name])[layer.name][:, -1]
+            along_NK = inputs_NI @ directions_KI.T
+            kept_N = along_NK.square().sum(1) <= margin * inputs_NI.square().sum(1)
+            near.append((ids_N[kept_N], inputs_NI[kept_N]))
+        yield torch.cat([ids for ids, _ in near]), torch.cat([inputs for _, inputs in near])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PairGradients:
+    """What the gradient says about each pair, as far as it can be told.
+
+    Attributes:
+        deltas_NO: the loss gradient at the layers' outputs; exact for pairs that no cycle of pairs leaves open.
+        loudness_N: its norm: near zero for most pairs that aren't true.
+    """
+
+    deltas_NO: Tensor
+    loudness_N: Tensor
+
+
+def pair_gradients(pairs: Pairs, left: LayerRemainder) -> PairGradients:
+    """The sparsest Δ with ΔᵀX = G over all candidate pairs X, by reweighted least squares."""
+    known_RN = left.basis_RI @ pairs.inputs_NI.T
+    # Only the sizes of Δ's rows matter on the way: rotate O down to R.
+    turn_OR, wanted_RR = torch.linalg.qr(left.coordinates_OR)
+    wanted_RR = wanted_RR.T
+    weights_N = torch.ones(len(pairs), dtype=known_RN.dtype, device=known_RN.device)
+    identity_RR = torch.eye(len(known_RN), dtype=known_RN.dtype, device=known_RN.device)
+    for _ in range(_LOUDNESS_ROUNDS):
+        weighted_RN = known_RN * weights_N
+        gram_RR = weighted_RN @ known_RN.T
+        gram_RR += _RIDGE * gram_RR.trace() * identity_RR
+        deltas_NR = weighted_RN.T @ torch.linalg.solve(gram_RR, wanted_RR)
+        loudness_N = deltas_NR.norm(dim=1)
+        weights_N = loudness_N**_LOUDNESS_POWER + _LEAST_WEIGHT * loudness_N.max()
+    return PairGradients(deltas_NO=deltas_NR @ turn_OR.T, loudness_N=loudness_N)
+
+
+class Partners:
+    """Which pairs stand in one sentence with a given one.
+
+    With S the scores of a head in one sentence, the gradient at a token's query is the sum of dS times the keys of its
+    own sentence, over all heads with the same few partners; and each row of dS sums to zero, as the softmax doesn't
+    change when a constant is added.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        attention: FirstAttention,
+        left: LayerRemainder,
+        pairs: Pairs,
+        gradients: PairGradients,
+    ) -> None:
+        """Lay out keys and query gradients by head."""
+        heads = attention.heads
+        keys_NO = project(model, attention.key, pairs.inputs_NI)
+        keys_HAN = torch.unflatten(keys_NO, -1, (heads, -1)).permute(1, 2, 0)
+        ones_H1N = (
+            keys_HAN.abs().mean() * 10 * torch.ones_like(keys_HAN[:, :1])
+        )  # a heavy row for the zero sum
+        self.columns_HAN = torch.cat([keys_HAN, ones_H1N], 1)
+        self.columns_HAN /= self.columns_HAN.norm(dim=1).mean()
+        offset = 0
+        for layer in left.layers:
+            size = model.parameters[layer.weight_name].shape[1 if layer.transposed else 0]
+            if layer.name == attention.query.name:
+                deltas_NO = gradients.deltas_NO[:, offset : offset + size]
+                self.deltas_NHA = torch.unflatten(deltas_NO, -1, (heads, -1))
+            offset += size
+        loudness_N = gradients.loudness_N
+        self.start_N = (loudness_N / loudness_N.max()).sqrt()
+
+    def of(self, pair: int) -> Tensor:
+        """How strongly each pair is tied to one, (N,): the sparsest dS that explains its query gradient."""
+        wanted_HA1 = torch.cat([self.deltas_NHA[pair], torch.zeros_like(self.deltas_NHA[pair][:, :1])], 1)[
+            ..., None
+        ]
+        wanted_HA1 = wanted_HA1 / wanted_HA1.norm().clamp_min(torch.finfo(wanted_HA1.dtype).tiny)
+        weights_N = tied_N = self.start_N
+        identity_AA = torch.eye(wanted_HA1.shape[1], dtype=wanted_HA1.dtype, device=wanted_HA1.device)
+        for round_ in range(_PARTNER_ROUNDS):
+            weighted_HAN = self.columns_HAN * weights_N
+            gram_HAA = weighted_HAN @ self.columns_HAN.transpose(1, 2)
+            ridge_H = 1e-10 * gram_HAA.diagonal(dim1=1, dim2=2).sum(1)
+            gram_HAA += ridge_H[:, None, None] * identity_AA
+            tied_HN = (weighted_HAN.transpose(1, 2) @ torch.linalg.solve(gram_HAA, wanted_HA1))[..., 0]
+            tied_N = tied_HN.norm(dim=0)
+            weights_N = tied_N / tied_N.max() + 1e-9 * 0.8**round_
+        return tied_N

@@ -1,0 +1,228 @@
+"""What is left of a shared gradient once known sentences' own gradients are taken off it (our choice).
+
+A batch's gradient is a sum over its sentences, so a found sentence can be proved and taken off, one by one, and what
+is left is the gradient of a smaller batch. The proof needs no truth: subtracting a sentence's gradient lowers the rank
+of a layer's gradient G by just its own rank if, and only if, X G⁺ Δᵀ is the identity (Wedderburn 1934), with X the
+layer's inputs and Δ the output gradients that the sentence has in the batch. Δ is linear in what the sentence's labels
+are and how often it is there, so these come out as well.
+
+Shapes: T tokens of a sentence, R rank, I and O a layer's input and output size, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.gradients import SharedGradient
+from textleak.matching.discrete import Row
+from textleak.models import Batch, Targets, TextModel
+from textleak.models.gradient import formed_gradient
+from textleak.models.probe import LinearLayer, LocalLayer, layer_inputs
+from textleak.numerics import exact
+from textleak.subspace import InputSpan, input_span, spectrum_end
+
+Layers = tuple[LocalLayer | LinearLayer, ...]
+"""Layers that read one and the same input."""
+
+# X G⁺ Δᵀ may be off the identity by this part where a sentence is in the batch (our choice; measured on minilm: below
+# 1e-4 for sentences that are in it, above 0.5 for others).
+_UNLIKE_IDENTITY = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LayerRemainder:
+    """What is left at one input.
+
+    Attributes:
+        layers: that read it.
+        coordinates_OR: their stacked gradients, in the basis.
+        basis_RI: orthonormal directions of the input, float64.
+        span: where the input lies in the sentences that are left; None where nothing is.
+        rounding: the largest singular value that rounding alone can make.
+    """
+
+    layers: Layers
+    coordinates_OR: Tensor
+    basis_RI: Tensor
+    span: InputSpan | None
+    rounding: float
+
+    @classmethod
+    def of(cls, shared: SharedGradient, layers: Layers) -> LayerRemainder | None:
+        """All of a shared gradient; None where these layers' gradient is zero."""
+        names = [layer.name for layer in layers]
+        gradients = [_as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
+        span = input_span(gradients, names, sigma=shared.noise_sigma)
+        if span is None:
+            return None
+        stacked_OI = torch.cat([exact(g) for g in gradients])
+        coordinates_OR = stacked_OI @ span.basis_RI.T
+        largest = float(torch.linalg.matrix_norm(coordinates_OR, ord=2))
+        return cls(
+            layers=layers,
+            coordinates_OR=coordinates_OR,
+            basis_RI=span.basis_RI,
+            span=span,
+            rounding=largest * torch.finfo(gradients[0].dtype).eps,
+        )
+
+    def less(self, gradients: Mapping[str, Tensor]) -> LayerRemainder:
+        """What is left after taking some sentences' gradients off."""
+        stacked_OI = torch.cat([_as_rows(gradients[layer.weight_name], layer) for layer in self.layers])
+        coordinates_OR = self.coordinates_OR - stacked_OI @ self.basis_RI.T
+        left_OR, s_R, turn_RR = torch.linalg.svd(coordinates_OR, full_matrices=False)
+        floor, noise, clear = spectrum_end(s_R, self.rounding)
+        kept = s_R > floor
+        basis_RI = turn_RR[kept] @ self.basis_RI
+        rank, size = len(basis_RI), self.basis_RI.shape[1]
+        if rank == 0 or float(s_R[0]) <= 16 * self.rounding:
+            nothing = coordinates_OR[:, :0]
+            return dataclasses.replace(self, coordinates_OR=nothing, basis_RI=self.basis_RI[:0], span=None)
+        span = InputSpan(
+            layers=tuple(layer.name for layer in self.layers),
+            basis_RI=basis_RI,
+            weights_R=torch.ones(rank, dtype=s_R.dtype, device=s_R.device),
+            rank=rank,
+            size=size,
+            clear=clear,
+            unsure_R=noise / (len(coordinates_OR) ** 0.5 + (size - rank) ** 0.5) / s_R[kept],
+        )
+        return dataclasses.replace(
+            self, coordinates_OR=left_OR[:, kept] * s_R[kept], basis_RI=basis_RI, span=span
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """A sentence that is in the batch.
+
+    Attributes:
+        row: its tokens.
+        parts: for each class its coefficient in the batch's gradient, the least one 0.
+        chances: the model's own prediction; any multiple of it could be added to `parts` and change nothing.
+    """
+
+    row: Row
+    parts: tuple[float, ...]
+    chances: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Remainder:
+    """What is left of a classifier's shared gradient, at some of its inputs.
+
+    Attributes:
+        model: the public model.
+        inputs: what is left at each input.
+        judge: which of them tells whether a sentence is in the batch.
+    """
+
+    model: TextModel
+    inputs: tuple[LayerRemainder, ...]
+    judge: int
+
+    def member(self, row: Row) -> tuple[Member, Remainder] | None:
+        """The sentence's part in the batch, and what is left without it; None where it isn't in the batch."""
+        judge = self.inputs[self.judge]
+        if judge.span is None:
+            return None
+        chances_C = self._chances(row)
+        # Any class's gradient follows from the others', as their mean by the model's own prediction is zero.
+        by_class = [self._gradient(row, label) for label in range(len(chances_C) - 1)]
+        name = judge.layers[0].name
+        ids_1T = torch.tensor([row], device=self.model.device)
+        inputs_TI = exact(layer_inputs(self.model, ids_1T, [name])[name][0])
+        inverse_RO = torch.linalg.pinv(judge.coordinates_OR)
+        left_TO = (inputs_TI @ judge.basis_RI.T) @ inverse_RO
+        back_IT = torch.linalg.pinv(inputs_TI)
+        own_CTT = torch.stack(
+            [
+                left_TO
+                @ torch.cat([_as_rows(g[layer.weight_name], layer) for layer in judge.layers])
+                @ back_IT
+                for g in by_class
+            ]
+        )
+        identity_TT = torch.eye(len(row), dtype=own_CTT.dtype, device=own_CTT.device)
+        parts_C = torch.linalg.lstsq(own_CTT.flatten(1).T, identity_TT.flatten()[:, None]).solution[:, 0]
+        off_TT = torch.einsum("c,cst->st", parts_C, own_CTT) - identity_TT
+        if float(off_TT.norm()) > _UNLIKE_IDENTITY * len(row) ** 0.5:
+            return None
+        total = {
+            key: torch.stack([part * g[key] for part, g in zip(parts_C, by_class, strict=True)]).sum(0)
+            for key in by_class[0]
+        }
+        left = dataclasses.replace(self, inputs=tuple(input_.less(total) for input_ in self.inputs))
+        parts_C = torch.cat([parts_C, parts_C.new_zeros(1)])
+        least = float((parts_C / chances_C).min())
+        parts = (parts_C - least * chances_C).clamp_min(0)
+        return Member(row=row, parts=tuple(parts.tolist()), chances=tuple(chances_C.tolist())), left
+
+    def _gradient(self, row: Row, label: int) -> dict[str, Tensor]:
+        """The gradient of the sentence alone with a label, at the layers of `inputs`."""
+        batch, targets = self._alone(row, [label])
+        names = [layer.weight_name for input_ in self.inputs for layer in input_.layers]
+        return {name: exact(g) for name, g in formed_gradient(self.model, batch, targets, names).items()}
+
+    def _chances(self, row: Row) -> Tensor:
+        """The model's prediction for the sentence, (C,): from the losses of all labels."""
+        batch, targets = self._alone(row, list(range(self.model.classes)))
+        labels_C1L, weights_C1L = targets.labels[:, None], targets.weights[:, None] * len(targets.weights)
+        with torch.no_grad():
+            losses_C = self.model.loss(
+                batch.ids_BT[:, None],
+                batch.mask_BT[:, None],
+                dataclasses.replace(targets, labels=labels_C1L, weights=weights_C1L),
+            )
+        return (-exact(losses_C)).softmax(0)
+
+    def _alone(self, row: Row, labels: Sequence[int]) -> tuple[Batch, Targets]:
+        ids_BT = torch.tensor([row], device=self.model.device).expand(len(labels), -1)
+        batch = Batch(ids_BT=ids_BT, mask_BT=torch.ones_like(ids_BT))
+        return self.model.targets(batch, labels, torch.Generator())
+
+
+def batch_counts(
+    members: Sequence[Member], *, batch_size: int | None, most: int = 512
+) -> tuple[int, list[tuple[int, ...]]] | None:
+    """How often the batch holds each sentence with each label, in whole numbers: the smallest batch that fits.
+
+    Returns:
+        The batch's size and each member's counts by class; None where no batch of up to `most` sentences fits. The
+        counts add up to less than the size while sentences are missing.
+    """
+    sizes = [batch_size] if batch_size else range(1, most + 1)
+    for size in sizes:
+        counts = [_whole(member, size) for member in members]
+        if all(count is not None for count in counts):
+            found = [count for count in counts if count is not None]
+            if sum(map(sum, found)) <= size:
+                return size, found
+    return None
+
+
+def _whole(member: Member, size: int) -> tuple[int, ...] | None:
+    """The counts of one sentence in a batch of `size`, where its parts are such counts over `size`."""
+    parts = [part * size for part in member.parts]
+    tolerance = 0.01 * max(parts)
+    plain = [round(part) for part in parts]
+    if max(plain) > 0 and all(abs(p - w) <= tolerance for p, w in zip(parts, plain, strict=True)):
+        return tuple(plain)
+    # With two or more labels the same multiple of the prediction is missing from each.
+    for common in range(1, size):
+        for index, chance in enumerate(member.chances):
+            lifted = [p + common / chance * c for p, c in zip(parts, member.chances, strict=True)]
+            whole = [round(part) for part in lifted]
+            if whole[index] != common or sum(whole) > size:
+                continue
+            if all(abs(p - w) <= tolerance for p, w in zip(lifted, whole, strict=True)):
+                return tuple(whole)
+    return None
+
+
+def _as_rows(gradient: Tensor, layer: LocalLayer | LinearLayer) -> Tensor:
+    return gradient.T if layer.transposed else gradient

@@ -1,0 +1,104 @@
+"""Exact recovery from the span of the layers' inputs (Petrov et al. 2024; grouping, proof and counting: our choice).
+
+A decoder's sentences are built token by token (`prefixes`), an encoder's are told apart by its attention (`grouping`).
+Neither labels, lengths nor the batch size need be known. Nothing is optimized, and nothing is filled in that the
+gradient doesn't show: where exactness ends, sentences found so far are the answer, the rest stays open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.found import OPEN, Found
+from textleak.attacks.grouping import encoder_sentences
+from textleak.attacks.prefixes import causal_sentences
+from textleak.decoding import to_sentence
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.gradients import SharedGradient
+from textleak.models import TextModel
+from textleak.models.probe import sees_ahead
+from textleak.verification import Certificate, certify
+
+# Tokens shown for a position that stays open.
+_SHOWN = 16
+
+
+@ATTACKS.register("span")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+    """Whole sentences from the spans of the first layers' inputs; nothing is optimized, nothing guessed.
+
+    Attributes:
+        time_limit: seconds after which the sentences found so far are returned; None for no limit.
+    """
+
+    name: ClassVar[str]
+
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+
+    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+        """Attack; see the module's first lines for how."""
+        del generator  # nothing is drawn
+        found = yield from spanned_sentences(model, shared, time_limit=self.time_limit)
+        yield Phase(name="verify", detail="the answer's own gradient")
+        sentences = shown(model, found)
+        certificate = certified(model, shared, found)
+        verified = bool(certificate.verified)
+        yield Progress(
+            phase="verify",
+            step=1,
+            steps=1,
+            loss=certificate.gradient_distance,
+            evaluations=1,
+            sentences=sentences,
+        )
+        return Recovery(
+            sentences=sentences,
+            stop=Stop.VERIFIED if verified else Stop.CONVERGED,
+            final_loss=certificate.gradient_distance,
+            steps=1,
+            evaluations=1,
+            channel="span",
+            notes=found.notes,
+            gradient_distance=certificate.gradient_distance if verified else None,
+        )
+
+
+def spanned_sentences(
+    model: TextModel, shared: SharedGradient, *, time_limit: float | None = None
+) -> Generator[Phase | Progress, None, Found]:
+    """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
+    if sees_ahead(model):
+        return (yield from encoder_sentences(model, shared, time_limit=time_limit))
+    return (yield from causal_sentences(model, shared))
+
+
+def certified(model: TextModel, shared: SharedGradient, found: Found) -> Certificate:
+    """Whether what was found is all of the batch; not verified where anything is open."""
+    if not found.complete or any(token == OPEN for row in found.rows for token in row):
+        return Certificate(gradient_distance=None, verified=False)
+    return certify(shared, model, shown(model, found))
+
+
+def shown(model: TextModel, found: Found) -> tuple[Sentence, ...]:
+    """What was found, as events carry it; where no sentence was, open positions with what could stand there."""
+    if not found.rows and found.sets:
+        tokens = [OPEN] * len(found.sets)
+        listed = [[(token, 1 / len(here)) for token in here[:_SHOWN]] for here in found.sets]
+        return (to_sentence(model, tokens, confidence=[0.0] * len(tokens), candidates=listed),)
+    return tuple(
+        to_sentence(
+            model,
+            row,
+            confidence=found.confidence[b] if found.confidence else (1.0,) * len(row),
+            channels=["" if token == OPEN else found.channel for token in row],
+            label=found.classes[b] if found.classes else None,
+        )
+        for b, row in enumerate(found.rows)
+    )
