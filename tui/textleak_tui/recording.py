@@ -325,12 +325,10 @@ class Recording:
         )
 
     def _progress(self, kept: _Index, number: int) -> Progress | None:
-        event = self._event(kept, number)
-        answer = kept.answers[number]
-        if event is None or event.sentences or answer in (-1, number):
+        event, answer = self._event(kept, number), kept.answers[number]
+        if event is None or answer in (-1, number):
             return event
-        before = self._event(kept, answer)
-        return event if before is None else dataclasses.replace(event, sentences=before.sentences)
+        return event.keeping(self._event(kept, answer))
 
     def _event(self, kept: _Index, number: int) -> Progress | None:
         """A progress, read again from the file; None where it can't be."""
