@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from textleak.errors import InputError, unknown_name
 
-Config = TypeVar("Config", bound="ClientConfig")
-DEFAULT_ATTACK = "match"
+Config = TypeVar("Config", bound="_ClientSettings")
+DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "match", "dlg"
 DType = Literal["float32", "float64", "bfloat16"]
 
 
@@ -46,7 +46,52 @@ class Choice(_Settings):
         return f"{self.name}:{listed}" if listed else self.name
 
 
-class ClientConfig(_Settings):
+class _ClientSettings(_Settings):
+    """What a client's settings have in common, whatever its batch is made of."""
+
+    weights: Literal["auto", "pretrained", "random"] = "auto"
+    labels: tuple[int, ...] = ()
+    share: str = "all"
+    defenses: tuple[Choice, ...] = ()
+    know: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    dtype: DType = "float32"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    out: Path | None = None
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _short_names(cls, value: object) -> object:
+        return {"bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}.get(str(value), value)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_label(cls, value: object) -> object:
+        return (value,) if isinstance(value, int | str) else value
+
+    @field_validator("defenses", mode="before")
+    @classmethod
+    def _one_defense(cls, value: object) -> object:
+        return (value,) if isinstance(value, str | Mapping) else value or ()
+
+
+class _AttackSettings(_Settings):
+    """What the settings of an attack have in common."""
+
+    attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_ATTACK))
+    restarts: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    save_gradients: bool = False
+    redact: bool = False
+
+    def attack_options(self) -> dict[str, Any]:
+        """The attack's options, K and steps included where they were given."""
+        given = {"restarts": self.restarts, "steps": self.steps}
+        return {**self.attack.options, **{key: value for key, value in given.items() if value is not None}}
+
+
+class ClientConfig(_ClientSettings):
     """What a client needs to compute a gradient: the settings that `run` and `share` have in common.
 
     Attributes:
@@ -68,40 +113,15 @@ class ClientConfig(_Settings):
     """
 
     model: str = "bert-tiny"
-    weights: Literal["auto", "pretrained", "random"] = "auto"
     task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
     num_labels: Annotated[int, Field(ge=2)] = 2
     sentences: tuple[str, ...] = ()
     file: Path | None = None
-    labels: tuple[int, ...] = ()
-    share: str = "all"
-    defenses: tuple[Choice, ...] = ()
-    know: str | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    dtype: DType = "float32"
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=1)] | None = None
-    out: Path | None = None
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _short_names(cls, value: object) -> object:
-        return {"bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}.get(str(value), value)
 
     @field_validator("sentences", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _one_label(cls, value: object) -> object:
-        return (value,) if isinstance(value, int | str) else value
-
-    @field_validator("defenses", mode="before")
-    @classmethod
-    def _one_defense(cls, value: object) -> object:
-        return (value,) if isinstance(value, str | Mapping) else value or ()
 
     def batch(self) -> tuple[str, ...]:
         """The sentences, from the file where one is named (blank lines left out).
@@ -125,7 +145,7 @@ class ClientConfig(_Settings):
         return sentences
 
 
-class RunConfig(ClientConfig):
+class RunConfig(ClientConfig, _AttackSettings):
     """The settings of `textleak run`.
 
     Attributes:
@@ -140,19 +160,37 @@ class RunConfig(ClientConfig):
         fail_above: exit code 3 when the token match rate is above it.
     """
 
-    attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_ATTACK))
-    restarts: Annotated[int, Field(ge=1)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
     gradients: Path | None = None
     truth: Path | None = None
-    save_gradients: bool = False
-    redact: bool = False
     fail_above: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
 
-    def attack_options(self) -> dict[str, Any]:
-        """The attack's options, K and steps included where they were given."""
-        given = {"restarts": self.restarts, "steps": self.steps}
-        return {**self.attack.options, **{key: value for key, value in given.items() if value is not None}}
+
+class ImageConfig(_ClientSettings, _AttackSettings):
+    """The settings of `textleak image`; those that it shares with `RunConfig` mean the same.
+
+    Attributes:
+        model: alias with its options, hub id or folder of an image classifier.
+        num_labels: classes; None for 100, or for what a checkpoint has.
+        size: height and width of a picture; None for the model's own.
+        channels: 3, or 1 for gray pictures.
+        images: picture files, the private batch.
+        indices: or numbers of pictures in `dataset`; the first where none is given.
+        dataset: "cifar100", "cifar10", "mnist" or a folder; None for the sample pictures.
+    """
+
+    model: str = "lenet"
+    num_labels: Annotated[int, Field(ge=2)] | None = None
+    size: Annotated[int, Field(ge=1)] | None = None
+    channels: Literal[1, 3] = 3
+    images: tuple[Path, ...] = ()
+    indices: tuple[int, ...] = ()
+    dataset: str | None = None
+    attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_IMAGE_ATTACK))
+
+    @field_validator("images", "indices", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str | int | Path) else value
 
 
 def load_run_config(
@@ -172,6 +210,13 @@ def load_run_config(
     return _load(RunConfig, preset, flags, assignments)
 
 
+def load_image_config(
+    preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> ImageConfig:
+    """Settings of `textleak image`: as `load_run_config`."""
+    return _load(ImageConfig, preset, flags, assignments)
+
+
 def load_client_config(
     preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
 ) -> ClientConfig:
@@ -185,23 +230,26 @@ def _load(
     flags: Mapping[str, Any] | None,
     assignments: Sequence[str],
 ) -> Config:
+    default = DEFAULT_IMAGE_ATTACK if kind is ImageConfig else DEFAULT_ATTACK
     merged: dict[str, Any] = {}
     if preset is not None:
         from_file = read_preset(preset)
-        _check_keys(from_file, RunConfig.model_fields, preset)
-        _lay_over(merged, {key: value for key, value in from_file.items() if key in kind.model_fields})
+        _check_keys(from_file, {**RunConfig.model_fields, **kind.model_fields}, preset)
+        kept = {key: value for key, value in from_file.items() if key in kind.model_fields}
+        _lay_over(merged, kept, default)
     given = {key: value for key, value in (flags or {}).items() if value not in (None, (), [], "")}
-    _lay_over(merged, given)
+    _lay_over(merged, given, default)
     for assignment in assignments:
         setting = parse_assignment(assignment)
         _check_keys(setting, kind.model_fields, "--set")
-        _lay_over(merged, setting)
+        _lay_over(merged, setting, default)
         of_attack = setting.get("attack")
         for key in ("restarts", "steps"):  # the same setting under its longer name
             if isinstance(of_attack, Mapping) and key in of_attack:
                 merged.pop(key, None)
     config = _validated(kind, merged)
-    _check_batch(config)
+    if isinstance(config, ClientConfig):
+        _check_batch(config)
     if isinstance(config, RunConfig) and config.gradients:
         for key in ("share", "defenses"):
             if key in given:
@@ -252,7 +300,7 @@ def _check_batch(config: ClientConfig) -> None:
 _SOURCES = frozenset({"sentences", "file", "gradients"})
 
 
-def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any], default_attack: str) -> None:
     """Put `above` over `below`; an attack's options stay only while the attack does."""
     if _SOURCES & above.keys():
         for key in (_SOURCES | {"truth", "labels"}) - above.keys():
@@ -266,9 +314,9 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
         if not isinstance(new, Mapping):
             below[key] = value
             continue
-        same = "name" not in new or new["name"] == old.get("name", DEFAULT_ATTACK)
+        same = "name" not in new or new["name"] == old.get("name", default_attack)
         options = {**(old.get("options", {}) if same else {}), **new.get("options", {})}
-        name = new.get("name", old.get("name", DEFAULT_ATTACK))
+        name = new.get("name", old.get("name", default_attack))
         below[key] = {"name": name, "options": options}
 
 
@@ -389,8 +437,15 @@ def _validated(kind: type[Config], settings: Mapping[str, Any]) -> Config:
 
 def _flag(key: str) -> str:
     """A setting as a person knows it."""
-    names = {"sentences": "--sentence", "labels": "--label", "defenses": "--defense"}
+    names = {
+        "sentences": "--sentence",
+        "labels": "--label",
+        "defenses": "--defense",
+        "images": "--image",
+        "indices": "--index",
+    }
     first = key.partition(".")[0]
-    if first in ("num_labels", "dtype") or (first == key and first not in RunConfig.model_fields):
+    known = {*RunConfig.model_fields, *names, "dataset"}
+    if first in ("num_labels", "dtype") or (first == key and first not in known):
         return f"The setting {key}"
     return names.get(first, f"--{first.replace('_', '-')}")

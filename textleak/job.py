@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from textleak.config import Choice, ClientConfig, RunConfig
+from textleak.config import Choice, ClientConfig, ImageConfig, RunConfig
 from textleak.errors import InputError
 from textleak.events import Position, Recovery, Sentence, Stop, Truth
 from textleak.runs import cores, versions
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from textleak.defenses import Defense
     from textleak.gradients import SharedGradient
     from textleak.models import TextModel
+    from textleak.models.vision import ImageModel
 
 SCORES = ("token_match_rate", "token_recall", "exact_rate", "rouge1", "rouge2", "rougeL")
 WORD_SCORES = ("rouge1_words", "rouge2_words", "rougeL_words")
@@ -144,8 +145,8 @@ class Job:
             "seconds": round(seconds, 3),
             "seconds_to_load": round(self.seconds_to_load, 3),
             **self._scores(recovery),
-            "final_loss": _finite(recovery.final_loss),
-            "gradient_distance": _finite(certificate.gradient_distance),
+            "final_loss": finite(recovery.final_loss),
+            "gradient_distance": finite(certificate.gradient_distance),
             "verified": certificate.verified,
             "channel": recovery.channel,
             "notes": list(recovery.notes),
@@ -247,14 +248,14 @@ def prepare(config: RunConfig) -> Job:
     )
 
 
-def build_attack(config: RunConfig) -> Attack:
+def build_attack(config: RunConfig | ImageConfig) -> Attack:
     """The attack that the settings name, its options checked."""
     from textleak.attacks import ATTACKS
 
     return ATTACKS.build(config.attack.name, config.attack_options())
 
 
-def build_defenses(config: ClientConfig) -> tuple[Defense, ...]:
+def build_defenses(config: ClientConfig | ImageConfig) -> tuple[Defense, ...]:
     """The defenses that the settings name, their options checked, in order."""
     from textleak.defenses import DEFENSES
 
@@ -290,7 +291,7 @@ def load(config: ClientConfig) -> TextModel:
     )
 
 
-def model_facts(model: TextModel) -> dict[str, Any]:
+def model_facts(model: TextModel | ImageModel) -> dict[str, Any]:
     """What a record says of the model."""
     return {
         "model": model.name,
@@ -376,5 +377,6 @@ def _ratio(tokens: int | None, hidden_size: int) -> float | None:
     return None if tokens is None else round(tokens / hidden_size, 4)
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
+    """The number where it can be written as JSON."""
     return number if number is not None and math.isfinite(number) else None

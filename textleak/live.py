@@ -136,6 +136,8 @@ class ViewState:
     Attributes:
         settings: as in run.json.
         truth: what was in the batch, where that is known.
+        originals: likewise the pictures of an image run.
+        labels: their classes.
         phases: those that began, in order.
         progress: the newest, with the newest answer there is.
         points: the course so far: every `stride`-th progress and the newest.
@@ -147,6 +149,8 @@ class ViewState:
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     truth: tuple[Sentence, ...] = ()
+    originals: tuple[Any, ...] = ()
+    labels: tuple[int, ...] = ()
     phases: tuple[PhaseSpan, ...] = ()
     progress: Progress | None = None
     points: tuple[Point, ...] = ()
@@ -171,7 +175,9 @@ class ViewState:
             case Started():
                 return dataclasses.replace(self, settings=event.settings, t=t)
             case Truth():
-                return dataclasses.replace(self, truth=event.sentences, t=t)
+                return dataclasses.replace(
+                    self, truth=event.sentences, originals=event.image, labels=event.labels, t=t
+                )
             case Phase():
                 return dataclasses.replace(self, phases=self._begun(event.name, t), t=t)
             case Progress():
@@ -180,8 +186,7 @@ class ViewState:
                     phases = self._begun(event.phase, t)
                 if phases[-1].first_step is None:
                     phases = (*phases[:-1], dataclasses.replace(phases[-1], first_step=(t, event.step)))
-                if not event.sentences and self.progress is not None:
-                    event = dataclasses.replace(event, sentences=self.progress.sentences)
+                event = event.keeping(self.progress)
                 points, stride = self._with_point(Point.of(t, event, match_rate(self.truth, event.sentences)))
                 return dataclasses.replace(
                     self,
@@ -362,7 +367,17 @@ def _body(state: ViewState, now: float, width: int, rows: int, glyphs: Glyphs) -
     if state.truth:
         below.insert(0, _legend(width, glyphs))
     room = rows - len(above) - len(below) - 1
-    return Group(*above, Text(""), *_sentences(state, width, max(3, room), glyphs), *below)
+    shown = _pictures if state.progress is not None and state.progress.image else _sentences
+    return Group(*above, Text(""), *shown(state, width, max(3, room), glyphs), *below)
+
+
+def _pictures(state: ViewState, width: int, rows: int, glyphs: Glyphs) -> list[Text]:
+    from textleak.live_pictures import picture_lines
+
+    assert state.progress is not None
+    return picture_lines(
+        state.progress, state.originals, state.labels, width, rows, unicode=glyphs is UNICODE
+    )
 
 
 def _line(parts: Iterable[Part], width: int, separator: str) -> Text:
@@ -391,7 +406,10 @@ def _facts(state: ViewState, width: int, glyphs: Glyphs) -> list[Text]:
         return []
     batch, tokens = settings.get("batch_size"), settings.get("tokens")
     parts: list[Part] = []
-    if batch:
+    if batch and "picture_shape" in settings:
+        _, height, wide = settings["picture_shape"]
+        parts.append(f"{batch} picture{'s' if batch != 1 else ''} of {height} x {wide}")
+    elif batch:
         parts.append(f"{batch} sentence{'s' if batch != 1 else ''}")
     if tokens:
         # Two are told together as n/D, not the batch size, decides what can be recovered.
@@ -738,7 +756,8 @@ class PlainDisplay:
                 self._phase = event.phase
                 self._write(now, event.phase, event.detail)
             elif now - self._last >= self._between:
-                self._write(now, event.phase, *_words(event, self.state))
+                assert self.state.progress is not None
+                self._write(now, event.phase, *_words(self.state.progress, self.state))
 
     def _write(self, now: float, *parts: str) -> None:
         self._last = now
@@ -757,6 +776,10 @@ def _words(progress: Progress, state: ViewState) -> Iterable[str]:
     counts = [right_of(sentence, truth) for sentence, truth in pairs if truth]
     if counts:
         yield f"{sum(c[0] for c in counts)} of {sum(c[1] for c in counts)} tokens right"
+    if state.originals and progress.image:
+        from textleak.live_pictures import mean_psnr
+
+        yield f"PSNR {mean_psnr(progress.image, state.originals):.1f} dB"
     if progress.sentences and progress.sentences[0].text:
         yield repr(progress.sentences[0].text)
 

@@ -47,6 +47,8 @@ MIN_INTERVAL = 0.05
 # Our choice: after a minute and a half the interval grows with the run, so that hours stay in the megabytes.
 INTERVAL_GROWTH = 1 / 2000
 
+# Settings that tell of the private batch: its text, classes, and files.
+_PRIVATE = ("sentences", "labels", "pictures", "conversions")
 _TEXTS = ("reference", "recovered", "reference_tokens", "recovered_tokens", "label", "recovered_label")
 
 
@@ -258,7 +260,7 @@ class Recorder:
         of a phase is always written.
         """
         if isinstance(event, Progress):
-            self.progress = event
+            self.progress = event.keeping(self.progress)
         if self.redact:
             if isinstance(event, Truth):
                 return
@@ -584,6 +586,7 @@ def redacted_event(event: Event) -> Event:
             sentences=tuple(_redacted_sentence(s) for s in event.sentences),
             others=(),
             image=(),
+            labels=(),
             detail="",
         )
     if isinstance(event, Phase):
@@ -600,14 +603,16 @@ def _redacted_sentence(sentence: Sentence) -> Sentence:
 
 def redacted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without the private batch."""
-    return {key: value for key, value in settings.items() if key not in ("sentences", "labels")}
+    return {key: value for key, value in settings.items() if key not in _PRIVATE}
 
 
 def redacted_result(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result with figures only."""
-    kept = {key: value for key, value in result.items() if key not in ("notes", "surplus")}
-    kept["sentences"] = [
-        {key: None if key in _TEXTS else value for key, value in sentence.items()}
-        for sentence in result.get("sentences", ())
-    ]
+    kept = {key: value for key, value in result.items() if key not in ("notes", "surplus", *_PRIVATE)}
+    for samples in ("sentences", "images"):
+        if samples in result:
+            kept[samples] = [
+                {key: None if key in _TEXTS else value for key, value in sample.items()}
+                for sample in result[samples]
+            ]
     return kept

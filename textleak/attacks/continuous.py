@@ -84,8 +84,11 @@ class StandIns(Protocol):
     def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         """The nearest allowed values."""
 
-    def shown(self, leaves: Leaves, k: int, step: int | None) -> dict[str, Any]:
-        """Candidate k as fields of a progress (a step is given) or of the recovery."""
+    def shows(self, step: int) -> bool:
+        """Whether a step's progress carries the answer so far."""
+
+    def shown(self, leaves: Leaves, k: int, *, coarse: bool) -> dict[str, Any]:
+        """Candidate k as fields of a progress (which may be rounded: coarse) or of the recovery."""
 
     def others(self, leaves: Leaves) -> tuple[Tokens, ...]:
         """Every candidate's tokens; none of pictures."""
@@ -164,7 +167,7 @@ def match_dummies(
             yield last
     assert last is not None
     assert step.stop is not None
-    shown = dummies.shown(step.best, last.candidate, None)
+    shown = dummies.shown(step.best, last.candidate, coarse=False)
     return Recovery(
         **{"sentences": (), **shown},
         stop=_STOPS[step.stop],
@@ -179,6 +182,7 @@ def match_dummies(
 
 def _progress(step: Step, steps: int, dummies: StandIns, others: tuple[Tokens, ...]) -> Progress:
     best = int(step.best_losses_K.argmin())
+    shows = step.stop is not None or dummies.shows(step.step)
     again = ", ".join(str(k) for k in step.restarted)
     return Progress(
         phase="continuous",
@@ -191,7 +195,7 @@ def _progress(step: Step, steps: int, dummies: StandIns, others: tuple[Tokens, .
         total_steps=step.step,
         detail=f"candidate {again} diverged or was stuck and began anew" if again else "",
         others=others,
-        **dummies.shown(step.best, best, step.step),
+        **(dummies.shown(step.best, best, coarse=True) if shows else {}),
     )
 
 
@@ -272,9 +276,14 @@ class Dummies:
         """Any embedding is allowed."""
         return leaves
 
-    def shown(self, leaves: Leaves, k: int, step: int | None) -> dict[str, Any]:
-        """Candidate k's sentences, as fields of a progress or recovery."""
+    def shows(self, step: int) -> bool:
+        """Every progress does."""
         del step
+        return True
+
+    def shown(self, leaves: Leaves, k: int, *, coarse: bool) -> dict[str, Any]:
+        """Candidate k's sentences, as fields of a progress or recovery."""
+        del coarse
         return {"sentences": self.decode(leaves, k)}
 
     def others(self, leaves: Leaves) -> tuple[Tokens, ...]:

@@ -6,11 +6,12 @@ Shapes: K candidates, B pictures, C color channels, H and W height and width, L 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textleak.errors import InputError
 from textleak.events import Tokens
@@ -21,7 +22,7 @@ from textleak.models.vision import ImageModel
 
 # A gradient this near to the shared one, relative to its norm, is the same to float32's rounding and then some, and its
 # picture to the eye's (our choice; on LeNet a distance of 7e-5 is a PSNR of about 50 dB).
-_EQUAL = 6e-5
+_EQUAL = 8e-5
 # Evaluations without progress after which a candidate begins anew (our choice).
 _PATIENCE = 200
 # Decimals of a picture's values in progress events: their rounding is at 71 dB.
@@ -198,19 +199,15 @@ class DummyPictures:
             for name, leaf in leaves.items()
         }
 
-    def shown(self, leaves: Leaves, k: int, step: int | None) -> dict[str, Any]:
-        """Candidate k as fields of a progress; without pictures where this step shows none.
+    def shows(self, step: int) -> bool:
+        """Only some do: pictures are large."""
+        return step == 1 or step % frame_distance(step) == 0
 
-        Args:
-            leaves: of all candidates.
-            k: which to show.
-            step: of the run; None for the answer, unrounded.
-        """
-        if step is not None and step % frame_distance(step) and step > 1:
-            return {}
+    def shown(self, leaves: Leaves, k: int, *, coarse: bool) -> dict[str, Any]:
+        """Candidate k's pictures and labels, as fields of a progress (rounded) or recovery."""
         pictures_BCHW = self.model.pictures(self._pixels(leaves)[k]).clamp(0, 1).cpu()
         labels_B = self._label_logits(leaves)[k].argmax(-1) if self.labels_KB is None else self.labels_KB[k]
-        if step is not None:
+        if coarse:
             pictures_BCHW = pictures_BCHW.double().round(decimals=_DECIMALS)
         return {
             "image": tuple(pictures_BCHW.permute(0, 2, 3, 1).tolist()),
@@ -221,6 +218,46 @@ class DummyPictures:
         """None: candidates' pictures aren't kept."""
         del leaves
         return ()
+
+
+def numbers_determined(model: ImageModel, names: Iterable[str], batch_size: int) -> int:
+    """How many numbers of a batch the shared gradients can determine, at most.
+
+    A weight (O, I) that is used N times has a gradient of rank N at most, so of at most N (O + I − N) numbers, and
+    never of more than O I. Of the head's, only the N inputs count: its outputs' gradients follow from these.
+    """
+    wanted, found = set(names), 0
+    uses: dict[str, int] = {}
+
+    def count(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def hook(module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            uses[name] = uses.get(name, 0) + batch_size * output.numel() // len(weight)
+
+        return hook
+
+    modules: dict[str, nn.Module] = dict(model.network.named_modules())
+    layers = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d | nn.Linear)}
+    handles = [module.register_forward_hook(count(name)) for name, module in layers.items()]
+    try:
+        with torch.no_grad():
+            model.logits(torch.zeros(1, *model.shape, device=model.device, dtype=model.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    head = next(reversed(uses), "")
+    for name, parameter in model.parameters.items():
+        layer = name.rpartition(".")[0]
+        if name not in wanted or (layer == head and parameter.dim() == 1):
+            continue
+        numbers = parameter.numel()
+        if parameter.dim() >= 2 and layer in uses:
+            rows, columns = len(parameter), numbers // len(parameter)
+            rank = min(uses[layer], rows, columns)
+            numbers = min(numbers, rank * (columns if layer == head else rows + columns - rank))
+        found += numbers
+    return found
 
 
 def frame_distance(step: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from textleak.cli import common
 
 if TYPE_CHECKING:
     from textleak.config import RunConfig
+    from textleak.events import Event
+    from textleak.image_job import ImageJob
     from textleak.job import Job
     from textleak.live import Display
     from textleak.runs import Recorder, RunFolder
@@ -134,8 +137,8 @@ def _run(settings: RunConfig, *, as_json: bool) -> int:
     job = _prepare(settings)
     folder = runs.RunFolder.create(settings.out, name=job.name)
     try:
-        result = _drive(job, folder)
-    except _FailedError as failure:
+        result = drive(job, folder)
+    except FailedError as failure:
         return failure.code
     if as_json:
         common.print_json(result)
@@ -180,7 +183,7 @@ def _prepare(settings: RunConfig) -> Job:
     return job
 
 
-class _FailedError(Exception):
+class FailedError(Exception):
     """The run ended without a result, and has said so."""
 
     def __init__(self, code: int) -> None:
@@ -188,8 +191,10 @@ class _FailedError(Exception):
         self.code = code
 
 
-def _drive(job: Job, folder: RunFolder) -> dict[str, Any]:
-    """Run the attack with its view and its records; the result as it was written."""
+def drive(
+    job: Job | ImageJob, folder: RunFolder, viewers: Sequence[Callable[[Event], None]] = ()
+) -> dict[str, Any]:
+    """Run the attack with its view, its records and other viewers; the result as it was written."""
     from textleak.errors import InputError, TextleakError
     from textleak.runs import Recorder
 
@@ -199,7 +204,7 @@ def _drive(job: Job, folder: RunFolder) -> dict[str, Any]:
     try:
         with (
             _display() as display,
-            Recorder(folder, job.settings(), redact=redact, viewers=[display.show]) as recorder,
+            Recorder(folder, job.settings(), redact=redact, viewers=[display.show, *viewers]) as recorder,
         ):
             try:
                 truth = job.truth()
@@ -219,10 +224,10 @@ def _drive(job: Job, folder: RunFolder) -> dict[str, Any]:
         folder.discard()
         raise
     common.report_bug(bug, folder.traceback_path, redact=redact)
-    raise _FailedError(1)
+    raise FailedError(1)
 
 
-def _finish(job: Job, recorder: Recorder) -> dict[str, Any]:
+def _finish(job: Job | ImageJob, recorder: Recorder) -> dict[str, Any]:
     """Drive the attack to its end or to an interrupt; the result as it was written."""
     from textleak.events import Phase, Stop
     from textleak.job import outcome_of

@@ -1,0 +1,199 @@
+"""`textleak image`: recover the pictures behind one shared gradient, live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from textleak.cli import common
+
+if TYPE_CHECKING:
+    from textleak.config import ImageConfig
+    from textleak.image_job import ImageJob
+
+
+@common.guarded
+def command(
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", metavar="FILE", help="A private picture; repeat it for one batch."),
+    ] = None,
+    index: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--index", metavar="INT", help="Or its number in --dataset; repeat it.", show_default="0"
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="TEXT",
+            help="cifar100 | cifar10 | mnist (local cache or hub) | a folder of pictures.",
+            show_default="sample pictures that ship with textleak",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="TEXT",
+            help="lenet | resnet20 | resnet18 | vit, options as resnet20:activation=sigmoid,strides=false, "
+            "or a hub id or folder of an image classifier.",
+            show_default="lenet",
+        ),
+    ] = None,
+    weights: common.Weights = None,
+    label: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--label",
+            metavar="INT",
+            help="A picture's class, repeated with --image; else the data set's, else drawn from the seed.",
+        ),
+    ] = None,
+    attack: Annotated[
+        str | None,
+        typer.Option("--attack", "-a", metavar="TEXT", help="dlg | idlg | cosine | tag", show_default="dlg"),
+    ] = None,
+    share: common.Share = None,
+    defense: common.Defenses = None,
+    know: Annotated[
+        str | None,
+        typer.Option(
+            "--know",
+            metavar="TEXT",
+            help="labels,batch-size: what the attacker is told.",
+            show_default="batch-size",
+        ),
+    ] = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(
+            "--restarts",
+            "-k",
+            metavar="INT",
+            help="Candidates attacked at once.",
+            show_default="the attack's",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", metavar="INT", help="Evaluations of a candidate.", show_default="the attack's"
+        ),
+    ] = None,
+    seed: common.Seed = None,
+    device: common.Device = None,
+    threads: common.Threads = None,
+    config: common.Config = None,
+    assignments: common.Assignments = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Run folder.", show_default="a new one under $TEXTLEAK_RUNS"
+        ),
+    ] = None,
+    json_: common.Json = False,
+    save_gradients: Annotated[
+        bool, typer.Option("--save-gradients", help="Keep the shared gradient in the run folder.")
+    ] = False,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="No picture in any record, nor on the screen.")
+    ] = False,
+) -> None:
+    """Recover the pictures behind one shared gradient, live."""
+    from textleak.config import load_image_config
+
+    settings = load_image_config(
+        config,
+        common.given(
+            images=image,
+            indices=index,
+            dataset=dataset,
+            model=model,
+            weights=weights,
+            labels=label,
+            attack=attack,
+            share=share,
+            defenses=defense,
+            know=know,
+            restarts=restarts,
+            steps=steps,
+            seed=seed,
+            device=device,
+            threads=threads,
+            out=out,
+            save_gradients=save_gradients or None,
+            redact=redact or None,
+        ),
+        assignments or (),
+    )
+    code = _run(settings, as_json=json_)
+    if code:
+        raise typer.Exit(code)
+
+
+def _run(settings: ImageConfig, *, as_json: bool) -> int:
+    """Prepare, drive and report one run; the exit code."""
+    from textleak import runs
+    from textleak.cli.run import FailedError, drive
+    from textleak.pictures import Film
+
+    if settings.out is not None:
+        runs.check_folder(settings.out)
+    else:
+        runs.check_writable(runs.runs_folder())
+    job = _prepare(settings)
+    folder = runs.RunFolder.create(settings.out, name=job.name)
+    film = Film()
+    try:
+        result = drive(job, folder, [film.show])
+    except FailedError as failure:
+        return failure.code
+    if not settings.redact:
+        _write(job, folder.path, film.frames, result)
+    if as_json:
+        common.print_json(result)
+    else:
+        from textleak.live_pictures import image_summary
+
+        common.stdout().print(image_summary(result))
+    return common.INTERRUPTED if result["outcome"] == "interrupted" else 0
+
+
+def _prepare(settings: ImageConfig) -> ImageJob:
+    """Load and check everything, and say what the run works on."""
+    from rich.text import Text
+
+    from textleak.image_job import prepare
+
+    console = common.stderr()
+    with console.status("loading the model and computing the gradient…"):
+        job = prepare(settings)
+    for words in job.warnings():
+        console.print(Text(words, style="yellow"), soft_wrap=True)
+    facts = job.settings()
+    channels, height, width = facts["picture_shape"]
+    console.print(
+        Text(
+            f"{facts['model']} ({facts['weights']} weights) on {facts['device']}, {facts['dtype']}, "
+            f"{job.threads} thread{'s' if job.threads != 1 else ''}; "
+            f"{facts['batch_size']} in the batch, {height} x {width} pixels, {channels} channels; "
+            f"loaded in {job.seconds_to_load:.1f} s",
+            style="bright_black",
+        ),
+        soft_wrap=True,
+    )
+    return job
+
+
+def _write(job: ImageJob, folder: Path, frames: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
+    """The strip, the GIF and the pictures, into the run folder."""
+    from textleak.pictures import as_bytes, write_films
+
+    originals = as_bytes(job.secret.pictures_BCHW.permute(0, 2, 3, 1))
+    write_films(folder, frames, originals, [image["recovered"] for image in result["images"]])

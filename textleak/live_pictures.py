@@ -1,0 +1,197 @@
+"""Pictures in a terminal, and what a run on pictures leaves on the screen.
+
+Two pixels share a cell, the upper as the sign's color and the lower as the background. Made of nothing but events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from scipy.optimize import linear_sum_assignment
+
+from textleak.events import Progress, Stop
+
+_GAP = 2  # columns between pictures
+_SMALLEST = 8  # pixels of a picture that still shows something
+_SHADES = " .:-=+*#%@"  # dark to bright, where there is no Unicode
+
+
+def compared(image: Sequence[Any], originals: Sequence[Any]) -> list[tuple[int, float] | None]:
+    """For each original the place of the picture that stands for it, and their PSNR in dB (at most 100)."""
+    if not image or not originals:
+        return [None] * len(originals)
+    pictures, truths = np.asarray(image, dtype=float), np.asarray(originals, dtype=float)
+    errors = ((truths[:, None] - pictures[None]) ** 2).mean((2, 3, 4))
+    rows, columns = linear_sum_assignment(errors)
+    found: list[tuple[int, float] | None] = [None] * len(originals)
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        error = float(errors[row, column])
+        found[row] = column, min(100.0, -10 * np.log10(error)) if error > 0 else 100.0
+    return found
+
+
+def mean_psnr(image: Sequence[Any], originals: Sequence[Any]) -> float | None:
+    """Mean PSNR of a batch in dB, None where there is nothing to compare."""
+    known = [one[1] for one in compared(image, originals) if one is not None]
+    return sum(known) / len(known) if known else None
+
+
+def picture_lines(
+    progress: Progress,
+    originals: Sequence[Any],
+    labels: Sequence[int],
+    width: int,
+    rows: int,
+    *,
+    unicode: bool = True,
+) -> list[Text]:
+    """The recovered pictures, each beside its original where that is known, over a line of words.
+
+    Args:
+        progress: with pictures.
+        originals: the true pictures; empty where they aren't known.
+        labels: their classes.
+        width: columns there are.
+        rows: lines there are.
+        unicode: whether half blocks can be written.
+    """
+    side = max(len(progress.image[0]), len(progress.image[0][0]))
+    order = [one[0] if one else None for one in compared(progress.image, originals)] if originals else None
+    count = len(order) if order is not None else len(progress.image)
+    each = 2 if order is not None else 1
+    fits = max(1, (width + _GAP) // (each * (_SMALLEST + _GAP)))
+    shown = min(count, fits)
+    size = min(side, (width + _GAP) // (each * shown) - _GAP, 2 * max(2, rows - 2))
+    psnr = compared(progress.image, originals)
+    blocks: list[list[Text]] = []
+    for number in range(shown):
+        if order is not None:
+            blocks.append(_drawn(originals[number], size, f"original, {labels[number]}", unicode=unicode))
+        index = order[number] if order is not None else number
+        if index is None:
+            blocks.append([Text("nothing yet".ljust(size))])
+            continue
+        words = f"label {progress.labels[index]}" if progress.labels else "recovered"
+        style = ""
+        if order is not None:
+            found = psnr[number]
+            right = bool(progress.labels) and progress.labels[index] == labels[number]
+            style = "green" if right else "red"
+            words = (f"{found[1]:.1f} dB, " if found else "") + words
+        blocks.append(_drawn(progress.image[index], size, words, style, unicode=unicode))
+    lines = _beside(blocks)
+    if shown < count:
+        lines.append(Text(f"and {count - shown} more", style="bright_black"))
+    return lines
+
+
+def _drawn(picture: Sequence[Any], size: int, words: str, style: str = "", *, unicode: bool) -> list[Text]:
+    """A picture as lines of cells, then words."""
+    values = _scaled(np.asarray(picture, dtype=float), size)
+    height, width = values.shape[:2]
+    if height % 2:
+        values = np.concatenate([values, values[-1:]])
+    lines = []
+    for row in range(0, len(values), 2):
+        line = Text(no_wrap=True)
+        for column in range(width):
+            upper, lower = values[row, column], values[row + 1, column]
+            if unicode:
+                line.append("▀", style=f"{_color(upper)} on {_color(lower)}")
+            else:
+                brightness = float((upper + lower).mean() / 2)
+                line.append(_SHADES[min(len(_SHADES) - 1, int(brightness * len(_SHADES)))])
+        lines.append(line)
+    caption = Text(no_wrap=True).append(words[:width].ljust(width), style=style or "bright_black")
+    return [*lines, caption]
+
+
+def _scaled(values_HWC: np.ndarray, size: int) -> np.ndarray:
+    """At most `size` pixels high and wide, each the mean of those it stands for; three channels."""
+    height, width, channels = values_HWC.shape
+    factor = max(1, -(-max(height, width) // max(1, size)))
+    if factor > 1:
+        high, wide = -(-height // factor), -(-width // factor)
+        padded = np.pad(
+            values_HWC, ((0, high * factor - height), (0, wide * factor - width), (0, 0)), mode="edge"
+        )
+        values_HWC = padded.reshape(high, factor, wide, factor, channels).mean((1, 3))
+    scaled: np.ndarray = np.repeat(values_HWC, 3, 2) if channels == 1 else values_HWC
+    return scaled.clip(0, 1)
+
+
+def _color(value_C: np.ndarray) -> str:
+    red, green, blue = (round(float(one) * 255) for one in value_C)
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _beside(blocks: Sequence[Sequence[Text]]) -> list[Text]:
+    """Blocks side by side."""
+    lines = []
+    for row in range(max(map(len, blocks))):
+        line = Text(no_wrap=True)
+        for block in blocks:
+            width = block[0].cell_len
+            line.append(block[row] if row < len(block) else Text(" " * width))
+            line.append(" " * _GAP)
+        lines.append(line)
+    return lines
+
+
+def image_summary(result: Mapping[str, Any]) -> RenderableType:
+    """What a finished run on pictures leaves on the screen: a sentence, the figures, where the pictures are."""
+    parts: list[RenderableType] = []
+    if result.get("outcome") == "interrupted":
+        parts.append(Text(Stop.INTERRUPTED.value, style="yellow"))
+    style = "bold red" if result["psnr"] >= 20 else "bold yellow" if result["psnr"] >= 12 else "bold green"
+    parts.append(Text(_how_much(result), style=style))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bright_black", no_wrap=True)
+    table.add_column()
+    for number, image in enumerate(result["images"]):
+        words = f"PSNR {image['psnr']:.1f} dB   MSE {image['mse']:.1e}   SSIM {image['ssim']:.3f}"
+        if image["label"] is not None:
+            right = image["label"] == image["recovered_label"]
+            words += f"   label {image['recovered_label']}, " + (
+                "right" if right else f"wrong: it is {image['label']}"
+            )
+        table.add_row(f"picture {number + 1}", words)
+    distance = result.get("gradient_distance")
+    if distance is not None:
+        words = f"{distance:.1e} from the shared one (relative)"
+        if result.get("defense"):
+            words += ", which was changed before it was shared"
+        table.add_row("own gradient", words)
+    table.add_row("ended because", Text(str(result["stop"])))
+    if result.get("weights") == "random":
+        table.add_row("weights", "random")
+    seconds = result["seconds"]
+    table.add_row("took", f"{seconds:.1f} s, {result['evaluations']:,} evaluations")
+    parts.append(table)
+    parts.extend(Text(f"Note: {note}", style="yellow") for note in result.get("notes", ()))
+    if result.get("run_dir"):
+        parts += [
+            Text(""),
+            Text.assemble(("run folder ", "bright_black"), str(result["run_dir"])),
+            Text("  strip.png, recovery.gif, grid.png", style="bright_black"),
+        ]
+    return Group(*parts)
+
+
+def _how_much(result: Mapping[str, Any]) -> str:
+    """One sentence: how much of the pictures leaked."""
+    psnr, count = result["psnr"], len(result["images"])
+    what = "The picture" if count == 1 else f"The {count} pictures"
+    # Our choice: at 30 dB an eye hardly tells the difference, at 20 dB it sees what is shown.
+    if psnr >= 30:
+        return f"{what} leaked: PSNR {psnr:.1f} dB, hardly to be told from the original."
+    if psnr >= 20:
+        return f"{what} leaked in outline and color: PSNR {psnr:.1f} dB."
+    if psnr >= 12:
+        return f"Little of it leaked: PSNR {psnr:.1f} dB."
+    return f"Nothing to be recognized was recovered: PSNR {psnr:.1f} dB."
