@@ -33,9 +33,10 @@ from textleak_tui.widgets.setup_form import ComboBox, FieldRow, SentenceInput
 
 FRAMES_A_SECOND = 8
 SECONDS_TO_READ = 0.02
-# Sizes of the screen below which the form folds away once the ladder runs, the command lines go, and the plot
-# shares the table's place.
-FORM, COMMANDS, PLOT = 34, 26, (100, 18)
+# Sizes of the screen below which the form folds away once the ladder runs, and the command lines go; from which
+# on the plot stands beside the table, or below it. In less room it shares the table's place.
+FORM, COMMANDS = 34, 26
+BESIDE, BELOW = (100, 18), (60, 22)
 SIGNS = {
     "waiting": "·",
     "loading": "◌",
@@ -167,8 +168,14 @@ class DefenseScreen(Page):
             background: $panel; color: $foreground; text-style: bold;
         }
         & Bars { width: 2fr; height: 1fr; max-height: 20; }
+        & .results.-stacked {
+            layout: vertical;
+            & DataTable { width: 1fr; height: auto; min-height: 4; max-height: 60%; }
+            & Bars { width: 1fr; height: 1fr; min-height: 6; }
+        }
         & .verdict { height: auto; padding: 0 2; text-style: bold; }
         & .words { height: auto; max-height: 6; padding: 0 2; color: $text-muted; }
+        & .commands.-none { display: none; }
         & .commands { height: auto; max-height: 7; padding: 0 2; background: $surface; color: $text-muted; }
     }
     """
@@ -444,8 +451,12 @@ class DefenseScreen(Page):
     # What is on the screen
 
     @property
+    def _beside(self) -> bool:
+        return self.size.width >= BESIDE[0] and self.size.height >= BESIDE[1]
+
+    @property
     def _roomy(self) -> bool:
-        return self.size.width >= PLOT[0] and self.size.height >= PLOT[1]
+        return self._beside or (self.size.width >= BELOW[0] and self.size.height >= BELOW[1])
 
     def on_resize(self, event: events.Resize) -> None:
         """Fold or unfold."""
@@ -462,6 +473,7 @@ class DefenseScreen(Page):
             return
         self.form.display = self._editing or self.size.height >= FORM
         self.commands.display = self.size.height >= COMMANDS or not self.rungs
+        self.query_one(".results").set_class(not self._beside, "-stacked")
         self.refresh_bindings()
         self._columns = ()
         self._draw()
