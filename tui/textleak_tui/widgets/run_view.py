@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from rich.text import Text
@@ -56,6 +56,7 @@ class RunView(Vertical):
         self.pane = "tokens"
         self._token_lines = 0
         self._begun = False
+        self._settings: Mapping[str, object] | None = None
         self._last: Callable[..., None] | None = None
 
     def compose(self) -> ComposeResult:
@@ -98,7 +99,9 @@ class RunView(Vertical):
         self._last = functools.partial(
             self.show, state, blind=blind, truth=truth, now=now, memory=memory, paused=paused, waiting=waiting
         )
-        self.facts.update(_facts(state))
+        if state.settings is not self._settings:
+            self._settings = state.settings
+            self.facts.update(_facts(state), layout=False)
         self.candidates.show(state, blind=blind)
         state = self._followed(state)
         self.phases.show(state, blind=blind, now=now)

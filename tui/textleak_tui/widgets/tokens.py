@@ -8,6 +8,7 @@ scroll. Drawn line by line, only what is visible, so that 512 tokens cost no mor
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -19,7 +20,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.geometry import Region, Size
-from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widgets import Static
@@ -71,7 +71,11 @@ class Head:
 
 
 class TokenBands(ScrollView, can_focus=True):
-    """The columns themselves; `TokenGrid` puts words around them."""
+    """The columns themselves; `TokenGrid` puts words around them.
+
+    Args:
+        moved: called when another position is in focus, or others are in view.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "move(-1)", "Position to the left", show=False),
@@ -97,15 +101,9 @@ class TokenBands(ScrollView, can_focus=True):
         "token--head",
     }
 
-    @dataclasses.dataclass
-    class Moved(Message):
-        """Another position is in focus."""
-
-        sentence: int
-        position: int
-
-    def __init__(self) -> None:
+    def __init__(self, moved: Callable[[], None]) -> None:
         super().__init__()
+        self._moved = moved
         self.sentences: list[list[Cell]] = []
         self.heads: list[Head] = []
         self.bands: list[Band] = []
@@ -336,7 +334,7 @@ class TokenBands(ScrollView, can_focus=True):
                 Region(0, band.first, self.size.width, self.rows + band.headed - 1), animate=False
             )
         self.refresh()
-        self.post_message(self.Moved(*self.cursor))
+        self._moved()
 
     def on_click(self, event: events.Click) -> None:
         """Focus the position that was clicked."""
@@ -348,12 +346,12 @@ class TokenBands(ScrollView, can_focus=True):
         """Show where the focus is."""
         self.refresh()
         if self.sentences:
-            self.post_message(self.Moved(*self.cursor))
+            self._moved()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Tell the grid that other tokens are in view."""
         super().watch_scroll_y(old_value, new_value)
-        self.post_message(self.Moved(*self.cursor))
+        self._moved()
 
 
 class TokenGrid(Vertical):
@@ -363,13 +361,14 @@ class TokenGrid(Vertical):
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
-        self._bands = TokenBands()
+        self._bands = TokenBands(self._tell)
         self._detail = Static("", classes="detail")
         self._empty = Static("", classes="empty")
         self._sentences: tuple[Sentence, ...] = ()
         self._truths: list[Sentence | None] = []
         self._statuses: list[list[str]] = []
         self._truth = False
+        self._said = Text("")
 
     def compose(self) -> ComposeResult:
         """The columns, the words in their place while there are none, and the position in focus."""
@@ -450,10 +449,6 @@ class TokenGrid(Vertical):
         self._bands.give(numbered=numbered, listed=listed)
         return min(lines, max(5, needed))
 
-    def on_token_bands_moved(self) -> None:
-        """Another position is in focus, or in view."""
-        self._tell()
-
     def on_resize(self) -> None:
         """Other tokens are in view."""
         self.call_after_refresh(self._tell)
@@ -469,7 +464,10 @@ class TokenGrid(Vertical):
             self.border_subtitle = subtitle
         s, p = self._bands.cursor
         if s < len(self._sentences) and p < len(self._sentences[s].positions):
-            self._detail.update(self._words(self._sentences[s].positions[p], self._truths[s], s, p))
+            words = self._words(self._sentences[s].positions[p], self._truths[s], s, p)
+            if words != self._said:
+                self._said = words
+                self._detail.update(words, layout=False)
 
     def _words(self, position: Position, truth: Sentence | None, s: int, p: int) -> Text:
         status = self._statuses[s][p]

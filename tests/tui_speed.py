@@ -1,0 +1,284 @@
+"""What the terminal app costs and how fast it answers: `python -m tests.tui_speed`, in a real pseudo-terminal.
+
+- keys: while an attack uses all its threads, how long until a key press is on the screen;
+- share of a core that the app itself takes meanwhile;
+- slow-down: the attack with the app beside it against `textleak run` alone, alternating pairs;
+- memory: growth of the app while it follows a run of 50,000 events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import os
+import pty
+import select
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from pathlib import Path
+
+from textleak.events import Position, Progress, Sentence, TokenGuess, Truth
+from textleak.runs import Recorder, RunFolder
+
+SENTENCE = "the meeting was moved to friday morning"
+ROOT = Path(__file__).parents[1]
+
+
+def say(words: str) -> None:
+    """A line."""
+    sys.stdout.write(words + "\n")
+    sys.stdout.flush()
+
+
+class Terminal:
+    """The app in a pseudo-terminal of its own."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], size: tuple[int, int]) -> None:
+        main, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "textleak.cli", "tui", *arguments],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(other)
+        self._main = main
+
+    def read(self, seconds: float) -> bytes:
+        """What is written within so many seconds, as soon as there is something."""
+        if not select.select([self._main], [], [], seconds)[0]:
+            return b""
+        try:
+            return os.read(self._main, 1 << 16)
+        except OSError:  # the app has gone
+            return b""
+
+    def drain(self, seconds: float) -> bytes:
+        """All that is written for so long."""
+        found, end = b"", time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            found += self.read(left)
+        return found
+
+    def press(self, keys: bytes) -> None:
+        """Type."""
+        os.write(self._main, keys)
+
+    def close(self) -> None:
+        """Quit, and see that it goes."""
+        self.press(b"\x11")
+        end = time.monotonic() + 20
+        while self.process.poll() is None and time.monotonic() < end:
+            self.read(0.1)
+        self.process.kill()
+        self.process.wait()
+        os.close(self._main)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int) -> float:
+    """MiB that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def environment(folder: Path, fields: dict[str, str] | None = None) -> dict[str, str]:
+    """Settings and runs in a folder of their own."""
+    (folder / "config" / "textleak").mkdir(parents=True, exist_ok=True)
+    (folder / "config" / "textleak" / "tui.json").write_text(json.dumps({"fields": fields or {}}))
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tui")]),
+        "XDG_CONFIG_HOME": str(folder / "config"),
+        "TEXTLEAK_RUNS": str(folder / "runs"),
+        "HF_HUB_OFFLINE": "1",
+        "TERM": "xterm-256color",
+        "COLORTERM": "truecolor",
+    }
+
+
+def start_run(folder: Path, size: tuple[int, int], fields: dict[str, str]) -> tuple[Terminal, Path]:
+    """The app with an attack going, and the attack's run folder."""
+    began = time.monotonic()
+    terminal = Terminal([], environment(folder, fields), size)
+    seen = b""
+    while b"Sentence" not in seen:
+        seen += terminal.read(0.05)
+    say(f"  the app was there after {time.monotonic() - began:.2f} s")
+    terminal.drain(5.0)  # the names of attacks and defenses are listed in the meantime
+    terminal.press(SENTENCE.encode() + b"\r")
+    while not (found := list((folder / "runs").glob("*/events.jsonl"))):
+        terminal.drain(0.2)
+    while b'"progress"' not in found[0].read_bytes():
+        terminal.drain(0.2)
+    return terminal, found[0].parent
+
+
+def keys(seconds: float, size: tuple[int, int], threads: int) -> None:
+    """Latency of key presses and the app's share of a core, while an attack runs."""
+    with tempfile.TemporaryDirectory() as name:
+        fields = {"attack": "tag", "steps": "1000000", "restarts": "4", "threads": str(threads)}
+        terminal, _ = start_run(Path(name), size, fields)
+        pid = terminal.process.pid
+        terminal.drain(2.0)
+        times: list[float] = []
+        lost, at = 0, 1
+        cpu, began = cpu_seconds(pid), time.monotonic()
+        while time.monotonic() - began < seconds:
+            # Right and left, in turns: position 2, then 1.
+            at = 2 if at == 1 else 1
+            pressed = time.monotonic()
+            terminal.press(b"\x1b[C" if at == 2 else b"\x1b[D")
+            seen = b""
+            while time.monotonic() - pressed < 2.0:
+                seen += terminal.read(0.05)
+                if f"position {at} ".encode() in seen:
+                    times.append(time.monotonic() - pressed)
+                    break
+            else:
+                lost += 1
+            terminal.drain(0.25)
+        share = (cpu_seconds(pid) - cpu) / (time.monotonic() - began)
+        terminal.close()
+    ranked = sorted(times)
+    p95 = ranked[int(0.95 * (len(ranked) - 1))]
+    say(
+        f"keys: {len(times)} presses in {seconds:.0f} s, median {1e3 * statistics.median(times):.0f} ms, "
+        f"p95 {1e3 * p95:.0f} ms, longest {1e3 * ranked[-1]:.0f} ms, {lost} not seen; "
+        f"the app took {100 * share:.1f} % of a core"
+    )
+
+
+def slow_down(pairs: int, size: tuple[int, int], steps: int) -> None:
+    """The attack's own seconds with the app and without it, alternating."""
+    alone: list[float] = []
+    beside: list[float] = []
+    fields = {"attack": "tag", "steps": str(steps), "threads": "1"}
+    for _ in range(pairs):
+        with tempfile.TemporaryDirectory() as name:
+            out = Path(name) / "run"
+            subprocess.run(
+                [
+                    *(sys.executable, "-m", "textleak.cli", "run", "-s", SENTENCE, "-a", "tag"),
+                    *("--steps", str(steps), "--threads", "1", "--out", str(out), "--json"),
+                ],
+                env=environment(Path(name)),
+                capture_output=True,
+                check=True,
+            )
+            alone.append(json.loads((out / "result.json").read_text())["seconds"])
+        with tempfile.TemporaryDirectory() as name:
+            terminal, folder = start_run(Path(name), size, fields)
+            while not (folder / "result.json").exists():
+                terminal.drain(0.3)
+            beside.append(json.loads((folder / "result.json").read_text())["seconds"])
+            terminal.close()
+        say(f"  alone {alone[-1]:.2f} s, with the app {beside[-1]:.2f} s")
+    ratio = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
+    say(f"slow-down: {100 * (ratio - 1):+.1f} % (median of {pairs} pairs)")
+
+
+def growth(events: int, size: tuple[int, int]) -> None:
+    """How much memory the app takes on while it follows a run of so many events."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder.create(Path(name) / "runs" / "long", name="long")
+        clock = iter(0.1 * tick for tick in range(10**9))
+        with Recorder(
+            folder, {"attack": "match", "model": "bert-tiny"}, clock=lambda: next(clock)
+        ) as recorder:
+            recorder.record(Truth(sentences=(_sentence(0),)))
+            for step in range(200):
+                recorder.record(_progress(step))
+            terminal = Terminal([str(folder.path)], environment(Path(name)), size)
+            terminal.drain(8.0)
+            before = memory(terminal.process.pid)
+            writer = threading.Thread(target=_write, args=(folder.events_path, events))
+            writer.start()
+            while writer.is_alive():
+                terminal.drain(0.2)
+            terminal.drain(5.0)
+            after = memory(terminal.process.pid)
+            alive = terminal.process.poll() is None
+            terminal.close()
+    say(f"memory: {before:.0f} MiB, after {events:,} events {after:.0f} MiB ({after - before:+.1f})")
+    if not alive:
+        say("memory: the app had ended, the figure says nothing")
+
+
+def _write(path: Path, events: int) -> None:
+    """Append events as fast as a reader can see them, some 500 a second."""
+    line = next(line for line in path.read_text().splitlines() if '"progress"' in line)
+    record = json.loads(line)
+    with path.open("a", encoding="utf-8") as file:
+        for step in range(200, 200 + events):
+            record.update(t=0.2 * step, step=step, total_steps=step, loss=1 / step)
+            file.write(json.dumps(record) + "\n")
+            if step % 50 == 0:
+                file.flush()
+                time.sleep(0.1)
+
+
+def _sentence(shift: int) -> Sentence:
+    words = ("[CLS]", *SENTENCE.split(), "[SEP]")
+    return Sentence(
+        positions=tuple(
+            Position(
+                position=at,
+                id=100 + at + shift,
+                text=word,
+                confidence=0.5,
+                candidates=tuple(TokenGuess(id=k, text="word", score=0.1) for k in range(3)),
+            )
+            for at, word in enumerate(words)
+        ),
+        text=SENTENCE,
+    )
+
+
+def _progress(step: int) -> Progress:
+    progress = Progress(
+        phase="continuous", step=step, loss=1.0, losses=(1.0, 2.0), sentences=(_sentence(step % 3),)
+    )
+    return dataclasses.replace(progress, total_steps=step, evaluations=2 * step)
+
+
+def main() -> None:
+    """Measure what was asked for, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", nargs="*", default=["keys", "slow-down", "memory"])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of key presses")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=400, help="of each attack of a pair")
+    parser.add_argument("--events", type=int, default=50_000)
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="of the attack under the keys"
+    )
+    parser.add_argument("--size", default="160x48")
+    options = parser.parse_args()
+    width, height = map(int, options.size.split("x"))
+    say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.size}")
+    if "keys" in options.what:
+        keys(options.seconds, (width, height), options.threads)
+    if "slow-down" in options.what:
+        slow_down(options.pairs, (width, height), options.steps)
+    if "memory" in options.what:
+        growth(options.events, (width, height))
+
+
+if __name__ == "__main__":
+    main()
