@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.conftest import ToyModel
 from tests.test_verification import truth, with_tokens
 from textleak import seeds
+from textleak.attacks.problem import TextProblem
 from textleak.client import share
 from textleak.config import Choice
 from textleak.defenses import DEFENSES, Gradients, Step
+from textleak.defenses.largest import keep_largest
 from textleak.effects import clip_factors, spacing
 from textleak.errors import InputError
-from textleak.gradients import SharedGradient
-from textleak.verification import certify
+from textleak.gradients import PublicModel, SharedGradient
+from textleak.likelihood import fit
+from textleak.matching import CosinePerTensor, Target
+from textleak.matching.discrete import Guess
+from textleak.matching.moments import form, moments_of
+from textleak.matching.objectives import TAG
+from textleak.matching.rules import Outer, Rows, Sum
+from textleak.models import TextModel
+from textleak.verification import certify, own_gradient
 
 TWO = ("the cat sat on the mat", "a dog ran home.")
 
@@ -296,3 +307,159 @@ def test_an_unclipped_gradient_is_its_own_factor() -> None:
     gradient = random_gradient()
     assert set(clip_factors(gradient, 1e9, "all").values()) == {1.0}
     assert set(clip_factors(gradient, 1e9, "layer").values()) == {1.0}
+
+
+# What attacks make of it
+
+
+def random_parts(seed: int = 0) -> tuple[dict[str, list[Any]], Gradients]:
+    """What three candidates' gradients are made of, and these gradients (K first)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    rows_KN = torch.randint(90, (3, 5), generator=generator)
+    found: dict[str, list[Any]] = {
+        "a.weight": [Outer(left_KNO=draw(3, 5, 50), right_KNI=draw(3, 5, 20))],
+        "a.bias": [Sum(terms_KND=draw(3, 5, 50))],
+        "table": [
+            Rows(rows_KN=rows_KN, right_KNI=draw(3, 5, 20)),
+            Outer(left_KNO=draw(3, 5, 90), right_KNI=draw(3, 5, 20)),
+        ],
+    }
+    shapes = {"a.weight": (50, 20), "a.bias": (50,), "table": (90, 20)}
+    return found, {name: form(parts, shapes[name]) for name, parts in found.items()}
+
+
+def test_a_masked_gradient_is_compared_where_something_is_left() -> None:
+    found, formed = random_parts()
+    seen = {name: keep_largest(value[0], 0.2) for name, value in formed.items()}
+    target = Target.from_gradients(seen, masked=True)
+    moments = moments_of(found, target, absolute=True)
+    assert moments.absolute_KP is not None
+    for p, name in enumerate(moments.names):
+        tensor = target.tensors[name]
+        rows = slice(None) if tensor.rows_S is None else tensor.rows_S
+        own_K = (formed[name] * (seen[name] != 0))[:, rows].flatten(1)
+        goal = seen[name][rows].flatten()
+        torch.testing.assert_close(moments.own_KP[:, p], own_K.square().sum(1))
+        torch.testing.assert_close(moments.cross_KP[:, p], own_K @ goal)
+        torch.testing.assert_close(moments.absolute_KP[:, p], (own_K - goal).abs().sum(1))
+    distances_K = CosinePerTensor()(moments)
+    assert float(distances_K[0]) < 1e-12
+    assert float(distances_K[1:].min()) > 0.5
+
+
+@pytest.mark.parametrize("per", ["all", "layer", "tensor"])
+def test_candidates_are_scaled_as_clipping_scales(per: Any) -> None:
+    found, formed = random_parts()
+    alone = {name: value[0] for name, value in formed.items()}
+    clip = clip_factors(alone, 0.1, per)
+    if per == "tensor":
+        clip = {name: 0.1 / float(value.norm()) for name, value in alone.items()}
+    target = Target.from_gradients({n: v * clip[n] for n, v in alone.items()}, rescaled=per)
+    moments = moments_of(found, target, absolute=True)
+    distances_K = TAG(alpha=0.01)(moments)
+    assert float(distances_K[0]) < 1e-7
+    assert float(distances_K[1:].min()) > 1e-4
+
+
+@pytest.mark.parametrize(("family", "uses"), [("bert", 1), ("albert", 2)])
+def test_noise_is_cut_at_the_rank_that_the_batch_can_have(
+    family: str, uses: int, toy_model: ToyModel
+) -> None:
+    model = toy_model(family, task="classification")
+    shared, _ = share(model, TWO, (2, 1), know="lengths,batch-size", defenses=build("gaussian:sigma=1e-9"))
+    assert shared.known.lengths is not None
+    problem = TextProblem(model=model, shared=shared, objective=CosinePerTensor())
+    assert problem._highest_rank == sum(shared.known.lengths) * uses
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "prune:ratio=0.8",
+        "prune:ratio=0.8,which=random",
+        "topk:ratio=0.1",
+        "clip:max_norm=0.1",
+        "quantize:to=bf16",
+    ],
+)
+def test_the_true_batch_is_nearest_behind_a_defense(spec: str, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, secret = share(model, TWO, (2, 1), defenses=build(spec))
+    problem = TextProblem(model=model, shared=shared, objective=CosinePerTensor())
+    right = Guess(secret.ids, (2, 1))
+    others = [right.with_symbol(0, at, int(model.content_ids[at])) for at in range(1, 6)]
+    distance, *wrong = problem.score([right, *others, right.with_class(1, 0)])
+    assert distance < (1e-5 if "quantize" not in spec else 1e-4)
+    assert min(wrong) > 100 * max(distance, 0)
+
+
+# Noise
+
+
+def noisy(model: TextModel, sigma: float, spec: str = "gaussian:sigma={}") -> SharedGradient:
+    return share(model, TWO, (2, 1), defenses=build(spec.format(sigma)))[0]
+
+
+@pytest.mark.parametrize(
+    "spec", ["gaussian:sigma={}", "laplace:scale={}", "dpsgd:max_norm=0.2,noise_multiplier={}"]
+)
+@pytest.mark.parametrize("sigma", [1e-4, 1e-2])
+def test_what_the_true_text_leaves_of_a_noisy_gradient_is_noise(
+    spec: str, sigma: float, toy_model: ToyModel
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared = noisy(model, sigma, spec)
+    found = fit(shared, own_gradient(shared, model.double(), truth(model, TWO, (2, 1))))
+    assert found is not None
+    assert found.plausible
+
+
+def test_a_wrong_word_leaves_more_than_noise(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared = noisy(model, 1e-4)
+    right = truth(model, TWO, (2, 1))
+    true = fit(shared, own_gradient(shared, model.double(), right))
+    at = len(model.prefix_ids) + 1
+    wrong = (with_tokens(right[0], {at: int(model.content_ids[7])}), right[1])
+    other = fit(shared, own_gradient(shared, model.double(), wrong))
+    assert true is not None
+    assert other is not None
+    assert not other.plausible
+    assert other.log_likelihood < true.log_likelihood - 100
+
+
+def test_nothing_is_claimed_where_something_hides_the_noise(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    for specs in (["gaussian", "sign"], ["gaussian", "prune"], ["prune", "gaussian"], ["clip"], []):
+        shared, _ = share(model, TWO, (2, 1), defenses=build(*specs))
+        assert fit(shared, own_gradient(shared, model.double(), truth(model, TWO, (2, 1)))) is None
+
+
+def test_the_deviation_of_rounded_entries_is_what_rounding_does() -> None:
+    gradient = random_gradient()
+    for spec in ("quantize:to=int8", "quantize:to=bf16", "quantize:to=bf16,rounding=stochastic"):
+        (defense,) = build(spec)
+        rounded = defense.on_shared(gradient, step())
+        shared = dataclasses.replace(EMPTY, gradients=rounded, defenses=(defense.public(step()),))
+        for name in gradient:
+            measured = float((rounded[name] - gradient[name]).square().mean().sqrt())
+            assert shared.deviation(name) == pytest.approx(measured, rel=0.2)
+
+
+EMPTY = SharedGradient(
+    gradients={},
+    model=PublicModel(
+        name="none",
+        task="none",
+        weights="random",
+        weights_seed=0,
+        num_labels=None,
+        dtype="float32",
+        fingerprint="",
+    ),
+    share="all",
+)

@@ -108,6 +108,28 @@ def clip_factors(gradient: dict[str, Tensor], max_norm: float, per: str) -> dict
     return factors
 
 
+def stages(
+    own: dict[str, Tensor], seen: dict[str, Tensor], effects: Sequence[Effect]
+) -> tuple[list[dict[str, Tensor]], list[dict[str, float]]]:
+    """A candidate's gradient before each effect and after the last, as far as a server can repeat them.
+
+    Returns:
+        The stages, and for each effect the factors by which it scaled each tensor, where it clipped.
+    """
+    found = [own]
+    factors: list[dict[str, float]] = []
+    for effect in effects:
+        now = found[-1]
+        factors.append(clip_factors(now, effect.max_norm, effect.per) if isinstance(effect, Clipped) else {})
+        found.append(
+            {
+                name: _repeated(value, seen[name], effect, factors[-1].get(name, 1.0))
+                for name, value in now.items()
+            }
+        )
+    return found, factors
+
+
 def nearest_accepted(
     own: dict[str, Tensor], seen: dict[str, Tensor], effects: Sequence[Effect]
 ) -> dict[str, Tensor]:
@@ -122,19 +144,7 @@ def nearest_accepted(
         seen: the shared one, for the same names.
         effects: in the order in which they were done.
     """
-    before = [own]
-    factors: list[dict[str, float]] = []
-    for effect in effects:
-        now = before[-1]
-        factors.append(clip_factors(now, effect.max_norm, effect.per) if isinstance(effect, Clipped) else {})
-        before.append(
-            {
-                name: _repeated(value, seen[name], effect, factors[-1].get(name, 1.0))
-                for name, value in now.items()
-            }
-            if effect is not effects[-1]
-            else now
-        )
+    before, factors = stages(own, seen, effects)
     smallest = {name: _smallest(value) for name, value in seen.items()}
     bounds = {"largest-of-all": min(smallest.values(), default=math.inf), "any": math.inf}
     nearest = {}

@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from textleak.effects import Effect, Noised
+from textleak.effects import Effect, Noised, Rounded, spacing
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
 
@@ -127,6 +127,17 @@ class SharedGradient:
     def noise_sigma(self) -> float:
         """Standard deviation of the noise that the defenses publicly add, 0 for none."""
         return math.hypot(*(effect.sigma for effect in self.effects if isinstance(effect, Noised)))
+
+    def deviation(self, name: str) -> float:
+        """How far an entry of a tensor is from what the client computed, by noise and rounding: root mean square."""
+        gradient = exact(self.gradients[name])
+        squared = self.noise_sigma**2
+        for effect in self.effects:
+            if isinstance(effect, Rounded):
+                # Uniform over a cell, or over two, weighted, where rounding is stochastic; 0 isn't rounded.
+                cells = spacing(gradient, effect.grid).where(gradient != 0, 0.0)
+                squared += float(cells.square().mean()) / (6 if effect.stochastic else 12)
+        return math.sqrt(squared)
 
     def norm(self) -> float:
         """Global L2 norm."""

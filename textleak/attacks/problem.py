@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from textleak.effects import Clipped, Masked, Signed
 from textleak.errors import InputError
 from textleak.gradients import SharedGradient
 from textleak.matching import Leaves, Matcher, Objective, Target
 from textleak.matching.discrete import Guess
+from textleak.matching.target import Rescaled
 from textleak.matching.whitening import WhitenedMatcher, Whitening
 from textleak.models import Targets, TextModel
 from textleak.models.guesses import inputs_and_targets
@@ -58,16 +61,50 @@ class TextProblem:
         return self.model.vocab_size
 
     def _target(self, names: Sequence[str]) -> Target:
-        sigma = self.shared.noise_sigma
+        """The shared gradient as the engine wants it; here attacks reckon with what the defenses did to it."""
+        shared, effects = self.shared, self.shared.effects
+        noisy = shared.noise_sigma > 0
+        rescaled: Rescaled | None = None
+        for effect in effects:
+            if isinstance(effect, Clipped):
+                rescaled = "layer" if effect.per == "layer" else rescaled or "all"
+            elif isinstance(effect, Signed):
+                rescaled = "tensor"
         return Target.from_gradients(
-            {name: self.shared.gradients[name] for name in names},
+            {name: shared.gradients[name] for name in names},
             drop_below=self.drop_below,
-            # Under noise of known strength, what a batch of n tokens can't have made is noise.
-            rank=sum(self.shared.known.lengths) if sigma > 0 and self.shared.known.lengths else None,
-            noise_floor=sigma,
+            # Under noise of known strength, what the batch's tokens can't have made is noise.
+            rank=self._highest_rank if noisy else None,
+            noise_floor={name: shared.deviation(name) for name in names} if noisy else 0.0,
+            masked=any(isinstance(effect, Masked) for effect in effects),
+            rescaled=rescaled,
             dtype=self.model.dtype,
             device=self.model.device,
         )
+
+    @cached_property
+    def _highest_rank(self) -> int | None:
+        """The rank that a gradient has at most: uses of a weight by the batch's tokens; None for unknown lengths.
+
+        A token uses a weight once, but for weights that several layers share.
+        """
+        lengths = self.shared.known.lengths
+        if lengths is None:
+            return None
+        uses: Counter[int] = Counter()
+
+        def count(module: nn.Module, _args: object) -> None:
+            uses.update(id(parameter) for parameter in module.parameters(recurse=False))
+
+        handles = [module.register_forward_pre_hook(count) for module in self.model.network.modules()]
+        try:
+            classes = () if self.model.num_labels is None else (0,)
+            with torch.no_grad():
+                self.losses(self.leaves([Guess(((self.model.pad_id,) * max(lengths),), classes)]))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return sum(lengths) * max(uses.values())
 
     @cached_property
     def matcher(self) -> Matcher:
@@ -93,11 +130,18 @@ class TextProblem:
 
     @cached_property
     def whitened(self) -> Matcher | None:
-        """Matches the attention outputs in whitened coordinates; None where none of them was shared, or noise."""
+        """Matches the attention outputs in whitened coordinates; None where none of them shows, or only in parts."""
         shared = self.shared.gradients
         layers = [layer for layer in attention_outputs(self.model) if layer.weight_name in shared]
-        if not layers or self.shared.noise_sigma > 0:
+        if not layers or any(isinstance(effect, Masked) for effect in self.shared.effects):
             return None
+        if self.shared.noise_sigma > 0:
+            try:
+                target = self._target([layer.weight_name for layer in layers])
+            except InputError:  # all of it is noise
+                return None
+            layers = [layer for layer in layers if layer.weight_name in target.tensors]
+            shared = shared | {name: tensor.formed() for name, tensor in target.tensors.items()}
         inputs = arbitrary_inputs(self.model, tuple(layer.name for layer in layers))
         biases = {layer.weight_name: layer.bias_name for layer in layers if layer.bias_name in shared}
         return WhitenedMatcher(

@@ -9,7 +9,7 @@ Shapes: K candidates, N uses of a weight, O and I its sides, D either of them, R
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,7 +21,7 @@ from torch.nn import functional
 from textleak.matching.kernels import product
 from textleak.matching.objectives import Moments
 from textleak.matching.rules import Contribution, Formed, Outer, Rows, Sum
-from textleak.matching.target import Target, TargetTensor
+from textleak.matching.target import Rescaled, Target, TargetTensor
 
 
 def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absolute: bool = False) -> Moments:
@@ -38,7 +38,11 @@ def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absol
     for name in names:
         tensor = target.tensors[name]
         if not plan.take(name, found[name], tensor):
-            others[name] = _own(found[name], tensor.shape), _cross(found[name], tensor)
+            others[name] = (
+                (_own(found[name], tensor.shape), _cross(found[name], tensor))
+                if tensor.mask is None
+                else _masked(found[name], tensor)
+            )
     parts = []
     if plan.factors:
         parts.append(_PlannedMoments.apply(plan, *plan.inputs()))  # type: ignore[no-untyped-call]
@@ -46,14 +50,33 @@ def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absol
     computed = [*plan.names, *others]
     order = [computed.index(name) for name in names]
     own_KP, cross_KP = (torch.cat(moment, 1)[:, order] for moment in zip(*parts, strict=True))
-    distant = [_absolute(found[name], target.tensors[name]) for name in names] if absolute else []
+    target_P = own_KP.new_tensor([target.tensors[name].squared_norm for name in names])
+    scale_KP = None if target.rescaled is None else _scale(own_KP, target_P, names, target.rescaled)
+    if scale_KP is not None:
+        own_KP, cross_KP = own_KP * scale_KP.square(), cross_KP * scale_KP
+    distant = [
+        _absolute(found[name], target.tensors[name], None if scale_KP is None else scale_KP[:, index])
+        for index, name in enumerate(names)
+        if absolute
+    ]
     return Moments(
         names=names,
         own_KP=own_KP,
         cross_KP=cross_KP,
-        target_P=own_KP.new_tensor([target.tensors[name].squared_norm for name in names]),
+        target_P=target_P,
         absolute_KP=torch.stack(distant, 1) if absolute else None,
     )
+
+
+def _scale(own_KP: Tensor, target_P: Tensor, names: Sequence[str], rescaled: Rescaled) -> Tensor:
+    """What brings each candidate's gradient to the norm of the shared one, (K, P)."""
+    groups = [{"all": "", "layer": name.rpartition(".")[0], "tensor": name}[rescaled] for name in names]
+    member_PG = own_KP.new_tensor(
+        [[float(group == one) for one in dict.fromkeys(groups)] for group in groups]
+    )
+    tiny = torch.finfo(own_KP.dtype).tiny ** 0.5
+    squared_KG = (target_P @ member_PG) / (own_KP @ member_PG).clamp_min(tiny)
+    return squared_KG.sqrt() @ member_PG.mT
 
 
 def form(contributions: list[Contribution], shape: tuple[int, ...]) -> Tensor:
@@ -224,6 +247,8 @@ class _Plan:
 
     def take(self, name: str, contributions: list[Contribution], target: TargetTensor) -> bool:
         """Plan a tensor, if it is of a usual kind: not mixed, and a matrix's target thin."""
+        if target.mask is not None:
+            return False
         outer = [part for part in contributions if isinstance(part, Outer)]
         rows = [part for part in contributions if isinstance(part, Rows)]
         if not outer and not rows:
@@ -409,6 +434,30 @@ def _cross(contributions: list[Contribution], target: TargetTensor) -> Tensor:
     return total
 
 
+def _masked(contributions: list[Contribution], target: TargetTensor) -> tuple[Tensor, Tensor]:
+    """‖M∘g'‖² and ⟨M∘g', g⟩ over the compared rows, (K,) each; no other rows of a matrix product are formed."""
+    assert target.dense is not None
+    assert target.mask is not None
+    total: Tensor | None = None
+    for part in contributions:
+        if target.rows_S is None or isinstance(part, Formed | Sum):
+            found = _compared(form([part], target.shape), target)
+        elif isinstance(part, Outer):
+            found = part.left_KNO[..., target.rows_S].mT @ part.right_KNI
+        else:
+            hits_KNS = (part.rows_KN.unsqueeze(-1) == target.rows_S).to(part.right_KNI)
+            found = hits_KNS.mT @ part.right_KNI
+        total = found if total is None else total + found
+    assert total is not None
+    left_K = (total * target.mask).flatten(1)
+    return left_K.square().sum(1), left_K @ target.dense.flatten()
+
+
+def _compared(formed_K: Tensor, target: TargetTensor) -> Tensor:
+    """Of formed gradients (K, *shape) the rows that are compared, (K, S, I); all of a vector."""
+    return formed_K if target.rows_S is None else formed_K.flatten(2)[:, target.rows_S]
+
+
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
@@ -437,11 +486,16 @@ class _FormedAbsolute(torch.autograd.Function):
         return to_left, to_right, None
 
 
-def _absolute(contributions: list[Contribution], target: TargetTensor) -> Tensor:
-    """‖g' − g‖₁, (K,)."""
+def _absolute(contributions: list[Contribution], target: TargetTensor, scale_K: Tensor | None) -> Tensor:
+    """‖g' − g‖₁, (K,), candidates' gradients scaled; of masked tensors over what is compared."""
     outer = [part for part in contributions if isinstance(part, Outer)]
-    if len(outer) == len(contributions):
+    if len(outer) == len(contributions) and target.mask is None:
         left, right = _joined([part.left_KNO for part in outer]), _joined([part.right_KNI for part in outer])
+        left = left if scale_K is None else left * scale_K[:, None, None]
         goal_OI = target.formed().flatten(1)
         return cast(Tensor, _FormedAbsolute.apply(left, right, goal_OI))  # type: ignore[no-untyped-call]
-    return (form(contributions, target.shape) - target.formed()).flatten(1).abs().sum(1)
+    found_K = _compared(form(contributions, target.shape), target)
+    found_K = (found_K if target.mask is None else found_K * target.mask).flatten(1)
+    found_K = found_K if scale_K is None else found_K * scale_K[:, None]
+    goal = target.formed() if target.mask is None or target.dense is None else target.dense
+    return (found_K - goal.flatten()).abs().sum(1)
