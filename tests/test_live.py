@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
+import sys
 import time
 
 import pytest
@@ -285,6 +287,53 @@ def test_a_terminal_never_makes_the_attack_wait():
     assert spent < 1
     assert file.getvalue().count("textleak") < 5 + 2 * live.REFRESHES_A_SECOND * (spent + 1)
     assert "done" in file.getvalue()
+
+
+def test_after_a_resize_the_picture_begins_on_an_empty_screen():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, height=24)
+    cleared = "\x1b[2J\x1b[H"
+    with LiveDisplay(console) as display:
+        display.show(Started(settings=SETTINGS))
+        console.print("a line")
+        assert cleared not in file.getvalue()
+        console.size = (60, 20)
+        console.print("another")
+        assert file.getvalue().count(cleared) == 1
+        console.print("a third")
+    assert file.getvalue().count(cleared) == 1
+
+
+def test_what_is_typed_during_a_run_is_not_echoed_into_the_picture(monkeypatch):
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    master, slave = pty.openpty()
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
+
+    def echoes() -> bool:
+        return bool(termios.tcgetattr(slave)[3] & termios.ECHO)
+
+    with os.fdopen(slave) as terminal, os.fdopen(master):
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert echoes()
+        with LiveDisplay(Console(file=io.StringIO(), force_terminal=True)):
+            assert not echoes()
+        assert echoes()
+        monkeypatch.setattr(os, "tcgetpgrp", lambda _: -1)
+        with LiveDisplay(Console(file=io.StringIO(), force_terminal=True)):
+            assert echoes()  # in the background
+
+
+def test_progress_that_nobody_looked_at_loses_no_answer():
+    newest = live.Newest()
+    for number, event in enumerate(
+        (TRUTH, Phase(name="continuous"), progress(sentence("the")), progress(step=4), progress(step=5))
+    ):
+        newest.add(event, float(number))
+    assert newest.state.progress.step == 5
+    assert newest.state.progress.sentences == (sentence("the"),)
+    assert newest.state.seen == 1
+    newest.add(Progress(phase="discrete", step=0), 9.0)
+    assert [phase.name for phase in newest.state.phases] == ["continuous", "discrete"]
 
 
 def test_a_log_gets_a_line_a_phase_and_one_every_few_seconds():

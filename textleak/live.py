@@ -11,14 +11,26 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TextIO
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    ConsoleRenderable,
+    Group,
+    RenderableType,
+    RenderHook,
+    RenderResult,
+)
+from rich.control import Control
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -682,13 +694,49 @@ class Display(Protocol):
         ...
 
 
-class LiveDisplay:
-    """The picture on a terminal, drawn anew up to twelve times a second by rich's own thread."""
+class Newest:
+    """A state that is added up only when it is looked at.
+
+    Events come from an attack's thread many times between two looks. A progress gives way there to the next one
+    of its phase, so that taking it in costs the attack next to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[float, Event]] = []
+        self._state = ViewState()
+
+    def add(self, event: Event, t: float) -> None:
+        """Take in one more event."""
+        with self._lock:
+            before = self._waiting[-1][1] if self._waiting else None
+            if isinstance(event, Progress) and isinstance(before, Progress) and before.phase == event.phase:
+                event = event.keeping(before)
+                self._waiting.pop()
+            self._waiting.append((t, event))
+
+    @property
+    def state(self) -> ViewState:
+        """What the events so far add up to."""
+        with self._lock:
+            for t, event in self._waiting:
+                self._state = self._state.add(event, t)
+            self._waiting.clear()
+            return self._state
+
+
+class LiveDisplay(RenderHook):
+    """The picture on a terminal, drawn anew up to twelve times a second by rich's own thread.
+
+    What is typed meanwhile isn't echoed, as it would move the cursor away from under the picture.
+    """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._start = clock()
-        self.state = ViewState()
+        self._newest = Newest()
+        self._console = console
+        self._size = console.size
         self._live = Live(
             LiveView(lambda: self.state, self._elapsed),
             console=console,
@@ -696,6 +744,12 @@ class LiveDisplay:
             vertical_overflow="crop",
             redirect_stdout=False,
         )
+        self._echo: Callable[[], None] = _nothing
+
+    @property
+    def state(self) -> ViewState:
+        """What the events so far add up to."""
+        return self._newest.state
 
     def _elapsed(self) -> float:
         return self._clock() - self._start
@@ -703,6 +757,9 @@ class LiveDisplay:
     def __enter__(self) -> Self:
         """Begin to draw."""
         self._start = self._clock()
+        self._echo = _without_echo(sys.stdin)
+        self._size = self._console.size
+        self._console.push_render_hook(self)
         self._live.start()
         return self
 
@@ -710,11 +767,46 @@ class LiveDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Draw once more and leave the picture standing."""
-        self._live.stop()
+        try:
+            self._live.stop()
+            self._console.pop_render_hook()
+        finally:
+            self._echo()
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Begin on an empty screen after a resize: nobody can tell where the lines went that were there."""
+        size = self._console.size
+        if size == self._size:
+            return renderables
+        self._size = size
+        return [Control.clear(), Control.home(), *renderables]
 
     def show(self, event: Event) -> None:
         """Take in one more event; the drawing thread sees it at its next turn."""
-        self.state = self.state.add(event, self._elapsed())
+        self._newest.add(event, self._elapsed())
+
+
+def _without_echo(terminal: TextIO | None) -> Callable[[], None]:
+    """Switch a terminal's echo off, where it is one and ours; gives what switches it on again."""
+    try:
+        import termios
+    except ImportError:  # where terminals are no files
+        return _nothing
+    try:
+        number = terminal.fileno() if terminal is not None else -1
+        # Changing a terminal from the background would stop the process.
+        if not os.isatty(number) or os.tcgetpgrp(number) != os.getpgrp():
+            return _nothing
+        before = termios.tcgetattr(number)
+        after = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        termios.tcsetattr(number, termios.TCSADRAIN, after)
+    except (OSError, ValueError, termios.error):
+        return _nothing
+    return lambda: termios.tcsetattr(number, termios.TCSADRAIN, before)
+
+
+def _nothing() -> None:
+    """There was nothing to change."""
 
 
 class PlainDisplay:
@@ -732,7 +824,12 @@ class PlainDisplay:
         self._between = seconds_between
         self._last = 0.0
         self._phase = ""
-        self.state = ViewState()
+        self._newest = Newest()
+
+    @property
+    def state(self) -> ViewState:
+        """What the events so far add up to."""
+        return self._newest.state
 
     def __enter__(self) -> Self:
         """Start the clock."""
@@ -747,7 +844,7 @@ class PlainDisplay:
     def show(self, event: Event) -> None:
         """Take in one more event and write a line where it deserves one."""
         now = self._clock() - self._start
-        self.state = self.state.add(event, now)
+        self._newest.add(event, now)
         if isinstance(event, Phase):
             self._phase = event.name
             self._write(now, event.name, event.detail)
