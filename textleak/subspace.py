@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from textleak.completion import completed
+from textleak.effects import Masked, Rounded, Signed
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.models.probe import LocalLayer, layer_inputs, local_layers
@@ -81,13 +83,16 @@ class InputSpan:
         return outside_N / (turned_N + rounded_N).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: float = 0.0) -> InputSpan | None:
+def input_span(
+    gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: float = 0.0, bent: bool = False
+) -> InputSpan | None:
     """The span that the weight gradients of layers with one common input show; None where all of it is noise.
 
     Args:
         gradients: (outputs, I) each.
         layers: their modules' names.
         sigma: standard deviation of the noise on each entry, 0 for none.
+        bent: entries were rounded, set to 0 or cut down to their signs: what isn't the batch's fills the spectrum.
     """
     stacked_OI = torch.cat([exact(g) for g in gradients])
     if sigma > 0:
@@ -95,13 +100,18 @@ def input_span(gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: flo
         strongest = max(gradients, key=lambda g: _excess(g, sigma))
         layers = [name for name, g in zip(layers, gradients, strict=True) if g is strongest]
         stacked_OI = exact(strongest)
-    s_R, basis_RI = _leading(stacked_OI, torch.finfo(gradients[0].dtype).eps if sigma == 0 else 0.0)
+    s_R, basis_RI = _leading(
+        stacked_OI, torch.finfo(gradients[0].dtype).eps if sigma == 0 and not bent else 0.0
+    )
     if float(s_R[0]) == 0.0:
         return None
     rounding = float(s_R[0]) * torch.finfo(gradients[0].dtype).eps
     if sigma > 0:
         floor, clear = sigma * sum(size**0.5 for size in stacked_OI.shape), False
         noise = floor
+    elif bent:
+        floor = noise = float(s_R.median())  # most of the spectrum is what isn't the batch's (our choice)
+        clear = False
     else:
         floor, noise, clear = spectrum_end(s_R, rounding)
     kept = s_R > floor
@@ -155,8 +165,10 @@ def spectrum_end(s_R: Tensor, rounding: float) -> tuple[float, float, bool]:
     Returns:
         A floor between the two, the largest singular value that is rounding, and whether there is a clear step.
     """
-    after_R = torch.cat([s_R[1:], s_R.new_zeros(1)]).clamp_min(rounding / 8)
-    step_R = (s_R / after_R).where(after_R <= _ROUNDING_RANGE * rounding, 0.0)
+    if len(s_R) < 2:
+        return rounding / 8, rounding, False
+    after_R = s_R[1:].clamp_min(rounding / 8)
+    step_R = (s_R[:-1] / after_R).where(after_R <= _ROUNDING_RANGE * rounding, 0.0)
     last = int(step_R.argmax())
     if float(step_R[last]) < _CLEAR_STEP:
         return rounding / 8, rounding, False
@@ -189,7 +201,16 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
 def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer]) -> InputSpan | None:
     """The span of the input that `layers` share."""
     gradients = [_as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
-    return input_span(gradients, [layer.name for layer in layers], sigma=shared.noise_sigma)
+    names = [layer.name for layer in layers]
+    kinds = {type(effect) for effect in shared.effects}
+    if shared.noise_sigma > 0 or not kinds & {Masked, Rounded, Signed}:
+        return input_span(gradients, names, sigma=shared.noise_sigma)
+    if kinds & {Masked} and not kinds & {Rounded, Signed} and shared.known.lengths is not None:
+        whole_OI = completed(torch.cat(gradients), sum(shared.known.lengths))
+        if whole_OI is not None:
+            return input_span([whole_OI.to(gradients[0])], names)
+    scaled = [gradient / gradient.norm().clamp_min(1e-30) for gradient in map(exact, gradients)]
+    return input_span(scaled, names, bent=True)
 
 
 def _as_rows(gradient: Tensor, layer: LocalLayer) -> Tensor:
