@@ -258,7 +258,7 @@ def test_a_label_out_of_range_is_told_the_range(label: int, toy_model: ToyModel)
 
 
 def test_labels_have_to_fit(toy_model: ToyModel) -> None:
-    with pytest.raises(InputError, match="1 labels for 2 sentences"):
+    with pytest.raises(InputError, match="1 label for 2 sentences"):
         share(toy_model("bert", task="classification"), TWO, [0])
     with pytest.raises(InputError, match="causal-lm"):
         share(toy_model("gpt2", task="causal-lm"), ONE, [0])

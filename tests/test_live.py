@@ -350,7 +350,7 @@ def test_a_log_gets_a_line_a_phase_and_one_every_few_seconds():
     lines = file.getvalue().splitlines()
     assert lines[0] == "[    0.0 s] continuous, 16 candidates"
     assert len(lines) in (2, 3)
-    assert "of 10, loss 0.25, 1234 evaluations, 4 of 5 tokens right, 'the cat sat on dog'" in lines[1]
+    assert "of 10, loss 0.25, 1,234 evaluations, 4 of 5 tokens right, 'the cat sat on dog'" in lines[1]
 
 
 RESULT = {
@@ -431,3 +431,10 @@ def test_the_summary_says_why_a_run_ended_and_that_weights_are_random():
     assert "random" in text
     shown.print(summary({"stop": "Equal.", "verified": True, "weights": "pretrained"}))
     assert "Equal." not in shown.export_text()
+
+
+def test_one_is_not_written_in_the_plural():
+    one = [{**RESULT["sentences"][0], "tokens": 1, "token_match_rate": 1.0}]
+    text = written({**RESULT, "evaluations": 1, "tokens": 1, "sentences": one, "token_match_rate": 1.0})
+    for words in ("1 of 1 token is right, at its place", "n = 1 token,", ", 1 evaluation\n"):
+        assert words in re.sub(r" +\n", "\n", text), words

@@ -21,6 +21,7 @@ from textleak.gradients import SharedGradient, SideInformation, choose_shared
 from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient, formed_image_gradient
 from textleak.models.vision import ImageModel
+from textleak.words import count_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,10 @@ def share_images(
         stream = seeds.generator(seed, "client")
         labels = torch.randint(model.num_labels, (count,), generator=stream).tolist()
     if len(labels) != count:
-        raise InputError(f"{len(labels)} labels for {count} pictures.", fix="Give one --label a picture.")
+        raise InputError(
+            f"{count_of(len(labels), 'label')} for {count_of(count, 'picture')}.",
+            fix="Give one --label a picture.",
+        )
     classes = tuple(labels)
     targets = model.targets(classes)
     pixels_BCHW = model.normalized(pictures_BCHW.to(device=model.device, dtype=model.dtype))
@@ -228,7 +232,10 @@ def _labels(
     if not labels:
         return tuple(torch.randint(model.num_labels, (count,), generator=generator).tolist())
     if len(labels) != count:
-        raise InputError(f"{len(labels)} labels for {count} sentences.", fix="Give one label a sentence.")
+        raise InputError(
+            f"{count_of(len(labels), 'label')} for {count_of(count, 'sentence')}.",
+            fix="Give one label a sentence.",
+        )
     for label in labels:
         if not 0 <= label < model.num_labels:
             raise InputError(

@@ -38,6 +38,7 @@ from rich.text import Text
 
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, Started, Stop, Truth
 from textleak.scoring import metrics, output_ids
+from textleak.words import count_of
 
 REFRESHES_A_SECOND = 12
 SECONDS_BETWEEN_LINES = 5.0
@@ -426,7 +427,7 @@ def _facts(state: ViewState, width: int, glyphs: Glyphs) -> list[Text]:
     if tokens:
         # Two are told together as n/D, not the batch size, decides what can be recovered.
         ratio = settings.get("tokens_per_hidden")
-        parts.append(f"n = {tokens} tokens" + (f", n/D = {ratio:.2g}" if ratio else ""))
+        parts.append(f"n = {count_of(tokens, 'token')}" + (f", n/D = {ratio:.2g}" if ratio else ""))
     parts.append(f"share {settings['share']}" if settings.get("share") else "")
     parts.extend((str(spec), "yellow") for spec in settings.get("defense") or ())
     parts.append(str(settings.get("device", "")))
@@ -465,7 +466,7 @@ def _figures(state: ViewState, now: float, width: int, glyphs: Glyphs) -> list[T
         return []
     step = f"step {progress.step:,}" + (f" of {progress.steps:,}" if progress.steps else "")
     best = f"loss {loss_in_words(progress.loss)}" if progress.loss is not None else ""
-    evaluations = f"{progress.evaluations:,} evaluations" if progress.evaluations else ""
+    evaluations = count_of(progress.evaluations, "evaluation") if progress.evaluations else ""
     first = _line([(step, "bold"), (best, "bold"), evaluations], width, glyphs.dot)
     left = width - first.cell_len - 2
     if progress.steps and left >= 8:
@@ -868,7 +869,7 @@ def _words(progress: Progress, state: ViewState) -> Iterable[str]:
     if progress.loss is not None:
         yield f"loss {loss_in_words(progress.loss)}"
     if progress.evaluations:
-        yield f"{progress.evaluations} evaluations"
+        yield count_of(progress.evaluations, "evaluation")
     pairs = zip(progress.sentences, state.assigned(), strict=True) if progress.sentences else ()
     counts = [right_of(sentence, truth) for sentence, truth in pairs if truth]
     if counts:
@@ -904,7 +905,9 @@ def how_much(result: Mapping[str, Any]) -> str:
     else:
         return "No token was recovered at its place."
     right, total = tokens_right(result)
-    return f"{amount} through {channel}: {right} of {total} tokens are right, each at its place."
+    words = f"{right} of {count_of(total, 'token')}"
+    rest = "is right, at its place" if right == 1 else "are right, each at its place"
+    return f"{amount} through {channel}: {words} {rest}."
 
 
 def tokens_right(result: Mapping[str, Any]) -> tuple[int, int]:
@@ -979,12 +982,14 @@ def _figures_table(result: Mapping[str, Any]) -> RenderableType:
     if result.get("tokens"):
         table.add_row(
             "size",
-            f"{result.get('batch_size')} in the batch, n = {result['tokens']} tokens, "
+            f"{result.get('batch_size')} in the batch, n = {count_of(result['tokens'], 'token')}, "
             f"n/D = {result.get('tokens_per_hidden', 0):.2g}",
         )
     seconds = result.get("seconds")
     if seconds is not None:
-        table.add_row("took", f"{seconds_in_words(seconds)}, {result.get('evaluations', 0):,} evaluations")
+        table.add_row(
+            "took", f"{seconds_in_words(seconds)}, {count_of(result.get('evaluations') or 0, 'evaluation')}"
+        )
     return table
 
 

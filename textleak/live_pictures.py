@@ -15,6 +15,7 @@ from rich.text import Text
 from scipy.optimize import linear_sum_assignment
 
 from textleak.events import Progress, Stop
+from textleak.words import count_of
 
 _GAP = 2  # columns between pictures
 _SMALLEST = 8  # pixels of a picture that still shows something
@@ -171,7 +172,7 @@ def image_summary(result: Mapping[str, Any]) -> RenderableType:
     if result.get("weights") == "random":
         table.add_row("weights", "random")
     seconds = result["seconds"]
-    table.add_row("took", f"{seconds:.1f} s, {result['evaluations']:,} evaluations")
+    table.add_row("took", f"{seconds:.1f} s, {count_of(result['evaluations'], 'evaluation')}")
     parts.append(table)
     parts.extend(Text(f"Note: {note}", style="yellow") for note in result.get("notes", ()))
     if result.get("run_dir"):

@@ -167,6 +167,7 @@ def _prepare(settings: RunConfig) -> Job:
         job = prepare(settings)
     common.say_weights(job.model.weights, job.model.source, job.model.name)
     facts = job.settings()
+    batch = f"{facts['batch_size']} in the batch" if facts["batch_size"] else "batch size not known"
     size = (
         f"n = {facts['tokens']}, n/D = {facts['tokens_per_hidden']:.2g}" if facts["tokens"] else "n not known"
     )
@@ -174,7 +175,7 @@ def _prepare(settings: RunConfig) -> Job:
         Text(
             f"{facts['model']} ({facts['task']}, {facts['weights']} weights) on {facts['device']}, "
             f"{facts['dtype']}, {job.threads} thread{'s' if job.threads != 1 else ''}; "
-            f"{facts['batch_size'] or 'an unknown number of'} in the batch, {size}; "
+            f"{batch}, {size}; "
             f"loaded in {job.seconds_to_load:.1f} s",
             style="bright_black",
         ),

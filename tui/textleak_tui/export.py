@@ -15,6 +15,7 @@ from textleak.errors import InputError, TextleakError
 from textleak.events import Finished, to_json
 from textleak.live import ViewState, how_much, loss_in_words, seconds_in_words
 from textleak.runs import read_run
+from textleak.words import count_of
 
 EXPORTS = "textleak-exports"
 # What an attacker doesn't know: left out of what is written while blind.
@@ -169,7 +170,7 @@ def _figures(
     found.append(("defense", ", ".join(map(str, defenses)) or "none"))
     if settings.get("tokens"):
         ratio = settings.get("tokens_per_hidden")
-        size = f"{settings.get('batch_size')} in the batch, n = {settings['tokens']} tokens"
+        size = f"{settings.get('batch_size')} in the batch, n = {count_of(settings['tokens'], 'token')}"
         found.append(("size", size + (f", n/D = {ratio:.2g}" if ratio else "")))
     if "seed" in settings:
         found.append(("seed", str(settings["seed"])))
@@ -198,7 +199,9 @@ def _figures(
     )
     if result.get("seconds") is not None:
         evaluations = int(result.get("evaluations") or 0)
-        found.append(("took", f"{seconds_in_words(result['seconds'])}, {evaluations:,} gradient evaluations"))
+        found.append(
+            ("took", f"{seconds_in_words(result['seconds'])}, {count_of(evaluations, 'gradient evaluation')}")
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from textual.worker import get_current_worker
 
 from textleak.errors import InputError
 from textleak.live import ViewState, loss_in_words, seconds_in_words
+from textleak.words import count_of
 from textleak_tui.recording import AXES, Axis, Recording
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.replay import FRAMES_A_SECOND, SIGNS, SPEEDS, course, speed_in_words
@@ -106,7 +107,7 @@ class Side(Vertical):
         if state.progress is not None:
             parts.append(f"loss {loss_in_words(state.progress.loss)}")
             parts.append(state.progress.phase)
-            parts.append(f"{state.progress.evaluations:,} evaluations")
+            parts.append(count_of(state.progress.evaluations, "evaluation"))
         return " · ".join(parts)
 
 
@@ -340,7 +341,7 @@ def amount(axis: Axis, value: float) -> str:
     """A place on an axis in words."""
     if axis == "seconds":
         return seconds_in_words(value)
-    return f"step {int(value):,}" if axis == "steps" else f"{int(value):,} evaluations"
+    return f"step {int(value):,}" if axis == "steps" else count_of(int(value), "evaluation")
 
 
 def verdict(states: Sequence[ViewState], axis: Axis, value: float, *, blind: bool) -> str:

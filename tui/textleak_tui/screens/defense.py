@@ -22,6 +22,7 @@ from textual.widgets import DataTable, Static, TextArea
 
 from textleak.errors import InputError, TextleakError
 from textleak.live import UNICODE, ViewState, loss_in_words, seconds_in_words
+from textleak.words import count_of
 from textleak_tui import export, fields, ladder
 from textleak_tui.child import Child, Failure
 from textleak_tui.fields import FIELDS, Catalog, Field
@@ -505,7 +506,7 @@ class DefenseScreen(Page):
         over = [rung for rung in self.rungs if rung.status not in ("waiting", "loading", "running")]
         text = ""
         if self.going:
-            text = f"{len(over)} of {len(self.rungs)} rungs are done."
+            text = f"{len(over)} of {count_of(len(self.rungs), 'rung')} {'is' if len(over) == 1 else 'are'} done."
             text += " Stopping; x again stops by force." if self.stopping else ""
         elif self.rungs and self._knob is not None and not self.textleak.blind:
             rates = [(rung.strength, rung.rate) for rung in over if rung.result is not None]
@@ -605,7 +606,7 @@ class DefenseScreen(Page):
         lines = self.command_lines()
         if lines:
             self.app.copy_to_clipboard("\n".join(lines))
-            self.notify(f"{len(lines)} command lines are in the clipboard.", timeout=3)
+            self.notify(f"{count_of(len(lines), 'command line')} copied to the clipboard.", timeout=3)
 
     def action_export(self) -> None:
         """Write the ladder."""

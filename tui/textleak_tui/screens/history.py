@@ -22,6 +22,7 @@ from textual.worker import get_current_worker
 
 from textleak.live import UNICODE, seconds_in_words
 from textleak.runs import RunFolder
+from textleak.words import count_of
 from textleak_tui.listing import Order, Row, Shelf, arranged, when
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.replay import SIGNS
@@ -192,7 +193,7 @@ class HistoryScreen(Page):
         paths = {row.path for row in self.rows or ()}
         self.marked = [path for path in self.marked if path in paths]
         total = len(self.rows or ())
-        count = f"{total:,} run{'s' if total != 1 else ''}"
+        count = count_of(total, "run")
         parts = [f"{len(self.shown):,} of {count}" if wanted.strip() else count, self.order.value]
         parts += [f"{len(self.marked)} marked"] if self.marked else []
         self.summary.update(UNICODE.dot.join(parts) if self.rows is not None else "")

@@ -1,0 +1,8 @@
+"""Small words for messages: how many of something."""
+
+from __future__ import annotations
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where it isn't one: "1 token", "1,234 tokens"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
