@@ -91,6 +91,22 @@ def test_the_state_at_every_place_is_what_the_events_up_to_there_add_up_to(tmp_p
     assert recording.points() == state.points
 
 
+def test_pictures_are_replayed_too(tmp_path):
+    def picture(gray: float) -> tuple:
+        return ((((gray,), (gray,)), ((gray,), (0.0,))),)
+
+    events = [Truth(image=picture(1.0), labels=(3,)), Phase(name="continuous")]
+    for step in range(6):
+        shown = picture(step / 10) if step % 2 else ()
+        events.append(Progress(phase="continuous", step=step, loss=0.5, image=shown, labels=(step,)))
+    path = run_of(tmp_path / "run", *events, Finished(outcome="done", result={}))
+    recording, state = read(path), ViewState()
+    for place, timed in enumerate(read_events(path)):
+        state = state.add(timed.event, timed.t)
+        assert recording.state(place) == state
+    assert recording.state(place - 2).progress.image == recording.state(place - 3).progress.image
+
+
 def test_a_jump_takes_no_longer_in_a_long_run(tmp_path):
     recording = read(run_of(tmp_path / "run", *some_run(6000)))
     began = time.perf_counter()

@@ -85,7 +85,7 @@ class _Index:
         self.answers = array("q")
         self.spans: list[_Span] = []
         self.started: dict[str, Any] = {}
-        self.truth: tuple[int, tuple[Sentence, ...]] = (-1, ())
+        self.truth: tuple[int, Truth] = (-1, Truth())
         self.finished: tuple[int, Finished] | None = None
         self.events = 0
         self._references: list[tuple[int, ...]] = []
@@ -122,7 +122,7 @@ class _Index:
             case Truth():
                 self._references = [output_ids(sentence) for sentence in event.sentences]
                 self._special = {p.id for s in event.sentences for p in s.positions if p.special}
-                self.truth = (self.events, event.sentences)
+                self.truth = (self.events, event)
             case Finished():
                 self.finished = (self.events, event)
             case _:
@@ -248,7 +248,7 @@ class Recording:
     @property
     def truth(self) -> tuple[Sentence, ...]:
         """What was in the batch, where that is known."""
-        return self._index.truth[1]
+        return self._index.truth[1].sentences
 
     @property
     def finished(self) -> Finished | None:
@@ -311,10 +311,12 @@ class Recording:
             return ViewState(settings=self.settings)
         count = bisect.bisect_right(kept.progress_events, at)
         points, stride = kept.points(count)
-        finished = kept.finished
+        finished, truth = kept.finished, kept.truth[1] if kept.truth[0] <= at else Truth()
         return ViewState(
             settings=self.settings,
-            truth=kept.truth[1] if kept.truth[0] <= at else (),
+            truth=truth.sentences,
+            originals=truth.image,
+            labels=truth.labels,
             phases=kept.phases(at),
             progress=self._progress(kept, count - 1) if count else None,
             points=points,
