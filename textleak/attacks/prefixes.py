@@ -42,8 +42,9 @@ _TOKENS_A_PASS, _TRIED_A_ROW = 8192, 256
 _SCAN_CHUNK = 2048
 # Part of an input that float32 can't tell from none, with room to spare.
 _FLOAT32_MARGIN = 1e-4
-# Beginnings of one length that are followed at most, and later blocks that are asked (our choice).
-_WIDEST, _DEEPEST = 512, 4
+# Later blocks that are asked, and times as many beginnings as the span has room for that are followed before it is
+# given up (our choice).
+_DEEPEST, _TOO_MANY = 4, 2
 # A first token repeated at most this often: without positions, only what follows shows it (our choice).
 _LONGEST_RUN = 16
 
@@ -105,7 +106,7 @@ class _Tree:
         more_checks: those that haven't been needed yet.
         longest: tokens at most.
         beginnings: those found.
-        cut: whether there were too many to follow them all.
+        lost: whether far more fitted than there can be.
     """
 
     model: TextModel
@@ -115,7 +116,7 @@ class _Tree:
     more_checks: Iterator[_Check]
     longest: int
     beginnings: list[Row] = dataclasses.field(default_factory=list)
-    cut: bool = False
+    lost: bool = False
 
     @property
     def span(self) -> InputSpan:
@@ -146,7 +147,7 @@ class _Tree:
         firsts = [row for row in self.beginnings if len(row) == 1]
         for length in range(2, min(_LONGEST_RUN, self.longest - 1) + 1):
             if not firsts or len(self.beginnings) >= self.span.rank:
-                return
+                return  # as well if it's lost
             yield from self._follow([first * length for first in firsts])
 
     def _follow(self, frontier: list[Row]) -> Iterator[int]:
@@ -155,9 +156,14 @@ class _Tree:
             if not frontier:
                 return
             self.beginnings += frontier
+            self.lost = len(self.beginnings) > _TOO_MANY * self.span.rank
+            if self.lost:
+                return
             yield position + 1
 
     def _extended(self, frontier: list[Row], tokens: Sequence[int]) -> list[Row]:
+        room = _TOO_MANY * self.span.rank  # more would be noise
+        tokens = tokens[:room]
         if not tokens:
             return []
         misfits_FK = self.checks[0].misfits(frontier, tokens).tolist()
@@ -174,8 +180,7 @@ class _Tree:
             pairs = zip(kept, misfits, strict=True)
             kept = [(max(before, after), row) for (before, row), after in pairs if after <= _OUTSIDE]
             depth += 1
-        self.cut |= len(kept) > _WIDEST
-        return [row for _, row in sorted(kept)[:_WIDEST]]
+        return [row for _, row in sorted(kept)[: room + 1]]
 
     def _check(self, depth: int) -> _Check | None:
         if len(self.checks) <= depth:
@@ -213,10 +218,15 @@ def _later_checks(model: TextModel, shared: SharedGradient, layers: Sequence[Loc
         layers = [after for layer in layers if (after := _next_block(model, layer)) is not None]
         read = [layer for layer in layers if layer.weight_name in shared.gradients and layer.used_once]
         span = layer_span(shared, read) if read else None
-        if span is not None and span.clear:
+        if span is not None and _shows(span):
             if packs is None:
                 packs = _packs(model, read[0].name)
             yield _Check(model=model, layer=read[0].name, span=span, packs=packs)
+
+
+def _shows(span: InputSpan) -> bool:
+    """Whether a span leaves room outside for what isn't in it."""
+    return span.clear and span.rank < span.size
 
 
 def _next_block(model: TextModel, layer: LocalLayer) -> LocalLayer | None:
@@ -368,7 +378,7 @@ def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phas
     """
     yield Phase(name="prefixes", detail="beginnings of sentences whose inputs the gradients span")
     spans = shared_spans(model, shared)
-    clear = [(layers, span) for layers, span in spans if span.clear]
+    clear = [(layers, span) for layers, span in spans if _shows(span)]
     if not clear:
         return Found(rows=(), notes=(_why_nothing(shared, [span for _, span in spans]),))
     layers, span = max(clear, key=lambda pair: pair[1].size - pair[1].rank)
@@ -386,6 +396,8 @@ def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phas
             sentences=_shown(tree, tree.leaves),
             detail=f"{len(tree.beginnings)} of {tree.span.rank} beginnings",
         )
+    if tree.lost:
+        return _sets_alone(vocabulary, longest)
     yield Phase(name="labels", detail="what was predicted after each beginning")
     return _ended(tree, shared)
 
@@ -419,7 +431,7 @@ def _sets_alone(vocabulary: _Vocabulary, longest: int) -> Found:
     """Tokens by position, where no later block tells which follow which."""
     sets: list[tuple[int, ...]] = []
     for position in range(min(longest, vocabulary.span.rank)):
-        tokens = vocabulary.inside(position)
+        tokens = vocabulary.inside(position)[: vocabulary.span.rank]
         if not tokens:
             break
         sets.append(tuple(tokens))
@@ -429,8 +441,8 @@ def _sets_alone(vocabulary: _Vocabulary, longest: int) -> Found:
     rows = [tuple(tokens[0] for tokens in sets)] if one else []
     rank, size = vocabulary.span.rank, vocabulary.span.size
     note = (
-        f"Only the first block's gradient shows which tokens there are ({rank} inputs in {size} dimensions); none "
-        "of the next blocks' tells which follow which."
+        f"The first block's gradient shows which tokens there are ({rank} inputs in {size} dimensions); no later "
+        "block's tells which follow which."
     )
     if vocabulary.model.task == "causal-lm":
         rows = [(*row, OPEN) for row in rows]
@@ -464,10 +476,8 @@ def _ended(tree: _Tree, shared: SharedGradient) -> Found:
             f"{len(tree.beginnings)} beginnings of sentences were found; the gradient of the next block spans "
             f"{tree.span.rank} in {tree.span.size} dimensions."
         )
-    if tree.cut:
-        notes.append(
-            f"More than {_WIDEST} beginnings of one length fit: the gradient doesn't tell them apart."
-        )
+    if not tree.beginnings:
+        return _found([], complete=False, notes=notes)
     following = _following(tree)
     predictions = read_predictions(tree.model, shared, tree.beginnings, following)
     if predictions is None or not predictions.whole:
@@ -480,6 +490,11 @@ def _ended(tree: _Tree, shared: SharedGradient) -> Found:
         rows = [(*row, OPEN) if tree.predicts else row for row in tree.leaves]
         return _found(rows, complete=False, notes=notes)
     open_rows = [tree.beginnings[n] for n in sorted(predictions.open)]
+    if (
+        len(tree.beginnings) > tree.span.rank
+    ):  # what makes nothing of the last layer's gradient isn't in the batch
+        asked = {row for row, labels in zip(tree.beginnings, predictions.shares, strict=True) if labels}
+        open_rows = [row for row in open_rows if row in asked]
     if open_rows:
         notes.append(f"What {len(open_rows)} beginnings end with couldn't be told.")
     counts = whole_numbers(predictions.shares, _total(tree, shared))
@@ -503,8 +518,8 @@ def _ended(tree: _Tree, shared: SharedGradient) -> Found:
         return _found(rows, classes=classes, complete=certain, notes=notes)
     if certain:
         ends_by_row, consistent = _endings(tree, counts)
-        rows, more_notes = _batch(list(ends_by_row.elements()), shared)
-        return _found(rows, complete=consistent and not more_notes, notes=[*notes, *more_notes])
+        rows, fits, more_notes = _batch(list(ends_by_row.elements()), shared)
+        return _found(rows, complete=consistent and fits, notes=[*notes, *more_notes])
     rows = [
         (*row, label)
         for row, labels, known in zip(tree.beginnings, counts, following, strict=True)
@@ -565,17 +580,16 @@ def _endings(tree: _Tree, counts: Sequence[dict[int, int]]) -> tuple[Counter[Row
     return +ends, all(count >= 0 for labels in left.values() for count in labels.values())
 
 
-def _batch(rows: list[Row], shared: SharedGradient) -> tuple[list[Row], list[str]]:
-    """The sentences as often as the batch holds them, where its size is known; and what doesn't fit."""
+def _batch(rows: list[Row], shared: SharedGradient) -> tuple[list[Row], bool, list[str]]:
+    """The sentences as often as the batch holds them, where its size is known; whether they fit it; notes."""
     known = shared.known
     size = known.batch_size or (len(known.lengths) if known.lengths else None)
     if size is None or size == len(rows) or not rows:
-        return rows, []
-    if (
-        size % len(rows) == 0 and not known.lengths
-    ):  # the gradient is a mean: all of them twice make the same one
-        return rows * (size // len(rows)), []
+        return rows, True, []
+    if size % len(rows) == 0 and not known.lengths:
+        # The gradient is a mean: the same sentences, each twice, have the same one.
+        return rows * (size // len(rows)), True, []
     if size > len(rows):
         note = "A sentence of one token leaves no trace in a language model's gradient."
-        return rows + [(OPEN,)] * (size - len(rows)), [note]
-    return rows, [f"{len(rows)} sentences were found in a batch of {size}."]
+        return rows + [(OPEN,)] * (size - len(rows)), True, [note]
+    return rows, False, [f"{len(rows)} sentences were found in a batch of {size}."]
