@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from textleak.matching import LBFGS, Adam, LinearDecay, MilestoneDecay, StepDecay, Stop, minimise
+from textleak.matching.optimisers import _Memory
 
 
 def rosenbrock(leaves):
@@ -209,3 +210,23 @@ def test_signed_adam_sees_the_gradients_sign_alone():
 def test_milestones_cut_the_learning_rate():
     decay = MilestoneDecay(milestones=(3, 5), gamma=0.1)
     assert [decay(step) for step in range(7)] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_lbfgs_direction_is_the_two_loop_recursions_also_when_old_pairs_are_dropped():
+    generator = torch.Generator().manual_seed(0)
+    curvature_D = torch.rand(9, generator=generator, dtype=torch.float64) + 0.1
+    memory, pairs = _Memory(4), []
+    for _ in range(7):
+        step_D = torch.randn(9, generator=generator, dtype=torch.float64)
+        change_D = curvature_D * step_D
+        memory.remember(step_D, change_D)
+        pairs = [*pairs, (step_D, change_D)][-4:]
+    gradient_D = torch.randn(9, generator=generator, dtype=torch.float64)
+    q_D, shares = -gradient_D, []  # Nocedal & Wright 2006, alg. 7.4
+    for step_D, change_D in reversed(pairs):
+        shares.append((step_D @ q_D) / (step_D @ change_D))
+        q_D = q_D - shares[-1] * change_D
+    q_D = q_D * (pairs[-1][0] @ pairs[-1][1]) / (pairs[-1][1] @ pairs[-1][1])
+    for (step_D, change_D), share in zip(pairs, reversed(shares), strict=True):
+        q_D = q_D + (share - (change_D @ q_D) / (step_D @ change_D)) * step_D
+    assert torch.allclose(memory.direction(gradient_D), q_D, rtol=1e-10)

@@ -33,7 +33,7 @@ from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreach
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
 from textleak.gradients import SharedGradient
-from textleak.matching import Leaves, Matcher, Objective, Optimiser, Step, minimise
+from textleak.matching import Leaves, Matcher, Objective, Optimiser, Step, minimise, minimise_in_turns
 from textleak.matching import Stop as DriverStop
 from textleak.models import Targets, TextModel
 from textleak.models.vision import ImageModel
@@ -142,19 +142,36 @@ def match_dummies(
         )
         matcher = picture.matcher
     yield Phase(name="continuous", detail=f"{restarts} dummy batches, {', '.join(dummies.free)} optimized")
-    run = minimise(
-        lambda leaves: dummies.value_and_gradient(matcher, leaves),
-        dummies.start(restarts, generator),
-        optimiser,
-        steps=steps,
-        wrt=dummies.free,
-        generator=generator,
-        reinitialise=lambda _, generator: {n: leaf[0] for n, leaf in dummies.draw(1, generator).items()},
-        time_limit=time_limit,
-        tolerance=dummies.tolerance,
-        patience=dummies.patience,
-        project=dummies.project if pictures.boxed else None,
-    )
+
+    def objective_fn(leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        return dummies.value_and_gradient(matcher, leaves)
+
+    leaves = dummies.start(restarts, generator)
+    if len(dummies.turns) > 1:
+        run = minimise_in_turns(
+            objective_fn,
+            leaves,
+            optimiser,
+            steps=steps,
+            turns=dummies.turns,
+            each=pictures.one_at_a_time,
+            time_limit=time_limit,
+            tolerance=dummies.tolerance,
+        )
+    else:
+        run = minimise(
+            objective_fn,
+            leaves,
+            optimiser,
+            steps=steps,
+            wrt=dummies.free,
+            generator=generator,
+            reinitialise=lambda _, generator: {n: leaf[0] for n, leaf in dummies.draw(1, generator).items()},
+            time_limit=time_limit,
+            tolerance=dummies.tolerance,
+            patience=dummies.patience,
+            project=dummies.project if pictures.boxed else None,
+        )
     last: Progress | None = None
     others: tuple[Tokens, ...] = ()
     again = 0

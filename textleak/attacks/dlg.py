@@ -82,10 +82,10 @@ class DLG:
         # Zhu et al. 2019, released code: torch's L-BFGS as it comes, rate 1, history 100, no line search.
         # Ours has a strong Wolfe line search, so that a step never makes the distance larger, and goes on where
         # torch's tolerances, absolute numbers, would end the run: squared gradients of text models are small. A
-        # history of 200 (our choice) takes fewer evaluations on pictures.
+        # history of 300 (our choice) takes fewer evaluations on pictures.
         return LBFGS(
             learning_rate=self.learning_rate or 1.0,
-            history=200,
+            history=300,
             gradient_tolerance=0.0,
             change_tolerance=0.0,
         )

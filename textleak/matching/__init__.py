@@ -13,7 +13,7 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 """
 
 from textleak.matching.bench import BenchRow, benchmark
-from textleak.matching.driver import ObjectiveFunction, Step, Stop, minimise
+from textleak.matching.driver import ObjectiveFunction, Step, Stop, minimise, minimise_in_turns
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.matcher import Matcher
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
@@ -63,6 +63,7 @@ __all__ = [
     "benchmark",
     "find_rule",
     "minimise",
+    "minimise_in_turns",
     "register_rule",
     "scale_and_bias",
 ]

@@ -6,9 +6,10 @@ Shapes: K candidates, D numbers a candidate (its optimized leaves, flattened).
 from __future__ import annotations
 
 import enum
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -164,6 +165,58 @@ def minimise(
         )
         if stop is not None:
             return
+
+
+def minimise_in_turns(
+    objective_fn: ObjectiveFunction,
+    leaves: Leaves,
+    optimiser: Optimiser,
+    *,
+    steps: int,
+    turns: Sequence[tuple[str, ...]],
+    each: int,
+    time_limit: float | None = None,
+    tolerance: float | None = None,
+) -> Iterator[Step]:
+    """As `minimise`, some leaves at a time: the optimizer begins anew with each turn, from the best point so far.
+
+    Args:
+        objective_fn: as for `minimise`.
+        leaves: likewise.
+        optimiser: likewise.
+        steps: likewise, over all turns.
+        turns: names of the leaves that are optimized together, one turn after the other, over and over.
+        each: steps of a turn.
+        time_limit: as for `minimise`.
+        tolerance: likewise.
+
+    Yields:
+        A `Step` after each, counted over all turns.
+    """
+    started = time.monotonic()
+    current = dict(leaves)
+    free = [name for turn in turns for name in turn]
+    done = evaluations = 0
+    for turn in itertools.cycle(turns):
+        left = None if time_limit is None else max(0.0, time_limit - (time.monotonic() - started))
+        taken = min(each, steps - done)
+        run = minimise(
+            objective_fn, current, optimiser, steps=taken, wrt=turn, time_limit=left, tolerance=tolerance
+        )
+        for step in run:
+            over = done + step.step >= steps or step.stop in (Stop.TOLERANCE, Stop.TIME)
+            best = {name: step.best.get(name, current[name]) for name in free}
+            yield replace(
+                step,
+                step=done + step.step,
+                evaluations=evaluations + step.evaluations,
+                best=best,
+                stop=None if not over else step.stop or Stop.STEPS,
+            )
+            if over:
+                return
+        done, evaluations = done + step.step, evaluations + step.evaluations
+        current.update(step.best)
 
 
 def _flat(leaves: list[Tensor]) -> Tensor:

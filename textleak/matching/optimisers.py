@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -182,7 +182,7 @@ class LBFGS:
 
     Attributes:
         learning_rate: first length tried along a direction (the very first is shorter, as in torch).
-        history: pairs kept of how gradients changed along steps.
+        history: pairs kept of how gradients changed along steps; fewer where they would fill the memory.
         sufficient_decrease: c1 of the Wolfe conditions.
         curvature: c2 of the Wolfe conditions.
         line_search_evaluations: trial points a line search, at most.
@@ -203,6 +203,9 @@ class LBFGS:
         """A run from these points."""
         return LBFGSState(self, point_KD)
 
+
+# Numbers of a history's steps, and as many of its changes: 256 MB each in float64 (our choice).
+_NUMBERS_KEPT = 2**25
 
 Told = tuple[float, Tensor]
 """Value and gradient (D,) at the point asked for."""
@@ -257,33 +260,54 @@ class LBFGSState:
         raise NotImplementedError("L-BFGS can't be kept within a range: use Adam")
 
 
-@dataclass(kw_only=True)
 class _Memory:
-    """How gradients changed along the latest steps: an estimate of the inverse curvature."""
+    """How gradients changed along the latest steps: an estimate of the inverse curvature.
 
-    size: int
-    pairs: list[tuple[Tensor, Tensor, float]] = field(default_factory=list)
+    Args:
+        size: pairs of a step and a change that are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.order: list[int] = []  # rows of the pairs, oldest first
+        self._steps_MD = self._changes_MD = self._products_MM = torch.empty(0, 0)
 
     def remember(self, step_D: Tensor, change_D: Tensor) -> None:
         """Keep a step and the gradient's change along it, where that shows a positive curvature."""
-        along = float(change_D @ step_D)
-        if along > 1e-10 * float(change_D @ change_D):
-            self.pairs = [*self.pairs, (step_D, change_D, along)][-self.size :]
+        if float(change_D @ step_D) <= 1e-10 * float(change_D @ change_D):
+            return
+        if not self.order:
+            self._steps_MD = step_D.new_zeros(self.size, len(step_D))  # memory is taken as rows are filled
+            self._changes_MD = torch.zeros_like(self._steps_MD)
+            self._products_MM = step_D.new_zeros(self.size, self.size)
+        row = len(self.order) if len(self.order) < self.size else self.order.pop(0)
+        self.order.append(row)
+        self._steps_MD[row] = step_D
+        self._changes_MD[row] = change_D
+        count = len(self.order)
+        self._products_MM[:count, row] = self._steps_MD[:count] @ change_D
 
     def direction(self, gradient_D: Tensor) -> Tensor:
-        """−H g by the two-loop recursion (Nocedal & Wright 2006, alg. 7.4)."""
-        q_D = -gradient_D
-        shares = []
-        for step_D, change_D, along in reversed(self.pairs):
-            share = float(step_D @ q_D) / along
-            shares.append(share)
-            q_D = q_D - share * change_D
-        if self.pairs:
-            _, change_D, along = self.pairs[-1]
-            q_D = q_D * (along / float(change_D @ change_D))
-        for (step_D, change_D, along), share in zip(self.pairs, reversed(shares), strict=True):
-            q_D = q_D + (share - float(change_D @ q_D) / along) * step_D
-        return q_D
+        """−H g: both loops of N&W's algorithm 7.4, each as a triangular system in its shares.
+
+        With A = s_i · y_j over pairs from old to new and U its upper triangle: U α = −S g, then with
+        q = γ (−g − Yᵀ α): Uᵀ δ = diag(A) α − Y q, and −H g = q + Sᵀ δ.
+        """
+        if not self.order:
+            return -gradient_D
+        order = torch.tensor(self.order)
+        steps_MD, changes_MD = self._steps_MD[: len(order)], self._changes_MD[: len(order)]
+        upper_MM = self._products_MM[order][:, order].triu()
+        along_M = upper_MM.diagonal()
+        shares_M = torch.linalg.solve_triangular(
+            upper_MM, -(steps_MD @ gradient_D)[order, None], upper=True
+        ).squeeze(1)
+        q_D = -gradient_D - torch.zeros_like(shares_M).index_copy(0, order, shares_M) @ changes_MD
+        newest_D = changes_MD[order[-1]]
+        q_D = q_D * (along_M[-1] / (newest_D @ newest_D))
+        rest_M = along_M * shares_M - (changes_MD @ q_D)[order]
+        shares_M = torch.linalg.solve_triangular(upper_MM.mT, rest_M[:, None], upper=False).squeeze(1)
+        return q_D + torch.zeros_like(shares_M).index_copy(0, order, shares_M) @ steps_MD
 
 
 def _lbfgs(rule: LBFGS, point_D: Tensor) -> Generator[Tensor, Told, bool]:
@@ -291,21 +315,22 @@ def _lbfgs(rule: LBFGS, point_D: Tensor) -> Generator[Tensor, Told, bool]:
     value, gradient_D = yield point_D
     if not _finite(value, gradient_D):
         return False
-    memory = _Memory(size=rule.history)
+    size = max(1, min(rule.history, _NUMBERS_KEPT // len(point_D)))
+    memory = _Memory(size)
     while float(gradient_D.abs().max()) > rule.gradient_tolerance:
         direction_D = memory.direction(gradient_D)
         slope = float(direction_D @ gradient_D)
         if not slope < 0:  # rounding has spoilt the memory
-            memory = _Memory(size=rule.history)
+            memory = _Memory(size)
             direction_D, slope = -gradient_D, -float(gradient_D @ gradient_D)
         length = rule.learning_rate
-        if not memory.pairs:
+        if not memory.order:
             length *= min(1.0, 1.0 / float(gradient_D.abs().sum()))
         found = yield from _line_search(rule, point_D, direction_D, value, slope, gradient_D, length)
         if found.length == 0.0:
-            if not memory.pairs:
+            if not memory.order:
                 return True  # steepest descent finds nothing lower: rounding's floor
-            memory = _Memory(size=rule.history)
+            memory = _Memory(size)
             continue
         step_D = found.length * direction_D
         memory.remember(step_D, found.gradient_D - gradient_D)

@@ -44,4 +44,9 @@ def _formed(
     finally:
         for parameter, required in zip(parameters, before, strict=True):
             parameter.requires_grad_(required)
-    return {name: g.detach() for name, g in zip(names, gradients, strict=True) if g is not None}
+    return {name: _own(g.detach()) for name, g in zip(names, gradients, strict=True) if g is not None}
+
+
+def _own(gradient: Tensor) -> Tensor:
+    """The gradient in memory of its own: autograd may hand out parts of a larger tensor, which can't be saved."""
+    return gradient if gradient.untyped_storage().nbytes() == gradient.nbytes else gradient.clone()

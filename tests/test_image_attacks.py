@@ -1,0 +1,294 @@
+"""Pictures are recovered from a gradient that was read from disk, on the very loop and comparison that text uses."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+import textleak.attacks.continuous
+import textleak.matching
+from textleak import seeds
+from textleak.attacks import ATTACKS
+from textleak.attacks.classes import class_counts, single_class
+from textleak.attacks.pixels import (
+    DummyPictures,
+    PictureSettings,
+    frame_distance,
+    numbers_determined,
+    total_variation,
+)
+from textleak.client import ImageSecret, share, share_images
+from textleak.defenses import DEFENSES
+from textleak.errors import InputError
+from textleak.events import Recovery, Stop
+from textleak.gradients import SharedGradient
+from textleak.matching import LBFGS, Adam, SquaredL2, minimise, minimise_in_turns
+from textleak.models.images import load_image_model
+from textleak.scoring.pixels import score_pictures
+
+
+def model_of(name="lenet", size=12, num_labels=5, seed=0, **options):
+    return load_image_model(
+        name, size=size, num_labels=num_labels, device="cpu", weights_seed=seed, **options
+    )
+
+
+def pictures_of(model, count=1, seed=0):
+    spots = torch.rand(count, model.shape[0], 4, 4, generator=torch.Generator().manual_seed(seed))
+    return functional.interpolate(spots, model.shape[1:], mode="bilinear")
+
+
+def from_disk(folder: Path, model, pictures, labels=None, **options) -> tuple[SharedGradient, ImageSecret]:
+    shared, secret = share_images(model, pictures, labels, **options)
+    shared.save(folder / "gradient.safetensors")
+    return SharedGradient.load(folder / "gradient.safetensors"), secret
+
+
+def run(attack, shared, model, **options) -> tuple[list, Recovery]:
+    steps = ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(0, "attack"))
+    events = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            return events, end.value
+
+
+def scores_of(secret, recovery):
+    pictures = torch.tensor(recovery.image).permute(0, 3, 1, 2)
+    return score_pictures(secret.pictures_BCHW, secret.labels, pictures, recovery.labels)
+
+
+@pytest.mark.parametrize("attack", ["dlg", "idlg"])
+def test_a_picture_and_its_label_come_back_from_a_gradient_on_disk(tmp_path, attack):
+    model = model_of()
+    shared, secret = from_disk(tmp_path, model, pictures_of(model))
+    events, recovery = run(attack, shared, model)
+    assert recovery.stop is Stop.MATCHED
+    assert scores_of(secret, recovery).psnr >= 40
+    assert recovery.labels == secret.labels
+    assert recovery.sentences == ()
+    shown = [event for event in events if getattr(event, "image", ())]
+    assert len(shown[-1].image) == 1
+    assert shown[-1].labels == secret.labels
+
+
+def test_two_pictures_come_back_with_their_labels(tmp_path):
+    model = model_of(size=8)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model, 2), [1, 3])
+    _, recovery = run("dlg", shared, model, steps=3000)
+    scores = scores_of(secret, recovery)
+    assert min(one.psnr for one in scores.images) >= 30
+    assert all(one.label == one.recovered_label for one in scores.images)
+
+
+def test_one_picture_at_a_time_brings_the_gradients_nearer(tmp_path):
+    model = model_of(size=8)
+    shared, _ = from_disk(tmp_path, model, pictures_of(model, 2), [1, 3])
+    events, recovery = run("dlg", shared, model, steps=120, one_at_a_time=20)
+    losses = [event.loss for event in events if hasattr(event, "loss")]
+    assert recovery.steps == 120
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet20", 8), ("vit", 8)])
+def test_cosine_brings_the_gradients_nearer_and_keeps_values_in_their_range(tmp_path, name, size):
+    model = model_of(name, size)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model))
+    events, recovery = run("cosine", shared, model, steps=40)
+    losses = [event.loss for event in events if hasattr(event, "loss")]
+    assert losses[-1] < 0.9 * losses[0]
+    values = torch.tensor(recovery.image)
+    assert 0 <= float(values.min()) <= float(values.max()) <= 1
+    assert recovery.labels == secret.labels
+
+
+def test_every_attack_that_reads_pictures_takes_known_labels_and_several_candidates(tmp_path):
+    model = model_of(size=8)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2], know="labels,batch-size")
+    for attack in ("dlg", "cosine", "tag"):
+        events, recovery = run(attack, shared, model, steps=6, restarts=3)
+        assert recovery.labels == secret.labels, attack
+        assert len(events[-1].losses) == 3
+    assert [name for name in ATTACKS if getattr(ATTACKS[name], "reads_pictures", False)] == [
+        "cosine",
+        "dlg",
+        "idlg",
+        "tag",
+    ]
+
+
+def test_the_best_candidate_is_chosen_by_its_own_distance(tmp_path):
+    model = model_of(size=8)
+    shared, _ = from_disk(tmp_path, model, pictures_of(model))
+    events, recovery = run("dlg", shared, model, steps=30, restarts=4)
+    last = events[-1]
+    assert last.loss == recovery.final_loss
+    assert last.loss <= min(loss for loss in last.losses) + 1e-9
+
+
+def test_a_stuck_candidate_begins_anew_and_the_best_is_kept():
+    # A valley without an end, which the optimizer falls into from the left; from the right it finds the minimum.
+    def valley(leaves):
+        x = leaves["x"]
+        values = torch.where(x < 0, 5 + x.exp(), (x - 3).square()).sum(1)
+        slopes = torch.where(x < 0, x.exp(), 2 * (x - 3))
+        return values, {"x": slopes}
+
+    begun = []
+
+    def again(k, generator):
+        begun.append(k)
+        return {"x": torch.full((1,), 1.0)}
+
+    *_, step = minimise(
+        valley,
+        {"x": torch.tensor([[-9.0]])},
+        Adam(learning_rate=0.1),
+        steps=400,
+        reinitialise=again,
+        patience=30,
+        tolerance=1e-3,
+    )
+    assert begun == [0]
+    assert float(step.best["x"]) == pytest.approx(3, abs=0.05)
+
+
+def test_projection_keeps_points_in_their_range():
+    def slope(leaves):
+        return leaves["x"].sum(1), {"x": torch.ones_like(leaves["x"])}
+
+    *_, step = minimise(
+        slope,
+        {"x": torch.rand(2, 3)},
+        Adam(learning_rate=0.3),
+        steps=30,
+        project=lambda leaves: {name: leaf.clamp(0, 1) for name, leaf in leaves.items()},
+    )
+    assert torch.equal(step.best["x"], torch.zeros(2, 3))
+
+
+def test_turns_minimize_all_leaves_and_never_lose_ground():
+    def bowl(leaves):
+        x, y = leaves["x"], leaves["y"]
+        values = (x - 1).square().sum(1) + (y + 2).square().sum(1) + (x * y).sum(1)
+        return values, {"x": 2 * (x - 1) + y, "y": 2 * (y + 2) + x}
+
+    leaves = {"x": torch.zeros(1, 2, dtype=torch.float64), "y": torch.zeros(1, 2, dtype=torch.float64)}
+    seen = list(minimise_in_turns(bowl, leaves, LBFGS(), steps=200, turns=[("x",), ("y",)], each=10))
+    both = list(minimise(bowl, leaves, LBFGS(), steps=200))
+    assert torch.allclose(seen[-1].best["x"], both[-1].best["x"], atol=1e-4)
+    assert torch.allclose(seen[-1].best["y"], both[-1].best["y"], atol=1e-4)
+    assert [step.step for step in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1].stop is not None
+
+
+def test_text_and_pictures_pass_through_the_same_loop_and_comparison(tmp_path, monkeypatch, toy_model):
+    called = []
+
+    def watched(objective_fn, leaves, optimiser, **options):
+        called.append(tuple(options["wrt"]))
+        return minimise(objective_fn, leaves, optimiser, **options)
+
+    monkeypatch.setattr(textleak.attacks.continuous, "minimise", watched)
+    compared = []
+    original = textleak.matching.Matcher.value_and_gradient
+
+    def counted(self, *arguments):
+        compared.append(type(self))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(textleak.matching.Matcher, "value_and_gradient", counted)
+    images, text = model_of(size=8), toy_model("bert", task="classification")
+    run("dlg", from_disk(tmp_path, images, pictures_of(images))[0], images, steps=3)
+    after_pictures = len(compared)
+    run("dlg", share(text, ["the cat sat"])[0], text, steps=3)
+    assert called == [("pixels 0", "labels 0"), ("embeddings", "labels")]
+    assert 0 < after_pictures < len(compared)
+    assert set(compared) == {textleak.matching.Matcher}
+
+
+def test_the_engine_knows_neither_text_nor_pictures():
+    folder = Path(textleak.matching.__file__).parent
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                parts = (node.module or "").split(".")
+                above = parts[0] == "textleak" and parts[1] not in (
+                    "matching",
+                    "errors",
+                    "numerics",
+                    "effects",
+                )
+                assert not above, f"{path.name} imports {node.module}"
+            name = getattr(node, "id", getattr(node, "attr", ""))
+            assert name not in ("TextModel", "ImageModel"), path.name
+
+
+def test_the_class_of_one_picture_and_the_classes_of_a_batch_are_read_off_the_head():
+    model = model_of("resnet20", 8, num_labels=10)
+    generator = torch.Generator().manual_seed(0)
+    for label in (0, 7):
+        shared, _ = share_images(model, pictures_of(model), [label])
+        assert single_class(shared, model, generator) == label
+    shared, _ = share_images(model, pictures_of(model, 4), [1, 1, 5, 8])
+    counts = class_counts(shared, model, 4, generator)
+    assert [counts[1], counts[5], counts[8]] == [2, 1, 1]
+
+
+def test_defended_gradients_are_attacked_to_the_end_of_the_steps(tmp_path):
+    model = model_of(size=8)
+    noise = DEFENSES.build("gaussian", {"sigma": 0.01})
+    shared, secret = from_disk(tmp_path, model, pictures_of(model), defenses=[noise])
+    _, recovery = run("dlg", shared, model, steps=60)
+    assert recovery.stop is Stop.STEPS
+    clean, _ = from_disk(tmp_path, model, pictures_of(model))
+    _, better = run("dlg", clean, model, steps=400)
+    assert scores_of(secret, better).psnr > scores_of(secret, recovery).psnr
+
+
+def test_lenets_gradient_determines_8136_numbers_and_768_a_picture():
+    model = load_image_model("lenet", device="cpu")
+    for batch in (1, 2, 4):
+        assert numbers_determined(model, model.parameters, batch) == 8136 + 768 * batch
+    assert numbers_determined(model, ["fc.weight"], 2) == 2 * 768
+
+
+def test_total_variation_is_the_mean_difference_of_neighbors():
+    stripes = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 1, 4, 4)
+    assert total_variation(stripes).tolist() == [1.0]
+    assert total_variation(torch.full((2, 3, 4, 4), 0.7)).tolist() == [0.0, 0.0]
+
+
+def test_the_slope_of_what_cosine_minimizes_is_its_derivative():
+    model = model_of("lenet", 6, dtype="float64")
+    shared, _ = share_images(model, pictures_of(model).double(), [2])
+    settings = PictureSettings(total_variation=0.3)
+    dummies = DummyPictures(model=model, shared=shared, objective=SquaredL2(), settings=settings)
+    leaves = dummies.start(1, torch.Generator().manual_seed(0))
+    value, slopes = dummies.value_and_gradient(dummies.matcher, leaves)
+    for name in dummies.free:
+        direction = torch.randn(leaves[name].shape, generator=torch.Generator().manual_seed(1)).double()
+        moved = {**leaves, name: leaves[name] + 1e-6 * direction}
+        changed, _ = dummies.value_and_gradient(dummies.matcher, moved)
+        expected = float((slopes[name] * direction).sum())
+        assert float(changed - value) / 1e-6 == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_a_long_run_shows_some_hundred_pictures_at_most():
+    shown = [step for step in range(1, 24001) if step == 1 or step % frame_distance(step) == 0]
+    assert shown[:5] == [1, 10, 20, 30, 40]
+    assert len(shown) < 200
+
+
+def test_pictures_of_another_size_or_without_a_label_each_are_refused():
+    model = model_of(size=8)
+    with pytest.raises(InputError, match="can't be shared"):
+        share_images(model, torch.rand(1, 3, 9, 9))
+    with pytest.raises(InputError, match="2 labels for 1"):
+        share_images(model, pictures_of(model), [1, 2])
+    with pytest.raises(InputError, match="out of range"):
+        share_images(model, pictures_of(model), [5])
