@@ -68,14 +68,19 @@ class ContextCheck:
 class LayerCheck:
     """The inputs of some layers further in, by running the network as far as them."""
 
-    def __init__(self, model: TextModel, pairs: Pairs, inputs: Sequence[LayerRemainder]) -> None:
-        """Take the layers whose spans are clear."""
-        self.model, self.tokens_N = model, pairs.tokens_N.to(model.device)
-        self.bases = {
+    def __init__(self, model: TextModel, pairs: Pairs, bases: dict[str, Tensor]) -> None:
+        """Keep, for each layer, the directions (R, I) of its span."""
+        self.model, self.tokens_N, self.bases = model, pairs.tokens_N.to(model.device), bases
+
+    @classmethod
+    def of(cls, model: TextModel, pairs: Pairs, inputs: Sequence[LayerRemainder]) -> LayerCheck | None:
+        """Of the layers whose spans are clear; None where none is."""
+        bases = {
             left.layers[0].name: left.span.basis_RI.to(model.device, model.dtype)
             for left in inputs
             if left.span is not None and left.span.clear
         }
+        return cls(model, pairs, bases) if bases else None
 
     def outside(self, rows_KT: Tensor) -> Tensor:
         """See `Check`; the mean over the layers."""

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator, Sequence
 import torch
 
 from textleak.attacks.checks import Check, ContextCheck, LayerCheck, descend
-from textleak.attacks.found import Found
+from textleak.attacks.found import OPEN, Found
 from textleak.attacks.pairs import Pairs, Partners, find_pairs, pair_gradients
 from textleak.attacks.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.decoding import to_sentence
@@ -38,6 +38,10 @@ _INPUTS = 4
 _SOLVED = 1e-6
 # A part outside beyond which the network isn't run for a row that the cheap check was left with (our choice).
 _HOPELESS = 0.2
+_NO_CHECK = (
+    "No layer beyond the first ones has a gradient of its own among the shared ones (blocks that share their weights, "
+    "as ALBERT's, sum theirs), so nothing tells which tokens stand together: one sentence at most can be read off."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,7 @@ class _Grouping:
         time_limit: float | None,
     ) -> None:
         self.model, self.shared, self.pairs = model, shared, pairs
+        self.notes: list[str] = []
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         further = [
             left
@@ -138,6 +143,8 @@ class _Grouping:
             and (left := LayerRemainder.of(shared, shared_ones)) is not None
         ]
         # The proof needs the least noise of all: the input that the fewest dimensions fill, as a part.
+        if not further:
+            self.notes.append(_NO_CHECK)
         judge = max(range(len(further)), key=lambda i: _slack(further[i]), default=-1) + 1
         self.left = Remainder(model=model, inputs=(first, *further), judge=judge)
         self.members: list[Member] = []
@@ -149,6 +156,8 @@ class _Grouping:
 
     def run(self) -> Iterator[Progress]:
         """Find one sentence after the other."""
+        if self.model.num_labels is None:  # what the loss asks for is hidden, so nothing can be proved here
+            return
         while self.left.inputs[0].span is not None and self._time():
             row = yield from self._next()
             if row is None:
@@ -198,6 +207,11 @@ class _Grouping:
     def found(self, notes: Sequence[str]) -> Found:
         """What is known at the end."""
         rows, classes, complete = self._batch()
+        if self.model.num_labels is None and (only := self._only()) is not None:
+            hidden = self.model.mask_id if self.model.task == "masked-lm" else None
+            rows = [tuple(OPEN if token == hidden else token for token in only)]
+            notes = (*notes, "What stands behind the masks is a label, which no span shows.")
+        notes = (*notes, *self.notes)
         left = self.left.inputs[0].span
         if left is not None:
             more = f"{left.rank} of the inputs that the gradient shows belong to no sentence found."
@@ -275,7 +289,7 @@ class _Search:
             for left in further:
                 if left.span is not None and left.span.clear and left.layers[0].name == attention.output.name:
                     self.context = ContextCheck(self.model, attention, self.pairs, left.span)
-        self.network = LayerCheck(self.model, self.pairs, further)
+        self.check: Check | None = self.context or LayerCheck.of(self.model, self.pairs, further)
         head, tail = self.model.prefix_ids, self.model.suffix_ids
         special = {*head, *tail}
         tokens = self.pairs.tokens_N.tolist()
@@ -299,7 +313,9 @@ class _Search:
         rows = list(self._cut(ranked, place))
         if not rows:
             return
-        check = self.context or self.network
+        check = self.check
+        if check is None:
+            return
         scored = sorted((float(check.outside(torch.tensor([row])).mean()), row) for row in rows)
         ends: list[tuple[float, list[int]]] = []
         tokens = self.pairs.tokens_N
@@ -311,14 +327,15 @@ class _Search:
             self._note(row, outside)
             if outside <= _SOLVED:
                 yield tuple(tokens[row].tolist())
-        if self.context is None:
+        network = LayerCheck.of(self.model, self.pairs, self.grouping.left.inputs[1:])
+        if self.context is None or network is None:
             return
         for outside, row in sorted(ends)[:2]:
             if tuple(row) in self.seen or outside > _HOPELESS:
                 continue
             self.seen.add(tuple(row))
             options = self._options(row, ranked, effort.further)
-            row, outside = descend(self.network, row, options, sweeps=3, solved_at=_SOLVED)
+            row, outside = descend(network, row, options, sweeps=3, solved_at=_SOLVED)
             self._note(row, outside)
             if outside <= _SOLVED:
                 yield tuple(tokens[row].tolist())

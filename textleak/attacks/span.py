@@ -8,7 +8,7 @@ gradient doesn't show: where exactness ends, sentences found so far are the answ
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.found import OPEN, Found
 from textleak.attacks.grouping import encoder_sentences
 from textleak.attacks.prefixes import causal_sentences
-from textleak.decoding import to_sentence
+from textleak.decoding import fixed_tokens, to_sentence
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
@@ -45,9 +45,10 @@ class Span:
     def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how."""
         del generator  # nothing is drawn
+        shared.validate(model.parameters)
         found = yield from spanned_sentences(model, shared, time_limit=self.time_limit)
         yield Phase(name="verify", detail="the answer's own gradient")
-        sentences = shown(model, found)
+        sentences = shown(model, shared, found)
         certificate = certified(model, shared, found)
         verified = bool(certificate.verified)
         yield Progress(
@@ -83,15 +84,19 @@ def certified(model: TextModel, shared: SharedGradient, found: Found) -> Certifi
     """Whether what was found is all of the batch; not verified where anything is open."""
     if not found.complete or any(token == OPEN for row in found.rows for token in row):
         return Certificate(gradient_distance=None, verified=False)
-    return certify(shared, model, shown(model, found))
+    return certify(shared, model, shown(model, shared, found))
 
 
-def shown(model: TextModel, found: Found) -> tuple[Sentence, ...]:
+def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sentence, ...]:
     """What was found, as events carry it; where no sentence was, open positions with what could stand there."""
-    if not found.rows and found.sets:
-        tokens = [OPEN] * len(found.sets)
-        listed = [[(token, 1 / len(here)) for token in here[:_SHOWN]] for here in found.sets]
-        return (to_sentence(model, tokens, confidence=[0.0] * len(tokens), candidates=listed),)
+    if not found.rows:
+        if shared.known.lengths is not None:
+            known = [fixed_tokens(model, length) for length in shared.known.lengths]
+            return tuple(
+                _open_sentence(model, length, fixed, found.sets)
+                for length, fixed in zip(shared.known.lengths, known, strict=True)
+            )
+        return (_open_sentence(model, len(found.sets), {}, found.sets),) if found.sets else ()
     return tuple(
         to_sentence(
             model,
@@ -101,4 +106,16 @@ def shown(model: TextModel, found: Found) -> tuple[Sentence, ...]:
             label=found.classes[b] if found.classes else None,
         )
         for b, row in enumerate(found.rows)
+    )
+
+
+def _open_sentence(
+    model: TextModel, length: int, fixed: Mapping[int, int], sets: tuple[tuple[int, ...], ...]
+) -> Sentence:
+    listed = [sets[t] if t < len(sets) and t not in fixed else () for t in range(length)]
+    return to_sentence(
+        model,
+        [fixed.get(t, OPEN) for t in range(length)],
+        confidence=[float(t in fixed) for t in range(length)],
+        candidates=[[(token, 1 / len(here)) for token in here[:_SHOWN]] for here in listed],
     )

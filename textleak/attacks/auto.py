@@ -1,0 +1,231 @@
+"""The most that a gradient gives away: every channel that was shared, the cheapest first (our choice).
+
+1. `embedding`: the rows of the embeddings' gradients, where they were shared.
+2. `span`: whole sentences from the spans of the first layers' inputs.
+3. `match`: where these end, matching of what they left: of the batch without the sentences that are proved already, or
+   of all of it where none is (the span is closed by too many tokens, by noise, or by rounding).
+It stops as soon as the answer's own gradient equals the shared one. There is nothing to set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Generator
+from typing import Annotated, ClassVar, TypeVar
+
+import torch
+from pydantic import Field
+
+from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.embedding import Embedding
+from textleak.attacks.found import OPEN, Found
+from textleak.attacks.match import Match
+from textleak.attacks.span import shown, spanned_sentences
+from textleak.errors import InputError
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.gradients import SharedGradient, SideInformation
+from textleak.models import TextModel
+from textleak.verification import certify, own_gradient
+
+R = TypeVar("R")
+"""What a channel ends with."""
+
+
+@ATTACKS.register("auto")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Auto:
+    """Every channel that was shared, the cheapest first, until the gradients are equal.
+
+    Attributes:
+        time_limit: seconds after which the best answer so far is returned; None for no limit.
+    """
+
+    name: ClassVar[str]
+
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+
+    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+        """Attack; see the module's first lines for how.
+
+        Raises:
+            InputError: nothing was found, and matching can't work on what is known (it says why).
+        """
+        shared.validate(model.parameters)
+        run = _Run(shared, model, generator, self.time_limit)
+        return (yield from run.steps())
+
+
+class _Run:
+    """One run: the answers so far."""
+
+    def __init__(
+        self,
+        shared: SharedGradient,
+        model: TextModel,
+        generator: torch.Generator,
+        time_limit: float | None,
+    ) -> None:
+        self.shared, self.model, self.generator = shared, model, generator
+        self.deadline = None if time_limit is None else time.monotonic() + time_limit
+        self.answers: list[Recovery] = []
+        self.notes: list[str] = []
+        self.steps_before = self.evaluations_before = 0
+
+    def steps(self) -> Steps:
+        """The channels, one after the other."""
+        if _shares_embeddings(self.model, self.shared):
+            recovery = yield from self._followed(
+                Embedding().run(self.shared, self.model, generator=self.generator)
+            )
+            if self._settled(recovery):
+                return recovery
+        found = yield from self._followed(self._span())
+        self.notes += found.notes
+        recovery = self._answer(found)
+        if self._settled(recovery):
+            return self._last(recovery)
+        try:
+            recovery = yield from self._matched(found)
+        except InputError as error:
+            if not any(answer.sentences for answer in self.answers):
+                raise
+            self.notes.append(str(error).splitlines()[0])
+        return self._last(self._best())
+
+    def _span(self) -> Generator[Phase | Progress, None, Found]:
+        return spanned_sentences(self.model, self.shared, time_limit=self._seconds_left())
+
+    def _followed(self, steps: Generator[Phase | Progress, None, R]) -> Generator[Phase | Progress, None, R]:
+        """A channel's events, counted on from the ones before."""
+        steps_done = evaluations = 0
+        try:
+            while True:
+                event = next(steps)
+                if isinstance(event, Progress):
+                    steps_done, evaluations = event.total_steps, event.evaluations
+                    event = dataclasses.replace(
+                        event,
+                        total_steps=steps_done + self.steps_before,
+                        evaluations=evaluations + self.evaluations_before,
+                    )
+                yield event
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        finally:
+            self.steps_before += steps_done
+            self.evaluations_before += evaluations
+
+    # Answers
+
+    def _answer(self, found: Found) -> Recovery:
+        """What the span found, put to the exact test where it is whole."""
+        sentences = shown(self.model, self.shared, found)
+        whole = found.complete and not any(token == OPEN for row in found.rows for token in row)
+        certificate = certify(self.shared, self.model, sentences) if whole else None
+        self.evaluations_before += whole
+        verified = certificate is not None and bool(certificate.verified)
+        return Recovery(
+            sentences=sentences,
+            stop=Stop.VERIFIED if verified else Stop.CONVERGED,
+            final_loss=certificate.gradient_distance if certificate else None,
+            steps=0,
+            evaluations=0,
+            channel=found.channel,
+            gradient_distance=certificate.gradient_distance if certificate and verified else None,
+        )
+
+    def _settled(self, recovery: Recovery) -> bool:
+        """Keep an answer; whether nothing more is to be found, or the time is up."""
+        self.answers.append(recovery)
+        left = self._seconds_left()
+        return recovery.stop is Stop.VERIFIED or (left is not None and left <= 0)
+
+    def _best(self) -> Recovery:
+        """The verified answer, else the one with the most tokens that its attack is sure of."""
+        return max(self.answers, key=lambda answer: (answer.stop is Stop.VERIFIED, _certain(answer)))
+
+    def _last(self, recovery: Recovery) -> Recovery:
+        """The recovery as the whole run's."""
+        channels = Counter(p.channel for s in recovery.sentences for p in s.positions if p.channel)
+        return dataclasses.replace(
+            recovery,
+            steps=self.steps_before,
+            evaluations=self.evaluations_before,
+            channel=max(channels, key=channels.__getitem__) if channels else recovery.channel,
+            notes=tuple(dict.fromkeys((*self.notes, *recovery.notes))),
+        )
+
+    def _seconds_left(self) -> float | None:
+        return None if self.deadline is None else max(0.1, self.deadline - time.monotonic())
+
+    # Matching
+
+    def _matched(self, found: Found) -> Generator[Phase | Progress, None, Recovery]:
+        """Matching of what is left; its answer joined with what was proved before."""
+        proved = shown(self.model, self.shared, found) if found.rows and found.classes else ()
+        left = self._without(proved) if proved else self.shared
+        if proved and left is None:
+            raise InputError("How many sentences are missing is not known, so matching has nothing to go by.")
+        assert left is not None
+        attack = Match(time_limit=self._seconds_left())
+        recovery = yield from self._joined(
+            self._followed(attack.run(left, self.model, generator=self.generator)), proved
+        )
+        if proved:
+            certificate = certify(self.shared, self.model, recovery.sentences)
+            verified = bool(certificate.verified)
+            recovery = dataclasses.replace(
+                recovery,
+                stop=Stop.VERIFIED if verified else _unverified(recovery.stop),
+                final_loss=certificate.gradient_distance,
+                gradient_distance=certificate.gradient_distance if verified else None,
+            )
+        self.answers.append(recovery)
+        return recovery
+
+    def _joined(
+        self, steps: Generator[Phase | Progress, None, Recovery], proved: tuple[Sentence, ...]
+    ) -> Generator[Phase | Progress, None, Recovery]:
+        """A channel's events with the sentences that are proved already before its own."""
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as end:
+                recovery: Recovery = end.value
+                return dataclasses.replace(recovery, sentences=(*proved, *recovery.sentences))
+            if isinstance(event, Progress) and proved:
+                event = dataclasses.replace(event, sentences=(*proved, *event.sentences))
+            yield event
+
+    def _without(self, proved: tuple[Sentence, ...]) -> SharedGradient | None:
+        """The gradient of the batch without some sentences; None where nobody knows how many are left."""
+        known = self.shared.known
+        if known.batch_size is None or known.batch_size <= len(proved) or self.shared.defenses:
+            return None
+        size, left = known.batch_size, known.batch_size - len(proved)
+        own = own_gradient(self.shared, self.model.double(), proved)
+        gradients = {
+            name: ((gradient.double() * size - own[name].to(gradient.device) * len(proved)) / left).to(
+                gradient.dtype
+            )
+            if name in own
+            else gradient
+            for name, gradient in self.shared.gradients.items()
+        }
+        return dataclasses.replace(self.shared, gradients=gradients, known=SideInformation(batch_size=left))
+
+
+def _shares_embeddings(model: TextModel, shared: SharedGradient) -> bool:
+    return any(name in model.embedding_names for name in shared.gradients)
+
+
+def _unverified(stop: Stop) -> Stop:
+    return Stop.CONVERGED if stop is Stop.VERIFIED else stop
+
+
+def _certain(answer: Recovery) -> float:
+    """Tokens that an answer is sure of, by its own confidence."""
+    return sum(p.confidence for s in answer.sentences for p in s.positions if p.id >= 0)
