@@ -18,6 +18,7 @@ from textual.binding import Binding, BindingType
 from textual.command import Provider
 from textual.reactive import reactive
 from textual.screen import ModalScreen, Screen
+from textual.worker import WorkerError
 
 from textleak.errors import TextleakError
 from textleak.runs import runs_folder
@@ -243,8 +244,12 @@ class TextleakApp(App[None]):
         self.attacks.clear()
 
     async def on_unmount(self) -> None:
-        """However the app ends, no attack goes on without it."""
+        """However the app ends, no process goes on without it."""
         await self.end_attacks()
+        self.workers.cancel_all()
+        for worker in self.workers:
+            with contextlib.suppress(WorkerError):
+                await worker.wait()
 
     def action_help(self) -> None:
         """What the signs mean, and every key."""

@@ -22,7 +22,7 @@ from textleak.models.catalog import CATALOG, unknown_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """What attacks and defenses there are, as `textleak attacks --json` and `textleak defenses --json` say it."""
+    """What attacks and defenses there are, described as by `textleak attacks --json`."""
 
     attacks: tuple[Mapping[str, Any], ...] = ()
     defenses: tuple[Mapping[str, Any], ...] = ()
@@ -50,19 +50,22 @@ class Catalog:
         return cls(attacks=tuple(lists[0]), defenses=tuple(lists[1]))
 
 
+_LIST = """
+import json
+from textleak.attacks import ATTACKS
+from textleak.cli.registries import describe
+from textleak.defenses import DEFENSES
+kinds = {"attacks": ATTACKS, "defenses": DEFENSES}
+print(json.dumps({kind: [describe(name, r[name]) for name in r] for kind, r in kinds.items()}, default=str))
+"""
+
+
 async def list_catalog() -> Catalog:
-    """Ask the registries, in processes of their own: listing them imports torch."""
-    attacks, defenses = await asyncio.gather(_listed("attacks"), _listed("defenses"))
-    return Catalog.from_json({"attacks": attacks, "defenses": defenses})
-
-
-async def _listed(command: str) -> object:
+    """Ask the registries, in a process of its own: listing them imports torch. An empty one where that fails."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "textleak.cli",
-        command,
-        "--json",
+        "-c",
+        _LIST,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -71,12 +74,12 @@ async def _listed(command: str) -> object:
         out, _ = await process.communicate()
     except asyncio.CancelledError:
         process.kill()
-        await process.wait()
+        await process.communicate()
         raise
     try:
-        return json.loads(out)
+        return Catalog.from_json(json.loads(out))
     except ValueError:
-        return None
+        return Catalog()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer
 
+from textleak_tui.widgets import RunView
 from textleak_tui.widgets.top_bar import TopBar
 
 if TYPE_CHECKING:
@@ -24,6 +26,11 @@ class Page(Screen[None]):
     when what is shown of the truth has changed.
     """
 
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "v", "next_pane", "Next pane", show=False, tooltip="Where panes are folded, show the next one."
+        ),
+    ]
     place = ""
 
     @property
@@ -45,6 +52,11 @@ class Page(Screen[None]):
         """Hear of what is shown of the truth."""
         self.watch(self.app, "blind", lambda: self.refresh_view(), init=False)
         self.watch(self.app, "truth", lambda: self.refresh_view(), init=False)
+
+    def action_next_pane(self) -> None:
+        """Where panes are folded, show the next one."""
+        for view in self.query(RunView):
+            view.next_pane()
 
     def refresh_view(self) -> None:
         """Draw anew: blind or truth has changed."""

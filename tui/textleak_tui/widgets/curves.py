@@ -22,7 +22,7 @@ _SHORT = 10
 class Curves(Widget):
     """The two curves, side by side where the width allows."""
 
-    BORDER_TITLE = "Loss and match rate"
+    BORDER_TITLE = "Loss"
     COMPONENT_CLASSES: ClassVar[set[str]] = {"curve--loss", "curve--rate", "curve--quiet"}
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
@@ -36,6 +36,7 @@ class Curves(Widget):
         if (state.losses, state.rates, blind) == (self._losses, self._rates, self._blind):
             return
         self._losses, self._rates, self._blind = state.losses, state.rates, blind
+        self.border_title = "Loss and match rate" if self._rates and not blind else "Loss"
         self.refresh()
 
     def render(self) -> Text:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.widget import Widget
 from textual.widgets import Static
@@ -39,8 +37,6 @@ PANES = ("tokens", "curves", "candidates", "labels")
 
 class RunView(Vertical):
     """Composes the widgets of a run."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("v", "next_pane", "Next pane", show=False)]
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
@@ -156,11 +152,11 @@ class RunView(Vertical):
         self._fold()
         self.call_after_refresh(self._share_out)
 
-    def action_next_pane(self) -> None:
+    def next_pane(self) -> None:
         """Show the next of the panes that share a place."""
-        folded = PANES if self.has_class("-single") else PANES[1:]
-        at = folded.index(self.pane) if self.pane in folded else -1
-        self.pane = folded[(at + 1) % len(folded)]
+        sharing = PANES if self.has_class("-single") else PANES[1:]
+        at = sharing.index(self.pane) if self.pane in sharing else 0
+        self.pane = sharing[(at + 1) % len(sharing)]
         self._fold()
 
     def _share_out(self) -> None:
@@ -183,9 +179,9 @@ class RunView(Vertical):
 
     def _fold(self) -> None:
         screen = self.screen.size
-        width = self.size.width
+        width = self.outer_size.width
         single = screen.width < SINGLE[0] or screen.height < SINGLE[1]
-        folded = single or screen.height < FOLDED[1] or width < FOLDED[0] - 2
+        folded = single or screen.height < FOLDED[1] or width < FOLDED[0]
         low = screen.height < LOW
         self.set_class(folded and not single, "-folded")
         self.set_class(low and not single, "-low")
