@@ -33,14 +33,16 @@ from textleak.subspace import input_span
 # Sums that should be equal may differ by this many unit roundoffs of their largest terms (our choice; measured: at most
 # 1, while sums that aren't equal differ by 1e3 and more).
 _SLACK = 16.0
-# A cosine this many unit roundoffs from zero is zero (our choice; measured in float32 on six encoders: of 2,780 tokens
-# at their one position 99 % are within 0.8 and all but one within 4; of 50,000 wrong positions none is within 32).
-_RIGHT_ANGLE = 4.0
+# A cosine within the first of these many unit roundoffs of zero is zero, where no other one is within the second (our
+# choice; measured in float32 on six encoders: of 2,780 tokens at their one position 99 % are within 0.8 and all but one
+# within 4; of 50,000 wrong positions none is within 32).
+_RIGHT_ANGLE, _PERHAPS = 1.0, 4.0
+# How sure it must be that the cosine of no wrong position would have been as small by accident (our choice).
+_SURE = 0.999
 # A token's row whose part outside the head's dimensions is this much larger than the next one's was looked up (our
 # choice; measured on gpt2 and smollm2: steps of 10 to 1e4).
 _CLEAR_STEP = 8.0
 # Under noise: the chance that any row of nothing but noise is taken for a token, and that a true pair is left out.
-# Elsewhere: that a wrong position's cosine would have been small enough by accident.
 _ERROR_RATE = 0.01
 
 
@@ -376,7 +378,7 @@ class _Reading:
             if found is None and self.shown:
                 found = self._lone_position(words, positions, tokens_LE, offset_TE)
             if found is None:
-                return
+                break
             word, t, confidence, by_position = found
             self.at[t][word] = confidence
             part_E = (self.sums_TE if by_position else self.words_LE)[t if by_position else word].clone()
@@ -391,9 +393,9 @@ class _Reading:
                 words.remove(word)
             if self.shown and self.sums_TE[t].norm() <= _SLACK * self.sum_errors_T[t]:
                 self.closed[t] = True
+                positions.remove(t)
                 if not by_position:  # all of the row is explained: that is a proof
                     self.at[t] = dict.fromkeys(self.at[t], 1.0)
-                positions.remove(t)
 
     def _lone_word(
         self, words: list[int], positions: list[int], tokens_LE: Tensor, offset_TE: Tensor
@@ -404,15 +406,16 @@ class _Reading:
         rows_WE, tokens_WE, there_PE = self.words_LE[words], tokens_LE[words], offset_TE[positions]
         along_WP = (rows_WE * tokens_WE).sum(1, keepdim=True) + rows_WE @ there_PE.T
         cosine_WP = along_WP.abs() / _sum_norms(tokens_WE, there_PE) / rows_WE.norm(dim=1, keepdim=True)
-        allowed_W = _RIGHT_ANGLE * self.word_errors_L[words] / rows_WE.norm(dim=1)
+        roundoff_W = self.word_errors_L[words] / rows_WE.norm(dim=1)
         for i, word in enumerate(words):
             fitting = [
                 p
                 for p, t in enumerate(positions)
-                if word not in self.at[t] and cosine_WP[i, p] <= allowed_W[i]
+                if word not in self.at[t] and cosine_WP[i, p] <= _PERHAPS * roundoff_W[i]
             ]
-            sure = _surety(cosine_WP, allowed_W[i])
-            if len(fitting) == 1 and sure >= 1 - _ERROR_RATE:
+            allowed = _RIGHT_ANGLE * float(roundoff_W[i])
+            sure = _surety(cosine_WP, allowed)
+            if len(fitting) == 1 and cosine_WP[i, fitting[0]] <= allowed and sure >= _SURE:
                 return word, positions[fitting[0]], sure, False
         return None
 
@@ -426,15 +429,16 @@ class _Reading:
         along_PW = (rows_PE * there_PE).sum(1, keepdim=True) + rows_PE @ tokens_WE.T
         norms_P = rows_PE.norm(dim=1).clamp_min(1e-300)
         cosine_PW = along_PW.abs() / _sum_norms(tokens_WE, there_PE).T / norms_P[:, None]
-        allowed_P = _RIGHT_ANGLE * self.sum_errors_T[positions] / norms_P
+        roundoff_P = self.sum_errors_T[positions] / norms_P
         for i, t in enumerate(positions):
             fitting = [
                 w
                 for w, word in enumerate(words)
-                if word not in self.at[t] and cosine_PW[i, w] <= allowed_P[i]
+                if word not in self.at[t] and cosine_PW[i, w] <= _PERHAPS * roundoff_P[i]
             ]
-            sure = _surety(cosine_PW, allowed_P[i])
-            if len(fitting) == 1 and sure >= 1 - _ERROR_RATE:
+            allowed = _RIGHT_ANGLE * float(roundoff_P[i])
+            sure = _surety(cosine_PW, allowed)
+            if len(fitting) == 1 and cosine_PW[i, fitting[0]] <= allowed and sure >= _SURE:
                 return words[fitting[0]], t, sure, True
         return None
 
@@ -560,11 +564,11 @@ def _sum_norms(tokens_WE: Tensor, there_PE: Tensor) -> Tensor:
     return squared_WP.clamp_min(1e-300).sqrt()
 
 
-def _surety(cosines_MN: Tensor, allowed: Tensor) -> float:
+def _surety(cosines_MN: Tensor, allowed: float) -> float:
     """The chance that none of a row's others would have passed by accident, from how the cosines are spread."""
     others = cosines_MN.shape[1] - 1
     spread = float(cosines_MN.median())
-    return max(0.0, 1 - others * float(allowed) / spread) if others else 1.0
+    return max(0.0, 1 - others * allowed / spread) if others else 1.0
 
 
 def known_alone(shared: SharedGradient) -> bool:
@@ -595,7 +599,7 @@ def _positions_alone(
             there_TE = places.offset_TE[:count].cpu()
             along_WT = tokens_WE @ positions.rows_TE.T + (there_TE * positions.rows_TE).sum(1)
             cosine_WT = along_WT.abs() / _sum_norms(tokens_WE, there_TE) / norms_T
-            for w, t in (cosine_WT <= _RIGHT_ANGLE * positions.errors_T / norms_T).nonzero().tolist():
+            for w, t in (cosine_WT <= _PERHAPS * positions.errors_T / norms_T).nonzero().tolist():
                 passed[t].append(start + w)
         fitting = [tuple(ids) for ids in passed]
     notes.append(
