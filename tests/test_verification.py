@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -179,3 +180,33 @@ def test_the_model_is_left_as_it_was(toy_model: ToyModel) -> None:
     certify(shared, model, truth(model, TWO[:1], (2,)))
     assert model.dtype == torch.float32
     assert not any(p.requires_grad for p in model.parameters.values())
+
+
+def test_a_sentence_that_leaves_next_to_no_gradient_is_not_vouched_for(toy_model: ToyModel) -> None:
+    """A classifier that is sure of a sentence's class learns nothing from it: any other such sentence would do."""
+    ordinary = toy_model("bert", task="classification")
+    model = dataclasses.replace(ordinary, network=copy.deepcopy(ordinary.network))
+    with torch.no_grad():
+        model.network.classifier.weight.mul_(300)
+        batch = model.encode(TWO)
+        sure = model.network(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits.argmax(-1).tolist()
+    labels = ((sure[0] + 1) % 3, sure[1])
+    shared, _ = share(model, TWO, labels)
+    right = truth(model, TWO, labels)
+    wrong = (right[0], with_tokens(right[1], {2: right[1].positions[3].id}))
+    certificate = certify(shared, model, wrong)
+    assert certificate.gradient_distance < 1e-4
+    assert certificate.verified is None
+    assert certify(shared, model, right).verified is None
+    assert (
+        certify(shared, model, (with_tokens(right[0], {2: right[0].positions[3].id}), right[1])).verified
+        is False
+    )
+
+
+def test_a_certificate_leaves_the_gradient_as_it_was(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification", dtype="float64")
+    shared, _ = share(model, TWO, (2, 1))
+    before = {name: gradient.clone() for name, gradient in shared.gradients.items()}
+    assert certify(shared, model, truth(model, TWO, (2, 1))).verified is True
+    assert all(torch.equal(gradient, before[name]) for name, gradient in shared.gradients.items())

@@ -506,9 +506,16 @@ class TextModel:
         return module
 
     def double(self) -> TextModel:
-        """A copy in float64, for verification; on the CPU where the device has no float64."""
+        """A copy in float64, for verification; on the CPU where the device has no float64. Itself if it is that."""
+        if self.dtype == torch.float64:
+            return self
         device = torch.device("cpu") if self.device.type == "mps" else self.device
-        network = copy.deepcopy(self.network).to(device).double()
+        # Copied straight into float64, so that no second copy in the old precision takes memory on the way.
+        copies = {
+            id(p): nn.Parameter(p.detach().to(device=device, dtype=torch.float64), requires_grad=False)
+            for p in self.network.parameters()
+        }
+        network = copy.deepcopy(self.network, copies).to(device).double()
         return dataclasses.replace(self, network=network)
 
 
