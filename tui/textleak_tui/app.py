@@ -95,10 +95,6 @@ def _palette() -> type[Provider]:
     return Everything
 
 
-# DejaVu Sans Mono has the braille of the curves, at the same width.
-_FONTS = "Fira Code, DejaVu Sans Mono, monospace"
-
-
 class TextleakApp(App[None]):
     """Watch the text come back, token by token.
 
@@ -211,14 +207,14 @@ class TextleakApp(App[None]):
             self.notify(str(path), title="Saved", timeout=8, markup=False)
 
     def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
-        """The screen as SVG, such that programs that read it strictly keep its blanks and widths."""
-        svg = super().export_screenshot(title=title, simplify=simplify)
-        svg = svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
-        return svg.replace("font-family: Fira Code, monospace", f"font-family: {_FONTS}")
+        """The screen as SVG that looks the same wherever it is opened."""
+        from textleak_tui.svg import portable
+
+        return portable(super().export_screenshot(title=title, simplify=simplify))
 
     async def action_quit(self) -> None:
         """Quit; an attack that is going ends with its best answer first. Asked twice, it is killed."""
-        going = [child for child in self.attacks if child.alive]
+        going = [child for child in self.attacks if child.going]
         if going and not self._quitting:
             self._quitting = True
             self.notify(

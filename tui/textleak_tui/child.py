@@ -94,6 +94,11 @@ class Child:
         return self._process is not None and self._process.returncode is None
 
     @property
+    def going(self) -> bool:
+        """Whether it runs and hasn't written its result yet."""
+        return self.alive and not (self.folder / "result.json").exists()
+
+    @property
     def ended(self) -> bool:
         """Whether the process has ended and all that it wrote to stderr has been read."""
         return self._process is not None and not self.alive and (self._reader is None or self._reader.done())
