@@ -118,6 +118,17 @@ def test_a_classifiers_batch_comes_back_with_its_classes(
     assert found.complete
 
 
+def test_where_the_next_block_is_the_last_one_of_a_classifier_the_first_ones_other_layers_tell(
+    toy_model: ToyModel,
+) -> None:
+    """Only the last token's output counts there, so with few heads its gradient has a low rank."""
+    model = toy_model("gpt2", task="classification")
+    shared, secret = share(model, ["he sat on the mat"], [1], share="no-embeddings", know="nothing", seed=1)
+    assert len(secret.ids[0]) > 2 * 2 + 1
+    found, _ = recovered(model, shared)
+    assert (found.rows, found.classes, found.complete) == (secret.ids, (1,), True)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_embeddings_that_are_shared_too_change_nothing(family: str, wide_model: ToyModel) -> None:
     model = wide_model(family)
@@ -233,7 +244,7 @@ def test_what_rounding_accounts_for_tells_inside_from_outside(wide_model: ToyMod
     """However weak a token's own part in the gradient is."""
     model = wide_model("gpt2")
     shared, secret = share(model, ["he sat on", "we ran"], share="no-embeddings", know="nothing", seed=1)
-    check = next(prefixes._later_checks(model, shared, prefixes.shared_spans(model, shared)[0][0]))
+    check = prefixes._Checks(model, shared)[0]
     rows = [ids[:-1] for ids in secret.ids]
     for row in rows:
         wrong = [(*row[:-1], token) for token in model.content_ids[:100].tolist() if token != row[-1]]

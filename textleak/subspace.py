@@ -20,7 +20,7 @@ from textleak.completion import completed
 from textleak.effects import Masked, Rounded, Signed
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
-from textleak.models.probe import LocalLayer, layer_inputs, local_layers
+from textleak.models.probe import LinearLayer, LocalLayer, layer_inputs, local_layers
 from textleak.numerics import exact
 
 # The spectrum ends clearly where a singular value within this factor of rounding (eps times the largest) follows one
@@ -198,7 +198,7 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
     return found
 
 
-def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer]) -> InputSpan | None:
+def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer | LinearLayer]) -> InputSpan | None:
     """The span of the input that `layers` share."""
     gradients = [_as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
     names = [layer.name for layer in layers]
@@ -213,7 +213,7 @@ def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer]) -> InputSpa
     return input_span(scaled, names, bent=True)
 
 
-def _as_rows(gradient: Tensor, layer: LocalLayer) -> Tensor:
+def _as_rows(gradient: Tensor, layer: LocalLayer | LinearLayer) -> Tensor:
     return gradient.T if layer.transposed else gradient
 
 

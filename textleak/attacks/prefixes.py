@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
+import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 
@@ -29,7 +29,7 @@ from textleak.events import Phase, Progress, Sentence
 from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.models.probe import LocalLayer, following_layers, layer_inputs
 from textleak.subspace import InputSpan, layer_span, shared_spans
 
 # An input with more than this many times what rounding accounts for is outside (our choice; measured on gpt2 and
@@ -42,9 +42,9 @@ _TOKENS_A_PASS, _TRIED_A_ROW = 8192, 256
 _SCAN_CHUNK = 2048
 # Part of an input that float32 can't tell from none, with room to spare.
 _FLOAT32_MARGIN = 1e-4
-# Later blocks that are asked, and times as many beginnings as the span has room for that are followed before it is
-# given up (our choice).
-_DEEPEST, _TOO_MANY = 4, 2
+# Later layers' inputs that can be asked; how many are tried as the one that every beginning has to be in; and times as
+# many beginnings as its span has room for that are followed before it is given up (our choice).
+_DEEPEST, _MOST_ATTEMPTS, _TOO_MANY = 16, 4, 2
 # A first token repeated at most this often: without positions, only what follows shows it (our choice).
 _LONGEST_RUN = 16
 
@@ -94,6 +94,39 @@ class _Check:
         return self.span.misfit(inputs.flatten(0, -2), eps=eps).view(inputs.shape[:-1])
 
 
+class _Checks:
+    """Spans of later layers, each decomposed when it's first asked for.
+
+    The next blocks' inputs come first; what else these blocks read decides where those don't.
+    """
+
+    def __init__(self, model: TextModel, shared: SharedGradient) -> None:
+        """Nothing is computed yet."""
+        self._found: list[_Check] = []
+        self._more = self._search(model, shared)
+
+    def __getitem__(self, index: int) -> _Check | None:
+        """The check with this index; None where there are fewer."""
+        while len(self._found) <= index:
+            check = next(self._more, None)
+            if check is None:
+                return None
+            self._found.append(check)
+        return self._found[index]
+
+    @staticmethod
+    def _search(model: TextModel, shared: SharedGradient) -> Iterator[_Check]:
+        packs: bool | None = None
+        groups = following_layers(model, _DEEPEST)
+        for layers in sorted(groups, key=lambda g: g[0].weight_name not in model.attention_names):
+            read = [layer for layer in layers if layer.weight_name in shared.gradients]
+            span = layer_span(shared, read) if read else None
+            if span is not None and _shows(span):
+                if packs is None:
+                    packs = _packs(model, read[0].name)
+                yield _Check(model=model, layer=read[0].name, span=span, packs=packs)
+
+
 @dataclasses.dataclass(kw_only=True, eq=False)
 class _Tree:
     """Beginnings of sentences, grown by one token at a time.
@@ -102,8 +135,8 @@ class _Tree:
         model: the public model.
         ordered: whether the first block's inputs tell positions apart.
         candidates: tokens that could stand at a position.
-        checks: later blocks' spans, as far as they were needed.
-        more_checks: those that haven't been needed yet.
+        checks: later layers' spans.
+        first: which of them every beginning has to be in; the others are asked where too many are.
         longest: tokens at most.
         beginnings: those found.
         lost: whether far more fitted than there can be.
@@ -112,8 +145,8 @@ class _Tree:
     model: TextModel
     ordered: bool
     candidates: Callable[[int], Sequence[int]]
-    checks: list[_Check]
-    more_checks: Iterator[_Check]
+    checks: _Checks
+    first: int
     longest: int
     beginnings: list[Row] = dataclasses.field(default_factory=list)
     lost: bool = False
@@ -121,7 +154,12 @@ class _Tree:
     @property
     def span(self) -> InputSpan:
         """The first check's: its rank is how many beginnings there are."""
-        return self.checks[0].span
+        return self._check(self.first).span
+
+    @property
+    def finished(self) -> bool:
+        """Whether as many beginnings were found as there are."""
+        return len(self.beginnings) == self.span.rank
 
     @property
     def predicts(self) -> bool:
@@ -166,77 +204,32 @@ class _Tree:
         tokens = tokens[:room]
         if not tokens:
             return []
-        misfits_FK = self.checks[0].misfits(frontier, tokens).tolist()
+        misfits_FK = self._check(self.first).misfits(frontier, tokens).tolist()
         kept = [
             (misfit, (*row, token))
             for row, misfits_K in zip(frontier, misfits_FK, strict=True)
             for token, misfit in zip(tokens, misfits_K, strict=True)
             if misfit <= _OUTSIDE and (not row or self.place((*row, token)) != self.place(row))
         ]
-        # More beginnings than there are: deeper blocks tell more.
-        depth = 1
-        while len(self.beginnings) + len(kept) > self.span.rank and (check := self._check(depth)):
-            misfits = check.row_misfits([row for _, row in kept])
-            pairs = zip(kept, misfits, strict=True)
-            kept = [(max(before, after), row) for (before, row), after in pairs if after <= _OUTSIDE]
-            depth += 1
+        # More beginnings than there are: other layers tell more.
+        other = 0
+        while len(self.beginnings) + len(kept) > self.span.rank and (check := self.checks[other]):
+            if other != self.first:
+                misfits = check.row_misfits([row for _, row in kept])
+                pairs = zip(kept, misfits, strict=True)
+                kept = [(max(before, after), row) for (before, row), after in pairs if after <= _OUTSIDE]
+            other += 1
         return [row for _, row in sorted(kept)[: room + 1]]
 
-    def _check(self, depth: int) -> _Check | None:
-        if len(self.checks) <= depth:
-            self.checks += [check for check in [next(self.more_checks, None)] if check]
-        return self.checks[depth] if len(self.checks) > depth else None
-
-
-def _plant(
-    model: TextModel,
-    shared: SharedGradient,
-    layers: Sequence[LocalLayer],
-    *,
-    candidates: Callable[[int], Sequence[int]],
-    longest: int,
-) -> _Tree | None:
-    """A tree without beginnings yet; None where no later block's span shows any."""
-    checks = _later_checks(model, shared, layers)
-    first = next(checks, None)
-    if first is None:
-        return None
-    return _Tree(
-        model=model,
-        ordered=layers[0].depends_on_position,
-        candidates=candidates,
-        checks=[first],
-        more_checks=checks,
-        longest=longest,
-    )
-
-
-def _later_checks(model: TextModel, shared: SharedGradient, layers: Sequence[LocalLayer]) -> Iterator[_Check]:
-    """The clear spans of the blocks after the one that `layers` are in."""
-    packs: bool | None = None
-    for _ in range(_DEEPEST):
-        layers = [after for layer in layers if (after := _next_block(model, layer)) is not None]
-        read = [layer for layer in layers if layer.weight_name in shared.gradients and layer.used_once]
-        span = layer_span(shared, read) if read else None
-        if span is not None and _shows(span):
-            if packs is None:
-                packs = _packs(model, read[0].name)
-            yield _Check(model=model, layer=read[0].name, span=span, packs=packs)
+    def _check(self, index: int) -> _Check:
+        check = self.checks[index]
+        assert check is not None
+        return check
 
 
 def _shows(span: InputSpan) -> bool:
     """Whether a span leaves room outside for what isn't in it."""
     return span.clear and span.rank < span.size
-
-
-def _next_block(model: TextModel, layer: LocalLayer) -> LocalLayer | None:
-    """The same layer one block on: the first number in its path, plus one."""
-    modules = dict(model.network.named_modules())
-    name = re.sub(r"\.(\d+)\.", lambda m: f".{int(m[1]) + 1}.", layer.name, count=1)
-    weight_name = re.sub(r"\.(\d+)\.", lambda m: f".{int(m[1]) + 1}.", layer.weight_name, count=1)
-    if name == layer.name or name not in modules or weight_name not in model.parameters:
-        return None
-    return dataclasses.replace(layer, name=name, weight_name=weight_name)
 
 
 def extend_prefixes(
@@ -257,11 +250,19 @@ def extend_prefixes(
         longest: tokens at most.
 
     Returns:
-        Beginnings that can't be extended, longest first; empty where no later block's span shows any.
+        Beginnings that can't be extended, longest first; empty where no later layer's span shows any.
     """
-    tree = _plant(model, shared, layers, candidates=proposals.surest_at, longest=longest) if layers else None
-    if tree is None:
+    checks = _Checks(model, shared)
+    if not layers or checks[0] is None:
         return []
+    tree = _Tree(
+        model=model,
+        ordered=layers[0].depends_on_position,
+        candidates=proposals.surest_at,
+        checks=checks,
+        first=0,
+        longest=longest,
+    )
     for _ in tree.grow():
         pass
     return tree.leaves
@@ -386,20 +387,36 @@ def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phas
     longest = max(shared.known.lengths) if shared.known.lengths else model.max_length
     if model.task == "causal-lm":  # the last token is no input
         longest -= 1
-    tree = _plant(model, shared, layers, candidates=vocabulary.inside, longest=longest)
-    if tree is None:
-        return _sets_alone(vocabulary, longest)
-    for length in tree.grow():
-        yield Progress(
-            phase="prefixes",
-            step=length,
-            sentences=_shown(tree, tree.leaves),
-            detail=f"{len(tree.beginnings)} of {tree.span.rank} beginnings",
+    checks, best = _Checks(model, shared), None
+    for first in itertools.takewhile(lambda first: checks[first] is not None, range(_MOST_ATTEMPTS)):
+        tree = _Tree(
+            model=model,
+            ordered=layers[0].depends_on_position,
+            candidates=vocabulary.inside,
+            checks=checks,
+            first=first,
+            longest=longest,
         )
-    if tree.lost:
-        return _sets_alone(vocabulary, longest)
-    yield Phase(name="labels", detail="what was predicted after each beginning")
-    return _ended(tree, shared)
+        for length in tree.grow():
+            yield Progress(
+                phase="prefixes",
+                step=length,
+                sentences=_shown(tree, tree.leaves),
+                detail=f"{len(tree.beginnings)} of {tree.span.rank} beginnings",
+            )
+        if tree.lost or not tree.beginnings:
+            continue
+        yield Phase(name="labels", detail="what was predicted after each beginning")
+        found = _ended(tree, shared)
+        if found.complete or tree.finished:
+            return found
+        # Some weren't found, or a few too many: another layer may show more.
+        best = max(filter(None, [found, best]), key=_known)
+    return best or _sets_alone(vocabulary, longest)
+
+
+def _known(found: Found) -> int:
+    return sum(token != OPEN for row in found.rows for token in row)
 
 
 def _shown(tree: _Tree, leaves: Sequence[Row]) -> tuple[Sentence, ...]:
@@ -476,8 +493,6 @@ def _ended(tree: _Tree, shared: SharedGradient) -> Found:
             f"{len(tree.beginnings)} beginnings of sentences were found; the gradient of the next block spans "
             f"{tree.span.rank} in {tree.span.size} dimensions."
         )
-    if not tree.beginnings:
-        return _found([], complete=False, notes=notes)
     following = _following(tree)
     predictions = read_predictions(tree.model, shared, tree.beginnings, following)
     if predictions is None or not predictions.whole:
