@@ -12,7 +12,6 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
-from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from textleak.errors import InputError
@@ -24,6 +23,7 @@ from textleak_tui.screens.replay import FRAMES_A_SECOND, SIGNS, SPEEDS, course, 
 from textleak_tui.widgets import TokenGrid
 from textleak_tui.widgets.overlay import NAMES, Courses, Overlay
 from textleak_tui.widgets.scrubber import Scrubber, Track
+from textleak_tui.widgets.words import Words
 
 # Sizes of the screen below which one side is shown at a time, and below which the curves are left out.
 ONE_SIDE, CURVES = 72, 22
@@ -53,9 +53,9 @@ class Side(Vertical):
         self.path = path
         self.recording: Recording | None = None
         self.problem = ""
-        self.title = Static("", classes="title", markup=False)
+        self.title = Words(classes="title")
         self.tokens = TokenGrid()
-        self.figures = Static("", classes="figures", markup=False)
+        self.figures = Words(classes="figures")
         try:
             self.recording = Recording(path)
         except InputError as error:
@@ -78,9 +78,9 @@ class Side(Vertical):
         facts = state.settings or (recording.settings if recording else {})
         defense = ", ".join(map(str, facts.get("defense") or ())) or "no defense"
         what = f"{facts.get('attack', '?')} on {facts.get('model', '?')}, {defense}"
-        self.title.update(Text(f"{self.letter}  {what}", no_wrap=True, overflow="ellipsis"))
+        self.title.say(f"{self.letter}  {what}")
         self.tokens.show(state, blind=blind, truth=truth, waiting=self._waiting(), flash=True)
-        self.figures.update(Text(self._figures(state, axis, value, blind), no_wrap=True, overflow="ellipsis"))
+        self.figures.say(self._figures(state, axis, value, blind))
         return state
 
     def _waiting(self) -> str:
@@ -151,8 +151,8 @@ class CompareScreen(Page):
         self.sides = (Side(NAMES[0], left), Side(NAMES[1], right))
         self.sides[1].add_class("right")
         self.overlay = Overlay()
-        self.verdict = Static("", classes="verdict", markup=False)
-        self.words = Static("", classes="words", markup=False)
+        self.verdict = Words(classes="verdict")
+        self.words = Words(grows=True, classes="words")
         self.scrubber = Scrubber()
         self.axis: Axis | None = None
         self.value = 0.0
@@ -251,10 +251,8 @@ class CompareScreen(Page):
         states = [side.show(axis, value, blind=blind, truth=truth) for side in self.sides]
         points = tuple(one.points() for one in self.recordings)
         self.overlay.show(Courses(points=points, axis=axis, extent=extent, place=value, blind=blind))
-        self.verdict.update(
-            Text(verdict(states, axis, value, blind=blind), no_wrap=True, overflow="ellipsis")
-        )
-        self.words.update(self._words(states))
+        self.verdict.say(verdict(states, axis, value, blind=blind))
+        self.words.say(self._words(states))
         longer = max(self.recordings, key=lambda one: one.extent(axis), default=None)
         sign = "▶" if self.playing else "‖"
         self.scrubber.show(

@@ -31,6 +31,7 @@ from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
 from textleak_tui.widgets.bars import Bar, Bars
 from textleak_tui.widgets.setup_form import ComboBox, FieldRow, SentenceInput
+from textleak_tui.widgets.words import Words
 
 FRAMES_A_SECOND = 8
 SECONDS_TO_READ = 0.02
@@ -48,6 +49,10 @@ SIGNS = {
     "failed": "✗",
     "not run": "–",
 }
+_NOTHING = (
+    "Nothing has run yet.\n\nOne run a rung, one after another, each with the same seed: "
+    "how much does this defense keep back, and from which strength on?\nF5 runs the ladder."
+)
 _TONES = {"done": "success", "running": "accent", "loading": "accent", "failed": "error"}
 COLUMNS = {"strength": 0, "state": 0, "match rate": 0, "verified": 70, "loss": 84, "took": 70, "text": 110}
 
@@ -174,6 +179,7 @@ class DefenseScreen(Page):
             & DataTable { width: 1fr; height: auto; min-height: 4; max-height: 60%; }
             & Bars { width: 1fr; height: 1fr; min-height: 6; }
         }
+        & .results.-alone DataTable { height: 1fr; max-height: 100%; }
         & .verdict { height: auto; padding: 0 2; text-style: bold; }
         & .words { height: auto; max-height: 6; padding: 0 2; color: $text-muted; }
         & .commands.-none { display: none; }
@@ -195,9 +201,9 @@ class DefenseScreen(Page):
         self.rest = Static("", classes="rest", markup=False)
         self.table: DataTable[Text] = DataTable(cursor_type="row", cell_padding=1)
         self.bars = Bars()
-        self.empty = Static("", classes="empty", markup=False)
-        self.verdict = Static("", classes="verdict", markup=False)
-        self.words = Static("", classes="words", markup=False)
+        self.empty = Words(grows=True, classes="empty")
+        self.verdict = Words(grows=True, classes="verdict")
+        self.words = Words(grows=True, classes="words")
         self.commands = Static("", classes="commands", markup=False)
         self.rungs: list[Rung] = []
         self.child: Child | None = None
@@ -483,13 +489,10 @@ class DefenseScreen(Page):
         if not self.is_mounted:
             return
         begun = bool(self.rungs)
-        self.empty.display = not begun
-        self.empty.update(
-            "Nothing has run yet.\n\nOne run a rung, one after another, each with the same seed: "
-            "how much does this defense keep back, and from which strength on?\nF5 runs the ladder."
-        )
+        self.empty.say("" if begun else _NOTHING)
         self.table.display = begun and (self._roomy or not self._plot)
         self.bars.display = begun and (self._roomy or self._plot)
+        self.query_one(".results").set_class(not self.bars.display, "-alone")
         self._fill()
         self._tell()
         blind = self.textleak.blind
@@ -511,8 +514,7 @@ class DefenseScreen(Page):
         elif self.rungs and self._knob is not None and not self.textleak.blind:
             rates = [(rung.strength, rung.rate) for rung in over if rung.result is not None]
             text = ladder.verdict(self._knob, [(name, rate) for name, rate in rates if rate is not None])
-        self.verdict.update(text)
-        self.verdict.display = bool(text)
+        self.verdict.say(text)
         words = Text()
         rung = self._rung()
         if rung is not None and rung.failure is not None:
@@ -523,8 +525,7 @@ class DefenseScreen(Page):
         if self.rungs and not self._roomy:
             other = "table" if self._plot else "plot"
             words.append("\n" if words.plain else "").append(f"hidden: {other} (v shows it)", style="italic")
-        self.words.update(words)
-        self.words.display = bool(words.plain)
+        self.words.say(words)
 
     def _fill(self) -> None:
         columns = tuple(name for name, width in COLUMNS.items() if self.size.width >= width)
