@@ -17,6 +17,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.tui_speed import start_run
 from textleak.config import load_run_config
 from textleak.errors import InputError
 from textleak.runs import read_run
@@ -459,6 +460,29 @@ def test_the_attack_ends_when_the_app_is_killed_and_keeps_its_best_answer(
     assert read_run(folder).outcome == "interrupted"
     result = json.loads((folder / "result.json").read_text())
     assert result["sentences"][0]["recovered"]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
+)
+def test_however_the_app_ends_its_attack_ends_too(
+    number: signal.Signals, toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In a real terminal, which is closed or whose app is ended from outside."""
+    fields = {"model": str(toy_folder("bert")), "weights": "random", "attack": "tag", "steps": "1000000"}
+    terminal, folder = start_run(tmp_path, (100, 30), {**fields, "threads": "1"})
+    pid = read_run(folder).facts["pid"]
+    terminal.process.send_signal(number)
+    try:
+        end = time.monotonic() + 30
+        while read_run(folder).outcome == "running" or Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < end
+            terminal.drain(0.1)
+    finally:
+        terminal.process.kill()
+        terminal.close()
+    assert read_run(folder).outcome in ("stopped", "interrupted")
+    assert read_run(folder).result is not None
 
 
 def test_without_a_terminal_there_is_a_clear_line_and_exit_code_2() -> None:

@@ -77,7 +77,8 @@ class Terminal:
 
     def close(self) -> None:
         """Quit, and see that it goes."""
-        self.press(b"\x11")
+        if self.process.poll() is None:
+            self.press(b"\x11")
         end = time.monotonic() + 20
         while self.process.poll() is None and time.monotonic() < end:
             self.read(0.1)
@@ -114,13 +115,11 @@ def environment(folder: Path, fields: dict[str, str] | None = None) -> dict[str,
 
 def start_run(folder: Path, size: tuple[int, int], fields: dict[str, str]) -> tuple[Terminal, Path]:
     """The app with an attack going, and the attack's run folder."""
-    began = time.monotonic()
     terminal = Terminal([], environment(folder, fields), size)
     seen = b""
     while b"Sentence" not in seen:
         seen += terminal.read(0.05)
-    say(f"  the app was there after {time.monotonic() - began:.2f} s")
-    terminal.drain(5.0)  # the names of attacks and defenses are listed in the meantime
+    terminal.drain(1.0)
     terminal.press(SENTENCE.encode() + b"\r")
     while not (found := list((folder / "runs").glob("*/events.jsonl"))):
         terminal.drain(0.2)
@@ -135,7 +134,7 @@ def keys(seconds: float, size: tuple[int, int], threads: int) -> None:
         fields = {"attack": "tag", "steps": "1000000", "restarts": "4", "threads": str(threads)}
         terminal, _ = start_run(Path(name), size, fields)
         pid = terminal.process.pid
-        terminal.drain(2.0)
+        terminal.drain(6.0)  # the names of attacks and defenses are listed in the meantime
         times: list[float] = []
         lost, at = 0, 1
         cpu, began = cpu_seconds(pid), time.monotonic()
