@@ -84,7 +84,11 @@ class InputSpan:
 
 
 def input_span(
-    gradients: Sequence[Tensor], layers: Sequence[str], *, sigma: float = 0.0, bent: bool = False
+    gradients: Sequence[Tensor],
+    layers: Sequence[str],
+    *,
+    sigma: float = 0.0,
+    bent: bool = False,
 ) -> InputSpan | None:
     """The span that the weight gradients of layers with one common input show; None where all of it is noise.
 
@@ -100,12 +104,11 @@ def input_span(
         strongest = max(gradients, key=lambda g: _excess(g, sigma))
         layers = [name for name, g in zip(layers, gradients, strict=True) if g is strongest]
         stacked_OI = exact(strongest)
-    s_R, basis_RI = _leading(
-        stacked_OI, torch.finfo(gradients[0].dtype).eps if sigma == 0 and not bent else 0.0
-    )
+    eps = torch.finfo(gradients[0].dtype).eps
+    s_R, basis_RI = _leading(stacked_OI, 0.0 if sigma > 0 or bent else eps)
     if float(s_R[0]) == 0.0:
         return None
-    rounding = float(s_R[0]) * torch.finfo(gradients[0].dtype).eps
+    rounding = float(s_R[0]) * eps
     if sigma > 0:
         floor, clear = sigma * sum(size**0.5 for size in stacked_OI.shape), False
         noise = floor
@@ -114,20 +117,37 @@ def input_span(
         clear = False
     else:
         floor, noise, clear = spectrum_end(s_R, rounding)
-    kept = s_R > floor
-    rank = int(kept.sum())
+    rank = int((s_R > floor).sum())
     if rank == 0:
         return None
-    weights_R = 1 - (floor / s_R[kept]).square() if not clear else torch.ones(rank, dtype=s_R.dtype)
+    shape = (stacked_OI.shape[0], stacked_OI.shape[1])
+    span = span_of(layers, s_R[:rank], basis_RI[:rank], shape=shape, noise=noise, clear=clear)
+    return span if clear else dataclasses.replace(span, weights_R=1 - (floor / s_R[:rank]).square())
+
+
+def span_of(
+    layers: Sequence[str], s_R: Tensor, basis_RI: Tensor, *, shape: tuple[int, int], noise: float, clear: bool
+) -> InputSpan:
+    """The span of the leading directions of gradients.
+
+    Args:
+        layers: their modules' names.
+        s_R: singular values.
+        basis_RI: right singular vectors.
+        shape: of the gradients, stacked.
+        noise: the largest singular value that is noise.
+        clear: whether there is a clear step from the last of the leading ones to it.
+    """
+    rank = len(s_R)
     return InputSpan(
         layers=tuple(layers),
-        basis_RI=basis_RI[kept],
-        weights_R=weights_R.to(basis_RI.device),
+        basis_RI=basis_RI,
+        weights_R=torch.ones_like(s_R),
         rank=rank,
-        size=stacked_OI.shape[1],
+        size=shape[1],
         clear=clear,
         # Noise of standard deviation a on each entry has (√O + √I') a as its largest singular value.
-        unsure_R=noise / (stacked_OI.shape[0] ** 0.5 + (stacked_OI.shape[1] - rank) ** 0.5) / s_R[kept],
+        unsure_R=noise / (shape[0] ** 0.5 + (shape[1] - rank) ** 0.5) / s_R,
     )
 
 
@@ -209,6 +229,10 @@ def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer | LinearLayer
         whole_OI = completed(torch.cat(gradients), sum(shared.known.lengths))
         if whole_OI is not None:
             return input_span([whole_OI.to(gradients[0])], names)
+    if not kinds & {Masked, Signed}:  # how far rounding reaches is known, much as with noise
+        return input_span(
+            gradients, names, sigma=max(shared.deviation(layer.weight_name) for layer in layers)
+        )
     scaled = [gradient / gradient.norm().clamp_min(1e-30) for gradient in map(exact, gradients)]
     return input_span(scaled, names, bent=True)
 

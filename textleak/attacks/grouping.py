@@ -38,6 +38,8 @@ _INPUTS = 4
 _SOLVED = 1e-6
 # A part outside beyond which the network isn't run for a row that the cheap check was left with (our choice).
 _HOPELESS = 0.2
+# Pairs tried as starts, in parts of the inputs that are left.
+_STARTS_A_RANK = 2
 _NO_CHECK = (
     "No layer beyond the first ones has a gradient of its own among the shared ones (blocks that share their weights, "
     "as ALBERT's, sum theirs), so nothing tells which tokens stand together: one sentence at most can be read off."
@@ -278,6 +280,8 @@ class _Search:
     def __init__(self, grouping: _Grouping) -> None:
         self.grouping, self.model, self.pairs = grouping, grouping.model, grouping.pairs
         first, *further = grouping.left.inputs
+        assert first.span is not None
+        self.rank = first.span.rank
         self.gradients = pair_gradients(self.pairs, first)
         self.partners: Partners | None = None
         self.context: Check | None = None
@@ -300,7 +304,7 @@ class _Search:
         """Pairs to start from, the loudest first."""
         inner = {i for indices in self.inner for i in indices}
         order = self.gradients.loudness_N.argsort(descending=True).tolist()
-        limit = 2 * (self.grouping.left.inputs[0].basis_RI.shape[0])
+        limit = _STARTS_A_RANK * self.rank
         yield from [i for i in order if i in inner][:limit]
 
     def complete(self, start: int, effort: _Effort) -> Iterator[Row]:

@@ -159,9 +159,11 @@ class PairGradients:
 
 def pair_gradients(pairs: Pairs, left: LayerRemainder) -> PairGradients:
     """The sparsest Δ with ΔᵀX = G over all candidate pairs X, by reweighted least squares."""
-    known_RN = left.basis_RI @ pairs.inputs_NI.T
+    assert left.span is not None
+    basis_RI = left.span.basis_RI
+    known_RN = basis_RI @ pairs.inputs_NI.T
     # Only the sizes of Δ's rows matter on the way: rotate O down to R.
-    turn_OR, wanted_RR = torch.linalg.qr(left.coordinates_OR)
+    turn_OR, wanted_RR = torch.linalg.qr(left.stacked_OI @ basis_RI.T)
     wanted_RR = wanted_RR.T
     weights_N = torch.ones(len(pairs), dtype=known_RN.dtype, device=known_RN.device)
     identity_RR = torch.eye(len(known_RN), dtype=known_RN.dtype, device=known_RN.device)

@@ -23,7 +23,7 @@ from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient
 from textleak.models.probe import LinearLayer, LocalLayer, layer_inputs
 from textleak.numerics import exact
-from textleak.subspace import InputSpan, input_span, spectrum_end
+from textleak.subspace import InputSpan, layer_span, span_of, spectrum_end
 
 Layers = tuple[LocalLayer | LinearLayer, ...]
 """Layers that read one and the same input."""
@@ -31,6 +31,8 @@ Layers = tuple[LocalLayer | LinearLayer, ...]
 # X G⁺ Δᵀ may be off the identity by this part where a sentence is in the batch (our choice; measured on minilm: below
 # 1e-4 for sentences that are in it, above 0.5 for others).
 _UNLIKE_IDENTITY = 0.05
+# What is left is nothing where no singular value is beyond this many times rounding (our choice).
+_NOTHING = 16.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,61 +41,43 @@ class LayerRemainder:
 
     Attributes:
         layers: that read it.
-        coordinates_OR: their stacked gradients, in the basis.
-        basis_RI: orthonormal directions of the input, float64.
+        stacked_OI: their stacked gradients, float64.
         span: where the input lies in the sentences that are left; None where nothing is.
-        rounding: the largest singular value that rounding alone can make.
+        rounding: the largest singular value that rounding of the shared gradient can make.
     """
 
     layers: Layers
-    coordinates_OR: Tensor
-    basis_RI: Tensor
+    stacked_OI: Tensor
     span: InputSpan | None
     rounding: float
 
     @classmethod
     def of(cls, shared: SharedGradient, layers: Layers) -> LayerRemainder | None:
         """All of a shared gradient; None where these layers' gradient is zero."""
-        names = [layer.name for layer in layers]
-        gradients = [_as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
-        span = input_span(gradients, names, sigma=shared.noise_sigma)
+        span = layer_span(shared, layers)
         if span is None:
             return None
+        gradients = [_as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
         stacked_OI = torch.cat([exact(g) for g in gradients])
-        coordinates_OR = stacked_OI @ span.basis_RI.T
-        largest = float(torch.linalg.matrix_norm(coordinates_OR, ord=2))
-        return cls(
-            layers=layers,
-            coordinates_OR=coordinates_OR,
-            basis_RI=span.basis_RI,
-            span=span,
-            rounding=largest * torch.finfo(gradients[0].dtype).eps,
-        )
+        largest = float(torch.linalg.matrix_norm(stacked_OI @ span.basis_RI.T, ord=2))
+        rounding = largest * torch.finfo(gradients[0].dtype).eps
+        return cls(layers=layers, stacked_OI=stacked_OI, span=span, rounding=rounding)
 
     def less(self, gradients: Mapping[str, Tensor]) -> LayerRemainder:
         """What is left after taking some sentences' gradients off."""
-        stacked_OI = torch.cat([_as_rows(gradients[layer.weight_name], layer) for layer in self.layers])
-        coordinates_OR = self.coordinates_OR - stacked_OI @ self.basis_RI.T
-        left_OR, s_R, turn_RR = torch.linalg.svd(coordinates_OR, full_matrices=False)
+        own_OI = torch.cat([_as_rows(gradients[layer.weight_name], layer) for layer in self.layers])
+        stacked_OI = self.stacked_OI - own_OI
+        assert self.span is not None
+        left_OR, s_R, _ = torch.linalg.svd(stacked_OI @ self.span.basis_RI.T, full_matrices=False)
         floor, noise, clear = spectrum_end(s_R, self.rounding)
-        kept = s_R > floor
-        basis_RI = turn_RR[kept] @ self.basis_RI
-        rank, size = len(basis_RI), self.basis_RI.shape[1]
-        if rank == 0 or float(s_R[0]) <= 16 * self.rounding:
-            nothing = coordinates_OR[:, :0]
-            return dataclasses.replace(self, coordinates_OR=nothing, basis_RI=self.basis_RI[:0], span=None)
-        span = InputSpan(
-            layers=tuple(layer.name for layer in self.layers),
-            basis_RI=basis_RI,
-            weights_R=torch.ones(rank, dtype=s_R.dtype, device=s_R.device),
-            rank=rank,
-            size=size,
-            clear=clear,
-            unsure_R=noise / (len(coordinates_OR) ** 0.5 + (size - rank) ** 0.5) / s_R[kept],
-        )
-        return dataclasses.replace(
-            self, coordinates_OR=left_OR[:, kept] * s_R[kept], basis_RI=basis_RI, span=span
-        )
+        rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * self.rounding else 0
+        span = None
+        if rank > 0:
+            # One step of subspace iteration, or the directions would keep the errors of the wider span's weak ones.
+            _, s_R, basis_RI = torch.linalg.svd(left_OR[:, :rank].T @ stacked_OI, full_matrices=False)
+            shape = (stacked_OI.shape[0], stacked_OI.shape[1])
+            span = span_of(self.span.layers, s_R, basis_RI, shape=shape, noise=noise, clear=clear)
+        return dataclasses.replace(self, stacked_OI=stacked_OI, span=span)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,8 +120,8 @@ class Remainder:
         name = judge.layers[0].name
         ids_1T = torch.tensor([row], device=self.model.device)
         inputs_TI = exact(layer_inputs(self.model, ids_1T, [name])[name][0])
-        inverse_RO = torch.linalg.pinv(judge.coordinates_OR)
-        left_TO = (inputs_TI @ judge.basis_RI.T) @ inverse_RO
+        basis_RI = judge.span.basis_RI
+        left_TO = (inputs_TI @ basis_RI.T) @ torch.linalg.pinv(judge.stacked_OI @ basis_RI.T)
         back_IT = torch.linalg.pinv(inputs_TI)
         own_CTT = torch.stack(
             [
