@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Sequence
@@ -159,6 +160,17 @@ def test_a_sentence_of_one_token_leaves_no_trace_and_is_left_open(wide_model: To
 # Where it ends
 
 
+def test_a_scaled_gradient_gives_the_same_sentences_and_says_so(wide_model: ToyModel) -> None:
+    model = wide_model("gpt2")
+    shared, secret = share(
+        model, ["he sat on", "we ran", "we ran"], share="no-embeddings", know="nothing", seed=1
+    )
+    halves = {name: gradient / 2 for name, gradient in shared.gradients.items()}
+    found, _ = recovered(model, dataclasses.replace(shared, gradients=halves))
+    assert Counter(found.rows) == Counter(secret.ids)
+    assert "0.5 times" in found.notes[0]
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_first_blocks_alone_give_beginnings_and_leave_the_ends_open(
     family: str, wide_model: ToyModel
@@ -279,12 +291,13 @@ def test_a_beginning_left_out_is_noticed(wide_model: ToyModel) -> None:
 def test_shares_become_the_smallest_whole_numbers() -> None:
     assert whole_numbers([{5: 0.25}, {6: 0.5, 7: 0.25}]) == ({5: 1}, {6: 2, 7: 1})
     assert whole_numbers([{5: 0.25}, {6: 0.5, 7: 0.25}], total=8) == ({5: 2}, {6: 4, 7: 2})
+    assert whole_numbers([{5: 0.1}, {6: 0.2, 7: 0.1}]) == ({5: 1}, {6: 2, 7: 1})  # scaled
     off = [{5: 0.2501}, {6: 0.4998, 7: 0.2501}]
     assert whole_numbers(off) == ({5: 1}, {6: 2, 7: 1})
 
 
 def test_shares_of_no_whole_batch_are_refused() -> None:
-    assert whole_numbers([{5: 0.25}, {6: 0.5}]) is None  # a fourth is missing
+    assert whole_numbers([{5: 0.1}, {6: 0.9**10}, {7: 0.3}], total=5) is None
     assert whole_numbers([{5: 0.5}, {6: 0.5}], total=3) is None
     assert whole_numbers([{}]) is None
 

@@ -381,6 +381,8 @@ def whole_numbers(
 ) -> tuple[dict[int, int], ...] | None:
     """How often each label stands where it does: the fewest predictions whose mean has these shares.
 
+    They need not add up to 1, as the client may have scaled its gradient.
+
     Args:
         shares: from `Predictions`.
         total: predictions in all, where that is known.
@@ -389,8 +391,9 @@ def whole_numbers(
         None where no number of predictions makes all of them whole.
     """
     shares_L = torch.tensor([share for labels in shares for share in labels.values()], dtype=torch.float64)
-    if not len(shares_L):
+    if not float(shares_L.sum()) > 0:
         return None
+    shares_L = shares_L / shares_L.sum()
     totals_N = (
         torch.tensor([total]) if total else torch.arange(len(shares_L), _MOST_OFTEN * len(shares_L) + 1)
     )

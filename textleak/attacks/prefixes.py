@@ -45,6 +45,8 @@ _FLOAT32_MARGIN = 1e-4
 # Later layers' inputs that can be asked; how many are tried as the one that every beginning has to be in; and times as
 # many beginnings as its span has room for that are followed before it is given up (our choice).
 _DEEPEST, _MOST_ATTEMPTS, _TOO_MANY = 16, 4, 2
+# A gradient this far off its batch's was scaled (our choice; measured: 1e-6 where it wasn't).
+_SCALED = 1e-2
 # A first token repeated at most this often: without positions, only what follows shows it (our choice).
 _LONGEST_RUN = 16
 
@@ -512,6 +514,11 @@ def _ended(tree: _Tree, shared: SharedGradient) -> Found:
         open_rows = [row for row in open_rows if row in asked]
     if open_rows:
         notes.append(f"What {len(open_rows)} beginnings end with couldn't be told.")
+    scale = sum(share for labels in predictions.shares for share in labels.values())
+    if abs(scale - 1) > _SCALED:
+        notes.append(
+            f"The gradient is {scale:.3g} times what these sentences make, as if the client had scaled it."
+        )
     counts = whole_numbers(predictions.shares, _total(tree, shared))
     certain = counts is not None and not open_rows
     if counts is None:
