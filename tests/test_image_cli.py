@@ -117,7 +117,7 @@ def test_defenses_are_applied_and_recorded():
         (("--model", "lenett"), "lenet"),
         (("--attack", "match"), "recovers text"),
         (("--label", "100"), "out of range"),
-        (("--label", "1", "--label", "2"), "2 labels for 1 pictures"),
+        (("--label", "1", "--label", "2"), "2 labels for 1 picture"),
         (("--index", "0", "--index", "1", "--attack", "idlg"), "this batch has 2"),
         (("--set", "attack.spreads=1"), "spread"),
         (("--know", "nothing"), "batch size is not known"),

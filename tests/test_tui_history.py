@@ -715,3 +715,51 @@ def test_marked_runs_are_compared_and_a_broken_one_says_so(root):
         await until(pilot, lambda: isinstance(app.screen, HistoryScreen))
 
     drive(root, look)
+
+
+def test_runs_on_pictures_are_listed_and_replayed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def picture(gray: float) -> tuple:
+        return tuple(tuple((gray, gray, column / 16) for column in range(16)) for _ in range(16))
+
+    images = [{"psnr": 31.5, "label": 3, "recovered_label": 3}]
+    end = Finished(outcome="done", result={"psnr": 31.5, "images": images, "stop": "All steps were used."})
+    steps = [
+        Progress(phase="continuous", step=step, loss=1 / (step + 1), image=(picture(step / 10),), labels=(3,))
+        for step in range(5)
+    ]
+    path = make(
+        tmp_path / "runs",
+        "picture",
+        *(Truth(image=(picture(0.5),), labels=(3,)), *steps, end),
+        picture_shape=[3, 16, 16],
+        batch_size=1,
+        sentences=None,
+        pictures=["sunset.png"],
+    )
+    (path / "strip.png").write_bytes(b"")
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        assert "31.5 dB" in screen(app)
+        assert "sunset.png" in screen(app)
+        await pilot.press("enter")
+        shown = await replay(app, pilot)
+        await until(pilot, lambda: "▀▀▀▀▀▀▀▀" in screen(app))
+        await pilot.press("b")
+        assert "31.5" not in screen(app)
+        await pilot.press("b", "left", "left", "left")
+        assert shown.state.progress.step == 2
+        for size in SIZES:
+            await resized(pilot, size)
+            assert max(map(len, screen(app).splitlines())) <= size[0]
+        assert "PSNR of 31.5 dB" in export.summary(path, shown.recording.state())
+        blind = export.run_json(path, shown.recording.state(), blind=True)
+        assert "31.5" not in json.dumps(blind)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is page)
+        await pilot.press("d", "y")
+        await until(pilot, lambda: not path.exists())
+
+    drive(tmp_path / "runs", look, size=(150, 40))

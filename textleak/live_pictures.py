@@ -108,7 +108,9 @@ def _drawn(picture: Sequence[Any], size: int, words: str, style: str = "", *, un
                 brightness = float((upper + lower).mean() / 2)
                 line.append(_SHADES[min(len(_SHADES) - 1, int(brightness * len(_SHADES)))])
         lines.append(line)
-    caption = Text(no_wrap=True).append(words[:width].ljust(width), style=style or "bright_black")
+    if len(words) > width:  # so that a class never looks like another one
+        words = words[: width - 1] + ("…" if unicode else "~")
+    caption = Text(no_wrap=True).append(words.ljust(width), style=style or "bright_black")
     return [*lines, caption]
 
 
@@ -150,7 +152,7 @@ def image_summary(result: Mapping[str, Any]) -> RenderableType:
     if result.get("outcome") == "interrupted":
         parts.append(Text(Stop.INTERRUPTED.value, style="yellow"))
     style = "bold red" if result["psnr"] >= 20 else "bold yellow" if result["psnr"] >= 12 else "bold green"
-    parts.append(Text(_how_much(result), style=style))
+    parts.append(Text(how_much(result), style=style))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)
     table.add_column()
@@ -184,7 +186,7 @@ def image_summary(result: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _how_much(result: Mapping[str, Any]) -> str:
+def how_much(result: Mapping[str, Any]) -> str:
     """One sentence: how much of the pictures leaked."""
     psnr, count = result["psnr"], len(result["images"])
     what = "The picture" if count == 1 else f"The {count} pictures"

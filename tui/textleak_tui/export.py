@@ -21,6 +21,7 @@ EXPORTS = "textleak-exports"
 # What an attacker doesn't know: left out of what is written while blind.
 _TRUTH = ("reference", "reference_tokens", "label", "exact", "token_match_rate", "token_recall", "exact_rate")
 _SCORES = ("rouge1", "rouge2", "rougeL", "rouge1_words", "rouge2_words", "rougeL_words", "stages", "surplus")
+_PICTURE_SCORES = ("psnr", "mse", "ssim", "pictures", "conversions")
 
 
 def export_folder(run: Path, base: Path | None = None) -> Path:
@@ -99,12 +100,14 @@ def run_json(run: Path, state: ViewState, *, blind: bool = False) -> dict[str, A
 
 def without_truth(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result as an attacker could write it."""
-    hidden = (*_TRUTH, *_SCORES)
+    hidden = (*_TRUTH, *_SCORES, *_PICTURE_SCORES)
     kept = {key: value for key, value in result.items() if key not in hidden}
-    kept["sentences"] = [
-        {key: value for key, value in sentence.items() if key not in hidden}
-        for sentence in result.get("sentences", ())
-    ]
+    for samples in ("sentences", "images"):
+        if samples in result:
+            kept[samples] = [
+                {key: value for key, value in sample.items() if key not in hidden}
+                for sample in result[samples]
+            ]
     return kept
 
 
@@ -121,7 +124,7 @@ def summary(run: Path, state: ViewState, *, blind: bool = False) -> str:
     lines = [f"# textleak: {title}", ""]
     if result is not None:
         seen = without_truth(result) if blind else result
-        lines += [f"**{how_much(seen)}**", ""]
+        lines += [f"**{_headline(seen)}**", ""]
         if outcome != "done":
             lines += [f"The run was {outcome}: this is the best answer it had.", ""]
     else:
@@ -138,6 +141,15 @@ def summary(run: Path, state: ViewState, *, blind: bool = False) -> str:
     notes = (result or {}).get("notes") or ()
     lines += ["", *(f"- {_plain(note)}" for note in notes)] if notes else []
     return "\n".join([*lines, "", f"Run folder: `{run}`", ""])
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    """How much leaked, in a sentence."""
+    if "images" not in result:
+        return how_much(result)
+    if result.get("psnr") is None:
+        return "Pictures were recovered; without the true ones nobody can say how much of them is right."
+    return f"The pictures were recovered with a PSNR of {result['psnr']:.1f} dB."
 
 
 def _records(run: Path, state: ViewState) -> tuple[Mapping[str, Any] | None, Mapping[str, Any], str]:

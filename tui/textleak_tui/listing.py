@@ -24,6 +24,7 @@ class Row:
         attack: its name.
         defense: the specs, "" for none.
         rate: the token match rate; None where there is none.
+        psnr: for pictures, their mean PSNR in dB.
         verified: the certificate; None where there is none.
         seconds: how long the attack took.
         outcome: as `RunRecord.outcome`, or "broken".
@@ -37,6 +38,7 @@ class Row:
     attack: str = ""
     defense: str = ""
     rate: float | None = None
+    psnr: float | None = None
     verified: bool | None = None
     seconds: float | None = None
     outcome: str = "broken"
@@ -126,9 +128,11 @@ def read_row(path: Path) -> Row:
         record = read_run(path)
         settings, result = record.settings, record.result or {}
         weights = " (random)" if settings.get("weights") == "random" else ""
-        sentences = settings.get("sentences") or [
-            sentence.get("recovered") for sentence in result.get("sentences") or ()
-        ]
+        sentences = (
+            settings.get("sentences")
+            or settings.get("pictures")
+            or [sentence.get("recovered") for sentence in result.get("sentences") or ()]
+        )
         return Row(
             path=path,
             started=_time(record.facts.get("started")),
@@ -136,6 +140,7 @@ def read_row(path: Path) -> Row:
             attack=str(settings.get("attack", "?")),
             defense=" ".join(map(str, settings.get("defense") or ())),
             rate=_number(result.get("token_match_rate")),
+            psnr=_number(result.get("psnr")),
             verified=result.get("verified") if isinstance(result.get("verified"), bool) else None,
             seconds=_number(result.get("seconds")),
             outcome=record.outcome,

@@ -88,6 +88,8 @@ class Side(Vertical):
             return self.problem
         if not self.recording.whole:
             return f"Reading the run, {self.recording.share_read:.0%} so far."
+        if "picture_shape" in self.recording.settings:
+            return "A run on pictures: the replay shows them. The curves are compared here."
         return "No tokens here yet."
 
     def _figures(self, state: ViewState, axis: Axis, value: float, blind: bool) -> str:

@@ -41,7 +41,9 @@ class ExportDialog(ModalScreen[None]):
     ExportDialog { align: center middle; background: $background 60%; }
     ExportDialog > Vertical {
         width: 58; max-width: 100%; height: auto; padding: 1 2; background: $panel; border: round $accent;
-        & OptionList { height: auto; background: $panel; border: none; padding: 0; margin-top: 1; }
+        & OptionList, & OptionList:focus {
+            height: auto; background: $panel; border: none; padding: 0; margin-top: 1;
+        }
         & .words { color: $text-muted; }
     }
     """
@@ -55,9 +57,7 @@ class ExportDialog(ModalScreen[None]):
         """The question and its answers."""
         with Vertical():
             yield Static("[b]Export[/]")
-            yield Static(
-                f"Into {export.EXPORTS}/{self._run_folder.name} here.", classes="words", markup=False
-            )
+            yield Static(f"Into {export.EXPORTS}, in the folder the app was started in.", classes="words")
             yield OptionList(*(Option(words, id=kind) for kind, words in CHOICES.items()))
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:

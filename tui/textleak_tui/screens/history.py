@@ -42,6 +42,8 @@ COLUMNS: dict[str, int] = {
     "took": 70,
     "text": 130,
 }
+# What an image run leaves beside its records.
+PICTURES = ("strip.png", "grid.png", "recovery.gif", "original-*.png", "recovered-*.png")
 _TONES = {
     "done": "success",
     "running": "accent",
@@ -249,7 +251,9 @@ class HistoryScreen(Page):
         model = f"{_short(model.removesuffix(' (random)'), 18)} {row.attack}" if narrow else _short(model, 26)
         verified = {True: "✓ yes", False: "✗ no", None: ""}[row.verified]
         rate = Text("")
-        if row.rate is not None and blind:
+        if row.psnr is not None:
+            rate = Text("····" if blind else f"{row.psnr:.1f} dB")
+        elif row.rate is not None and blind:
             rate = Text("····")
         elif row.rate is not None:
             rate, filled = Text(f"{row.rate:.2f}"), round(row.rate * 5)
@@ -394,6 +398,8 @@ class HistoryScreen(Page):
     def _delete(self, row: Row) -> None:
         folder = RunFolder(path=row.path)
         try:
+            for picture in (path for pattern in PICTURES for path in row.path.glob(pattern)):
+                picture.unlink()
             folder.discard()
             left = sorted(path.name for path in row.path.iterdir()) if row.path.exists() else []
         except OSError as error:
@@ -468,6 +474,8 @@ def _in_words(row: Row, *, blind: bool) -> str:
     parts = [words.get(row.outcome, row.outcome)]
     if row.rate is not None and not blind:
         parts.append(f"{row.rate:.0%} of the tokens were found, each at its place.")
+    if row.psnr is not None and not blind:
+        parts.append(f"The pictures' PSNR is {row.psnr:.1f} dB.")
     if row.verified:
         parts.append("Verified.")
     return " ".join(parts)

@@ -66,6 +66,10 @@ class ReplayScreen(Page):
         self.folder = run
         self.recording: Recording | None = None
         self.problem: Standing | None = None
+        try:
+            self.recording = Recording(run)
+        except InputError as error:
+            self.problem = Standing(outcome="broken", what=error.what, why=error.why, fix=error.fix)
         self.view = RunView()
         self.words = Words(grows=True, classes="standing")
         self.scrubber = Scrubber()
@@ -93,10 +97,7 @@ class ReplayScreen(Page):
         """Open the folder, and begin to read it."""
         super().on_mount()
         self.sub_title = self.folder.name
-        try:
-            self.recording = Recording(self.folder)
-        except InputError as error:
-            self.problem = Standing(outcome="broken", what=error.what, why=error.why, fix=error.fix)
+        if self.recording is None:
             self._draw()
             return
         self.following = True
