@@ -101,15 +101,16 @@ def read_predictions(
             else:
                 fits[n] = fit
         growing = {n for n in growing & grown.keys() if not fits[n].explained(unit)}
-    atom = float(torch.cat([fit.atoms_LO for fit in fits]).norm(dim=1).median())
+    norms_L = torch.cat([fit.atoms_LO for fit in fits]).norm(dim=1)
+    one = unit * float(norms_L.median()) if len(norms_L) else 0.0
     needed = model.num_labels is None
-    inner = {row[:-1] for row in beginnings}
+    inner = {row[:t] for row in beginnings for t in range(1, len(row))}
     return Predictions(
         shares=tuple(dict(zip(fit.labels, fit.shares_L.tolist(), strict=True)) for fit in fits),
         open=frozenset(
             n
             for n, (row, fit) in enumerate(zip(beginnings, fits, strict=True))
-            if (not fit.explained(unit) and float(fit.missing_O.norm()) > _LEAST * unit * atom)
+            if (not fit.explained(unit) and float(fit.missing_O.norm()) > _LEAST * one)
             or (needed and not fit.labels and row not in inner)
         ),
         whole=True,
@@ -119,7 +120,8 @@ def read_predictions(
 def _unit(fits: Sequence[_Fit]) -> float:
     """About one prediction's share of the loss; 0 where no label is known."""
     shares = [share for fit in fits for share in fit.shares_L.tolist() if share > 0]
-    return float(torch.tensor(shares).median()) if shares else 0.0
+    largest = max(shares, default=0.0)
+    return float(torch.tensor([s for s in shares if s >= _HARDLY * largest]).median()) if shares else 0.0
 
 
 def _candidates(tail: _Tail, nodes: Sequence[int], missing: Sequence[Tensor]) -> Iterator[list[int]]:
@@ -146,6 +148,7 @@ class _Fit:
         shares_L: least-squares shares.
         delta_O: Δ at the beginning.
         noise: squared norm that Δ may be off by.
+        eps: relative rounding error of an entry of the atoms.
     """
 
     labels: tuple[int, ...]
@@ -153,6 +156,7 @@ class _Fit:
     shares_L: Tensor
     delta_O: Tensor
     noise: float
+    eps: float
 
     @classmethod
     def of(cls, tail: _Tail, node: int) -> _Fit:
@@ -164,6 +168,7 @@ class _Fit:
             shares_L=delta_O.new_empty(0),
             delta_O=delta_O,
             noise=float(tail.noise_N[node]),
+            eps=torch.finfo(tail.hidden.dtype).eps,
         )
 
     @property
@@ -175,7 +180,7 @@ class _Fit:
         """Whether they leave only rounding, or hardly anything of what one prediction more would add."""
         squared_L = self.atoms_LO.square().sum(1)
         rounded = float((self.shares_L.square() * squared_L).sum())
-        allowed = _OUTSIDE * (self.noise + (_ROUNDINGS * torch.finfo(torch.float32).eps) ** 2 * rounded)
+        allowed = _OUTSIDE * (self.noise + (_ROUNDINGS * self.eps) ** 2 * rounded)
         if self.labels:
             allowed = max(allowed, (_HARDLY * unit) ** 2 * float(squared_L.max()))
         return float(self.missing_O.square().sum()) <= allowed

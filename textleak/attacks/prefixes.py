@@ -53,12 +53,12 @@ _LONGEST_RUN = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Check:
-    """A later block's span.
+    """The span of a later layer's input.
 
     Attributes:
         model: the public model.
-        layer: a module that reads the block's input.
-        span: where that input lies in the batch's sentences.
+        layer: a module that reads it.
+        span: where it lies in the batch's sentences.
         packs: whether beginnings can be run once for all tokens after them.
     """
 
@@ -171,7 +171,7 @@ class _Tree:
     @property
     def leaves(self) -> list[Row]:
         """Beginnings that no other one goes on from, longest first."""
-        inner = {row[:-1] for row in self.beginnings}
+        inner = {row[:t] for row in self.beginnings for t in range(1, len(row))}
         return sorted((row for row in self.beginnings if row not in inner), key=len, reverse=True)
 
     def place(self, row: Row) -> Row:
@@ -187,7 +187,7 @@ class _Tree:
         firsts = [row for row in self.beginnings if len(row) == 1]
         for length in range(2, min(_LONGEST_RUN, self.longest - 1) + 1):
             if not firsts or len(self.beginnings) >= self.span.rank:
-                return  # as well if it's lost
+                return
             yield from self._follow([first * length for first in firsts])
 
     def _follow(self, frontier: list[Row]) -> Iterator[int]:
