@@ -20,7 +20,8 @@ import torch
 
 import textleak
 from textleak import scoring, seeds
-from textleak.config import parse_assignment
+from textleak.config import Choice, parse_assignment
+from textleak.defenses import DEFENSES
 from textleak.verification import certify
 
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--most-tokens", type=int, default=None, help="leave longer sentences out")
     parser.add_argument("--share", default="all")
     parser.add_argument("--know", default=None)
+    parser.add_argument("--defense", action="append", default=[], metavar="SPEC")
     parser.add_argument("--attack", default="match")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the attack")
     parser.add_argument("--seed", type=int, action="append")
@@ -65,7 +67,15 @@ def one_seed(options: argparse.Namespace, rows: list[str], seed: int) -> list[di
     found = []
     for index in range(min(options.limit, len(rows) // options.batch_size)):
         sentences = rows[index * options.batch_size : (index + 1) * options.batch_size]
-        shared, secret = textleak.share(model, sentences, share=options.share, know=options.know, seed=seed)
+        choices = [Choice.model_validate(spec) for spec in options.defense]
+        shared, secret = textleak.share(
+            model,
+            sentences,
+            share=options.share,
+            defenses=[DEFENSES.build(choice.name, choice.options) for choice in choices],
+            know=options.know,
+            seed=seed,
+        )
         with tempfile.TemporaryDirectory() as folder:
             shared.save(Path(folder) / "gradient.safetensors")
             shared = textleak.SharedGradient.load(Path(folder) / "gradient.safetensors")
@@ -95,7 +105,7 @@ def one_seed(options: argparse.Namespace, rows: list[str], seed: int) -> list[di
         found.append(record)
         sys.stdout.write(
             f"  {record['token_match_rate']:.2f} {seconds:6.1f} s  {recovery.evaluations:5d} evaluations  "
-            f"verified {certificate.verified}  {record['recovered']}\n"
+            f"verified {certificate.verified} {recovery.stop.name}  {record['recovered']}\n"
         )
         sys.stdout.flush()
     sys.stdout.write(_summary(options, model.weights, seed, found) + "\n")
@@ -107,7 +117,7 @@ def _summary(options: argparse.Namespace, weights: str, seed: int, found: list[d
     seconds = sorted(record["seconds"] for record in found)
     line = (
         f"seed {seed} {options.model} ({weights}) B={options.batch_size} share {options.share} "
-        f"{options.attack} {' '.join(options.set)}: match {_mean(found, 'token_match_rate'):.3f} "
+        f"{options.attack} {' '.join([*options.set, *options.defense])}: match {_mean(found, 'token_match_rate'):.3f} "
         f"recall {_mean(found, 'token_recall'):.3f} exact {_mean(found, 'exact_rate'):.3f} "
         f"R-1/R-2 {100 * _mean(found, 'rouge1'):.1f}/{100 * _mean(found, 'rouge2'):.1f} "
         f"verified {sum(bool(record['verified']) for record in found)}/{len(found)} "

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.conftest import ToyModel
 from tests.test_verification import truth, with_tokens
 from textleak import seeds
+from textleak.attacks import ATTACKS
 from textleak.attacks.problem import TextProblem
 from textleak.client import share
 from textleak.config import Choice
@@ -21,6 +22,7 @@ from textleak.defenses import DEFENSES, Gradients, Step
 from textleak.defenses.largest import keep_largest
 from textleak.effects import clip_factors, spacing
 from textleak.errors import InputError
+from textleak.events import Recovery, Stop
 from textleak.gradients import PublicModel, SharedGradient
 from textleak.likelihood import fit
 from textleak.matching import CosinePerTensor, Target
@@ -28,7 +30,7 @@ from textleak.matching.discrete import Guess
 from textleak.matching.moments import form, moments_of
 from textleak.matching.objectives import TAG
 from textleak.matching.rules import Outer, Rows, Sum
-from textleak.models import TextModel
+from textleak.models import TextModel, load_model
 from textleak.verification import certify, own_gradient
 
 TWO = ("the cat sat on the mat", "a dog ran home.")
@@ -463,3 +465,55 @@ EMPTY = SharedGradient(
     ),
     share="all",
 )
+
+
+# What match makes of it
+
+SENTENCE = "the old doctor wrote a letter to the bank."
+
+
+def recovered(model: TextModel, spec: str, **options: Any) -> Recovery:
+    shared, _ = share(model, [SENTENCE], (1,), share="no-embeddings", defenses=build(spec))
+    run = ATTACKS.build("match", options).run(shared, model, generator=seeds.generator(0, "attack"))
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            recovery: Recovery = end.value
+            return recovery
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "clip:max_norm=0.01",
+        "prune:ratio=0.5",
+        "quantize:to=bf16",
+        "freeze:parameters=layer.1",
+    ],
+)
+def test_match_knows_when_it_is_done_behind_a_defense(spec: str) -> None:
+    recovery = recovered(load_model("bert-tiny", weights="random"), spec, budget=2000)
+    assert recovery.stop is Stop.VERIFIED, spec
+    assert recovery.sentences[0].text == SENTENCE
+    assert recovery.evaluations < 500
+    assert recovery.notes == ()
+
+
+def test_match_stops_when_only_noise_is_left(toy_model: ToyModel) -> None:
+    recovery = recovered(toy_model("bert", task="classification"), "gaussian:sigma=1e-6", budget=3000)
+    assert recovery.stop is Stop.LIKELIEST
+    assert recovery.sentences[0].text == SENTENCE
+    assert recovery.evaluations < 2000
+    assert "Confidence 0.99" in recovery.notes[0]
+
+
+def test_match_says_when_noise_leaves_more_open_than_it_found(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    poor = recovered(model, "gaussian:sigma=1e-6", budget=1, proposals=1, beam=1, restarts=1, steps=1)
+    if poor.sentences[0].text != SENTENCE:
+        assert poor.stop is Stop.STEPS
+        assert "isn't the text" in poor.notes[0]
+    drowned = recovered(model, "gaussian:sigma=1", budget=300, restarts=2, steps=2)
+    assert drowned.stop is not Stop.LIKELIEST
+    assert "so does a text near it" in drowned.notes[0]

@@ -122,6 +122,9 @@ class Stop(enum.Enum):
     """Why an attack ended; the value is the sentence a person reads."""
 
     VERIFIED = "The recovered tokens' own gradient equals the shared one."
+    LIKELIEST = (
+        "All that the recovered text leaves of the shared gradient is noise; no text near it does that."
+    )
     MATCHED = "The recovered pictures' own gradient equals the shared one."
     CONVERGED = "The search found nothing better."
     STEPS = "All steps were used."

@@ -229,10 +229,6 @@ def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer | LinearLayer
         whole_OI = completed(torch.cat(gradients), sum(shared.known.lengths))
         if whole_OI is not None:
             return input_span([whole_OI.to(gradients[0])], names)
-    if not kinds & {Masked, Signed}:  # how far rounding reaches is known, much as with noise
-        return input_span(
-            gradients, names, sigma=max(shared.deviation(layer.weight_name) for layer in layers)
-        )
     scaled = [gradient / gradient.norm().clamp_min(1e-30) for gradient in map(exact, gradients)]
     return input_span(scaled, names, bent=True)
 

@@ -28,13 +28,14 @@ from textleak.attacks.prefixes import extend_prefixes
 from textleak.attacks.problem import TextProblem
 from textleak.attacks.proposals import Proposals, span_proposals
 from textleak.attacks.search import Search
+from textleak.attacks.settle import Judge, Verdict
 from textleak.attacks.shapes import batch_shapes
 from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
 from textleak.gradients import SharedGradient
 from textleak.matching import CosinePerTensor, Step
-from textleak.matching.discrete import Guess, Row
+from textleak.matching.discrete import Guess, Row, SearchStep
 from textleak.models import TextModel
 from textleak.verification import certify
 
@@ -112,6 +113,9 @@ class _Run:
         self.optimizer_evaluations = 0
         self.earlier_evaluations = 0
         self.verified = False
+        self.judge = Judge(problem)
+        self.verdict: Verdict | None = None
+        self.judged_at = -1
         self.refuted: set[Guess] = set()
         self.gradient_distance: float | None = None
         self.stages: dict[str, tuple[Sentence, ...]] = {}
@@ -134,9 +138,9 @@ class _Run:
             yield Phase(name="discrete", detail="which proposed token stands where")
             # Fewest sentences first: a batch in which every sentence stands twice has the same gradient.
             for _, some in itertools.groupby(shapes, key=len):
-                if not self.search.beam or not (self.verified or self._spent()):
+                if not self.search.beam or not self._finished():
                     yield from self._search(list(self.search.starts(list(some), prefixes)))
-        if self.search is None or not (self.verified or self._spent() or self._parallel()):
+        if self.search is None or not (self._finished() or self._parallel()):
             best = self.search.beam[0][0].rows if self.search is not None else ()
             yield from self._match(tuple(map(len, best)) or shapes[0])
         return self._recovery()
@@ -171,8 +175,10 @@ class _Run:
                 start, expansions=expansions or self.options.expansions, solved_at=solved_at
             ):
                 yield self._progress("discrete", step.expanded)
-                if self._spent():
+                if self._judged(step) or self._spent():
                     break
+            if self._finished():
+                return
             best, loss = self.search.beam[0]
             if loss > solved_at or best in self.refuted:
                 return
@@ -182,7 +188,7 @@ class _Run:
             self.verified = bool(certificate.verified)
             self.gradient_distance = certificate.gradient_distance if self.verified else None
             yield self._progress("verify", 1)
-            if self.verified or self.problem.shared.defenses or self._spent():
+            if self._finished() or self.problem.shared.effects:
                 return
             self.refuted.add(best)
             start, solved_at = [best], loss / 2  # close, but not it: look further from here
@@ -231,7 +237,7 @@ class _Run:
         ]
         yield from self._begin(bases, everything, beside=[g for g, _ in before.beam] if before else [])
         for attempt in itertools.count():
-            if self.verified or self._spent():
+            if self._finished():
                 return
             best = search.beam[0][0]
             places = search.inner(best)
@@ -371,6 +377,32 @@ class _Run:
         """Whether the best guess's gradient points exactly the shared one's way, and yet isn't equal to it."""
         return self.search is not None and self.search.beam[0][1] <= _ROUNDING and not self.verified
 
+    def _certain(self) -> bool:
+        """Whether the best guess is the answer, by its gradient or by likelihood."""
+        return self.verified or (self.verdict is not None and self.verdict.settled)
+
+    def _finished(self) -> bool:
+        """Whether there is an answer that nothing can better, or no more to spend."""
+        return self._certain() or self._spent()
+
+    def _judged(self, step: SearchStep) -> bool:
+        """Behind a defense, where no distance falls to 0: whether the best guess is the answer all the same.
+
+        It is put to the test at the start, and after each expansion that brought a better one.
+        """
+        assert self.search is not None
+        best = self.search.beam[0][0]
+        if not self.problem.shared.effects or self.judge.has_judged(best) or step.expanded == self.judged_at:
+            return False
+        self.judged_at = step.expanded
+        self.verdict = self.judge.verdict(best, self.search.scores)
+        while self.verdict.better is not None:
+            self.search.put_first(self.verdict.better)
+            self.verdict = self.judge.verdict(self.verdict.better, self.search.scores)
+        self.verified = self.verdict.verified
+        self.gradient_distance = self.verdict.gradient_distance
+        return self.verdict.settled
+
     def _spent(self) -> bool:
         """Whether the budget or the time is used up."""
         limit = self.options.time_limit
@@ -392,7 +424,7 @@ class _Run:
             losses=tuple(score for _, score in self.search.beam),
             evaluations=self._evaluations(),
             total_steps=self.optimizer_steps,
-            sentences=self.search.sentences(verified=self.verified),
+            sentences=self.search.sentences(verified=self._certain()),
             others=tuple(self._tokens(guess) for guess, _ in self.search.beam),
         )
 
@@ -466,14 +498,16 @@ class _Run:
 
     def _recovery(self) -> Recovery:
         assert self.search is not None
-        sentences = self.search.sentences(verified=self.verified)
+        sentences = self.search.sentences(verified=self._certain())
         channels = [p.channel for s in sentences for p in s.positions if p.channel]
-        late = self._spent() and not self.verified
+        late = self._spent() and not self._certain()
         timed = self.options.time_limit is not None
         return Recovery(
             sentences=sentences,
             stop=Stop.VERIFIED
             if self.verified
+            else Stop.LIKELIEST
+            if self._certain()
             else (Stop.TIME if timed else Stop.STEPS)
             if late
             else Stop.CONVERGED,
@@ -483,5 +517,5 @@ class _Run:
             channel=max(set(channels), key=channels.count) if channels else "matching",
             stages=self.stages,
             gradient_distance=self.gradient_distance,
-            notes=(_PARALLEL,) if self._parallel() else (),
+            notes=((_PARALLEL,) if self._parallel() else ()) + self.judge.notes(self.search.beam[0][0]),
         )

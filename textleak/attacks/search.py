@@ -99,6 +99,11 @@ class Search:
             self.beam = tuple(sorted(merged.items(), key=lambda pair: pair[1])[: self.width])
             yield step
 
+    def put_first(self, guess: Guess) -> None:
+        """Let a guess lead the beam, whatever its distance: something better than the distance says so."""
+        score = min(self.scores([guess])[guess], self.beam[0][1])
+        self.beam = ((guess, score), *(pair for pair in self.beam if pair[0] != guess))[: self.width]
+
     # Where it starts
 
     def starts(self, shapes: list[Shape], prefixes: list[Row]) -> Iterator[Guess]:
