@@ -226,6 +226,7 @@ def test_the_history_fits_every_size(root):
             text = screen(app)
             assert "match rate" in text
             assert "1.00" in text
+            assert ("hidden: details" in text) == (size[1] < 20)
             assert max(map(len, text.splitlines())) <= size[0]
 
     drive(root, look)

@@ -151,7 +151,7 @@ class DefenseScreen(Page):
     ]
     DEFAULT_CSS = """
     DefenseScreen {
-        & .form { height: auto; padding: 0 1; }
+        & .form { height: auto; max-height: 100%; overflow-y: auto; scrollbar-size-vertical: 1; padding: 0 1; }
         & .form .title { width: 10; color: $text-muted; }
         & .form .hint {
             width: 1fr; height: 1; color: $text-muted; padding: 0 0 0 1; text-wrap: nowrap; text-overflow: ellipsis;

@@ -29,6 +29,8 @@ from textleak_tui.screens.replay import SIGNS
 
 SECONDS_BETWEEN_LOOKS = 2.0
 MARK = "◆"
+# Height of the screen below which the chosen run isn't told of in words.
+WORDS = 20
 # From these widths of the screen on, more columns fit.
 COLUMNS: dict[str, int] = {
     "mark": 0,
@@ -173,8 +175,9 @@ class HistoryScreen(Page):
 
     def on_history_screen_looked(self, message: Looked) -> None:
         """Show what was read."""
-        self.rows = message.rows
-        self._draw()
+        if message.rows != self.rows:
+            self.rows = message.rows
+            self._draw()
 
     def on_resize(self, event: events.Resize) -> None:
         """Other columns fit."""
@@ -198,6 +201,7 @@ class HistoryScreen(Page):
         count = count_of(total, "run")
         parts = [f"{len(self.shown):,} of {count}" if wanted.strip() else count, self.order.value]
         parts += [f"{len(self.marked)} marked"] if self.marked else []
+        parts += ["hidden: details"] if self.shown and self.size.height < WORDS else []
         self.summary.update(UNICODE.dot.join(parts) if self.rows is not None else "")
         self.table.display = bool(self.shown)
         self.nothing.display = not self.shown
@@ -289,7 +293,7 @@ class HistoryScreen(Page):
     def _choose(self) -> None:
         """Tell more of the run under the cursor."""
         row = self._row() if self.shown else None
-        self.chosen.display = row is not None and self.size.height >= 20
+        self.chosen.display = row is not None and self.size.height >= WORDS
         if row is None:
             return
         text = Text(no_wrap=True, overflow="ellipsis")
