@@ -38,6 +38,7 @@ CATALOG = Catalog.from_json(
                 "options": [{"name": "steps", "type": "int", "default": 40}],
             },
             {"name": "tag", "summary": "TAG.", "options": []},
+            {"name": "dlg", "summary": "DLG.", "options": [], "pictures": True},
         ],
         "defenses": [
             {
@@ -197,7 +198,7 @@ def test_a_name_is_completed_from_a_list(play: Callable[..., TextleakApp]) -> No
         assert not box.opened
         await pilot.press("enter", "enter", "enter", "down")
         attack = screen.form.rows["attack"].box
-        assert [option.id for option in attack.list.options] == ["match", "tag"]
+        assert [option.id for option in attack.list.options] == ["match", "tag", "dlg"]
 
     play(scene)
 
@@ -292,6 +293,46 @@ def test_a_sentence_comes_back(
 
     app = play(scene)
     assert not any(child.alive for child in app.attacks)
+
+
+def test_a_picture_comes_back_in_half_cells(play: Callable[..., TextleakApp], tmp_path: Path) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press("f6")
+        pictures = app.screen
+        assert isinstance(pictures, RunScreen)
+        choose(pictures, model="lenet", threads="1", steps="5")
+        await pilot.press("2", "enter")
+        assert "image --threads 1" in words(pictures.form.command).replace("--steps 5 ", "")
+        await until(pilot, lambda: pictures.live)
+        await until(pilot, lambda: not pictures.going)
+        await until(pilot, lambda: pictures.view.tokens._pictures._ready)
+        assert pictures.failure is None
+        drawn = pictures.view.tokens._pictures.render()
+        assert drawn.plain.count("▀") >= 2 * 16 * 16
+        assert "original" in drawn.plain
+        assert "dB" in drawn.plain
+        assert "PSNR" in words(pictures.view.answer)
+        await pilot.press("b")
+        await pilot.pause()
+        assert "original" not in pictures.view.tokens._pictures.render().plain
+        assert "PSNR" not in words(pictures.view.answer)
+
+    play(scene)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert read_run(folder).outcome == "done"
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [(["1", "x.png"], "mixed"), (["nowhere.png"], "no file"), (["3", "4"], None), ([], None)],
+)
+def test_pictures_are_numbers_or_files(batch: list[str], says: str | None) -> None:
+    if says is None:
+        fields.IMAGE.check(batch)
+        assert fields.IMAGE.arguments(batch) == [word for one in batch for word in ("--index", one)]
+        return
+    with pytest.raises(InputError, match=says):
+        fields.IMAGE.check(batch)
 
 
 def endless(screen: RunScreen, model: Path) -> None:

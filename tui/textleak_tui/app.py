@@ -52,6 +52,13 @@ def _run() -> Screen[None]:
     return RunScreen()
 
 
+def _pictures() -> Screen[None]:
+    from textleak_tui.fields import IMAGE
+    from textleak_tui.screens.run import RunScreen
+
+    return RunScreen(IMAGE)
+
+
 def _history() -> Screen[None]:
     from textleak_tui.screens.history import HistoryScreen
 
@@ -86,6 +93,13 @@ PLACES = (
         words="One sentence against a defense of growing strength.",
         factory=_defenses,
     ),
+    Place(
+        name="pictures",
+        title="Pictures",
+        key="f6",
+        words="The same for a picture: set up an attack on an image classifier and watch.",
+        factory=_pictures,
+    ),
 )
 
 
@@ -109,7 +123,9 @@ class TextleakApp(App[None]):
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            Binding(place.key, f"go('{place.name}')", place.title, show=False, tooltip=place.words)
+            Binding(
+                place.key, f"go('{place.name}')", place.title, show=False, priority=True, tooltip=place.words
+            )
             for place in PLACES
         ),
         Binding("t", "truth", "Truth", show=False, tooltip="Show or hide the true tokens."),

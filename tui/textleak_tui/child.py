@@ -48,8 +48,8 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
 
-    async def start(self, arguments: Sequence[str]) -> None:
-        """Start `textleak run` with these arguments.
+    async def start(self, arguments: Sequence[str], command: str = "run") -> None:
+        """Start `textleak run`, or another of its commands, with these arguments.
 
         Raises:
             OSError: no process can be started.
@@ -58,7 +58,7 @@ class Child:
             sys.executable,
             "-m",
             "textleak_tui.attack_process",
-            "run",
+            command,
             *arguments,
             "--out",
             str(self.folder),

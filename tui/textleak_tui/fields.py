@@ -22,10 +22,11 @@ from textleak.models.catalog import CATALOG, unknown_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """What attacks and defenses there are, described as by `textleak attacks --json`."""
+    """What there is to choose from, attacks and defenses described as by `textleak attacks --json`."""
 
     attacks: tuple[Mapping[str, Any], ...] = ()
     defenses: tuple[Mapping[str, Any], ...] = ()
+    image_models: tuple[Mapping[str, Any], ...] = ()
 
     def attack(self, name: str) -> Mapping[str, Any] | None:
         """One attack by its name."""
@@ -33,21 +34,18 @@ class Catalog:
 
     def to_json(self) -> dict[str, Any]:
         """As it is remembered between starts."""
-        return {"attacks": list(self.attacks), "defenses": list(self.defenses)}
+        return {name: list(kind) for name, kind in vars(self).items()}
 
     @classmethod
     def from_json(cls, value: object) -> Catalog:
         """What `to_json` gave; an empty one for anything else."""
-        if not isinstance(value, dict):
-            return cls()
-        kinds = [value.get("attacks"), value.get("defenses")]
-        lists = [
-            [one for one in kind if isinstance(one, dict) and "name" in one and "options" in one]
-            if isinstance(kind, list)
-            else []
-            for kind in kinds
-        ]
-        return cls(attacks=tuple(lists[0]), defenses=tuple(lists[1]))
+        found = value if isinstance(value, dict) else {}
+        kinds = {
+            name: tuple(one for one in kind if isinstance(one, dict) and {"name", "options"} <= one.keys())
+            for name in ("attacks", "defenses", "image_models")
+            if isinstance(kind := found.get(name), list)
+        }
+        return cls(**kinds)
 
 
 _LIST = """
@@ -55,8 +53,15 @@ import json
 from textleak.attacks import ATTACKS
 from textleak.cli.registries import describe
 from textleak.defenses import DEFENSES
-kinds = {"attacks": ATTACKS, "defenses": DEFENSES}
-print(json.dumps({kind: [describe(name, r[name]) for name in r] for kind, r in kinds.items()}, default=str))
+from textleak.models.images import ALIASES
+print(json.dumps({
+    "attacks": [
+        {**describe(name, ATTACKS[name]), "pictures": bool(getattr(ATTACKS[name], "reads_pictures", False))}
+        for name in ATTACKS
+    ],
+    "defenses": [describe(name, DEFENSES[name]) for name in DEFENSES],
+    "image_models": [{"name": name, "summary": one.summary, "options": []} for name, one in ALIASES.items()],
+}, default=str))
 """
 
 
@@ -358,6 +363,66 @@ FIELDS = (
 )
 
 
+def _check_image_model(text: str, catalog: Catalog) -> None:
+    names = [str(one["name"]) for one in catalog.image_models]
+    path = Path(text).expanduser()
+    if names and text.partition(":")[0] not in names and not path.exists() and "/" not in text:
+        raise unknown_name("image model", text, names)
+
+
+def _check_image_attack(text: str, catalog: Catalog) -> None:
+    check_attack(text, catalog)
+    found = catalog.attack(text)
+    if found is not None and not found.get("pictures", True):
+        names = [str(one["name"]) for one in catalog.attacks if one.get("pictures")]
+        raise InputError(f"{text} recovers text, not pictures.", fix=f"Choose {', '.join(names)}.")
+
+
+def _image_models(catalog: Catalog) -> list[Option]:
+    return [Option(name=str(one["name"]), words=str(one["summary"])) for one in catalog.image_models]
+
+
+def _image_attacks(catalog: Catalog) -> list[Option]:
+    return _attacks(Catalog(attacks=tuple(one for one in catalog.attacks if one.get("pictures"))))
+
+
+def _named(name: str, **changes: Any) -> Field:  # noqa: ANN401
+    """A field of text runs as image runs have it."""
+    return dataclasses.replace(next(field for field in FIELDS if field.name == name), **changes)
+
+
+IMAGE_FIELDS = (
+    Field(
+        name="dataset",
+        title="Data set",
+        flag="--dataset",
+        words="where a number's picture is from",
+        options=_fixed(
+            cifar100="CIFAR-100, from the cache or the hub",
+            cifar10="CIFAR-10, likewise",
+            mnist="MNIST, likewise",
+        ),
+        empty="the sample pictures",
+    ),
+    _named(
+        "model",
+        words="an image classifier: an alias, a hub id or a folder",
+        default="lenet",
+        options=_image_models,
+        check=_check_image_model,
+    ),
+    _named("weights"),
+    _named("attack", default="dlg", options=_image_attacks, check=_check_image_attack),
+    _named("share"),
+    _named("defenses"),
+    _named("restarts"),
+    _named("steps", words="evaluations of each candidate, at most"),
+    _named("seed"),
+    _named("device"),
+    _named("threads"),
+)
+
+
 def check_sentences(sentences: Sequence[str]) -> None:
     """At least one.
 
@@ -368,28 +433,109 @@ def check_sentences(sentences: Sequence[str]) -> None:
         raise InputError("There is nothing to attack yet.", fix="Type a sentence.")
 
 
+def check_pictures(pictures: Sequence[str]) -> None:
+    """Numbers or files, but not both; none at all is the first sample.
+
+    Raises:
+        InputError: both, or a file that isn't there.
+    """
+    files = [one for one in pictures if not one.isdigit()]
+    if files and len(files) < len(pictures):
+        raise InputError("Numbers and files are mixed.", fix="Give the numbers of pictures, or files.")
+    for file in files:
+        if not Path(file).expanduser().is_file():
+            raise InputError(
+                f"{file} is no file.", fix="Give a picture file, or a sample's number (0 to 19)."
+            )
+
+
 def sentences_of(text: str) -> list[str]:
     """One sentence a line, blank ones left out."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def arguments(sentences: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """What follows `textleak run`: sentences, and every field that differs from its default."""
+def _sentence_arguments(sentences: Sequence[str]) -> list[str]:
     found = []
-    for field in FIELDS:
-        value = values.get(field.name, field.default).strip()
-        if value and value != field.default:
-            for part in value.split() if field.name == "defenses" else [value]:
-                found += [field.flag, part]
     for sentence in sentences:
         # A sentence that begins with a dash would be taken for a flag.
         found += [f"--sentence={sentence}"] if sentence.startswith("-") else ["--sentence", sentence]
     return found
 
 
-def command_line(sentences: Sequence[str], values: Mapping[str, str]) -> str:
+def _picture_arguments(pictures: Sequence[str]) -> list[str]:
+    pairs = [
+        ("--index", one) if one.isdigit() else ("--image", str(Path(one).expanduser())) for one in pictures
+    ]
+    return [word for pair in pairs for word in pair]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What one kind of run is set up with.
+
+    Attributes:
+        command: of `textleak`.
+        title: of the private batch.
+        several: of a batch of several.
+        invitation: words in its empty field.
+        intro: a question and what to do.
+        fields: the settings.
+        check: raises an `InputError` for a batch that can't be used.
+        arguments: the batch on the command line.
+    """
+
+    command: str
+    title: str
+    several: str
+    invitation: str
+    intro: tuple[str, str]
+    fields: tuple[Field, ...]
+    check: Callable[[Sequence[str]], None]
+    arguments: Callable[[Sequence[str]], list[str]]
+
+
+TEXT = Setup(
+    command="run",
+    title="Sentence",
+    several="sentences",
+    invitation="type a private sentence, then Enter (Ctrl+N begins another one)",
+    intro=(
+        "What does a shared gradient give away?",
+        "Type a private sentence, press Enter, and watch an attack bring it back.",
+    ),
+    fields=FIELDS,
+    check=check_sentences,
+    arguments=_sentence_arguments,
+)
+IMAGE = Setup(
+    command="image",
+    title="Picture",
+    several="pictures",
+    invitation="0 to 19 for a sample picture, or a file, then Enter (Ctrl+N: another)",
+    intro=(
+        "And a picture?",
+        "Give a sample's number or a file, press Enter, and watch an attack draw it.",
+    ),
+    fields=IMAGE_FIELDS,
+    check=check_pictures,
+    arguments=_picture_arguments,
+)
+
+
+def arguments(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> list[str]:
+    """What follows the command: every field that differs from its default, and the batch."""
+    found = []
+    for field in setup.fields:
+        value = values.get(field.name, field.default).strip()
+        if value and value != field.default:
+            for part in value.split() if field.name == "defenses" else [value]:
+                found += [field.flag, part]
+    return found + setup.arguments(batch)
+
+
+def command_line(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> str:
     """The same run on a command line, ready to copy."""
-    return shlex.join(["textleak", "run", *arguments(sentences, values)])
+    return shlex.join(["textleak", setup.command, *arguments(batch, values, setup)])
 
 
 def option_default(catalog: Catalog, attack: str, option: str) -> str | None:

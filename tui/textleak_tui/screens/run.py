@@ -61,8 +61,10 @@ class RunScreen(Page):
         Binding("ctrl+q", "quit", "Quit", tooltip="A run that is going ends with its best answer."),
     ]
 
-    def __init__(self) -> None:
+    def __init__(self, setup: fields.Setup = fields.TEXT) -> None:
         super().__init__()
+        self.setup = setup
+        self.place = "run" if setup is fields.TEXT else "pictures"
         self.view = RunView()
         self.state = ViewState()
         self.child: Child | None = None
@@ -76,9 +78,9 @@ class RunScreen(Page):
 
     def content(self) -> Iterable[Widget]:
         """The two pages."""
-        remembered = self.textleak.remembered.get("fields")
+        remembered = self.textleak.remembered.get(self._remembered)
         values = {str(k): str(v) for k, v in remembered.items()} if isinstance(remembered, dict) else {}
-        self.form = SetupForm(values, id="setup")
+        self.form = SetupForm(values, self.setup, id="setup")
         self.notice = Static("", classes="notice")
         with ContentSwitcher(initial="setup"):
             yield self.form
@@ -100,6 +102,11 @@ class RunScreen(Page):
         if catalog.attacks:
             self.form.list_names(catalog)
             self.textleak.remember("catalog", catalog.to_json())
+
+    @property
+    def _remembered(self) -> str:
+        """What the fields are remembered as."""
+        return "fields" if self.setup is fields.TEXT else "picture fields"
 
     # What the keys do
 
@@ -142,7 +149,7 @@ class RunScreen(Page):
     @on(SetupForm.Copy)
     def action_copy(self) -> None:
         """Copy the command line."""
-        self.app.copy_to_clipboard(fields.command_line(self.form.private_batch, self.form.values))
+        self.app.copy_to_clipboard(fields.command_line(self.form.private_batch, self.form.values, self.setup))
         self.notify("The command line is in the clipboard.", timeout=3)
 
     def action_start(self) -> None:
@@ -205,7 +212,7 @@ class RunScreen(Page):
     @work(exclusive=True, group="start")
     async def _start(self) -> None:
         values, batch = self.form.values, self.form.private_batch
-        self.textleak.remember("fields", values)
+        self.textleak.remember(self._remembered, values)
         name = f"{Path(values['model']).name}-{values['attack']}"
         self.child = child = Child(self._new_folder(name))
         self.recording, self.failure, self.state = None, None, ViewState()
@@ -218,7 +225,7 @@ class RunScreen(Page):
         self._draw()
         self.textleak.own(child)
         try:
-            await child.start(fields.arguments(batch, values))
+            await child.start(fields.arguments(batch, values, self.setup), self.setup.command)
         except OSError as error:
             self._fail(
                 Failure(

@@ -25,13 +25,18 @@ class LabelPosterior(Widget):
         super().__init__(id=id, classes=classes)
         self._sentences: tuple[Sentence, ...] = ()
         self._truths: list[Sentence | None] = []
+        self._pictures: tuple[int, ...] = ()
+        self._true_labels: tuple[int, ...] = ()
         self._drawn: object = None
 
     def show(self, state: ViewState, *, blind: bool = False) -> None:
         """Draw a state; blind says nothing of the true labels."""
         self._sentences = state.progress.sentences if state.progress else ()
         self._truths = [None] * len(self._sentences) if blind else state.assigned()
+        self._pictures = state.progress.labels if state.progress and state.progress.image else ()
+        self._true_labels = () if blind else state.labels
         drawn = (
+            (self._pictures, self._true_labels),
             [(s.label, s.label_posterior) for s in self._sentences],
             [t and t.label for t in self._truths],
         )
@@ -42,6 +47,8 @@ class LabelPosterior(Widget):
     def render(self) -> Text:
         """The labels."""
         quiet = self.get_component_rich_style("label--quiet", partial=True)
+        if self._pictures:
+            return Text("\n").join(self._of_picture(i) for i in range(len(self._pictures)))
         if not self._sentences:
             return Text("no label yet", style=quiet)
         if all(s.label is None and not s.label_posterior for s in self._sentences):
@@ -69,6 +76,13 @@ class LabelPosterior(Widget):
         if sure is not None:
             line.append(f" {sure:.2f}", style=self._style("quiet"))
         return line.append("  ").append_text(self._judged(sentence, truth))
+
+    def _of_picture(self, index: int) -> Text:
+        label = self._pictures[index]
+        line = Text(f"picture {index + 1}  label {label}  ", style=self._style("top"), no_wrap=True)
+        if sorted(self._pictures) == sorted(self._true_labels):
+            line.append("✓ right", style=self._style("right"))
+        return line
 
     def _class(self, label: int, probability: float, *, top: bool) -> Text:
         filled = round(probability * _BAR)

@@ -124,7 +124,7 @@ class RunView(Vertical):
     def _followed(self, state: ViewState) -> ViewState:
         """The state with the tokens of the candidate that is followed."""
         chosen, progress = self.candidates.followed, state.progress
-        title = "Tokens"
+        title = "Pictures" if progress is not None and progress.image else "Tokens"
         if chosen is not None and progress is not None and chosen != progress.candidate:
             if chosen < len(progress.others):
                 title = f"Tokens of candidate #{chosen + 1}, Esc in the list follows the best"
@@ -234,7 +234,8 @@ def _facts(state: ViewState) -> Text:
     parts = ["random weights"] if settings.get("weights") == "random" else []
     batch, tokens = settings.get("batch_size"), settings.get("tokens")
     if batch:
-        parts.append(f"{batch} sentence{'s' if batch != 1 else ''}")
+        what = "picture" if "picture_shape" in settings else "sentence"
+        parts.append(f"{batch} {what}{'s' if batch != 1 else ''}")
     if tokens:
         ratio = settings.get("tokens_per_hidden")
         parts.append(f"n = {tokens} tokens" + (f", n/D = {ratio:.2g}" if ratio else ""))
@@ -246,6 +247,8 @@ def _facts(state: ViewState) -> Text:
 
 def answer(result: dict[str, object], *, blind: bool = False, short: bool = False) -> Text:
     """How much leaked, in one sentence with the number, the channel, and whether it is verified."""
+    if "images" in result:
+        return Text(answer_of_pictures(result, blind=blind), style="bold")
     seen = {**result, "token_match_rate": None} if blind else result
     sentence = how_much(seen)
     rate = seen.get("token_match_rate")
@@ -262,3 +265,16 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
     if short and rate is not None:
         sentence = sentence.partition(":")[0].rstrip(".") + "."
     return Text(sentence, style="bold").append(f" ({', '.join(words)})", style="not bold")
+
+
+def answer_of_pictures(result: Mapping[str, object], *, blind: bool = False) -> str:
+    """How much of the pictures leaked, in one sentence with the figure."""
+    if blind:
+        distance = result.get("gradient_distance")
+        told = (
+            f": its own gradient is {distance:.1e} from the shared one" if isinstance(distance, float) else ""
+        )
+        return f"A picture was found{told}; without the true one nobody can say how near it is."
+    from textleak.live_pictures import how_much
+
+    return how_much(result)

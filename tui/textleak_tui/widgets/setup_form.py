@@ -17,11 +17,11 @@ from textual.widgets.option_list import Option as Line
 
 from textleak.errors import InputError
 from textleak_tui.fields import (
-    FIELDS,
+    TEXT,
     Catalog,
     Field,
     Option,
-    check_sentences,
+    Setup,
     command_line,
     option_default,
     sentences_of,
@@ -228,7 +228,7 @@ class FieldRow(Horizontal):
         self.hint.update(Text(f"{words}{self.note}"))
 
 
-_LISTED = ("attack", "defenses", "knob")
+_LISTED = ("attack", "defenses", "knob", "model")
 
 
 class SetupForm(Vertical):
@@ -240,31 +240,31 @@ class SetupForm(Vertical):
     class Copy(Message):
         """The command line is asked for."""
 
-    def __init__(self, values: Mapping[str, str], *, id: str | None = None) -> None:
+    def __init__(self, values: Mapping[str, str], setup: Setup = TEXT, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self.setup = setup
         self.catalog = Catalog()
         self.sentences = SentenceInput(
-            placeholder="type a private sentence, then Enter (Ctrl+N begins another one)",
+            placeholder=setup.invitation,
             id="sentences",
             compact=True,
             highlight_cursor_line=False,
         )
         self.sentence_hint = Static("", classes="hint")
-        self.rows = {field.name: FieldRow(field, values.get(field.name, field.default)) for field in FIELDS}
+        self.rows = {
+            field.name: FieldRow(field, values.get(field.name, field.default)) for field in setup.fields
+        }
         self.command = Static("", classes="command")
         self.notice = Static("", classes="notice")
 
     def compose(self) -> ComposeResult:
         """Sentence, fields, command line."""
         with VerticalScroll(can_focus=False, classes="fields"):
-            yield Static(
-                "[b]What does a shared gradient give away?[/b]  "
-                "[dim]Type a private sentence, press Enter, and watch an attack bring it back.[/dim]",
-                classes="intro",
-            )
+            question, invitation = self.setup.intro
+            yield Static(f"[b]{question}[/b]  [dim]{invitation}[/dim]", classes="intro")
             yield self.notice
             with Horizontal(classes="sentence-row"):
-                yield Static("Sentence", classes="title")
+                yield Static(self.setup.title, classes="title")
                 with Vertical():
                     yield self.sentences
                     yield self.sentence_hint
@@ -318,7 +318,7 @@ class SetupForm(Vertical):
         """Whether the run can start; else the first wrong field gets the focus."""
         wrong = [row for row in self.rows.values() if not row.check(self.catalog)]
         try:
-            check_sentences(self.private_batch)
+            self.setup.check(self.private_batch)
             self._hint_sentences()
         except InputError as error:
             self.sentence_hint.update(Text(f"✗ {error.what} {error.fix}"))
@@ -337,13 +337,15 @@ class SetupForm(Vertical):
             row.note = f"; {attack}'s own: {default}" if default is not None else ""
         for row in self.rows.values():
             row.check(self.catalog)
-        self.command.update(Text.assemble(("$ ", "dim"), command_line(self.private_batch, self.values)))
+        self.command.update(
+            Text.assemble(("$ ", "dim"), command_line(self.private_batch, self.values, self.setup))
+        )
 
     def _hint_sentences(self) -> None:
         self.sentence_hint.remove_class("-wrong")
         count = len(self.private_batch)
         self.sentence_hint.set_class(count > 1, "-told")
-        self.sentence_hint.update(f"one batch of {count} sentences")
+        self.sentence_hint.update(f"one batch of {count} {self.setup.several}")
 
     @on(ComboBox.Changed)
     def _field_changed(self) -> None:
@@ -352,7 +354,9 @@ class SetupForm(Vertical):
     @on(TextArea.Changed)
     def _sentence_changed(self) -> None:
         self._hint_sentences()
-        self.command.update(Text.assemble(("$ ", "dim"), command_line(self.private_batch, self.values)))
+        self.command.update(
+            Text.assemble(("$ ", "dim"), command_line(self.private_batch, self.values, self.setup))
+        )
 
     @on(SentenceInput.Start)
     @on(Button.Pressed, "#start")

@@ -26,6 +26,7 @@ from textual.widgets import Static
 
 from textleak.events import Position, Sentence
 from textleak.live import OPEN, SPECIAL, UNICODE, ViewState, readable, right_of, statuses_of, surplus_of
+from textleak_tui.widgets.pictures import Pictures
 
 FLASH_SECONDS = 0.45
 # A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap; where
@@ -362,6 +363,7 @@ class TokenGrid(Vertical):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._bands = TokenBands(self._tell)
+        self._pictures = Pictures()
         self._detail = Static("", classes="detail")
         self._empty = Static("", classes="empty")
         self._sentences: tuple[Sentence, ...] = ()
@@ -374,11 +376,12 @@ class TokenGrid(Vertical):
         """The columns, the words in their place while there are none, and the position in focus."""
         yield self._empty
         yield self._bands
+        yield self._pictures
         yield self._detail
 
     def on_mount(self) -> None:
         """Nothing to show yet."""
-        self._bands.display = self._detail.display = False
+        self._bands.display = self._detail.display = self._pictures.display = False
 
     @property
     def cursor(self) -> tuple[int, int]:
@@ -411,6 +414,13 @@ class TokenGrid(Vertical):
             waiting: words in place of the tokens while there are none.
             flash: tokens that changed since the last call light up for a moment.
         """
+        pictures = state.progress is not None and bool(state.progress.image)
+        self._pictures.display = pictures
+        if pictures:
+            self._empty.display = self._bands.display = self._detail.display = False
+            self.border_subtitle = ""
+            self._pictures.show(state, blind=blind)
+            return
         shown = state.progress.sentences if state.progress else ()
         truths: list[Sentence | None] = [None] * len(shown)
         if not blind:
@@ -438,6 +448,8 @@ class TokenGrid(Vertical):
             lines: what there is, border and the line below the columns included.
         """
         around = 1 + (self.outer_size.height - self.size.height if self.size.height else 2)
+        if self._pictures.display:
+            return min(lines, max(5, self._pictures.lines + around - 1))
         has_candidates = any(cell.next for cells in self._bands.sentences for cell in cells)
         choices = [(True, CANDIDATES)] if has_candidates else []
         for numbered, listed in (*choices, (True, 0), (False, 0)):

@@ -26,9 +26,13 @@ class TopBar(Horizontal):
 
         yield Static("textleak", classes="brand")
         for place in PLACES:
-            words = f"[@click=app.go('{place.name}')]{place.title} [dim]{place.key.upper()}[/][/]"
+            words = f"[@click=app.go('{place.name}')]{place.title}[dim] {place.key.upper()}[/][/]"
             yield Static(words, classes="place here" if place.name == self._place else "place")
         yield self._badge
+
+    def on_resize(self) -> None:
+        """No gaps where they would push a place out."""
+        self.set_class(self.size.width < 70, "-narrow")
 
     def on_mount(self) -> None:
         """Say what is shown of the truth."""
