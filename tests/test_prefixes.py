@@ -137,6 +137,20 @@ def test_embeddings_that_are_shared_too_change_nothing(family: str, wide_model: 
     assert Counter(recovered(model, shared)[0].rows) == Counter(secret.ids)
 
 
+@pytest.mark.parametrize("task", ["causal-lm", "classification"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_attention_weights_alone_tell_sentences_and_ends(
+    family: str, task: str, wide_model: ToyModel, tmp_path: Path
+) -> None:
+    """The last block's, where a label reaches the tokens before its own too."""
+    model = wide_model(family, task=task)
+    sentences = ["he sat on", "he sat", "he sat on the mat"]
+    shared, secret = shared_from_disk(model, sentences, tmp_path, share="attention", know="nothing")
+    found, _ = recovered(model, shared)
+    assert Counter(found.rows) == Counter(secret.ids)
+    assert found.complete
+
+
 def test_progress_shows_the_sentences_as_they_grow(wide_model: ToyModel) -> None:
     model = wide_model("gpt2")
     shared, secret = share(model, ["he sat on", "we ran"], share="no-embeddings", know="nothing", seed=1)

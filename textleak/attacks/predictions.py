@@ -25,6 +25,8 @@ from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.numerics import exact
 
+# Layers that may come after the one that labels are read off: more than a block is slow, and less sure (our choice).
+_MOST_AFTER = 6
 # Labels tried at a place, by the slope there; different labels after one beginning, at most (our choice).
 _TRIED, _MOST_LABELS = 64, 64
 # Squared, what rounding accounts for is off by this factor at most; rounding errors of a deep layer's input, of one
@@ -68,7 +70,7 @@ def read_predictions(
         following: for each of them, tokens that are known to be labels there.
 
     Returns:
-        None where no layer was shared behind the last attention: only these have a Δ for each position alone.
+        None where no layer was shared from the last attention on, or its gradient doesn't tell.
     """
     tail = _Tail.of(model, shared, beginnings)
     if tail is None:
@@ -76,6 +78,8 @@ def read_predictions(
     fits = [_Fit.of(tail, n) for n in range(len(beginnings))]
     if not tail.whole:
         return Predictions(shares=({},) * len(fits), open=frozenset(range(len(fits))), whole=False)
+    if not tail.local:
+        return _read_jointly(tail, following)
     for k in range(max(map(len, following), default=0)):
         known = {n: sorted(ids)[k] for n, ids in enumerate(following) if len(ids) > k}
         for n, atom_O in zip(known, tail.atoms(list(known), list(known.values())), strict=True):
@@ -117,6 +121,56 @@ def read_predictions(
     )
 
 
+def _read_jointly(tail: _Tail, following: Sequence[Collection[int]]) -> Predictions | None:
+    """The labels of all beginnings at once, where the layer comes before the last attention.
+
+    There a label reaches the beginnings before its own as well, so all of Δ is made of all labels together.
+    """
+    count, classes = len(tail.delta_NO), len(tail.head_CD)
+    outputs = tail.delta_NO.shape[1]
+    eps = torch.finfo(tail.hidden.dtype).eps
+    variance_N = (tail.noise_N + (_ROUNDINGS * eps) ** 2 * tail.delta_NO.square().sum(1)) / outputs
+    scale_N1 = variance_N.clamp_min(torch.finfo(torch.float64).tiny).rsqrt()[:, None]
+    known = [(n, label) for n, labels in enumerate(following) for label in sorted(labels)]
+
+    def reach(node: int, label: int) -> Tensor:
+        return (tail.reach(node, label) * scale_N1).flatten()
+
+    fit = _Fit(
+        labels=(),
+        atoms_LO=tail.delta_NO.new_empty(0, count * outputs),
+        shares_L=tail.delta_NO.new_empty(0),
+        delta_O=(tail.delta_NO * scale_N1).flatten(),
+        noise=float(count * outputs),
+        eps=eps,
+    )
+    if known:
+        atoms = torch.stack([reach(n, label) for n, label in known])
+        fit = fit.with_labels([n * classes + label for n, label in known], atoms)
+    unit = _unit([fit])
+    for _ in range(_MOST_LABELS):
+        if fit.explained(unit):
+            break
+        missing_NO = fit.missing_O.view(count, outputs) * scale_N1
+        slopes = _slopes(tail, range(count), missing_NO).flatten()
+        ranked = slopes.topk(min(_TRIED, len(slopes))).indices.tolist()
+        atoms = torch.stack([reach(*divmod(place, classes)) for place in ranked])
+        matches = [fit.match(place, atom) for place, atom in zip(ranked, atoms, strict=True)]
+        best = max(range(len(ranked)), key=matches.__getitem__)
+        grown = fit.with_labels([ranked[best]], atoms[best : best + 1])
+        unit = unit or _unit([grown])
+        if float(grown.shares_L[-1]) < _LEAST * unit:
+            break
+        fit = grown
+    if not fit.explained(unit):
+        return None
+    shares: list[dict[int, float]] = [{} for _ in range(count)]
+    for place, share in zip(fit.labels, fit.shares_L.tolist(), strict=True):
+        n, label = divmod(place, classes)
+        shares[n][label] = share
+    return Predictions(shares=tuple(shares), open=frozenset(), whole=True)
+
+
 def _unit(fits: Sequence[_Fit]) -> float:
     """About one prediction's share of the loss; 0 where no label is known."""
     shares = [share for fit in fits for share in fit.shares_L.tolist() if share > 0]
@@ -126,16 +180,20 @@ def _unit(fits: Sequence[_Fit]) -> float:
 
 def _candidates(tail: _Tail, nodes: Sequence[int], missing: Sequence[Tensor]) -> Iterator[list[int]]:
     """Labels worth trying at each of `nodes`, one for each at a time: those that point the missing part's way."""
-    head_CD, expected_ND = tail.head_CD, tail.expected_ND[list(nodes)]
-    if len(head_CD) <= _TRIED:
-        yield from ([label] * len(nodes) for label in range(len(head_CD)))
+    if len(tail.head_CD) <= _TRIED:
+        yield from ([label] * len(nodes) for label in range(len(tail.head_CD)))
         return
+    yield from _slopes(tail, nodes, torch.stack(list(missing))).topk(_TRIED, dim=1).indices.T.tolist()
+
+
+def _slopes(tail: _Tail, nodes: Sequence[int], missing_NO: Tensor) -> Tensor:
+    """About how well each label at each of `nodes` points the missing part's way, (N, C)."""
+    head_CD, expected_ND = tail.head_CD, tail.expected_ND[list(nodes)]
     # The inner product with a label's part, over the norm that it would have if J were a multiple of the identity.
-    slopes_ND = tail.push(nodes, torch.stack(list(missing)))
+    slopes_ND = tail.push(nodes, missing_NO)
     along_NC = (slopes_ND * expected_ND).sum(1, keepdim=True) - slopes_ND @ head_CD.T
     squared_NC = expected_ND.square().sum(1, keepdim=True) - 2 * expected_ND @ head_CD.T + tail.squared_C
-    ranked_NK = (along_NC * squared_NC.clamp_min(1e-12).rsqrt()).topk(_TRIED, dim=1).indices
-    yield from ranked_NK.T.tolist()
+    return along_NC * squared_NC.clamp_min(1e-12).rsqrt()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,17 +255,23 @@ class _Fit:
 
     def with_label(self, label: int, atom_O: Tensor) -> _Fit:
         """With one more label."""
-        atoms_LO = torch.cat([self.atoms_LO, atom_O[None]])
+        return self.with_labels([label], atom_O[None])
+
+    def with_labels(self, labels: Sequence[int], more_LO: Tensor) -> _Fit:
+        """With some more."""
+        atoms_LO = torch.cat([self.atoms_LO, more_LO])
         shares_L = torch.linalg.lstsq(atoms_LO.T, self.delta_O[:, None]).solution[:, 0]
-        return dataclasses.replace(self, labels=(*self.labels, label), atoms_LO=atoms_LO, shares_L=shares_L)
+        return dataclasses.replace(self, labels=(*self.labels, *labels), atoms_LO=atoms_LO, shares_L=shares_L)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Tail:
-    """What lies between a network's last linear layer and its head, at each of N beginnings.
+    """What lies between the last linear layer that was shared and the head, at each of N beginnings.
 
     Attributes:
         places: row and position of each beginning.
+        nodes_RT: the beginning that stands at each row and position, N behind its end.
+        local: whether a label's gradient reaches its own position alone.
         shape: rows, and positions in each.
         output: the layer's output, where the graph begins.
         hidden: the head's input, where it ends.
@@ -220,6 +284,8 @@ class _Tail:
     """
 
     places: tuple[Tensor, Tensor]
+    nodes_RT: Tensor
+    local: bool
     shape: tuple[int, int]
     output: Tensor
     hidden: Tensor
@@ -242,15 +308,18 @@ class _Tail:
         ids = torch.full((len(rows), max(map(len, rows))), model.pad_id)
         mask = torch.zeros_like(ids)
         where: dict[Row, tuple[int, int]] = {}
+        nodes_RT = torch.full_like(ids, len(beginnings))
+        index = {row: n for n, row in enumerate(beginnings)}
         for r, row in enumerate(rows):
             ids[r, : len(row)] = torch.tensor(row)
             mask[r, : len(row)] = 1
-            where.update({row[: t + 1]: (r, t) for t in range(len(row))})
+            for t in range(len(row)):
+                where[row[: t + 1]] = (r, t)
+                # Repetitions of a first token stand for the same beginning.
+                nodes_RT[r, t] = index.get(row[: t + 1], index.get(row[:1], len(beginnings)))
         input_RTI, output, hidden = _run(model, layer, head, ids.to(model.device), mask.to(model.device))
         hidden_RTD = hidden.view(*ids.shape, -1)
         rows_N, columns_N = torch.tensor([where[row] for row in beginnings], device=model.device).T
-        if not _is_local(output, hidden_RTD):
-            return None
         X_NI = exact(input_RTI.view(*ids.shape, -1)[rows_N, columns_N])
         gradient_OI = exact(shared.gradients[weight_name]).to(X_NI.device)
         if not hasattr(layer, "in_features"):  # GPT-2 keeps its weights as (inputs, outputs)
@@ -267,6 +336,8 @@ class _Tail:
             expected_ND = logits_NC.to(model.loss_dtype).softmax(-1).to(weight_CD.dtype) @ weight_CD
         return cls(
             places=(rows_N, columns_N),
+            nodes_RT=nodes_RT.to(model.device),
+            local=_is_local(output, hidden_RTD),
             shape=(ids.shape[0], ids.shape[1]),
             output=output,
             hidden=hidden,
@@ -286,13 +357,27 @@ class _Tail:
         )
         return exact(self._gathered(nodes, slope))
 
+    def reach(self, node: int, label: int) -> Tensor:
+        """What a share of 1 for a label at a beginning adds to Δ at all of them: (N, O)."""
+        row_1D = self.expected_ND[node : node + 1] - self.head_CD[label : label + 1]
+        (slope,) = torch.autograd.grad(
+            self.hidden, self.output, self._spread([node], row_1D), retain_graph=True
+        )
+        slope_PO = exact(self._by_place(slope)).flatten(0, 1)
+        found_NO = slope_PO.new_zeros(len(self.delta_NO) + 1, slope_PO.shape[1])
+        return found_NO.index_add(0, self.nodes_RT.flatten(), slope_PO)[:-1]
+
     def push(self, nodes: Sequence[int], changes_NO: Tensor) -> Tensor:
         """How the head's input at each of `nodes` changes with the layer's output: (N, D)."""
         direction = torch.zeros_like(self.hidden, requires_grad=True)
         (slope,) = torch.autograd.grad(
             self.hidden, self.output, direction, create_graph=True, retain_graph=True
         )
-        spread = self._spread(nodes, changes_NO.to(slope), like=self.output)
+        if self.local:
+            spread = self._spread(nodes, changes_NO.to(slope), like=self.output)
+        else:
+            padded = torch.cat([changes_NO, torch.zeros_like(changes_NO[:1])]).to(slope)
+            spread = padded[self.nodes_RT].view_as(self.output)
         (change,) = torch.autograd.grad(slope, direction, spread, retain_graph=True)
         return self._gathered(nodes, change).detach()
 
@@ -337,7 +422,7 @@ def _last_linear(model: TextModel, shared: SharedGradient) -> tuple[str, nn.Modu
             handle.remove()
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     uses = Counter(names[id(module.weight)] for module in order)
-    for module in reversed(order):
+    for module in order[: -_MOST_AFTER - 2 : -1]:
         name = names[id(module.weight)]
         if name in shared.gradients:
             return (name, module) if uses[name] == 1 else None

@@ -499,8 +499,8 @@ def _ended(tree: _Tree, shared: SharedGradient) -> Found:
     predictions = read_predictions(tree.model, shared, tree.beginnings, following)
     if predictions is None or not predictions.whole:
         notes.append(
-            "Which beginnings are whole sentences shows in the layers behind the last attention, and none of their "
-            "gradients was shared."
+            "Which beginnings are whole sentences, and what ends them, shows in the last block's gradients: they were "
+            "not shared, or don't tell."
             if predictions is None
             else "The beginnings found don't make all of the last layer's gradient."
         )
