@@ -203,6 +203,25 @@ def test_a_name_is_completed_from_a_list(play: Callable[..., TextleakApp]) -> No
     play(scene)
 
 
+def test_the_arrow_keys_go_through_the_form_and_a_click_opens_a_list(
+    play: Callable[..., TextleakApp],
+) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press("down")
+        rows = screen.form.rows
+        assert app.focused is rows["model"].box.input
+        rows["restarts"].box.input.focus()
+        await pilot.press("down", "down")
+        assert app.focused is rows["seed"].box.input
+        await pilot.press("up")
+        assert app.focused is rows["steps"].box.input
+        await pilot.click(rows["attack"].query_one(".more"))
+        await pilot.pause()
+        assert rows["attack"].box.opened
+
+    play(scene)
+
+
 def test_several_sentences_are_one_batch(play: Callable[..., TextleakApp]) -> None:
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         await pilot.press(*"one", "ctrl+n", *"two")

@@ -308,14 +308,14 @@ FIELDS = (
         name="know",
         title="Known",
         flag="--know",
-        words="what the attacker is told of the batch",
+        words="what the attacker is told: else the batch size, and one sentence's length",
         options=_fixed(
             batch_size="how many sentences there are",
             nothing="nothing at all",
             **{"lengths,batch-size": "how long each is, too", "lengths,labels,batch-size": "and its class"},
         ),
         check=check_know,
-        empty="batch size; the length too of one sentence",
+        empty="the usual",
     ),
     Field(
         name="restarts",

@@ -11,6 +11,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.events import Click
 from textual.message import Message
 from textual.widgets import Button, Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option as Line
@@ -42,6 +43,13 @@ class SentenceInput(TextArea):
     def action_start(self) -> None:
         """Ask for the run to start."""
         self.post_message(self.Start())
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        """The next line; from the last one, the next field."""
+        if not select and self.cursor_location[0] == self.document.line_count - 1:
+            self.screen.focus_next()
+        else:
+            super().action_cursor_down(select)
 
     def action_another(self) -> None:
         """Begin another line."""
@@ -110,7 +118,10 @@ class ComboBox(Vertical):
         return self.has_class("-open")
 
     def choose(self, by: int) -> None:
-        """Open the list with everything in it, or move in it."""
+        """Open the list with everything in it, or move in it; where there is none, to the next field."""
+        if not self.options:
+            (self.screen.focus_next if by > 0 else self.screen.focus_previous)()
+            return
         if not self.opened:
             self._open(self.options)
             return
@@ -198,9 +209,11 @@ class FieldRow(Horizontal):
         )
         yield self.hint
 
-    def on_click(self) -> None:
+    def on_click(self, event: Click) -> None:
         """A click on the arrow opens the list."""
         self.box.input.focus()
+        if isinstance(event.widget, Static) and event.widget.has_class("more"):
+            self.box.choose(1)
 
     @on(ComboBox.Changed)
     def _changed(self) -> None:
