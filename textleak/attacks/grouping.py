@@ -14,10 +14,12 @@ Shapes: N pairs, T positions, K sentences.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from textleak.attacks.checks import Check, ContextCheck, LayerCheck, descend
 from textleak.attacks.found import OPEN, Found
@@ -38,8 +40,9 @@ _INPUTS = 4
 _SOLVED = 1e-6
 # A part outside beyond which the network isn't run for a row that the cheap check was left with (our choice).
 _HOPELESS = 0.2
-# Pairs tried as starts, in parts of the inputs that are left.
-_STARTS_A_RANK = 2
+# A pair has a vote where its own tie is above this part of the strongest one; the ties to it count for half of its own.
+_HAS_A_VOTE, _OTHER_WAY = 0.15, 0.5
+_MOST_VOTERS = 12
 _NO_CHECK = (
     "No layer beyond the first ones has a gradient of its own among the shared ones (blocks that share their weights, "
     "as ALBERT's, sum theirs), so nothing tells which tokens stand together: one sentence at most can be read off."
@@ -48,24 +51,31 @@ _NO_CHECK = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Effort:
-    """How hard a start is tried: rounds get harder as long as sentences are missing.
+    """How hard starts are tried: rounds get harder as long as nothing is found (our choice).
 
     Attributes:
+        starts: pairs tried as starts, as a part of the inputs that are left.
+        votes: rounds in which the pairs found so far say which others they are tied to.
         lengths: sentence lengths tried.
         options: tokens tried at a place, the likeliest ones; None for all.
         further: likewise, where the network is run.
+        finished: of each handful of starts, how many the network is run for, the most promising ones.
     """
 
+    starts: float
+    votes: int
     lengths: int
     options: int | None
     further: int
+    finished: int
 
 
 _EFFORTS = (
-    _Effort(lengths=3, options=8, further=12),
-    _Effort(lengths=6, options=24, further=24),
-    _Effort(lengths=12, options=None, further=48),
+    _Effort(starts=0.1, votes=0, lengths=3, options=8, further=12, finished=2),
+    _Effort(starts=1.0, votes=2, lengths=4, options=12, further=12, finished=2),
+    _Effort(starts=2.0, votes=3, lengths=12, options=24, further=48, finished=4),
 )
+_HANDFUL = 6
 
 
 def encoder_sentences(
@@ -171,16 +181,13 @@ class _Grouping:
         only = self._only()
         if only is not None and self._proved(only):
             return only
-        search = _Search(self)
-        for effort in _EFFORTS:
-            for start in search.starts():
-                if not self._time():
-                    return None
-                self.tries += 1
-                for row in search.complete(start, effort):
-                    if self._proved(row):
-                        return row
-                yield self._progress()
+        for row in _Search(self).rows():
+            if row is not None and self._proved(row):
+                return row
+            if not self._time():
+                return None
+            self.tries += 1
+            yield self._progress()
         return None
 
     def _only(self) -> Row | None:
@@ -288,61 +295,117 @@ class _Search:
         if grouping.attention is None:
             grouping.attention = first_attention(self.model)
         attention = grouping.attention
-        if attention is not None and attention.query.name in {layer.name for layer in first.layers}:
+        shared = {layer.name for layer in first.layers}
+        if attention is not None and shared & {attention.query.name, attention.key.name}:
             self.partners = Partners(self.model, attention, first, self.pairs, self.gradients)
             for left in further:
                 if left.span is not None and left.span.clear and left.layers[0].name == attention.output.name:
                     self.context = ContextCheck(self.model, attention, self.pairs, left.span)
-        self.check: Check | None = self.context or LayerCheck.of(self.model, self.pairs, further)
+        self.network = LayerCheck.of(self.model, self.pairs, further)
+        self.check: Check | None = self.context or self.network
         head, tail = self.model.prefix_ids, self.model.suffix_ids
         special = {*head, *tail}
         tokens = self.pairs.tokens_N.tolist()
         self.inner = [[i for i in indices if tokens[i] not in special] for indices in self.pairs.by_position]
         self.seen: set[tuple[int, ...]] = set()
+        self.known_ties: dict[int, Tensor] = {}
 
-    def starts(self) -> Iterator[int]:
+    def starts(self) -> list[int]:
         """Pairs to start from, the loudest first."""
         inner = {i for indices in self.inner for i in indices}
-        order = self.gradients.loudness_N.argsort(descending=True).tolist()
-        limit = _STARTS_A_RANK * self.rank
-        yield from [i for i in order if i in inner][:limit]
+        return [i for i in self.gradients.loudness_N.argsort(descending=True).tolist() if i in inner]
 
-    def complete(self, start: int, effort: _Effort) -> Iterator[Row]:
-        """Sentences around a pair that nothing found so far speaks against."""
-        tied_N = self.partners.of(start) if self.partners is not None else self.gradients.loudness_N
-        strength = tied_N.tolist()
+    def rows(self) -> Iterator[Row | None]:
+        """Sentences that nothing found so far speaks against; None after every start, found or not."""
+        if self.check is None:
+            return
+        tokens = self.pairs.tokens_N
+        for effort in _EFFORTS:
+            starts = iter(self.starts()[: max(_HANDFUL, round(effort.starts * self.rank))])
+            while handful := list(itertools.islice(starts, _HANDFUL)):
+                ends: list[tuple[float, list[int], list[list[int]]]] = []
+                for start in handful:
+                    ranked = self._ranked(start, effort.votes)
+                    for outside, row in self._ends(start, ranked, effort):
+                        if outside <= _SOLVED:
+                            yield tuple(tokens[row].tolist())
+                        ends.append((outside, row, ranked))
+                    yield None
+                for row in self._finished(ends, effort):
+                    yield tuple(tokens[row].tolist())
+                    yield None
+
+    def _ranked(self, start: int, votes: int) -> list[list[int]]:
+        """The pairs at each position, those first that are tied most strongly to one of them."""
         place = int(self.pairs.positions_N[start])
+        tied_N = self._ties(start)
+        for _ in range(votes if self.partners is not None else 0):
+            strength = tied_N.tolist()
+            likeliest = [max(indices, key=strength.__getitem__) for indices in self.inner if indices]
+            likeliest = [i for i in likeliest if i != start and self.pairs.positions_N[i] != place]
+            strongest = max((strength[i] for i in likeliest), default=0.0)
+            voters = sorted(likeliest, key=lambda i: -strength[i])[:_MOST_VOTERS]
+            tied_N = self._ties(start)
+            for voter in voters:
+                weight = strength[voter] / strongest if strongest > 0 else 0.0
+                if weight > _HAS_A_VOTE:
+                    tied_N = tied_N + weight * self._ties(voter)
+                    tied_N[voter] += _OTHER_WAY * weight
+        # Pairs that nothing ties to the start come last, the loudest of them first.
+        floor_N = 1e-9 * self.gradients.loudness_N / self.gradients.loudness_N.max()
+        strength = (tied_N + floor_N).tolist()
         ranked = [sorted(indices, key=lambda i: -strength[i]) for indices in self.inner]
         ranked[place] = [start]
-        rows = list(self._cut(ranked, place))
-        if not rows:
-            return
-        check = self.check
-        if check is None:
-            return
-        scored = sorted((float(check.outside(torch.tensor([row])).mean()), row) for row in rows)
-        ends: list[tuple[float, list[int]]] = []
-        tokens = self.pairs.tokens_N
+        return ranked
+
+    def _ties(self, pair: int) -> Tensor:
+        """How strongly each pair is tied to one, 0 to 1; without the attention's gradient how loud it is."""
+        if pair not in self.known_ties:
+            tied_N = (
+                self.partners.of(pair) if self.partners is not None else self.gradients.loudness_N.clone()
+            )
+            tied_N[pair] = 0
+            self.known_ties[pair] = tied_N / tied_N.max().clamp_min(torch.finfo(tied_N.dtype).tiny)
+        return self.known_ties[pair]
+
+    def _ends(
+        self, start: int, ranked: list[list[int]], effort: _Effort
+    ) -> Iterator[tuple[float, list[int]]]:
+        """Where descents from the likeliest tokens end, at several lengths, with the part outside."""
+        assert self.check is not None
+        place = int(self.pairs.positions_N[start])
+        rows = self._cut(ranked, place)
+        scored = sorted((float(self.check.outside(torch.tensor([row])).mean()), row) for row in rows)
         for _, row in scored[: effort.lengths]:
             options = self._options(row, ranked, effort.options)
             options[place] = []
-            row, outside = descend(check, row, options, sweeps=5, solved_at=_SOLVED)
-            ends.append((outside, row))
-            self._note(row, outside)
-            if outside <= _SOLVED:
-                yield tuple(tokens[row].tolist())
-        network = LayerCheck.of(self.model, self.pairs, self.grouping.left.inputs[1:])
-        if self.context is None or network is None:
+            end, outside = descend(self.check, row, options, sweeps=5, solved_at=_SOLVED)
+            self._note(end, outside)
+            yield outside, end
+
+    def _finished(
+        self, ends: list[tuple[float, list[int], list[list[int]]]], effort: _Effort
+    ) -> Iterator[list[int]]:
+        """The most promising ends, carried on with the network itself as a check."""
+        if self.check is None:
             return
-        for outside, row in sorted(ends)[:2]:
-            if tuple(row) in self.seen or outside > _HOPELESS:
-                continue
-            self.seen.add(tuple(row))
-            options = self._options(row, ranked, effort.further)
-            row, outside = descend(network, row, options, sweeps=3, solved_at=_SOLVED)
-            self._note(row, outside)
+        open_ = {
+            tuple(row): (outside, ranked) for outside, row, ranked in ends if tuple(row) not in self.seen
+        }
+        promising = sorted(open_, key=lambda row: open_[row][0])
+        for row in promising[: effort.finished]:
+            outside, ranked = open_[row]
+            if outside > _HOPELESS:
+                return
+            self.seen.add(row)
+            end = list(row)
+            for check, most in ((self.check, None), (self.network, effort.further)):
+                if check is not None and outside > _SOLVED:
+                    options = self._options(end, ranked, most)
+                    end, outside = descend(check, end, options, sweeps=3, solved_at=_SOLVED)
+            self._note(end, outside)
             if outside <= _SOLVED:
-                yield tuple(tokens[row].tolist())
+                yield end
 
     def _cut(self, ranked: Sequence[Sequence[int]], place: int) -> Iterator[list[int]]:
         """The likeliest tokens as rows of every length at which a sentence with that place can end."""

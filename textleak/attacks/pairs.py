@@ -35,7 +35,9 @@ _TOKENS_A_PASS = 8192
 # Reweighted least squares (Gorodnitsky & Rao 1997; for several measurements Cotter et al. 2005): the power of a row's
 # size that becomes its weight, and rounds (our choice; measured on minilm).
 _LOUDNESS_POWER, _LOUDNESS_ROUNDS = 1.2, 60
-_PARTNER_ROUNDS = 25
+_PARTNER_ROUNDS, _PARTNER_RIDGE = 25, 1e-10
+# Pairs that can be partners: so many times the inputs that the gradient shows, the loudest ones.
+_PARTNERS_A_RANK = 8
 _RIDGE, _LEAST_WEIGHT = 1e-13, 1e-12
 
 
@@ -181,8 +183,8 @@ class Partners:
     """Which pairs stand in one sentence with a given one.
 
     With S the scores of a head in one sentence, the gradient at a token's query is the sum of dS times the keys of its
-    own sentence, over all heads with the same few partners; and each row of dS sums to zero, as the softmax doesn't
-    change when a constant is added.
+    own sentence, and the gradient at its key the sum of dSᵀ times their queries, over all heads with the same few
+    partners; and each row of dS sums to zero, as the softmax doesn't change when a constant is added.
     """
 
     def __init__(
@@ -193,39 +195,55 @@ class Partners:
         pairs: Pairs,
         gradients: PairGradients,
     ) -> None:
-        """Lay out keys and query gradients by head."""
-        heads = attention.heads
-        keys_NO = project(model, attention.key, pairs.inputs_NI)
-        keys_HAN = torch.unflatten(keys_NO, -1, (heads, -1)).permute(1, 2, 0)
-        ones_H1N = (
-            keys_HAN.abs().mean() * 10 * torch.ones_like(keys_HAN[:, :1])
-        )  # a heavy row for the zero sum
-        self.columns_HAN = torch.cat([keys_HAN, ones_H1N], 1)
-        self.columns_HAN /= self.columns_HAN.norm(dim=1).mean()
-        offset = 0
-        for layer in left.layers:
-            size = model.parameters[layer.weight_name].shape[1 if layer.transposed else 0]
-            if layer.name == attention.query.name:
-                deltas_NO = gradients.deltas_NO[:, offset : offset + size]
-                self.deltas_NHA = torch.unflatten(deltas_NO, -1, (heads, -1))
-            offset += size
+        """Lay out queries, keys and their gradients by head, of the loudest pairs."""
+        assert left.span is not None
+        count = min(len(pairs), _PARTNERS_A_RANK * left.span.rank)
         loudness_N = gradients.loudness_N
-        self.start_N = (loudness_N / loudness_N.max()).sqrt()
+        self.chosen_M = loudness_N.topk(count).indices.sort().values
+        self.start_M = (loudness_N[self.chosen_M] / loudness_N.max()).sqrt()
+        self.pairs = len(pairs)
+        inputs_MI = pairs.inputs_NI[self.chosen_M]
+        self.sides: list[tuple[Tensor, Tensor]] = []
+        for own, other in ((attention.query, attention.key), (attention.key, attention.query)):
+            deltas_NO = _part(model, left, own, gradients.deltas_NO)
+            if deltas_NO is None:
+                continue
+            columns_MHA = torch.unflatten(project(model, other, inputs_MI), -1, (attention.heads, -1))
+            wanted_NHA = torch.unflatten(deltas_NO, -1, (attention.heads, -1))
+            if own is attention.query:  # a heavy entry for the zero sum
+                ones_MH1 = columns_MHA.abs().mean() * 10 * torch.ones_like(columns_MHA[..., :1])
+                columns_MHA = torch.cat([columns_MHA, ones_MH1], -1)
+                wanted_NHA = torch.cat([wanted_NHA, torch.zeros_like(wanted_NHA[..., :1])], -1)
+            columns_HAM = columns_MHA.permute(1, 2, 0)
+            self.sides.append((columns_HAM / columns_HAM.norm(dim=1).mean(), wanted_NHA))
 
     def of(self, pair: int) -> Tensor:
-        """How strongly each pair is tied to one, (N,): the sparsest dS that explains its query gradient."""
-        wanted_HA1 = torch.cat([self.deltas_NHA[pair], torch.zeros_like(self.deltas_NHA[pair][:, :1])], 1)[
-            ..., None
-        ]
-        wanted_HA1 = wanted_HA1 / wanted_HA1.norm().clamp_min(torch.finfo(wanted_HA1.dtype).tiny)
-        weights_N = tied_N = self.start_N
-        identity_AA = torch.eye(wanted_HA1.shape[1], dtype=wanted_HA1.dtype, device=wanted_HA1.device)
+        """How strongly each pair is tied to one, (N,): the sparsest dS that explains its gradients."""
+        weights_M = tied_M = self.start_M
+        tiny = torch.finfo(weights_M.dtype).tiny
         for round_ in range(_PARTNER_ROUNDS):
-            weighted_HAN = self.columns_HAN * weights_N
-            gram_HAA = weighted_HAN @ self.columns_HAN.transpose(1, 2)
-            ridge_H = 1e-10 * gram_HAA.diagonal(dim1=1, dim2=2).sum(1)
-            gram_HAA += ridge_H[:, None, None] * identity_AA
-            tied_HN = (weighted_HAN.transpose(1, 2) @ torch.linalg.solve(gram_HAA, wanted_HA1))[..., 0]
-            tied_N = tied_HN.norm(dim=0)
-            weights_N = tied_N / tied_N.max() + 1e-9 * 0.8**round_
+            squares_M = torch.zeros_like(weights_M)
+            for columns_HAM, wanted_NHA in self.sides:
+                wanted_HA1 = wanted_NHA[pair, ..., None] / wanted_NHA[pair].norm().clamp_min(tiny)
+                weighted_HAM = columns_HAM * weights_M
+                gram_HAA = weighted_HAM @ columns_HAM.transpose(1, 2)
+                ridge_H = _PARTNER_RIDGE * gram_HAA.diagonal(dim1=1, dim2=2).sum(1)
+                gram_HAA += torch.diag_embed(ridge_H[:, None].expand(-1, gram_HAA.shape[1]))
+                tied_HM = (weighted_HAM.transpose(1, 2) @ torch.linalg.solve(gram_HAA, wanted_HA1))[..., 0]
+                squares_M += tied_HM.square().sum(0)
+            tied_M = squares_M.sqrt()
+            weights_M = tied_M / tied_M.max() + 1e-9 * 0.8**round_
+        tied_N = tied_M.new_zeros(self.pairs)
+        tied_N[self.chosen_M] = tied_M
         return tied_N
+
+
+def _part(model: TextModel, left: LayerRemainder, layer: LocalLayer, deltas_NO: Tensor) -> Tensor | None:
+    """One layer's part of stacked output gradients; None where its gradient wasn't shared."""
+    offset = 0
+    for other in left.layers:
+        size = model.parameters[other.weight_name].shape[1 if other.transposed else 0]
+        if other.name == layer.name:
+            return deltas_NO[:, offset : offset + size]
+        offset += size
+    return None
