@@ -79,9 +79,9 @@ def one_seed(options: argparse.Namespace, rows: list[str], seed: int) -> list[di
         with tempfile.TemporaryDirectory() as folder:
             shared.save(Path(folder) / "gradient.safetensors")
             shared = textleak.SharedGradient.load(Path(folder) / "gradient.safetensors")
-        began = time.perf_counter()
+        began, began_working = time.perf_counter(), time.process_time()
         recovery = textleak.recover(shared, model, options.attack, seed=seed, **settings)
-        seconds = time.perf_counter() - began
+        seconds, worked = time.perf_counter() - began, time.process_time() - began_working
         scores = scoring.score(recovery, secret, model)
         certificate = certify(shared, model, recovery.sentences)
         stages = {name: scoring.score_sentences(s, secret, model) for name, s in recovery.stages.items()}
@@ -95,6 +95,7 @@ def one_seed(options: argparse.Namespace, rows: list[str], seed: int) -> list[di
             "rouge1": scores.rouge1,
             "rouge2": scores.rouge2,
             "seconds": seconds,
+            "cpu_seconds": worked,
             "evaluations": recovery.evaluations,
             "verified": certificate.verified,
             "stages": {
@@ -104,8 +105,8 @@ def one_seed(options: argparse.Namespace, rows: list[str], seed: int) -> list[di
         }
         found.append(record)
         sys.stdout.write(
-            f"  {record['token_match_rate']:.2f} {seconds:6.1f} s  {recovery.evaluations:5d} evaluations  "
-            f"verified {certificate.verified} {recovery.stop.name}  {record['recovered']}\n"
+            f"  {record['token_match_rate']:.2f} {seconds:6.1f} s (CPU {worked:5.1f} s)  "
+            f"{recovery.evaluations:5d} evaluations  verified {certificate.verified} {recovery.stop.name}  {record['recovered']}\n"
         )
         sys.stdout.flush()
     sys.stdout.write(_summary(options, model.weights, seed, found) + "\n")
@@ -121,7 +122,8 @@ def _summary(options: argparse.Namespace, weights: str, seed: int, found: list[d
         f"recall {_mean(found, 'token_recall'):.3f} exact {_mean(found, 'exact_rate'):.3f} "
         f"R-1/R-2 {100 * _mean(found, 'rouge1'):.1f}/{100 * _mean(found, 'rouge2'):.1f} "
         f"verified {sum(bool(record['verified']) for record in found)}/{len(found)} "
-        f"seconds median {statistics.median(seconds):.1f} most {seconds[-1]:.1f} "
+        f"seconds median {statistics.median(seconds):.1f} most {seconds[-1]:.1f}, "
+        f"of CPU median {statistics.median(record['cpu_seconds'] for record in found):.1f} "
         f"evaluations median {statistics.median(record['evaluations'] for record in found):.0f}"
     )
     alone = [record["stages"]["continuous"] for record in found if "continuous" in record["stages"]]
