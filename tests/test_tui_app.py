@@ -542,6 +542,15 @@ def test_the_theme_changes_and_no_color_is_heeded(monkeypatch: pytest.MonkeyPatc
         await pilot.pause()
         assert app.export_screenshot() != dark
         assert app.current_theme.dark is False
+        # Nothing is written in the color of what it stands on.
+        for strip in app.screen._compositor.render_strips():
+            for segment in strip:
+                if segment.text.strip() and segment.style and segment.style.color and segment.style.bgcolor:
+                    ink, paper = segment.style.color.triplet, segment.style.bgcolor.triplet
+                    assert ink is not None
+                    assert paper is not None
+                    if "▔" not in segment.text:
+                        assert max(abs(a - b) for a, b in zip(ink, paper, strict=True)) > 40, segment
 
     shown(scene)
     monkeypatch.setenv("NO_COLOR", "1")

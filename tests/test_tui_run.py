@@ -522,6 +522,7 @@ def test_the_attack_ends_when_the_app_is_killed_and_keeps_its_best_answer(
     assert result["sentences"][0]["recovered"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
 )

@@ -24,7 +24,7 @@ from textleak.errors import TextleakError
 from textleak.runs import runs_folder
 from textleak_tui import settings
 from textleak_tui.child import Child
-from textleak_tui.themes import DARK, LIGHT
+from textleak_tui.themes import DARK, LIGHT, QUIET
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,6 +173,10 @@ class TextleakApp(App[None]):
         self.switch_mode("run")
         if self.run_path is not None:
             self.open_replay(self.run_path)
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """What a theme that isn't ours lacks."""
+        return {"quiet": QUIET}
 
     def _hear_signals(self) -> None:
         """End in order when the system or a closed terminal asks for it."""

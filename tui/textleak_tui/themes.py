@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from textual.theme import Theme
 
+# What is said in a low voice; a color of its own, as widgets draw with it over backgrounds they don't know.
+QUIET = "#8a95a6"
+
 DARK = Theme(
     name="textleak-dark",
     dark=True,
@@ -17,7 +20,7 @@ DARK = Theme(
     success="#6fdd8b",
     warning="#f3c969",
     error="#ff7a85",
-    variables={"footer-key-foreground": "#3ddbc2", "border-blurred": "#2a3546"},
+    variables={"footer-key-foreground": "#3ddbc2", "border-blurred": "#2a3546", "quiet": QUIET},
 )
 LIGHT = Theme(
     name="textleak-light",
@@ -32,5 +35,5 @@ LIGHT = Theme(
     success="#167a37",
     warning="#8f5b00",
     error="#c0243c",
-    variables={"footer-key-foreground": "#00796b", "border-blurred": "#c3ccd8"},
+    variables={"footer-key-foreground": "#00796b", "border-blurred": "#c3ccd8", "quiet": "#5d6978"},
 )
