@@ -106,7 +106,8 @@ def one_seed(options: argparse.Namespace, rows: list[str], seed: int) -> list[di
         found.append(record)
         sys.stdout.write(
             f"  {record['token_match_rate']:.2f} {seconds:6.1f} s (CPU {worked:5.1f} s)  "
-            f"{recovery.evaluations:5d} evaluations  verified {certificate.verified} {recovery.stop.name}  {record['recovered']}\n"
+            f"{recovery.evaluations:5d} evaluations  verified {certificate.verified} {recovery.stop.name}  "
+            f"{record['recovered']}\n"
         )
         sys.stdout.flush()
     sys.stdout.write(_summary(options, model.weights, seed, found) + "\n")

@@ -395,7 +395,12 @@ class _Run:
         if not self.problem.shared.effects or self.judge.has_judged(best) or step.expanded == self.judged_at:
             return False
         self.judged_at = step.expanded
-        self.verdict = self.judge.verdict(best, self.search.scores)
+        return self._put_to_the_test(best)
+
+    def _put_to_the_test(self, guess: Guess) -> bool:
+        """Whether a guess, or a likelier one near it, is the answer behind a defense."""
+        assert self.search is not None
+        self.verdict = self.judge.verdict(guess, self.search.scores)
         while self.verdict.better is not None:
             self.search.put_first(self.verdict.better)
             self.verdict = self.judge.verdict(self.verdict.better, self.search.scores)
@@ -498,6 +503,8 @@ class _Run:
 
     def _recovery(self) -> Recovery:
         assert self.search is not None
+        if self.problem.shared.noise_sigma > 0 and not self._certain():
+            self._put_to_the_test(self.search.beam[0][0])
         sentences = self.search.sentences(verified=self._certain())
         channels = [p.channel for s in sentences for p in s.positions if p.channel]
         late = self._spent() and not self._certain()

@@ -151,8 +151,7 @@ class Judge:
         shared = self.problem.shared
         if shared.noise_sigma == 0:
             return ()
-        found = self._fit(guess)
-        verdict = self._verdicts.get(guess)
+        found, verdict = self._fit(guess), self._verdicts.get(guess)
         if found is None:
             return ("What else was done to the gradient hides how likely the answer is.",)
         if not found.plausible:
