@@ -36,6 +36,7 @@ class IDLG:
         learning_rate: 1 for lbfgs and 0.1 for adam unless given.
         time_limit: seconds after which the best answer so far is returned; None for no limit.
         spread: as for DLG.
+        smooth: as for DLG.
     """
 
     name: ClassVar[str]
@@ -46,7 +47,8 @@ class IDLG:
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     time_limit: Annotated[float, Field(gt=0)] | None = None
-    spread: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.1
+    spread: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.3
+    smooth: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 2.0
 
     def run(
         self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
@@ -73,7 +75,12 @@ class IDLG:
         if shared.known.labels is None:
             yield Phase(name="labels", detail="the class whose entry of the bias gradient is negative")
             labels_KB = torch.full((self.restarts, 1), single_class(shared, model, generator))
-        dlg = DLG(optimizer=self.optimizer, learning_rate=self.learning_rate, spread=self.spread)
+        dlg = DLG(
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            spread=self.spread,
+            smooth=self.smooth,
+        )
         return (
             yield from match_dummies(
                 shared,

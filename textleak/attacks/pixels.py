@@ -41,6 +41,8 @@ class PictureSettings:
             network's own scale.
         total_variation: weight of the mean difference between neighboring pixels in the loss, in the network's scale.
         boxed: whether values are kept between 0 and 1.
+        smooth: pictures are optimized as waves, each in units of 1 / (1 + its number / `smooth`), as coarse structure
+            is larger than fine in any picture; None for pixels.
         one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
     """
 
@@ -48,6 +50,7 @@ class PictureSettings:
     total_variation: float = 0.0
     boxed: bool = False
     one_at_a_time: int = 0
+    smooth: float | None = None
 
 
 def batch_size(shared: SharedGradient) -> int:
@@ -144,7 +147,9 @@ class DummyPictures:
             pixels = name.startswith("pixels")
             shape = self.model.shape if pixels else (self.model.num_labels,)
             noise = torch.randn(candidates, *shape, generator=generator, dtype=torch.float64)
-            if pixels and self.settings.spread is not None:
+            if pixels and self.settings.smooth is not None:
+                noise = (self.settings.spread or 1.0) * noise
+            elif pixels and self.settings.spread is not None:
                 noise = self.model.normalized(0.5 + self.settings.spread * noise)
             drawn[name] = noise.to(device=self.model.device, dtype=self.model.dtype)
         return drawn
@@ -170,7 +175,19 @@ class DummyPictures:
         return self.model.loss(pixels_KBCHW, Targets(labels=labels, weights=weights_KB1))
 
     def _pixels(self, leaves: Leaves) -> Tensor:
-        return torch.stack([leaves[f"pixels {b}"] for b in range(self.batch_size)], 1)
+        leaves_KBCHW = torch.stack([leaves[f"pixels {b}"] for b in range(self.batch_size)], 1)
+        if self.settings.smooth is None:
+            return leaves_KBCHW
+        rows_HH, columns_WW, units_HW = (part.to(leaves_KBCHW) for part in self._waves)
+        return self.model.normalized(0.5 + rows_HH.mT @ (leaves_KBCHW * units_HW) @ columns_WW)
+
+    @cached_property
+    def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosine transforms of rows and columns (orthonormal), and the unit of each wave."""
+        _, height, width = self.model.shape
+        assert self.settings.smooth is not None
+        number_HW = torch.hypot(torch.arange(height)[:, None].double(), torch.arange(width)[None].double())
+        return _cosines(height), _cosines(width), 1 / (1 + number_HW / self.settings.smooth)
 
     def _label_logits(self, leaves: Leaves) -> Tensor:
         return torch.stack([leaves[f"labels {b}"] for b in range(self.batch_size)], 1)
@@ -258,6 +275,14 @@ def numbers_determined(model: ImageModel, names: Iterable[str], batch_size: int)
             numbers = min(numbers, rank * (columns if layer == head else rows + columns - rank))
         found += numbers
     return found
+
+
+def _cosines(size: int) -> Tensor:
+    """The orthonormal cosine transform (type II), a wave a row."""
+    places = torch.arange(size, dtype=torch.float64)
+    waves = torch.cos(torch.pi * (places + 0.5) * places[:, None] / size) * (2 / size) ** 0.5
+    waves[0] /= 2**0.5
+    return waves
 
 
 def frame_distance(step: int) -> int:
