@@ -28,6 +28,14 @@ _EQUAL, _EQUAL_BEHIND_DEFENSE = 1e-4, 1e-5
 # Pictures have no nearest wrong answer, and cutting off values beyond 0 and 1 moves them: at this distance they are at
 # about 30 dB or more from the truth (our choice; LeNet).
 _EQUAL_PICTURES = 1e-3
+# What a wrong sentence changes must show: each sentence's part of the gradient is this many times the distance. A
+# sentence whose loss is almost 0 leaves next to no gradient, and another such sentence in its place would look the same
+# (our choice: then a change of 1/200 of any sentence's own gradient is too much; measured on minilm, bert-base, gpt2,
+# smollm2: a wrong token changes it by 4e-2 and more, the faintest of 8 sentences has 6e-2 of the whole, the true
+# batch is off by at most 5e-5).
+_SHOWS = 200.0
+# Entries compared at once (our choice: a piece fits a core's cache).
+_PIECE = 2**18
 # A client that computes in half precision is off by 4e-3 to 3e-2 from float64, as far as a wrong token can be (measured
 # on minilm and bert-tiny: 5e-3 to 4e-2). So the same computation is repeated in the same precision: exactly equal with
 # the same kernels, 2e-4 with another number of threads, 2e-3 and more with any wrong token or order. Where kernels

@@ -280,7 +280,7 @@ def numbers_determined(model: ImageModel, names: Iterable[str], batch_size: int)
 def _cosines(size: int) -> Tensor:
     """The orthonormal cosine transform (type II), a wave a row."""
     places = torch.arange(size, dtype=torch.float64)
-    waves = torch.cos(torch.pi * (places + 0.5) * places[:, None] / size) * (2 / size) ** 0.5
+    waves: Tensor = torch.cos(torch.pi * (places + 0.5) * places[:, None] / size) * (2 / size) ** 0.5
     waves[0] /= 2**0.5
     return waves
 
