@@ -35,7 +35,7 @@ class Bars(Widget):
         border: round $border-blurred; border-title-color: $primary; border-title-style: bold; padding: 0 1;
         & .bars--bar { color: $success; }
         & .bars--moving { color: $accent; }
-        & .bars--quiet { color: $text-muted; }
+        & .bars--quiet { color: $quiet; }
     }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"bars--bar", "bars--moving", "bars--quiet"}

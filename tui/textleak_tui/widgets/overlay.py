@@ -49,7 +49,7 @@ class Overlay(Widget):
         border: round $border-blurred; border-title-color: $primary; border-title-style: bold; padding: 0 1;
         & .overlay--a { color: $primary; }
         & .overlay--b { color: $secondary; }
-        & .overlay--quiet { color: $text-muted; }
+        & .overlay--quiet { color: $quiet; }
         & .overlay--here { color: $accent; text-style: bold; }
     }
     """

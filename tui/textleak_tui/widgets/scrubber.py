@@ -49,7 +49,7 @@ class Scrubber(Widget, can_focus=True):
         & .scrub--past { color: $accent; text-style: bold; }
         & .scrub--rest { color: $border-blurred; }
         & .scrub--head { color: $accent; text-style: bold; }
-        & .scrub--words { color: $text-muted; }
+        & .scrub--words { color: $quiet; }
         & .scrub--course { color: $success; }
     }
     Scrubber:focus .scrub--head { text-style: bold reverse; }
