@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -229,7 +230,12 @@ class _Fit:
             eps=torch.finfo(tail.hidden.dtype).eps,
         )
 
-    @property
+    @cached_property
+    def _basis_OL(self) -> Tensor:
+        basis_OL: Tensor = torch.linalg.qr(self.atoms_LO.T).Q
+        return basis_OL
+
+    @cached_property
     def missing_O(self) -> Tensor:
         """What the labels leave of Δ."""
         return self.delta_O - self.shares_L @ self.atoms_LO
@@ -249,8 +255,7 @@ class _Fit:
             return 0.0
         missing_O = self.missing_O
         if self.labels:
-            basis_OL, _ = torch.linalg.qr(self.atoms_LO.T)
-            atom_O = atom_O - basis_OL @ (basis_OL.T @ atom_O)
+            atom_O = atom_O - self._basis_OL @ (self._basis_OL.T @ atom_O)
         return float(atom_O @ missing_O / atom_O.norm().clamp_min(torch.finfo(atom_O.dtype).tiny))
 
     def with_label(self, label: int, atom_O: Tensor) -> _Fit:
