@@ -86,6 +86,11 @@ def one_seed(options: argparse.Namespace, rows: list[str], seed: int) -> list[di
         certificate = certify(shared, model, recovery.sentences)
         stages = {name: scoring.score_sentences(s, secret, model) for name, s in recovery.stages.items()}
         record = {
+            "model": options.model,
+            "data": options.data.stem,
+            "batch_size": len(sentences),
+            "tokens": sum(map(len, secret.ids)),
+            "hidden_size": model.hidden_size,
             "seed": seed,
             "sentences": sentences,
             "recovered": [sentence.text for sentence in recovery.sentences],

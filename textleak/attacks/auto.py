@@ -144,8 +144,13 @@ class _Run:
         return recovery.stop is Stop.VERIFIED or (left is not None and left <= 0)
 
     def _best(self) -> Recovery:
-        """The verified answer, else the one with the most tokens that its attack is sure of."""
-        return max(self.answers, key=lambda answer: (answer.stop is Stop.VERIFIED, _certain(answer)))
+        """The verified answer, else the whole one nearest to the gradient, else the one with the surest tokens."""
+        return max(self.answers, key=lambda answer: (answer.stop is Stop.VERIFIED, *self._worth(answer)))
+
+    def _worth(self, answer: Recovery) -> tuple[float, float]:
+        distance = certify(self.shared, self.model, answer.sentences).gradient_distance
+        certain = sum(p.confidence for s in answer.sentences for p in s.positions if p.id >= 0)
+        return (-float("inf") if distance is None else -distance, certain)
 
     def _last(self, recovery: Recovery) -> Recovery:
         """The recovery as the whole run's."""
@@ -166,10 +171,7 @@ class _Run:
     def _matched(self, found: Found) -> Generator[Phase | Progress, None, Recovery]:
         """Matching of what is left; its answer joined with what was proved before."""
         proved = shown(self.model, self.shared, found) if found.rows and found.classes else ()
-        left = self._without(proved) if proved else self.shared
-        if proved and left is None:
-            raise InputError("How many sentences are missing is not known, so matching has nothing to go by.")
-        assert left is not None
+        left = self._without(proved, found.batch_size) if proved else self.shared
         attack = Match(time_limit=self._seconds_left())
         recovery = yield from self._joined(
             self._followed(attack.run(left, self.model, generator=self.generator)), proved
@@ -200,12 +202,11 @@ class _Run:
                 event = dataclasses.replace(event, sentences=(*proved, *event.sentences))
             yield event
 
-    def _without(self, proved: tuple[Sentence, ...]) -> SharedGradient | None:
-        """The gradient of the batch without some sentences; None where nobody knows how many are left."""
-        known = self.shared.known
-        if known.batch_size is None or known.batch_size <= len(proved) or self.shared.defenses:
-            return None
-        size, left = known.batch_size, known.batch_size - len(proved)
+    def _without(self, proved: tuple[Sentence, ...], size: int | None) -> SharedGradient:
+        """The gradient of the batch without some of its `size` sentences."""
+        left = (size or 0) - len(proved)
+        if size is None or left <= 0 or self.shared.defenses:
+            raise InputError("How many sentences are missing doesn't show, so matching has nothing to go by.")
         own = own_gradient(self.shared, self.model.double(), proved)
         gradients = {
             name: ((gradient.double() * size - own[name].to(gradient.device) * len(proved)) / left).to(
@@ -224,8 +225,3 @@ def _shares_embeddings(model: TextModel, shared: SharedGradient) -> bool:
 
 def _unverified(stop: Stop) -> Stop:
     return Stop.CONVERGED if stop is Stop.VERIFIED else stop
-
-
-def _certain(answer: Recovery) -> float:
-    """Tokens that an answer is sure of, by its own confidence."""
-    return sum(p.confidence for s in answer.sentences for p in s.positions if p.id >= 0)

@@ -19,6 +19,7 @@ class Found:
             the batch holds twice is there twice.
         confidence: for each row and position 0 to 1; empty where all of it is certain.
         classes: label of each sentence; empty where they aren't known, or are tokens themselves.
+        batch_size: how many sentences the batch has, as far as the found ones' parts in the gradient tell.
         complete: whether the channel's own evidence leaves nothing over: every distinct input it shows is explained.
         channel: what gave the tokens away, "embedding" or "span".
         sets: tokens that could stand at each position where no sentence could be told; empty otherwise.
@@ -28,6 +29,7 @@ class Found:
     rows: tuple[Row, ...]
     confidence: tuple[tuple[float, ...], ...] = ()
     classes: tuple[int, ...] = ()
+    batch_size: int | None = None
     complete: bool = False
     channel: str = "span"
     sets: tuple[tuple[int, ...], ...] = ()

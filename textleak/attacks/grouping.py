@@ -215,7 +215,7 @@ class _Grouping:
 
     def found(self, notes: Sequence[str]) -> Found:
         """What is known at the end."""
-        rows, classes, complete = self._batch()
+        rows, classes, size = self._batch()
         if self.model.num_labels is None and (only := self._only()) is not None:
             hidden = self.model.mask_id if self.model.task == "masked-lm" else None
             rows = [tuple(OPEN if token == hidden else token for token in only)]
@@ -223,19 +223,20 @@ class _Grouping:
         notes = (*notes, *self.notes)
         left = self.left.inputs[0].span
         if left is not None:
-            more = f"{left.rank} of the inputs that the gradient shows belong to no sentence found."
-            notes = (*notes, more)
+            known = "" if size is None else f" and {size - len(rows)} of {size} sentences"
+            notes = (*notes, f"{left.rank} of the inputs that the gradient shows{known} were not found.")
         return Found(
             rows=tuple(rows),
             classes=tuple(classes),
-            complete=complete,
+            batch_size=size,
+            complete=left is None and len(rows) == size,
             channel="span",
             sets=self._sets() if left is not None else (),
             notes=tuple(notes),
         )
 
-    def _batch(self) -> tuple[list[Row], list[int], bool]:
-        """All sentences, each as often as the batch holds it, their labels, and whether none is missing."""
+    def _batch(self) -> tuple[list[Row], list[int], int | None]:
+        """All sentences, each as often as the batch holds it, their labels, and the batch's size where that shows."""
         counted = (
             batch_counts(self.members, batch_size=self.shared.known.batch_size) if self.members else None
         )
@@ -244,13 +245,13 @@ class _Grouping:
             for member in self.members:
                 rows.append(member.row)
                 classes.append(max(range(len(member.parts)), key=member.parts.__getitem__))
-            return rows, classes, False
+            return rows, classes, None
         size, counts = counted
         for member, by_class in zip(self.members, counts, strict=True):
             for label, count in enumerate(by_class):
                 rows += [member.row] * count
                 classes += [label] * count
-        return rows, classes, len(rows) == size and self.left.inputs[0].span is None
+        return rows, classes, size
 
     def _sets(self) -> tuple[tuple[int, ...], ...]:
         tokens = self.pairs.tokens_N.tolist()
