@@ -23,6 +23,7 @@ import tempfile
 import termios
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from textleak.events import Position, Progress, Sentence, TokenGuess, Truth
@@ -164,32 +165,44 @@ def keys(seconds: float, size: tuple[int, int], threads: int) -> None:
 
 
 def slow_down(pairs: int, size: tuple[int, int], steps: int) -> None:
-    """The attack's own seconds with the app and without it, alternating."""
-    alone: list[float] = []
-    beside: list[float] = []
+    """The attack's own seconds, and its processor time, with the app and without it, alternating."""
+    ratios: list[tuple[float, float]] = []
     fields = {"attack": "tag", "steps": str(steps), "threads": "1"}
     for _ in range(pairs):
         with tempfile.TemporaryDirectory() as name:
             out = Path(name) / "run"
-            subprocess.run(
+            process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "textleak.cli", "run", "-s", SENTENCE, "-a", "tag"),
                     *("--steps", str(steps), "--threads", "1", "--out", str(out), "--json"),
                 ],
                 env=environment(Path(name)),
-                capture_output=True,
-                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
-            alone.append(json.loads((out / "result.json").read_text())["seconds"])
+            alone = _spent(process.pid, out, lambda: time.sleep(0.05))
+            process.wait()
         with tempfile.TemporaryDirectory() as name:
             terminal, folder = start_run(Path(name), size, fields)
-            while not (folder / "result.json").exists():
-                terminal.drain(0.3)
-            beside.append(json.loads((folder / "result.json").read_text())["seconds"])
+            pid = json.loads((folder / "run.json").read_text())["pid"]
+            beside = _spent(pid, folder, lambda terminal=terminal: terminal.drain(0.05))
             terminal.close()
-        say(f"  alone {alone[-1]:.2f} s, with the app {beside[-1]:.2f} s")
-    ratio = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
-    say(f"slow-down: {100 * (ratio - 1):+.1f} % (median of {pairs} pairs)")
+        ratios.append((beside[0] / alone[0], beside[1] / alone[1]))
+        say(
+            f"  alone {alone[0]:.2f} s ({alone[1]:.2f} s of processor), "
+            f"with the app {beside[0]:.2f} s ({beside[1]:.2f} s)"
+        )
+    wall, cpu = (100 * (statistics.median(ratio) - 1) for ratio in zip(*ratios, strict=True))
+    say(f"slow-down: {wall:+.1f} %, in processor time {cpu:+.1f} % (medians of {pairs} pairs)")
+
+
+def _spent(pid: int, folder: Path, wait: Callable[[], object]) -> tuple[float, float]:
+    """An attack's seconds as it tells them, and the processor time of its process until its result."""
+    cpu = 0.0
+    while not (folder / "result.json").exists():
+        cpu = cpu_seconds(pid)
+        wait()
+    return float(json.loads((folder / "result.json").read_text())["seconds"]), cpu
 
 
 def growth(events: int, size: tuple[int, int]) -> None:

@@ -215,10 +215,6 @@ class FieldRow(Horizontal):
         if isinstance(event.widget, Static) and event.widget.has_class("more"):
             self.box.choose(1)
 
-    @on(ComboBox.Changed)
-    def _changed(self) -> None:
-        """The error, if any, is judged anew by the form."""
-
     def check(self, catalog: Catalog) -> bool:
         """Judge the text; whether it can be used."""
         try:
