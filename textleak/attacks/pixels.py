@@ -175,11 +175,14 @@ class DummyPictures:
         return self.model.loss(pixels_KBCHW, Targets(labels=labels, weights=weights_KB1))
 
     def _pixels(self, leaves: Leaves) -> Tensor:
-        leaves_KBCHW = torch.stack([leaves[f"pixels {b}"] for b in range(self.batch_size)], 1)
+        return torch.stack([self._as_pixels(leaves[f"pixels {b}"]) for b in range(self.batch_size)], 1)
+
+    def _as_pixels(self, leaf_KCHW: Tensor) -> Tensor:
+        """What a leaf of a picture stands for, as the network reads it."""
         if self.settings.smooth is None:
-            return leaves_KBCHW
-        rows_HH, columns_WW, units_HW = (part.to(leaves_KBCHW) for part in self._waves)
-        return self.model.normalized(0.5 + rows_HH.mT @ (leaves_KBCHW * units_HW) @ columns_WW)
+            return leaf_KCHW
+        rows_HH, columns_WW, units_HW = (part.to(leaf_KCHW) for part in self._waves)
+        return self.model.normalized(0.5 + rows_HH.mT @ (leaf_KCHW * units_HW) @ columns_WW)
 
     @cached_property
     def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,7 +203,9 @@ class DummyPictures:
         if weight:
             own = {n: leaves[n].detach().requires_grad_() for n in free if n.startswith("pixels")}
             with torch.enable_grad():
-                variation_K = weight * torch.stack([total_variation(x) for x in own.values()]).mean(0)
+                variation_K = weight * torch.stack(
+                    [total_variation(self._as_pixels(leaf)) for leaf in own.values()]
+                ).mean(0)
             slopes = torch.autograd.grad(variation_K.sum(), list(own.values()))
             for name, slope in zip(own, slopes, strict=True):
                 gradients[name] = gradients[name] + slope
