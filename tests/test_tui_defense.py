@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from textleak.events import Finished, Phase, Position, Progress, Sentence, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak_tui import export, fields, ladder
 from textleak_tui.app import TextleakApp, build_app
-from textleak_tui.child import Failure
+from textleak_tui.child import Child, Failure
 from textleak_tui.fields import Catalog
 from textleak_tui.ladder import Knob, knob_named, knobs, strengths, verdict
 from textleak_tui.screens.base import Page
@@ -26,7 +27,7 @@ from textleak_tui.screens.replay import ReplayScreen
 
 CATALOG = Catalog.from_json(
     {
-        "attacks": [{"name": "match", "summary": "ours", "options": []}],
+        "attacks": [{"name": name, "summary": "", "options": []} for name in ("dlg", "match")],
         "defenses": [
             {
                 "name": "gaussian",
@@ -226,11 +227,14 @@ def drive(
     asyncio.run(session())
 
 
-async def until(pilot: Pilot[None], true: Callable[[], object], seconds: float = 8.0) -> None:
-    for _ in range(round(seconds / 0.02)):
+async def until(
+    pilot: Pilot[None], true: Callable[[], object], seconds: float = 8.0, every: float = 0.02
+) -> None:
+    for _ in range(round(seconds / every)):
         if true():
             return
-        await pilot.pause(0.02)
+        await asyncio.sleep(every)
+    await pilot.pause()
     pytest.fail("it didn't come true in time")
 
 
@@ -419,5 +423,28 @@ def test_the_ladder_fits_every_size(tmp_path):
         await pilot.press("n")
         assert page.form.display
         assert "Sentence" in screen(app)
+
+    drive(tmp_path, look)
+
+
+@pytest.mark.slow
+def test_a_ladder_of_real_runs(tmp_path, monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tui")]))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("textleak_tui.screens.defense.Child", Child)
+
+    async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: page.catalog.defenses)
+        page.textleak.remember("fields", {"weights": "random", "steps": "3", "threads": "1"})
+        page.rows["attack"].box.input.value = "dlg"
+        page.rows["rungs"].box.input.value = "none, 0.5"
+        await pilot.press(*"the cat", "f5")
+        await until(pilot, lambda: page.rungs and not page.going, seconds=240, every=0.5)
+        assert [rung.status for rung in page.rungs] == ["done", "done"]
+        assert [rung.result["defense"] for rung in page.rungs] == [[], ["gaussian:sigma=0.5"]]
+        assert page.rungs[0].state.progress.loss != page.rungs[1].state.progress.loss
+        assert {rung.result["seed"] for rung in page.rungs} == {0}
+        assert len(list(tmp_path.iterdir())) == 2
 
     drive(tmp_path, look)

@@ -18,7 +18,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
-from textual.widgets import DataTable, Static, TextArea
+from textual.widgets import Static, TextArea
 
 from textleak.errors import InputError, TextleakError
 from textleak.live import UNICODE, ViewState, loss_in_words, seconds_in_words
@@ -30,6 +30,7 @@ from textleak_tui.ladder import Knob
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
 from textleak_tui.widgets.bars import Bar, Bars
+from textleak_tui.widgets.run_table import RunTable
 from textleak_tui.widgets.setup_form import ComboBox, FieldRow, SentenceInput
 from textleak_tui.widgets.words import Words
 
@@ -54,7 +55,7 @@ _NOTHING = (
     "how much does this defense keep back, and from which strength on?\nF5 runs the ladder."
 )
 _TONES = {"done": "success", "running": "accent", "loading": "accent", "failed": "error"}
-COLUMNS = {"strength": 0, "state": 0, "match rate": 0, "verified": 70, "loss": 84, "took": 70, "text": 110}
+COLUMNS = {"strength": 0, "state": 0, "match rate": 0, "verified": 70, "loss": 84, "took": 70, "text": 140}
 
 
 @dataclasses.dataclass
@@ -138,7 +139,7 @@ class DefenseScreen(Page):
             tooltip="Stop the rung that runs with its best answer, and leave out the rest.",
         ),
         Binding("n", "edit", "Change", tooltip="Back to the sentence and the ladder."),
-        Binding("enter,o", "open", "Open", show=False, tooltip="Replay the run of a rung."),
+        Binding("o", "open", "Open", show=False, tooltip="Replay the run of a rung."),
         Binding(
             "ctrl+l",
             "copy",
@@ -167,19 +168,14 @@ class DefenseScreen(Page):
         & .rest { height: auto; color: $text-muted; padding: 0 0 0 10; }
         & .results { height: 1fr; }
         & .empty { height: 1fr; content-align: center middle; text-align: center; color: $text-muted; padding: 0 4; }
-        & DataTable { height: 1fr; width: 3fr; background: $background; padding: 0 1; }
-        & DataTable:focus { background-tint: $foreground 0%; }
-        & DataTable > .datatable--header { background: $background; color: $primary; text-style: bold; }
-        & DataTable > .datatable--cursor, & DataTable:focus > .datatable--cursor {
-            background: $panel; color: $foreground; text-style: bold;
-        }
+        & RunTable { width: 3fr; }
         & Bars { width: 2fr; height: 1fr; max-height: 20; }
         & .results.-stacked {
             layout: vertical;
-            & DataTable { width: 1fr; height: auto; min-height: 4; max-height: 60%; }
+            & RunTable { width: 1fr; height: auto; min-height: 4; max-height: 60%; }
             & Bars { width: 1fr; height: 1fr; min-height: 6; }
         }
-        & .results.-alone DataTable { height: 1fr; max-height: 100%; }
+        & .results.-alone RunTable { height: 1fr; max-height: 100%; }
         & .verdict { height: auto; padding: 0 2; text-style: bold; }
         & .words { height: auto; max-height: 6; padding: 0 2; color: $text-muted; }
         & .commands.-none { display: none; }
@@ -199,8 +195,9 @@ class DefenseScreen(Page):
         self.rows: dict[str, FieldRow] = {}
         self.wrong = Static("", classes="wrong", markup=False)
         self.rest = Static("", classes="rest", markup=False)
-        self.table: DataTable[Text] = DataTable(cursor_type="row", cell_padding=1)
+        self.table = RunTable()
         self.bars = Bars()
+        self.results = Horizontal(classes="results")
         self.empty = Words(grows=True, classes="empty")
         self.verdict = Words(grows=True, classes="verdict")
         self.words = Words(grows=True, classes="words")
@@ -223,7 +220,7 @@ class DefenseScreen(Page):
         self.rows = {f.name: FieldRow(f, values.get(f.name, f.default)) for f in LADDER_FIELDS}
         self.form = Form(self.sentences, self.wrong, list(self.rows.values()), self.rest)
         yield self.form
-        with Horizontal(classes="results"):
+        with self.results:
             yield self.table
             yield self.bars
             yield self.empty
@@ -480,7 +477,7 @@ class DefenseScreen(Page):
             return
         self.form.display = self._editing or self.size.height >= FORM
         self.commands.display = self.size.height >= COMMANDS or not self.rungs
-        self.query_one(".results").set_class(not self._beside, "-stacked")
+        self.results.set_class(not self._beside, "-stacked")
         self.refresh_bindings()
         self._columns = ()
         self._draw()
@@ -492,7 +489,7 @@ class DefenseScreen(Page):
         self.empty.say("" if begun else _NOTHING)
         self.table.display = begun and (self._roomy or not self._plot)
         self.bars.display = begun and (self._roomy or self._plot)
-        self.query_one(".results").set_class(not self.bars.display, "-alone")
+        self.results.set_class(not self.bars.display, "-alone")
         self._fill()
         self._tell()
         blind = self.textleak.blind

@@ -26,6 +26,7 @@ from textleak.words import count_of
 from textleak_tui.listing import Order, Row, Shelf, arranged, when
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.replay import SIGNS
+from textleak_tui.widgets.run_table import RunTable
 
 SECONDS_BETWEEN_LOOKS = 2.0
 MARK = "◆"
@@ -57,16 +58,6 @@ _TONES = {
 }
 
 
-class RunTable(DataTable[Text]):
-    """The table, whose Enter is told in the footer."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "select_cursor", "Open", tooltip="Replay the run; one still written is followed."),
-        Binding("home", "scroll_top", "First run", show=False),
-        Binding("end", "scroll_bottom", "Last run", show=False),
-    ]
-
-
 class HistoryScreen(Page):
     """Every run under the runs folder, kept up to date while one looks."""
 
@@ -91,12 +82,6 @@ class HistoryScreen(Page):
     HistoryScreen {
         & .summary { height: 1; padding: 0 2; color: $text-muted; }
         & Input { height: 1; border: none; padding: 0 2; background: $panel; }
-        & DataTable { height: 1fr; background: $background; padding: 0 1; }
-        & DataTable:focus { background-tint: $foreground 0%; }
-        & DataTable > .datatable--header { background: $background; color: $primary; text-style: bold; }
-        & DataTable > .datatable--cursor, & DataTable:focus > .datatable--cursor {
-            background: $panel; color: $foreground; text-style: bold;
-        }
         & .nothing {
             height: 1fr; content-align: center middle; text-align: center; color: $text-muted; padding: 0 4;
         }
@@ -119,7 +104,7 @@ class HistoryScreen(Page):
         self.shown: list[Row] = []
         self.marked: list[Path] = []
         self.order = Order.NEWEST
-        self.table = RunTable(cursor_type="row", cell_padding=1)
+        self.table = RunTable()
         self.words = Input(placeholder="words that a run must have, for example: dlg gaussian failed")
         self.summary = Static("", classes="summary", markup=False)
         self.nothing = Static("", classes="nothing", markup=False)

@@ -51,6 +51,7 @@ class ReplayScreen(Page):
         Binding("full_stop", "step(1)", "One on", show=False, tooltip="Go one event on."),
         Binding("f", "newest", "Newest", tooltip="Go to the end; follow it while the run is still written."),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
+        Binding("t", "app.truth", "Truth", tooltip="Show or hide the true tokens."),
         Binding("escape", "back", "Back", tooltip="Leave the replay."),
     ]
     DEFAULT_CSS = """

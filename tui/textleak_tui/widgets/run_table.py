@@ -1,0 +1,32 @@
+"""A table of runs, whose Enter is told in the footer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.widgets import DataTable
+
+
+class RunTable(DataTable[Text]):
+    """A row a run."""
+
+    DEFAULT_CSS = """
+    RunTable {
+        height: 1fr; background: $background; padding: 0 1;
+        &:focus { background-tint: $foreground 0%; }
+        & > .datatable--header { background: $background; color: $primary; text-style: bold; }
+        & > .datatable--cursor, &:focus > .datatable--cursor {
+            background: $panel; color: $foreground; text-style: bold;
+        }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "select_cursor", "Open", tooltip="Replay the run; one still written is followed."),
+        Binding("home", "scroll_top", "First run", show=False),
+        Binding("end", "scroll_bottom", "Last run", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__(cursor_type="row", cell_padding=1)
