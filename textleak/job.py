@@ -67,6 +67,7 @@ class Job:
             "attack_options": dataclasses.asdict(self.attack),  # type: ignore[call-overload]
             "share": self.shared.share,
             "defense": [Choice(name=d.name, options=d.options).spec for d in self.shared.defenses],
+            "epsilon": finite(next((d.epsilon for d in self.shared.defenses if d.epsilon is not None), None)),
             "know": [kind for kind in _KNOWN if getattr(known, _KNOWN[kind]) is not None],
             "threads": self.threads,
             "seed": self.config.seed,
