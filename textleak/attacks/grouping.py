@@ -158,7 +158,7 @@ class _Grouping:
         if not further:
             self.notes.append(_NO_CHECK)
         judge = max(range(len(further)), key=lambda i: _slack(further[i]), default=-1) + 1
-        self.left = Remainder(model=model, inputs=(first, *further), judge=judge)
+        self.left = Remainder.of(model, (first, *further), judge=judge)
         self.members: list[Member] = []
         self.attention: FirstAttention | None = None
         self.tries = 0

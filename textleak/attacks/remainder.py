@@ -11,7 +11,9 @@ Shapes: T tokens of a sentence, R rank, I and O a layer's input and output size,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -43,7 +45,7 @@ class LayerRemainder:
         layers: that read it.
         stacked_OI: their stacked gradients, float64.
         span: where the input lies in the sentences that are left; None where nothing is.
-        rounding: the largest singular value that rounding of the shared gradient can make.
+        rounding: about the largest singular value that the client's rounding makes.
     """
 
     layers: Layers
@@ -63,21 +65,30 @@ class LayerRemainder:
         rounding = largest * torch.finfo(gradients[0].dtype).eps
         return cls(layers=layers, stacked_OI=stacked_OI, span=span, rounding=rounding)
 
-    def less(self, gradients: Mapping[str, Tensor]) -> LayerRemainder:
-        """What is left after taking some sentences' gradients off."""
-        own_OI = torch.cat([_as_rows(gradients[layer.weight_name], layer) for layer in self.layers])
-        stacked_OI = self.stacked_OI - own_OI
+    def less(self, gradients: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> LayerRemainder:
+        """What is left after taking some sentences' gradients off.
+
+        Args:
+            gradients: theirs, by parameter.
+            errors: about what the client's rounding did to them.
+        """
         assert self.span is not None
+        own_OI, error_OI = (
+            torch.cat([_as_rows(values[layer.weight_name], layer) for layer in self.layers])
+            for values in (gradients, errors)
+        )
+        stacked_OI = self.stacked_OI - own_OI
+        rounding = math.hypot(self.rounding, float(torch.linalg.matrix_norm(error_OI, ord=2)))
         left_OR, s_R, _ = torch.linalg.svd(stacked_OI @ self.span.basis_RI.T, full_matrices=False)
-        floor, noise, clear = spectrum_end(s_R, self.rounding)
-        rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * self.rounding else 0
+        floor, noise, clear = spectrum_end(s_R, rounding)
+        rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * rounding else 0
         span = None
         if rank > 0:
             # One step of subspace iteration, or the directions would keep the errors of the wider span's weak ones.
             _, s_R, basis_RI = torch.linalg.svd(left_OR[:, :rank].T @ stacked_OI, full_matrices=False)
             shape = (stacked_OI.shape[0], stacked_OI.shape[1])
             span = span_of(self.span.layers, s_R, basis_RI, shape=shape, noise=noise, clear=clear)
-        return dataclasses.replace(self, stacked_OI=stacked_OI, span=span)
+        return dataclasses.replace(self, stacked_OI=stacked_OI, span=span, rounding=rounding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,14 +111,27 @@ class Remainder:
     """What is left of a classifier's shared gradient, at some of its inputs.
 
     Attributes:
-        model: the public model.
+        exact: the public model in float64.
+        rough: in the client's precision, to see what rounding does; in float32 where that is float64.
+        rounding: relative rounding of an entry by the client, as a part of what `rough` has.
         inputs: what is left at each input.
         judge: which of them tells whether a sentence is in the batch.
     """
 
-    model: TextModel
+    exact: TextModel
+    rough: TextModel
+    rounding: float
     inputs: tuple[LayerRemainder, ...]
     judge: int
+
+    @classmethod
+    def of(cls, model: TextModel, inputs: tuple[LayerRemainder, ...], *, judge: int) -> Remainder:
+        """All of a shared gradient."""
+        rough = model
+        if model.dtype == torch.float64:
+            rough = dataclasses.replace(model, network=copy.deepcopy(model.network).float())
+        rounding = torch.finfo(model.dtype).eps / torch.finfo(rough.dtype).eps
+        return cls(exact=model.double(), rough=rough, rounding=rounding, inputs=inputs, judge=judge)
 
     def member(self, row: Row) -> tuple[Member, Remainder] | None:
         """The sentence's part in the batch, and what is left without it; None where it isn't in the batch."""
@@ -116,10 +140,10 @@ class Remainder:
             return None
         chances_C = self._chances(row)
         # Any class's gradient follows from the others', as their mean by the model's own prediction is zero.
-        by_class = [self._gradient(row, label) for label in range(len(chances_C) - 1)]
+        by_class = self._gradients(self.exact, row)
         name = judge.layers[0].name
-        ids_1T = torch.tensor([row], device=self.model.device)
-        inputs_TI = exact(layer_inputs(self.model, ids_1T, [name])[name][0])
+        ids_1T = torch.tensor([row], device=self.exact.device)
+        inputs_TI = layer_inputs(self.exact, ids_1T, [name])[name][0].to(judge.span.basis_RI.device)
         basis_RI = judge.span.basis_RI
         left_TO = (inputs_TI @ basis_RI.T) @ torch.linalg.pinv(judge.stacked_OI @ basis_RI.T)
         back_IT = torch.linalg.pinv(inputs_TI)
@@ -136,38 +160,48 @@ class Remainder:
         off_TT = torch.einsum("c,cst->st", parts_C, own_CTT) - identity_TT
         if float(off_TT.norm()) > _UNLIKE_IDENTITY * len(row) ** 0.5:
             return None
-        total = {
-            key: torch.stack([part * g[key] for part, g in zip(parts_C, by_class, strict=True)]).sum(0)
-            for key in by_class[0]
-        }
-        left = dataclasses.replace(self, inputs=tuple(input_.less(total) for input_ in self.inputs))
+        total, rough = _combined(by_class, parts_C), _combined(self._gradients(self.rough, row), parts_C)
+        errors = {key: self.rounding * (rough[key] - total[key]) for key in total}
+        left = dataclasses.replace(self, inputs=tuple(input_.less(total, errors) for input_ in self.inputs))
         parts_C = torch.cat([parts_C, parts_C.new_zeros(1)])
         least = float((parts_C / chances_C).min())
         parts = (parts_C - least * chances_C).clamp_min(0)
         return Member(row=row, parts=tuple(parts.tolist()), chances=tuple(chances_C.tolist())), left
 
-    def _gradient(self, row: Row, label: int) -> dict[str, Tensor]:
-        """The gradient of the sentence alone with a label, at the layers of `inputs`."""
-        batch, targets = self._alone(row, [label])
+    def _gradients(self, model: TextModel, row: Row) -> list[dict[str, Tensor]]:
+        """The gradients of the sentence alone with each label but the last, at the layers of `inputs`."""
         names = [layer.weight_name for input_ in self.inputs for layer in input_.layers]
-        return {name: exact(g) for name, g in formed_gradient(self.model, batch, targets, names).items()}
+        formed = [formed_gradient(model, *_alone(model, row, [c]), names) for c in range(model.classes - 1)]
+        return [{name: exact(g) for name, g in gradients.items()} for gradients in formed]
 
     def _chances(self, row: Row) -> Tensor:
         """The model's prediction for the sentence, (C,): from the losses of all labels."""
-        batch, targets = self._alone(row, list(range(self.model.classes)))
+        batch, targets = _alone(self.exact, row, range(self.exact.classes))
         labels_C1L, weights_C1L = targets.labels[:, None], targets.weights[:, None] * len(targets.weights)
         with torch.no_grad():
-            losses_C = self.model.loss(
+            losses_C = self.exact.loss(
                 batch.ids_BT[:, None],
                 batch.mask_BT[:, None],
                 dataclasses.replace(targets, labels=labels_C1L, weights=weights_C1L),
             )
         return (-exact(losses_C)).softmax(0)
 
-    def _alone(self, row: Row, labels: Sequence[int]) -> tuple[Batch, Targets]:
-        ids_BT = torch.tensor([row], device=self.model.device).expand(len(labels), -1)
-        batch = Batch(ids_BT=ids_BT, mask_BT=torch.ones_like(ids_BT))
-        return self.model.targets(batch, labels, torch.Generator())
+
+def _alone(model: TextModel, row: Row, labels: Sequence[int]) -> tuple[Batch, Targets]:
+    """The sentence, once with each label."""
+    ids_BT = torch.tensor([row], device=model.device).expand(len(labels), -1)
+    batch = Batch(ids_BT=ids_BT, mask_BT=torch.ones_like(ids_BT))
+    return model.targets(batch, labels, torch.Generator())
+
+
+def _combined(by_class: Sequence[Mapping[str, Tensor]], parts_C: Tensor) -> dict[str, Tensor]:
+    """Gradients of a sentence's labels, each as strongly as it is in the batch."""
+    return {
+        key: torch.stack([part * g[key].to(parts_C) for part, g in zip(parts_C, by_class, strict=True)]).sum(
+            0
+        )
+        for key in by_class[0]
+    }
 
 
 def batch_counts(
