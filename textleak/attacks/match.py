@@ -5,7 +5,8 @@
 2. Where that leaves no exact match, or the proposals are switched off or closed: dummy embeddings and soft labels
    of K candidates are optimized, decoded to the nearest tokens and pooled; a search goes on from there with the
    pool and the tokens that the slope of the matching loss proposes. Stuck, it opens places of the best guess again.
-The attack stops as soon as the recovery's own gradient equals the shared one.
+The attack stops as soon as the recovery's own gradient equals the shared one, as far as a defense lets through, or
+leaves of a noisy one nothing but noise (`settle`).
 
 Shapes: K candidates, B sentences, T tokens, E embedding size, V vocabulary.
 """
