@@ -11,27 +11,20 @@ Shapes: N pairs, T positions, V vocabulary, R rank, I and O a layer's input and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from textleak.attacks.remainder import LayerRemainder
+from textleak.attacks.vocabulary import OUTSIDE, Vocabulary
 from textleak.models import TextModel
-from textleak.models.additive import additive_inputs
 from textleak.models.attention import FirstAttention, project
-from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.models.probe import LocalLayer
 from textleak.numerics import exact
 from textleak.subspace import InputSpan
 
-# An input with more than this many times what rounding accounts for is outside (see prefixes).
-_OUTSIDE = 100.0
-# Random directions outside the span that the vocabulary is first looked at along, and what float32 can't tell from
-# zero along them, with room to spare.
-_SKETCH, _FLOAT32_MARGIN = 24, 1e-4
-# Tokens of all rows that run through the first layers at once: bounds the memory.
-_TOKENS_A_PASS = 8192
 # Reweighted least squares (Gorodnitsky & Rao 1997; for several measurements Cotter et al. 2005): the power of a row's
 # size that becomes its weight, and rounds (our choice; measured on minilm).
 _LOUDNESS_POWER, _LOUDNESS_ROUNDS = 1.2, 60
@@ -79,7 +72,7 @@ class Pairs:
 
     def inside(self, span: InputSpan, eps: float) -> Pairs:
         """Those whose input lies in a narrower span too."""
-        kept_N = span.misfit(self.inputs_NI, eps=eps) <= _OUTSIDE
+        kept_N = span.misfit(self.inputs_NI, eps=eps) <= OUTSIDE
         return Pairs(
             positions_N=self.positions_N[kept_N],
             tokens_N=self.tokens_N[kept_N],
@@ -96,54 +89,18 @@ def find_pairs(model: TextModel, layer: LocalLayer, span: InputSpan, *, longest:
         span: where its inputs lie.
         longest: tokens of the longest sentence, where that is known.
     """
-    eps = torch.finfo(model.dtype).eps
+    vocabulary = Vocabulary(model, layer, span)
     # Each position of the longest sentence adds an input of its own.
-    positions = min(longest or span.rank, span.rank, model.max_length)
-    found: list[tuple[Tensor, Tensor]] = []
-    for ids_N, inputs_NI in _near(model, layer, span, positions):
-        kept_N = span.misfit(inputs_NI, eps=eps) <= _OUTSIDE
-        if not kept_N.any():
-            break
-        found.append((ids_N[kept_N], exact(inputs_NI[kept_N])))
+    positions = range(min(longest or span.rank, span.rank, model.max_length))
+    found = list(itertools.takewhile(lambda here: len(here[0]) > 0, map(vocabulary.inside, positions)))
     if not found:
         empty = torch.zeros(0, dtype=torch.long)
         return Pairs(positions_N=empty, tokens_N=empty, inputs_NI=span.basis_RI[:0])
     return Pairs(
         positions_N=torch.cat([torch.full_like(ids_N, t) for t, (ids_N, _) in enumerate(found)]),
         tokens_N=torch.cat([ids_N for ids_N, _ in found]),
-        inputs_NI=torch.cat([inputs_NI for _, inputs_NI in found]),
+        inputs_NI=torch.cat([exact(inputs_NI) for _, inputs_NI in found]),
     )
-
-
-def _near(
-    model: TextModel, layer: LocalLayer, span: InputSpan, positions: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each position the tokens whose input is about in the span, with their inputs."""
-    generator = torch.Generator().manual_seed(0)
-    basis_RI = span.basis_RI
-    directions_KI = torch.randn(_SKETCH, span.size, generator=generator, dtype=torch.float64).to(basis_RI)
-    directions_KI -= (directions_KI @ basis_RI.T) @ basis_RI
-    directions_KI = (directions_KI / directions_KI.norm(dim=1, keepdim=True)).to(model.device, model.dtype)
-    turned = (span.size - span.rank) * float(span.unsure_R.max()) ** 2
-    # Along a direction outside lies, of the squared norm outside, one part in as many as there are dimensions outside.
-    margin = (_OUTSIDE * turned + _FLOAT32_MARGIN) * _SKETCH / max(1, span.size - span.rank)
-    every_V = torch.arange(model.vocab_size, device=model.device)
-    made = additive_inputs(model, layer, positions) if layer.depends_on_position else None
-    if made is not None:
-        typical = float(made.at(every_V[:1024], torch.zeros_like(every_V[:1024])).square().sum(1).median())
-        for position, along_VK in enumerate(made.along(directions_KI)):
-            ids_N = (along_VK.square().sum(1) <= margin * typical).nonzero().flatten()
-            yield ids_N, made.at(ids_N, torch.full_like(ids_N, position))
-        return
-    for position in range(positions):
-        near = []
-        for ids_N in torch.split(every_V, max(1, _TOKENS_A_PASS // (position + 1))):
-            rows_NT = ids_N[:, None].expand(-1, position + 1)
-            inputs_NI = layer_inputs(model, rows_NT, [layer.name])[layer.name][:, -1]
-            along_NK = inputs_NI @ directions_KI.T
-            kept_N = along_NK.square().sum(1) <= margin * inputs_NI.square().sum(1)
-            near.append((ids_N[kept_N], inputs_NI[kept_N]))
-        yield torch.cat([ids for ids, _ in near]), torch.cat([inputs for _, inputs in near])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

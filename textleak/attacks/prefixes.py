@@ -24,6 +24,7 @@ from torch import Tensor
 from textleak.attacks.found import OPEN, Found
 from textleak.attacks.predictions import read_predictions, whole_numbers
 from textleak.attacks.proposals import Proposals
+from textleak.attacks.vocabulary import OUTSIDE, Vocabulary
 from textleak.decoding import to_sentence
 from textleak.events import Phase, Progress, Sentence
 from textleak.gradients import SharedGradient
@@ -32,18 +33,9 @@ from textleak.models import TextModel
 from textleak.models.probe import LocalLayer, following_layers, layer_inputs
 from textleak.subspace import InputSpan, layer_span, shared_spans
 
-# An input with more than this many times what rounding accounts for is outside (our choice; measured on gpt2 and
-# smollm2 with n/D from 0.01 to 0.7: up to 4 inside, 1e7 and more outside).
-_OUTSIDE = 100.0
 # Tokens of all rows that run through the first layers at once, and tokens tried after one beginning in one row: both
 # bound the memory.
 _TOKENS_A_PASS, _TRIED_A_ROW = 8192, 256
-# Rows of the vocabulary scanned at once (our choice; measured: 4 times as fast as 16384, which leave the caches).
-_SCAN_CHUNK = 2048
-# Directions outside the span that tell most tokens at once (our choice).
-_DIRECTIONS = 16
-# Part of an input that float32 can't tell from none, with room to spare.
-_FLOAT32_MARGIN = 1e-4
 # Later layers' inputs that can be asked; how many are tried as the one that every beginning has to be in; and times as
 # many beginnings as its span has room for that are followed before it is given up (our choice).
 _DEEPEST, _MOST_ATTEMPTS, _TOO_MANY = 16, 4, 2
@@ -213,7 +205,7 @@ class _Tree:
             (misfit, (*row, token))
             for row, misfits_K in zip(frontier, misfits_FK, strict=True)
             for token, misfit in zip(tokens, misfits_K, strict=True)
-            if misfit <= _OUTSIDE and (not row or self.place((*row, token)) != self.place(row))
+            if misfit <= OUTSIDE and (not row or self.place((*row, token)) != self.place(row))
         ]
         # More beginnings than there are: other layers tell more.
         other = 0
@@ -221,7 +213,7 @@ class _Tree:
             if other != self.first:
                 misfits = check.row_misfits([row for _, row in kept])
                 pairs = zip(kept, misfits, strict=True)
-                kept = [(max(before, after), row) for (before, row), after in pairs if after <= _OUTSIDE]
+                kept = [(max(before, after), row) for (before, row), after in pairs if after <= OUTSIDE]
             other += 1
         return [row for _, row in sorted(kept)[: room + 1]]
 
@@ -313,71 +305,6 @@ def _packs(model: TextModel, layer: str) -> bool:
     return bool((packed - plain).norm() <= 1e-2 * plain.norm())  # a wrong mask changes far more than rounding
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
-class _Vocabulary:
-    """Tokens whose input lies in the first block's span.
-
-    Attributes:
-        model: the public model.
-        layer: a layer that shows the span.
-        span: where its input lies in the batch's sentences.
-        packs: whether the network can be told a token's position.
-        outside_IS: some directions outside the span: what is inside has nothing along them.
-        known: what was found, by position.
-    """
-
-    model: TextModel
-    layer: LocalLayer
-    span: InputSpan
-    packs: bool = False
-    outside_IS: Tensor = dataclasses.field(init=False)
-    known: dict[int, list[int]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Try the network, and choose directions."""
-        self.packs = self.layer.depends_on_position and _packs(self.model, self.layer.name)
-        basis_RI, size = self.span.basis_RI, self.span.size
-        generator = torch.Generator().manual_seed(0)  # any will do
-        drawn_IS = torch.randn(size, min(_DIRECTIONS, size - self.span.rank), generator=generator)
-        drawn_IS = drawn_IS.to(basis_RI)
-        drawn_IS, _ = torch.linalg.qr(drawn_IS - basis_RI.T @ (basis_RI @ drawn_IS))
-        self.outside_IS = drawn_IS.float().to(self.model.device)
-
-    def inside(self, position: int) -> list[int]:
-        """The tokens that could stand at a position, surest first; the same at all where the layer knows none."""
-        position = position if self.layer.depends_on_position else 0
-        if position not in self.known:
-            self.known[position] = self._scan(position)
-        return self.known[position]
-
-    def _scan(self, position: int) -> list[int]:
-        span, eps = self.span, torch.finfo(self.model.dtype).eps
-        turned = (span.size - span.rank) * float(span.unsure_R.max()) ** 2
-        margin = _OUTSIDE * turned + _FLOAT32_MARGIN
-        found: list[tuple[float, int]] = []
-        for start in range(0, self.model.vocab_size, _SCAN_CHUNK):
-            end = min(start + _SCAN_CHUNK, self.model.vocab_size)
-            ids_N = torch.arange(start, end, device=self.model.device)
-            inputs_NI = self._inputs(ids_N, position)
-            along_NS = inputs_NI.float() @ self.outside_IS
-            near_N = along_NS.norm(dim=1) <= margin**0.5 * inputs_NI.float().norm(dim=1)
-            near_N = near_N.nonzero().flatten()
-            misfits = span.misfit(inputs_NI[near_N], eps=eps).tolist()
-            pairs = zip(misfits, ids_N[near_N].tolist(), strict=True)
-            found += [(misfit, id_) for misfit, id_ in pairs if misfit <= _OUTSIDE]
-        return [id_ for _, id_ in sorted(found)]
-
-    def _inputs(self, ids_N: Tensor, position: int) -> Tensor:
-        """What the layer reads for each token at a position, (N, I)."""
-        name = self.layer.name
-        if position == 0 or self.packs:
-            positions = torch.full_like(ids_N, position)[:, None] if position else None
-            return layer_inputs(self.model, ids_N[:, None], [name], positions=positions)[name][:, 0]
-        ids_NT = ids_N[:, None].expand(-1, position + 1)
-        parts = torch.split(ids_NT, max(1, _TOKENS_A_PASS // (position + 1)))
-        return torch.cat([layer_inputs(self.model, part, [name])[name][:, -1] for part in parts])
-
-
 # Whole sentences
 
 
@@ -397,7 +324,7 @@ def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phas
     if not clear:
         return Found(rows=(), notes=(_why_nothing(shared, [span for _, span in spans]),))
     layers, span = max(clear, key=lambda pair: pair[1].size - pair[1].rank)
-    vocabulary = _Vocabulary(model=model, layer=layers[0], span=span)
+    vocabulary = Vocabulary(model, layers[0], span)
     longest = max(shared.known.lengths) if shared.known.lengths else model.max_length
     if model.task == "causal-lm":  # the last token is no input
         longest -= 1
@@ -406,7 +333,7 @@ def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phas
         tree = _Tree(
             model=model,
             ordered=layers[0].depends_on_position,
-            candidates=vocabulary.inside,
+            candidates=vocabulary.tokens,
             checks=checks,
             first=first,
             longest=longest,
@@ -458,11 +385,11 @@ def _why_nothing(shared: SharedGradient, spans: Sequence[InputSpan]) -> str:
     )
 
 
-def _sets_alone(vocabulary: _Vocabulary, longest: int) -> Found:
+def _sets_alone(vocabulary: Vocabulary, longest: int) -> Found:
     """Tokens by position, where no later block tells which follow which."""
     sets: list[tuple[int, ...]] = []
     for position in range(min(longest, vocabulary.span.rank)):
-        tokens = vocabulary.inside(position)[: vocabulary.span.rank]
+        tokens = vocabulary.tokens(position)[: vocabulary.span.rank]
         if not tokens:
             break
         sets.append(tuple(tokens))

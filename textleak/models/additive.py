@@ -10,7 +10,8 @@ Shapes: V vocabulary, T positions, I the layers' input size, R directions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from textleak.models.probe import LocalLayer, layer_inputs
 from textleak.models.text import TextModel
 
 _POSITIONS, _TOKENS = 5, 3  # that the probe runs on
+_BLOCK = 16  # positions whose products with all tokens are taken at once
 _ROWS = 16384  # vocabulary rows that run through the network at once: bounds the memory
 
 
@@ -41,38 +43,45 @@ class AdditiveInputs:
     centered: bool
     eps: float
 
-    def at(self, ids_N: Tensor, positions_N: Tensor) -> Tensor:
-        """The inputs of tokens at positions, (N, I)."""
+    def at(self, ids_N: Tensor, position: int) -> Tensor:
+        """The inputs of tokens at a position, (N, I)."""
         with torch.no_grad():
-            found: Tensor = self.norm(self.tokens_VI[ids_N] + self.positions_TI[positions_N])
+            found: Tensor = self.norm(self.tokens_VI[ids_N] + self.positions_TI[position])
         return found
 
-    def along(self, directions_RI: Tensor) -> Iterator[Tensor]:
-        """For each position the products of all tokens' inputs there with directions, (V, R).
+    def along(self, directions_RI: Tensor) -> Callable[[int], Tensor]:
+        """For a position, the products of all tokens' inputs there with directions, (V, R).
 
         The inputs themselves are never formed.
         """
         gain_I, bias_I = _affine(self.norm)
         scaled_IR = (directions_RI * gain_I).T
         tokens_VI, places_TI = self._off_mean(self.tokens_VI), self._off_mean(self.positions_TI)
-        squares_VT = 2 * tokens_VI @ places_TI.T + tokens_VI.square().sum(1, keepdim=True)
-        squares_VT += places_TI.square().sum(1)
-        sizes_VT = (squares_VT / tokens_VI.shape[1] + self.eps).sqrt()
-        tokens_VR, places_TR = tokens_VI @ scaled_IR, places_TI @ scaled_IR
-        for position, place_R in enumerate(places_TR):
-            yield (tokens_VR + place_R) / sizes_VT[:, position, None] + directions_RI @ bias_I
+        squares_V, tokens_VR = tokens_VI.square().sum(1), tokens_VI @ scaled_IR
+        places_TR = places_TI @ scaled_IR
+
+        @functools.lru_cache(maxsize=1)
+        def sizes(block: int) -> Tensor:
+            some_PI = places_TI[block * _BLOCK : (block + 1) * _BLOCK]
+            own_PV = 2 * some_PI @ tokens_VI.T + squares_V + some_PI.square().sum(1, keepdim=True)
+            return (own_PV / tokens_VI.shape[1] + self.eps).sqrt()
+
+        def at(position: int) -> Tensor:
+            sizes_V = sizes(position // _BLOCK)[position % _BLOCK]
+            return (tokens_VR + places_TR[position]) / sizes_V[:, None] + directions_RI @ bias_I
+
+        return at
 
     def _off_mean(self, values: Tensor) -> Tensor:
         return values - values.mean(-1, keepdim=True) if self.centered else values
 
 
-def additive_inputs(model: TextModel, layer: LocalLayer, positions: int) -> AdditiveInputs | None:
+def additive_inputs(model: TextModel, layer: LocalLayer) -> AdditiveInputs | None:
     """How a local layer's input is made of token and position; None where it is made otherwise.
 
     Args:
         model: the public model.
         layer: a local layer.
-        positions: T, how many positions are wanted.
     """
     ids_NT = model.content_ids[:_TOKENS, None].expand(-1, min(_POSITIONS, model.max_length))
     read_NTI = layer_inputs(model, ids_NT, [layer.name])[layer.name]
@@ -86,18 +95,16 @@ def additive_inputs(model: TextModel, layer: LocalLayer, positions: int) -> Addi
         eps = float(getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0)))
         for centered in (True, False):
             if _close(_normalized(norm, parts_NTI, centered=centered, eps=eps), read_NTI):
-                return _gathered(model, name, norm, positions, centered=centered, eps=eps)
+                return _gathered(model, name, norm, centered=centered, eps=eps)
     return None
 
 
-def _gathered(
-    model: TextModel, name: str, norm: nn.Module, positions: int, *, centered: bool, eps: float
-) -> AdditiveInputs:
+def _gathered(model: TextModel, name: str, norm: nn.Module, *, centered: bool, eps: float) -> AdditiveInputs:
     ids_V1 = torch.arange(model.vocab_size, device=model.device)[:, None]
     tokens_VI = torch.cat(
         [layer_inputs(model, part, [name])[name][:, 0] for part in torch.split(ids_V1, _ROWS)]
     )
-    first_1T = model.content_ids[:1, None].expand(-1, min(positions, model.max_length))
+    first_1T = model.content_ids[:1, None].expand(-1, model.max_length)
     places_TI = layer_inputs(model, first_1T, [name])[name][0]
     return AdditiveInputs(
         norm=norm,

@@ -1,0 +1,95 @@
+"""Which tokens could stand at a position: those whose first-layer input lies in the gradient's span.
+
+The whole vocabulary is looked at along a few directions outside the span first, as what is inside has nothing along
+them; what passes is judged exactly, by what rounding of the gradient accounts for.
+
+Shapes: V vocabulary, N tokens, I the layer's input size, R directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from textleak.models import TextModel
+from textleak.models.additive import additive_inputs
+from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.subspace import InputSpan
+
+OUTSIDE = 100.0
+"""An input with more than this many times what rounding accounts for is outside (our choice; measured on minilm, gpt2
+and smollm2 with n/D from 0.01 to 0.7: up to 4 inside, 1e7 and more outside)."""
+
+# Directions that the vocabulary is first looked at along, and the part of an input that float32 can't tell from none,
+# with room to spare.
+_DIRECTIONS, _FLOAT32_MARGIN = 24, 1e-4
+# Tokens of all rows that run through the network at once: more leave the caches (measured).
+_TOKENS_A_PASS = 4096
+
+
+class Vocabulary:
+    """The tokens whose input at a position lies in a span; each position is looked at once.
+
+    Attributes:
+        model: the public model.
+        layer: a layer that shows the span.
+        span: where its input lies in the batch's sentences.
+    """
+
+    def __init__(self, model: TextModel, layer: LocalLayer, span: InputSpan) -> None:
+        """Choose directions."""
+        self.model, self.layer, self.span = model, layer, span
+        generator = torch.Generator().manual_seed(0)  # any will do
+        count = min(_DIRECTIONS, span.size - span.rank)
+        drawn_IR = torch.randn(span.size, count, generator=generator).to(span.basis_RI)
+        drawn_IR, _ = torch.linalg.qr(drawn_IR - span.basis_RI.T @ (span.basis_RI @ drawn_IR))
+        self.outside_RI = drawn_IR.T.to(model.device, model.dtype)
+        self.made = additive_inputs(model, layer)
+        self.along = None if self.made is None else self.made.along(self.outside_RI)
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def inside(self, position: int) -> tuple[Tensor, Tensor]:
+        """The tokens that could stand there, surest first, and their inputs: (N,) and (N, I).
+
+        Where the layer doesn't know positions, the same at all of them.
+        """
+        position = position if self.layer.depends_on_position else 0
+        if position not in self.known:
+            self.known[position] = self._scan(position)
+        return self.known[position]
+
+    def tokens(self, position: int) -> list[int]:
+        """The ids alone."""
+        ids: list[int] = self.inside(position)[0].tolist()
+        return ids
+
+    def _scan(self, position: int) -> tuple[Tensor, Tensor]:
+        turned = (self.span.size - self.span.rank) * float(self.span.unsure_R.max()) ** 2
+        margin = OUTSIDE * turned + _FLOAT32_MARGIN
+        near = list(self._near(position, margin))
+        ids_N, inputs_NI = torch.cat([ids for ids, _ in near]), torch.cat([inputs for _, inputs in near])
+        misfits_N = self.span.misfit(inputs_NI, eps=torch.finfo(self.model.dtype).eps)
+        order_N = misfits_N.argsort()
+        order_N = order_N[misfits_N[order_N] <= OUTSIDE].to(ids_N.device)
+        return ids_N[order_N], inputs_NI[order_N]
+
+    def _near(self, position: int, margin: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens whose input has at most `margin` of its squared norm along the directions, with the inputs."""
+        every_V = torch.arange(self.model.vocab_size, device=self.model.device)
+        if self.made is not None and self.along is not None:
+            along_V = self.along(position).square().sum(1)
+            inputs_NI = self.made.at(every_V[:1024], position)
+            ids_N = (along_V <= 2 * margin * inputs_NI.square().sum(1).max()).nonzero().flatten()
+            inputs_NI = self.made.at(ids_N, position)
+            kept_N = along_V[ids_N] <= margin * inputs_NI.square().sum(1)
+            yield ids_N[kept_N], inputs_NI[kept_N]
+            return
+        name = self.layer.name
+        for ids_N in torch.split(every_V, max(1, _TOKENS_A_PASS // (position + 1))):
+            rows_NT = ids_N[:, None].expand(-1, position + 1)
+            inputs_NI = layer_inputs(self.model, rows_NT, [name])[name][:, -1]
+            along_N = (inputs_NI @ self.outside_RI.T).square().sum(1)
+            kept_N = along_N <= margin * inputs_NI.square().sum(1)
+            yield ids_N[kept_N], inputs_NI[kept_N]
