@@ -41,7 +41,7 @@ COLUMNS: dict[str, int] = {
     "attack": 70,
     "defense": 100,
     "match rate": 0,
-    "verified": 100,
+    "verified": 112,
     "took": 70,
     "text": 130,
 }
@@ -259,7 +259,8 @@ class HistoryScreen(Page):
             "model": Text(model),
             "attack": Text(row.attack),
             "defense": Text(
-                _short(row.defense, 26) if row.defense else "none", style="" if row.defense else "dim"
+                _short(row.defense, 21 if self.size.width < 130 else 26) if row.defense else "none",
+                style="" if row.defense else "dim",
             ),
             "match rate": rate,
             "verified": Text(verified),

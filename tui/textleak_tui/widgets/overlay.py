@@ -115,7 +115,11 @@ class Overlay(Widget):
         low, high = (0.0, 1.0) if name != "loss" else (min(values, default=0.0), max(values, default=1.0))
         if high - low < 0.5:
             low, high = low - 0.25, high + 0.25
-        bounds = (f"{high:.0f}", f"{low:.0f}") if name != "loss" else (f"1e{high:.0f}", f"1e{low:.0f}")
+        bounds = (
+            (f"{high:.0f}", f"{low:.0f}")
+            if name != "loss"
+            else (loss_in_words(10**high), loss_in_words(10**low))
+        )
         margin = max(map(len, bounds)) + 1
         inner = max(1, width - margin)
         rows = self._lines(courses, low, high, inner, height - 1)
