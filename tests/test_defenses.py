@@ -305,6 +305,19 @@ def test_behind_noise_nothing_is_certain(spec: str, toy_model: ToyModel) -> None
     assert certify(shared, model, truth(model, TWO, (2, 1))).verified is None
 
 
+def test_half_precision_is_certified_by_the_same_computation(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification", dtype="bfloat16")
+    shared, _ = share(model, TWO[:1], (2,))
+    (right,) = truth(model, TWO[:1], (2,))
+    ids = [position.id for position in right.positions]
+    assert certify(shared, model, (right,)).verified is True
+    for at in range(1, len(ids) - 2):
+        swapped = with_tokens(right, {at: ids[at + 1], at + 1: ids[at]})
+        assert certify(shared, model, (swapped,)).verified is not True
+    # Elsewhere, where rounding differs, nothing is claimed that rounding could have made.
+    assert certify(shared, model.double(), (right,)).verified is None
+
+
 def test_an_unclipped_gradient_is_its_own_factor() -> None:
     gradient = random_gradient()
     assert set(clip_factors(gradient, 1e9, "all").values()) == {1.0}
