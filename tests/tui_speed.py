@@ -179,6 +179,7 @@ def slow_down(pairs: int, size: tuple[int, int], steps: int) -> None:
                 env=environment(Path(name)),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,  # as the app starts it: schedulers share a busy machine by session
             )
             alone = _spent(process.pid, out, lambda: time.sleep(0.05))
             process.wait()
