@@ -49,8 +49,8 @@ class Auto:
     def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how.
 
-        Raises:
-            InputError: nothing was found, and matching can't work on what is known (it says why).
+        Where matching can't work on what is known, the recovery holds what was found before it, which may be nothing;
+        its notes say why.
         """
         shared.validate(model.parameters)
         run = _Run(shared, model, generator, self.time_limit)
@@ -88,10 +88,8 @@ class _Run:
             return self._last(recovery)
         try:
             recovery = yield from self._matched(found)
-        except InputError as error:
-            if not any(answer.sentences for answer in self.answers):
-                raise
-            self.notes.append(str(error).splitlines()[0])
+        except InputError as error:  # matching has nothing to go by: what was found before is the answer
+            self.notes.append(" ".join(str(error).splitlines()))
         return self._last(self._best())
 
     def _span(self) -> Generator[Phase | Progress, None, Found]:

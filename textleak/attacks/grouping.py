@@ -237,10 +237,17 @@ class _Grouping:
 
     def _batch(self) -> tuple[list[Row], list[int], int | None]:
         """All sentences, each as often as the batch holds it, their labels, and the batch's size where that shows."""
-        counted = (
-            batch_counts(self.members, batch_size=self.shared.known.batch_size) if self.members else None
-        )
         rows, classes = [], []
+        size = self.shared.known.batch_size
+        counted = batch_counts(self.members, batch_size=size) if self.members else None
+        if counted is None and self.members and self.left.inputs[0].span is None:
+            # Nothing is missing, so the parts add up to 1, unless the client scaled its gradient.
+            scale = sum(sum(member.parts) for member in self.members)
+            unscaled = [
+                dataclasses.replace(member, parts=tuple(part / scale for part in member.parts))
+                for member in self.members
+            ]
+            counted = batch_counts(unscaled, batch_size=size)
         if counted is None:  # the proportions fit no batch: each one once, with its likeliest label
             for member in self.members:
                 rows.append(member.row)
