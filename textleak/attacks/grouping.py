@@ -98,6 +98,8 @@ def encoder_sentences(
     span = first.span
     assert span is not None
     full = f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D)"
+    if shared.noise_sigma > 0:
+        return Found(rows=(), notes=("Noise covers the span of the first layers' inputs.",))
     if not span.clear:
         return Found(rows=(), notes=(f"{full}, without a clear end: the span tells nothing for certain.",))
     lengths = shared.known.lengths
