@@ -236,7 +236,7 @@ def test_several_sentences_are_one_batch(play: Callable[..., TextleakApp]) -> No
 def test_settings_are_remembered_but_no_sentence_is(
     play: Callable[..., TextleakApp], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(self: Child, arguments: object) -> None:
+    async def nothing(self: Child, arguments: object, command: str) -> None:
         raise OSError("no more processes")
 
     monkeypatch.setattr(Child, "start", nothing)
@@ -450,7 +450,7 @@ def test_settings_that_the_attack_refuses_bring_one_back_to_the_form(
 def test_a_process_that_ends_with_a_bug_shows_its_last_lines(
     play: Callable[..., TextleakApp], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(self: Child, arguments: object) -> None:
+    async def broken(self: Child, arguments: object, command: str) -> None:
         script = "import sys; print('on my way', file=sys.stderr); raise RuntimeError('nothing works')"
         await start_python(self, script)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -184,10 +185,18 @@ class TextleakApp(App[None]):
         for name in ("SIGTERM", "SIGHUP"):
             # Not on Windows, and not where the app runs beside another program's main thread.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError, AttributeError):
-                loop.add_signal_handler(getattr(signal, name), self._end_on_signal)
+                loop.add_signal_handler(getattr(signal, name), self._end_on_signal, name)
 
-    def _end_on_signal(self) -> None:
-        self.exit(return_code=143)
+    def _end_on_signal(self, name: str) -> None:
+        if name == "SIGHUP":
+            self.run_worker(self._end_without_terminal(), name="end")
+        else:
+            self.exit(return_code=143)
+
+    async def _end_without_terminal(self) -> None:
+        """The terminal has gone: there is nothing to put back, and writing to it would never end."""
+        await self.end_attacks()
+        os._exit(129)
 
     def remember(self, key: str, value: object) -> None:
         """Keep a setting for the next start."""
