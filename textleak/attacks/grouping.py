@@ -147,7 +147,7 @@ class _Grouping:
         pairs: Pairs,
         time_limit: float | None,
     ) -> None:
-        self.model, self.shared, self.pairs = model, shared, pairs
+        self.model, self.shared, self.pairs, self.every_pair = model, shared, pairs, pairs
         self.notes: list[str] = []
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         further = [
@@ -207,7 +207,8 @@ class _Grouping:
         self.members.append(member)
         span = self.left.inputs[0].span
         if span is not None:
-            self.pairs = self.pairs.inside(span, torch.finfo(self.model.dtype).eps)
+            # Of all pairs: a span with a faint direction can leave out a true one for a while.
+            self.pairs = self.every_pair.inside(span, torch.finfo(self.model.dtype).eps)
         return True
 
     def _time(self) -> bool:

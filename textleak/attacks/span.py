@@ -101,7 +101,7 @@ def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sente
         to_sentence(
             model,
             row,
-            confidence=found.confidence[b] if found.confidence else (1.0,) * len(row),
+            confidence=found.confidence[b] if found.confidence else [float(token != OPEN) for token in row],
             channels=["" if token == OPEN else found.channel for token in row],
             label=found.classes[b] if found.classes else None,
         )
