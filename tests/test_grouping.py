@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import FAMILIES, WORDS, toy_tokenizer
 from textleak import recover
@@ -194,6 +196,21 @@ def test_the_sentences_found_so_far_are_kept_when_the_time_is_up(
     if recovery.stop is not Stop.VERIFIED:
         assert_nothing_wrong_is_claimed(recovery, secret)
         assert "were not found" in " ".join(recovery.notes)
+
+
+def test_a_sentence_without_a_gradient_is_missed_and_said_to_be(
+    encoder: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    model = copy.deepcopy(encoder(num_labels=2))
+    with torch.no_grad():  # so sure of its predictions that the right label leaves next to nothing
+        for name, parameter in model.parameters.items():
+            if "classifier" in name:
+                parameter.mul_(20)
+    sentences = ["he sat on the mat", "we ran home", "a dog", "paris is a river"]
+    recovery, secret = attacked(model, sentences, tmp_path, [0, 0, 0, 0])
+    assert len(recovery.sentences) < 4
+    assert_nothing_wrong_is_claimed(recovery, secret)
+    assert "leave no gradient beyond rounding" in " ".join(recovery.notes)
 
 
 def test_a_masked_text_is_read_off_but_for_what_stands_behind_the_masks(

@@ -43,6 +43,8 @@ _HOPELESS = 0.2
 # A pair has a vote where its own tie is above this part of the strongest one; the ties to it count for half of its own.
 _HAS_A_VOTE, _OTHER_WAY = 0.15, 0.5
 _MOST_VOTERS = 12
+# Part of the dimensions from which on a batch is said to fill them (our choice).
+_FULL = 0.9
 _NO_CHECK = (
     "No layer beyond the first ones has a gradient of its own among the shared ones (blocks that share their weights, "
     "as ALBERT's, sum theirs), so nothing tells which tokens stand together: one sentence at most can be read off."
@@ -106,7 +108,7 @@ def encoder_sentences(
     pairs = find_pairs(model, layer, span, longest=max(lengths) if lengths else None)
     notes = (
         (f"{full}: close to all of them, so false tokens may look true.",)
-        if span.rank > 0.9 * span.size
+        if span.rank > _FULL * span.size
         else ()
     )
     if not len(pairs):
@@ -225,9 +227,12 @@ class _Grouping:
             notes = (*notes, "What stands behind the masks is a label, which no span shows.")
         notes = (*notes, *self.notes)
         left = self.left.inputs[0].span
-        if left is not None:
+        if left is not None and self.model.num_labels is not None:
             known = "" if size is None else f" and {size - len(rows)} of {size} sentences"
             notes = (*notes, f"{left.rank} of the inputs that the gradient shows{known} were not found.")
+            notes = (*notes, *self._full())
+        elif left is None and size is not None and len(rows) < size:
+            notes = (*notes, f"{size - len(rows)} of {size} sentences leave no gradient beyond rounding.")
         return Found(
             rows=tuple(rows),
             classes=tuple(classes),
@@ -236,6 +241,16 @@ class _Grouping:
             channel="span",
             sets=self._sets() if left is not None else (),
             notes=tuple(notes),
+        )
+
+    def _full(self) -> tuple[str, ...]:
+        """Whether the batch is too large for the inputs that tell its sentences apart."""
+        span = self.left.inputs[self.left.judge].span
+        if span is None or span.rank <= _FULL * span.size:
+            return ()
+        return (
+            f"Further in, the batch fills {span.rank} of {span.size} dimensions (n/D): "
+            "hardly anything tells its sentences apart.",
         )
 
     def _batch(self) -> tuple[list[Row], list[int], int | None]:
