@@ -27,7 +27,7 @@ from textleak.subspace import InputSpan
 
 # Reweighted least squares (Gorodnitsky & Rao 1997; for several measurements Cotter et al. 2005): the power of a row's
 # size that becomes its weight, and rounds (our choice; measured on minilm).
-_LOUDNESS_POWER, _LOUDNESS_ROUNDS = 1.2, 60
+_LOUDNESS_POWER, _LOUDNESS_ROUNDS = 1.0, 60
 _PARTNER_ROUNDS, _PARTNER_RIDGE = 25, 1e-10
 # Pairs that can be partners: so many times the inputs that the gradient shows, the loudest ones.
 _PARTNERS_A_RANK = 8
@@ -109,7 +109,7 @@ class PairGradients:
 
     Attributes:
         deltas_NO: the loss gradient at the layers' outputs; exact for pairs that no cycle of pairs leaves open.
-        loudness_N: its norm: near zero for most pairs that aren't true.
+        loudness_N: its norm, all layers counted alike: near zero for most pairs that aren't true.
     """
 
     deltas_NO: Tensor
@@ -117,12 +117,16 @@ class PairGradients:
 
 
 def pair_gradients(pairs: Pairs, left: LayerRemainder) -> PairGradients:
-    """The sparsest Δ with ΔᵀX = G over all candidate pairs X, by reweighted least squares."""
+    """The sparsest Δ with ΔᵀX = G over all candidate pairs X, by reweighted least squares.
+
+    The layers' gradients count alike, whatever their size: each tells of other pairs.
+    """
     assert left.span is not None
     basis_RI = left.span.basis_RI
     known_RN = basis_RI @ pairs.inputs_NI.T
+    sizes_O = left.sizes_O.clamp_min(torch.finfo(basis_RI.dtype).tiny)
     # Only the sizes of Δ's rows matter on the way: rotate O down to R.
-    turn_OR, wanted_RR = torch.linalg.qr(left.stacked_OI @ basis_RI.T)
+    turn_OR, wanted_RR = torch.linalg.qr((left.stacked_OI / sizes_O[:, None]) @ basis_RI.T)
     wanted_RR = wanted_RR.T
     weights_N = torch.ones(len(pairs), dtype=known_RN.dtype, device=known_RN.device)
     identity_RR = torch.eye(len(known_RN), dtype=known_RN.dtype, device=known_RN.device)
@@ -133,7 +137,7 @@ def pair_gradients(pairs: Pairs, left: LayerRemainder) -> PairGradients:
         deltas_NR = weighted_RN.T @ torch.linalg.solve(gram_RR, wanted_RR)
         loudness_N = deltas_NR.norm(dim=1)
         weights_N = loudness_N**_LOUDNESS_POWER + _LEAST_WEIGHT * loudness_N.max()
-    return PairGradients(deltas_NO=deltas_NR @ turn_OR.T, loudness_N=loudness_N)
+    return PairGradients(deltas_NO=(deltas_NR @ turn_OR.T) * sizes_O, loudness_N=loudness_N)
 
 
 class Partners:

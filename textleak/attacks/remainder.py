@@ -35,6 +35,7 @@ Layers = tuple[LocalLayer | LinearLayer, ...]
 _UNLIKE_IDENTITY = 0.05
 # What is left is nothing where no singular value is beyond this many times rounding (our choice).
 _NOTHING = 16.0
+_POWER_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,12 +45,14 @@ class LayerRemainder:
     Attributes:
         layers: that read it.
         stacked_OI: their stacked gradients, float64.
+        outputs: how many of its rows are each layer's.
         span: where the input lies in the sentences that are left; None where nothing is.
         rounding: about the largest singular value that the client's rounding makes.
     """
 
     layers: Layers
     stacked_OI: Tensor
+    outputs: list[int]
     span: InputSpan | None
     rounding: float
 
@@ -63,7 +66,14 @@ class LayerRemainder:
         stacked_OI = torch.cat([exact(g) for g in gradients])
         largest = float(torch.linalg.matrix_norm(stacked_OI @ span.basis_RI.T, ord=2))
         rounding = largest * torch.finfo(gradients[0].dtype).eps
-        return cls(layers=layers, stacked_OI=stacked_OI, span=span, rounding=rounding)
+        outputs = [len(g) for g in gradients]
+        return cls(layers=layers, stacked_OI=stacked_OI, outputs=outputs, span=span, rounding=rounding)
+
+    @property
+    def sizes_O(self) -> Tensor:
+        """The norm of the layer's gradient that each row belongs to."""
+        parts = torch.split(self.stacked_OI, self.outputs)
+        return torch.cat([part.norm().expand(len(part)) for part in parts])
 
     def less(self, gradients: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> LayerRemainder:
         """What is left after taking some sentences' gradients off.
@@ -78,7 +88,7 @@ class LayerRemainder:
             for values in (gradients, errors)
         )
         stacked_OI = self.stacked_OI - own_OI
-        rounding = math.hypot(self.rounding, float(torch.linalg.matrix_norm(error_OI, ord=2)))
+        rounding = math.hypot(self.rounding, _about_largest(error_OI))
         left_OR, s_R, _ = torch.linalg.svd(stacked_OI @ self.span.basis_RI.T, full_matrices=False)
         floor, noise, clear = spectrum_end(s_R, rounding)
         rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * rounding else 0
@@ -185,6 +195,16 @@ class Remainder:
                 dataclasses.replace(targets, labels=labels_C1L, weights=weights_C1L),
             )
         return (-exact(losses_C)).softmax(0)
+
+
+def _about_largest(matrix_OI: Tensor) -> float:
+    """The largest singular value, from below, by a few power iterations."""
+    vector_I = torch.randn(matrix_OI.shape[1], generator=torch.Generator().manual_seed(0)).to(matrix_OI)
+    for _ in range(_POWER_STEPS):
+        vector_I = matrix_OI.T @ (matrix_OI @ (vector_I / vector_I.norm()))
+        if not vector_I.any():
+            return 0.0
+    return math.sqrt(float(vector_I.norm()))
 
 
 def _alone(model: TextModel, row: Row, labels: Sequence[int]) -> tuple[Batch, Targets]:
