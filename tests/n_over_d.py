@@ -1,7 +1,7 @@
 """Match rate against n/D, as a table and a picture: `python -m tests.n_over_d RECORDS.json ... --out FILE.svg`.
 
-Reads what `python -m tests.figures --json` wrote. DAGER's published points are drawn beside ours; its paper gives B, not
-n, so n is estimated as B times the mean length of the sentences measured here (special tokens counted).
+Reads what `python -m tests.figures --json` wrote. DAGER's published points are drawn beside ours; its paper gives B,
+not n, so n is estimated as B times the mean length of the sentences measured here (special tokens counted).
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.continuous import Dummies
-from textleak.attacks.found import OPEN
 from textleak.client import Secret, share
 from textleak.decoding import fixed_tokens
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, from_json, to_json
+from textleak.exact.found import OPEN
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.conftest import FAMILIES, ToyModel
-from textleak.attacks.classes import class_counts, single_class
 from textleak.client import share
 from textleak.errors import InputError
+from textleak.exact.classes import class_counts, single_class
 
 SENTENCES = ("the cat sat", "a dog ran home", "she wrote a letter", "he saw the sun", "the car was red")
 

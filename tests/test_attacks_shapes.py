@@ -6,10 +6,10 @@ import pytest
 
 import textleak
 from tests.conftest import ToyModel
-from textleak.attacks.prefixes import extend_prefixes
-from textleak.attacks.proposals import Proposals, span_proposals
 from textleak.attacks.shapes import batch_shapes
 from textleak.client import share
+from textleak.exact.prefixes import extend_prefixes
+from textleak.exact.proposals import Proposals, span_proposals
 
 THREE = ("he sat on", "we ran", "a dog")
 

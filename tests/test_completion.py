@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from textleak.completion import completed
 from textleak.defenses.largest import keep_largest
+from textleak.exact.completion import completed
 
 
 def low_rank(rows: int, columns: int, rank: int) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 from tests.conftest import EVERY_TASK, ToyModel
 from textleak import recover
 from textleak.attacks.embedding import embedding_rows
-from textleak.attacks.found import OPEN
-from textleak.attacks.rows import EmbeddingRows, read_rows
 from textleak.client import Secret, share
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
+from textleak.exact.found import OPEN
+from textleak.exact.rows import EmbeddingRows, read_rows
 from textleak.models import TextModel
 from textleak.models.sums import embedding_sum
 

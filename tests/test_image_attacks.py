@@ -11,7 +11,6 @@ import textleak.attacks.continuous
 import textleak.matching
 from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks.classes import class_counts, single_class
 from textleak.attacks.pixels import (
     DummyPictures,
     PictureSettings,
@@ -23,6 +22,7 @@ from textleak.client import ImageSecret, share, share_images
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
+from textleak.exact.classes import class_counts, single_class
 from textleak.gradients import SharedGradient
 from textleak.matching import LBFGS, Adam, SquaredL2, minimise, minimise_in_turns
 from textleak.models.images import load_image_model

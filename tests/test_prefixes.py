@@ -13,14 +13,14 @@ import torch
 
 from tests.conftest import DECODERS, FAMILIES, ToyModel, toy_tokenizer
 from textleak.attacks import prefixes
-from textleak.attacks.found import OPEN, Found
-from textleak.attacks.predictions import read_predictions, whole_numbers
-from textleak.attacks.prefixes import causal_sentences
 from textleak.client import Secret, share
 from textleak.decoding import to_sentence
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
+from textleak.exact.found import OPEN, Found
+from textleak.exact.predictions import read_predictions, whole_numbers
+from textleak.exact.prefixes import causal_sentences
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel, load_model
 from textleak.models.probe import layer_inputs

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.conftest import FAMILIES, toy_tokenizer
-from textleak.attacks.checks import LayerCheck, descend
-from textleak.attacks.grouping import _first_input
-from textleak.attacks.pairs import Pairs, Partners, find_pairs, pair_gradients
-from textleak.attacks.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.client import Secret, share
+from textleak.exact.checks import LayerCheck, descend
+from textleak.exact.grouping import _first_input
+from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
+from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel, load_model
 from textleak.models.attention import first_attention

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tests.conftest import ToyModel
 from textleak.client import share
 from textleak.defenses import DEFENSES
+from textleak.exact.subspace import input_span, layer_span, rank_vocabulary, shared_spans
 from textleak.models.probe import layer_inputs
-from textleak.subspace import input_span, layer_span, rank_vocabulary, shared_spans
 
 
 def random_layer(tokens: int, inputs: int, outputs: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """textleak: audit how much private text a shared gradient gives away.
 
 The way of the data, one room an arrow: `client` (a private batch to a `SharedGradient`), `defenses`, `attacks` (on
-the engine in `matching`, with `decoding` and `subspace`), `scoring`, `runs`, and the viewers of a run's events.
+the engine in `matching` with `decoding`, or on `exact`, which reads off without optimizing), `scoring`, `runs`, and
+the viewers of a run's events.
 Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`.
 """
 

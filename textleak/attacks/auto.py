@@ -20,11 +20,11 @@ from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.embedding import Embedding
-from textleak.attacks.found import OPEN, Found
 from textleak.attacks.match import Match
 from textleak.attacks.span import shown, spanned_sentences
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.exact.found import OPEN, Found
 from textleak.gradients import SharedGradient, SideInformation
 from textleak.models import TextModel
 from textleak.verification import certify, own_gradient

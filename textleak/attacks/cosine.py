@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.classes import class_counts, single_class
 from textleak.attacks.continuous import match_dummies
 from textleak.attacks.pixels import PictureSettings, batch_size
 from textleak.events import Phase
+from textleak.exact.classes import class_counts, single_class
 from textleak.gradients import SharedGradient
 from textleak.matching import Adam, CosineGlobal, MilestoneDecay
 from textleak.models import TextModel

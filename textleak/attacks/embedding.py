@@ -13,14 +13,14 @@ from typing import ClassVar
 import torch
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.classes import single_class
-from textleak.attacks.found import OPEN, Found
 from textleak.attacks.labels import rank_labels
 from textleak.attacks.problem import TextProblem
-from textleak.attacks.rows import EmbeddingRows, known_alone, read_rows
 from textleak.decoding import fixed_tokens, to_sentence
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.exact.classes import single_class
+from textleak.exact.found import OPEN, Found
+from textleak.exact.rows import EmbeddingRows, known_alone, read_rows
 from textleak.gradients import SharedGradient
 from textleak.matching import CosinePerTensor
 from textleak.matching.discrete import Guess, Row

@@ -12,12 +12,12 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.classes import single_class
 from textleak.attacks.continuous import match_dummies
 from textleak.attacks.dlg import DLG
 from textleak.attacks.pixels import batch_size
 from textleak.errors import InputError
 from textleak.events import Phase
+from textleak.exact.classes import single_class
 from textleak.gradients import SharedGradient
 from textleak.matching import SquaredL2
 from textleak.models import TextModel

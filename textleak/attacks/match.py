@@ -1,6 +1,6 @@
 """Our attack: proposals, continuous matching and a discrete search, until the gradients are equal.
 
-1. Proposals: which tokens could stand where, by the soft span of the first layers' inputs (`subspace`); a search
+1. Proposals: which tokens could stand where, by the soft span of the first layers' inputs (`exact`); a search
    then finds out by matching which of them stand where, in which sentence and with which labels (`search`).
 2. Where that leaves no exact match, or the proposals are switched off or closed: dummy embeddings and soft labels
    of K candidates are optimized, decoded to the nearest tokens and pooled; a search goes on from there with the
@@ -23,17 +23,17 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.classes import single_class
 from textleak.attacks.dummies import Place, optimize
-from textleak.attacks.prefixes import extend_prefixes
 from textleak.attacks.problem import TextProblem
-from textleak.attacks.proposals import Proposals, span_proposals
 from textleak.attacks.search import Search
 from textleak.attacks.settle import Judge, Verdict
 from textleak.attacks.shapes import batch_shapes
 from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
+from textleak.exact.classes import single_class
+from textleak.exact.prefixes import extend_prefixes
+from textleak.exact.proposals import Proposals, span_proposals
 from textleak.gradients import SharedGradient
 from textleak.matching import CosinePerTensor, Step
 from textleak.matching.discrete import Guess, Row, SearchStep

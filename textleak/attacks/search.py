@@ -16,10 +16,10 @@ import torch
 from textleak.attacks.dummies import Place, pulls
 from textleak.attacks.labels import rank_labels
 from textleak.attacks.problem import TextProblem
-from textleak.attacks.proposals import Proposals
 from textleak.attacks.shapes import Shape
 from textleak.decoding import fixed_tokens, to_sentence
 from textleak.events import Sentence
+from textleak.exact.proposals import Proposals
 from textleak.matching import Matcher
 from textleak.matching.discrete import (
     BeamSearch,

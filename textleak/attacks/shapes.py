@@ -6,8 +6,8 @@ import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 
-from textleak.attacks.proposals import Proposals
 from textleak.errors import InputError
+from textleak.exact.proposals import Proposals
 from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel

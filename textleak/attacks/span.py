@@ -15,11 +15,11 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.found import OPEN, Found
-from textleak.attacks.grouping import encoder_sentences
-from textleak.attacks.prefixes import causal_sentences
 from textleak.decoding import fixed_tokens, to_sentence
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.exact.found import OPEN, Found
+from textleak.exact.grouping import encoder_sentences
+from textleak.exact.prefixes import causal_sentences
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.models.probe import sees_ahead

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from textleak.attacks.pairs import Pairs
-from textleak.attacks.remainder import LayerRemainder
+from textleak.exact.pairs import Pairs
+from textleak.exact.remainder import LayerRemainder
+from textleak.exact.subspace import InputSpan
 from textleak.models import TextModel
 from textleak.models.attention import FirstAttention, project
 from textleak.models.probe import layer_inputs
-from textleak.subspace import InputSpan
 
 # Directions outside a span that an input is measured along, where all of them would be slower (our choice).
 _SKETCH = 64

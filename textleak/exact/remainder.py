@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from textleak.exact.subspace import InputSpan, layer_span, span_of, spectrum_end
 from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient
 from textleak.models.probe import LinearLayer, LocalLayer, layer_inputs
 from textleak.numerics import exact
-from textleak.subspace import InputSpan, layer_span, span_of, spectrum_end
 
 Layers = tuple[LocalLayer | LinearLayer, ...]
 """Layers that read one and the same input."""

@@ -21,12 +21,12 @@ from collections.abc import Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.attacks.checks import Check, ContextCheck, LayerCheck, descend
-from textleak.attacks.found import OPEN, Found
-from textleak.attacks.pairs import Pairs, Partners, find_pairs, pair_gradients
-from textleak.attacks.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.decoding import to_sentence
 from textleak.events import Phase, Progress, Sentence
+from textleak.exact.checks import Check, ContextCheck, LayerCheck, descend
+from textleak.exact.found import OPEN, Found
+from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
+from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel

@@ -24,11 +24,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from textleak.exact.subspace import input_span
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.models.sums import EmbeddingSum, embedding_sum
 from textleak.numerics import exact
-from textleak.subspace import input_span
 
 # Sums that should be equal may differ by this many unit roundoffs of their largest terms (our choice; measured: at most
 # 1, while sums that aren't equal differ by 1e3 and more).

@@ -17,13 +17,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from textleak.attacks.remainder import LayerRemainder
-from textleak.attacks.vocabulary import OUTSIDE, Vocabulary
+from textleak.exact.remainder import LayerRemainder
+from textleak.exact.subspace import InputSpan
+from textleak.exact.vocabulary import OUTSIDE, Vocabulary
 from textleak.models import TextModel
 from textleak.models.attention import FirstAttention, project
 from textleak.models.probe import LocalLayer
 from textleak.numerics import exact
-from textleak.subspace import InputSpan
 
 # Reweighted least squares (Gorodnitsky & Rao 1997; for several measurements Cotter et al. 2005): the power of a row's
 # size that becomes its weight, and rounds (our choice; measured on minilm).

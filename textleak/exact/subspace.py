@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.completion import completed
 from textleak.effects import Masked, Rounded, Signed
+from textleak.exact.completion import completed
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.models.probe import LinearLayer, LocalLayer, layer_inputs, local_layers
