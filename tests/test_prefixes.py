@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.conftest import DECODERS, FAMILIES, ToyModel, toy_tokenizer
-from textleak.attacks import prefixes
 from textleak.client import Secret, share
 from textleak.decoding import to_sentence
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
+from textleak.exact import prefixes
 from textleak.exact.found import OPEN, Found
 from textleak.exact.predictions import read_predictions, whole_numbers
 from textleak.exact.prefixes import causal_sentences
