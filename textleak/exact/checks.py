@@ -6,7 +6,7 @@ Shapes: K sentences, T positions, N pairs, H heads, A a head's size, I a layer's
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -106,8 +106,11 @@ def descend(
     *,
     sweeps: int,
     solved_at: float,
+    exchanges: Callable[[Sequence[int]], list[list[int]]] | None = None,
 ) -> tuple[list[int], float]:
-    """Replace one token after the other, the worst first, by what leaves the least outside.
+    """Replace one token after the other, the worst first, by what leaves the least outside; then exchange two.
+
+    Two tokens in each other's place hardly change what the attention mixes, and neither can be mended alone.
 
     Args:
         check: scores sentences.
@@ -115,6 +118,7 @@ def descend(
         options: for each position the pairs tried there; none where it is fixed.
         sweeps: rounds over all positions, at most.
         solved_at: mean part outside at which it is found.
+        exchanges: rows in which two tokens of a row have changed places.
 
     Returns:
         The row, and its mean part outside.
@@ -125,16 +129,26 @@ def descend(
     for _ in range(sweeps):
         before = list(row)
         for t in outside_T.argsort(descending=True).tolist():
-            tried = [option for option in options[t] if option != row[t]]
-            if not tried or best <= solved_at:
-                continue
-            rows_KT = torch.tensor(row).repeat(len(tried), 1)
-            rows_KT[:, t] = torch.tensor(tried)
-            outside_KT = check.outside(rows_KT)
-            means_K = outside_KT.mean(1)
-            k = int(means_K.argmin())
-            if float(means_K[k]) < best:
-                best, row[t], outside_T = float(means_K[k]), tried[k], outside_KT[k]
+            tried = [[*row[:t], option, *row[t + 1 :]] for option in options[t] if option != row[t]]
+            row, best, outside_T = _best_of(check, tried, row, best, outside_T)
+            if best <= solved_at:
+                return row, best
+        if row == before and exchanges is not None:
+            row, best, outside_T = _best_of(check, exchanges(row), row, best, outside_T)
         if row == before or best <= solved_at:
             break
     return row, best
+
+
+def _best_of(
+    check: Check, tried: Sequence[list[int]], row: list[int], best: float, outside_T: Tensor
+) -> tuple[list[int], float, Tensor]:
+    """The best of some rows, if it is better than the row there is: with its parts outside and their mean."""
+    if not tried:
+        return row, best, outside_T
+    outside_KT = check.outside(torch.tensor(tried))
+    means_K = outside_KT.mean(1)
+    k = int(means_K.argmin())
+    if float(means_K[k]) >= best:
+        return row, best, outside_T
+    return tried[k], float(means_K[k]), outside_KT[k]

@@ -405,7 +405,9 @@ class _Search:
         for _, row in scored[: effort.lengths]:
             options = self._options(row, ranked, effort.options)
             options[place] = []
-            end, outside = descend(self.check, row, options, sweeps=5, solved_at=_SOLVED)
+            end, outside = descend(
+                self.check, row, options, sweeps=8, solved_at=_SOLVED, exchanges=self._exchanges
+            )
             self._note(end, outside)
             yield outside, end
 
@@ -428,7 +430,9 @@ class _Search:
             for check, most in ((self.check, None), (self.network, effort.further)):
                 if check is not None and outside > _SOLVED:
                     options = self._options(end, ranked, most)
-                    end, outside = descend(check, end, options, sweeps=3, solved_at=_SOLVED)
+                    end, outside = descend(
+                        check, end, options, sweeps=4, solved_at=_SOLVED, exchanges=self._exchanges
+                    )
             self._note(end, outside)
             if outside <= _SOLVED:
                 yield end
@@ -444,6 +448,19 @@ class _Search:
             if None in first or None in last or not all(inner):
                 continue
             yield [i for i in (*first, *(options[0] for options in inner), *last) if i is not None]
+
+    def _exchanges(self, row: Sequence[int]) -> list[list[int]]:
+        """The row with two of its tokens in each other's place, where those are pairs too."""
+        index, tokens = self.pairs.index, self.pairs.tokens_N[list(row)].tolist()
+        head, end = len(self.model.prefix_ids), len(row) - len(self.model.suffix_ids)
+        found = []
+        for t, u in itertools.combinations(range(head, end), 2):
+            one, other = index.get((t, tokens[u])), index.get((u, tokens[t]))
+            if tokens[t] != tokens[u] and one is not None and other is not None:
+                changed = list(row)
+                changed[t], changed[u] = one, other
+                found.append(changed)
+        return found
 
     def _options(
         self, row: Sequence[int], ranked: Sequence[Sequence[int]], most: int | None
