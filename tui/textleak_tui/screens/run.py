@@ -48,7 +48,8 @@ class RunScreen(Page):
             tooltip="Copy the same run as a command line to the clipboard.",
         ),
         Binding("escape", "watch", "Back to the run", tooltip="From the form back to the run."),
-        Binding("space", "pause", "Pause", tooltip="The attack waits between two steps, or goes on."),
+        Binding("space", "pause", "Pause", tooltip="The attack waits between two steps."),
+        Binding("space", "resume", "Resume", tooltip="The attack goes on where it waits."),
         Binding("x", "stop", "Stop", tooltip="End the run with its best answer so far; again, by force."),
         Binding("r", "replay", "Replay", tooltip="Scrub through this run and play it again."),
         Binding(
@@ -128,7 +129,8 @@ class RunScreen(Page):
         allowed = {
             "start": not live and not going,
             "copy": not live,
-            "pause": live and going,
+            "pause": live and going and not self.paused,
+            "resume": live and going and self.paused,
             "stop": live and going,
             "replay": live and not going and self.recording is not None,
             "edit": live and not going,
@@ -171,10 +173,26 @@ class RunScreen(Page):
         self._show("live")
         self.view.tokens.focus_tokens()
 
+    @property
+    def paused(self) -> bool:
+        """Whether the attack was asked to wait."""
+        return self.child is not None and self.child.paused
+
     def action_pause(self) -> None:
-        """Pause or resume."""
+        """Wait between two steps; an attack that hasn't begun can't."""
+        if self.child is None:
+            return
+        self.child.pause()
+        if not self.paused:
+            self.notify("It can be paused once the attack has begun.", title="Not yet", timeout=3)
+        self.refresh_bindings()
+        self._draw()
+
+    def action_resume(self) -> None:
+        """Go on."""
         if self.child is not None:
             self.child.pause()
+            self.refresh_bindings()
             self._draw()
 
     def action_stop(self) -> None:
@@ -314,7 +332,7 @@ class RunScreen(Page):
             truth=self.textleak.truth,
             now=now,
             memory=self._memory,
-            paused=child.paused,
+            paused=child.paused and self.going,
             waiting=self._waiting(),
         )
         self.notice.display = self.failure is not None

@@ -54,7 +54,7 @@ class PhaseTimeline(Widget):
         width = self.size.width
         quiet = self.get_component_rich_style("phase--quiet", partial=True)
         if not self._state.phases:
-            return Text("no phase yet", style=quiet, no_wrap=True)
+            return Text("the attack has not begun yet", style=quiet, no_wrap=True)
         text = self._chips(width, quiet)
         if self.size.height > 1:
             text.append("\n").append_text(self._scale(width))
