@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -16,6 +17,9 @@ from textleak_tui.widgets.top_bar import TopBar
 
 if TYPE_CHECKING:
     from textleak_tui.app import TextleakApp
+
+# Our choice: seven keys of a screen and the palette's take up to 90 columns.
+WIDTH_FOR_PALETTE_KEY = 90
 
 
 class Page(Screen[None]):
@@ -43,6 +47,10 @@ class Page(Screen[None]):
         yield TopBar(self.place)
         yield from self.content()
         yield Footer()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """In little room the footer's own keys come before the palette's."""
+        self.query_one(Footer).show_command_palette = event.size.width >= WIDTH_FOR_PALETTE_KEY
 
     def content(self) -> Iterable[Widget]:
         """What stands between bar and footer."""

@@ -55,7 +55,8 @@ class ExportDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """The question and its answers."""
-        with Vertical():
+        with Vertical() as box:
+            box.border_subtitle = "↑ ↓ choose, Enter writes, Esc leaves"
             yield Static("[b]Export[/]")
             yield Static(f"Into {export.EXPORTS}, in the folder the app was started in.", classes="words")
             yield OptionList(*(Option(words, id=kind) for kind, words in CHOICES.items()))

@@ -38,7 +38,7 @@ class HelpScreen(ModalScreen[None]):
         """One sheet that scrolls."""
         with VerticalScroll(classes="sheet") as sheet:
             sheet.border_title = "Help"
-            sheet.border_subtitle = "Esc closes"
+            sheet.border_subtitle = "↑ ↓ scroll, Esc closes"
             yield Static(
                 "An attack sees a shared gradient, never your sentence. What it finds stands in the grid:"
             )
@@ -46,7 +46,8 @@ class HelpScreen(ModalScreen[None]):
             yield Static(
                 "The bar below a token is the attack's own confidence. The truth stays hidden until you ask "
                 "for it; blind hides every comparison with it too, so that you see what an attacker would see. "
-                "Arrow keys or a click pick a position; Tab goes to the candidates, Enter there follows one.",
+                "Arrow keys or a click pick a position; Tab goes to the candidates, Enter there follows one. "
+                "In the form, ↓ opens the choices of a field that has them.",
             )
             yield Static(self._commands(), classes="block")
         yield Footer(show_command_palette=False)

@@ -46,13 +46,25 @@ class ReplayScreen(Page):
     place = "history"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "play", "Play/pause", tooltip="Play the run, or hold it."),
+        Binding(
+            "comma",
+            "step(-1)",
+            "Scrub",
+            key_display="← →",
+            tooltip="One event back or on, with Shift ten, by Page keys a tenth, by Home and End all the way.",
+        ),
         Binding("x", "speed", "Speed", tooltip="Play at ¼×, 1×, 4× or 16× of the run's own time."),
-        Binding("comma", "step(-1)", "One back", show=False, tooltip="Go one event back."),
-        Binding("full_stop", "step(1)", "One on", show=False, tooltip="Go one event on."),
-        Binding("f", "newest", "Newest", tooltip="Go to the end; follow it while the run is still written."),
+        Binding("full_stop", "step(1)", "One on", show=False, tooltip="Go one event on; a comma, one back."),
+        Binding("escape", "back", "Back", tooltip="Leave the replay."),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true tokens."),
-        Binding("escape", "back", "Back", tooltip="Leave the replay."),
+        Binding(
+            "f",
+            "newest",
+            "Newest",
+            show=False,
+            tooltip="Go to the end; follow it while the run is still written.",
+        ),
     ]
     DEFAULT_CSS = """
     ReplayScreen {
