@@ -50,7 +50,10 @@ class Page(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """In little room the footer's own keys come before the palette's."""
-        self.query_one(Footer).show_command_palette = event.size.width >= WIDTH_FOR_PALETTE_KEY
+        footer, room = self.query_one(Footer), event.size.width >= WIDTH_FOR_PALETTE_KEY
+        if footer.show_command_palette != room:
+            footer.show_command_palette = room
+            footer.refresh(recompose=True)
 
     def content(self) -> Iterable[Widget]:
         """What stands between bar and footer."""
