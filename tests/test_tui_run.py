@@ -372,6 +372,8 @@ def test_a_run_is_paused_resumed_stopped_and_started_again(
         await pilot.press("space")
         assert screen.child is not None
         assert screen.child.paused
+        assert screen.check_action("resume", ())
+        assert not screen.check_action("pause", ())
         await until(pilot, lambda: screen.state.progress and screen.state.progress.detail == "paused")
         seen = screen.state.seen
         await pilot.pause(0.4)
