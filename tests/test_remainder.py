@@ -11,9 +11,9 @@ import torch
 from tests.conftest import FAMILIES, toy_tokenizer
 from textleak.client import Secret, share
 from textleak.exact.checks import LayerCheck, descend
-from textleak.exact.grouping import _first_input
 from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
+from textleak.exact.subspace import layer_span, shared_spans
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel, load_model
 from textleak.models.attention import first_attention
@@ -48,18 +48,17 @@ def whole(model: TextModel, shared: SharedGradient) -> Remainder:
     """All of a shared gradient; judged by the second block's input."""
     _, first = start(model, shared)
     further = [
-        left for group in following_layers(model, 4) if (left := LayerRemainder.of(shared, group)) is not None
+        LayerRemainder.of(shared, group, span)
+        for group in following_layers(model, 4)
+        if (span := layer_span(shared, group)) is not None
     ]
     return Remainder.of(model, (first, *further), judge=len(further))
 
 
 def start(model: TextModel, shared: SharedGradient) -> tuple[Pairs, LayerRemainder]:
     """The candidate pairs, and all of the gradient at the first input."""
-    shows = _first_input(model, shared)
-    assert shows is not None
-    layer, first = shows
-    assert first.span is not None
-    return find_pairs(model, layer, first.span, longest=None), first
+    layers, span = max(shared_spans(model, shared), key=lambda pair: pair[1].room)
+    return find_pairs(model, layers[0], span, longest=None), LayerRemainder.of(shared, layers, span)
 
 
 def shared_by(

@@ -41,20 +41,16 @@ class ContextCheck:
     def __init__(self, model: TextModel, attention: FirstAttention, pairs: Pairs, span: InputSpan) -> None:
         """Tabulate the pairs' queries, keys, values and the values' parts outside the span."""
         heads, dtype = attention.heads, torch.float32
-        generator = torch.Generator().manual_seed(0)
         parts = [
             torch.unflatten(project(model, layer, pairs.inputs_NI), -1, (heads, -1))
             for layer in (attention.query, attention.key, attention.value)
         ]
         self.queries_NHA = (parts[0] / parts[0].shape[-1] ** 0.5).to(dtype)
         self.keys_NHA, self.values_NHA = parts[1].to(dtype), parts[2].to(dtype)
-        count = min(_SKETCH, span.size - span.rank)
-        basis_RI = span.basis_RI
-        sketch_IS = torch.randn(span.size, count, generator=generator, dtype=torch.float64).to(basis_RI)
-        sketch_IS, _ = torch.linalg.qr(sketch_IS - basis_RI.T @ (basis_RI @ sketch_IS))
-        sketch_IS *= ((span.size - span.rank) / count) ** 0.5
+        sketch_SI = span.directions_outside(_SKETCH)
+        sketch_SI *= ((span.size - span.rank) / len(sketch_SI)) ** 0.5
         self.along_NHS = torch.einsum(
-            "nha,has->nhs", parts[2], torch.unflatten(sketch_IS, 0, (heads, -1))
+            "nha,sha->nhs", parts[2], torch.unflatten(sketch_SI, 1, (heads, -1))
         ).to(dtype)
 
     def outside(self, rows_KT: Tensor) -> Tensor:

@@ -27,11 +27,12 @@ from textleak.exact.checks import Check, ContextCheck, LayerCheck, descend
 from textleak.exact.found import OPEN, Found
 from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
+from textleak.exact.subspace import layer_span, shared_spans
 from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.attention import FirstAttention, first_attention
-from textleak.models.probe import LocalLayer, following_layers, local_layers
+from textleak.models.probe import following_layers
 
 # Inputs further in that are asked: in a transformer the first block's other three, and the second block's.
 _INPUTS = 4
@@ -59,7 +60,7 @@ class _Effort:
         starts: pairs tried as starts, as a part of the inputs that are left.
         votes: rounds in which the pairs found so far say which others they are tied to.
         lengths: sentence lengths tried.
-        options: tokens tried at a place, the likeliest ones; None for all.
+        options: tokens tried at a place, the likeliest ones.
         further: likewise, where the network is run.
         finished: of each handful of starts, how many the network is run for, the most promising ones.
     """
@@ -67,7 +68,7 @@ class _Effort:
     starts: float
     votes: int
     lengths: int
-    options: int | None
+    options: int
     further: int
     finished: int
 
@@ -78,6 +79,9 @@ _EFFORTS = (
     _Effort(starts=2.0, votes=3, lengths=12, options=24, further=48, finished=4),
 )
 _HANDFUL = 6
+
+_Batch = tuple[list[Row], list[int], int | None]
+"""Sentences, each as often as the batch holds it, their labels, and the batch's size where that shows."""
 
 
 def encoder_sentences(
@@ -91,21 +95,19 @@ def encoder_sentences(
         time_limit: seconds after which the sentences found so far are returned; None for no limit.
     """
     yield Phase(name="span", detail="tokens whose layer inputs the gradient spans")
-    shows = _first_input(model, shared)
-    if shows is None:
+    spans = shared_spans(model, shared)
+    if not spans:
         return Found(
             rows=(), notes=("No first layer's weight gradient was shared: there is no span to read.",)
         )
-    layer, first = shows
-    span = first.span
-    assert span is not None
+    layers, span = max(spans, key=lambda pair: pair[1].room)
     full = f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D)"
     if shared.noise_sigma > 0:
         return Found(rows=(), notes=("Noise covers the span of the first layers' inputs.",))
     if not span.clear:
         return Found(rows=(), notes=(f"{full}, without a clear end: the span tells nothing for certain.",))
     lengths = shared.known.lengths
-    pairs = find_pairs(model, layer, span, longest=max(lengths) if lengths else None)
+    pairs = find_pairs(model, layers[0], span, longest=max(lengths) if lengths else None)
     notes = (
         (f"{full}: close to all of them, so false tokens may look true.",)
         if span.rank > _FULL * span.size
@@ -114,28 +116,9 @@ def encoder_sentences(
     if not len(pairs):
         return Found(rows=(), notes=(*notes, f"{full}, but no token's input lies in them."))
     yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
-    grouping = _Grouping(model, shared, first, pairs, time_limit)
+    grouping = _Grouping(model, shared, LayerRemainder.of(shared, layers, span), pairs, time_limit)
     yield from grouping.run()
     return grouping.found(notes)
-
-
-def _first_input(model: TextModel, shared: SharedGradient) -> tuple[LocalLayer, LayerRemainder] | None:
-    """The local input whose gradient shows the most, with a layer that reads it: the widest with a clear spectrum."""
-    groups: dict[str, list[LocalLayer]] = {}
-    for layer in local_layers(model):
-        if layer.weight_name in shared.gradients and layer.used_once:
-            groups.setdefault(layer.input_group, []).append(layer)
-    found = [
-        (layers[0], left)
-        for layers in groups.values()
-        if (left := LayerRemainder.of(shared, tuple(layers))) is not None
-    ]
-    return max(found, key=lambda pair: _slack(pair[1]), default=None)
-
-
-def _slack(left: LayerRemainder) -> tuple[bool, int]:
-    """Dimensions that no input fills, where the spectrum has a clear end."""
-    return (left.span is not None and left.span.clear, left.span.size - left.span.rank if left.span else 0)
 
 
 class _Grouping:
@@ -153,17 +136,19 @@ class _Grouping:
         self.notes: list[str] = []
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         further = [
-            left
+            (shared_ones, span)
             for layers in following_layers(model, _INPUTS)
             if (shared_ones := tuple(layer for layer in layers if layer.weight_name in shared.gradients))
-            and (left := LayerRemainder.of(shared, shared_ones)) is not None
+            and (span := layer_span(shared, shared_ones)) is not None
         ]
-        # The proof needs the least noise of all: the input that the fewest dimensions fill, as a part.
         if not further:
             self.notes.append(_NO_CHECK)
-        judge = max(range(len(further)), key=lambda i: _slack(further[i]), default=-1) + 1
-        self.left = Remainder.of(model, (first, *further), judge=judge)
+        # The proof needs the least noise of all: the input with the most room, or else the first.
+        judge = max(range(len(further)), key=lambda i: further[i][1].room, default=-1) + 1
+        inputs = (first, *(LayerRemainder.of(shared, layers, span) for layers, span in further))
+        self.left = Remainder.of(model, inputs, judge=judge)
         self.members: list[Member] = []
+        self.batch: _Batch = ([], [], None)
         self.attention: FirstAttention | None = None
         self.tries = 0
         self.best: tuple[Row, float] | None = None
@@ -207,6 +192,7 @@ class _Grouping:
             return False
         member, self.left = found
         self.members.append(member)
+        self.batch = self._batch()
         span = self.left.inputs[0].span
         if span is not None:
             # Of all pairs: a span with a faint direction can leave out a true one for a while.
@@ -220,7 +206,7 @@ class _Grouping:
 
     def found(self, notes: Sequence[str]) -> Found:
         """What is known at the end."""
-        rows, classes, size = self._batch()
+        rows, classes, size = self.batch
         if self.model.num_labels is None and (only := self._only()) is not None:
             hidden = self.model.mask_id if self.model.task == "masked-lm" else None
             rows = [tuple(OPEN if token == hidden else token for token in only)]
@@ -253,7 +239,7 @@ class _Grouping:
             "hardly anything tells its sentences apart.",
         )
 
-    def _batch(self) -> tuple[list[Row], list[int], int | None]:
+    def _batch(self) -> _Batch:
         """All sentences, each as often as the batch holds it, their labels, and the batch's size where that shows."""
         rows, classes = [], []
         size = self.shared.known.batch_size
@@ -283,7 +269,7 @@ class _Grouping:
         return tuple(tuple(tokens[i] for i in indices) for indices in self.pairs.by_position)
 
     def _progress(self) -> Progress:
-        rows, classes, _ = self._batch()
+        rows, classes, _ = self.batch
         sentences: list[Sentence] = [
             to_sentence(
                 self.model,
@@ -414,9 +400,7 @@ class _Search:
     def _finished(
         self, ends: list[tuple[float, list[int], list[list[int]]]], effort: _Effort
     ) -> Iterator[list[int]]:
-        """The most promising ends, carried on with the network itself as a check."""
-        if self.check is None:
-            return
+        """The most promising ends, carried on with all tokens, then with the network itself as a check."""
         open_ = {
             tuple(row): (outside, ranked) for outside, row, ranked in ends if tuple(row) not in self.seen
         }

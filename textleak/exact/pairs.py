@@ -168,12 +168,12 @@ class Partners:
         self.pairs = len(pairs)
         inputs_MI = pairs.inputs_NI[self.chosen_M]
         self.sides: list[tuple[Tensor, Tensor]] = []
+        deltas = left.by_layer(gradients.deltas_NO)
         for own, other in ((attention.query, attention.key), (attention.key, attention.query)):
-            deltas_NO = _part(model, left, own, gradients.deltas_NO)
-            if deltas_NO is None:
+            if own.name not in deltas:  # its gradient wasn't shared
                 continue
             columns_MHA = torch.unflatten(project(model, other, inputs_MI), -1, (attention.heads, -1))
-            wanted_NHA = torch.unflatten(deltas_NO, -1, (attention.heads, -1))
+            wanted_NHA = torch.unflatten(deltas[own.name], -1, (attention.heads, -1))
             if own is attention.query:  # a heavy entry for the zero sum
                 ones_MH1 = columns_MHA.abs().mean() * 10 * torch.ones_like(columns_MHA[..., :1])
                 columns_MHA = torch.cat([columns_MHA, ones_MH1], -1)
@@ -200,14 +200,3 @@ class Partners:
         tied_N = tied_M.new_zeros(self.pairs)
         tied_N[self.chosen_M] = tied_M
         return tied_N
-
-
-def _part(model: TextModel, left: LayerRemainder, layer: LocalLayer, deltas_NO: Tensor) -> Tensor | None:
-    """One layer's part of stacked output gradients; None where its gradient wasn't shared."""
-    offset = 0
-    for other in left.layers:
-        size = model.parameters[other.weight_name].shape[1 if other.transposed else 0]
-        if other.name == layer.name:
-            return deltas_NO[:, offset : offset + size]
-        offset += size
-    return None

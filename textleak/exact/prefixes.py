@@ -323,7 +323,7 @@ def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phas
     clear = [(layers, span) for layers, span in spans if _shows(span)]
     if not clear:
         return Found(rows=(), notes=(_why_nothing(shared, [span for _, span in spans]),))
-    layers, span = max(clear, key=lambda pair: pair[1].size - pair[1].rank)
+    layers, span = max(clear, key=lambda pair: pair[1].room)
     vocabulary = Vocabulary(model, layers[0], span)
     longest = max(shared.known.lengths) if shared.known.lengths else model.max_length
     if model.task == "causal-lm":  # the last token is no input

@@ -87,7 +87,7 @@ def span_proposals(
         proposals = _row_proposals(model, shared)
         return None if proposals is None else ((), proposals)
     # The widest input shows the most tokens; a clear spectrum goes before any that isn't.
-    layers, span = max(spans, key=lambda pair: (pair[1].clear, pair[1].size - pair[1].rank))
+    layers, span = max(spans, key=lambda pair: pair[1].room)
     layer = layers[0]
     if span.clear and not layer.depends_on_position:  # one list has the tokens of all positions
         keep = max(keep, span.rank + 1)

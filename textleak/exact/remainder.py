@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from textleak.exact.subspace import InputSpan, layer_span, span_of, spectrum_end
+from textleak.exact.subspace import InputSpan, as_rows, span_of, spectrum_end
 from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import Batch, Targets, TextModel
@@ -57,17 +57,23 @@ class LayerRemainder:
     rounding: float
 
     @classmethod
-    def of(cls, shared: SharedGradient, layers: Layers) -> LayerRemainder | None:
-        """All of a shared gradient; None where these layers' gradient is zero."""
-        span = layer_span(shared, layers)
-        if span is None:
-            return None
-        gradients = [_as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
+    def of(cls, shared: SharedGradient, layers: Layers, span: InputSpan) -> LayerRemainder:
+        """All of a shared gradient, with the span that it shows."""
+        gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
         stacked_OI = torch.cat([exact(g) for g in gradients])
         largest = float(torch.linalg.matrix_norm(stacked_OI @ span.basis_RI.T, ord=2))
         rounding = largest * torch.finfo(gradients[0].dtype).eps
         outputs = [len(g) for g in gradients]
         return cls(layers=layers, stacked_OI=stacked_OI, outputs=outputs, span=span, rounding=rounding)
+
+    def stacked(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Other gradients of these layers, laid out as the shared ones are: (O, I)."""
+        return torch.cat([as_rows(gradients[layer.weight_name], layer) for layer in self.layers])
+
+    def by_layer(self, values_NO: Tensor) -> dict[str, Tensor]:
+        """Values at all outputs, apart by the layers' names."""
+        names = (layer.name for layer in self.layers)
+        return dict(zip(names, torch.split(values_NO, self.outputs, dim=1), strict=True))
 
     @property
     def sizes_O(self) -> Tensor:
@@ -83,12 +89,8 @@ class LayerRemainder:
             errors: about what the client's rounding did to them.
         """
         assert self.span is not None
-        own_OI, error_OI = (
-            torch.cat([_as_rows(values[layer.weight_name], layer) for layer in self.layers])
-            for values in (gradients, errors)
-        )
-        stacked_OI = self.stacked_OI - own_OI
-        rounding = math.hypot(self.rounding, _about_largest(error_OI))
+        stacked_OI = self.stacked_OI - self.stacked(gradients)
+        rounding = math.hypot(self.rounding, _about_largest(self.stacked(errors)))
         left_OR, s_R, _ = torch.linalg.svd(stacked_OI @ self.span.basis_RI.T, full_matrices=False)
         floor, noise, clear = spectrum_end(s_R, rounding)
         rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * rounding else 0
@@ -157,14 +159,7 @@ class Remainder:
         basis_RI = judge.span.basis_RI
         left_TO = (inputs_TI @ basis_RI.T) @ torch.linalg.pinv(judge.stacked_OI @ basis_RI.T)
         back_IT = torch.linalg.pinv(inputs_TI)
-        own_CTT = torch.stack(
-            [
-                left_TO
-                @ torch.cat([_as_rows(g[layer.weight_name], layer) for layer in judge.layers])
-                @ back_IT
-                for g in by_class
-            ]
-        )
+        own_CTT = torch.stack([left_TO @ judge.stacked(g) @ back_IT for g in by_class])
         identity_TT = torch.eye(len(row), dtype=own_CTT.dtype, device=own_CTT.device)
         parts_C = torch.linalg.lstsq(own_CTT.flatten(1).T, identity_TT.flatten()[:, None]).solution[:, 0]
         off_TT = torch.einsum("c,cst->st", parts_C, own_CTT) - identity_TT
@@ -260,7 +255,3 @@ def _whole(member: Member, size: int) -> tuple[int, ...] | None:
             if all(abs(p - w) <= tolerance for p, w in zip(lifted, whole, strict=True)):
                 return tuple(whole)
     return None
-
-
-def _as_rows(gradient: Tensor, layer: LocalLayer | LinearLayer) -> Tensor:
-    return gradient.T if layer.transposed else gradient

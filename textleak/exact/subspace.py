@@ -65,6 +65,20 @@ class InputSpan:
         inside_N = (inputs_NI @ basis_RI.T).square() @ weights_R
         return inside_N / inputs_NI.square().sum(-1).clamp_min(torch.finfo(inputs_NI.dtype).tiny)
 
+    @property
+    def room(self) -> tuple[bool, int]:
+        """Whether the spectrum ends clearly, and the dimensions nothing fills: the more, the more the span tells."""
+        return self.clear, self.size - self.rank
+
+    def directions_outside(self, most: int) -> Tensor:
+        """Arbitrary orthonormal directions outside the span, at most so many, always the same: (directions, I)."""
+        generator = torch.Generator().manual_seed(0)  # any will do
+        drawn_IK = torch.randn(
+            self.size, min(most, self.size - self.rank), generator=generator, dtype=torch.float64
+        ).to(self.basis_RI)
+        outside_IK: Tensor = torch.linalg.qr(drawn_IK - self.basis_RI.T @ (self.basis_RI @ drawn_IK)).Q
+        return outside_IK.T
+
     def misfit(self, inputs_NI: Tensor, *, eps: float) -> Tensor:
         """How much of each input's squared norm lies outside, over what rounding accounts for, (N,).
 
@@ -220,7 +234,7 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
 
 def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer | LinearLayer]) -> InputSpan | None:
     """The span of the input that `layers` share."""
-    gradients = [_as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
+    gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
     names = [layer.name for layer in layers]
     kinds = {type(effect) for effect in shared.effects}
     if shared.noise_sigma > 0 or not kinds & {Masked, Rounded, Signed}:
@@ -233,7 +247,8 @@ def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer | LinearLayer
     return input_span(scaled, names, bent=True)
 
 
-def _as_rows(gradient: Tensor, layer: LocalLayer | LinearLayer) -> Tensor:
+def as_rows(gradient: Tensor, layer: LocalLayer | LinearLayer) -> Tensor:
+    """A weight's gradient as (outputs, inputs), however the layer stores it."""
     return gradient.T if layer.transposed else gradient
 
 

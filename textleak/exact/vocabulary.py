@@ -41,11 +41,7 @@ class Vocabulary:
     def __init__(self, model: TextModel, layer: LocalLayer, span: InputSpan) -> None:
         """Choose directions."""
         self.model, self.layer, self.span = model, layer, span
-        generator = torch.Generator().manual_seed(0)  # any will do
-        count = min(_DIRECTIONS, span.size - span.rank)
-        drawn_IR = torch.randn(span.size, count, generator=generator).to(span.basis_RI)
-        drawn_IR, _ = torch.linalg.qr(drawn_IR - span.basis_RI.T @ (span.basis_RI @ drawn_IR))
-        self.outside_RI = drawn_IR.T.to(model.device, model.dtype)
+        self.outside_RI = span.directions_outside(_DIRECTIONS).to(model.device, model.dtype)
         self.made = additive_inputs(model, layer)
         self.along = None if self.made is None else self.made.along(self.outside_RI)
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
