@@ -21,10 +21,10 @@ from pydantic import Field
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.embedding import Embedding
 from textleak.attacks.match import Match
-from textleak.attacks.span import shown, spanned_sentences
+from textleak.attacks.span import answer, shown, spanned_sentences
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
-from textleak.exact.found import OPEN, Found
+from textleak.exact.found import Found
 from textleak.gradients import SharedGradient, SideInformation
 from textleak.models import TextModel
 from textleak.verification import certify, own_gradient
@@ -79,21 +79,23 @@ class _Run:
             recovery = yield from self._followed(
                 Embedding().run(self.shared, self.model, generator=self.generator)
             )
-            if self._settled(recovery):
+            self.answers.append(recovery)
+            if recovery.stop is Stop.VERIFIED:
                 return recovery
-        found = yield from self._followed(self._span())
+        found = yield from self._followed(
+            spanned_sentences(self.model, self.shared, time_limit=self._seconds_left())
+        )
         self.notes += found.notes
-        recovery = self._answer(found)
-        if self._settled(recovery):
+        recovery = answer(self.model, self.shared, found)
+        self.evaluations_before += recovery.final_loss is not None  # it was put to the exact test
+        self.answers.append(recovery)
+        if recovery.stop is Stop.VERIFIED:
             return self._last(recovery)
         try:
-            recovery = yield from self._matched(found)
+            self.answers.append((yield from self._matched(found)))
         except InputError as error:  # matching has nothing to go by: what was found before is the answer
             self.notes.append(" ".join(str(error).splitlines()))
         return self._last(self._best())
-
-    def _span(self) -> Generator[Phase | Progress, None, Found]:
-        return spanned_sentences(self.model, self.shared, time_limit=self._seconds_left())
 
     def _followed(self, steps: Generator[Phase | Progress, None, R]) -> Generator[Phase | Progress, None, R]:
         """A channel's events, counted on from the ones before."""
@@ -118,36 +120,14 @@ class _Run:
 
     # Answers
 
-    def _answer(self, found: Found) -> Recovery:
-        """What the span found, put to the exact test where it is whole."""
-        sentences = shown(self.model, self.shared, found)
-        whole = found.complete and not any(token == OPEN for row in found.rows for token in row)
-        certificate = certify(self.shared, self.model, sentences) if whole else None
-        self.evaluations_before += whole
-        verified = certificate is not None and bool(certificate.verified)
-        return Recovery(
-            sentences=sentences,
-            stop=Stop.VERIFIED if verified else Stop.CONVERGED,
-            final_loss=certificate.gradient_distance if certificate else None,
-            steps=0,
-            evaluations=0,
-            channel=found.channel,
-            gradient_distance=certificate.gradient_distance if certificate and verified else None,
-        )
-
-    def _settled(self, recovery: Recovery) -> bool:
-        """Keep an answer; whether nothing more is to be found, or the time is up."""
-        self.answers.append(recovery)
-        left = self._seconds_left()
-        return recovery.stop is Stop.VERIFIED or (left is not None and left <= 0)
-
     def _best(self) -> Recovery:
         """The verified answer, else the whole one nearest to the gradient, else the one with the surest tokens."""
-        return max(self.answers, key=lambda answer: (answer.stop is Stop.VERIFIED, *self._worth(answer)))
+        verified = (recovery for recovery in self.answers if recovery.stop is Stop.VERIFIED)
+        return next(verified, None) or max(self.answers, key=self._worth)
 
-    def _worth(self, answer: Recovery) -> tuple[float, float]:
-        distance = certify(self.shared, self.model, answer.sentences).gradient_distance
-        certain = sum(p.confidence for s in answer.sentences for p in s.positions if p.id >= 0)
+    def _worth(self, recovery: Recovery) -> tuple[float, float]:
+        distance = certify(self.shared, self.model, recovery.sentences).gradient_distance
+        certain = sum(p.confidence for s in recovery.sentences for p in s.positions if p.id >= 0)
         return (-float("inf") if distance is None else -distance, certain)
 
     def _last(self, recovery: Recovery) -> Recovery:
@@ -162,6 +142,7 @@ class _Run:
         )
 
     def _seconds_left(self) -> float | None:
+        """For the next channel; a moment at least, as each has a first answer soon."""
         return None if self.deadline is None else max(0.1, self.deadline - time.monotonic())
 
     # Matching
@@ -183,7 +164,6 @@ class _Run:
                 final_loss=certificate.gradient_distance,
                 gradient_distance=certificate.gradient_distance if verified else None,
             )
-        self.answers.append(recovery)
         return recovery
 
     def _joined(

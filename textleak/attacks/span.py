@@ -48,27 +48,16 @@ class Span:
         shared.validate(model.parameters)
         found = yield from spanned_sentences(model, shared, time_limit=self.time_limit)
         yield Phase(name="verify", detail="the answer's own gradient")
-        sentences = shown(model, shared, found)
-        certificate = certified(model, shared, found)
-        verified = bool(certificate.verified)
+        recovery = answer(model, shared, found)
         yield Progress(
             phase="verify",
             step=1,
             steps=1,
-            loss=certificate.gradient_distance,
+            loss=recovery.final_loss,
             evaluations=1,
-            sentences=sentences,
+            sentences=recovery.sentences,
         )
-        return Recovery(
-            sentences=sentences,
-            stop=Stop.VERIFIED if verified else Stop.CONVERGED,
-            final_loss=certificate.gradient_distance,
-            steps=1,
-            evaluations=1,
-            channel="span",
-            notes=found.notes,
-            gradient_distance=certificate.gradient_distance if verified else None,
-        )
+        return recovery
 
 
 def spanned_sentences(
@@ -80,11 +69,22 @@ def spanned_sentences(
     return (yield from causal_sentences(model, shared))
 
 
-def certified(model: TextModel, shared: SharedGradient, found: Found) -> Certificate:
-    """Whether what was found is all of the batch; not verified where anything is open."""
-    if not found.complete or any(token == OPEN for row in found.rows for token in row):
-        return Certificate(gradient_distance=None, verified=False)
-    return certify(shared, model, shown(model, shared, found))
+def answer(model: TextModel, shared: SharedGradient, found: Found) -> Recovery:
+    """What was found as a recovery, put to the exact test where it is whole."""
+    sentences = shown(model, shared, found)
+    certificate = Certificate(gradient_distance=None, verified=False)
+    if found.complete and not any(token == OPEN for row in found.rows for token in row):
+        certificate = certify(shared, model, sentences)
+    return Recovery(
+        sentences=sentences,
+        stop=Stop.VERIFIED if certificate.verified else Stop.CONVERGED,
+        final_loss=certificate.gradient_distance,
+        steps=1,
+        evaluations=1,
+        channel=found.channel,
+        notes=found.notes,
+        gradient_distance=certificate.gradient_distance if certificate.verified else None,
+    )
 
 
 def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sentence, ...]:
