@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
+from textleak.models.probe import matrix_calls
 from textleak.numerics import exact
 
 # Layers that may come after the one that labels are read off: more than a block is slow, and less sure (our choice).
@@ -410,21 +411,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 def _last_linear(model: TextModel, shared: SharedGradient) -> tuple[str, nn.Module] | None:
     """The last layer before the head whose gradient was shared, if its weight is used once; with its name."""
-    order: list[nn.Module] = []
-    linear = [
-        module
-        for module in model.network.base_model.modules()
-        if not isinstance(module, nn.Embedding)
-        and isinstance(weight := getattr(module, "weight", None), nn.Parameter)
-        and weight.dim() == 2
-    ]
-    handles = [module.register_forward_hook(lambda module, *_: order.append(module)) for module in linear]
-    try:
-        with torch.no_grad():
-            model.network.base_model(inputs_embeds=model.embed(model.content_ids[:4])[None])
-    finally:
-        for handle in handles:
-            handle.remove()
+    order = [model.network.get_submodule(name) for name in matrix_calls(model)]
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     uses = Counter(names[id(module.weight)] for module in order)
     for module in order[: -_MOST_AFTER - 2 : -1]:

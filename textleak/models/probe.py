@@ -9,9 +9,11 @@ Shapes: N sentences, T positions, E embedding size, I a layer's input size, O it
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,9 @@ class LocalLayer:
     input_group: str
 
 
+_LOCAL_LAYERS: WeakKeyDictionary[TextModel, tuple[LocalLayer, ...]] = WeakKeyDictionary()
+
+
 @dataclasses.dataclass(kw_only=True, eq=False)
 class _Use:
     """The first call of a module, and how many there were."""
@@ -57,7 +62,13 @@ class _Use:
 
 
 def local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
-    """The local layers of a network, in the order in which a forward pass meets them."""
+    """The local layers of a network, in the order in which a forward pass meets them; each model is asked once."""
+    if model not in _LOCAL_LAYERS:
+        _LOCAL_LAYERS[model] = _find_local_layers(model)
+    return _LOCAL_LAYERS[model]
+
+
+def _find_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(model.content_ids), generator=generator)[: _LENGTH + 1].to(model.device)
     ids_T, other = model.content_ids[chosen[:_LENGTH]], model.content_ids[chosen[_LENGTH]]
@@ -67,14 +78,8 @@ def local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
     # Row 0: a text. Rows 1 to T: with another token at one position. Last row: one token everywhere.
     uses = _record(model, torch.cat([ids_T[None], changed_TT, repeated_T[None]]))
 
-    names = {id(parameter): name for name, parameter in model.parameters.items()}
-    calls: dict[int, int] = {}
-    modules = {name: model.network.get_submodule(name) for name in uses}
-    for name, module in modules.items():
-        key = id(module.weight)
-        calls[key] = calls.get(key, 0) + uses[name].calls
     found: list[LocalLayer] = []
-    for name, module in modules.items():
+    for name, module, weight_name, calls in _used_weights(model, uses):
         transposed = _transposed(module, uses[name])
         if transposed is None or not _seems_local(uses[name].input_NTI):
             continue
@@ -85,11 +90,11 @@ def local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
         found.append(
             LocalLayer(
                 name=name,
-                weight_name=names[id(module.weight)],
+                weight_name=weight_name,
                 transposed=transposed,
                 input_size=input_NTI.shape[-1],
                 output_size=uses[name].output_NTO.shape[-1],
-                used_once=calls[id(module.weight)] == 1,
+                used_once=calls == 1,
                 depends_on_position=not _close(input_NTI[-1], input_NTI[-1, :1]),
                 input_group=next(same, name),
             )
@@ -167,6 +172,26 @@ def _record(model: TextModel, ids_NT: Tensor) -> dict[str, _Use]:
     with _hooks(model.network, watch), torch.no_grad():
         model.network.base_model(inputs_embeds=model.embed(ids_NT))
     return uses
+
+
+def _used_weights(model: TextModel, uses: Mapping[str, _Use]) -> Iterator[tuple[str, nn.Module, str, int]]:
+    """Each module of `uses`, with its name, its weight's, and how often a forward pass uses that weight."""
+    names = {id(parameter): name for name, parameter in model.parameters.items()}
+    modules = {name: model.network.get_submodule(name) for name in uses}
+    weights = {name: names[id(module.weight)] for name, module in modules.items()}
+    calls: Counter[str] = Counter()
+    for name, use in uses.items():
+        calls[weights[name]] += use.calls
+    for name, module in modules.items():
+        yield name, module, weights[name], calls[weights[name]]
+
+
+def matrix_calls(model: TextModel) -> list[str]:
+    """The modules with a matrix that a forward pass calls before the head, in order, once a call."""
+    order: list[str] = []
+    with _hooks(model.network, lambda name: lambda *_: order.append(name)), torch.no_grad():
+        model.network.base_model(inputs_embeds=model.embed(model.content_ids[:_LENGTH])[None])
+    return order
 
 
 @contextmanager
@@ -252,18 +277,13 @@ def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, .
     ids_T = model.content_ids[:_LENGTH]
     uses = _record(model, ids_T[None])
     local = {layer.name for layer in local_layers(model)}
-    names = {id(parameter): name for name, parameter in model.parameters.items()}
-    calls: dict[int, int] = {}
-    modules = {name: model.network.get_submodule(name) for name in uses}
-    for name, module in modules.items():
-        calls[id(module.weight)] = calls.get(id(module.weight), 0) + uses[name].calls
     groups: list[list[LinearLayer]] = []
     inputs: list[Tensor] = []
-    for name, module in modules.items():
+    for name, module, weight_name, calls in _used_weights(model, uses):
         transposed = _transposed(module, uses[name])
-        if name in local or transposed is None or calls[id(module.weight)] > 1:
+        if name in local or transposed is None or calls > 1:
             continue
-        layer = LinearLayer(name=name, weight_name=names[id(module.weight)], transposed=transposed)
+        layer = LinearLayer(name=name, weight_name=weight_name, transposed=transposed)
         read = uses[name].input_NTI
         known = next((i for i, other in enumerate(inputs) if torch.equal(other, read)), None)
         if known is not None:

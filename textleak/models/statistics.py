@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textleak.models.probe import matrix_calls
 from textleak.models.text import TextModel
 
 # Sentences of random tokens that the statistics are taken over, and their length (our choice: about ten tokens for
@@ -37,25 +38,8 @@ class AttentionOutput:
 
 def attention_outputs(model: TextModel) -> tuple[AttentionOutput, ...]:
     """The first linear layer to run after a block's query, key and value, for every block."""
-    order: list[str] = []
-
-    def note(name: str) -> Any:  # noqa: ANN401
-        return lambda *_: order.append(name)
-
-    modules = {
-        name: module
-        for name, module in model.network.named_modules()
-        if not isinstance(module, nn.Embedding)
-        and isinstance(getattr(module, "weight", None), nn.Parameter)
-        and module.weight.dim() == 2
-    }
-    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-    try:
-        with torch.no_grad():
-            model.network.base_model(inputs_embeds=model.embed(model.content_ids[:4])[None])
-    finally:
-        for handle in handles:
-            handle.remove()
+    order = matrix_calls(model)
+    modules = {name: model.network.get_submodule(name) for name in order}
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     found: dict[str, AttentionOutput] = {}
     for before, name in itertools.pairwise(order):
