@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from textleak.config import ImageConfig
 from textleak.errors import InputError
 from textleak.events import Recovery, Truth
-from textleak.job import build_attack, build_defenses, finite, model_facts, set_threads
+from textleak.job import build_attack, build_defenses, outcome_facts, run_facts, set_threads
 from textleak.pictures import Picture, chosen_pictures
-from textleak.runs import versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,20 +57,13 @@ class ImageJob:
     def settings(self) -> dict[str, Any]:
         """What the run works on, as plain values: the head of its result, and what viewers show."""
         from textleak.attacks.pixels import numbers_determined
-        from textleak.config import Choice
 
         count = len(self.pictures)
         known = self.shared.known
         told = {"batch-size": known.batch_size, "labels": known.labels}
         return {
-            **model_facts(self.model),
-            "attack": self.attack.name,
-            "attack_options": dataclasses.asdict(self.attack),  # type: ignore[call-overload]
-            "share": self.shared.share,
-            "defense": [Choice(name=d.name, options=d.options).spec for d in self.shared.defenses],
+            **run_facts(self),
             "know": [kind for kind, value in told.items() if value is not None],
-            "threads": self.threads,
-            "seed": self.config.seed,
             "batch_size": count,
             "picture_shape": list(self.model.shape),
             "numbers": count * self.model.numbers,
@@ -142,20 +134,10 @@ class ImageJob:
         limit = limit_in_words(settings)
         return {
             **{key: value for key, value in settings.items() if key != "labels"},
-            "versions": versions(),
-            "outcome": outcome,
-            "stop": recovery.stop.value,
-            "steps": recovery.steps,
-            "evaluations": recovery.evaluations,
-            "seconds": round(seconds, 3),
+            **outcome_facts(recovery, certificate, outcome=outcome, seconds=seconds, run_dir=run_dir),
+            "notes": [*recovery.notes, *([limit] if limit else [])],
             "seconds_to_load": round(self.seconds_to_load, 3),
             **scores,
-            "final_loss": finite(recovery.final_loss),
-            "gradient_distance": finite(certificate.gradient_distance),
-            "verified": certificate.verified,
-            "channel": recovery.channel,
-            "notes": [*recovery.notes, *([limit] if limit else [])],
-            "run_dir": run_dir,
         }
 
 

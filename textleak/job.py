@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from textleak.client import Secret
     from textleak.defenses import Defense
     from textleak.gradients import SharedGradient
+    from textleak.image_job import ImageJob
     from textleak.models import TextModel
     from textleak.models.vision import ImageModel
+    from textleak.verification import Certificate
 
 SCORES = ("token_match_rate", "token_recall", "exact_rate", "rouge1", "rouge2", "rougeL")
 WORD_SCORES = ("rouge1_words", "rouge2_words", "rougeL_words")
@@ -62,15 +64,8 @@ class Job:
         """What the run works on, as plain values: the head of its result, and what viewers show."""
         known = self.shared.known
         return {
-            **model_facts(self.model),
-            "attack": self.attack.name,
-            "attack_options": dataclasses.asdict(self.attack),  # type: ignore[call-overload]
-            "share": self.shared.share,
-            "defense": [Choice(name=d.name, options=d.options).spec for d in self.shared.defenses],
-            "epsilon": finite(next((d.epsilon for d in self.shared.defenses if d.epsilon is not None), None)),
+            **run_facts(self),
             "know": [kind for kind in _KNOWN if getattr(known, _KNOWN[kind]) is not None],
-            "threads": self.threads,
-            "seed": self.config.seed,
             "batch_size": self._batch_size(None),
             "tokens": self._tokens(None),
             "hidden_size": self.model.hidden_size,
@@ -138,20 +133,9 @@ class Job:
             "batch_size": self._batch_size(recovery),
             "tokens": self._tokens(recovery),
             "tokens_per_hidden": _ratio(self._tokens(recovery), self.model.hidden_size),
-            "versions": versions(),
-            "outcome": outcome,
-            "stop": recovery.stop.value,
-            "steps": recovery.steps,
-            "evaluations": recovery.evaluations,
-            "seconds": round(seconds, 3),
+            **outcome_facts(recovery, certificate, outcome=outcome, seconds=seconds, run_dir=run_dir),
             "seconds_to_load": round(self.seconds_to_load, 3),
             **self._scores(recovery),
-            "final_loss": finite(recovery.final_loss),
-            "gradient_distance": finite(certificate.gradient_distance),
-            "verified": certificate.verified,
-            "channel": recovery.channel,
-            "notes": list(recovery.notes),
-            "run_dir": run_dir,
         }
 
     def _scores(self, recovery: Recovery) -> dict[str, Any]:
@@ -301,6 +285,40 @@ def model_facts(model: TextModel | ImageModel) -> dict[str, Any]:
         "task": model.task,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def run_facts(job: Job | ImageJob) -> dict[str, Any]:
+    """What a record says of any run's settings."""
+    return {
+        **model_facts(job.model),
+        "attack": job.attack.name,
+        "attack_options": dataclasses.asdict(job.attack),  # type: ignore[call-overload]
+        "share": job.shared.share,
+        "defense": [Choice(name=d.name, options=d.options).spec for d in job.shared.defenses],
+        "epsilon": finite(next((d.epsilon for d in job.shared.defenses if d.epsilon is not None), None)),
+        "threads": job.threads,
+        "seed": job.config.seed,
+    }
+
+
+def outcome_facts(
+    recovery: Recovery, certificate: Certificate, *, outcome: str, seconds: float, run_dir: str | None
+) -> dict[str, Any]:
+    """What a record says of any run's end."""
+    return {
+        "versions": versions(),
+        "outcome": outcome,
+        "stop": recovery.stop.value,
+        "steps": recovery.steps,
+        "evaluations": recovery.evaluations,
+        "seconds": round(seconds, 3),
+        "final_loss": finite(recovery.final_loss),
+        "gradient_distance": finite(certificate.gradient_distance),
+        "verified": certificate.verified,
+        "channel": recovery.channel,
+        "notes": list(recovery.notes),
+        "run_dir": run_dir,
     }
 
 

@@ -77,6 +77,18 @@ def check_folder(folder: Path) -> None:
     check_writable(folder)
 
 
+def check_out(out: Path | None) -> None:
+    """Make sure, before any long work, that a run can be written to `out`, or to a new folder where it is None.
+
+    Raises:
+        InputError: as for `check_folder`.
+    """
+    if out is None:
+        check_writable(runs_folder())
+    else:
+        check_folder(out)
+
+
 def check_writable(folder: Path) -> None:
     """Make sure that files can be made in `folder`, which need not exist yet; leaves nothing behind.
 

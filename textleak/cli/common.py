@@ -120,6 +120,19 @@ Assignments = Annotated[
         help="Any setting, also an attack's own (attack.KEY=VALUE); repeat it. Wins over everything.",
     ),
 ]
+Restarts = Annotated[
+    int | None,
+    typer.Option(
+        "--restarts", "-k", metavar="INT", help="Candidates attacked at once.", show_default="the attack's"
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Run folder.", show_default="a new one under $TEXTLEAK_RUNS"),
+]
+SaveGradients = Annotated[
+    bool, typer.Option("--save-gradients", help="Keep the shared gradient in the run folder.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, progress on stderr.")]
 
 

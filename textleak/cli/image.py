@@ -70,16 +70,7 @@ def command(
             show_default="batch-size",
         ),
     ] = None,
-    restarts: Annotated[
-        int | None,
-        typer.Option(
-            "--restarts",
-            "-k",
-            metavar="INT",
-            help="Candidates attacked at once.",
-            show_default="the attack's",
-        ),
-    ] = None,
+    restarts: common.Restarts = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -91,16 +82,9 @@ def command(
     threads: common.Threads = None,
     config: common.Config = None,
     assignments: common.Assignments = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Run folder.", show_default="a new one under $TEXTLEAK_RUNS"
-        ),
-    ] = None,
+    out: common.Out = None,
     json_: common.Json = False,
-    save_gradients: Annotated[
-        bool, typer.Option("--save-gradients", help="Keep the shared gradient in the run folder.")
-    ] = False,
+    save_gradients: common.SaveGradients = False,
     redact: Annotated[
         bool, typer.Option("--redact", help="No picture in any record, nor on the screen.")
     ] = False,
@@ -139,16 +123,13 @@ def command(
 
 def _run(settings: ImageConfig, *, as_json: bool) -> int:
     """Prepare, drive and report one run; the exit code."""
-    from textleak import runs
     from textleak.cli.run import FailedError, drive
     from textleak.pictures import Film
+    from textleak.runs import RunFolder, check_out
 
-    if settings.out is not None:
-        runs.check_folder(settings.out)
-    else:
-        runs.check_writable(runs.runs_folder())
+    check_out(settings.out)
     job = _prepare(settings)
-    folder = runs.RunFolder.create(settings.out, name=job.name)
+    folder = RunFolder.create(settings.out, name=job.name)
     film = Film()
     try:
         result = drive(job, folder, [film.show])
@@ -169,6 +150,7 @@ def _prepare(settings: ImageConfig) -> ImageJob:
     """Load and check everything, and say what the run works on."""
     from rich.text import Text
 
+    from textleak.cli.run import say_run
     from textleak.image_job import prepare
 
     console = common.stderr()
@@ -178,16 +160,8 @@ def _prepare(settings: ImageConfig) -> ImageJob:
         console.print(Text(words, style="yellow"), soft_wrap=True)
     facts = job.settings()
     channels, height, width = facts["picture_shape"]
-    console.print(
-        Text(
-            f"{facts['model']} ({facts['weights']} weights) on {facts['device']}, {facts['dtype']}, "
-            f"{job.threads} thread{'s' if job.threads != 1 else ''}; "
-            f"{facts['batch_size']} in the batch, {height} x {width} pixels, {channels} channels; "
-            f"loaded in {job.seconds_to_load:.1f} s",
-            style="bright_black",
-        ),
-        soft_wrap=True,
-    )
+    size = f"{facts['batch_size']} in the batch, {height} x {width} pixels, {channels} channels"
+    say_run(job, f"{facts['weights']} weights", size)
     return job
 
 

@@ -52,16 +52,7 @@ def command(
     share: common.Share = None,
     defense: common.Defenses = None,
     know: common.Know = None,
-    restarts: Annotated[
-        int | None,
-        typer.Option(
-            "--restarts",
-            "-k",
-            metavar="INT",
-            help="Candidates attacked at once.",
-            show_default="the attack's",
-        ),
-    ] = None,
+    restarts: common.Restarts = None,
     steps: Annotated[
         int | None,
         typer.Option("--steps", metavar="INT", help="Optimizer steps.", show_default="the attack's"),
@@ -71,16 +62,9 @@ def command(
     threads: common.Threads = None,
     config: common.Config = None,
     assignments: common.Assignments = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Run folder.", show_default="a new one under $TEXTLEAK_RUNS"
-        ),
-    ] = None,
+    out: common.Out = None,
     json_: common.Json = False,
-    save_gradients: Annotated[
-        bool, typer.Option("--save-gradients", help="Keep the shared gradient in the run folder.")
-    ] = False,
+    save_gradients: common.SaveGradients = False,
     redact: Annotated[
         bool, typer.Option("--redact", help="No text in any record, nor on the screen.")
     ] = False,
@@ -128,14 +112,11 @@ def command(
 
 def _run(settings: RunConfig, *, as_json: bool) -> int:
     """Prepare, drive and report one run; the exit code."""
-    from textleak import runs
+    from textleak.runs import RunFolder, check_out
 
-    if settings.out is not None:
-        runs.check_folder(settings.out)
-    else:
-        runs.check_writable(runs.runs_folder())
+    check_out(settings.out)
     job = _prepare(settings)
-    folder = runs.RunFolder.create(settings.out, name=job.name)
+    folder = RunFolder.create(settings.out, name=job.name)
     try:
         result = drive(job, folder)
     except FailedError as failure:
@@ -151,8 +132,6 @@ def _run(settings: RunConfig, *, as_json: bool) -> int:
 
 def _prepare(settings: RunConfig) -> Job:
     """Load and check everything, and say what the run works on."""
-    from rich.text import Text
-
     from textleak.job import prepare
 
     console = common.stderr()
@@ -171,17 +150,27 @@ def _prepare(settings: RunConfig) -> Job:
     size = (
         f"n = {facts['tokens']}, n/D = {facts['tokens_per_hidden']:.2g}" if facts["tokens"] else "n not known"
     )
-    console.print(
-        Text(
-            f"{facts['model']} ({facts['task']}, {facts['weights']} weights) on {facts['device']}, "
-            f"{facts['dtype']}, {job.threads} thread{'s' if job.threads != 1 else ''}; "
-            f"{batch}, {size}; "
-            f"loaded in {job.seconds_to_load:.1f} s",
-            style="bright_black",
-        ),
-        soft_wrap=True,
-    )
+    say_run(job, f"{facts['task']}, {facts['weights']} weights", f"{batch}, {size}")
     return job
+
+
+def say_run(job: Job | ImageJob, kind: str, size: str) -> None:
+    """On stderr, what a run works on.
+
+    Args:
+        job: the run.
+        kind: of model, in words.
+        size: of the batch, in words.
+    """
+    from rich.text import Text
+
+    facts = job.settings()
+    threads = f"{job.threads} thread{'s' if job.threads != 1 else ''}"
+    words = (
+        f"{facts['model']} ({kind}) on {facts['device']}, {facts['dtype']}, {threads}; {size}; "
+        f"loaded in {job.seconds_to_load:.1f} s"
+    )
+    common.stderr().print(Text(words, style="bright_black"), soft_wrap=True)
 
 
 class FailedError(Exception):
