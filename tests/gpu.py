@@ -233,17 +233,13 @@ def attacked(shared: Any, model: Any, options: dict[str, object]) -> Row:
     """One run of `match` to its end, with its certificate."""
     from textleak import seeds
     from textleak.attacks import ATTACKS
+    from textleak.attacks.base import to_end
     from textleak.verification import certify
 
     start_peak(model.device)
     began = time.perf_counter()
     steps = ATTACKS.build("match", options).run(shared, model, generator=seeds.generator(0, "attack"))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            recovery = end.value
-            break
+    recovery = to_end(steps)
     seconds = time.perf_counter() - began
     certificate = certify(shared, model, recovery.sentences)
     return {

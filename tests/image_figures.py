@@ -20,6 +20,7 @@ import torch
 
 from textleak import seeds
 from textleak.attacks import ATTACKS
+from textleak.attacks.base import to_end
 from textleak.client import share_images
 from textleak.config import Choice, parse_assignment
 from textleak.defenses import DEFENSES
@@ -97,12 +98,7 @@ def one_seed(options: argparse.Namespace, defense: str, seed: int) -> list[dict[
             model,  # type: ignore[arg-type]
             generator=seeds.generator(1000 * seed + number, "attack"),
         )
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                recovery = end.value
-                break
+        recovery = to_end(steps)
         recovered_BCHW = torch.tensor(recovery.image).permute(0, 3, 1, 2)
         scores = score_pictures(secret.pictures_BCHW, secret.labels, recovered_BCHW, recovery.labels)
         record = {

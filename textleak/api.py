@@ -6,7 +6,7 @@ from typing import Any
 
 from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks.base import Steps
+from textleak.attacks.base import Steps, to_end
 from textleak.client import Secret
 from textleak.config import load_run_config
 from textleak.events import Recovery
@@ -38,7 +38,7 @@ def recover(
     shared: SharedGradient, model: TextModel, attack: str = "match", *, seed: int = 0, **options: object
 ) -> Recovery:
     """Run an attack to its end; arguments and errors as for `textleak.attack`."""
-    return _to_end(
+    return to_end(
         ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(seed, "attack"))
     )
 
@@ -63,14 +63,5 @@ def run(**settings: object) -> dict[str, Any]:
 
     job = prepare(load_run_config(None, settings, ()))
     began = time.perf_counter()
-    recovery = _to_end(job.steps())
+    recovery = to_end(job.steps())
     return job.result(recovery, outcome="done", seconds=time.perf_counter() - began, run_dir=None)
-
-
-def _to_end(steps: Steps) -> Recovery:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            recovery: Recovery = end.value
-            return recovery

@@ -20,6 +20,7 @@ from textleak.errors import InputError
 from textleak.gradients import SharedGradient, SideInformation, choose_shared
 from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient, formed_image_gradient
+from textleak.models.text import check_labels
 from textleak.models.vision import ImageModel
 from textleak.words import count_of
 
@@ -236,13 +237,7 @@ def _labels(
             f"{count_of(len(labels), 'label')} for {count_of(count, 'sentence')}.",
             fix="Give one label a sentence.",
         )
-    for label in labels:
-        if not 0 <= label < model.num_labels:
-            raise InputError(
-                f"Label {label} is out of range.",
-                why=f"{model.name} has {model.num_labels} classes.",
-                fix=f"Use 0 to {model.num_labels - 1}.",
-            )
+    check_labels(labels, model.num_labels, model.name)
     return tuple(labels)
 
 

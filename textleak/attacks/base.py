@@ -35,3 +35,13 @@ class Attack(Protocol):
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "textleak.attacks")
+
+
+def to_end(steps: Steps) -> Recovery:
+    """Drive an attack to its end, whatever happens on the way."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            recovery: Recovery = end.value
+            return recovery

@@ -13,7 +13,7 @@ from torch import nn
 
 from textleak.errors import InputError, unknown_name
 from textleak.models import vision_rules as vision_rules  # tells the engine what it needs to know
-from textleak.models.loading import DTYPES, find_device, seeded
+from textleak.models.loading import DTYPES, find_device, seeded, unreadable
 from textleak.models.networks import CifarResNet, LeNet, draw_uniformly, with_batch_statistics
 from textleak.models.places import Place, find_place, not_at_hand
 from textleak.models.quiet import quiet
@@ -292,11 +292,7 @@ def _of_hugging_face(name: str, weights: str, *, seed: int, classes: int | None,
     except InputError:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are formats
-        raise InputError(
-            f"The model {name!r} can't be read from {place.words}.",
-            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
-            fix="Check that the checkpoint is complete, or choose another --model.",
-        ) from error
+        raise unreadable(f"The model {name!r}", place, error) from error
     channels = int(getattr(config, "num_channels", 3))
     own_size, mean, deviation = _preprocessing(place, channels)
     side = size or _side(getattr(config, "image_size", None)) or own_size or 224

@@ -179,6 +179,15 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
     return chosen, able[chosen]
 
 
+def unreadable(what: str, place: Place, error: Exception) -> InputError:
+    """The error for a checkpoint that something went wrong with."""
+    return InputError(
+        f"{what} can't be read from {place.words}.",
+        why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+        fix="Check that the checkpoint is complete, or choose another --model.",
+    )
+
+
 @contextmanager
 def _reading(name: str, place: Place, what: str) -> Iterator[None]:
     """Turn whatever goes wrong in reading a checkpoint into an `InputError` that says where; keep quiet."""
@@ -190,11 +199,7 @@ def _reading(name: str, place: Place, what: str) -> Iterator[None]:
     except ImportError as error:
         raise _package_missing(name, place, str(error).strip().splitlines()[0]) from error
     except Exception as error:  # a damaged file fails in as many ways as there are formats
-        raise InputError(
-            f"The {what} of the model {name!r} can't be read from {place.words}.",
-            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
-            fix="Check that the checkpoint is complete, or choose another --model.",
-        ) from error
+        raise unreadable(f"The {what} of the model {name!r}", place, error) from error
 
 
 def _read_config(name: str, place: Place, entry: Entry | None) -> PreTrainedConfig:

@@ -28,6 +28,8 @@ from textleak.models.quiet import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from textleak.models.vision import ImageModel
+
 Task = Literal["classification", "causal-lm", "masked-lm"]
 Weights = Literal["pretrained", "random"]
 
@@ -270,15 +272,7 @@ class TextModel:
 
     def public(self) -> PublicModel:
         """What both sides need to know to load the same model."""
-        return PublicModel(
-            name=self.name,
-            task=self.task,
-            weights=self.weights,
-            weights_seed=self.weights_seed,
-            num_labels=self.num_labels,
-            dtype=str(self.dtype).removeprefix("torch."),
-            fingerprint=self.fingerprint,
-        )
+        return public_model(self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -389,12 +383,7 @@ class TextModel:
             raise InputError(
                 f"{len(labels)} labels were given for {B} sentences.", fix="Give one for each, or none."
             )
-        for label in labels:
-            if not 0 <= label < self.num_labels:
-                raise InputError(
-                    f"The label {label} is out of range.",
-                    why=f"{self.name} has {self.num_labels} classes, 0 to {self.num_labels - 1}.",
-                )
+        check_labels(labels, self.num_labels, self.name)
         return Targets(
             labels=torch.tensor(list(labels), device=self.device)[:, None],
             weights=torch.full((B, 1), 1 / B, device=self.device, dtype=self.loss_dtype),
@@ -517,6 +506,42 @@ class TextModel:
         }
         network = copy.deepcopy(self.network, copies).to(device).double()
         return dataclasses.replace(self, network=network)
+
+
+def check_labels(labels: Sequence[int], num_labels: int, name: str) -> None:
+    """Make sure that each label is a class of the model that is called `name`.
+
+    Raises:
+        InputError: the first one that isn't.
+    """
+    for label in labels:
+        if not 0 <= label < num_labels:
+            raise InputError(
+                f"Label {label} is out of range.",
+                why=f"{name} has {num_labels} classes.",
+                fix=f"Use a label from 0 to {num_labels - 1}.",
+            )
+
+
+def public_model(
+    model: TextModel | ImageModel, *, picture: tuple[int, int, int] | None = None
+) -> PublicModel:
+    """What both sides need to know to load the same model.
+
+    Args:
+        model: the model.
+        picture: channels, height and width that an image model reads.
+    """
+    return PublicModel(
+        name=model.name,
+        task=model.task,
+        weights=model.weights,
+        weights_seed=model.weights_seed,
+        num_labels=model.num_labels,
+        dtype=str(model.dtype).removeprefix("torch."),
+        fingerprint=model.fingerprint,
+        picture=picture,
+    )
 
 
 def fingerprint_of(parameters: Mapping[str, nn.Parameter]) -> str:

@@ -16,10 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from textleak.errors import InputError
 from textleak.gradients import PublicModel
 from textleak.models.networks import BatchStatisticsNorm
-from textleak.models.text import Targets, Weights, attends, fingerprint_of
+from textleak.models.text import Targets, Weights, attends, check_labels, fingerprint_of, public_model
 
 ImageTask = Literal["image-classification"]
 
@@ -104,16 +103,7 @@ class ImageModel:
 
     def public(self) -> PublicModel:
         """What both sides need to know to load the same model."""
-        return PublicModel(
-            name=self.name,
-            task=self.task,
-            weights=self.weights,
-            weights_seed=self.weights_seed,
-            num_labels=self.num_labels,
-            dtype=str(self.dtype).removeprefix("torch."),
-            fingerprint=self.fingerprint,
-            picture=self.shape,
-        )
+        return public_model(self, picture=self.shape)
 
     # Pictures and pixels
 
@@ -136,13 +126,7 @@ class ImageModel:
         Raises:
             InputError: a label that isn't one of the classes.
         """
-        for label in labels:
-            if not 0 <= label < self.num_labels:
-                raise InputError(
-                    f"Label {label} is out of range.",
-                    why=f"{self.name} has {self.num_labels} classes.",
-                    fix=f"Use 0 to {self.num_labels - 1}.",
-                )
+        check_labels(labels, self.num_labels, self.name)
         labels_B1 = torch.tensor(list(labels), device=self.device)[:, None]
         weights_B1 = torch.full(labels_B1.shape, 1 / len(labels), device=self.device, dtype=self.loss_dtype)
         return Targets(labels=labels_B1, weights=weights_B1)
