@@ -12,6 +12,7 @@ import torch
 from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
+from textleak.attacks.base import to_end
 from textleak.cli.bench import measure, text_case
 from textleak.client import share
 from textleak.events import Recovery
@@ -56,12 +57,7 @@ def read_back(shared: SharedGradient, folder: Path) -> SharedGradient:
 
 def run(attack: str, shared: SharedGradient, model: TextModel, **options: object) -> Recovery:
     steps = ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(0, "attack"))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            recovery: Recovery = end.value
-            return recovery
+    return to_end(steps)
 
 
 def tokens(recovery: Recovery) -> list[list[int]]:

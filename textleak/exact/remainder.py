@@ -24,10 +24,10 @@ from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient
-from textleak.models.probe import LinearLayer, LocalLayer, layer_inputs
+from textleak.models.probe import LinearLayer, layer_inputs
 from textleak.numerics import exact
 
-Layers = tuple[LocalLayer | LinearLayer, ...]
+Layers = tuple[LinearLayer, ...]
 """Layers that read one and the same input."""
 
 # X G⁺ Δᵀ may be off the identity by this part where a sentence is in the batch (our choice; measured on minilm: below

@@ -232,7 +232,7 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
     return found
 
 
-def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer | LinearLayer]) -> InputSpan | None:
+def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer]) -> InputSpan | None:
     """The span of the input that `layers` share."""
     gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
     names = [layer.name for layer in layers]
@@ -247,7 +247,7 @@ def layer_span(shared: SharedGradient, layers: Sequence[LocalLayer | LinearLayer
     return input_span(scaled, names, bent=True)
 
 
-def as_rows(gradient: Tensor, layer: LocalLayer | LinearLayer) -> Tensor:
+def as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
     """A weight's gradient as (outputs, inputs), however the layer stores it."""
     return gradient.T if layer.transposed else gradient
 

@@ -25,13 +25,25 @@ _UNRELATED = 0.1  # relative error beyond which a layer isn't a product with its
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LocalLayer:
-    """A linear layer whose input at a position is a function of the token and the position there.
+class LinearLayer:
+    """A linear layer.
 
     Attributes:
         name: the module, for `layer_inputs`.
         weight_name: its weight among the model's parameters.
         transposed: whether the weight is (I, O), as in GPT-2, instead of (O, I).
+    """
+
+    name: str
+    weight_name: str
+    transposed: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalLayer(LinearLayer):
+    """A linear layer whose input at a position is a function of the token and the position there.
+
+    Attributes:
         input_size: I.
         output_size: O.
         used_once: whether a forward pass uses the weight once; a shared weight's gradient sums over its uses.
@@ -39,9 +51,6 @@ class LocalLayer:
         input_group: name of the first layer that reads the same input (query, key and value share one).
     """
 
-    name: str
-    weight_name: str
-    transposed: bool
     input_size: int
     output_size: int
     used_once: bool
@@ -247,21 +256,6 @@ def _is_local(model: TextModel, name: str, ids_T: Tensor) -> bool:
 
 def _close(actual: Tensor, expected: Tensor) -> bool:
     return bool((actual - expected).abs().max() <= 1e-2 * expected.abs().max())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearLayer:
-    """A linear layer further in, whose input depends on the whole sentence.
-
-    Attributes:
-        name: the module, for `layer_inputs`.
-        weight_name: its weight among the model's parameters.
-        transposed: whether the weight is (I, O), as in GPT-2, instead of (O, I).
-    """
-
-    name: str
-    weight_name: str
-    transposed: bool
 
 
 def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, ...], ...]:
