@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 
@@ -19,6 +20,7 @@ from textleak.decoding import nearest_tokens, to_sentence, unreachable_tokens
 from textleak.events import Sentence
 from textleak.likelihood import Fit, fit
 from textleak.matching.discrete import Guess, Scores, class_changes, substitutions
+from textleak.models import TextModel
 from textleak.verification import certify, own_gradient
 
 # Rivals of a guess: tokens tried at each place, the nearest by embedding; and how many of all rivals, those of the
@@ -66,7 +68,11 @@ class Judge:
         self.problem = problem
         self._verdicts: dict[Guess, Verdict] = {}
         self._fits: dict[Guess, Fit | None] = {}
-        self._exact = None if not problem.shared.effects else problem.model.double()
+
+    @cached_property
+    def _exact(self) -> TextModel:
+        """The model in float64: made only where a likelihood is asked for."""
+        return self.problem.model.double()
 
     def has_judged(self, guess: Guess) -> bool:
         """Whether it has been put to the test."""
@@ -108,7 +114,6 @@ class Judge:
 
     def _fit(self, guess: Guess) -> Fit | None:
         if guess not in self._fits:
-            assert self._exact is not None
             own = own_gradient(self.problem.shared, self._exact, self._sentences(guess))
             self._fits[guess] = fit(self.problem.shared, own)
         return self._fits[guess]
