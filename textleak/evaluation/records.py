@@ -1,0 +1,157 @@
+"""Records of an evaluation: one a batch of one cell of the grid, a JSON line each.
+
+The typed form is the contract between who computes (`engines`), who stores, and who answers (`report`, `compare`).
+Figures that several rooms share keep the names of `run --json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of the grid: all that decides what its batches give, but for the sentences themselves.
+
+    Attributes:
+        data: name of the data set, or the file as it was given.
+        batch_size: sentences in a batch, B.
+        model: alias, hub id or folder.
+        weights: "auto", "pretrained" or "random", as asked for.
+        task: as asked for.
+        attack: name and options as `name:key=value,...`.
+        share: what the client shares.
+        defense: specs in order, empty for none.
+        know: what the attacker is told; None for the default.
+        seed: of everything that is drawn.
+    """
+
+    data: str
+    batch_size: int
+    model: str
+    weights: str = "auto"
+    task: str = "auto"
+    attack: str = "match"
+    share: str = "all"
+    defense: tuple[str, ...] = ()
+    know: str | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlantedSecret:
+    """A made-up secret (number, address, ...) that stood in a sentence.
+
+    Attributes:
+        text: the secret itself.
+        recovered: whether the output that was assigned to its sentence contains it whole.
+    """
+
+    text: str
+    recovered: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentenceRecord:
+    """One reference of a batch beside the output assigned to it; the fields mean what `SentenceScore` says."""
+
+    reference: str
+    recovered: str
+    reference_tokens: tuple[str, ...]
+    recovered_tokens: tuple[str, ...]
+    token_match_rate: float
+    token_recall: float
+    exact: bool
+    rouge1: float
+    rouge2: float
+    rougeL: float
+    rouge1_words: float
+    rouge2_words: float
+    rougeL_words: float
+    label: int | None
+    recovered_label: int | None
+    secrets: tuple[PlantedSecret, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one batch gave.
+
+    Attributes:
+        identity: hash of the evaluation's settings; a folder holds records of one identity only.
+        cell: the settings of its cell.
+        batch: number of the batch in its cell, from 0.
+        status: "done", or "failed" with `error`.
+        error: what went wrong, "" otherwise; a failed record has no figures (None) and no sentences.
+        tokens: n, all tokens of the batch, special ones counted.
+        hidden_size: D.
+        tokens_per_hidden: n/D.
+        gradient_distance: relative, of the recovered batch's own gradient; None where it can't be formed.
+        verified: as in `run --json`.
+        stop: why the attack ended, a sentence.
+        seconds: the attack's wall time; likewise `cpu_seconds`.
+        weights: "pretrained" or "random", as loaded.
+        worker: who computed it, for example "local" or a ray node's name; no host name, no path.
+        versions: of Python and the packages that decide a result.
+    """
+
+    identity: str
+    cell: Cell
+    batch: int
+    status: Literal["done", "failed"]
+    error: str = ""
+    sentences: tuple[SentenceRecord, ...] = ()
+    surplus: tuple[str, ...] = ()
+    tokens: int | None = None
+    hidden_size: int | None = None
+    tokens_per_hidden: float | None = None
+    token_match_rate: float | None = None
+    token_recall: float | None = None
+    exact_rate: float | None = None
+    rouge1: float | None = None
+    rouge2: float | None = None
+    rougeL: float | None = None
+    rouge1_words: float | None = None
+    rouge2_words: float | None = None
+    rougeL_words: float | None = None
+    final_loss: float | None = None
+    gradient_distance: float | None = None
+    verified: bool | None = None
+    channel: str = ""
+    stop: str = ""
+    notes: tuple[str, ...] = ()
+    steps: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    weights: str = ""
+    device: str = ""
+    dtype: str = ""
+    threads: int = 1
+    epsilon: float | None = None
+    worker: str = "local"
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT_VERSION
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """The record as plain JSON values."""
+    plain: dict[str, Any] = _RECORD.dump_python(record, mode="json")
+    return plain
+
+
+def from_json(plain: dict[str, Any]) -> Record:
+    """The record that `to_json` wrote.
+
+    Raises:
+        pydantic.ValidationError: something else.
+    """
+    return _RECORD.validate_python(plain)
