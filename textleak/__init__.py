@@ -3,7 +3,8 @@
 The way of the data, one room an arrow: `client` (a private batch to a `SharedGradient`), `defenses`, `attacks` (on
 the engine in `matching` with `decoding`, or on `exact`, which reads off without optimizing), `scoring`, `runs`, and
 the viewers of a run's events.
-Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`.
+Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`,
+`evaluate`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textleak.api import attack, recover, run, score
+    from textleak.api import attack, evaluate, recover, run, score
     from textleak.client import Secret, share
     from textleak.gradients import SharedGradient
     from textleak.models import TextModel, load_model
@@ -22,6 +23,7 @@ __all__ = [
     "SharedGradient",
     "TextModel",
     "attack",
+    "evaluate",
     "load_model",
     "recover",
     "run",
@@ -34,6 +36,7 @@ _HOMES = {
     "SharedGradient": "gradients",
     "TextModel": "models",
     "attack": "api",
+    "evaluate": "api",
     "load_model": "models",
     "recover": "api",
     "run": "api",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import Steps, to_end
 from textleak.client import Secret
-from textleak.config import load_run_config
+from textleak.config import load_evaluation_config, load_run_config
 from textleak.events import Recovery
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.scoring import Scores
 from textleak.scoring import score as score_recovery
+
+if TYPE_CHECKING:
+    from textleak.evaluation.answers import Records
 
 
 def attack(
@@ -46,6 +49,39 @@ def recover(
 def score(recovery: Recovery, secret: Secret, model: TextModel) -> Scores:
     """The figures of an attack's answer: token match rate, recall, exact rate, ROUGE."""
     return score_recovery(recovery, secret, model)
+
+
+def evaluate(
+    preset: str | None = None,
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    retry_failed: bool = False,
+    **settings: object,
+) -> Records:
+    """A whole evaluation: what `textleak eval` does, as typed records.
+
+    Args:
+        preset: name or path of a configuration, or None.
+        engine: "local" or "ray".
+        workers: processes; with more than one, a script needs `if __name__ == "__main__":`.
+        address: of a ray cluster.
+        retry_failed: take failed batches again.
+        settings: as in a configuration file: `data`, `limit`, `model`, `attack`, `defense`, ... With `out`, a folder,
+            the records are kept there and the same call goes on where it stopped; without, they are in memory only.
+
+    Raises:
+        InputError: a setting that can't be used. A batch that fails doesn't raise: it is in `.failed` with its error.
+    """
+    from textleak.evaluation import drive, engines
+
+    config = load_evaluation_config(preset, settings)
+    evaluation = drive.begin(config, stored=config.out is not None)
+    chosen = engines.choose(engine, workers=workers, address=address)
+    for _ in evaluation.run(chosen, retry_failed=retry_failed):
+        pass
+    return evaluation.records()
 
 
 def run(**settings: object) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from textleak.errors import InputError, unknown_name
 
 Config = TypeVar("Config", bound="_ClientSettings")
+Checked = TypeVar("Checked", bound="_Settings")
 DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "match", "dlg"
+EVALUATIONS = "evaluations"
 DType = Literal["float32", "float64", "bfloat16"]
 
 
@@ -44,6 +46,21 @@ class Choice(_Settings):
         """As it is written on a command line."""
         listed = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.name}:{listed}" if listed else self.name
+
+
+class AttackChoice(Choice):
+    """An attack of an evaluation; `limit`, written among its options, gives it fewer sentences than the others."""
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text_or_flat_mapping(cls, value: Any) -> Any:  # noqa: ANN401 - as above
+        chosen = _choice(value)
+        if not isinstance(chosen, Mapping):
+            return chosen
+        options = dict(chosen["options"])
+        return {**chosen, "options": options, "limit": options.pop("limit", None)}
 
 
 class _ClientSettings(_Settings):
@@ -191,6 +208,105 @@ class ImageConfig(_ClientSettings, _AttackSettings):
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str | int | Path) else value
+
+
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class EvaluationConfig(_Settings):
+    """The settings of `textleak eval`: those with several values span the grid.
+
+    Attributes:
+        data: names of data sets, or files.
+        column: the column of the sentences; None for `sentence` or `text`.
+        label_column: the column of their classes; None for `label` where there is one, else they are drawn.
+        limit: sentences of each data set, the first ones; an attack may have a lower one of its own.
+        max_words: longer sentences are left out.
+        batch_size: sentences in a batch, B.
+        model: as for `run`; likewise `weights`, `task`, `num_labels`, `dtype`, `device` and `threads`.
+        attack: names with their options and `limit`.
+        share: what is shared.
+        defense: each is one cell's, several defenses in order: `clip:max_norm=1+gaussian:sigma=1e-3`, or `none`.
+        know: what the attacker is told; None for the default.
+        seed: of everything that is drawn.
+        time_limit: seconds after which an attack's best answer so far counts; None for no limit.
+        out: the folder of the records; None for one of its own for these settings.
+    """
+
+    data: Names = ("sample",)
+    column: str | None = None
+    label_column: str | None = None
+    limit: Annotated[int, Field(ge=1)] = 20
+    max_words: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
+    model: Names = ("bert-tiny",)
+    weights: Literal["auto", "pretrained", "random"] = "auto"
+    task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
+    num_labels: Annotated[int, Field(ge=2)] = 2
+    attack: Annotated[tuple[AttackChoice, ...], Field(min_length=1)] = Field(
+        default_factory=lambda: (AttackChoice(name=DEFAULT_ATTACK),)
+    )
+    share: Names = ("all",)
+    defense: Annotated[tuple[tuple[Choice, ...], ...], Field(min_length=1)] = ((),)
+    know: Annotated[tuple[str | None, ...], Field(min_length=1)] = (None,)
+    seed: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    dtype: DType = "float32"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    out: Path | None = None
+
+    @field_validator("data", "share", "know", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if value is None or isinstance(value, str) else value
+
+    @field_validator("batch_size", "model", "seed", "attack", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """One, several, or several in a text with commas (which an attack's options have too)."""
+        values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        found: list[object] = []
+        for one in values:
+            split = isinstance(one, str) and ":" not in one
+            found += [part.strip() for part in str(one).split(",") if part.strip()] if split else [one]
+        return tuple(found)
+
+    @field_validator("defense", mode="before")
+    @classmethod
+    def _composed(cls, value: object) -> object:
+        values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        return tuple(_defenses(one) for one in values)
+
+    @field_validator("data", "batch_size", "model", "attack", "share", "defense", "know", "seed")
+    @classmethod
+    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple({repr(value): value for value in values}.values())
+
+
+def _defenses(value: object) -> object:
+    """One cell's defenses, in order, from `a:x=1+b`, `none`, one mapping or a list."""
+    if value is None or value == "none":
+        return ()
+    if isinstance(value, str):  # a plus before a digit belongs to a number, as in 1e+3
+        return tuple(part.strip() for part in re.split(r"\+(?!\d)", value))
+    return (value,) if isinstance(value, Mapping) else value
+
+
+def load_evaluation_config(
+    preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> EvaluationConfig:
+    """Settings of `textleak eval`: as `load_run_config`, presets under `configs/evaluations/`."""
+    merged: dict[str, Any] = {}
+    if preset is not None:
+        merged |= read_preset(preset, folder=EVALUATIONS)
+        _check_keys(merged, EvaluationConfig.model_fields, preset)
+    merged |= {key: value for key, value in (flags or {}).items() if value not in (None, (), [], "")}
+    for assignment in assignments:
+        setting = parse_assignment(assignment)
+        _check_keys(setting, EvaluationConfig.model_fields, "--set")
+        merged |= setting
+    return _validated(EvaluationConfig, merged)
 
 
 def load_run_config(
@@ -369,24 +485,30 @@ def presets_folder() -> Path:
     return installed if installed.is_dir() else installed.parent.parent / "configs"
 
 
-def preset_names() -> list[str]:
-    """Names that `-c` takes: file names without their ending, with the folder where they lie in one."""
-    folder = presets_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+def preset_names(folder: str = "") -> list[str]:
+    """Names that `-c` takes: file names without their ending, with the folder where they lie in one.
+
+    Args:
+        folder: "evaluations" for those of `textleak eval`, "" for all others.
+    """
+    root = presets_folder()
+    names = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return [name for name in names if name.startswith(f"{EVALUATIONS}/") == (folder == EVALUATIONS)]
 
 
-def read_preset(name: str) -> dict[str, Any]:
+def read_preset(name: str, folder: str = "") -> dict[str, Any]:
     """The settings in a preset.
 
     Args:
         name: a name of `preset_names`, its last part, or a path to a YAML file.
+        folder: as for `preset_names`.
 
     Raises:
         InputError: unknown (with the nearest names), unreadable, or not a mapping.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        known = preset_names()
+        known = preset_names(folder)
         found = [candidate for candidate in known if name in (candidate, candidate.rpartition("/")[2])]
         if not found:
             raise unknown_name(
@@ -417,7 +539,7 @@ def _unknown_setting(key: str, known: Iterable[str], where: str) -> InputError:
 _SETTINGS_FIX = "An attack's own options are written attack.KEY; `textleak attacks NAME` lists them."
 
 
-def _validated(kind: type[Config], settings: Mapping[str, Any]) -> Config:
+def _validated(kind: type[Checked], settings: Mapping[str, Any]) -> Checked:
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:

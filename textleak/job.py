@@ -120,13 +120,11 @@ class Job:
             run_dir: the run folder.
             certified: form the answer's own gradient, which takes as long as a training step in float64.
         """
-        from textleak.verification import Certificate, certify
+        from textleak.verification import Certificate, certificate_of
 
         certificate = Certificate(gradient_distance=None, verified=None)
-        if recovery.stop is Stop.VERIFIED and recovery.gradient_distance is not None:
-            certificate = Certificate(gradient_distance=recovery.gradient_distance, verified=True)
-        elif certified:
-            certificate = certify(self.shared, self.model, recovery.sentences)
+        if certified or recovery.stop is Stop.VERIFIED:
+            certificate = certificate_of(recovery, self.shared, self.model)
         private = ("sentences", "labels")
         return {
             **{key: value for key, value in self.settings().items() if key not in private},

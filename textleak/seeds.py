@@ -20,6 +20,15 @@ def derive(seed: int, stream: Stream) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def of_batch(seed: int, batch: int) -> int:
+    """The seed of one batch of an evaluation, so that noise, labels and restarts of two batches have nothing in common.
+
+    The weights are the evaluation's own: they are drawn from `seed` itself.
+    """
+    digest = hashlib.blake2b(f"textleak:{seed}:batch:{batch}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 def generator(seed: int, stream: Stream) -> torch.Generator:
     """A CPU generator for one stream."""
     return torch.Generator().manual_seed(derive(seed, stream))

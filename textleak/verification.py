@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from textleak.effects import Clipped, Noised, clip_factors, nearest_accepted
-from textleak.events import Sentence
+from textleak.events import Recovery, Sentence, Stop
 from textleak.gradients import SharedGradient
 from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient, formed_image_gradient
@@ -57,6 +57,13 @@ class Certificate:
 
     gradient_distance: float | None
     verified: bool | None
+
+
+def certificate_of(recovery: Recovery, shared: SharedGradient, model: TextModel) -> Certificate:
+    """The certificate of an attack's answer: its own where it has certified it itself, else `certify`'s."""
+    if recovery.stop is Stop.VERIFIED and recovery.gradient_distance is not None:
+        return Certificate(gradient_distance=recovery.gradient_distance, verified=True)
+    return certify(shared, model, recovery.sentences)
 
 
 def certify(shared: SharedGradient, model: TextModel, sentences: tuple[Sentence, ...]) -> Certificate:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from textleak import __version__
-from textleak.cli import bench, doctor, image, models, registries, run, share, tui
+from textleak.cli import bench, doctor, evaluate, image, models, registries, run, share, tui
 
 app = typer.Typer(
     name="textleak",
@@ -41,6 +41,7 @@ def _top(
 
 app.command("run")(run.command)
 app.command("image")(image.command)
+app.command("eval")(evaluate.command)
 app.command("share")(share.command)
 app.command("tui")(tui.command)
 app.command("models")(models.command)

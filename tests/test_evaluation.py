@@ -1,0 +1,590 @@
+"""`textleak eval` and its room: what a grid is, what survives a kill, and what bad input is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import textleak
+from textleak import config
+from textleak.attacks import ATTACKS
+from textleak.cli import app
+from textleak.config import EvaluationConfig, load_evaluation_config
+from textleak.errors import InputError, TextleakError
+from textleak.evaluation import datasets, drive, grid, records
+from textleak.evaluation.answers import Records
+from textleak.evaluation.engines import Local
+from textleak.evaluation.measure import holds
+from textleak.evaluation.records import Cell, Record
+from textleak.evaluation.store import Store, read_records
+from textleak.events import Position, Progress, Recovery, Sentence, Stop
+
+QUICK = {"attack": ["dlg:steps=1,restarts=1"], "limit": 4, "threads": 1, "device": "cpu"}
+SENTENCES = """sentence	label	secrets
+the cat sat on the red mat	1	mat|red mat
+a dog ran home	0
+nobody told the bank	0
+the secret plan moved	1	plan
+"""
+
+
+@pytest.fixture
+def toy(toy_folder, tmp_path_factory):
+    """Settings of an evaluation that takes milliseconds a batch."""
+    data = tmp_path_factory.mktemp("data") / "four.tsv"
+    data.write_text(SENTENCES)
+    return {**QUICK, "data": str(data), "model": str(toy_folder("bert")), "weights": "random"}
+
+
+@pytest.fixture
+def attacks(monkeypatch):
+    """Lets a test file an attack for its own time."""
+
+    def file(name: str, run) -> None:
+        @dataclasses.dataclass(frozen=True, kw_only=True)
+        class Fake:
+            def run(self, shared, model, *, generator):
+                return run(shared, model)
+
+        Fake.name = name
+        list(ATTACKS)  # load the others first
+        monkeypatch.setitem(ATTACKS._classes, name, Fake)
+
+    return file
+
+
+def recovery() -> Recovery:
+    return Recovery(
+        sentences=(Sentence(positions=(), text=""),),
+        stop=Stop.CONVERGED,
+        final_loss=None,
+        steps=0,
+        evaluations=0,
+        channel="matching",
+    )
+
+
+def run_all(evaluation: drive.Evaluation, **options: bool) -> list[Record]:
+    return list(evaluation.run(Local(), **options))
+
+
+def alike(found: list[Record]) -> list[Record]:
+    """Without what differs from run to run: times, and who computed it."""
+    return sorted((dataclasses.replace(r, seconds=0.0, cpu_seconds=0.0, worker="") for r in found), key=str)
+
+
+# Settings and grid
+
+
+def test_several_values_span_a_grid():
+    settings = load_evaluation_config(
+        None,
+        {
+            "batch_size": ["1,2", "4"],
+            "model": "bert-tiny, minilm",
+            "attack": ["match:span_proposals=false", "dlg,tag"],
+            "defense": ["none", "clip:max_norm=1+gaussian:sigma=1e+3"],
+            "seed": "0,1",
+        },
+    )
+    assert settings.batch_size == (1, 2, 4)
+    assert settings.model == ("bert-tiny", "minilm")
+    assert [choice.name for choice in settings.attack] == ["match", "dlg", "tag"]
+    assert settings.attack[0].options == {"span_proposals": False}
+    assert [[choice.spec for choice in several] for several in settings.defense] == [
+        [],
+        ["clip:max_norm=1", "gaussian:sigma=1000.0"],
+    ]
+    found = grid.plan(settings)
+    cells = list(found.cells())
+    assert len(cells) == 3 * 2 * 3 * 2 * 2
+    assert found.batches() == sum(count for _, count in cells) == 2 * 3 * 2 * 2 * (20 + 10 + 5)
+    works = list(found.works())
+    assert len({work.key for work in works}) == len(works) == found.batches()
+
+
+def test_batches_are_consecutive_sentences_and_an_attack_may_have_fewer():
+    settings = EvaluationConfig(limit=10, batch_size=4, attack=["match", "dlg:limit=5,steps=3"])
+    found = grid.plan(settings)
+    sample = found.data["sample"].examples
+    works = {(work.cell.attack, work.batch): work.examples for work in found.works()}
+    assert works == {
+        ("match", 0): sample[:4],
+        ("match", 1): sample[4:8],
+        ("dlg:steps=3", 0): sample[:4],
+    }
+
+
+def test_batches_of_one_model_follow_each_other():
+    found = grid.plan(EvaluationConfig(model=["bert-tiny", "minilm"], seed=[0, 1], limit=2))
+    order = [(work.cell.model, work.cell.seed) for work in found.works()]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"limit": 3}, False),
+        ({"seed": 1}, False),
+        ({"attack": "dlg:steps=2"}, False),
+        ({"know": "nothing"}, False),
+        ({"time_limit": 5}, False),
+        ({"threads": 2}, True),
+        ({"out": "elsewhere"}, True),
+    ],
+)
+def test_the_identity_is_that_of_all_that_decides_results(change, same):
+    one = grid.plan(EvaluationConfig(**QUICK))
+    other = grid.plan(EvaluationConfig(**{**QUICK, **change}))
+    assert (one.identity == other.identity) is same
+
+
+def test_other_sentences_under_the_same_name_are_another_identity(tmp_path):
+    file = tmp_path / "some.txt"
+    file.write_text("the cat sat\na dog ran\n")
+    settings = EvaluationConfig(data=str(file))
+    before = grid.plan(settings).identity
+    file.write_text("the cat sat\na dog sat\n")
+    assert grid.plan(settings).identity != before
+
+
+@pytest.mark.parametrize("name", config.preset_names(config.EVALUATIONS))
+def test_every_preset_can_be_used(name):
+    settings = load_evaluation_config(name, {"data": ["sample"]})
+    assert grid.plan(settings).batches() > 0
+
+
+# Data
+
+
+def test_the_sample_is_ours_and_its_secrets_stand_in_it():
+    sample = datasets.load("sample", EvaluationConfig())
+    assert len(sample.examples) >= 60
+    assert sum(bool(example.secrets) for example in sample.examples) >= 40
+    for example in sample.examples:
+        assert all(secret in example.sentence for secret in example.secrets)
+        assert example.label in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.txt", "first one\n\n  second one \n"),
+        ("d.csv", 'sentence,label,secrets\n"first one",1,one\n"",0,\nsecond one,0,\n'),
+        ("d.tsv", "label\tsentence\tsecrets\n1\tfirst one\tone\n0\t\t\n0\tsecond one\n"),
+        (
+            "d.jsonl",
+            '{"text": "first one", "label": 1, "secrets": "one"}\n\n{"text": ""}\n{"text": "second one"}\n',
+        ),
+    ],
+)
+def test_a_file_is_read_by_its_ending(tmp_path, name, content):
+    file = tmp_path / name
+    file.write_text(content, "utf-8-sig")
+    found = datasets.load(str(file), EvaluationConfig())
+    assert [example.sentence for example in found.examples] == ["first one", "second one"]
+    assert found.notes == (f"{file}: 1 blank line left out.",)
+    if name != "d.txt":
+        assert found.examples[0] == datasets.Example(sentence="first one", label=1, secrets=("one",))
+
+
+def test_quotation_marks_in_a_tsv_file_are_letters_unless_they_hold_the_cell(tmp_path):
+    file = tmp_path / "d.tsv"
+    file.write_text('sentence\tlabel\n"so" she said\t1\n"all ""of"" it"\t0\n"\t1\n')
+    found = datasets.load(str(file), EvaluationConfig())
+    assert [example.sentence for example in found.examples] == ['"so" she said', 'all "of" it', '"']
+
+
+def bad_column(folder: Path) -> dict[str, object]:
+    (folder / "d.csv").write_text("sentense,label\na,1\n")
+    return {"data": str(folder / "d.csv")}
+
+
+def bad_wanted_column(folder: Path) -> dict[str, object]:
+    (folder / "d.csv").write_text("body,label\na,1\n")
+    return {"data": str(folder / "d.csv"), "column": "bodi"}
+
+
+def bad_encoding(folder: Path) -> dict[str, object]:
+    (folder / "d.txt").write_bytes(b"fine\nalso fine\n" + "café\n".encode("latin1"))
+    return {"data": str(folder / "d.txt")}
+
+
+def bad_json(folder: Path) -> dict[str, object]:
+    (folder / "d.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    return {"data": str(folder / "d.jsonl")}
+
+
+def bad_csv(folder: Path) -> dict[str, object]:
+    (folder / "d.csv").write_text('sentence\n"never closed\nand on\n')
+    return {"data": str(folder / "d.csv")}
+
+
+def bad_empty(folder: Path) -> dict[str, object]:
+    (folder / "d.txt").write_text("\n \n")
+    return {"data": str(folder / "d.txt")}
+
+
+BAD = {
+    "no such column": (bad_column, "d.csv has no column 'sentence' or 'text'.*sentense, label.*--column"),
+    "no wanted column": (bad_wanted_column, "Unknown column of .*'bodi'.*body"),
+    "another encoding": (bad_encoding, "not UTF-8 in line 3.*0xe9.*iconv"),
+    "a torn JSON line": (bad_json, "can't be read in line 2"),
+    "a quotation mark": (bad_csv, "can't be read as a table"),
+    "nothing but blank lines": (bad_empty, "has no sentence"),
+    "no such file": (lambda _: {"data": "nowhere.txt"}, "nowhere.txt can't be read"),
+    "no such data set": (lambda _: {"data": "colla"}, "Unknown data set.*cola"),
+    "not at hand": (lambda _: {"data": "cola"}, "cola can't be had here.*--data"),
+    "no such attack": (lambda _: {"attack": "mach"}, "mach.*match"),
+    "no such option": (lambda _: {"attack": "match:stepz=1"}, "stepz.*steps"),
+    "no such defense": (lambda _: {"defense": "none+gauss"}, "Unknown defense"),
+    "no such knowledge": (lambda _: {"know": "length"}, "Unknown side information"),
+    "larger than the data": (lambda _: {"batch_size": 32}, "no batch of 32 sentences"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_before_anything_is_computed(case, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    build, message = BAD[case]
+    with pytest.raises(InputError, match=rf"(?s){message}"):
+        drive.begin(EvaluationConfig(**{"out": str(tmp_path / "out"), **build(tmp_path)}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistyped_setting_is_told_with_the_nearest():
+    with pytest.raises(InputError, match=r"(?s)batch_sizes.*batch_size"):
+        load_evaluation_config(None, {}, ["batch_sizes=3"])
+
+
+def test_a_huge_grid_asks_first(monkeypatch):
+    settings = EvaluationConfig(seed=list(range(6000)), limit=20)
+    with pytest.raises(InputError, match=r"(?s)120,000 batches.*--yes"):
+        drive.begin(settings, stored=False)
+    assert drive.begin(settings, stored=False, many=True).plan.batches() == 120_000
+
+
+# Records
+
+
+def test_a_record_reads_back_as_it_was(toy, tmp_path):
+    evaluation = drive.begin(EvaluationConfig(**toy, defense=["none", "gaussian:sigma=1e-3"], out=tmp_path))
+    written = run_all(evaluation)
+    assert len(written) == 8
+    assert read_records(tmp_path) == written
+    assert all(records.from_json(json.loads(json.dumps(records.to_json(r)))) == r for r in written)
+    assert written[0].sentences[0].secrets == (
+        records.PlantedSecret(text="mat", recovered=False),
+        records.PlantedSecret(text="red mat", recovered=False),
+    )
+
+
+def test_the_same_evaluation_goes_on_where_it_stopped(toy, tmp_path):
+    settings = EvaluationConfig(**toy, out=tmp_path)
+    first = drive.begin(settings)
+    running = first.run(Local())
+    kept = [next(running), next(running)]
+    running.close()
+    second = drive.begin(settings)
+    assert second.records() == kept
+    assert len(run_all(second)) == 2
+    assert run_all(drive.begin(settings)) == []
+    whole = drive.begin(settings.model_copy(update={"out": tmp_path / "whole"}))
+    assert alike(run_all(whole)) == alike(second.records())
+
+
+def test_other_settings_are_refused_and_named(toy, tmp_path):
+    run_all(drive.begin(EvaluationConfig(**toy, out=tmp_path)))
+    before = (tmp_path / "records.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"(?s)another evaluation.*seed was \[0\], now \[1\].*--out"):
+        drive.begin(EvaluationConfig(**toy, seed=1, out=tmp_path))
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def some_record(identity: str = "x", batch: int = 0, status: str = "done") -> Record:
+    return Record(
+        identity=identity, cell=Cell(data="d", batch_size=1, model="m"), batch=batch, status=status, error="é"
+    )
+
+
+def opened(path: Path) -> Store:
+    return Store.open(path, identity="x", settings={"a": 1})
+
+
+def test_a_torn_last_line_is_mended(tmp_path):
+    store = opened(tmp_path)
+    store.add(some_record(batch=0))
+    store.add(some_record(batch=1))
+    path = tmp_path / "records.jsonl"
+    whole = path.read_bytes()
+    for cut in (1, 2, *range(3, len(whole) // 2, 53)):
+        path.write_bytes(whole[:-cut])
+        assert [record.batch for record in read_records(tmp_path)] == ([0, 1] if cut == 1 else [0])
+        again = opened(tmp_path)
+        assert [record.batch for record in again.records.values()] == [0]
+        assert again.add(some_record(batch=1))
+        assert path.read_bytes() == whole
+
+
+def test_two_writers_write_no_record_twice(tmp_path):
+    one, other = opened(tmp_path), opened(tmp_path)
+    assert one.add(some_record(batch=0))
+    assert not other.add(some_record(batch=0))
+    assert other.add(some_record(batch=1))
+    assert not one.add(some_record(batch=1))
+    assert len((tmp_path / "records.jsonl").read_bytes().splitlines()) == 2
+
+
+def test_a_folder_with_records_of_nobody_is_refused(tmp_path):
+    (tmp_path / "records.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"without an evaluation\.json"):
+        opened(tmp_path)
+    (tmp_path / "records.jsonl").unlink()
+    opened(tmp_path).add(some_record())
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text().replace('"identity": "x"', '"identity": "y"'))
+    with pytest.raises(InputError, match="another evaluation, y"):
+        opened(tmp_path)
+
+
+def test_a_full_disk_loses_nothing_that_was_there(tmp_path, monkeypatch):
+    store = opened(tmp_path)
+    store.add(some_record(batch=0))
+    before = (tmp_path / "records.jsonl").read_bytes()
+    real = os.write
+
+    def full(handle: int, content: bytes) -> int:
+        if len(content) > 100:
+            return real(handle, content[:100])  # a part still fits
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(TextleakError, match=r"(?s)No space left.*is kept.*goes on"):
+        store.add(some_record(batch=1))
+    monkeypatch.undo()
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    assert store.add(some_record(batch=1))
+    assert [record.batch for record in read_records(tmp_path)] == [0, 1]
+
+
+def test_a_failed_batch_is_recorded_and_tried_again_on_request(toy, tmp_path, attacks):
+    broken = True
+
+    def sometimes(shared, model):
+        yield Progress(phase="x", step=1)
+        if broken:
+            raise RuntimeError("out of luck")
+        return recovery()
+
+    attacks("sometimes", sometimes)
+    settings = EvaluationConfig(**{**toy, "attack": ["sometimes", *QUICK["attack"]]}, out=tmp_path)
+    run_all(drive.begin(settings))
+    found = Records(read_records(tmp_path))
+    assert len(found.failed) == len(found.done) == 4
+    assert {record.error for record in found.failed} == {"RuntimeError: out of luck"}
+    assert run_all(drive.begin(settings)) == []
+    broken = False
+    assert len(run_all(drive.begin(settings), retry_failed=True)) == 4
+    found = Records(read_records(tmp_path))
+    assert len(found.done) == 8
+    assert run_all(drive.begin(settings), retry_failed=True) == []
+
+
+def test_an_over_long_sentence_is_a_failed_batch_with_clear_words(toy, tmp_path):
+    file = tmp_path / "d.txt"
+    file.write_text("the cat sat\n" + "word " * 10_000 + "\n")
+    found = textleak.evaluate(**{**toy, "data": str(file)})
+    assert [record.status for record in found] == ["done", "failed"]
+    assert "too long: 10002 tokens" in found[1].error
+    assert len(textleak.evaluate(**{**toy, "data": str(file)}, max_words=50)) == 1
+
+
+def test_a_time_limit_ends_any_attack_with_its_best_answer(toy, attacks):
+    def endless(shared, model):
+        position = Position(position=1, id=int(model.content_ids[9]), text="")
+        step = 0
+        while True:
+            step += 1
+            yield Progress(
+                phase="x",
+                step=step,
+                total_steps=step,
+                sentences=(Sentence(positions=(position,), text="an answer"),),
+            )
+
+    attacks("endless", endless)
+    (record,) = textleak.evaluate(**{**toy, "attack": "endless", "limit": 1}, time_limit=0.05)
+    assert record.stop == Stop.TIME.value
+    assert record.status == "done"
+    assert record.seconds < 5
+    assert record.sentences[0].recovered_tokens[0] not in ("", "[UNK]")
+
+
+def test_no_attack_is_given_what_was_in_the_batch(toy, attacks):
+    seen = []
+
+    def curious(shared, model):
+        seen.append(shared)
+        yield Progress(phase="x", step=1)
+        return recovery()
+
+    attacks("curious", curious)
+    textleak.evaluate(**{**toy, "attack": "curious", "limit": 1}, know="nothing")
+    (shared,) = seen
+    assert dataclasses.asdict(shared.known) == {"batch_size": None, "lengths": None, "labels": None}
+    assert "red mat" not in repr(shared)
+
+
+def test_noise_differs_from_batch_to_batch_but_not_from_attack_to_attack(toy, tmp_path, attacks):
+    seen = []
+
+    def listening(shared, model):
+        seen.append(next(iter(shared.gradients.values())))
+        yield Progress(phase="x", step=1)
+        return recovery()
+
+    file = tmp_path / "d.txt"
+    file.write_text("the cat sat\n" * 2)
+    attacks("one", listening)
+    attacks("two", listening)
+    settings = {**toy, "attack": ["one", "two"], "defense": "gaussian:sigma=1", "data": str(file)}
+    textleak.evaluate(**{**settings, "num_labels": 2})
+    first_one, first_two, second_one, second_two = seen
+    assert first_one.equal(first_two)
+    assert second_one.equal(second_two)
+    assert not first_one.equal(second_one)
+
+
+@pytest.mark.parametrize(
+    ("text", "secret", "there"),
+    [
+        ("the code is 49 21 .", "4921", True),
+        ("send it to 12 hill road , second floor", "12 Hill Road", True),
+        ("a cafe in town", "Café", True),
+        ("call 555 - 0142", "555-0142", True),
+        ("the archive", "HIV", False),
+        ("the code is 49210", "4921", False),
+        ("12 road hill", "12 Hill Road", False),
+        ("", "4921", False),
+    ],
+)
+def test_a_secret_is_recovered_when_it_stands_there_whole(text, secret, there):
+    assert holds(text, secret) is there
+
+
+# Answers
+
+
+def test_means_are_over_sentences_and_never_over_nothing(toy):
+    found = textleak.evaluate(**toy, batch_size=[1, 2], know="lengths")
+    assert len(found) == 6
+    assert len(found.where(batch_size=2)) == 2
+    assert 0 <= found.mean("rouge1_words", batch_size=2, attack="dlg") <= 1
+    assert found.mean("secrets_recovered") == 0
+    with pytest.raises(InputError, match="no token_match_rate to take the mean of"):
+        found.mean(batch_size=3)
+    with pytest.raises(InputError, match=r"(?s)tokenmatch.*token_match_rate"):
+        found.mean("tokenmatch")
+    with pytest.raises(InputError, match=r"(?s)atack.*attack"):
+        found.where(atack="dlg")
+
+
+def test_records_become_tables(toy, tmp_path):
+    import csv
+
+    found = textleak.evaluate(**toy, defense="clip:max_norm=1+gaussian:sigma=0.1")
+    found.to_csv(tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert rows[0]["defense"] == "clip:max_norm=1+gaussian:sigma=0.1"
+    assert json.loads(rows[0]["references"]) == [found[0].sentences[0].reference]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    found.to_parquet(tmp_path / "r.parquet")
+    assert parquet.read_table(tmp_path / "r.parquet").num_rows == 4
+
+
+# The command
+
+
+def command(*arguments: str):
+    return CliRunner().invoke(app, ["eval", *arguments])
+
+
+def flags(toy) -> list[str]:
+    return [
+        *("--model", toy["model"], "--weights", "random", "--attack", toy["attack"][0]),
+        *("--data", toy["data"], "--limit", "3", "--threads", "1", "--device", "cpu"),
+    ]
+
+
+def test_eval_prints_its_table_and_goes_on(toy, tmp_path):
+    arguments = [*flags(toy), "--out", str(tmp_path / "o"), "--csv", str(tmp_path / "r.csv")]
+    first = command(*arguments)
+    assert first.exit_code == 0, first.stderr
+    assert "3/3" in first.stdout
+    assert "RANDOM WEIGHTS" in first.stderr
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 4
+    again = command(*arguments, "--json")
+    assert again.exit_code == 0
+    answer = json.loads(again.stdout)
+    assert answer["done"] == answer["batches"] == 3
+    assert answer["cells"][0]["token_match_rate"] is not None
+    assert len((tmp_path / "o" / "records.jsonl").read_text().splitlines()) == 3
+
+
+def test_eval_without_out_finds_its_own_folder_again(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTLEAK_RUNS", str(tmp_path))
+    assert command(*flags(toy)).exit_code == 0
+    (folder,) = tmp_path.glob("evaluation-four-*")
+    assert "3 of them there already" in command(*flags(toy)).stderr
+    assert command(*flags(toy), "--seed", "1").exit_code == 0
+    assert len(list(tmp_path.glob("evaluation-*"))) == 2
+    assert folder.is_dir()
+
+
+def test_a_failed_batch_shows_in_the_exit_code(toy, tmp_path):
+    file = tmp_path / "d.txt"
+    file.write_text("the cat sat\n" + "word " * 100 + "\na dog ran\n")
+    result = command(*flags(toy), "--data", str(file), "--out", str(tmp_path / "o"))
+    assert result.exit_code == 1
+    assert "2/3 (1 failed)" in result.stdout
+    assert "too long" in result.stderr
+
+
+def test_a_dry_run_says_the_size_and_how_it_guesses(toy, tmp_path):
+    arguments = [*flags(toy), "--out", str(tmp_path / "o")]
+    result = command(*arguments, "--dry-run")
+    assert result.exit_code == 0
+    assert "3 batches, 3 to do" in result.stdout
+    assert "rule of thumb" in result.stdout
+    assert not (tmp_path / "o").exists()
+    command(*arguments)
+    found = json.loads(command(*arguments, "--dry-run", "--json").stdout)
+    assert (found["batches"], found["left"]) == (3, 0)
+    huge = command(*arguments, "--dry-run", "--seed", ",".join(map(str, range(40_000))))
+    assert "120,000 batches: too many to list" in huge.stdout
+
+
+def test_an_interrupt_keeps_all_records_and_shows_the_table(toy, tmp_path, attacks):
+    count = 0
+
+    def interrupted(shared, model):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        yield Progress(phase="x", step=1)
+        return recovery()
+
+    attacks("interrupted", interrupted)
+    result = command(*flags({**toy, "attack": ["interrupted"]}), "--out", str(tmp_path / "o"))
+    assert result.exit_code == 130
+    assert "2/3" in result.stdout
+    assert len(read_records(tmp_path / "o")) == 2

@@ -1,0 +1,300 @@
+"""`textleak eval`: data sets × models × attacks × shares × defenses × seeds, as records that survive a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from textleak.cli import common
+
+if TYPE_CHECKING:
+    from textleak.config import EvaluationConfig
+    from textleak.evaluation.drive import Evaluation
+    from textleak.evaluation.engines import Engine
+    from textleak.evaluation.table import Display
+
+_GRID = "repeat it, or separate with commas"
+
+
+def _several(flag: str, text: str, default: str, short: str | None = None) -> typer.models.OptionInfo:
+    """A repeatable flag that spans the grid."""
+    names = (flag, short) if short else (flag,)
+    info: typer.models.OptionInfo = typer.Option(*names, metavar="TEXT", help=text, show_default=default)
+    return info
+
+
+@common.guarded
+def command(
+    data: Annotated[
+        list[str] | None,
+        _several(
+            "--data",
+            "sample | cola | sst2 | rotten_tomatoes, or a .txt, .csv, .tsv or .jsonl file; repeatable.",
+            "sample",
+        ),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--column", metavar="TEXT", help="Column of the sentences.", show_default="sentence or text"
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            "--label-column",
+            metavar="TEXT",
+            help="Column of their classes; without one they are drawn from the seed.",
+            show_default="label",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", "-n", metavar="INT", help="Sentences of each data set.", show_default="20"),
+    ] = None,
+    max_words: Annotated[
+        int | None, typer.Option("--max-words", metavar="INT", help="Leave longer sentences out.")
+    ] = None,
+    batch_size: Annotated[
+        list[str] | None, _several("--batch-size", f"Sentences in a batch, B; {_GRID}.", "1", "-b")
+    ] = None,
+    model: Annotated[
+        list[str] | None, _several("--model", f"As for run; {_GRID}.", "bert-tiny", "-m")
+    ] = None,
+    weights: common.Weights = None,
+    task: common.Task = None,
+    attack: Annotated[
+        list[str] | None,
+        _several(
+            "--attack",
+            "name[:key=value,...], repeatable; limit=N among its options gives a slow one fewer sentences.",
+            "match",
+            "-a",
+        ),
+    ] = None,
+    share: Annotated[list[str] | None, _several("--share", "As for run; repeatable.", "all")] = None,
+    defense: Annotated[
+        list[str] | None,
+        _several(
+            "--defense",
+            "One cell's defense, repeatable: name[:key=value,...], several in order as a+b, or none.",
+            "none",
+        ),
+    ] = None,
+    know: Annotated[list[str] | None, _several("--know", "As for run; repeatable.", "as for run")] = None,
+    seed: Annotated[list[str] | None, _several("--seed", f"{_GRID.capitalize()}.", "0")] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--time-limit",
+            metavar="SECONDS",
+            help="For each batch; the best answer so far counts.",
+            show_default="none",
+        ),
+    ] = None,
+    device: common.Device = None,
+    threads: common.Threads = None,
+    config: common.Config = None,
+    assignments: common.Assignments = None,
+    engine: Annotated[str, typer.Option("--engine", metavar="TEXT", help="local | ray")] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="INT",
+            min=1,
+            help="Processes, one GPU each where there are several; with ray, batches at once.",
+            show_default="1; with ray, all the cluster has",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="TEXT", help="Of a ray cluster to join.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Take batches again that have failed.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of the records; the same command goes on in it.",
+            show_default="one for these settings, under $TEXTLEAK_RUNS",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the grid, its size and about how long it takes.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="A grid of more than 100,000 batches is meant.")] = False,
+    json_: common.Json = False,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a batch to a CSV file.")
+    ] = None,
+) -> None:
+    """Measure what leaks over a data set: a table, and records that the same command goes on from."""
+    from textleak.config import load_evaluation_config
+
+    settings = load_evaluation_config(
+        config,
+        common.given(
+            data=data,
+            column=column,
+            label_column=label_column,
+            limit=limit,
+            max_words=max_words,
+            batch_size=batch_size,
+            model=model,
+            weights=weights,
+            task=task,
+            attack=attack,
+            share=share,
+            defense=defense,
+            know=know,
+            seed=seed,
+            time_limit=time_limit,
+            device=device,
+            threads=threads,
+            out=out,
+        ),
+        assignments or (),
+    )
+    name = Path(config).stem if config else Path(settings.data[0]).stem
+    if dry_run:
+        _dry_run(settings, name, workers=workers or 1, as_json=json_)
+        return
+    from textleak import runs
+    from textleak.evaluation import drive, engines
+
+    chosen = engines.choose(engine, workers=workers, address=address)
+    if csv is not None:
+        runs.check_writable(csv.parent)
+    evaluation = drive.begin(settings, name=name, many=yes)
+    _say_before(evaluation)
+    outcome = _drive(evaluation, chosen, retry_failed=retry_failed)
+    _answer(evaluation, outcome, csv=csv, as_json=json_)
+    if outcome == "interrupted":
+        raise typer.Exit(common.INTERRUPTED)
+    if evaluation.records().failed:
+        raise typer.Exit(1)
+
+
+def _say_before(evaluation: Evaluation) -> None:
+    """On stderr: where the records go, how many there are, and what was left out of the data."""
+    from rich.text import Text
+
+    console = common.stderr()
+    for data in evaluation.plan.data.values():
+        for note in data.notes:
+            console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
+    assert evaluation.store is not None
+    there, batches = len(evaluation.records()), evaluation.plan.batches()
+    words = f"{batches:,} batches" + (f", {there:,} of them there already" if there else "")
+    console.print(Text(f"{words}; records in {evaluation.store.folder.path}"), soft_wrap=True)
+    for difference in evaluation.store.other_versions():
+        console.print(Text(f"Note: {difference}"), style="yellow", soft_wrap=True)
+
+
+def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str:
+    """Compute what is left, watched; "done" or "interrupted"."""
+    loud: set[str] = set()
+    try:
+        with _display(evaluation) as display:
+            for record in evaluation.run(engine, retry_failed=retry_failed):
+                display.show(record)
+                if record.weights == "random" and record.cell.model not in loud:
+                    loud.add(record.cell.model)
+                    common.say_weights(
+                        "random", "no pretrained ones are at hand or asked for", record.cell.model
+                    )
+    except KeyboardInterrupt:
+        common.stderr().print(
+            "Interrupted; all records are kept, the same command goes on.", style="yellow", soft_wrap=True
+        )
+        return "interrupted"
+    return "done"
+
+
+def _display(evaluation: Evaluation) -> Display:
+    """The table on a terminal, lines elsewhere."""
+    from textleak.evaluation.table import LiveTable, PlainLines
+
+    console = common.stderr()
+    return (
+        LiveTable(evaluation, console)
+        if console.is_terminal and not console.is_dumb_terminal
+        else PlainLines(evaluation, console)
+    )
+
+
+def _answer(evaluation: Evaluation, outcome: str, *, csv: Path | None, as_json: bool) -> None:
+    """The table on stdout, as JSON if wanted, and the CSV file."""
+    from textleak.evaluation import table
+
+    records = evaluation.records()
+    if csv is not None:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        records.to_csv(csv)
+    if not as_json:
+        common.stdout().print(table.render(evaluation))
+        for error in sorted({record.error for record in records.failed}):
+            common.stderr().print(f"Failed: {error}", style="red", soft_wrap=True, markup=False)
+        return
+    assert evaluation.store is not None
+    common.print_json(
+        {
+            "identity": evaluation.plan.identity,
+            "outcome": outcome,
+            "out": str(evaluation.store.folder.path),
+            "settings": evaluation.plan.settings(),
+            "batches": evaluation.plan.batches(),
+            "done": len(records.done),
+            "failed": len(records.failed),
+            "errors": sorted({record.error for record in records.failed}),
+            "cells": [row.to_json() for row in table.rows(evaluation)],
+        }
+    )
+
+
+def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bool) -> None:
+    """What there is to do, and about how long it takes."""
+    from textleak.evaluation import drive, table
+    from textleak.evaluation.grid import MANY, plan
+    from textleak.live import seconds_in_words
+
+    found = plan(settings)
+    folder = drive.folder_of(found, name)
+    count = found.batches()
+    guess = drive.estimate(found, folder) if count <= MANY else None
+    seconds = None if guess is None else guess.seconds / workers
+    if as_json:
+        common.print_json(
+            {
+                "identity": found.identity,
+                "out": str(folder),
+                "settings": found.settings(),
+                "batches": count,
+                "left": None if guess is None else guess.batches,
+                "seconds": seconds,
+                "measured": None if guess is None else guess.measured,
+                "cells": [] if count > MANY else [c.__dict__ | {"batches": n} for c, n in found.cells()],
+            }
+        )
+        return
+    console = common.stdout()
+    if guess is None or seconds is None:
+        console.print(f"{count:,} batches: too many to list; --yes would be needed.")
+        return
+    console.print(table.render(drive.Evaluation(found, None)))
+    measured = (
+        "from what has been measured of them"
+        if guess.measured == 1
+        else "by a rule of thumb for minilm on one thread, other models differ"
+        if guess.measured == 0
+        else f"{guess.measured:.0%} of them from measurements, the others by a rule of thumb"
+    )
+    console.print(
+        f"{count:,} batches, {guess.batches:,} to do: about {seconds_in_words(seconds)} ({measured}). "
+        f"Records would go to {folder}."
+    )

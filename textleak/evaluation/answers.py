@@ -1,0 +1,185 @@
+"""What an evaluation came to: its records as a list that knows means, tables and files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from textleak.errors import InputError, unknown_name
+from textleak.evaluation.records import Cell, Record
+
+FIGURES = (
+    "token_match_rate",
+    "token_recall",
+    "exact_rate",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rouge1_words",
+    "rouge2_words",
+    "rougeL_words",
+)
+SECRETS = "secrets_recovered"
+_COLUMNS = (
+    "tokens",
+    "hidden_size",
+    "tokens_per_hidden",
+    *FIGURES,
+    "final_loss",
+    "gradient_distance",
+    "verified",
+    "channel",
+    "stop",
+    "steps",
+    "evaluations",
+    "seconds",
+    "cpu_seconds",
+    "device",
+    "dtype",
+    "threads",
+    "epsilon",
+    "worker",
+    "identity",
+)
+
+
+class Records(list[Record]):
+    """Typed records, one a batch; a list of `Record` with what a script asks of it."""
+
+    @property
+    def done(self) -> Records:
+        """Those with figures."""
+        return Records(record for record in self if record.status == "done")
+
+    @property
+    def failed(self) -> Records:
+        """Those with an error."""
+        return Records(record for record in self if record.status == "failed")
+
+    def where(self, **cell: object) -> Records:
+        """Those of the cells that are like this: `records.where(model="minilm", attack="match", batch_size=1)`.
+
+        An attack is also found by its name without options; a defense is written as in a command, or "none".
+
+        Raises:
+            InputError: a cell has no such field.
+        """
+        known = [field.name for field in dataclasses.fields(Cell)]
+        for field in cell:
+            if field not in known:
+                raise unknown_name("field of a cell", field, known)
+        return Records(record for record in self if all(_fits(record.cell, *one) for one in cell.items()))
+
+    def mean(self, figure: str = "token_match_rate", **cell: object) -> float:
+        """The mean of a figure over the sentences of some cells.
+
+        Args:
+            figure: one of `FIGURES`, or "secrets_recovered": the share of the planted secrets that came back whole.
+            cell: which cells, as for `where`.
+
+        Raises:
+            InputError: no such figure, or nothing to take the mean of: no silent 0 where everything has failed.
+        """
+        if figure not in (*FIGURES, SECRETS):
+            raise unknown_name("figure", figure, (*FIGURES, SECRETS))
+        chosen = self.where(**cell).done
+        values = chosen.secrets() if figure == SECRETS else _over_sentences(chosen, figure)
+        if not values:
+            raise InputError(
+                f"There is no {figure} to take the mean of.",
+                why=f"{len(self.where(**cell))} of {len(self)} records are of such a cell, {len(chosen)} of them done.",
+            )
+        return sum(values) / len(values)
+
+    def secrets(self) -> list[float]:
+        """1 for each planted secret that came back whole, 0 for each that didn't."""
+        return [float(one.recovered) for record in self for s in record.sentences for one in s.secrets]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat row a record: its cell, its figures, and its texts as JSON lists."""
+        return [_row(record) for record in self]
+
+    def to_csv(self, path: Path | str) -> None:
+        """Write `rows` as a table.
+
+        Raises:
+            InputError: it can't be written.
+        """
+        try:
+            with Path(path).open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, _row_columns())
+                writer.writeheader()
+                writer.writerows(self.rows())
+        except OSError as error:
+            raise InputError(f"{path} can't be written: {error.strerror or error}.") from None
+
+    def to_parquet(self, path: Path | str) -> None:
+        """Write `rows` as a Parquet file.
+
+        Raises:
+            InputError: pyarrow isn't installed, or it can't be written.
+        """
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise InputError("Parquet needs pyarrow.", fix="pip install pyarrow, or use to_csv.") from None
+        rows = self.rows()
+        columns = {name: [row[name] for row in rows] for name in _row_columns()}
+        try:
+            pyarrow.parquet.write_table(pyarrow.table(columns), Path(path))
+        except OSError as error:
+            raise InputError(f"{path} can't be written: {error.strerror or error}.") from None
+
+
+def defense_of(cell: Cell) -> str:
+    """A cell's defense as it is written in a command, "none" where there is none."""
+    return "+".join(cell.defense) or "none"
+
+
+def _fits(cell: Cell, field: str, wanted: object) -> bool:
+    if field == "defense":
+        return wanted in (defense_of(cell), cell.defense)
+    value = getattr(cell, field)
+    return bool(value == wanted or (field == "attack" and value.partition(":")[0] == wanted))
+
+
+def _over_sentences(records: Iterable[Record], figure: str) -> list[float]:
+    """A batch's mean, once for each of its sentences."""
+    return [
+        float(value)
+        for record in records
+        for value in [getattr(record, figure)] * len(record.sentences)
+        if value is not None
+    ]
+
+
+def _row(record: Record) -> dict[str, Any]:
+    planted = [one.recovered for sentence in record.sentences for one in sentence.secrets]
+    return {
+        **dataclasses.asdict(record.cell),
+        "defense": defense_of(record.cell),
+        "weights": record.weights or record.cell.weights,
+        "batch": record.batch,
+        "status": record.status,
+        "error": record.error,
+        **{name: getattr(record, name) for name in _COLUMNS},
+        "secrets": len(planted),
+        SECRETS: sum(planted),
+        "references": _listed([sentence.reference for sentence in record.sentences]),
+        "recovered": _listed([sentence.recovered for sentence in record.sentences]),
+        "versions": _listed(record.versions),
+    }
+
+
+def _row_columns() -> list[str]:
+    cell = Cell(data="", batch_size=1, model="")
+    return list(_row(Record(identity="", cell=cell, batch=0, status="done")))
+
+
+def _listed(value: list[str] | Mapping[str, str]) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,237 @@
+"""Sentences to evaluate on: the bundled sample, a data set of the hub, or a file.
+
+A column named `secrets` marks what must not leak: made-up secrets that stand in the sentence, separated by "|".
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from textleak.config import EvaluationConfig
+from textleak.errors import InputError, unknown_name
+from textleak.words import count_of
+
+SAMPLE = "sample"
+# Hub id, configuration, and split: the papers draw their sentences from these (LAMP, Balunović et al. 2022, sec. 6).
+_HUB: dict[str, tuple[str, str | None, str]] = {
+    "cola": ("nyu-mll/glue", "cola", "train"),
+    "sst2": ("stanfordnlp/sst2", None, "train"),
+    "rotten_tomatoes": ("cornell-movie-review-data/rotten_tomatoes", None, "train"),
+}
+NAMES = (SAMPLE, *_HUB)
+ENDINGS = (".txt", ".csv", ".tsv", ".jsonl")
+_COLUMNS = ("sentence", "text")
+_SECRETS = "secrets"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A sentence with its class (None: drawn from the seed) and the secrets that were planted in it."""
+
+    sentence: str
+    label: int | None = None
+    secrets: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The sentences of an evaluation.
+
+    Attributes:
+        name: of the data set, or the file as it was given.
+        examples: in their order, blank and over-long ones left out.
+        notes: sentences for a person: what was left out.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+
+    def digest(self, count: int) -> str:
+        """Hash of the first `count` examples."""
+        plain = [dataclasses.astuple(example) for example in self.examples[:count]]
+        return hashlib.blake2b(json.dumps(plain).encode(), digest_size=8).hexdigest()
+
+
+def load(name: str, config: EvaluationConfig) -> Data:
+    """The sentences of a data set or file.
+
+    Args:
+        name: one of `NAMES`, or a file with one of `ENDINGS`.
+        config: says which columns, and from how many words on a sentence is left out.
+
+    Raises:
+        InputError: an unknown name, a data set that can't be had here, or a file that can't be read as one.
+    """
+    kept: list[Example] = []
+    blank = long = 0
+    for example in _examples(name, config):
+        words = len(example.sentence.split())
+        if not words:
+            blank += 1
+        elif config.max_words is not None and words > config.max_words:
+            long += 1
+        else:
+            kept.append(dataclasses.replace(example, sentence=example.sentence.strip()))
+    notes = [f"{name}: {count_of(blank, 'blank line')} left out."] if blank else []
+    if long:
+        notes.append(f"{name}: {count_of(long, 'sentence')} of more than {config.max_words} words left out.")
+    if not kept:
+        raise InputError(f"{name} has no sentence in it.", why=" ".join(notes), fix="Give another --data.")
+    return Data(name=name, examples=tuple(kept), notes=tuple(notes))
+
+
+def _examples(name: str, config: EvaluationConfig) -> Iterator[Example]:
+    if name == SAMPLE:
+        text = files("textleak.evaluation").joinpath("sample.tsv").read_text("utf-8")
+        return _from_rows(name, _split_rows(name, text, "\t"), "sentence", "label")
+    if name in _HUB:
+        return _from_rows(name, _hub_rows(name), config.column, config.label_column)
+    path = Path(name)
+    if path.suffix.lower() not in ENDINGS:
+        if path.exists():
+            raise InputError(
+                f"{name} can't be read as a data set.",
+                why=f"Its ending {path.suffix!r} is none of {', '.join(ENDINGS)}.",
+                fix="Rename or convert it.",
+            )
+        raise unknown_name("data set", name, NAMES, fix=f"Or name a file: {', '.join(ENDINGS)}.")
+    text = _read_text(path)
+    if path.suffix.lower() == ".txt":
+        if config.column is not None:
+            raise InputError(f"{name} has no columns.", fix="Leave --column out: each line is a sentence.")
+        return (Example(sentence=line) for line in text.splitlines())
+    if path.suffix.lower() == ".jsonl":
+        rows = _json_rows(name, text)
+    else:
+        rows = _split_rows(name, text, "," if path.suffix.lower() == ".csv" else "\t")
+    return _from_rows(name, rows, config.column, config.label_column)
+
+
+def _read_text(path: Path) -> str:
+    """A file's text; the error names the line that isn't UTF-8."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} can't be read.", why=f"{error.strerror or error}.") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path} is not UTF-8 in line {line}.",
+            why=f"The byte 0x{content[error.start]:02x} there belongs to another encoding.",
+            fix="Convert it, for example with `iconv -f latin1 -t utf-8`.",
+        ) from None
+
+
+def _split_rows(name: str, text: str, separator: str) -> Iterator[dict[str, Any]]:
+    """Rows of a .csv or .tsv file by column; in a .tsv file a quotation mark is a letter like any other."""
+    lines = text.splitlines(keepends=True)
+    tabs = separator == "\t"
+    csv.field_size_limit(max(len(text) + 1, 131_072))
+    reader = csv.DictReader(
+        lines, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=not tabs
+    )
+    try:
+        for row in reader:
+            yield {
+                key: _unquoted(value) if tabs and isinstance(value, str) else value
+                for key, value in row.items()
+            }
+    except csv.Error as error:
+        raise InputError(
+            f"{name} can't be read as a table in line {reader.line_num}.",
+            why=f"{error}.",
+            fix="Mend its quotation marks, or convert it to .jsonl.",
+        ) from None
+
+
+def _unquoted(cell: str) -> str:
+    """What a program meant that puts a cell into quotation marks and doubles those within."""
+    inner = cell[1:-1]
+    if len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return cell
+
+
+def _json_rows(name: str, text: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise TypeError("it is no object")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"{name} can't be read in line {number}.", why=f"It isn't a JSON object: {error}."
+            ) from None
+        yield row
+
+
+def _hub_rows(name: str) -> Iterable[dict[str, Any]]:
+    hub_id, configuration, split = _HUB[name]
+    try:
+        import datasets
+
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(hub_id, configuration, split=split)
+    except Exception as error:
+        raise InputError(
+            f"The data set {name} can't be had here.",
+            why=f"{hub_id} is not in the cache, and the hub gave: {type(error).__name__}.",
+            fix=f"Connect once to fetch it, or give --data a file ({', '.join(ENDINGS)}) or `{SAMPLE}`.",
+        ) from None
+    return rows
+
+
+def _from_rows(
+    name: str, rows: Iterable[dict[str, Any]], column: str | None, label_column: str | None
+) -> Iterator[Example]:
+    text_key, label_key = "", "label"
+    for row in rows:
+        if not text_key:
+            text_key = _column(name, row, column, _COLUMNS, "--column")
+            if label_column is not None:
+                label_key = _column(name, row, label_column, (), "--label-column")
+        yield Example(
+            sentence=_cell(row.get(text_key)),
+            label=_label(name, row.get(label_key), demanded=label_column is not None),
+            secrets=tuple(s.strip() for s in _cell(row.get(_SECRETS)).split("|") if s.strip()),
+        )
+
+
+def _column(name: str, row: dict[str, Any], wanted: str | None, usual: tuple[str, ...], flag: str) -> str:
+    """The column to read."""
+    columns = [str(key) for key in row if key is not None]
+    for candidate in usual if wanted is None else (wanted,):
+        if candidate in columns:
+            return candidate
+    if wanted is None:
+        raise InputError(
+            f"{name} has no column {' or '.join(map(repr, usual))}.",
+            why=f"Its columns: {', '.join(columns)}.",
+            fix=f"Name one with {flag}.",
+        )
+    raise unknown_name(f"column of {name}", wanted, columns, fix=f"Name one with {flag}.")
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _label(name: str, value: object, *, demanded: bool) -> int | None:
+    """A class; None for data sets that hide theirs (-1), and where a column called label holds something else."""
+    text = _cell(value).strip()
+    if text.removeprefix("-").isdecimal():
+        return int(text) if int(text) >= 0 else None
+    if demanded:
+        raise InputError(f"{name} has the label {text!r}.", why="A label is the number of a class, from 0.")
+    return None

@@ -1,0 +1,260 @@
+"""Who computes the batches: this process, several processes, or a ray cluster. Each yields records as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Protocol
+
+from textleak import runs
+from textleak.errors import InputError, TextleakError
+from textleak.evaluation.grid import Work
+from textleak.evaluation.records import Record
+
+if TYPE_CHECKING:
+    from textleak.evaluation.measure import Order
+
+# A batch whose worker died is given to another one so many times before it counts as failed (our choice).
+_TRIES = 3
+
+
+class Engine(Protocol):
+    """Turns batches into records, in any order."""
+
+    def run(self, works: Iterable[Work], order: Order) -> Iterator[Record]:
+        """Compute the batches as they are asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Local:
+    """One batch after the other, in this process."""
+
+    def run(self, works: Iterable[Work], order: Order) -> Iterator[Record]:
+        """Compute the batches."""
+        from textleak.evaluation.measure import measure
+
+        for work in works:
+            yield measure(work, order)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Several processes on this machine, one GPU each where there are several; they end with this one.
+
+    Attributes:
+        workers: how many.
+    """
+
+    workers: int
+
+    def run(self, works: Iterable[Work], order: Order) -> Iterator[Record]:
+        """Compute the batches; that of a process that died is given to another."""
+        waiting, coming = deque[tuple[Work, int]](), iter(works)
+        busy: dict[object, tuple[_Worker, Work, int]] = {}
+        workers = {number: _Worker(self._order(number, order)) for number in range(self.workers)}
+        idle = list(workers.values())
+        try:
+            while True:
+                while idle:
+                    work, tries = waiting.popleft() if waiting else (next(coming, None), 0)
+                    if work is None:
+                        break
+                    worker = idle.pop()
+                    worker.give(work)
+                    busy[worker.answers] = worker, work, tries + 1
+                if not busy:
+                    return
+                for answers in wait([worker.answers for worker, _, _ in busy.values()]):
+                    worker, work, tries = busy.pop(answers)
+                    record = worker.answer()
+                    if record is not None:
+                        idle.append(worker)
+                        yield record
+                        continue
+                    worker.end()
+                    idle.append(_Worker(worker.order))
+                    if tries < _TRIES:
+                        waiting.append((work, tries))
+                    else:
+                        yield _lost(work, order, f"its process died {tries} times")
+        finally:
+            for worker in [*idle, *(one for one, _, _ in busy.values())]:
+                worker.end()
+
+    def _order(self, number: int, order: Order) -> Order:
+        config = order.config
+        if config.device == "auto" and (count := _gpus()) > 1:
+            config = config.model_copy(update={"device": f"cuda:{number % count}"})
+        return dataclasses.replace(
+            order,
+            config=config,
+            threads=order.threads or max(1, runs.cores() // self.workers),
+            worker=f"process {number + 1}",
+        )
+
+
+class _Worker:
+    """A process and the pipe to it."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        # A forked copy of a process that has used torch's threads or a GPU can hang: a new interpreter it is.
+        context = multiprocessing.get_context("spawn")
+        self.answers, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, order), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def give(self, work: Work) -> None:
+        """Hand it a batch."""
+        with contextlib.suppress(OSError):  # it has died: `answer` finds out
+            self.answers.send(work)
+
+    def answer(self) -> Record | None:
+        """The record of its batch; None where it died."""
+        try:
+            record: Record = self.answers.recv()
+        except (EOFError, OSError):
+            return None
+        return record
+
+    def end(self) -> None:
+        """Stop it, in the middle of a batch too."""
+        self.answers.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(works: Connection, order: Order) -> None:
+    """What a worker process does: answer each batch with its record until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    from textleak.evaluation.measure import measure
+
+    while True:
+        try:
+            work = works.recv()
+        except EOFError:
+            return
+        works.send(measure(work, order))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however that ended."""
+    wait([parent])
+    os._exit(1)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _lost(work: Work, order: Order, why: str) -> Record:
+    return Record(
+        identity=order.identity,
+        cell=work.cell,
+        batch=work.batch,
+        status="failed",
+        error=f"The batch was lost: {why}.",
+        versions=runs.versions(),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ray:
+    """A ray cluster, or one that ray makes of this machine.
+
+    Attributes:
+        address: of a cluster to join, "auto" for the one that runs here; None for a new one on this machine.
+        workers: batches at once; None for as many as the cluster has room for.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+
+    def run(self, works: Iterable[Work], order: Order) -> Iterator[Record]:
+        """Compute the batches; ray runs those of a lost worker again."""
+        try:
+            import ray
+        except ImportError:
+            raise InputError(
+                "The engine ray isn't installed.", fix="pip install 'textleak[ray]', or use --engine local."
+            ) from None
+        threads = order.threads or 1
+        try:
+            ray.init(
+                address=self.address,
+                num_cpus=None if self.address or not self.workers else self.workers * threads,
+                log_to_driver=False,
+                configure_logging=False,
+                include_dashboard=False if self.address is None else None,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise TextleakError(
+                f"No ray cluster at {self.address or 'this machine'} can be used.",
+                why=f"{error}",
+                fix="Start one with `ray start --head`, or leave --address out.",
+            ) from None
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = 1 if order.config.device in ("auto", "cuda") and there.get("GPU") else 0
+        task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_TRIES)(_on_ray)
+        room = self.workers or max(1, int(there.get("CPU", 1) // threads))
+        order = dataclasses.replace(order, threads=threads)
+        flying: dict[object, Work] = {}
+        coming = iter(works)
+        try:
+            while True:
+                while len(flying) < room and (work := next(coming, None)) is not None:
+                    flying[task.remote(work, order)] = work
+                if not flying:
+                    return
+                (landed,), _ = ray.wait(list(flying), num_returns=1)
+                work = flying.pop(landed)
+                try:
+                    yield ray.get(landed)
+                except ray.exceptions.RayError as error:
+                    yield _lost(work, order, f"{type(error).__name__} after {_TRIES} more tries")
+        finally:
+            ray.shutdown()
+
+
+def _on_ray(work: Work, order: Order) -> Record:
+    """A batch on a ray worker."""
+    import ray
+
+    from textleak.evaluation.measure import measure
+
+    node = str(ray.get_runtime_context().get_node_id())[:8]
+    return measure(work, dataclasses.replace(order, worker=f"ray {node}"))
+
+
+def choose(engine: str, *, workers: int | None = None, address: str | None = None) -> Engine:
+    """The engine of that name.
+
+    Args:
+        engine: "local" or "ray".
+        workers: processes, or batches at once on a cluster; None for one in this process, or for all that ray has.
+        address: of a ray cluster.
+
+    Raises:
+        InputError: an unknown engine, or an address for one that has none.
+    """
+    if engine == "ray":
+        return Ray(address=address, workers=workers)
+    if engine != "local":
+        raise InputError(f"There is no engine {engine!r}.", fix="Use local or ray.")
+    if address is not None:
+        raise InputError("--address is for --engine ray.", fix="Leave it out, or add --engine ray.")
+    return Local() if workers is None or workers == 1 else Processes(workers=workers)

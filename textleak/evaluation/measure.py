@@ -1,0 +1,196 @@
+"""One batch of one cell: a client shares its gradient through a file, an attack reads it back, the answer is scored.
+
+An engine calls `measure` in its own process or in any other; nothing but plain values goes in and comes out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import tempfile
+import time
+import unicodedata
+from pathlib import Path
+
+from textleak import job, runs, scoring, seeds
+from textleak.attacks import ATTACKS, Attack
+from textleak.attacks.base import Steps
+from textleak.client import Secret, share
+from textleak.config import Choice, EvaluationConfig
+from textleak.defenses import DEFENSES
+from textleak.errors import TextleakError
+from textleak.evaluation.grid import Work
+from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
+from textleak.events import Progress, Recovery, Stop
+from textleak.gradients import SharedGradient
+from textleak.models import TextModel, load_model
+from textleak.verification import certificate_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a worker is told beside the batch itself.
+
+    Attributes:
+        identity: of the evaluation.
+        config: its settings; the device in it is this worker's own.
+        threads: CPU threads of this worker; None for the cores at hand.
+        worker: its name in the records.
+    """
+
+    identity: str
+    config: EvaluationConfig
+    threads: int | None = None
+    worker: str = "local"
+
+
+def measure(work: Work, order: Order) -> Record:
+    """The record of one batch; whatever goes wrong in it becomes a failed record."""
+    try:
+        return _measured(work, order)
+    except Exception as error:
+        words = " ".join(str(error).split())
+        known = isinstance(error, TextleakError)
+        return Record(
+            identity=order.identity,
+            cell=work.cell,
+            batch=work.batch,
+            status="failed",
+            error=words if known else f"{type(error).__name__}: {words}",
+            worker=order.worker,
+            versions=runs.versions(),
+        )
+
+
+def _measured(work: Work, order: Order) -> Record:
+    cell, config = work.cell, order.config
+    threads = job.set_threads(order.threads)
+    model = _model(cell.model, cell.seed, config)
+    attack = _attack(cell.attack, config.time_limit)
+    seed = seeds.of_batch(cell.seed, work.batch)
+    shared, secret = _client(work, model, seed)
+    began, began_working = time.perf_counter(), time.process_time()
+    recovery = _within(
+        attack.run(shared, model, generator=seeds.generator(seed, "attack")), config.time_limit
+    )
+    seconds, worked = time.perf_counter() - began, time.process_time() - began_working
+    certificate = certificate_of(recovery, shared, model)
+    scores = scoring.score(recovery, secret, model)
+    tokens = sum(map(len, secret.ids))
+    return Record(
+        identity=order.identity,
+        cell=cell,
+        batch=work.batch,
+        status="done",
+        sentences=tuple(
+            SentenceRecord(**vars(score), secrets=_planted(example.secrets, score.recovered))
+            for score, example in zip(scores.sentences, work.examples, strict=True)
+        ),
+        surplus=scores.surplus,
+        tokens=tokens,
+        hidden_size=model.hidden_size,
+        tokens_per_hidden=round(tokens / model.hidden_size, 4),
+        **{figure: getattr(scores, figure) for figure in (*job.SCORES, *job.WORD_SCORES)},
+        final_loss=job.finite(recovery.final_loss),
+        gradient_distance=job.finite(certificate.gradient_distance),
+        verified=certificate.verified,
+        channel=recovery.channel,
+        stop=recovery.stop.value,
+        notes=recovery.notes,
+        steps=recovery.steps,
+        evaluations=recovery.evaluations,
+        seconds=round(seconds, 3),
+        cpu_seconds=round(worked, 3),
+        weights=model.weights,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        threads=threads,
+        epsilon=job.finite(next((d.epsilon for d in shared.defenses if d.epsilon is not None), None)),
+        worker=order.worker,
+        versions=runs.versions(),
+    )
+
+
+def _model(name: str, seed: int, config: EvaluationConfig) -> TextModel:
+    return _loaded(name, config.weights, config.task, config.device, config.dtype, config.num_labels, seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(
+    name: str, weights: str, task: str, device: str, dtype: str, num_labels: int, seed: int
+) -> TextModel:
+    """The public model; the last one is kept, as the batches of one model follow each other."""
+    return load_model(
+        name,
+        weights=weights,
+        task=task,
+        device=device,
+        dtype=dtype,
+        weights_seed=seeds.derive(seed, "weights"),
+        num_labels=num_labels,
+    )
+
+
+def _attack(spec: str, time_limit: float | None) -> Attack:
+    """The attack, told the time limit where it has such an option and none of its own."""
+    choice = Choice.model_validate(spec)
+    options = dict(choice.options)
+    if time_limit is not None and "time_limit" in {f.name for f in dataclasses.fields(ATTACKS[choice.name])}:  # type: ignore[arg-type]
+        options.setdefault("time_limit", time_limit)
+    return ATTACKS.build(choice.name, options)
+
+
+def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Secret]:
+    """What the server reads from the client's file, and the truth."""
+    labels = [example.label for example in work.examples]
+    choices = [Choice.model_validate(spec) for spec in work.cell.defense]
+    shared, secret = share(
+        model,
+        [example.sentence for example in work.examples],
+        None if model.num_labels is None or None in labels else [label or 0 for label in labels],
+        share=work.cell.share,
+        defenses=[DEFENSES.build(choice.name, choice.options) for choice in choices],
+        know=work.cell.know,
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory(prefix="textleak-") as folder:
+        path = Path(folder) / "gradient.safetensors"
+        shared.save(path)
+        return SharedGradient.load(path), secret
+
+
+def _within(steps: Steps, time_limit: float | None) -> Recovery:
+    """An attack's answer, or its best one at the first progress after the time limit."""
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    progress = Progress(phase="", step=0)
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            recovery: Recovery = end.value
+            return recovery
+        if isinstance(event, Progress):
+            progress = event.keeping(progress)
+            if deadline is not None and time.monotonic() >= deadline:
+                steps.close()
+                return Recovery.from_progress(progress, Stop.TIME)
+
+
+def _planted(secrets: tuple[str, ...], recovered: str) -> tuple[PlantedSecret, ...]:
+    return tuple(PlantedSecret(text=text, recovered=holds(recovered, text)) for text in secrets)
+
+
+def holds(text: str, secret: str) -> bool:
+    """Whether a decoded text holds a secret whole: as words of its own, whatever its case, accents and spaces.
+
+    Tokenizers lower case, drop accents and put spaces around punctuation; none of it hides a secret.
+    """
+    letters = "".join(_plain(secret).split())
+    pattern = r"(?<!\w)" + r"\s*".join(map(re.escape, letters)) + r"(?!\w)"
+    return bool(letters) and re.search(pattern, _plain(text)) is not None
+
+
+def _plain(text: str) -> str:
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in apart if not unicodedata.combining(letter))

@@ -1,0 +1,220 @@
+"""The grid as a table: a row a cell, with the columns that tell the cells apart, while it fills and when it is full."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from textleak.evaluation.answers import FIGURES, Records, defense_of
+from textleak.evaluation.drive import Evaluation
+from textleak.evaluation.records import Cell, Record
+from textleak.live import seconds_in_words
+
+# Plain lines follow each other no faster than this (our choice).
+_BETWEEN_LINES = 2.0
+# What tells one cell from another; what all of them have in common is said once, above the table.
+_NAMES = {
+    "data": "data",
+    "model": "model",
+    "batch_size": "B",
+    "attack": "attack",
+    "share": "share",
+    "defense": "defense",
+    "know": "know",
+    "seed": "seed",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A cell and what its batches came to so far; means are None before the first one."""
+
+    cell: Cell
+    batches: int
+    done: int
+    failed: int
+    weights: str
+    tokens_per_hidden: float | None
+    means: Mapping[str, float | None]
+    verified: int
+    secrets: int
+    secrets_recovered: int
+    seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        plain = dataclasses.asdict(self)
+        return {**plain.pop("cell"), **plain.pop("means"), **plain}
+
+
+def rows(evaluation: Evaluation) -> list[Row]:
+    """The grid's rows, in its order."""
+    of_cell: dict[Cell, Records] = {}
+    for record in evaluation.records():
+        of_cell.setdefault(record.cell, Records()).append(record)
+    return [_row(cell, count, of_cell.get(cell, Records())) for cell, count in evaluation.plan.cells()]
+
+
+def _row(cell: Cell, batches: int, records: Records) -> Row:
+    done = records.done
+    secrets = done.secrets()
+    return Row(
+        cell=cell,
+        batches=batches,
+        done=len(done),
+        failed=len(records.failed),
+        weights=done[0].weights if done else "",
+        tokens_per_hidden=statistics.fmean(r.tokens_per_hidden or 0.0 for r in done) if done else None,
+        means={figure: done.mean(figure) if done else None for figure in FIGURES},
+        verified=sum(bool(record.verified) for record in done),
+        secrets=len(secrets),
+        secrets_recovered=int(sum(secrets)),
+        seconds=statistics.fmean(record.seconds for record in done) if done else None,
+    )
+
+
+def render(evaluation: Evaluation) -> RenderableType:
+    """The table, and above it what all cells have in common."""
+    found = rows(evaluation)
+    written = [_written(row) for row in found]
+    apart = [name for name in _NAMES if len({one[name] for one in written}) > 1]
+    common = ", ".join(f"{_NAMES[name]} {written[0][name]}" for name in _NAMES if name not in apart)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in apart:
+        table.add_column(_NAMES[name], overflow="fold")
+    for heading in ("batches", "match", "recall", "exact", "R-1", "R-2", "verified", "secrets", "n/D", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row, names in zip(found, written, strict=True):
+        table.add_row(*(Text(names[name]) for name in apart), *_figures(row))
+    return Group(Text(common, style="bright_black"), table)
+
+
+def _written(row: Row) -> dict[str, str]:
+    cell = row.cell
+    model = f"{cell.model} (random)" if row.weights == "random" else cell.model
+    plain = {name: str(getattr(cell, name)) for name in _NAMES}
+    return {**plain, "model": model, "defense": defense_of(cell), "know": cell.know or "default"}
+
+
+def _figures(row: Row) -> Iterable[Text]:
+    count = f"{row.done}/{row.batches}" + (f" ({row.failed} failed)" if row.failed else "")
+    yield Text(count, style="red" if row.failed else "")
+    match = row.means["token_match_rate"]
+    colors = "bold red" if (match or 0) >= 0.75 else "bold yellow" if (match or 0) > 0 else "bold green"
+    yield Text(_number(match), style=colors if match is not None else "")
+    for figure in ("token_recall", "exact_rate", "rouge1", "rouge2"):
+        yield Text(_number(row.means[figure]))
+    yield Text(f"{row.verified}/{row.done}" if row.done else "")
+    yield Text(f"{row.secrets_recovered}/{row.secrets}" if row.secrets else "")
+    yield Text(_number(row.tokens_per_hidden))
+    yield Text("" if row.seconds is None else f"{row.seconds:.1f}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+class Display(Protocol):
+    """Who watches an evaluation."""
+
+    def show(self, record: Record) -> None:
+        """A batch has been recorded."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class LiveTable:
+    """The table on a terminal, filling as records come; gone when it is over."""
+
+    def __init__(self, evaluation: Evaluation, console: Console) -> None:
+        self._evaluation = evaluation
+        self._counter = _Counter(evaluation)
+        self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=2)
+
+    def show(self, record: Record) -> None:
+        """Take it into the table."""
+        self._counter.add(record)
+
+    def _picture(self) -> RenderableType:
+        return Group(render(self._evaluation), Text(self._counter.words(), style="bright_black"))
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+
+class PlainLines:
+    """A line now and then, where there is no terminal; a failed batch always has its own."""
+
+    def __init__(self, evaluation: Evaluation, console: Console) -> None:
+        self._console = console
+        self._counter = _Counter(evaluation)
+        self._last = float("-inf")
+
+    def show(self, record: Record) -> None:
+        """Say how far it is."""
+        self._counter.add(record)
+        now = time.monotonic()
+        if record.status == "done" and now - self._last < _BETWEEN_LINES and self._counter.left:
+            return
+        self._last = now
+        cell = record.cell
+        name = f"{cell.model} {cell.attack} B={cell.batch_size} {cell.share} {defense_of(cell)} {cell.data}"
+        result = (
+            f"match {record.token_match_rate:.2f}"
+            if record.token_match_rate is not None
+            else f"FAILED: {record.error}"
+        )
+        self._console.print(
+            Text(f"{self._counter.words()}; {name} batch {record.batch}: {result}"), soft_wrap=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
+
+
+class _Counter:
+    """How far it is, and how long the rest takes at the pace so far."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._total = evaluation.plan.batches()
+        self._before = len(evaluation.records())
+        self._new = 0
+        self._start = time.monotonic()
+
+    def add(self, record: Record) -> None:
+        self._new += 1
+
+    @property
+    def left(self) -> int:
+        return max(0, self._total - self._before - self._new)
+
+    def words(self) -> str:
+        elapsed = time.monotonic() - self._start
+        words = f"[{elapsed:7.1f} s] {min(self._total, self._before + self._new)} of {self._total} batches"
+        if self._new and self.left:
+            words += f", about {seconds_in_words(elapsed / self._new * self.left)} left"
+        return words
