@@ -318,6 +318,18 @@ def test_ci_fails_on_a_verified_answer_without_the_truth(gradient_file):
     assert "verified" in done.stderr
 
 
+def test_a_record_names_the_defense_that_the_attack_was_not_told_of(toy, tmp_path):
+    out = tmp_path / "defended"
+    defended = ["--defense", "quantize:to=bf16", "-s", "the cat sat"]
+    invoke("share", *toy, *defended, "--out", out)
+    for source in (["--gradients", out], [*toy, *defended]):
+        told = run_json(*source, "-a", "fake")
+        untold = run_json(*source, "-a", "fake", "--know", "no-defense")
+        assert told["defense"] == untold["defense"]
+        assert untold["defense"][0].startswith("quantize")
+        assert untold["know"] == [*told["know"], "no-defense"]
+
+
 def test_another_batch_s_truth_is_refused(gradient_file, tmp_path):
     other = tmp_path / "other.truth.json"
     other.write_text('{"sentences": ["x"], "ids": [[1, 2]], "labels": [0]}')

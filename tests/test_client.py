@@ -192,6 +192,23 @@ def test_the_server_is_told_what_was_asked_for(
     assert {kind: known[kind] for kind in told} == {kind: truth[kind] for kind in told}
 
 
+def test_a_server_that_is_not_told_of_the_defense_holds_none_of_it(
+    toy_model: ToyModel, tmp_path: Path
+) -> None:
+    model = toy_model("bert", task="classification")
+    noisy = [DEFENSES.build("prune", {"ratio": 0.5}), DEFENSES.build("quantize", {"to": "bf16"})]
+    told, _ = share(model, ONE, defenses=noisy)
+    shared, secret = share(model, ONE, defenses=noisy, know="no-defense")
+    assert shared.defenses == ()
+    assert shared.effects == ()
+    assert shared.known == told.known
+    assert secret.defenses == told.defenses
+    assert distance(told, shared) == 0
+    secret.save(tmp_path / "truth.json")
+    assert Secret.load(tmp_path / "truth.json") == secret
+    assert share(model, TWO, know="no-defense,lengths")[0].known.batch_size is None
+
+
 def test_unknown_side_information_is_told_the_nearest(toy_model: ToyModel) -> None:
     with pytest.raises(InputError, match="lengths"):
         share(toy_model("bert", task="classification"), ONE, know="length")

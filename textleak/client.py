@@ -17,7 +17,13 @@ from torch import Tensor
 from textleak import seeds
 from textleak.defenses import Defense, Step
 from textleak.errors import InputError
-from textleak.gradients import SharedGradient, SideInformation, choose_shared
+from textleak.gradients import (
+    PublicDefense,
+    SharedGradient,
+    SideInformation,
+    choose_shared,
+    hides_defense,
+)
 from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient, formed_image_gradient
 from textleak.models.text import check_labels
@@ -33,11 +39,13 @@ class Secret:
         sentences: as they were given.
         ids: their tokens, special tokens counted, padding left out.
         labels: one class a sentence; None for tasks whose labels are the tokens.
+        defenses: what was done to the gradient, whether the server was told or not.
     """
 
     sentences: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...] | None = None
+    defenses: tuple[PublicDefense, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -80,7 +88,7 @@ def share(
         share: "all", "no-embeddings", "attention" or a regular expression on parameter names.
         defenses: applied in order.
         know: what the server is told: "lengths,labels,batch-size" or "nothing"; None for the batch size, and
-            the lengths too when B = 1.
+            the lengths too when B = 1. With "no-defense" it isn't told of the defenses.
         seed: splits into the client's and the defense's streams.
 
     Raises:
@@ -114,6 +122,7 @@ def share(
 
     gradient = _defended(lambda: formed_gradient(model, batch, targets, names), sample, defenses, step)
     lengths = tuple(int(n) for n in original.mask_BT.sum(1))
+    public = tuple(defense.public(step) for defense in defenses)
     shared = SharedGradient(
         gradients=gradient,
         model=model.public(),
@@ -123,7 +132,7 @@ def share(
             lengths=lengths if "lengths" in known_kinds else None,
             labels=classes if "labels" in known_kinds else None,
         ),
-        defenses=tuple(defense.public(step) for defense in defenses),
+        defenses=() if hides_defense(know) else public,
     )
     shared.check_finite("this client")
     secret = Secret(
@@ -132,6 +141,7 @@ def share(
             tuple(row[:length].tolist()) for row, length in zip(original.ids_BT.cpu(), lengths, strict=True)
         ),
         labels=classes,
+        defenses=public,
     )
     return shared, secret
 
@@ -143,10 +153,12 @@ class ImageSecret:
     Attributes:
         pictures_BCHW: values 0 to 1, on the CPU.
         labels: the class of each.
+        defenses: what was done to the gradient, whether the server was told or not.
     """
 
     pictures_BCHW: Tensor
     labels: tuple[int, ...]
+    defenses: tuple[PublicDefense, ...] = ()
 
 
 def share_images(
@@ -167,7 +179,8 @@ def share_images(
         labels: a class each; drawn from the seed where None.
         share: "all", "attention" or a regular expression on parameter names.
         defenses: applied in order.
-        know: what the server is told: "labels,batch-size" or "nothing"; None for the batch size.
+        know: what the server is told: "labels,batch-size" or "nothing"; None for the batch size. With "no-defense"
+            it isn't told of the defenses.
         seed: splits into the client's and the defense's streams.
 
     Raises:
@@ -205,6 +218,7 @@ def share_images(
         defenses,
         step,
     )
+    public = tuple(defense.public(step) for defense in defenses)
     shared = SharedGradient(
         gradients=gradient,
         model=model.public(),
@@ -213,10 +227,10 @@ def share_images(
             batch_size=count if "batch-size" in known_kinds else None,
             labels=classes if "labels" in known_kinds else None,
         ),
-        defenses=tuple(defense.public(step) for defense in defenses),
+        defenses=() if hides_defense(know) else public,
     )
     shared.check_finite("this client")
-    return shared, ImageSecret(pictures_BCHW=pictures_BCHW.detach().cpu(), labels=classes)
+    return shared, ImageSecret(pictures_BCHW=pictures_BCHW.detach().cpu(), labels=classes, defenses=public)
 
 
 def _labels(

@@ -44,18 +44,32 @@ class SideInformation:
     def parse(cls, names: str | None, *, batch_size: int) -> frozenset[str]:
         """Which kinds a `--know` text names; None stands for the default (lengths too when B = 1).
 
+        "no-defense" is no kind, and the default where it stands alone; see `hides_defense`.
+
         Raises:
             InputError: a name that isn't one of `KINDS`.
         """
-        if names is None:
+        chosen = [name for name in _names(names) if name != _NO_DEFENSE]
+        if names is None or (not chosen and hides_defense(names)):
             return frozenset({"batch-size", "lengths"} if batch_size == 1 else {"batch-size"})
-        chosen = [name.strip() for name in names.split(",") if name.strip()]
         if chosen == ["nothing"]:
             return frozenset()
         for name in chosen:
             if name not in cls.KINDS:
-                raise unknown_name("side information", name, [*cls.KINDS, "nothing"])
+                raise unknown_name("side information", name, [*cls.KINDS, _NO_DEFENSE, "nothing"])
         return frozenset(chosen)
+
+
+_NO_DEFENSE = "no-defense"
+
+
+def hides_defense(know: str | None) -> bool:
+    """Whether a `--know` text keeps the defenses from the server, which then takes the gradient for undefended."""
+    return _NO_DEFENSE in _names(know)
+
+
+def _names(know: str | None) -> list[str]:
+    return [name.strip() for name in (know or "").split(",") if name.strip()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +123,8 @@ class SharedGradient:
         model: the public model.
         share: how the parameters were chosen ("all", "no-embeddings", "attention" or an expression).
         known: side information.
-        defenses: what the client did before sharing, in order.
+        defenses: what the client did before sharing, in order, as far as the server is told: a server that doesn't
+            know of them holds none, and takes the gradient for what the client computed.
     """
 
     gradients: dict[str, Tensor]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from textleak.attacks import Attack
     from textleak.attacks.base import Steps
     from textleak.client import ImageSecret
-    from textleak.gradients import SharedGradient
+    from textleak.gradients import PublicDefense, SharedGradient
     from textleak.models.vision import ImageModel
 
 
@@ -54,6 +54,11 @@ class ImageJob:
         """Model and attack in two words, for a folder's name."""
         return f"{self.config.model.rstrip('/').rpartition('/')[2].partition(':')[0]}-{self.attack.name}"
 
+    @property
+    def defenses(self) -> tuple[PublicDefense, ...]:
+        """What the client did before sharing, whether the attack is told or not."""
+        return self.secret.defenses
+
     def settings(self) -> dict[str, Any]:
         """What the run works on, as plain values: the head of its result, and what viewers show."""
         from textleak.attacks.pixels import numbers_determined
@@ -63,7 +68,8 @@ class ImageJob:
         told = {"batch-size": known.batch_size, "labels": known.labels}
         return {
             **run_facts(self),
-            "know": [kind for kind, value in told.items() if value is not None],
+            "know": [kind for kind, value in told.items() if value is not None]
+            + (["no-defense"] if self.defenses and not self.shared.defenses else []),
             "batch_size": count,
             "picture_shape": list(self.model.shape),
             "numbers": count * self.model.numbers,

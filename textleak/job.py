@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from textleak.attacks.base import Steps
     from textleak.client import Secret
     from textleak.defenses import Defense
-    from textleak.gradients import SharedGradient
+    from textleak.gradients import PublicDefense, SharedGradient
     from textleak.image_job import ImageJob
     from textleak.models import TextModel
     from textleak.models.vision import ImageModel
@@ -43,6 +43,7 @@ class Job:
         shared: what it sees.
         model: the public model.
         secret: what was really in the batch, for scoring; None where that isn't known.
+        defenses: what the client did before sharing, whether the attack is told or not.
         threads: CPU threads in use.
         seconds_to_load: from the settings to here.
     """
@@ -52,6 +53,7 @@ class Job:
     shared: SharedGradient
     model: TextModel
     secret: Secret | None
+    defenses: tuple[PublicDefense, ...]
     threads: int
     seconds_to_load: float
 
@@ -65,7 +67,8 @@ class Job:
         known = self.shared.known
         return {
             **run_facts(self),
-            "know": [kind for kind in _KNOWN if getattr(known, _KNOWN[kind]) is not None],
+            "know": [kind for kind in _KNOWN if getattr(known, _KNOWN[kind]) is not None]
+            + (["no-defense"] if self.defenses and not self.shared.defenses else []),
             "batch_size": self._batch_size(None),
             "tokens": self._tokens(None),
             "hidden_size": self.model.hidden_size,
@@ -218,14 +221,18 @@ def prepare(config: RunConfig) -> Job:
             know=config.know,
             seed=config.seed,
         )
+        done = secret.defenses
     else:
         model, shared, secret = _read(config)
+        done = shared.defenses or (secret.defenses if secret else ())
+        shared = _tell_less(shared, config)
     return Job(
         config=config,
         attack=attack,
         shared=shared,
         model=model,
         secret=secret,
+        defenses=done,
         threads=threads,
         seconds_to_load=time.perf_counter() - began,
     )
@@ -293,8 +300,8 @@ def run_facts(job: Job | ImageJob) -> dict[str, Any]:
         "attack": job.attack.name,
         "attack_options": dataclasses.asdict(job.attack),  # type: ignore[call-overload]
         "share": job.shared.share,
-        "defense": [Choice(name=d.name, options=d.options).spec for d in job.shared.defenses],
-        "epsilon": finite(next((d.epsilon for d in job.shared.defenses if d.epsilon is not None), None)),
+        "defense": [Choice(name=d.name, options=d.options).spec for d in job.defenses],
+        "epsilon": finite(next((d.epsilon for d in job.defenses if d.epsilon is not None), None)),
         "threads": job.threads,
         "seed": job.config.seed,
     }
@@ -350,8 +357,6 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
         )
     if secret is not None:
         _check_truth(secret, shared, model, config)
-    if config.know is not None:
-        shared = _tell_less(shared, config)
     return model, shared, secret
 
 
@@ -371,8 +376,12 @@ def _check_truth(secret: Secret, shared: SharedGradient, model: TextModel, confi
 
 def _tell_less(shared: SharedGradient, config: RunConfig) -> SharedGradient:
     """The gradient with no more side information than `--know` names."""
-    from textleak.gradients import SideInformation
+    from textleak.gradients import SideInformation, hides_defense
 
+    if hides_defense(config.know):
+        shared = dataclasses.replace(shared, defenses=())
+    if config.know is None or config.know.strip() == "no-defense":
+        return shared
     told = SideInformation.parse(config.know, batch_size=shared.known.batch_size or 0)
     for kind in told:
         if getattr(shared.known, _KNOWN[kind]) is None:

@@ -91,7 +91,8 @@ Know = Annotated[
     typer.Option(
         "--know",
         metavar="TEXT",
-        help="lengths,labels,batch-size, or nothing: what the attacker is told.",
+        help="lengths,labels,batch-size, or nothing: what the attacker is told; with no-defense, that the gradient "
+        "wasn't defended.",
         show_default="batch-size; lengths when B = 1",
     ),
 ]

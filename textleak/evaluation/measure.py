@@ -106,7 +106,7 @@ def _measured(work: Work, order: Order) -> Record:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         threads=threads,
-        epsilon=job.finite(next((d.epsilon for d in shared.defenses if d.epsilon is not None), None)),
+        epsilon=job.finite(next((d.epsilon for d in secret.defenses if d.epsilon is not None), None)),
         worker=order.worker,
         versions=runs.versions(),
     )
