@@ -121,6 +121,14 @@ def test_batches_are_consecutive_sentences_and_an_attack_may_have_fewer():
     }
 
 
+def test_an_undefended_cell_has_no_defense_to_keep_from_the_server():
+    found = grid.plan(EvaluationConfig(defense=["none", "sign"], know=[None, "no-defense"], limit=1))
+    cells = [(cell.defense, cell.know) for cell, _ in found.cells()]
+    assert cells == [((), None), (("sign",), None), (("sign",), "no-defense")]
+    assert found.batches() == 3
+    assert grid.plan(EvaluationConfig(know="no-defense", limit=1)).batches() == 1
+
+
 def test_batches_of_one_model_follow_each_other():
     found = grid.plan(EvaluationConfig(model=["bert-tiny", "minilm"], seed=[0, 1], limit=2))
     order = [(work.cell.model, work.cell.seed) for work in found.works()]

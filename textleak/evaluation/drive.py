@@ -150,7 +150,8 @@ def estimate(found: Plan, folder: Path) -> Estimate:
             seconds += count * statistics.fmean(known)
         else:
             name = cell.attack.partition(":")[0]
-            seconds += count * cell.batch_size * _RULE.get(name, _RULE_OTHERS)
+            rule = cell.batch_size * _RULE.get(name, _RULE_OTHERS)
+            seconds += count * min(rule, found.config.time_limit or rule)
     return Estimate(batches=batches, seconds=seconds, measured=measured / batches if batches else 1.0)
 
 

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from textleak.config import AttackChoice, EvaluationConfig
+from textleak.config import AttackChoice, Choice, EvaluationConfig
 from textleak.errors import InputError
 from textleak.evaluation.datasets import Data, Example, load
 from textleak.evaluation.records import Cell, Record
@@ -75,13 +76,12 @@ class Plan:
     def cells(self) -> Iterator[tuple[Cell, int]]:
         """Each cell of the grid and how many batches it has; those of one model follow each other."""
         config = self.config
-        for model, seed, data, share, defense, know, size, attack in itertools.product(
+        for model, seed, data, share, (defense, know), size, attack in itertools.product(
             config.model,
             config.seed,
             self.data,
             config.share,
-            config.defense,
-            config.know,
+            self._told(),
             config.batch_size,
             config.attack,
         ):
@@ -102,11 +102,8 @@ class Plan:
     def batches(self) -> int:
         """How many batches there are, counted without listing the grid."""
         config = self.config
-        others = (config.model, config.seed, config.share, config.defense, config.know)
-        combinations = 1
-        for values in others:
-            combinations *= len(values)
-        return combinations * sum(
+        others = (config.model, config.seed, config.share, self._told())
+        return math.prod(map(len, others)) * sum(
             self._batches(data, attack, size)
             for data in self.data
             for attack in config.attack
@@ -123,6 +120,16 @@ class Plan:
                         first = batch * cell.batch_size
                         examples = self.data[cell.data].examples[first : first + cell.batch_size]
                         yield Work(cell=cell, batch=batch, examples=examples)
+
+    def _told(self) -> list[tuple[tuple[Choice, ...], str | None]]:
+        """Defenses with what the server knows; without a defense there is none to keep from it, where it knows more."""
+        from textleak.gradients import hides_defense
+
+        return [
+            (defense, know)
+            for defense, know in itertools.product(self.config.defense, self.config.know)
+            if defense or not hides_defense(know) or all(map(hides_defense, self.config.know))
+        ]
 
     def _limit(self, attack: AttackChoice) -> int:
         return min(self.config.limit, attack.limit or self.config.limit)
