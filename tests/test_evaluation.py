@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import textleak
+from tests.kills import kill_until_done
 from textleak import config
 from textleak.attacks import ATTACKS
 from textleak.cli import app
 from textleak.config import EvaluationConfig, load_evaluation_config
 from textleak.errors import InputError, TextleakError
-from textleak.evaluation import datasets, drive, grid, records
+from textleak.evaluation import datasets, drive, engines, grid, records
 from textleak.evaluation.answers import Records
-from textleak.evaluation.engines import Local
+from textleak.evaluation.engines import Local, Processes, Ray
 from textleak.evaluation.measure import holds
 from textleak.evaluation.records import Cell, Record
 from textleak.evaluation.store import Store, read_records
@@ -617,3 +624,100 @@ def test_an_interrupt_keeps_all_records_and_shows_the_table(toy, tmp_path, attac
     assert result.exit_code == 130
     assert "2/3" in result.stdout
     assert len(read_records(tmp_path / "o")) == 2
+
+
+# Killed, and many workers
+
+
+def test_a_killed_evaluation_ends_with_the_records_of_an_uninterrupted_one(toy, tmp_path):
+    outcome = kill_until_done(tmp_path, flags(toy), kills=2, seed=1)
+    assert outcome.expected
+    assert outcome.identical
+
+
+def killed_in_the_middle(running, pids) -> list[Record]:
+    """All records of an engine, one of whose workers is killed once the first record is there."""
+    found = [next(running)]
+    victims = pids()
+    assert victims
+    os.kill(victims[0], signal.SIGKILL)
+    return found + list(running)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes below one, with their command lines."""
+    parents, names = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents[int(stat.parent.name)] = int(fields[1])
+                names[int(stat.parent.name)] = (stat.parent / "cmdline").read_bytes().decode()
+    below, found = {pid}, {}
+    for _ in range(6):
+        for child, parent in parents.items():
+            if parent in below and child not in below:
+                below.add(child)
+                found[child] = names[child]
+    return found
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_records_and_a_killed_one_loses_nothing(toy, tmp_path):
+    settings = EvaluationConfig(**toy, batch_size=[1, 2], know="lengths")
+    expected = run_all(drive.begin(settings, stored=False))
+    evaluation = drive.begin(settings.model_copy(update={"out": tmp_path}))
+
+    def pids() -> list[int]:
+        return [process.pid for process in multiprocessing.active_children()]
+
+    found = killed_in_the_middle(evaluation.run(Processes(workers=2)), pids)
+    assert alike(found) == alike(expected)
+    assert {record.worker for record in found} <= {"process 1", "process 2"}
+    assert not multiprocessing.active_children()
+    assert run_all(evaluation) == []
+
+
+def test_a_batch_that_kills_every_process_is_recorded_as_failed(toy, monkeypatch):
+    monkeypatch.setattr(engines, "_TRIES", 1)
+    evaluation = drive.begin(EvaluationConfig(**{**toy, "limit": 1}), stored=False)
+    monkeypatch.setattr(engines._Worker, "give", lambda worker, _: worker.process.kill())
+    (record,) = evaluation.run(Processes(workers=1))
+    assert record.status == "failed"
+    assert "its process died 1 time" in record.error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_workers_end_with_their_parent_however_that_ends(toy, tmp_path):
+    command = [sys.executable, "-m", "textleak.cli", "eval", *flags({**toy, "attack": ["dlg:steps=100000"]})]
+    with subprocess.Popen([*command, "--workers", "2", "--out", str(tmp_path / "o")]) as process:
+        deadline = time.monotonic() + 120
+        while len(workers := [p for p, c in descendants(process.pid).items() if "spawn_main" in c]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        time.sleep(2)
+        process.kill()
+    while any((Path("/proc") / str(worker)).exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_ray_gives_the_same_records_and_a_killed_worker_loses_nothing(toy, tmp_path):
+    pytest.importorskip("ray", reason="pip install 'textleak[ray]'")
+    settings = EvaluationConfig(**{**toy, "attack": ["dlg:steps=30"]}, batch_size=[1, 2], know="lengths")
+    expected = run_all(drive.begin(settings, stored=False))
+    evaluation = drive.begin(settings.model_copy(update={"out": tmp_path}))
+
+    def pids() -> list[int]:
+        return [
+            pid for pid, command in descendants(os.getpid()).items() if command.startswith("ray::_on_ray")
+        ]
+
+    found = killed_in_the_middle(evaluation.run(Ray(workers=2)), pids)
+    assert alike(found) == alike(expected)
+    assert all(record.worker.startswith("ray ") for record in found)
+    assert run_all(evaluation) == []

@@ -18,6 +18,7 @@ from textleak import runs
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import Work
 from textleak.evaluation.records import Record
+from textleak.words import count_of
 
 if TYPE_CHECKING:
     from textleak.evaluation.measure import Order
@@ -84,7 +85,7 @@ class Processes:
                     if tries < _TRIES:
                         waiting.append((work, tries))
                     else:
-                        yield _lost(work, order, f"its process died {tries} times")
+                        yield _lost(work, order, f"its process died {count_of(tries, 'time')}")
         finally:
             for worker in [*idle, *(one for one, _, _ in busy.values())]:
                 worker.end()
