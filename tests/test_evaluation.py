@@ -258,9 +258,10 @@ BAD = {
     "nothing but blank lines": (bad_empty, "has no sentence"),
     "no such file": (lambda _: {"data": "nowhere.txt"}, "nowhere.txt can't be read"),
     "no such data set": (lambda _: {"data": "colla"}, "Unknown data set.*cola"),
-    "not at hand": (lambda _: {"data": "cola"}, "cola can't be had here.*--data"),
+    "not at hand": (lambda _: {"data": "cola"}, "cola can't be had.*not in the local cache.*--data"),
     "no such attack": (lambda _: {"attack": "mach"}, "mach.*match"),
     "no such option": (lambda _: {"attack": "match:stepz=1"}, "stepz.*steps"),
+    "no such model": (lambda _: {"model": "bert-tinny"}, "bert-tinny.*bert-tiny"),
     "no such defense": (lambda _: {"defense": "none+gauss"}, "Unknown defense"),
     "no such knowledge": (lambda _: {"know": "length"}, "Unknown side information"),
     "larger than the data": (lambda _: {"batch_size": 32}, "no batch of 32 sentences"),
@@ -357,6 +358,16 @@ def test_two_writers_write_no_record_twice(tmp_path):
     assert other.add(some_record(batch=1))
     assert not one.add(some_record(batch=1))
     assert len((tmp_path / "records.jsonl").read_bytes().splitlines()) == 2
+
+
+def test_a_second_process_on_a_folder_begins_at_the_other_end(toy, tmp_path):
+    settings = EvaluationConfig(**toy, out=tmp_path)
+    one, other = drive.begin(settings), drive.begin(settings)
+    first, second = one.run(Local()), other.run(Local())
+    assert [record.batch for record in (next(first), next(second), next(first))] == [0, 3, 1]
+    rest = [*first, *second]
+    assert [record.batch for record in rest] == [2]
+    assert len(read_records(tmp_path)) == 4
 
 
 def test_a_folder_with_records_of_nobody_is_refused(tmp_path):

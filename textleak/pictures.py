@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from textleak.errors import InputError, unknown_name
+from textleak.hub import load_dataset
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -238,7 +239,13 @@ def _check_indices(indices: Sequence[int], count: int, words: str) -> None:
 def _of_hub(name: str, indices: Sequence[int], shape: Shape) -> tuple[Picture, ...]:
     """Pictures of a data set's training part, from the local cache or the hub."""
     hub_id, column, label_column = DATASETS[name]
-    rows = _load_dataset(name, hub_id)
+    rows, why = load_dataset(hub_id)
+    if rows is None:
+        raise InputError(
+            f"The data set {name} can't be had.",
+            why=f"{why[0].upper()}{why[1:]}.",
+            fix="Use --image FILE, --dataset FOLDER, or neither for the sample pictures.",
+        )
     _check_indices(indices, len(rows), name)
     found = []
     for index in indices:
@@ -247,46 +254,6 @@ def _of_hub(name: str, indices: Sequence[int], shape: Shape) -> tuple[Picture, .
             picture = _picture(row[column], shape, name=f"{name} {index}", label=int(row[label_column]))
         found.append(picture)
     return tuple(found)
-
-
-def _load_dataset(name: str, hub_id: str) -> Any:  # noqa: ANN401 - a `datasets.Dataset`
-    import importlib.util
-
-    if importlib.util.find_spec("datasets") is None:
-        raise InputError(
-            f"--dataset {name} needs the package datasets.",
-            why="It reads the data set from the local cache or the hub.",
-            fix="pip install datasets, or use --image FILE, --dataset FOLDER, or the sample pictures (neither).",
-        )
-    import datasets
-
-    from textleak.models.places import why_unreachable
-
-    def load(**options: Any) -> Any:  # noqa: ANN401
-        bars = datasets.utils.logging.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        try:
-            return datasets.load_dataset(hub_id, split="train", **options)
-        finally:
-            if bars:
-                datasets.enable_progress_bars()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return load(download_config=datasets.DownloadConfig(local_files_only=True))
-        except Exception:  # not in the cache: whatever the library of the day raises
-            why = why_unreachable(hub_id, "README.md", "dataset")
-        if not why:
-            try:
-                return load()
-            except Exception as error:
-                why = f"the download broke off: {str(error).splitlines()[0] if str(error) else error!r}"
-    raise InputError(
-        f"The data set {name} can't be had.",
-        why=f"It is not in the local cache, and {why}.",
-        fix="Use --image FILE, --dataset FOLDER, or neither for the sample pictures.",
-    )
 
 
 # Writing

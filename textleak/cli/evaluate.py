@@ -97,7 +97,10 @@ def command(
     device: common.Device = None,
     threads: common.Threads = None,
     config: common.Config = None,
-    assignments: common.Assignments = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting; repeat it. Wins over everything."),
+    ] = None,
     engine: Annotated[str, typer.Option("--engine", metavar="TEXT", help="local | ray")] = "local",
     workers: Annotated[
         int | None,

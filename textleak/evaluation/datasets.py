@@ -16,6 +16,7 @@ from typing import Any
 
 from textleak.config import EvaluationConfig
 from textleak.errors import InputError, unknown_name
+from textleak.hub import load_dataset
 from textleak.words import count_of
 
 SAMPLE = "sample"
@@ -179,16 +180,14 @@ def _json_rows(name: str, text: str) -> Iterator[dict[str, Any]]:
 
 def _hub_rows(name: str) -> Iterable[dict[str, Any]]:
     hub_id, configuration, split = _HUB[name]
-    try:
-        import datasets
-
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(hub_id, configuration, split=split)
-    except Exception as error:
+    rows: Iterable[dict[str, Any]] | None
+    rows, why = load_dataset(hub_id, configuration, split=split)
+    if rows is None:
         raise InputError(
-            f"The data set {name} can't be had here.",
-            why=f"{hub_id} is not in the cache, and the hub gave: {type(error).__name__}.",
-            fix=f"Connect once to fetch it, or give --data a file ({', '.join(ENDINGS)}) or `{SAMPLE}`.",
-        ) from None
+            f"The data set {name} can't be had.",
+            why=f"{why[0].upper()}{why[1:]}.",
+            fix=f"Load it once online, or give --data a file ({', '.join(ENDINGS)}) or `{SAMPLE}`.",
+        )
     return rows
 
 

@@ -40,13 +40,19 @@ class Evaluation:
         return Records(self._records.values())
 
     def left(self, *, retry_failed: bool = False) -> Iterator[Work]:
-        """The batches without a record; looked at anew before each, as other processes may work on the same folder."""
+        """The batches without a record; looked at anew before each, as other processes may work on the same folder.
+
+        A second process begins at the other end, so that the two meet.
+        """
 
         def open_(work: Work) -> bool:
             there = self._records.get(work.key)
             return there is None or (retry_failed and there.status == "failed")
 
-        for work in self.plan.works():
+        works = self.plan.works()
+        if self.store is not None and not self.store.first():
+            works = reversed(list(works))
+        for work in works:
             if open_(work):
                 if self.store is not None:
                     self.store.refresh()

@@ -208,7 +208,7 @@ class Ray:
                 why=f"{error}",
                 fix="Start one with `ray start --head`, or leave --address out.",
             ) from None
-        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        there = ray.cluster_resources()
         gpus = 1 if order.config.device in ("auto", "cuda") and there.get("GPU") else 0
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_TRIES)(_on_ray)
         room = self.workers or max(1, int(there.get("CPU", 1) // threads))

@@ -142,13 +142,17 @@ def plan(config: EvaluationConfig) -> Plan:
     """Read the sentences and check all that can be checked before a model is loaded.
 
     Raises:
-        InputError: data that can't be had, an unknown attack, defense, option or kind of knowledge, or a cell
-            without a batch.
+        InputError: data that can't be had, an unknown model, attack, defense, option or kind of knowledge, or a
+            cell without a batch.
     """
     from textleak.attacks import ATTACKS
     from textleak.defenses import DEFENSES
     from textleak.gradients import SideInformation
+    from textleak.models.catalog import BY_HUB_ID, CATALOG
+    from textleak.models.places import find_place
 
+    for model in config.model:
+        find_place(model, CATALOG.get(model) or BY_HUB_ID.get(model), "random")
     for attack in config.attack:
         ATTACKS.build(attack.name, attack.options)
     for choice in itertools.chain(*config.defense):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from textleak import runs
 from textleak.errors import InputError, TextleakError
@@ -83,6 +83,7 @@ class Store:
         self.identity = identity
         self.records: dict[Key, Record] = {}
         self._lock = FileLock(folder.path / "records.lock")
+        self._turn = FileLock(folder.path / "first.lock")
         self._read = 0
 
     @classmethod
@@ -102,6 +103,14 @@ class Store:
                 store._begin(settings)
             store._catch_up()
         return store
+
+    def first(self) -> bool:
+        """Whether this process is the first of those that work on the folder now."""
+        try:
+            self._turn.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
 
     def refresh(self) -> None:
         """Take in what another process has written meanwhile."""
