@@ -1,0 +1,631 @@
+"""A report says what its records say: figures counted by hand, pages that any text leaves whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.synthetic import LADDER, cell, done, failed, grid, sentence, write
+from textleak import runs
+from textleak.cli import app
+from textleak.evaluation.analysis import Report, analyze, percent
+from textleak.evaluation.reading import Findings, read
+from textleak.evaluation.report import markdown_escaped, to_html, to_json, to_markdown
+from textleak.evaluation.settings import strength_of, strength_order
+from textleak.evaluation.utility import Utility, UtilityRow, UtilityRun, write_utility
+
+ROOT = Path(__file__).parent.parent
+VOID = {"meta", "br", "line", "circle", "polygon", "polyline"}
+
+
+def invoke(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
+    return result
+
+
+def report_of(*records, settings=None, **more) -> Report:
+    findings = Findings(
+        path=Path("somewhere"),
+        kind="evaluation",
+        records=tuple(records),
+        settings=settings or {},
+        versions={"textleak": "0.1.0"},
+        identity="a1b2",
+    )
+    return analyze(findings, **more)
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of a page; fails where tags don't match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open, tag
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, tag: str, kind: str | None = None) -> int:
+        return sum(t == tag and (kind is None or a.get("class") == kind) for t, a in self.tags)
+
+
+def page_of(report: Report, **options) -> Page:
+    return Page(to_html(report, **options))
+
+
+# Figures
+
+
+def test_means_are_over_sentences_and_batches_are_drawn_whole():
+    of = cell(batch_size=2)
+    report = report_of(
+        done(of, 0, sentence(["a", "b"]), sentence(["c", "d"], ["c", "x"])),
+        done(of, 1, sentence(["e", "f"], ["", ""])),
+    )
+    (one,) = report.settings
+    assert one.match.mean == pytest.approx((1 + 0.5 + 0) / 3)
+    assert one.exact.mean == pytest.approx(1 / 3)
+    assert (one.match.count, one.match.clusters) == (3, 2)
+    assert (one.batches, one.failed, one.sentences) == (2, 0, 3)
+    assert one.tokens == pytest.approx((8 + 4) / 2)
+    assert one.tokens_per_hidden == (pytest.approx((8 + 4) / 2 / 384, abs=1e-4), 0.0104, 0.0208)
+    assert (one.verified, one.verifiable) == (0, 2)
+
+
+def test_surplus_outputs_lower_the_match_as_they_do_in_the_record():
+    record = done(cell(batch_size=2), 0, sentence(["a", "b"]), sentence(["c", "d"], ["c", "x"]))
+    diluted = dataclasses.replace(record, surplus=("e f g h",), token_match_rate=0.375)
+    assert report_of(diluted).settings[0].match.mean == pytest.approx(0.375)
+
+
+def test_seeds_are_pooled_and_the_same_sentences_are_one_draw():
+    records = [
+        done(cell(seed=seed), batch, sentence(["a", f"b{batch}"], ["a", "b0"]))
+        for seed in (0, 1, 2)
+        for batch in range(4)
+    ]
+    (one,) = report_of(*records).settings
+    assert one.seeds == (0, 1, 2)
+    assert (one.match.count, one.match.clusters) == (12, 4)
+
+
+def test_the_headline_names_what_leaked_most_and_which_defense_held_best():
+    report = report_of(*grid())
+    assert report.headline[0].startswith("With no defense, auto recovered 100 % of the tokens")
+    assert "the most of 36 settings" in report.headline[0]
+    assert "20 of 20 sentences word for word" in report.headline[0]
+    best = min(report.defenses[1:], key=lambda row: row.strongest.match.mean)
+    assert best.words in report.headline[-1]
+    assert percent(best.strongest.match.mean) in report.headline[-1]
+
+
+def test_defenses_go_from_none_to_strong_and_each_stands_beside_its_strongest_attack():
+    shuffled = [LADDER[at] for at in (5, 0, 11, 8, 2, 1, 10, 3, 7, 4, 9, 6)]
+    report = report_of(*grid(attacks=("dlg", "auto"), defenses=shuffled, sentences=6))
+    assert [row.defense for row in report.defenses] == list(LADDER)
+    for row in report.defenses:
+        same = [one for one in report.settings if one.setting[-2] == row.defense]
+        assert row.strongest.match.mean == max(one.match.mean for one in same)
+
+
+@pytest.mark.parametrize(
+    ("defense", "kind", "levels"),
+    [
+        ((), "", ()),
+        (("gaussian:sigma=1e-3",), "gaussian", (("sigma", 0.001),)),
+        (("prune:ratio=0.9,which=random",), "prune, random", (("ratio", 0.9),)),
+        (("quantize:to=int8",), "quantize", (("to", "int8"),)),
+        (
+            ("clip:max_norm=1", "gaussian:sigma=0.1"),
+            "clip + gaussian",
+            (("clip max_norm", 1), ("gaussian sigma", 0.1)),
+        ),
+        (("sign",), "sign", ()),
+        (("!not=a,spec",), "!not=a,spec", ()),
+    ],
+)
+def test_a_defense_has_a_kind_and_levels(defense, kind, levels):
+    strength = strength_of(defense)
+    assert (strength.kind, strength.levels) == (kind, levels)
+    assert sorted([defense, ()], key=strength_order)[0] == ()
+
+
+def test_each_kind_of_defense_has_a_ladder_that_begins_without_one():
+    report = report_of(*grid(sentences=4))
+    assert [(chart.title, chart.categories) for chart in report.ladders] == [
+        ("gaussian", ("none", "1e-05", "0.0001", "0.001", "0.01", "0.1")),
+        ("prune", ("none", "0.5", "0.75", "0.9", "0.99")),
+        ("quantize", ("none", "bf16", "int8")),
+    ]
+    at = {(one.setting[-1], one.setting[-2]): one.match for one in report.settings}
+    for series in report.ladders[0].series:
+        assert series.points == tuple(at[series.name, defense] for defense in LADDER[:6])
+
+
+def test_length_and_frequency_are_counted_token_by_token():
+    of = cell(attack="match")
+    records = [
+        done(of, 0, sentence(["the", "cat"], ["the", "x"])),
+        done(of, 1, sentence(["the", "dog", "sat", "down"], ["the", "dog", "", ""])),
+        done(of, 2, sentence(["the", "the"])),
+        *(done(cell(attack="match", defense=("sign",)), b, sentence(["the", "cat"], ["", ""])) for b in (0,)),
+    ]
+    length, frequency = report_of(*records).breakdowns
+    assert length.categories == ("2", "3–4")
+    assert [point.mean for point in length.series[0].points] == [0.75, 0.5]
+    assert length.note == "No defense."  # the defended cell isn't in it
+    # "the" occurs four times, all right; cat, dog, sat and down once each, one right.
+    assert frequency.categories == ("1", "4–9")
+    assert [point.mean for point in frequency.series[0].points] == [0.25, 1.0]
+
+
+def test_secrets_have_a_line_of_their_own():
+    of, defended = cell(), cell(defense=("sign",))
+    report = report_of(
+        done(of, 0, sentence(["pin", "4711"], secrets=[("4711", True)])),
+        done(of, 1, sentence(["pin", "0815"], ["pin", "x"], secrets=[("0815", False)])),
+        done(defended, 0, sentence(["pin", "4711"], ["", ""], secrets=[("4711", False)])),
+    )
+    one = report.settings[0]
+    assert (one.secrets_recovered, one.secrets_planted, one.secrets.mean) == (1, 2, 0.5)
+    assert [(found.text, found.settings) for found in report.secrets] == [("4711", ("no defense",))]
+    assert report.secrets_planted == 2
+    line = "Planted secrets: 1 of 2 recovered in full in at least one setting"
+    assert line in page_of(report).text
+    assert line in to_markdown(report)
+
+
+def test_failed_batches_are_listed_and_in_no_mean():
+    of = cell()
+    report = report_of(done(of, 0, sentence(["a"])), failed(of, 1, "AttackError: the loss isn't finite"))
+    (one,) = report.settings
+    assert (one.batches, one.failed, one.match.mean) == (1, 1, 1.0)
+    assert [failure.error for failure in report.failures] == ["AttackError: the loss isn't finite"]
+    for text in (page_of(report).text, to_markdown(report)):
+        assert "the loss isn't finite" in text
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (0, "0"),
+        (1, "100"),
+        (0.5, "50"),
+        (0.0444, "4.4"),
+        (0.9996, ">99.9"),
+        (0.996, "99.6"),
+        (0.0003, "<0.1"),
+    ],
+)
+def test_only_nothing_and_all_are_rounded_to_nothing_and_all(rate, words):
+    assert percent(rate) == words
+
+
+def test_an_interval_without_width_is_no_promise():
+    report = report_of(*(done(cell(), b, sentence(["a", str(b)])) for b in range(5)))
+    text = page_of(report).text
+    assert "100 (all alike)" in text
+    assert "(100 to 100)" not in text
+    assert "rule of three" in text
+
+
+# Pages
+
+
+def test_a_page_needs_nothing_from_outside():
+    page = page_of(report_of(*grid(sentences=4)))
+    assert page.count("script") == 0
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            assert name not in ("src", "srcset", "data", "action")
+            assert name != "href" or str(value).startswith("#")
+    style = (ROOT / "textleak/evaluation/templates/report.css").read_text("utf-8")
+    assert "url(" not in style
+    assert "@import" not in style
+    assert any("default-src 'none'" in str(a.get("content")) for t, a in page.tags if t == "meta")
+    assert "prefers-color-scheme: dark" in style
+
+
+def test_every_section_is_there_for_a_grid():
+    report = report_of(*grid(), failed(cell(attack="tag"), 0))
+    page = page_of(report)
+    for title in (
+        "At a glance",
+        "What each defense holds back",
+        "Leakage against strength of defense",
+        "What leaks more easily",
+        "Secrets that were recovered in full",
+        "Token by token",
+        "All figures",
+        "Batches that failed",
+        "To do it again",
+        "How to read this",
+    ):
+        assert title in page.text
+    assert page.count("svg") == len(report.ladders) + len(report.breakdowns)
+    for status in ("right", "wrong", "missing"):
+        assert page.count("li", status)
+    assert all(mark in page.text for mark in ("✓", "✗", "∅"))  # readable without color
+
+
+def test_examples_show_each_token_as_right_wrong_missing_or_surplus():
+    report = report_of(
+        done(cell(), 0, sentence(["sent", "to", "paris"], ["sent", "by", "", "now"])),
+    )
+    page = page_of(report)
+    shown = {kind: page.count("li", kind) for kind in ("right", "wrong", "missing", "surplus")}
+    assert shown == {"right": 1, "wrong": 1, "missing": 1, "surplus": 1}
+    assert "sent ✓ to ✗ by paris ∅ + now" in page.text
+    assert "sent ~~to~~ (by) ~~paris~~ (∅) (+ now)" in to_markdown(report)
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style></body>",
+    "{{ 7 * 7 }}{% raw %}",
+    "'; drop table--",
+    "&lt;b&gt;",
+    "a|b`c*d_e[f](g)",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_gets_out_of_its_place(text, tmp_path):
+    of = cell(data=text, model=text, attack=text, share=text, defense=(text,), know=text)
+    records = [
+        done(of, 0, sentence(["x", text], [text, "y", text], secrets=[(text, True)])),
+        done(cell(), 0, sentence(["z"])),
+        dataclasses.replace(failed(of, 1, text)),
+    ]
+    report = report_of(*records, settings={"data": [text], text: text})
+    page = page_of(report)
+    calm = page_of(
+        report_of(
+            *[_renamed(record, text, "calm") for record in records], settings={"data": ["calm"], "calm": 1}
+        )
+    )
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in calm.tags]
+    assert text in "".join(page.words)
+    markdown = re.sub(r"```.*?```", "", to_markdown(report), flags=re.DOTALL)
+    assert not re.search(r"<\w|(?<!\\)\[f\]", markdown)
+
+
+def _renamed(value, old: str, new: str):
+    """The value with one text in place of another, wherever it stands."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: _renamed(getattr(value, f.name), old, new) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changed)
+    if isinstance(value, tuple):
+        return tuple(_renamed(item, old, new) for item in value)
+    return value.replace(old, new) if isinstance(value, str) else value
+
+
+def test_text_of_any_direction_and_width_stays_in_its_box():
+    tokens = ["שלום", "العالم", "日本語テスト", "🙂", "a\u202eb", "nul\x00", "\ud800", "long" * 500]
+    report = report_of(done(cell(), 0, sentence(tokens, ["שלום", "", *tokens[2:]])))
+    text = to_html(report).encode("utf-8", "strict").decode()  # a lone surrogate would raise
+    page = Page(text)
+    assert any(tag == "ul" and a.get("dir") == "auto" for tag, a in page.tags)
+    assert "שלום" in page.text
+    assert "日本語テスト" in page.text
+    for raw in ("\u202e", "\x00"):
+        assert raw not in text
+    assert "\\u202e" in page.text
+    assert "long" * 150 + "…" in page.text
+    assert "long" * 151 not in page.text
+
+
+def test_markdown_tables_keep_their_columns():
+    text = to_markdown(report_of(*grid(attacks=("a|b", "c`d"), sentences=4)))
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(tables) >= 5
+    for table in tables:
+        rows = [re.sub(r"\\\|", "", row).count("|") for row in table.splitlines()]
+        assert len(set(rows)) == 1, table
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("# no heading", "\\# no heading"),
+        ("- no item", "\\- no item"),
+        ("1. no item", "1\\. no item"),
+        ("a\nb", "a b"),
+        ("1e-05", "1e-05"),
+        ("<i>", "&lt;i&gt;"),
+        ("~~x~~", "\\~\\~x\\~\\~"),
+    ],
+)
+def test_markdown_shows_text_as_it_is(text, escaped):
+    assert markdown_escaped(text) == escaped
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([], "No batch has been evaluated yet."),
+        ([failed(cell(), 0), failed(cell(), 1)], "Every batch failed (2 of 2)"),
+        (
+            [done(cell(), 0, sentence(["a", "b"], ["a", ""]))],
+            "50 % of the tokens (one batch, so no interval)",
+        ),
+        ([done(cell(), 0, sentence(["a"], [""]))], "recovered nothing"),
+        ([done(cell(), 0, sentence([], []))], "recovered nothing"),
+    ],
+)
+def test_little_is_said_of_little(records, words):
+    report = report_of(*records)
+    assert words in report.headline[0]
+    assert words in page_of(report).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert words.split(" (")[0] in to_markdown(report)
+    json.dumps(to_json(report), allow_nan=False)
+
+
+def test_a_hundred_cells_stay_readable():
+    defenses = [(), *((f"gaussian:sigma={k / 100}",) for k in range(1, 20))]
+    report = report_of(*grid(attacks=("auto", "match", "lamp", "tag", "dlg"), defenses=defenses, sentences=8))
+    assert len(report.settings) == 100
+    html = to_html(report)
+    page = Page(html)
+    assert len(report.matrix.rows) == 20
+    assert len(report.matrix.attacks) == 5
+    assert len(html) < 1_000_000
+    assert len(report.examples) == 40
+    assert "Examples are shown of the 40 settings that leaked most." in page.text
+    assert any(tag == "details" and "open" not in a for tag, a in page.tags)
+
+
+def test_redacted_reports_quote_no_text():
+    secret = "zanzibar"
+    of = cell()
+    report = report_of(
+        done(of, 0, sentence(["to", secret], secrets=[(secret, True)])),
+        failed(of, 1, f"ValueError: can't encode {secret}"),
+        settings={"data": ["sample"], "sentences": [secret]},
+    )
+    for text in (
+        to_html(report, redact=True),
+        to_markdown(report, redact=True),
+        json.dumps(to_json(report, redact=True)),
+    ):
+        assert secret not in text
+        assert "1 of 1" in text or '"secrets_recovered": 1' in text
+    assert secret in to_html(report)
+
+
+# Costs
+
+
+def a_utility() -> Utility:
+    def row(*defense: str, accuracy: float) -> UtilityRow:
+        return UtilityRow(
+            defense=defense,
+            runs=(UtilityRun(seed=0, accuracy=accuracy, mcc=0.4),),
+            accuracy=accuracy,
+            accuracy_error=0.012,
+            mcc=0.4,
+            mcc_error=0.05,
+        )
+
+    return Utility(
+        model="minilm",
+        data="cola_train.tsv",
+        train=2000,
+        test=500,
+        epochs=3,
+        batch_size=32,
+        learning_rate=1e-4,
+        command="python -m tests.utility",
+        versions={},
+        rows=(row(accuracy=0.75), row("gaussian:sigma=1e-3", accuracy=0.713)),
+    )
+
+
+def test_costs_stand_in_the_table_of_defenses_however_a_number_is_written(tmp_path):
+    folder = write(tmp_path / "e", grid(defenses=LADDER[:6], sentences=4))
+    write_utility(tmp_path / "costs.json", a_utility())
+    invoke("report", folder, "--utility", tmp_path / "costs.json", "--out", tmp_path / "page.html")
+    text = Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert "75.0 ± 1.2" in text
+    assert "71.3 ± 1.2" in text  # sigma=1e-3 is the grid's sigma=0.001
+    assert text.count("± 1.2") == 2
+    (tmp_path / "costs.json").write_text("{}", "utf-8")
+    assert (
+        "can't be read as a table"
+        in invoke("report", folder, "--utility", tmp_path / "costs.json", code=2).stderr
+    )
+
+
+# The command
+
+
+def test_report_writes_a_page_and_markdown_for_its_owner_only(tmp_path):
+    folder = write(tmp_path / "e", grid(sentences=4))
+    result = invoke("report", folder)
+    assert result.stdout.startswith("With no defense, auto recovered 100 %")
+    for name in ("report.html", "report.md"):
+        assert str(folder / name) in result.stdout
+        assert (folder / name).stat().st_mode & 0o077 == 0
+    Page((folder / "report.html").read_text("utf-8"))
+    plain = json.loads(invoke("report", folder, "--json").stdout)
+    assert len(plain["settings"]) == 36
+    assert plain["settings"][0]["figures"]["token_match_rate"]["mean"] == 1.0
+    assert plain["settings"][0]["setting"]["attack"] == "auto"
+
+
+def test_out_chooses_the_one_file_that_is_written(tmp_path):
+    folder = write(tmp_path / "e", grid(sentences=4))
+    invoke("report", folder, "--out", tmp_path / "x.md")
+    invoke("report", folder, "--out", tmp_path / "x.html", "--json")
+    assert (tmp_path / "x.md").read_text("utf-8").startswith("# textleak evaluation")
+    assert (tmp_path / "x.html").read_text("utf-8").startswith("<!doctype html>")
+    assert not (folder / "report.html").exists()
+    assert (
+        "neither a page nor Markdown" in invoke("report", folder, "--out", tmp_path / "x.pdf", code=2).stderr
+    )
+    assert "can't be written" in invoke("report", folder, "--out", tmp_path / "no" / "x.md", code=2).stderr
+    assert "There is no folder" in invoke("report", tmp_path / "nowhere", code=2).stderr
+    (tmp_path / "other").mkdir()
+    assert "holds no evaluation" in invoke("report", tmp_path / "other", code=2).stderr
+
+
+def test_a_torn_last_line_is_passed_over(tmp_path):
+    folder = write(tmp_path / "e", [done(cell(), b, sentence(["a", str(b)])) for b in range(3)])
+    with (folder / "records.jsonl").open("ab") as file:
+        file.write(b'{"identity": "a1b2", "cell": {"da')
+    assert len(read(folder).records) == 3
+    invoke("report", folder)
+
+
+def test_an_evaluation_that_has_not_begun_has_a_page(tmp_path):
+    folder = write(tmp_path / "e", [])
+    (folder / "records.jsonl").unlink()
+    assert "No batch has been evaluated yet." in invoke("report", folder).stdout
+
+
+def test_the_command_that_does_it_again_names_every_setting(tmp_path):
+    settings = {
+        "data": ["my file.txt"],
+        "column": None,
+        "limit": 20,
+        "batch_size": [1, 4],
+        "model": ["minilm"],
+        "attack": ["match", "lamp:steps=5"],
+        "limits": [20, 10],
+        "defense": ["none", "clip:max_norm=1+gaussian:sigma=0.1"],
+        "know": [None],
+        "num_labels": 2,
+    }
+    folder = write(tmp_path / "e", grid(sentences=4), settings)
+    command = json.loads(invoke("report", folder, "--json").stdout)["command"]
+    assert command == (
+        "textleak eval --data 'my file.txt' --limit 20 --batch-size 1 --batch-size 4 --model minilm --attack match "
+        "--attack lamp:steps=5,limit=10 --defense none --defense clip:max_norm=1+gaussian:sigma=0.1 --set num_labels=2"
+    )
+
+
+# One run
+
+
+@pytest.fixture
+def run_folder(tmp_path, toy_folder):
+    """Makes the folder of a short run."""
+
+    def made(name: str, *more: object) -> Path:
+        folder = tmp_path / name
+        toy = [
+            "-m",
+            toy_folder("bert"),
+            "--weights",
+            "random",
+            "--threads",
+            1,
+            "--attack",
+            "dlg",
+            "--steps",
+            2,
+        ]
+        invoke("run", *toy, "-k", 1, "--out", folder, *more)
+        return folder
+
+    return made
+
+
+def test_a_run_has_a_page_too(run_folder):
+    folder = run_folder("one", "-s", "the cat sat", "--defense", "gaussian:sigma=0.1")
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    report = analyze(read(folder))
+    assert report.settings[0].match.mean == result["token_match_rate"]
+    assert report.settings[0].tokens == result["tokens"]
+    invoke("report", folder)
+    text = Page((folder / "report.html").read_text("utf-8")).text
+    assert text.startswith("textleak: one textleak run · one Behind gaussian:sigma=0.1, dlg recovered")
+    assert "--sentence 'the cat sat'" in text
+    assert "At a glance" not in text
+
+
+def test_a_run_without_truth_says_that_nobody_knows(run_folder, tmp_path, toy_folder):
+    toy = ["-m", toy_folder("bert"), "--weights", "random", "--threads", 1]
+    invoke("share", *toy, "-s", "the dog ran", "--out", tmp_path / "g.safetensors")
+    folder = run_folder("blind", "--gradients", tmp_path / "g.safetensors")
+    report = analyze(read(folder))
+    assert "The truth isn't known" in report.headline[0]
+    page = page_of(report)
+    assert all(found in page.text for found in report.found)
+    assert "dog" not in json.dumps(to_json(report)["settings_asked_for"])
+
+
+def test_a_redacted_run_has_figures_and_no_text(run_folder):
+    folder = run_folder("redacted", "-s", "the cat sat", "--redact")
+    report = analyze(read(folder))
+    assert report.settings[0].sentences == 1
+    assert report.examples == ()
+    assert "the cat" not in page_of(report).text
+    assert "Texts were left out." in page_of(report, redact=True).text
+
+
+def test_a_run_that_is_going_on_or_of_pictures_is_told_apart(tmp_path):
+    going = runs.RunFolder.create(tmp_path / "going", name="x")
+    runs.write_json(going.run_path, {"pid": 0, "settings": {"model": "minilm", "attack": "match"}})
+    report = analyze(read(going.path))
+    assert report.headline == ("The run has no result.",)
+    page_of(report)
+    pictures = runs.RunFolder.create(tmp_path / "pictures", name="x")
+    runs.write_json(pictures.run_path, {"pid": 0, "settings": {}})
+    runs.write_json(pictures.result_path, {"images": []})
+    assert "image run" in invoke("report", pictures.path, code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["report"])
+def test_help_loads_nothing_heavy(command):
+    code = (
+        "import sys; from typer.testing import CliRunner; from textleak.cli import app;"
+        f"CliRunner().invoke(app, ['{command}', '--help']);"
+        "print([m for m in ('torch', 'numpy', 'scipy', 'jinja2', 'yaml') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_reports_need_no_torch(tmp_path):
+    folder = write(tmp_path / "e", grid(sentences=4))
+    code = (
+        "import sys; from pathlib import Path; from textleak.evaluation.analysis import analyze;"
+        "from textleak.evaluation.reading import read; from textleak.evaluation.report import to_html;"
+        f"to_html(analyze(read(Path({str(folder)!r})))); print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "False"

@@ -1,0 +1,157 @@
+"""What a folder says: the records of an evaluation, or the one run of `textleak run` in the same form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from textleak.errors import InputError
+from textleak.evaluation.records import Cell, Record, SentenceRecord, from_json
+from textleak.runs import RunRecord, read_run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that a viewer needs of a folder.
+
+    Attributes:
+        path: the folder.
+        kind: "evaluation" or "run".
+        records: in the order in which they were written, the last one of each batch.
+        settings: what was asked for, as plain values.
+        versions: of Python and the packages that decide a result.
+        identity: hash of the settings; "" for a run.
+        torn: lines of the records that can't be read.
+    """
+
+    path: Path
+    kind: str
+    records: tuple[Record, ...]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    identity: str = ""
+    torn: int = 0
+
+
+def read(path: Path) -> Findings:
+    """Read the folder of an evaluation or of a run, finished or not.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if (path / "evaluation.json").exists() or (path / "records.jsonl").exists():
+        return _read_evaluation(path)
+    if (path / "run.json").exists():
+        return _of_run(read_run(path))
+    raise InputError(
+        f"{path} holds no evaluation and no run." if path.is_dir() else f"There is no folder {path}.",
+        why="An evaluation's folder has an evaluation.json, a run's a run.json.",
+        fix="Name the folder that `textleak eval --out` or `textleak run --out` wrote.",
+    )
+
+
+def _read_evaluation(path: Path) -> Findings:
+    try:
+        facts = json.loads((path / "evaluation.json").read_text("utf-8"))
+        lines = (
+            (path / "records.jsonl").read_bytes().splitlines() if (path / "records.jsonl").exists() else []
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as an evaluation.", why=f"{error}.") from None
+    records: dict[tuple[Cell, int], Record] = {}
+    torn = 0
+    for line in lines:
+        try:
+            record = from_json(json.loads(line))
+        except (ValueError, ValidationError):
+            torn += 1
+            continue
+        records[record.cell, record.batch] = record
+    return Findings(
+        path=path,
+        kind="evaluation",
+        records=tuple(records.values()),
+        settings=facts.get("settings", {}),
+        versions=facts.get("versions", {}),
+        identity=facts.get("identity", ""),
+        torn=torn,
+    )
+
+
+# What a redacted run leaves out is null there; so is what isn't known without the truth.
+_NO_TEXT: Mapping[str, Any] = {
+    "reference": "",
+    "recovered": "",
+    "reference_tokens": (),
+    "recovered_tokens": (),
+}
+
+
+def _of_run(run: RunRecord) -> Findings:
+    """A run as an evaluation of one batch.
+
+    Without the truth there are no figures and no sentences; what was found is the record's surplus then.
+    """
+    if "images" in (run.result or {}) or "pictures" in run.settings:
+        raise InputError(
+            f"{run.folder.path} holds an image run.",
+            why="Reports are about text: tokens, secrets, defenses.",
+            fix="Its folder has the pictures: grid.png, strip.png.",
+        )
+    facts = {**run.settings, **(run.result or {})}
+    cell = Cell(
+        data="one batch",
+        batch_size=facts.get("batch_size") or 0,
+        model=str(facts.get("model", "")),
+        weights=facts.get("weights") or "auto",
+        task=facts.get("task") or "auto",
+        attack=str(facts.get("attack", "")),
+        share=facts.get("share") or "all",
+        defense=tuple(facts.get("defense") or ()),
+        know=",".join(facts.get("know") or ()) or "nothing",
+        seed=facts.get("seed") or 0,
+    )
+    versions = run.facts.get("versions", {})
+    if run.result is None:
+        failed = Record(
+            identity="", cell=cell, batch=0, status="failed", error=f"The run is {run.outcome}: no result."
+        )
+        records: tuple[Record, ...] = (failed,)
+    else:
+        records = (_record_of(run.result, cell),)
+    return Findings(
+        path=run.folder.path, kind="run", records=records, settings=run.settings, versions=versions
+    )
+
+
+def _record_of(result: Mapping[str, Any], cell: Cell) -> Record:
+    """A run's result as a record; both use the same names."""
+    names = {field.name for field in dataclasses.fields(Record)} - {"sentences", "surplus", "status", "notes"}
+    figures = {name: result[name] for name in names if name in result}
+    scored = result.get("token_match_rate") is not None
+    sentences = tuple(map(_sentence_of, result["sentences"])) if scored else ()
+    found = [] if scored else [sentence["recovered"] for sentence in result["sentences"]]
+    return from_json(
+        {
+            **{name: value for name, value in figures.items() if value is not None},
+            "identity": "",
+            "cell": dataclasses.asdict(cell),
+            "batch": 0,
+            "status": "done",
+            "sentences": sentences,
+            "surplus": [text for text in (*found, *result.get("surplus", ())) if text],
+            "notes": result.get("notes", ()),
+        }
+    )
+
+
+def _sentence_of(sentence: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(SentenceRecord)} - {"secrets"}
+    known = {name: value for name, value in sentence.items() if name in names}
+    texts = {name: known[name] if known.get(name) is not None else empty for name, empty in _NO_TEXT.items()}
+    return {**known, **texts}

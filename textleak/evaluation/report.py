@@ -1,0 +1,286 @@
+"""A report's figures as a page to read: Markdown, one self-contained HTML page, or plain JSON values.
+
+Recovered text is untrusted: the HTML template escapes everything, the Markdown one whatever has a meaning there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from textleak.evaluation import charts
+from textleak.evaluation.analysis import Report, SettingFigures, in_range, percent
+from textleak.evaluation.settings import AXES, TITLES, in_words, value_of
+from textleak.evaluation.statistics import Interval
+from textleak.live import readable, seconds_in_words
+from textleak.words import count_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from textleak.evaluation.reading import Findings
+    from textleak.evaluation.records import SentenceRecord
+
+# Our choice: a table of more settings than this is folded away under the one at a glance.
+ROWS_UNFOLDED = 12
+LONGEST_TEXT = 600  # letters of one token or error that a page shows
+
+
+def to_html(report: Report, *, redact: bool = False) -> str:
+    """One page without scripts that needs nothing else.
+
+    Args:
+        report: its figures.
+        redact: leave out every text of a sentence, planted secrets and the words of errors too.
+    """
+    style = (files("textleak.evaluation") / "templates" / "report.css").read_text("utf-8")
+    page = _environment(html=True).get_template("report.html.j2")
+    return page.render(**_context(report, redact), style=style)
+
+
+def to_markdown(report: Report, *, redact: bool = False) -> str:
+    """The same in Markdown; charts are tables there."""
+    page = _environment(html=False).get_template("report.md.j2").render(**_context(report, redact))
+    return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
+
+
+def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
+    """Every figure as plain JSON values; rates from 0 to 1."""
+    evaluation = report.evaluation
+    plain: dict[str, Any] = {
+        "kind": evaluation.kind,
+        "identity": evaluation.identity,
+        "headline": list(report.headline),
+        "common": dict(report.common),
+        "axes": list(report.axes),
+        "settings": [_plain_setting(one) for one in report.settings],
+        "defenses": [
+            {
+                "defense": list(row.defense),
+                "strongest": row.by,
+                "token_match_rate": _plain(row.strongest.match),
+                "utility": _plain(row.utility),
+            }
+            for row in report.defenses
+        ],
+        "ladders": [_plain(chart) for chart in report.ladders],
+        "breakdowns": [_plain(chart) for chart in report.breakdowns],
+        "secrets_planted": report.secrets_planted,
+        "secrets_recovered": len(report.secrets),
+        "failures": [
+            {**_plain(failure), "error": "" if redact else failure.error} for failure in report.failures
+        ],
+        "notes": [] if redact else list(report.notes),
+        "command": command(evaluation, redact=redact),
+        "settings_asked_for": settings_of(evaluation, redact),
+        "versions": dict(evaluation.versions),
+    }
+    if not redact:
+        plain["examples"] = [_plain(one) for one in report.examples]
+        plain["secrets"] = [_plain(one) for one in report.secrets]
+        plain["found"] = list(report.found)
+    return plain
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - a dataclass or None
+    return None if value is None else dataclasses.asdict(value)
+
+
+def _plain_setting(one: SettingFigures) -> dict[str, Any]:
+    plain = dataclasses.asdict(one)
+    plain["setting"] = dict(zip(AXES, one.setting, strict=True))
+    return plain
+
+
+# What the templates are given
+
+
+def _environment(*, html: bool) -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("textleak.evaluation"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent,
+        interval=interval_in_words,
+        in_range=in_range,
+        unbroken=lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
+        words=_shown,
+        md=markdown_escaped,
+        fenced=_fenced,
+        cell=lambda one, axis: in_words(axis, value_of(one.setting, axis)),
+        axis=lambda axis: TITLES[axis],
+        seconds=lambda seconds: "–" if seconds is None else seconds_in_words(seconds),
+    )
+    environment.globals.update(count_of=count_of, tokens_of=tokens_of, svg=charts.draw)
+    return environment
+
+
+def _context(report: Report, redact: bool) -> dict[str, Any]:
+    evaluation = report.evaluation
+    settings = report.settings
+    return {
+        "report": report,
+        "redact": redact,
+        "name": evaluation.path.resolve().name,
+        "run": evaluation.kind == "run",
+        "batches": sum(one.batches for one in settings),
+        "failed": sum(one.failed for one in settings),
+        "sentences": len(
+            {
+                (record.cell.data, sentence.reference)
+                for record in evaluation.records
+                for sentence in record.sentences
+            }
+        ),
+        "worst": max((one for one in settings if one.match), key=_match, default=None),
+        "columns": [axis for axis in report.axes if axis != "attack"],
+        "command": command(evaluation, redact=redact),
+        "settings_text": json.dumps(
+            settings_of(evaluation, redact), ensure_ascii=False, indent=1, default=str
+        ),
+        "has_secrets": any(one.secrets_planted for one in settings),
+        "has_epsilon": any(one.epsilon is not None for one in settings),
+        "unfolded": len(settings) <= ROWS_UNFOLDED,
+        "identical": any(_without_width(one.match) for one in settings),
+    }
+
+
+def _match(one: SettingFigures) -> float:
+    return one.match.mean if one.match else -1.0
+
+
+def _without_width(interval: Interval | None) -> bool:
+    return interval is not None and interval.low is not None and interval.low == interval.high
+
+
+def interval_in_words(interval: Interval | None) -> str:
+    """A rate and its interval in percent: "93 (88 to 97)"; one without width would promise too much."""
+    if interval is None:
+        return "–"
+    if interval.low is None or interval.high is None:
+        return percent(interval.mean)
+    if _without_width(interval):
+        return f"{percent(interval.mean)} (all alike)"
+    return f"{percent(interval.mean)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+RIGHT, WRONG, MISSING, SURPLUS = "right", "wrong", "missing", "surplus"
+
+
+def tokens_of(sentence: SentenceRecord) -> Iterator[tuple[str, str, str]]:
+    """For each position its status, the true token and what the attack said, as a person can read them."""
+    recovered: Sequence[str] = sentence.recovered_tokens
+    for at, token in enumerate(sentence.reference_tokens):
+        found = recovered[at] if at < len(recovered) else ""
+        status = RIGHT if found == token else WRONG if found else MISSING
+        yield status, _shown(token), _shown(found)
+    for found in recovered[len(sentence.reference_tokens) :]:
+        if found:
+            yield SURPLUS, "", _shown(found)
+
+
+def _shown(text: str) -> str:
+    """A text with nothing in it that can't be seen, cut where it would flood the page."""
+    text = readable(text) if text else ""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+
+
+def markdown_escaped(text: object) -> str:
+    """A text that Markdown shows as it is, in a table's cell too."""
+    one_line = " ".join(str(text).split())
+    escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", one_line)
+    escaped = re.sub(
+        r"^(\d*)([#+=-]|(?<=\d)[.)])", r"\1\\\2", escaped
+    )  # what would begin a heading or a list
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code, its fence longer than any within."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+# How to do it again
+
+_PRIVATE = ("sentences", "labels")
+
+
+def settings_of(evaluation: Findings, redact: bool) -> Mapping[str, Any]:
+    """What was asked for; without the private batch where the report is redacted."""
+    return {key: value for key, value in evaluation.settings.items() if not (redact and key in _PRIVATE)}
+
+
+def command(evaluation: Findings, *, redact: bool = False) -> str:
+    """The command that does the same again, "" where that can't be said."""
+    if evaluation.kind == "run":
+        return _run_command(evaluation.settings, redact=redact)
+    return _evaluation_command(evaluation.settings)
+
+
+# What `textleak eval` takes as a flag, in the order of its help; the rest goes through --set.
+_FLAGS = (
+    *("data", "column", "label_column", "limit", "max_words", "batch_size", "model", "weights", "task"),
+    *("attack", "share", "defense", "know", "seed", "time_limit", "device"),
+)
+_SET = ("num_labels", "dtype")
+
+
+def _evaluation_command(settings: Mapping[str, Any]) -> str:
+    """`textleak eval` with every setting that decides the result."""
+    words = ["textleak", "eval"]
+    asked = dict(settings)
+    if "limits" in asked:  # an attack's own limit is written among its options
+        asked["attack"] = [
+            spec if limit == asked.get("limit") else f"{spec}{',' if ':' in spec else ':'}limit={limit}"
+            for spec, limit in zip(asked["attack"], asked["limits"], strict=True)
+        ]
+    for key in _FLAGS:
+        value = asked.get(key)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                words += [f"--{key.replace('_', '-')}", str(one)]
+    words += [word for key in _SET if key in asked for word in ("--set", f"{key}={asked[key]}")]
+    return shlex.join(words)
+
+
+def _run_command(settings: Mapping[str, Any], *, redact: bool) -> str:
+    """`textleak run` with every option that decides the result."""
+    words = [
+        "textleak",
+        "run",
+        "--model",
+        settings.get("model", ""),
+        "--weights",
+        settings.get("weights", ""),
+    ]
+    words += ["--task", settings.get("task", "")]
+    if settings.get("gradients"):
+        words += ["--gradients", settings["gradients"]]
+    else:
+        batch = ["…"] if redact else settings.get("sentences") or ["…"]
+        words += [word for sentence in batch for word in ("--sentence", sentence)]
+        labels = () if redact else settings.get("labels") or ()
+        words += [word for label in labels for word in ("--label", str(label))]
+        words += ["--share", settings.get("share", "all")]
+        words += [word for spec in settings.get("defense", ()) for word in ("--defense", spec)]
+    words += ["--know", ",".join(settings.get("know") or ()) or "nothing"]
+    words += ["--attack", settings.get("attack", "")]
+    for key, value in (settings.get("attack_options") or {}).items():
+        if value is not None:
+            words += ["--set", f"attack.{key}={json.dumps(value) if not isinstance(value, str) else value}"]
+    words += ["--seed", str(settings.get("seed", 0)), "--device", settings.get("device", "auto")]
+    words += ["--threads", str(settings.get("threads", 1))]
+    return shlex.join(words)

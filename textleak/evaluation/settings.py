@@ -1,0 +1,134 @@
+"""How a cell's settings are told apart, named and put in order. Knows no figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from textleak.errors import InputError
+from textleak.evaluation.records import Cell
+
+# What distinguishes settings, in the order in which a reader wants to be told; seeds are pooled.
+AXES = ("data", "model", "weights", "task", "share", "know", "batch_size", "defense", "attack")
+TITLES = {
+    "data": "data",
+    "model": "model",
+    "weights": "weights",
+    "task": "task",
+    "share": "shared",
+    "know": "told",
+    "batch_size": "B",
+    "defense": "defense",
+    "attack": "attack",
+}
+Setting = tuple[Any, ...]
+"""The values of a cell along `AXES`."""
+
+
+def setting_of(cell: Cell) -> Setting:
+    """The cell's setting, whatever its seed."""
+    return tuple(getattr(cell, axis) for axis in AXES)
+
+
+def value_of(setting: Setting, axis: str) -> Any:  # noqa: ANN401 - the axes' own types
+    """The setting's value along an axis."""
+    return setting[AXES.index(axis)]
+
+
+def without(setting: Setting, *axes: str) -> Setting:
+    """The setting but for some axes."""
+    return tuple(value for axis, value in zip(AXES, setting, strict=True) if axis not in axes)
+
+
+def varying(settings: Iterable[Setting]) -> tuple[str, ...]:
+    """The axes along which settings differ."""
+    listed = list(settings)
+    return tuple(axis for axis in AXES if len({value_of(setting, axis) for setting in listed}) > 1)
+
+
+def in_words(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own types
+    """A value as a table's cell shows it."""
+    if axis == "defense":
+        return " + ".join(value) or "none"
+    return "by default" if value is None else str(value)
+
+
+def named(setting: Setting, axes: Collection[str]) -> str:
+    """The setting in a few words, told by those axes; what needs no title goes without."""
+    return ", ".join(
+        _named(axis, value_of(setting, axis))
+        for axis in reversed(AXES)  # the attack first, as a sentence would
+        if axis in axes
+    )
+
+
+def _named(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own types
+    words = in_words(axis, value)
+    if axis == "defense":
+        return words if value else "no defense"
+    if axis in ("attack", "model", "data"):
+        return words
+    return f"{TITLES[axis]} {'= ' if axis == 'batch_size' else ''}{words}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strength:
+    """A defense as its kind and how strong it is, so that those of one kind can be put in a row.
+
+    Attributes:
+        kind: names in order, with the options that are words: "gaussian", "clip + gaussian", "prune, random".
+        levels: the options that say how strong, by a name that is unique in the kind.
+    """
+
+    kind: str
+    levels: tuple[tuple[str, float | str], ...] = ()
+
+
+# What `quantize` rounds to, coarser and coarser.
+_GRIDS = ("fp16", "bf16", "int8")
+
+
+def strength_of(defense: Sequence[str]) -> Strength:
+    """Kind and strength of a defense from its specs, `name:key=value,...`."""
+    kinds: list[str] = []
+    levels: list[tuple[str, float | str]] = []
+    for name, options in _parsed(defense):
+        kind = name
+        for key, value in sorted(options.items()):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number or value in _GRIDS:
+                levels.append((f"{name} {key}" if len(defense) > 1 else key, value))
+            else:
+                kind += f", {value}"
+        kinds.append(kind)
+    return Strength(kind=" + ".join(kinds), levels=tuple(levels))
+
+
+def strength_order(defense: Sequence[str]) -> tuple[Any, ...]:
+    """A key that sorts defenses: none first, then by kind, and within it from little to much."""
+    strength = strength_of(defense)
+    levels = tuple(_GRIDS.index(x) if isinstance(x, str) else x for _, x in strength.levels)
+    return (bool(defense), strength.kind, levels)
+
+
+def same_defense(defense: Sequence[str]) -> tuple[Any, ...]:
+    """What two ways of writing one defense have in common (`sigma=1e-3` and `sigma=0.001`)."""
+    return tuple(
+        (name, *sorted((key, str(value)) for key, value in options.items()))
+        for name, options in _parsed(defense)
+    )
+
+
+def _parsed(defense: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    from textleak.config import Choice
+
+    for spec in defense:
+        try:
+            choice = Choice.model_validate(spec)
+        except (InputError, ValidationError):  # a package's own way of writing it
+            yield spec, {}
+        else:
+            yield choice.name, choice.options
