@@ -609,7 +609,7 @@ def test_a_run_that_is_going_on_or_of_pictures_is_told_apart(tmp_path):
     assert "image run" in invoke("report", pictures.path, code=2).stderr
 
 
-@pytest.mark.parametrize("command", ["report"])
+@pytest.mark.parametrize("command", ["report", "compare"])
 def test_help_loads_nothing_heavy(command):
     code = (
         "import sys; from typer.testing import CliRunner; from textleak.cli import app;"

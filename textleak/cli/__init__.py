@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from textleak import __version__
-from textleak.cli import bench, doctor, evaluate, image, models, registries, report, run, share, tui
+from textleak.cli import bench, compare, doctor, evaluate, image, models, registries, report, run, share, tui
 
 app = typer.Typer(
     name="textleak",
@@ -48,6 +48,7 @@ app.command("models")(models.command)
 app.command("attacks")(registries.attacks)
 app.command("defenses")(registries.defenses)
 app.command("report")(report.command)
+app.command("compare")(compare.command)
 app.command("bench")(bench.command)
 app.command("doctor")(doctor.command)
 
