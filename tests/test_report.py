@@ -431,14 +431,10 @@ def test_redacted_reports_quote_no_text():
 
 def a_utility() -> Utility:
     def row(*defense: str, accuracy: float) -> UtilityRow:
-        return UtilityRow(
-            defense=defense,
-            runs=(UtilityRun(seed=0, accuracy=accuracy, mcc=0.4),),
-            accuracy=accuracy,
-            accuracy_error=0.012,
-            mcc=0.4,
-            mcc_error=0.05,
+        run = UtilityRun(
+            seed=0, accuracy=accuracy, accuracy_error=0.012, mcc=0.4, mcc_error=0.05, cpu_seconds=1
         )
+        return UtilityRow(defense=defense, runs=(run,))
 
     return Utility(
         model="minilm",

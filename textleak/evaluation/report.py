@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from textleak.evaluation.reading import Findings
     from textleak.evaluation.records import SentenceRecord
+    from textleak.evaluation.utility import UtilityRow
 
 # Our choice: a table of more settings than this is folded away under the one at a glance.
 ROWS_UNFOLDED = 12
@@ -64,7 +65,7 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
                 "defense": list(row.defense),
                 "strongest": row.by,
                 "token_match_rate": _plain(row.strongest.match),
-                "utility": _plain(row.utility),
+                "utility": None if row.utility is None else _plain_utility(row.utility),
             }
             for row in report.defenses
         ],
@@ -89,6 +90,11 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - a dataclass or None
     return None if value is None else dataclasses.asdict(value)
+
+
+def _plain_utility(row: UtilityRow) -> dict[str, Any]:
+    means = ("accuracy", "accuracy_error", "mcc", "mcc_error")
+    return {**dataclasses.asdict(row), **{name: getattr(row, name) for name in means}}
 
 
 def _plain_setting(one: SettingFigures) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,11 +17,23 @@ FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UtilityRun:
-    """One training: its seed, and how good the model is on the test sentences."""
+    """One training and how good its model is on the test sentences.
+
+    Attributes:
+        seed: of the head's weights, the order of the sentences and the defense.
+        accuracy: share of the test sentences that are classified rightly.
+        accuracy_error: its standard error, as other test sentences would give another figure.
+        mcc: Matthews' correlation coefficient; 0 where only one class is predicted.
+        mcc_error: its standard error.
+        cpu_seconds: of training and testing.
+    """
 
     seed: int
     accuracy: float
+    accuracy_error: float
     mcc: float
+    mcc_error: float
+    cpu_seconds: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,15 +43,39 @@ class UtilityRow:
     Attributes:
         defense: specs in order, empty for none.
         runs: one a seed.
-        accuracy: mean over the runs, with its standard error; likewise `mcc`, Matthews' correlation.
     """
 
     defense: tuple[str, ...]
     runs: tuple[UtilityRun, ...]
-    accuracy: float
-    accuracy_error: float
-    mcc: float
-    mcc_error: float
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the runs."""
+        return statistics.fmean(run.accuracy for run in self.runs)
+
+    @property
+    def accuracy_error(self) -> float:
+        """Its standard error."""
+        return _error([run.accuracy for run in self.runs], [run.accuracy_error for run in self.runs])
+
+    @property
+    def mcc(self) -> float:
+        """Mean over the runs."""
+        return statistics.fmean(run.mcc for run in self.runs)
+
+    @property
+    def mcc_error(self) -> float:
+        """Its standard error."""
+        return _error([run.mcc for run in self.runs], [run.mcc_error for run in self.runs])
+
+
+def _error(figures: Sequence[float], errors: Sequence[float]) -> float:
+    """Standard error of a mean over trainings that were tested on the same sentences.
+
+    More trainings average out what differs between them, not what the choice of test sentences does.
+    """
+    between = statistics.variance(figures) / len(figures) if len(figures) > 1 else 0.0
+    return math.sqrt(between + statistics.fmean(error**2 for error in errors))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
