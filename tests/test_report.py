@@ -570,6 +570,7 @@ def test_a_run_has_a_page_too(run_folder):
     text = Page((folder / "report.html").read_text("utf-8")).text
     assert text.startswith("textleak: one textleak run · one Behind gaussian:sigma=0.1, dlg recovered")
     assert "--sentence 'the cat sat'" in text
+    assert "The weights were random" in text
     assert "At a glance" not in text
 
 

@@ -264,18 +264,14 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     return Report(
         evaluation=evaluation,
         headline=headline(settings, axes, kind=evaluation.kind),
-        common={
-            axis: in_words(axis, value_of(settings[0].setting, axis))
-            for axis in AXES
-            if settings and axis not in axes
-        },
+        common=_common(settings, axes),
         axes=axes,
         settings=settings,
         matrix=_matrix(settings, axes),
         defenses=_defenses(settings, axes, utility),
         utility=utility,
         ladders=ladders,
-        breakdowns=_breakdowns(groups, settings, axes, seed),
+        breakdowns=() if evaluation.kind == "run" else _breakdowns(groups, settings, axes, seed),
         examples=examples,
         found=_found(evaluation.records),
         secrets=secrets,
@@ -288,6 +284,17 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
         ),
         notes=tuple(notes),
     )
+
+
+def _common(settings: Sequence[SettingFigures], axes: Sequence[str]) -> dict[str, str]:
+    """What is the same in all settings, the weights as they were loaded."""
+    if not settings:
+        return {}
+    same = {axis: in_words(axis, value_of(settings[0].setting, axis)) for axis in AXES if axis not in axes}
+    loaded = {one.weights for one in settings if one.weights}
+    if "weights" in same and len(loaded) == 1:
+        same["weights"] = loaded.pop()
+    return same
 
 
 def _in_order(settings: Iterable[Setting]) -> list[Setting]:
@@ -412,6 +419,10 @@ def headline(settings: Sequence[SettingFigures], axes: Sequence[str], *, kind: s
         f"{behind}, {attack} recovered {amount}{in_range(most.match)} and {exactly} of "
         f"{count_of(most.sentences, 'sentence')} word for word{rank} ({context})."
     ]
+    random = sum(one.weights == "random" for one in scored)
+    if random:
+        which = "The weights" if random == len(scored) else f"The weights of {count_of(random, 'setting')}"
+        sentences.append(f"{which} were random: take pretrained ones for figures about a real model.")
     as_much = sum(leaked(one)[:2] == leaked(most)[:2] for one in scored) - 1
     if as_much and most.match.mean:
         sentences.append(f"As much leaked in {count_of(as_much, 'more setting')}.")
