@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from tests.synthetic import LADDER, cell, done, failed, grid, sentence, write
 from textleak import runs
 from textleak.cli import app
-from textleak.evaluation.analysis import Report, analyze, percent
+from textleak.evaluation.analysis import Report, analyze
+from textleak.evaluation.figures import percent
 from textleak.evaluation.reading import Findings, read
 from textleak.evaluation.report import markdown_escaped, to_html, to_json, to_markdown
 from textleak.evaluation.settings import strength_of, strength_order

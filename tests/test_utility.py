@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 import textleak
 from tests import utility
@@ -27,7 +28,7 @@ def table(*rows: UtilityRow, **settings: object) -> Utility:
         "test": 16,
         "epochs": 6,
         "batch_size": 8,
-        "learning_rate": 0.02,
+        "learning_rate": 0.007,
         "command": "",
         "versions": {},
     }
@@ -75,8 +76,17 @@ def test_tables_are_put_together_and_nothing_counts_twice(tmp_path):
         read_utility(tmp_path / "none.json")
 
 
+def test_an_epoch_takes_each_sentence_once_in_batches_of_like_length():
+    lengths = torch.randint(3, 30, (130,), generator=torch.Generator().manual_seed(0)).tolist()
+    found = utility.batches(lengths, 8, torch.Generator().manual_seed(1))
+    assert sorted(index for batch in found for index in batch) == list(range(130))
+    assert sorted(map(len, found)) == [2, *[8] * 16]
+    assert max(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in found) <= 4
+    assert found != utility.batches(lengths, 8, torch.Generator().manual_seed(2))
+
+
 def test_training_learns_from_shared_gradients_and_a_defense_stands_in_its_way(toy_folder, monkeypatch):
-    calm = [
+    texts = [
         "the cat sat",
         "a good day",
         "the boat",
@@ -86,8 +96,7 @@ def test_training_learns_from_shared_gradients_and_a_defense_stands_in_its_way(t
         "new snow",
         "tea",
     ]
-    wild = [f"never {text}" for text in calm]
-    rows = [(text, 0) for text in calm] + [(text, 1) for text in wild]
+    rows = [(f"{word} {text}", label) for label, word in enumerate(("again", "never")) for text in texts]
     load, toy = textleak.load_model, str(toy_folder("bert"))
     monkeypatch.setattr(textleak, "load_model", lambda _, **more: load(toy, **{**more, "weights": "random"}))
     trained = utility.fine_tuned(table(), rows * 2, rows, (), 0)

@@ -122,17 +122,16 @@ def fine_tuned(table: Utility, train: Rows, test: Rows, defense: tuple[str, ...]
 def _train(model: TextModel, train: Rows, defenses: Sequence[Defense], table: Utility, seed: int) -> None:
     """The server's side: Adam on the shared gradients, the order of the sentences drawn from the seed."""
     optimizer = torch.optim.Adam(model.parameters.values(), lr=table.learning_rate)
-    size = table.batch_size
-    steps = table.epochs * math.ceil(len(train) / size)
+    lengths = [len(sentence) for sentence, _ in train]
+    steps = table.epochs * math.ceil(len(train) / table.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (WARM_UP * steps), (steps - step) / ((1 - WARM_UP) * steps))
     )
     order = seeds.generator(seed, "client")
     done = 0
     for _ in range(table.epochs):
-        shuffled = torch.randperm(len(train), generator=order).tolist()
-        for start in range(0, len(train), size):
-            batch = [train[index] for index in shuffled[start : start + size]]
+        for indices in batches(lengths, table.batch_size, order):
+            batch = [train[index] for index in indices]
             shared, _ = textleak.share(
                 model,
                 [sentence for sentence, _ in batch],
@@ -145,6 +144,18 @@ def _train(model: TextModel, train: Rows, defenses: Sequence[Defense], table: Ut
             optimizer.step()
             schedule.step()
             done += 1
+
+
+def batches(lengths: Sequence[int], size: int, order: torch.Generator) -> list[list[int]]:
+    """A random order of sentences in batches of much the same length, so that little padding is computed.
+
+    As transformers' `LengthGroupedSampler`: a random order is sorted in blocks of 50 batches.
+    """
+    shuffled = torch.randperm(len(lengths), generator=order).tolist()
+    blocks = [shuffled[start : start + 50 * size] for start in range(0, len(shuffled), 50 * size)]
+    ordered = [index for block in blocks for index in sorted(block, key=lambda index: lengths[index])]
+    found = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return [found[at] for at in torch.randperm(len(found), generator=order).tolist()]
 
 
 @torch.no_grad()

@@ -75,8 +75,8 @@ def _cells(row: PairedSetting) -> tuple[str, ...]:
 
 
 def _sides(one: Difference) -> tuple[str, str]:
-    from textleak.evaluation.analysis import percent
     from textleak.evaluation.compare import points
+    from textleak.evaluation.figures import percent
 
     change = one.difference
     words = points(change.mean)

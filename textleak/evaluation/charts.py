@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup, escape
 
-from textleak.evaluation.analysis import Chart, Series
+from textleak.evaluation.series import Chart, Series
 from textleak.evaluation.statistics import Interval
 
 # In units of the drawing; a phone shows it about as wide.

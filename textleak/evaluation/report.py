@@ -14,7 +14,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from textleak.evaluation import charts
-from textleak.evaluation.analysis import Report, SettingFigures, in_range, percent
+from textleak.evaluation.analysis import Report
+from textleak.evaluation.figures import SettingFigures, in_range, percent
 from textleak.evaluation.settings import AXES, TITLES, in_words, value_of
 from textleak.evaluation.statistics import Interval
 from textleak.live import readable, seconds_in_words
