@@ -8,6 +8,7 @@ import textleak
 from tests.conftest import ToyModel
 from textleak.attacks.shapes import batch_shapes
 from textleak.client import share
+from textleak.defenses import DEFENSES
 from textleak.exact.prefixes import extend_prefixes
 from textleak.exact.proposals import Proposals, span_proposals
 
@@ -94,3 +95,42 @@ def test_rows_that_a_tied_head_fills_propose_nothing(toy_model: ToyModel) -> Non
     model = toy_model("gpt2", task="causal-lm")
     shared, _ = share(model, ["he sat on"], share="wte", seed=1)
     assert span_proposals(model, shared, longest=4, keep=32) is None
+
+
+@pytest.mark.parametrize(
+    ("defense", "options"),
+    [("quantize", {"to": "int8"}), ("prune", {"ratio": 0.5}), ("gaussian", {"sigma": 1e-6})],
+)
+def test_behind_a_defense_the_last_token_tells_how_long_a_sentence_is(
+    defense: str, options: dict[str, object], toy_model: ToyModel
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, secret = share(
+        model, ["the cat sat on the mat"], defenses=[DEFENSES.build(defense, options)], know="nothing", seed=1
+    )
+    found = span_proposals(model, shared, longest=None, keep=32)
+    assert found is not None
+    assert batch_shapes(model, shared, found[1], [])[0] == (len(secret.ids[0]),)
+
+
+def test_a_batch_of_unknown_size_behind_a_defense_is_taken_for_one_sentence_and_says_so(
+    toy_model: ToyModel,
+) -> None:
+    model = toy_model("bert", task="classification")
+    rounded = DEFENSES.build("quantize", {"to": "int8"})
+    for know, told in (("nothing", False), ("batch-size", True)):
+        shared, _ = share(model, ["a cat", "we ran"], defenses=[rounded], know=know, seed=1)
+        recovery = textleak.recover(shared, model, "match", budget=200)
+        assert (len(recovery.sentences) == 2) is told
+        assert any("taken for one" in note for note in recovery.notes) is not told
+
+
+def test_lengths_that_are_only_ranked_are_combined_the_likeliest_first(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, ["a cat", "we ran"], know="batch-size", seed=1)
+    proposals = Proposals(
+        tokens=((1,),) * 9, inside=(0,) * 9, ordered=True, rank=None, size=64, ends=(7, 5, 9, 3)
+    )
+    shapes = batch_shapes(model, shared, proposals, [])
+    assert shapes[:2] == [(7, 7), (7, 5)]
+    assert len(shapes) == len(set(shapes)) == 10

@@ -11,6 +11,7 @@ import pytest
 
 import textleak
 from textleak import scoring, seeds
+from textleak.defenses import DEFENSES, Defense
 from textleak.errors import InputError
 from textleak.models import TextModel
 from textleak.scoring import Scores
@@ -19,10 +20,10 @@ from textleak.verification import certify
 
 def recover(
     model: TextModel, sentences: Sequence[str], folder: Path, *, share: str = "no-embeddings", know: str | None = None,
-    seed: int = 0, **options: Any,
+    seed: int = 0, defenses: Sequence[Defense] = (), **options: Any,
 ) -> tuple[Scores, bool | None]:  # fmt: skip
     """Share, write, read back, attack, score."""
-    shared, secret = textleak.share(model, sentences, share=share, know=know, seed=seed)
+    shared, secret = textleak.share(model, sentences, share=share, defenses=defenses, know=know, seed=seed)
     shared.save(folder / "gradient.safetensors")
     shared = textleak.SharedGradient.load(folder / "gradient.safetensors")
     recovery = textleak.recover(shared, model, "match", seed=seed, **options)
@@ -108,6 +109,18 @@ def test_a_pretrained_encoder_gives_one_sentence_away(
     scores, verified = recover(minilm, [sentence], tmp_path, know="nothing")
     assert scores.exact_rate == 1.0
     assert verified
+
+
+@pytest.mark.slow
+@pytest.mark.pretrained
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_a_little_noise_hides_neither_text_nor_length(
+    minilm: TextModel, sentence: str, tmp_path: Path
+) -> None:
+    noise = DEFENSES.build("gaussian", {"sigma": 1e-5})
+    scores, verified = recover(minilm, [sentence], tmp_path, know="nothing", defenses=[noise], budget=4000)
+    assert scores.exact_rate == 1.0
+    assert verified is None
 
 
 @pytest.mark.slow

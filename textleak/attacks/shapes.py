@@ -24,19 +24,23 @@ def batch_shapes(
 ) -> list[Shape]:
     """Shapes that the batch can have: those with the fewest sentences first, among these the likeliest first.
 
+    Where nothing tells how many sentences there are, as behind a defense, it is taken for one.
+
     Raises:
         InputError: lengths are neither known nor shown.
     """
     known = shared.known
     if known.lengths is not None:
         return [known.lengths]
+    size = known.batch_size or (len(known.labels) if known.labels else None)
+    if proposals is not None and proposals.rank is None and proposals.ends:
+        return _likeliest_shapes(size or 1, proposals.ends)
     if proposals is None or proposals.rank is None:
         raise InputError(
             "The sentences' lengths are not known, and this gradient doesn't show them.",
             why="Without them there is no telling how many tokens to look for.",
             fix="Tell the attacker with --know lengths,batch-size, or share a first layer's weights.",
         )
-    size = known.batch_size or (len(known.labels) if known.labels else None)
     if model.task == "causal-lm":
         return _causal_shapes(size, proposals, prefixes)
     ends = _ends(model, proposals)
@@ -47,6 +51,13 @@ def batch_shapes(
         fitting = (shape for shape in _shapes_of(count, ends, proposals) if sum(shape) >= least)
         shapes += heapq.nsmallest(_MOST_SHAPES, fitting, key=lambda shape: (sum(shape), shape))
     return shapes or [(max(ends),) * (size or 1)]
+
+
+def _likeliest_shapes(count: int, ends: Sequence[int]) -> list[Shape]:
+    """Shapes of `count` sentences from lengths that are ranked only; those of the first ranks come first."""
+    ranks = itertools.combinations_with_replacement(range(len(ends)), count)
+    shapes = heapq.nsmallest(_MOST_SHAPES, itertools.islice(ranks, _LOOKED_AT), key=sum)
+    return [tuple(sorted((ends[rank] for rank in shape), reverse=True)) for shape in shapes]
 
 
 def _shapes_of(count: int, ends: Sequence[int], proposals: Proposals) -> Iterator[Shape]:

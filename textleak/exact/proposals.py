@@ -27,6 +27,8 @@ from textleak.numerics import exact
 _CLEAR_STEP = 100.0
 # Positions that are ranked where neither a length is known nor the span is clear (our choice).
 _LONGEST = 64
+# Lengths beyond one a sentence that are kept where the span only ranks them (our choice; see `_soft_ends`).
+_MORE_ENDS = 3
 # Residuals below this are rounding; all that lie below the second are inside, even where no step shows it (our choice).
 _RESIDUAL_FLOOR, _CERTAINLY_INSIDE = 1e-12, 1e-6
 # Tokens of all rows that run through the first layers at once: bounds the memory.
@@ -42,6 +44,7 @@ class Proposals:
         inside: how many of them lie in the span, 0 where there is no telling.
         ordered: whether each position has its own list; False when one list stands for all (rotary positions).
         rank: distinct layer inputs in the batch, as far as the span shows; None when it isn't clear.
+        ends: where it isn't, lengths that a sentence can have, likeliest first; empty where there is no telling.
         size: the layer's input size; a rank close to it means that the span says little.
         channel: what gives the tokens away, "span" or "embedding" (rows of the word embedding's gradient).
     """
@@ -52,6 +55,7 @@ class Proposals:
     rank: int | None
     size: int
     channel: str = "span"
+    ends: tuple[int, ...] = ()
 
     def at(self, position: int) -> tuple[int, ...]:
         """All tokens proposed for a position."""
@@ -91,8 +95,9 @@ def span_proposals(
     layer = layers[0]
     if span.clear and not layer.depends_on_position:  # one list has the tokens of all positions
         keep = max(keep, span.rank + 1)
+    ends = () if span.clear else _soft_ends(model, layer, span)[: (shared.known.batch_size or 1) + _MORE_ENDS]
     if longest is None:  # every position of the longest sentence adds an input of its own
-        longest = min(model.max_length, span.rank + 1 if span.clear else _LONGEST)
+        longest = max(ends, default=min(model.max_length, span.rank + 1 if span.clear else _LONGEST))
     tokens: list[tuple[int, ...]] = []
     inside: list[int] = []
     for position, ranked in rank_vocabulary(model, layer, span, positions=longest, keep=keep):
@@ -107,7 +112,23 @@ def span_proposals(
         ordered=layer.depends_on_position,
         rank=span.rank if span.clear else None,
         size=span.size,
+        ends=ends,
     )
+
+
+def _soft_ends(model: TextModel, layer: LocalLayer, span: InputSpan) -> tuple[int, ...]:
+    """Lengths by how much of a last token's input an unclear span explains, most first.
+
+    Measured on minilm, 20 sentences of 8 to 15 tokens: the true length is first in all 20 after rounding to bf16 or int8,
+    pruning of 90 % or noise of 1e-5, in 17 at 1e-4 and among the first three in the others.
+    """
+    fixed = len(model.prefix_ids) + len(model.suffix_ids)
+    if not model.suffix_ids or not layer.depends_on_position or span.rank >= span.size:
+        return ()
+    last = torch.full((1, min(_LONGEST, model.max_length)), model.suffix_ids[-1], device=model.device)
+    inputs_TI = layer_inputs(model, last, [layer.name])[layer.name][0]
+    ranked: list[int] = span.explained(inputs_TI).argsort(descending=True).tolist()
+    return tuple(position + 1 for position in ranked if position >= fixed)
 
 
 def _row_proposals(model: TextModel, shared: SharedGradient) -> Proposals | None:
