@@ -45,7 +45,7 @@ class Proposals:
         ordered: whether each position has its own list; False when one list stands for all (rotary positions).
         rank: distinct layer inputs in the batch, as far as the span shows; None when it isn't clear.
         above_noise: the span's directions that stand out of the noise, which needn't be all there are.
-        ends: where it isn't, lengths that a sentence can have, likeliest first; empty where there is no telling.
+        ends: where a defense blurs it, lengths that a sentence can have, likeliest first; else empty.
         size: the layer's input size; a rank close to it means that the span says little.
         channel: what gives the tokens away, "span" or "embedding" (rows of the word embedding's gradient).
     """
@@ -97,7 +97,9 @@ def span_proposals(
     layer = layers[0]
     if span.clear and not layer.depends_on_position:  # one list has the tokens of all positions
         keep = max(keep, span.rank + 1)
-    ends = () if span.clear else _soft_ends(model, layer, span)[: (shared.known.batch_size or 1) + _MORE_ENDS]
+    ends: tuple[int, ...] = ()
+    if shared.effects and not span.clear:
+        ends = _soft_ends(model, layer, span)[: (shared.known.batch_size or 1) + _MORE_ENDS]
     if longest is None:  # every position of the longest sentence adds an input of its own
         longest = max(ends, default=min(model.max_length, span.rank + 1 if span.clear else _LONGEST))
     tokens: list[tuple[int, ...]] = []
