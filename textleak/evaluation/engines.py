@@ -194,6 +194,7 @@ class Ray:
                 "The engine ray isn't installed.", fix="pip install 'textleak[ray]', or use --engine local."
             ) from None
         threads = order.threads or 1
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # an audit of private text reports to nobody
         try:
             ray.init(
                 address=self.address,
