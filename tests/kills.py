@@ -1,8 +1,8 @@
 """Kill an evaluation at random moments until it is through, and compare its records with an uninterrupted one's:
 `python -m tests.kills`.
 
-Each attempt is a `textleak eval` of its own, killed with SIGKILL. The records must be the same but for times and
-worker.
+Each attempt is a `textleak eval` of its own, killed with SIGKILL while it works. The records must be the same but for
+times and worker.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from textleak.evaluation.reading import read
 from textleak.evaluation.records import Record
-from textleak.evaluation.store import read_records
 
 GRID = ("--limit", "40", "--attack", "dlg:steps=3,restarts=1", "--batch-size", "1,2", "--threads", "1")
 
@@ -29,14 +29,12 @@ class Outcome:
 
     Attributes:
         kills: how many there were.
-        in_work: how many of them came after the first record could be written.
         records: of the killed one.
         expected: of the uninterrupted one.
         lines: of the file of records, repetitions counted.
     """
 
     kills: int
-    in_work: int
     records: list[Record]
     expected: list[Record]
     lines: int
@@ -67,43 +65,44 @@ def kill_until_done(
         say: a line a kill on stdout.
     """
     rng = random.Random(seed)
-    began = time.monotonic()
     whole, killed = folder / "whole", folder / "killed"
-    _start(whole, grid).communicate()
-    expected = read_records(whole)
-    work = sum(record.seconds for record in expected)
-    overhead = max(0.0, time.monotonic() - began - work)
-    done = in_work = 0
+    process = _start(whole, grid)
+    began = time.monotonic()
+    process.wait()
+    seconds = time.monotonic() - began
+    expected = list(read(whole).records)
+    done = 0
     while done < kills:
         process = _start(killed, grid)
-        # One in five while it still loads; the others when it works, so that the last kill is near the end.
-        loading = rng.random() < 0.2
-        if not loading:
-            while not (killed / "evaluation.json").exists() and process.poll() is None:
-                time.sleep(0.01)
+        there = len(list(read(killed).records))
+        # What is left, in equal parts: the last kill comes before the end.
+        share = seconds * (len(expected) - there) / len(expected) / (kills - done + 1)
         try:
-            process.wait(rng.uniform(0, overhead / 2 if loading else overhead / 2 + 2 * work / kills))
+            process.wait(rng.uniform(0, 2 * share))
             break  # through before its kill
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         done += 1
-        in_work += not loading
         if say:
-            there = len(read_records(killed)) if (killed / "evaluation.json").exists() else 0
-            sys.stdout.write(f"kill {done}: {there} of {len(expected)} records\n")
+            sys.stdout.write(f"kill {done}: {len(list(read(killed).records))} of {len(expected)} records\n")
             sys.stdout.flush()
-    last = _start(killed, grid)
-    last.communicate()
+    _start(killed, grid).wait()
     lines = (killed / "records.jsonl").read_bytes().splitlines()
-    return Outcome(
-        kills=done, in_work=in_work, records=read_records(killed), expected=expected, lines=len(lines)
-    )
+    return Outcome(kills=done, records=list(read(killed).records), expected=expected, lines=len(lines))
 
 
 def _start(out: Path, grid: Sequence[str]) -> subprocess.Popen[bytes]:
+    """An evaluation that has loaded its libraries and begins to work."""
     command = [sys.executable, "-m", "textleak.cli", "eval", *grid, "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            said.seek(0)
+            if b"records in" in said.read():
+                break
+            time.sleep(0.005)
+    return process
 
 
 def main() -> int:
@@ -118,7 +117,7 @@ def main() -> int:
         )
     verdict = "identical to" if outcome.identical else "DIFFERENT from"
     sys.stdout.write(
-        f"{outcome.kills} kills, {outcome.in_work} of them at work: {len(outcome.records)} records in "
+        f"{outcome.kills} kills: {len(outcome.records)} records in "
         f"{outcome.lines} lines, {verdict} the {len(outcome.expected)} of an uninterrupted evaluation\n"
     )
     return 0 if outcome.identical else 1

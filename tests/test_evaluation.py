@@ -28,8 +28,9 @@ from textleak.evaluation import datasets, drive, engines, grid, records
 from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Local, Processes, Ray
 from textleak.evaluation.measure import holds
+from textleak.evaluation.reading import read
 from textleak.evaluation.records import Cell, Record
-from textleak.evaluation.store import Store, read_records
+from textleak.evaluation.store import Store
 from textleak.events import Position, Progress, Recovery, Sentence, Stop
 
 QUICK = {"attack": ["dlg:steps=1,restarts=1"], "limit": 4, "threads": 1, "device": "cpu"}
@@ -77,6 +78,10 @@ def recovery() -> Recovery:
     )
 
 
+def read_records(folder: Path) -> list[Record]:
+    return list(read(folder).records)
+
+
 def run_all(evaluation: drive.Evaluation, **options: bool) -> list[Record]:
     return list(evaluation.run(Local(), **options))
 
@@ -98,9 +103,11 @@ def test_several_values_span_a_grid():
             "attack": ["match:span_proposals=false", "dlg,tag"],
             "defense": ["none", "clip:max_norm=1+gaussian:sigma=1e+3"],
             "seed": "0,1",
+            "know": ["default", "no-defense"],
         },
     )
     assert settings.batch_size == (1, 2, 4)
+    assert settings.know == (None, "no-defense")
     assert settings.model == ("bert-tiny", "minilm")
     assert [choice.name for choice in settings.attack] == ["match", "dlg", "tag"]
     assert settings.attack[0].options == {"span_proposals": False}
@@ -110,8 +117,9 @@ def test_several_values_span_a_grid():
     ]
     found = grid.plan(settings)
     cells = list(found.cells())
-    assert len(cells) == 3 * 2 * 3 * 2 * 2
-    assert found.batches() == sum(count for _, count in cells) == 2 * 3 * 2 * 2 * (20 + 10 + 5)
+    told = 3  # no defense, the defense, the defense that the server doesn't know
+    assert len(cells) == 2 * 2 * 3 * told * 3
+    assert found.batches() == sum(count for _, count in cells) == 2 * 2 * 3 * told * (20 + 10 + 5)
     works = list(found.works())
     assert len({work.key for work in works}) == len(works) == found.batches()
 

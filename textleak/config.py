@@ -227,7 +227,7 @@ class EvaluationConfig(_Settings):
         attack: names with their options and `limit`.
         share: what is shared.
         defense: each is one cell's, several defenses in order: `clip:max_norm=1+gaussian:sigma=1e-3`, or `none`.
-        know: what the attacker is told; None for the default.
+        know: what the attacker is told; None or "default" for the default.
         seed: of everything that is drawn.
         time_limit: seconds after which an attack's best answer so far counts; None for no limit.
         out: the folder of the records; None for one of its own for these settings.
@@ -260,6 +260,11 @@ class EvaluationConfig(_Settings):
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if value is None or isinstance(value, str) else value
+
+    @field_validator("know", mode="after")
+    @classmethod
+    def _default(cls, values: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        return tuple(None if value == "default" else value for value in values)
 
     @field_validator("batch_size", "model", "seed", "attack", mode="before")
     @classmethod

@@ -83,7 +83,9 @@ def command(
             "none",
         ),
     ] = None,
-    know: Annotated[list[str] | None, _several("--know", "As for run; repeatable.", "as for run")] = None,
+    know: Annotated[
+        list[str] | None, _several("--know", "As for run, or default; repeatable.", "as for run")
+    ] = None,
     seed: Annotated[list[str] | None, _several("--seed", f"{_GRID.capitalize()}.", "0")] = None,
     time_limit: Annotated[
         float | None,

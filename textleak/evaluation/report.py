@@ -256,9 +256,9 @@ def _evaluation_command(settings: Mapping[str, Any]) -> str:
         ]
     for key in _FLAGS:
         value = asked.get(key)
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None:
-                words += [f"--{key.replace('_', '-')}", str(one)]
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            if one is not None or value != [None]:
+                words += [f"--{key.replace('_', '-')}", "default" if one is None else str(one)]
     words += [word for key in _SET if key in asked for word in ("--set", f"{key}={asked[key]}")]
     return shlex.join(words)
 

@@ -92,7 +92,18 @@ def render(evaluation: Evaluation) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in apart:
         table.add_column(_NAMES[name], overflow="fold")
-    for heading in ("batches", "match", "recall", "exact", "R-1", "R-2", "verified", "secrets", "n/D", "s/batch"):
+    for heading in (
+        "batches",
+        "match",
+        "recall",
+        "exact",
+        "R-1",
+        "R-2",
+        "verified",
+        "secrets",
+        "n/D",
+        "s/batch",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row, names in zip(found, written, strict=True):
         table.add_row(*(Text(names[name]) for name in apart), *_figures(row))
