@@ -17,10 +17,11 @@ from tests.synthetic import LADDER, cell, done, failed, grid, sentence, write
 from textleak import runs
 from textleak.cli import app
 from textleak.evaluation.analysis import Report, analyze
+from textleak.evaluation.answers import Records
 from textleak.evaluation.figures import percent
 from textleak.evaluation.reading import Findings, read
 from textleak.evaluation.report import markdown_escaped, to_html, to_json, to_markdown
-from textleak.evaluation.settings import strength_of, strength_order
+from textleak.evaluation.settings import AXES, strength_of, strength_order, value_of
 from textleak.evaluation.utility import Utility, UtilityRow, UtilityRun, write_utility
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,15 @@ def test_surplus_outputs_lower_the_match_as_they_do_in_the_record():
     assert report_of(diluted).settings[0].match.mean == pytest.approx(0.375)
 
 
+def test_means_are_those_of_a_script():
+    records = grid(sentences=8, sizes=(1, 3))
+    report = report_of(*records)
+    for one in report.settings:
+        where = dict(zip(AXES, one.setting, strict=True))
+        for figure, interval in one.figures.items():
+            assert interval.mean == pytest.approx(Records(records).mean(figure, **where))
+
+
 def test_seeds_are_pooled_and_the_same_sentences_are_one_draw():
     records = [
         done(cell(seed=seed), batch, sentence(["a", f"b{batch}"], ["a", "b0"]))
@@ -136,7 +146,7 @@ def test_defenses_go_from_none_to_strong_and_each_stands_beside_its_strongest_at
     report = report_of(*grid(attacks=("dlg", "auto"), defenses=shuffled, sentences=6))
     assert [row.defense for row in report.defenses] == list(LADDER)
     for row in report.defenses:
-        same = [one for one in report.settings if one.setting[-2] == row.defense]
+        same = [one for one in report.settings if value_of(one.setting, "defense") == row.defense]
         assert row.strongest.match.mean == max(one.match.mean for one in same)
 
 
@@ -169,9 +179,35 @@ def test_each_kind_of_defense_has_a_ladder_that_begins_without_one():
         ("prune", ("none", "0.5", "0.75", "0.9", "0.99")),
         ("quantize", ("none", "bf16", "int8")),
     ]
-    at = {(one.setting[-1], one.setting[-2]): one.match for one in report.settings}
+    at = {(value_of(o.setting, "attack"), value_of(o.setting, "defense")): o.match for o in report.settings}
     for series in report.ladders[0].series:
         assert series.points == tuple(at[series.name, defense] for defense in LADDER[:6])
+
+
+def test_an_attack_that_is_not_told_of_the_defense_stands_beside_one_that_is():
+    words = ["a", "b", "c", "d"]
+
+    def batch(right: int, **settings: object):
+        return done(cell(**settings), 0, sentence(words, [*words[:right], *[""] * (4 - right)]))
+
+    weak, strong = ("gaussian:sigma=0.001",), ("gaussian:sigma=0.01",)
+    report = report_of(
+        batch(4),
+        *(batch(3, defense=weak), batch(2, defense=strong)),
+        *(batch(1, defense=weak, know="no-defense"), batch(0, defense=strong, know="no-defense")),
+    )
+    assert report.matrix.attacks == ("match", "match, not told the defense")
+    assert [[one and one.match.mean for one in row.cells] for row in report.matrix.rows] == [
+        [1, None],
+        [0.75, 0.25],
+        [0.5, 0],
+    ]
+    (ladder,) = report.ladders
+    assert {series.name: [point.mean for point in series.points] for series in ladder.series} == {
+        "match": [1, 0.75, 0.5],
+        "match, not told the defense": [1, 0.25, 0],
+    }
+    assert [row.by for row in report.defenses] == ["match"] * 3
 
 
 def test_length_and_frequency_are_counted_token_by_token():
@@ -523,14 +559,15 @@ def test_the_command_that_does_it_again_names_every_setting(tmp_path):
         "attack": ["match", "lamp:steps=5"],
         "limits": [20, 10],
         "defense": ["none", "clip:max_norm=1+gaussian:sigma=0.1"],
-        "know": [None],
+        "know": [None, "no-defense"],
         "num_labels": 2,
     }
     folder = write(tmp_path / "e", grid(sentences=4), settings)
     command = json.loads(invoke("report", folder, "--json").stdout)["command"]
     assert command == (
         "textleak eval --data 'my file.txt' --limit 20 --batch-size 1 --batch-size 4 --model minilm --attack match "
-        "--attack lamp:steps=5,limit=10 --defense none --defense clip:max_norm=1+gaussian:sigma=0.1 --set num_labels=2"
+        "--attack lamp:steps=5,limit=10 --defense none --defense clip:max_norm=1+gaussian:sigma=0.1 "
+        """--set 'know=[null, "no-defense"]' --set num_labels=2"""
     )
 
 

@@ -121,7 +121,7 @@ def fine_tuned(table: Utility, train: Rows, test: Rows, defense: tuple[str, ...]
 
 def _train(model: TextModel, train: Rows, defenses: Sequence[Defense], table: Utility, seed: int) -> None:
     """The server's side: Adam on the shared gradients, the order of the sentences drawn from the seed."""
-    optimizer = torch.optim.Adam(model.parameters.values(), lr=table.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters.values(), lr=table.learning_rate, fused=True)
     lengths = [len(sentence) for sentence, _ in train]
     steps = table.epochs * math.ceil(len(train) / table.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -20,9 +20,12 @@ from textleak.evaluation.records import Record, SentenceRecord
 from textleak.evaluation.series import Chart, breakdowns, ladders
 from textleak.evaluation.settings import (
     AXES,
+    OPPONENT,
     Setting,
     in_words,
     named,
+    opponent_of,
+    opponents,
     same_defense,
     setting_of,
     strength_order,
@@ -51,7 +54,7 @@ class DefenseRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatrixRow:
-    """The settings that differ only in the attack."""
+    """The settings that differ only in who attacks."""
 
     words: tuple[str, ...]
     cells: tuple[SettingFigures | None, ...]
@@ -59,7 +62,7 @@ class MatrixRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Every setting at a glance: rows by `axes`, a column an attack."""
+    """Every setting at a glance: rows by `axes`, a column an attack (and what it is told)."""
 
     axes: tuple[str, ...]
     attacks: tuple[str, ...]
@@ -158,8 +161,6 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     settings = tuple(figures_of(setting, group, axes, seed) for setting, group in groups.items())
     charts, left_out = ladders(settings, axes)
     notes = [f"{left_out} more charts of defenses are left out; --json has every figure."] if left_out else []
-    if evaluation.torn:
-        notes.append(f"{evaluation.torn} torn or unknown line of records was passed over.")
     notes += dict.fromkeys(note for record in evaluation.records for note in record.notes)
     examples = _examples(groups, settings)
     if len(examples) < sum(one.sentences > 0 for one in settings):
@@ -285,20 +286,20 @@ def _nothing_scored(settings: Sequence[SettingFigures], kind: str) -> str:
 def _matrix(settings: Sequence[SettingFigures], axes: Sequence[str]) -> Matrix | None:
     if len(settings) < 2:
         return None
-    attacks = tuple(dict.fromkeys(value_of(one.setting, "attack") for one in settings))
-    rows: dict[Setting, dict[str, SettingFigures]] = defaultdict(dict)
+    columns = opponents((one.setting for one in settings), axes)
+    rows: dict[Setting, dict[Setting, SettingFigures]] = defaultdict(dict)
     for one in settings:
-        rows[without(one.setting, "attack")][value_of(one.setting, "attack")] = one
-    shown = tuple(axis for axis in axes if axis != "attack")
+        rows[without(one.setting, *OPPONENT)][opponent_of(one.setting)] = one
+    shown = tuple(axis for axis in axes if axis not in OPPONENT)
     return Matrix(
         axes=shown,
-        attacks=attacks,
+        attacks=tuple(columns.values()),
         rows=tuple(
             MatrixRow(
                 words=tuple(
                     in_words(axis, value_of(next(iter(row.values())).setting, axis)) for axis in shown
                 ),
-                cells=tuple(row.get(attack) for attack in attacks),
+                cells=tuple(row.get(column) for column in columns),
             )
             for row in rows.values()
         ),
@@ -317,13 +318,13 @@ def _defenses(
     rows = []
     for defense in sorted(found, key=strength_order):
         strongest = max(found[defense], key=leaked)
-        others = [axis for axis in axes if axis != "defense"]
+        others = {"attack", *axes} - {"defense"}
         rows.append(
             DefenseRow(
                 defense=defense,
                 words=in_words("defense", defense),
                 strongest=strongest,
-                by=named(strongest.setting, others or ("attack",)),
+                by=named(strongest.setting, others),
                 utility=costs.get(same_defense(defense)),
             )
         )

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from textleak.errors import InputError
-from textleak.evaluation.figures import FIGURES, cluster_of, percent, values_of
+from textleak.evaluation.answers import FIGURES
+from textleak.evaluation.figures import cluster_of, percent, values_of
 from textleak.evaluation.reading import Findings
 from textleak.evaluation.records import Cell, Record
 from textleak.evaluation.settings import AXES, TITLES, in_words, named, setting_of, strength_order, varying

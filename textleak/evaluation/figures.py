@@ -11,22 +11,13 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from textleak.evaluation.answers import FIGURES
 from textleak.evaluation.records import Record
 from textleak.evaluation.settings import Setting, named
 from textleak.evaluation.statistics import Interval, bootstrap_mean, bootstrap_means
 
-# By the name that a record has for the mean, and the one that a sentence has for its own.
-FIGURES: Mapping[str, str] = {
-    "token_match_rate": "token_match_rate",
-    "token_recall": "token_recall",
-    "exact_rate": "exact",
-    "rouge1": "rouge1",
-    "rouge2": "rouge2",
-    "rougeL": "rougeL",
-    "rouge1_words": "rouge1_words",
-    "rouge2_words": "rouge2_words",
-    "rougeL_words": "rougeL_words",
-}
+# A sentence has a record's figures under the same names, but for one.
+_OF_SENTENCE = {"exact_rate": "exact"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +81,7 @@ def values_of(record: Record, figure: str) -> list[float]:
 
     Outputs that no sentence was assigned to lower a batch's token match rate: each sentence carries its share.
     """
-    own = [float(getattr(sentence, FIGURES[figure])) for sentence in record.sentences]
+    own = [float(getattr(sentence, _OF_SENTENCE.get(figure, figure))) for sentence in record.sentences]
     if figure != "token_match_rate" or record.token_match_rate is None or not record.surplus or not sum(own):
         return own
     scale = record.token_match_rate * len(own) / sum(own)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from textleak.errors import InputError
 from textleak.evaluation.records import Cell, Record, SentenceRecord, from_json
+from textleak.evaluation.store import EvaluationFolder, read_records
 from textleak.runs import RunRecord, read_run
 
 
@@ -26,7 +24,6 @@ class Findings:
         settings: what was asked for, as plain values.
         versions: of Python and the packages that decide a result.
         identity: hash of the settings; "" for a run.
-        torn: lines of the records that can't be read.
     """
 
     path: Path
@@ -35,7 +32,6 @@ class Findings:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     identity: str = ""
-    torn: int = 0
 
 
 def read(path: Path) -> Findings:
@@ -56,30 +52,14 @@ def read(path: Path) -> Findings:
 
 
 def _read_evaluation(path: Path) -> Findings:
-    try:
-        facts = json.loads((path / "evaluation.json").read_text("utf-8"))
-        lines = (
-            (path / "records.jsonl").read_bytes().splitlines() if (path / "records.jsonl").exists() else []
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as an evaluation.", why=f"{error}.") from None
-    records: dict[tuple[Cell, int], Record] = {}
-    torn = 0
-    for line in lines:
-        try:
-            record = from_json(json.loads(line))
-        except (ValueError, ValidationError):
-            torn += 1
-            continue
-        records[record.cell, record.batch] = record
+    facts = EvaluationFolder(path=path).facts()
     return Findings(
         path=path,
         kind="evaluation",
-        records=tuple(records.values()),
-        settings=facts.get("settings", {}),
+        records=tuple(read_records(path)),
+        settings=facts["settings"],
         versions=facts.get("versions", {}),
-        identity=facts.get("identity", ""),
-        torn=torn,
+        identity=facts["identity"],
     )
 
 

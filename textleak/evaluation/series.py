@@ -12,9 +12,13 @@ import numpy as np
 from textleak.evaluation.figures import SettingFigures, cluster_of, leaked, scored_of, values_of
 from textleak.evaluation.records import Record
 from textleak.evaluation.settings import (
+    OPPONENT,
     Setting,
     in_words,
+    informed,
     named,
+    opponent_of,
+    opponents,
     strength_of,
     strength_order,
     value_of,
@@ -62,27 +66,31 @@ def ladders(settings: Sequence[SettingFigures], axes: Sequence[str]) -> tuple[tu
     contexts: dict[Setting, list[SettingFigures]] = defaultdict(list)
     for one in settings:
         if one.match is not None:
-            contexts[without(one.setting, "defense", "attack")].append(one)
+            contexts[without(one.setting, "defense", *OPPONENT)].append(one)
     charts = []
     for group in contexts.values():
-        where = named(group[0].setting, [axis for axis in axes if axis not in ("defense", "attack")])
+        where = named(group[0].setting, [axis for axis in axes if axis not in ("defense", *OPPONENT)])
         kinds: dict[str, list[tuple[str, ...]]] = defaultdict(list)
         for defense in sorted({value_of(one.setting, "defense") for one in group}, key=strength_order):
             if defense:
                 kinds[strength_of(defense).kind].append(defense)
         for kind, defenses in kinds.items():
-            chart = _ladder(kind, where, defenses, group)
+            chart = _ladder(kind, where, defenses, group, axes)
             if chart is not None:
                 charts.append(chart)
     return tuple(charts[:MOST_CHARTS]), max(0, len(charts) - MOST_CHARTS)
 
 
 def _ladder(
-    kind: str, where: str, defenses: list[tuple[str, ...]], group: Sequence[SettingFigures]
+    kind: str,
+    where: str,
+    defenses: list[tuple[str, ...]],
+    group: Sequence[SettingFigures],
+    axes: Sequence[str],
 ) -> Chart | None:
     """Match rate against the strength of one kind of defense; None where there is no more than one point."""
-    at = {(value_of(o.setting, "defense"), value_of(o.setting, "attack")): o.match for o in group}
-    attacks = tuple(dict.fromkeys(attack for _, attack in at))
+    at = {(value_of(one.setting, "defense"), opponent_of(one.setting)): one.match for one in group}
+    attackers = opponents((one.setting for one in group), axes)
     steps = [(), *defenses] if any(defense == () for defense, _ in at) else defenses
     if len(steps) < 2:
         return None
@@ -91,7 +99,12 @@ def _ladder(
         levels[0]
     )
     labels = [", ".join(_level(level.get(name)) for name in names) or kind for level in levels]
-    series = [Series(name=a, points=tuple(at.get((defense, a)) for defense in steps)) for a in attacks]
+    series = []
+    for opponent, name in attackers.items():
+        points = [at.get((defense, opponent)) for defense in steps]
+        if steps[0] == () and points[0] is None:  # with no defense there is none to be told of
+            points[0] = at.get(((), informed(opponent)))
+        series.append(Series(name=name, points=tuple(points)))
     chosen, note = _strongest(series)
     return Chart(
         title=f"{kind}{f' ({where})' if where else ''}",

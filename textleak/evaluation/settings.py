@@ -12,16 +12,18 @@ from textleak.errors import InputError
 from textleak.evaluation.records import Cell
 
 # What distinguishes settings, in the order in which a reader wants to be told; seeds are pooled.
-AXES = ("data", "model", "weights", "task", "share", "know", "batch_size", "defense", "attack")
+AXES = ("data", "model", "weights", "task", "share", "batch_size", "defense", "know", "attack")
+# Of these, who attacks: the attack and what it is told.
+OPPONENT = ("know", "attack")
 TITLES = {
     "data": "data",
     "model": "model",
     "weights": "weights",
     "task": "task",
     "share": "shared",
-    "know": "told",
     "batch_size": "B",
     "defense": "defense",
+    "know": "told",
     "attack": "attack",
 }
 Setting = tuple[Any, ...]
@@ -58,20 +60,49 @@ def in_words(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own type
 
 def named(setting: Setting, axes: Collection[str]) -> str:
     """The setting in a few words, told by those axes; what needs no title goes without."""
-    return ", ".join(
+    words = [
         _named(axis, value_of(setting, axis))
         for axis in reversed(AXES)  # the attack first, as a sentence would
         if axis in axes
-    )
+    ]
+    return ", ".join(filter(None, words))
 
 
 def _named(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own types
     words = in_words(axis, value)
     if axis == "defense":
         return words if value else "no defense"
+    if axis == "know":
+        return _told(value)
     if axis in ("attack", "model", "data"):
         return words
     return f"{TITLES[axis]} {'= ' if axis == 'batch_size' else ''}{words}"
+
+
+def _told(know: str | None) -> str:
+    """What an attack was told, "" for the usual."""
+    kinds = [] if know is None else [kind.strip() for kind in know.split(",")]
+    told = [kind for kind in kinds if kind != "no-defense"]
+    words = [f"told {' and '.join(told)}"] if told else []
+    return ", ".join([*words, *(["not told the defense"] if "no-defense" in kinds else [])])
+
+
+def opponents(settings: Iterable[Setting], axes: Collection[str]) -> dict[Setting, str]:
+    """Every attacker of some settings, by its values along `OPPONENT`, with its name."""
+    shown = {"attack", *axes} & {*OPPONENT}
+    return {opponent_of(setting): named(setting, shown) for setting in settings}
+
+
+def opponent_of(setting: Setting) -> Setting:
+    """Who attacks in a setting."""
+    return tuple(value_of(setting, axis) for axis in OPPONENT)
+
+
+def informed(opponent: Setting) -> Setting:
+    """The same attacker, told of the defense."""
+    know, attack = opponent
+    kinds = [kind for kind in (know or "").split(",") if kind.strip() not in ("", "no-defense")]
+    return (",".join(kinds) or None, attack)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
