@@ -253,6 +253,33 @@ def test_failed_batches_are_listed_and_in_no_mean():
         assert "the loss isn't finite" in text
 
 
+def test_batches_that_failed_alike_are_named_together():
+    of, other = cell(), cell(seed=3)
+    report = report_of(
+        *(failed(of, batch, "AttackError: the lengths") for batch in (0, 1, 2, 5, 7, 8)),
+        failed(of, 3, "ValueError: another"),
+        failed(other, 4, "ValueError: another"),
+    )
+    assert [(one.error, one.listed) for one in report.failures] == [
+        ("AttackError: the lengths", "0–2, 5, 7, 8"),
+        ("ValueError: another", "seed 0: 3; seed 3: 4"),
+    ]
+    assert json.loads(json.dumps(to_json(report)))["failures"][1]["batches"] == {"0": [3], "3": [4]}
+
+
+def test_what_a_defense_held_is_judged_against_no_defense_or_another_one():
+    def batches(right: int, **settings: object):
+        for batch in range(3):
+            words = ["a", "b", str(batch), "d"]
+            yield done(cell(**settings), batch, sentence(words, [*words[:right], *[""] * (4 - right)]))
+
+    half = list(batches(2, defense=("sign",)))
+    assert report_of(*half, *batches(2)).headline[-1] == "No defense held anything back."
+    assert len(report_of(*half).headline) == 1  # there is nothing to compare it with
+    for other in (batches(4), batches(3, defense=("topk",))):
+        assert "held best was sign: the strongest attack got 50 %" in report_of(*half, *other).headline[-1]
+
+
 @pytest.mark.parametrize(
     ("rate", "words"),
     [
@@ -402,6 +429,10 @@ def test_markdown_tables_keep_their_columns():
         ("1. no item", "1\\. no item"),
         ("a\nb", "a b"),
         ("1e-05", "1e-05"),
+        ("0.9", "0.9"),
+        ("##ing", "##ing"),
+        ("## x", "\\## x"),
+        ("---", "\\---"),
         ("<i>", "&lt;i&gt;"),
         ("~~x~~", "\\~\\~x\\~\\~"),
     ],

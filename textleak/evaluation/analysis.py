@@ -98,12 +98,25 @@ class FoundSecret:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A batch without an answer."""
+    """Batches of one setting that ended with the same error.
+
+    Attributes:
+        words: the setting.
+        error: what went wrong.
+        batches: the numbers of the batches, by seed.
+    """
 
     words: str
-    batch: int
-    seed: int
     error: str
+    batches: Mapping[int, tuple[int, ...]]
+
+    @property
+    def listed(self) -> str:
+        """The batches in words: "0–3, 7", with their seeds where these aren't all 0."""
+        by_seed = {seed: ranges(numbers) for seed, numbers in self.batches.items()}
+        if set(by_seed) == {0}:
+            return by_seed[0]
+        return "; ".join(f"seed {seed}: {numbers}" for seed, numbers in by_seed.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +136,7 @@ class Report:
         examples: by setting, the one that leaked most first.
         found: what an unscored run recovered: nobody knows whether it is right.
         secrets: that were recovered at least once; `secrets_planted`, how many there are in all.
-        failures: batches without an answer.
+        failures: batches without an answer, those with the same error together.
         notes: of the attacks and of this report.
     """
 
@@ -181,12 +194,7 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
         found=_found(evaluation.records),
         secrets=secrets,
         secrets_planted=planted,
-        failures=tuple(
-            Failure(words=named(setting, axes), batch=record.batch, seed=record.cell.seed, error=record.error)
-            for setting, group in groups.items()
-            for record in group
-            if record.status == "failed"
-        ),
+        failures=_failures(groups, axes),
         notes=tuple(notes),
     )
 
@@ -251,20 +259,27 @@ def headline(settings: Sequence[SettingFigures], axes: Sequence[str], *, kind: s
     as_much = sum(leaked(one)[:2] == leaked(most)[:2] for one in scored) - 1
     if as_much and most.match.mean:
         sentences.append(f"As much leaked in {count_of(as_much, 'more setting')}.")
-    defended = {value_of(one.setting, "defense") for one in scored} - {()}
-    if defended:
-        strongest = {
-            defense: max((o for o in scored if value_of(o.setting, "defense") == defense), key=leaked)
-            for defense in defended
-        }
-        best = min(sorted(strongest, key=strength_order), key=lambda defense: leaked(strongest[defense])[:2])
-        held = strongest[best].match
-        assert held is not None
-        sentences.append(
-            f"The defense that held best was {in_words('defense', best)}: "
-            f"the strongest attack got {percent(held.mean)} % of the tokens through it{in_range(held)}."
-        )
-    return tuple(sentences)
+    return (*sentences, *_held_best(scored))
+
+
+def _held_best(scored: Sequence[SettingFigures]) -> tuple[str, ...]:
+    """Which defense let least through to its strongest attack; nothing where there is none to compare it with."""
+    strongest: dict[tuple[str, ...], SettingFigures] = {}
+    for one in scored:
+        defense = value_of(one.setting, "defense")
+        strongest[defense] = max(one, strongest.get(defense, one), key=leaked)
+    defenses = sorted(filter(None, strongest), key=strength_order)
+    if not defenses or len(strongest) < 2:
+        return ()
+    best = min(defenses, key=lambda defense: leaked(strongest[defense])[:2])
+    held, undefended = strongest[best].match, strongest[()].match if () in strongest else None
+    assert held is not None
+    if undefended is not None and held.mean >= undefended.mean:
+        return ("No defense held anything back.",)
+    return (
+        f"The defense that held best was {in_words('defense', best)}: "
+        f"the strongest attack got {percent(held.mean)} % of the tokens through it{in_range(held)}.",
+    )
 
 
 def _nothing_scored(settings: Sequence[SettingFigures], kind: str) -> str:
@@ -362,6 +377,33 @@ def _examples(
             )
         )
     return tuple(found[:MOST_EXAMPLES])
+
+
+def _failures(groups: Mapping[Setting, Sequence[Record]], axes: Sequence[str]) -> tuple[Failure, ...]:
+    found: dict[tuple[str, str], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for setting, group in groups.items():
+        for record in group:
+            if record.status == "failed":
+                found[named(setting, axes), record.error][record.cell.seed].append(record.batch)
+    return tuple(
+        Failure(
+            words=words,
+            error=error,
+            batches={seed: tuple(sorted(numbers)) for seed, numbers in sorted(by_seed.items())},
+        )
+        for (words, error), by_seed in found.items()
+    )
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers with runs drawn together: "0–3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _found(records: Iterable[Record]) -> tuple[str, ...]:

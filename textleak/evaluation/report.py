@@ -207,9 +207,8 @@ def markdown_escaped(text: object) -> str:
     """A text that Markdown shows as it is, in a table's cell too."""
     one_line = " ".join(str(text).split())
     escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", one_line)
-    escaped = re.sub(
-        r"^(\d*)([#+=-]|(?<=\d)[.)])", r"\1\\\2", escaped
-    )  # what would begin a heading or a list
+    # What would begin a heading, a list or a rule.
+    escaped = re.sub(r"^(\d*)([-+=.)]|#+)(?=[-=\s]|$)", r"\1\\\2", escaped)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
