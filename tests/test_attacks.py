@@ -35,6 +35,7 @@ QUICK: dict[str, dict[str, object]] = {
     "idlg": {"steps": 6, "restarts": 2},
     "tag": {"steps": 6, "restarts": 2},
     "cosine": {"steps": 6, "restarts": 2},
+    "lamp": {"steps": 6, "restarts": 2, "starts": 4, "moves": 8, "moves_every": 2},
     "embedding": {},
     "span": {},
     "auto": {"time_limit": 4.0},
@@ -44,6 +45,7 @@ EXACT = ("embedding", "span")
 WITHOUT_OPTIONS = (*EXACT, "auto")
 ITERATIVE = tuple(attack for attack in QUICK if attack not in WITHOUT_OPTIONS)
 CONTINUOUS = ("dlg", "idlg", "tag", "cosine")
+DUMMIES = (*CONTINUOUS, "lamp")
 MODELS = [
     ("bert", "classification"),
     ("albert", "classification"),
@@ -177,7 +179,7 @@ def test_the_same_seed_gives_the_same_tokens_twice(
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("attack", CONTINUOUS)
+@pytest.mark.parametrize("attack", DUMMIES)
 def test_another_seed_starts_elsewhere(attack: str, toy_model: ToyModel, from_disk: FromDisk) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = from_disk(model)
@@ -368,7 +370,7 @@ def test_what_is_fixed_gets_no_slope(toy_model: ToyModel, from_disk: FromDisk) -
 # What they need
 
 
-@pytest.mark.parametrize("attack", CONTINUOUS)
+@pytest.mark.parametrize("attack", DUMMIES)
 def test_unknown_lengths_are_asked_for(attack: str, toy_model: ToyModel, from_disk: FromDisk) -> None:
     model = toy_model("bert", task="classification")
     sentences = ("the cat sat",) if attack == "idlg" else ("the cat sat", "a dog ran home")
@@ -377,7 +379,7 @@ def test_unknown_lengths_are_asked_for(attack: str, toy_model: ToyModel, from_di
         run(attack, shared, model, **QUICK[attack])
 
 
-@pytest.mark.parametrize("attack", ["dlg", "tag", "cosine"])
+@pytest.mark.parametrize("attack", ["dlg", "tag", "cosine", "lamp"])
 def test_several_sentences_come_back_in_the_known_lengths(
     attack: str, toy_model: ToyModel, from_disk: FromDisk
 ) -> None:
@@ -387,16 +389,16 @@ def test_several_sentences_come_back_in_the_known_lengths(
     assert [len(s.positions) for s in recovery.sentences] == [len(ids) for ids in secret.ids]
 
 
-@pytest.mark.parametrize("attack", CONTINUOUS)
+@pytest.mark.parametrize("attack", DUMMIES)
 def test_known_labels_are_used(attack: str, toy_model: ToyModel, from_disk: FromDisk) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = from_disk(model, labels=(2,), know="labels,lengths,batch-size")
-    _, recovery = run(attack, shared, model, steps=1)
+    _, recovery = run(attack, shared, model, **{**QUICK[attack], "steps": 1})
     assert recovery.sentences[0].label == 2
     assert recovery.sentences[0].label_posterior == (0.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("attack", ["dlg", "tag", "cosine", "idlg"])
+@pytest.mark.parametrize("attack", DUMMIES)
 def test_only_the_word_embedding_is_not_enough_for_dummies(
     attack: str, toy_model: ToyModel, from_disk: FromDisk
 ) -> None:
@@ -427,7 +429,7 @@ def test_dlg_runs_with_adam_as_on_text(toy_model: ToyModel, from_disk: FromDisk)
         ATTACKS.build("dlg", {"optimizer": "sgd"})
 
 
-@pytest.mark.parametrize("attack", CONTINUOUS)
+@pytest.mark.parametrize("attack", DUMMIES)
 def test_a_time_limit_ends_an_attack_with_its_best(
     attack: str, toy_model: ToyModel, from_disk: FromDisk
 ) -> None:

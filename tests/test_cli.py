@@ -159,7 +159,7 @@ def test_help_answers_in_half_a_second():
 
 def test_run_has_the_flags_of_the_contract():
     flags = (
-        "-m --model --weights -s --sentence --file --label --task -a --attack --gradients --truth --share "
+        "-m --model --weights -s --sentence --file --label --task -a --attack --prior --gradients --truth --share "
         "--defense --know -k --restarts --steps --seed --device --threads -c --config --set --out --json "
         "--save-gradients --redact --fail-above"
     )

@@ -174,3 +174,10 @@ def test_every_preset_that_ships_can_be_read():
 def test_set_wins_over_a_flag_by_the_longer_name_too():
     config = load_run_config(None, {"sentences": ["a"], "restarts": 2}, ["attack.restarts=3"])
     assert config.attack_options()["restarts"] == 3
+
+
+def test_a_prior_is_an_option_of_the_attack_and_set_wins_over_the_flag():
+    flags = {"sentences": ["a"], "attack": "lamp", "prior": "smollm2"}
+    assert load_run_config(None, flags).attack_options() == {"prior": "smollm2"}
+    assert load_run_config(None, flags, ["attack.prior=gpt2"]).attack_options() == {"prior": "gpt2"}
+    assert load_run_config(None, ONE).attack_options() == {}

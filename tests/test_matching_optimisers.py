@@ -230,3 +230,25 @@ def test_lbfgs_direction_is_the_two_loop_recursions_also_when_old_pairs_are_drop
     for (step_D, change_D), share in zip(pairs, reversed(shares), strict=True):
         q_D = q_D + (share - (change_D @ q_D) / (step_D @ change_D)) * step_D
     assert torch.allclose(memory.direction(gradient_D), q_D, rtol=1e-10)
+
+
+def test_leaves_that_the_caller_sends_are_evaluated_next_and_the_moments_stay():
+    adam, start, elsewhere = Adam(learning_rate=0.1), points((0.0, 0.0)), points((5.0, 1.0))
+    asked = []
+
+    def noted(leaves):
+        asked.append(leaves["x"].clone())
+        return bowl(leaves)
+
+    moving = minimise(noted, start, adam, steps=4)
+    first = next(moving)
+    second = moving.send(elsewhere)
+    assert torch.equal(asked[1], elsewhere["x"])
+    assert second.step == 2
+    last = next(moving)
+    assert torch.equal(asked[2], second.points["x"])
+    assert torch.equal(last.best["x"], elsewhere["x"] if last.best_losses_K[0] == 8 else asked[2])
+    # Without moments the step after the move would be a whole learning rate along each axis.
+    taken = (second.points["x"] - elsewhere["x"]).abs()
+    assert not torch.allclose(taken, torch.full_like(taken, 0.1))
+    assert not torch.equal(first.points["x"], elsewhere["x"])

@@ -169,6 +169,7 @@ class RunConfig(ClientConfig, _AttackSettings):
         attack: its name and its own options (`--set attack.KEY=VALUE`).
         restarts: candidates attacked at once, K; None for the attack's own default.
         steps: at most so many; None for the attack's own default.
+        prior: language model that judges texts, for attacks that have one (`attack.prior`).
         gradients: attack a gradient read from this file instead of sentences.
         truth: what that gradient was computed from, for scoring.
         out: the run folder; None for a new one in the usual place.
@@ -177,9 +178,14 @@ class RunConfig(ClientConfig, _AttackSettings):
         fail_above: exit code 3 when the token match rate is above it.
     """
 
+    prior: str | None = None
     gradients: Path | None = None
     truth: Path | None = None
     fail_above: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+
+    def attack_options(self) -> dict[str, Any]:
+        """The attack's options, the prior included where one was given."""
+        return {**super().attack_options(), **({} if self.prior is None else {"prior": self.prior})}
 
 
 class ImageConfig(_ClientSettings, _AttackSettings):
@@ -365,7 +371,7 @@ def _load(
         _check_keys(setting, kind.model_fields, "--set")
         _lay_over(merged, setting, default)
         of_attack = setting.get("attack")
-        for key in ("restarts", "steps"):  # the same setting under its longer name
+        for key in ("restarts", "steps", "prior"):  # the same setting under its longer name
             if isinstance(of_attack, Mapping) and key in of_attack:
                 merged.pop(key, None)
     config = _validated(kind, merged)

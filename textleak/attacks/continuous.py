@@ -39,13 +39,13 @@ from textleak.models import Targets, TextModel
 from textleak.models.vision import ImageModel
 
 # Steps from one progress event to the next (our choice).
-_EVERY = 5
+EVERY = 5
 # Steps from one decoding of all candidates, for those who watch, to the next.
-_OTHERS_EVERY = 50
+OTHERS_EVERY = 50
 # Tokens shown for a position beside the nearest one.
 _CANDIDATES = 3
 
-_STOPS = {
+STOPS = {
     DriverStop.CONVERGED: Stop.CONVERGED,
     DriverStop.STEPS: Stop.STEPS,
     DriverStop.TIME: Stop.TIME,
@@ -177,17 +177,17 @@ def match_dummies(
     again = 0
     for step in run:
         again += len(step.restarted)
-        if step.step == 1 or step.step % _OTHERS_EVERY == 0:
+        if step.step == 1 or step.step % OTHERS_EVERY == 0:
             others = dummies.others(step.best)
-        if step.step == 1 or step.step % _EVERY == 0 or step.stop is not None:
-            last = _progress(step, steps, dummies, others)
+        if step.step == 1 or step.step % EVERY == 0 or step.stop is not None:
+            last = progress_of(step, steps, dummies, others)
             yield last
     assert last is not None
     assert step.stop is not None
     shown = dummies.shown(step.best, last.candidate, coarse=False)
     return Recovery(
         **{"sentences": (), **shown},
-        stop=_STOPS[step.stop],
+        stop=STOPS[step.stop],
         final_loss=last.loss,
         steps=last.step,
         evaluations=last.evaluations,
@@ -197,7 +197,8 @@ def match_dummies(
     )
 
 
-def _progress(step: Step, steps: int, dummies: StandIns, others: tuple[Tokens, ...]) -> Progress:
+def progress_of(step: Step, steps: int, dummies: StandIns, others: tuple[Tokens, ...]) -> Progress:
+    """A step of the driver as viewers are told of it."""
     best = int(step.best_losses_K.argmin())
     shows = step.stop is not None or dummies.shows(step.step)
     again = ", ".join(str(k) for k in step.restarted)
@@ -327,6 +328,10 @@ class Dummies:
 
     def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """All leaves: those that are optimized, and what the model function reads beside them."""
+        return {**self.given(candidates), **self.draw(candidates, generator)}
+
+    def given(self, candidates: int) -> dict[str, Tensor]:
+        """What the model function reads beside the leaves that are optimized."""
         model = self.model
         fixed_BT = self._fixed_BT.to(model.device)
         mask_BT = self._mask_BT.to(model.device)
@@ -342,7 +347,7 @@ class Dummies:
         expanded = {name: leaf.expand(candidates, *leaf.shape) for name, leaf in leaves.items()}
         if self.labels_KB is not None:
             expanded["labels"] = self.labels_KB[..., None].to(model.device)
-        return {**expanded, **self.draw(candidates, generator)}
+        return expanded
 
     def losses(self, leaves: Leaves) -> Tensor:
         """The model function."""

@@ -190,15 +190,18 @@ class TextProblem:
             leaves["inputs"], leaves["mask"], Targets(labels=labels, weights=leaves["weights"])
         )
 
+    def candidates_a_pass(self, tokens: int) -> int:
+        """How many candidates of so many tokens, padding counted, one pass of the network takes."""
+        return max(1, _TOKENS_A_PASS.get(self.model.device.type, _TOKENS_A_PASS_ELSEWHERE) // tokens)
+
     def score(self, guesses: Sequence[Guess], matcher: Matcher | None = None) -> list[float]:
         """The distance of each guess, in passes of a bounded number of tokens; those of one size together."""
         matcher = matcher or self.matcher
         scores = [float("inf")] * len(guesses)
-        tokens = _TOKENS_A_PASS.get(self.model.device.type, _TOKENS_A_PASS_ELSEWHERE)
         sizes = [(len(guess.rows), max(map(len, guess.rows))) for guess in guesses]
         order = sorted(range(len(guesses)), key=sizes.__getitem__)
         for (sentences, longest), same in itertools.groupby(order, key=sizes.__getitem__):
-            listed, size = list(same), max(1, tokens // (sentences * longest))
+            listed, size = list(same), self.candidates_a_pass(sentences * longest)
             for start in range(0, len(listed), size):
                 chosen = listed[start : start + size]
                 distances = matcher.evaluate(self.losses, self.leaves([guesses[i] for i in chosen]))

@@ -33,8 +33,18 @@ def command(
             "--attack",
             "-a",
             metavar="TEXT",
-            help="match | dlg | idlg | tag | cosine, or one that a package adds; `textleak attacks` lists them.",
+            help="match | auto | dlg | idlg | tag | cosine | lamp | embedding | span, or one that a package adds; "
+            "`textleak attacks` lists them.",
             show_default="match",
+        ),
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            "--prior",
+            metavar="TEXT",
+            help="Causal language model that judges texts for the attack (lamp): as --model, with pretrained weights.",
+            show_default="none",
         ),
     ] = None,
     gradients: Annotated[
@@ -88,6 +98,7 @@ def command(
             labels=label,
             task=task,
             attack=attack,
+            prior=prior,
             gradients=gradients,
             truth=truth,
             share=share,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +48,7 @@ class Step:
         losses_K: of the points evaluated in this step (a finished candidate's last).
         best_losses_K: lowest so far, inf where a candidate never had a finite one.
         best: the leaves at those; a copy that is the reader's own.
+        points: the leaves that are evaluated next; a copy likewise.
         evaluations: candidates evaluated so far.
         restarted: candidates that had diverged or were stuck and began anew.
         stop: why this is the last step, None as long as the run goes on.
@@ -57,6 +58,7 @@ class Step:
     losses_K: Tensor
     best_losses_K: Tensor
     best: dict[str, Tensor]
+    points: dict[str, Tensor]
     evaluations: int
     restarted: tuple[int, ...]
     stop: Stop | None
@@ -75,8 +77,11 @@ def minimise(
     tolerance: float | None = None,
     patience: int | None = None,
     project: Project | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, dict[str, Tensor] | None, None]:
     """Minimize every candidate's loss on its own.
+
+    A caller that knows better sends leaves: these are evaluated next in place of `points`, and the optimizer remembers
+    everything else.
 
     Args:
         objective_fn: losses and gradients of the candidates it is given, which may be some of them.
@@ -154,17 +159,20 @@ def minimise(
             stop = Stop.TIME
         elif step == steps:
             stop = Stop.STEPS
-        yield Step(
+        moved = yield Step(
             step=step,
             losses_K=losses_K.clone(),
             best_losses_K=best_losses_K.clone(),
             best={name: leaf.clone() for name, leaf in _leaves(best_KD, shapes).items()},
+            points={name: leaf.clone() for name, leaf in _leaves(state.ask(), shapes).items()},
             evaluations=evaluations,
             restarted=tuple(restarted),
             stop=stop,
         )
         if stop is not None:
             return
+        if moved is not None:
+            state.place(_flat([moved[name] for name in names]))
 
 
 def minimise_in_turns(
