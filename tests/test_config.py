@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from textleak import config
+from textleak.attacks import ATTACKS
 from textleak.config import load_client_config, load_run_config
 from textleak.errors import InputError
 
@@ -181,3 +182,13 @@ def test_a_prior_is_an_option_of_the_attack_and_set_wins_over_the_flag():
     assert load_run_config(None, flags).attack_options() == {"prior": "smollm2"}
     assert load_run_config(None, flags, ["attack.prior=gpt2"]).attack_options() == {"prior": "gpt2"}
     assert load_run_config(None, ONE).attack_options() == {}
+
+
+@pytest.mark.parametrize("variant", ["cos", "l1l2"])
+def test_lamps_presets_are_its_two_variants(variant):
+    config = load_run_config(f"lamp-{variant}", {**ONE, "prior": "smollm2"})
+    assert config.attack.name == "lamp"
+    assert config.know == "lengths,labels,batch-size"
+    assert config.attack_options() == {"variant": variant, "prior": "smollm2"}
+    built = ATTACKS.build("lamp", config.attack_options())
+    assert (built.steps, built.starts, built.moves) == (2000, 500, 200)

@@ -18,9 +18,11 @@ from textleak.attacks.continuous import Dummies
 from textleak.attacks.lamp import LAMP, move_span, move_token, norm_penalty, prefix_to_end, swap, tried_orders
 from textleak.attacks.problem import TextProblem
 from textleak.client import share
+from textleak.config import load_run_config
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery
 from textleak.gradients import SharedGradient
+from textleak.job import build_attack
 from textleak.matching.discrete import Guess
 from textleak.models import TextModel
 from textleak.models.quiet import quiet
@@ -339,3 +341,10 @@ def test_a_pretrained_prior_prefers_english_to_its_shuffles(smollm2: LanguagePri
         shuffles.append(" ".join(words[i] for i in order) + ".")
     losses = smollm2.losses([[sentence], *([text] for text in shuffles if text != sentence)])
     assert losses[0] < min(losses[1:])
+
+
+def test_a_prior_for_an_attack_without_one_is_refused() -> None:
+    with pytest.raises(InputError, match="no language-model prior"):
+        build_attack(load_run_config(None, {"sentences": ["a"], "attack": "tag", "prior": "smollm2"}))
+    built = build_attack(load_run_config(None, {"sentences": ["a"], "attack": "lamp", "prior": "smollm2"}))
+    assert built == LAMP(prior="smollm2")

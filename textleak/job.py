@@ -242,7 +242,15 @@ def build_attack(config: RunConfig | ImageConfig) -> Attack:
     """The attack that the settings name, its options checked."""
     from textleak.attacks import ATTACKS
 
-    return ATTACKS.build(config.attack.name, config.attack_options())
+    name = config.attack.name
+    if isinstance(config, RunConfig) and config.prior is not None:
+        options = {option.name for option in dataclasses.fields(ATTACKS[name])}  # type: ignore[arg-type]
+        if "prior" not in options:
+            raise InputError(
+                f"--prior {config.prior} was given, but the attack {name} has no language-model prior.",
+                fix="Leave --prior out, or use --attack lamp.",
+            )
+    return ATTACKS.build(name, config.attack_options())
 
 
 def build_defenses(config: ClientConfig | ImageConfig) -> tuple[Defense, ...]:

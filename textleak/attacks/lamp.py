@@ -60,7 +60,6 @@ from textleak.matching import (
 from textleak.models import TextModel
 from textleak.prior import LanguagePrior
 
-Variant = Literal["cos", "l1l2"]
 Order = tuple[int, ...]
 """Which of a row's tokens stands at each place after a move."""
 
@@ -74,7 +73,7 @@ class _Recipe:
     alpha_reg: float
 
 
-_RECIPES: Mapping[Variant, _Recipe] = {
+_RECIPES: Mapping[str, _Recipe] = {
     # Released code, lamp_cos.sh.
     "cos": _Recipe(objective=CosinePerTensor(), alpha_lm=0.2, alpha_reg=1.0),
     # Released code, lamp_l1l2.sh; the L1 distance's weight is 0.01.
@@ -97,7 +96,7 @@ class LAMP:
         alpha_reg: weight of the difference of mean norms; null for the variant's.
         embedding_norm: norm that the dummies are kept near; null for the mean of the model's embeddings.
         starts: Gaussian starts, and then permutations of the best one, that a candidate begins with the best of.
-        moves: orders of each sentence tried in a round, that it has among them.
+        moves: orders of each sentence tried in a round, the one that it has among them.
         moves_every: steps from one round to the next.
         burn_in: part of the steps before the first round.
         time_limit: seconds after which the best answer so far is returned; None for no limit.
@@ -105,7 +104,7 @@ class LAMP:
 
     name: ClassVar[str]
 
-    variant: Variant = "cos"
+    variant: Literal["cos", "l1l2"] = "cos"
     restarts: Annotated[int, Field(ge=1)] = 1  # released code: one candidate
     steps: Annotated[int, Field(ge=1)] = 2000  # released code, n_steps
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01  # released code, lr
