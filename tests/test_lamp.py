@@ -175,11 +175,11 @@ class _Alphabetical:
 # Starts and steps
 
 
-@pytest.mark.parametrize("sentence", ["the cat sat", "the dog ran home", "she wrote a letter"])
+@pytest.mark.parametrize("sentence", ["the dog ran home", "she wrote a letter"])
 def test_a_planted_sentence_comes_back(sentence: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, [sentence], know=TOLD, seed=1)
-    _, recovery = attack(shared, model, steps=120, restarts=2, starts=100, moves=60, moves_every=30)
+    _, recovery = attack(shared, model, steps=100, restarts=2, starts=60, moves=40, moves_every=30)
     assert tuple(p.id for p in recovery.sentences[0].positions) == secret.ids[0]
 
 

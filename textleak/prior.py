@@ -46,7 +46,7 @@ class LanguagePrior:
         Raises:
             InputError: no such model, no pretrained weights of it at hand, or one that isn't causal.
         """
-        return cls(model=_load(name, str(device)))
+        return cls(model=_load(name, "mps" if device.type == "mps" else str(device)))
 
     def losses(self, batches: Sequence[Sequence[str]]) -> list[float]:
         """The cross entropy a token of each batch of texts, in nats: the logarithm of its perplexity."""
@@ -68,38 +68,44 @@ class LanguagePrior:
             return [tokenizer.convert_tokens_to_ids(_BETWEEN_TEXTS)]
         return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
+    @property
+    def _unscored(self) -> int:
+        """Tokens at the beginning that nothing predicts, or that aren't the text's own."""
+        return max(1, len(self._before))
+
     def _read(self, texts: Sequence[str]) -> Iterator[tuple[str, tuple[float, int]]]:
         """Each text with the sum of its tokens' cross entropies and their number; those of similar length together."""
-        before, longest = self._before, self.model.max_length
         rows = []
         for text in texts:
             ids = self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            rows.append((text, [*before, *ids][:longest]))
-        rows.sort(key=lambda row: len(row[1]))
+            row = [*self._before, *ids][: self.model.max_length]
+            if len(row) > self._unscored:
+                rows.append((text, row))
+            else:
+                yield text, (0.0, 0)
+        rows.sort(key=lambda pair: len(pair[1]))
         while rows:
-            size = max(1, _TOKENS_A_PASS // max(1, len(rows[-1][1])))
+            size = max(1, _TOKENS_A_PASS // len(rows[-1][1]))
             rows, part = rows[:-size], rows[-size:]
-            losses = self._cross_entropies([ids for _, ids in part])
-            for (text, ids), loss in zip(part, losses, strict=True):
-                yield text, (loss, max(0, len(ids) - max(1, len(before))))
+            losses = self._cross_entropies([row for _, row in part])
+            for (text, row), loss in zip(part, losses, strict=True):
+                yield text, (loss, len(row) - self._unscored)
 
     def _cross_entropies(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """The sum of each row's, all tokens but those before the text."""
-        longest = max(map(len, rows))
-        skipped = max(1, len(self._before))
-        if longest <= skipped:
-            return [0.0] * len(rows)
-        batch = [[*row, *[self.model.pad_id] * (longest - len(row))] for row in rows]
-        ids_NT = torch.tensor(batch, device=self.model.device)
-        lengths_N1 = torch.tensor([[len(row)] for row in rows], device=self.model.device)
-        mask_NT = (torch.arange(longest, device=self.model.device) < lengths_N1).long()
+        """The sum of each row's."""
+        longest, device, first = max(map(len, rows)), self.model.device, self._unscored
+        padded = [[*row, *[self.model.pad_id] * (longest - len(row))] for row in rows]
+        ids_NT = torch.tensor(padded, device=device)
+        lengths_N = torch.tensor([len(row) for row in rows], device=device)
+        mask_NT = (torch.arange(longest, device=device) < lengths_N[:, None]).long()
         with torch.no_grad():
             logits_NTV = self.model.network(input_ids=ids_NT, attention_mask=mask_NT).logits
-            logits_NTV, asked_NT = logits_NTV[:, skipped - 1 : -1], ids_NT[:, skipped:]
             losses_NT = functional.cross_entropy(
-                logits_NTV.flatten(0, 1).to(self.model.loss_dtype), asked_NT.flatten(), reduction="none"
-            ).view_as(asked_NT)
-        sums: list[float] = (losses_NT * mask_NT[:, skipped:]).sum(-1).tolist()
+                logits_NTV[:, first - 1 : -1].flatten(0, 1).to(self.model.loss_dtype),
+                ids_NT[:, first:].flatten(),
+                reduction="none",
+            ).view(len(rows), -1)
+        sums: list[float] = (losses_NT * mask_NT[:, first:]).sum(-1).tolist()
         return sums
 
 
