@@ -164,7 +164,6 @@ class _Run:
         self.started = time.monotonic()
         self.model = self.problem.model
         self.matcher = self.problem.soft_matcher
-        self.moved = 0
         recipe = _RECIPES[self.options.variant]
         given = self.options.alpha_lm, self.options.alpha_reg
         self.alpha_lm = recipe.alpha_lm if given[0] is None else given[0]
