@@ -250,6 +250,26 @@ def test_defended_gradients_are_attacked_to_the_end_of_the_steps(tmp_path):
     assert scores_of(secret, better).psnr > scores_of(secret, recovery).psnr
 
 
+@pytest.mark.parametrize("defense", ["prune", "topk"])
+def test_entries_that_were_set_to_0_are_not_compared(tmp_path, defense):
+    model = model_of(size=8)
+    hides = DEFENSES.build(defense, {"ratio": 0.3} if defense == "prune" else {"ratio": 0.7})
+    shared, secret = from_disk(tmp_path, model, pictures_of(model), defenses=[hides])
+    dummies = DummyPictures(
+        model=model, shared=shared, objective=SquaredL2(), settings=PictureSettings(), labels_KB=None
+    )
+    leaves = dummies.start(1, torch.Generator().manual_seed(0))
+    leaves["pixels 0"] = model.normalized(secret.pictures_BCHW[:1])
+    leaves["labels 0"] = 50.0 * functional.one_hot(torch.tensor(secret.labels), model.num_labels)
+    distance, _ = dummies.value_and_gradient(dummies.matcher, leaves)
+    assert (
+        float(distance) <= 1e-5 * dummies.matcher.target.squared_norm
+    )  # the true picture's own entries, all of them
+    _, recovery = run("dlg", shared, model)
+    assert recovery.stop is Stop.MATCHED
+    assert scores_of(secret, recovery).psnr >= 35
+
+
 def test_lenets_gradient_determines_8136_numbers_and_768_a_picture():
     model = load_image_model("lenet", device="cpu")
     for batch in (1, 2, 4):

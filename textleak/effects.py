@@ -75,6 +75,22 @@ class Noised:
 Effect = Annotated[Clipped | Masked | Rounded | Signed | Noised, Field(discriminator="kind")]
 
 
+def hides_entries(effects: Iterable[Effect]) -> bool:
+    """Whether entries were set to 0: nothing is known of them."""
+    return any(isinstance(effect, Masked) for effect in effects)
+
+
+def lost_scale(effects: Iterable[Effect]) -> Literal["all", "layer", "tensor"] | None:
+    """Which tensors had their norm changed by one unknown factor: all together, each layer's or each; None for none."""
+    lost: Literal["all", "layer", "tensor"] | None = None
+    for effect in effects:
+        if isinstance(effect, Clipped):
+            lost = "layer" if effect.per == "layer" else lost or "all"
+        elif isinstance(effect, Signed):
+            lost = "tensor"
+    return lost
+
+
 def spacing(values: Tensor, grid: Grid) -> Tensor:
     """Distance between the grid's points around each value; the grid of int8 is scaled to the largest value."""
     if grid == "int8":

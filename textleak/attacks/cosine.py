@@ -4,6 +4,8 @@ The distance is 1 − the cosine of all layers' gradients as one vector (eq. 4),
 of the dummies' gradient. On pictures, total variation is added and values are kept between 0 and 1; neither has a
 counterpart on embeddings. Classes are inferred, not optimized: for a batch of one by iDLG's
 rule as in the released code, for several by counting them (our choice), each candidate trying its own order.
+
+Beyond the paper: a vision transformer's picture is read off first where that is possible (Lu et al. 2022).
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from torch import Tensor
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.continuous import match_dummies
 from textleak.attacks.pixels import PictureSettings, batch_size
-from textleak.events import Phase
+from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
+from textleak.exact.patches import read_patches
 from textleak.gradients import SharedGradient
 from textleak.matching import Adam, CosineGlobal, MilestoneDecay
 from textleak.models import TextModel
 from textleak.models.vision import ImageModel
+from textleak.verification import certify_pictures
 
 # Geiping et al. 2020, released code: the learning rate × 0.1 after these parts of the steps.
 _MILESTONES = (3 / 8, 5 / 8, 7 / 8)
@@ -42,6 +46,8 @@ class Cosine:
         time_limit: seconds after which the best answer so far is returned; None for no limit.
         total_variation: weight of the difference between neighboring pixels; pictures only.
         boxed: whether a picture's values are kept between 0 and 1.
+        closed_form: whether a transformer's picture is first read off the gradients of its patches and positions
+            (`textleak.exact.patches`), where they tell: matching then starts from it, or has nothing left to do.
     """
 
     name: ClassVar[str]
@@ -57,6 +63,7 @@ class Cosine:
         0.1  # Geiping et al. 2020: 0.1 to 0.2
     )
     boxed: bool = True
+    closed_form: bool = True  # our choice: with it matching alone can be measured too
 
     def run(
         self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
@@ -66,6 +73,26 @@ class Cosine:
         if model.num_labels is not None and shared.known.labels is None:
             yield Phase(name="labels", detail="from the classification head's gradient")
             labels_KB = self._labels(shared, model, generator)
+        start_CHW = None
+        if self.closed_form and isinstance(model, ImageModel):
+            start_CHW = read_patches(shared, model)
+        if start_CHW is not None and isinstance(model, ImageModel):
+            yield Phase(
+                name="closed form", detail="the gradients of patches and positions are equations for pixels"
+            )
+            read = _read(shared, model, start_CHW, labels_KB)
+            yield Progress(
+                phase="closed form",
+                step=1,
+                steps=1,
+                loss=read.final_loss,
+                evaluations=1,
+                total_steps=1,
+                image=read.image,
+                labels=read.labels,
+            )
+            if read.stop is Stop.MATCHED:
+                return read
         milestones = tuple(int(part * self.steps) for part in _MILESTONES)
         return (
             yield from match_dummies(
@@ -82,9 +109,12 @@ class Cosine:
                 time_limit=self.time_limit,
                 generator=generator,
                 labels_KB=labels_KB,
-                pictures=PictureSettings(total_variation=self.total_variation, boxed=self.boxed),
+                pictures=self._pictures(start_CHW),
             )
         )
+
+    def _pictures(self, start_CHW: Tensor | None) -> PictureSettings:
+        return PictureSettings(total_variation=self.total_variation, boxed=self.boxed, start_CHW=start_CHW)
 
     def _labels(
         self, shared: SharedGradient, model: TextModel | ImageModel, generator: torch.Generator
@@ -96,3 +126,24 @@ class Cosine:
         classes_B = torch.repeat_interleave(torch.tensor(counts))
         orders = [torch.randperm(size, generator=generator) for _ in range(self.restarts)]
         return torch.stack([classes_B[order] for order in orders])
+
+
+def _read(
+    shared: SharedGradient, model: ImageModel, pixels_CHW: Tensor, labels_KB: Tensor | None
+) -> Recovery:
+    """A picture that was read off, put to the exact test."""
+    picture_1CHW = model.pictures(pixels_CHW.to(model.device, model.dtype)).clamp(0, 1)[None]
+    labels = shared.known.labels or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
+    certificate = certify_pictures(shared, model, picture_1CHW, labels)
+    return Recovery(
+        sentences=(),
+        image=tuple(picture_1CHW.cpu().permute(0, 2, 3, 1).tolist()),
+        labels=labels,
+        stop=Stop.MATCHED if certificate.verified else Stop.CONVERGED,
+        final_loss=certificate.gradient_distance,
+        steps=1,
+        evaluations=1,
+        channel="closed form",
+        notes=("Read off the gradients of patches and positions in closed form; nothing was matched.",),
+        gradient_distance=certificate.gradient_distance,
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textleak.effects import Masked, hides_entries, lost_scale
 from textleak.errors import InputError
 from textleak.events import Tokens
 from textleak.gradients import SharedGradient
@@ -32,7 +33,7 @@ _DECIMALS = 3
 _FRAMES = 10
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PictureSettings:
     """What a recipe says of pictures beside what it says of any dummies.
 
@@ -43,6 +44,7 @@ class PictureSettings:
         boxed: whether values are kept between 0 and 1.
         smooth: pictures are optimized as waves, each in units of 1 / (1 + its number / `smooth`), as coarse structure
             is larger than fine in any picture; None for pixels.
+        start_CHW: pixels that the first candidate's first picture starts from; None to draw it as all others.
         one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
     """
 
@@ -51,6 +53,7 @@ class PictureSettings:
     boxed: bool = False
     one_at_a_time: int = 0
     smooth: float | None = None
+    start_CHW: Tensor | None = None
 
 
 def batch_size(shared: SharedGradient) -> int:
@@ -108,15 +111,27 @@ class DummyPictures:
     @cached_property
     def matcher(self) -> Matcher:
         """Matches every shared parameter."""
+        effects = self.shared.effects
         target = Target.from_gradients(
-            self.shared.gradients, dtype=self.model.dtype, device=self.model.device
+            self.shared.gradients,
+            masked=hides_entries(effects),
+            masked_rows=None,
+            rescaled=lost_scale(effects),
+            dtype=self.model.dtype,
+            device=self.model.device,
         )
         return Matcher(self.model.network, target, self.objective)
 
     @property
     def tolerance(self) -> float | None:
-        """A loss at which the gradients are equal; None where a defense or another objective leaves no such value."""
-        if self.shared.defenses or not isinstance(self.objective, SquaredL2):
+        """A loss at which the gradients are equal; None where a defense or another objective leaves no such value.
+
+        Pruning leaves one: what is left is as it was.
+        """
+        if not all(
+            defense.effects is not None and all(isinstance(effect, Masked) for effect in defense.effects)
+            for defense in self.shared.defenses
+        ) or not isinstance(self.objective, SquaredL2):
             return None
         return _EQUAL**2 * self.matcher.target.squared_norm
 
@@ -157,6 +172,8 @@ class DummyPictures:
     def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """All leaves: those that are optimized, and what the model function reads beside them."""
         leaves = self.draw(candidates, generator)
+        if self.settings.start_CHW is not None:
+            leaves["pixels 0"][0] = self._as_leaf(self.settings.start_CHW.to(leaves["pixels 0"]))
         if self.labels_KB is not None:
             leaves["classes"] = self.labels_KB.to(self.model.device)
         return leaves
@@ -183,6 +200,13 @@ class DummyPictures:
             return leaf_KCHW
         rows_HH, columns_WW, units_HW = (part.to(leaf_KCHW) for part in self._waves)
         return self.model.normalized(0.5 + rows_HH.mT @ (leaf_KCHW * units_HW) @ columns_WW)
+
+    def _as_leaf(self, pixels_CHW: Tensor) -> Tensor:
+        """The leaf that stands for a picture's pixels: the reverse of `_as_pixels`."""
+        if self.settings.smooth is None:
+            return pixels_CHW
+        rows_HH, columns_WW, units_HW = (part.to(pixels_CHW) for part in self._waves)
+        return rows_HH @ (self.model.pictures(pixels_CHW) - 0.5) @ columns_WW.mT / units_HW
 
     @cached_property
     def _waves(self) -> tuple[Tensor, Tensor, Tensor]:

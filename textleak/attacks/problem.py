@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from textleak.effects import Clipped, Masked, Signed
+from textleak.effects import hides_entries, lost_scale
 from textleak.errors import InputError
 from textleak.gradients import SharedGradient
 from textleak.matching import Leaves, Matcher, Objective, Target
 from textleak.matching.discrete import Guess
-from textleak.matching.target import Rescaled
 from textleak.matching.whitening import WhitenedMatcher, Whitening
 from textleak.models import Targets, TextModel
 from textleak.models.guesses import inputs_and_targets
@@ -62,22 +61,16 @@ class TextProblem:
 
     def _target(self, names: Sequence[str]) -> Target:
         """The shared gradient as the engine wants it; here attacks reckon with what the defenses did to it."""
-        shared, effects = self.shared, self.shared.effects
+        shared = self.shared
         noisy = shared.noise_sigma > 0
-        rescaled: Rescaled | None = None
-        for effect in effects:
-            if isinstance(effect, Clipped):
-                rescaled = "layer" if effect.per == "layer" else rescaled or "all"
-            elif isinstance(effect, Signed):
-                rescaled = "tensor"
         return Target.from_gradients(
             {name: shared.gradients[name] for name in names},
             drop_below=self.drop_below,
             # Under noise of known strength, what the batch's tokens can't have made is noise.
             rank=self._highest_rank if noisy else None,
             noise_floor={name: shared.deviation(name) for name in names} if noisy else 0.0,
-            masked=any(isinstance(effect, Masked) for effect in effects),
-            rescaled=rescaled,
+            masked=hides_entries(shared.effects),
+            rescaled=lost_scale(shared.effects),
             dtype=self.model.dtype,
             device=self.model.device,
         )
@@ -133,7 +126,7 @@ class TextProblem:
         """Matches the attention outputs in whitened coordinates; None where none of them shows, or only in parts."""
         shared = self.shared.gradients
         layers = [layer for layer in attention_outputs(self.model) if layer.weight_name in shared]
-        if not layers or any(isinstance(effect, Masked) for effect in self.shared.effects):
+        if not layers or hides_entries(self.shared.effects):
             return None
         if self.shared.noise_sigma > 0:
             try:

@@ -455,7 +455,8 @@ def _masked(contributions: list[Contribution], target: TargetTensor) -> tuple[Te
 
 def _compared(formed_K: Tensor, target: TargetTensor) -> Tensor:
     """Of formed gradients (K, *shape) the rows that are compared, (K, S, I); all of a vector."""
-    return formed_K if target.rows_S is None else formed_K.flatten(2)[:, target.rows_S]
+    matrix_K = formed_K if formed_K.dim() < 3 else formed_K.flatten(2)
+    return matrix_K if target.rows_S is None else matrix_K[:, target.rows_S]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

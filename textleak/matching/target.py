@@ -113,6 +113,7 @@ class Target:
         rank: int | None = None,
         noise_floor: float | Mapping[str, float] = 0.0,
         masked: bool = False,
+        masked_rows: int | None = _MASKED_ROWS,
         rescaled: Rescaled | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -126,6 +127,7 @@ class Target:
             noise_floor: standard deviation σ of Gaussian noise on each entry, of all tensors or by name;
                 singular values s are shrunk to √(s² − f²), f = σ(√O + √I). 0 for none.
             masked: entries that are 0 were set to it: nothing is known of them, and they aren't compared.
+            masked_rows: of a masked matrix, how many rows are compared, those with the most left; None for all.
             rescaled: see the attribute.
             dtype: as the engine will run; default as given.
             device: where the engine will run; default as given.
@@ -152,7 +154,7 @@ class Target:
             if tensor.dim() > 2:
                 tensor = tensor.flatten(1)
             if masked and not bool(tensor.all()):
-                found = _masked(tensor)
+                found = _masked(tensor, masked_rows)
             elif tensor.dim() < 2:
                 found = TargetTensor(shape=tuple(tensor.shape), squared_norm=norms[name] ** 2, dense=tensor)
             elif rank is not None or floors[name] > 0.0:
@@ -209,12 +211,12 @@ def _factored(G_OI: Tensor, norm: float, tolerance: float) -> TargetTensor:
     return TargetTensor(shape=tuple(G_OI.shape), squared_norm=norm**2, dense=G_OI.contiguous())
 
 
-def _masked(tensor: Tensor) -> TargetTensor:
-    """What is left of a masked tensor; of a matrix, the rows with the most."""
+def _masked(tensor: Tensor, rows: int | None) -> TargetTensor:
+    """What is left of a masked tensor; of a matrix, so many rows, those with the most."""
     rows_S, dense = None, tensor
-    if tensor.dim() == 2:
+    if tensor.dim() == 2 and rows is not None and rows < len(tensor):
         energies_O = exact(tensor).square().sum(1)
-        rows_S = energies_O.topk(min(_MASKED_ROWS, len(tensor))).indices.to(tensor.device)
+        rows_S = energies_O.topk(rows).indices.to(tensor.device)
         dense = tensor[rows_S]
     return TargetTensor(
         shape=tuple(tensor.shape),

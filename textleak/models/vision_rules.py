@@ -35,11 +35,11 @@ def patches_rule(call: Call) -> dict[str, Contribution]:
     return found
 
 
-def _adds_positions_to_patches(module: nn.Module) -> bool:
+def adds_positions_to_patches(module: nn.Module) -> bool:
     """Whether a module's own parameters are a class token and positions; the engine checks the rest."""
     own = {name for name, _ in module.named_parameters(recurse=False)}
     return bool(own) and own <= {"cls_token", "position_embeddings"}
 
 
 register_rule(BatchStatisticsNorm, batch_statistics_rule)
-register_rule(_adds_positions_to_patches, patches_rule)
+register_rule(adds_positions_to_patches, patches_rule)
