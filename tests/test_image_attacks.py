@@ -98,7 +98,7 @@ def test_one_picture_at_a_time_brings_the_gradients_nearer(tmp_path):
 def test_cosine_brings_the_gradients_nearer_and_keeps_values_in_their_range(tmp_path, name, size):
     model = model_of(name, size)
     shared, secret = from_disk(tmp_path, model, pictures_of(model))
-    events, recovery = run("cosine", shared, model, steps=15)
+    events, recovery = run("cosine", shared, model, steps=15, closed_form=False)
     losses = [event.loss for event in events if hasattr(event, "loss")]
     assert losses[-1] < losses[0]
     values = torch.tensor(recovery.image)
@@ -248,6 +248,39 @@ def test_defended_gradients_are_attacked_to_the_end_of_the_steps(tmp_path):
     clean, _ = from_disk(tmp_path, model, pictures_of(model))
     _, better = run("dlg", clean, model, steps=400)
     assert scores_of(secret, better).psnr > scores_of(secret, recovery).psnr
+
+
+def test_known_statistics_of_batch_norms_are_compared_with_a_candidates_own(tmp_path):
+    model = model_of("resnet20:batch_norm=train,activation=sigmoid", 8, dtype="float64")
+    pictures = pictures_of(model, 2).double()
+    shared, _ = from_disk(tmp_path, model, pictures, [1, 3], know="batch-norm,batch-size,labels")
+    assert len(shared.known.batch_norm) == 21
+    labels = torch.tensor([[1, 3]])
+
+    def distance_of(shared, pictures, weight):
+        settings = PictureSettings(batch_norm=weight)
+        dummies = DummyPictures(
+            model=model, shared=shared, objective=SquaredL2(), settings=settings, labels_KB=labels
+        )
+        leaves = dummies.start(1, torch.Generator().manual_seed(0))
+        for b in range(2):
+            leaves[f"pixels {b}"] = model.normalized(pictures[None, b])
+        value, slopes = dummies.value_and_gradient(dummies.matcher, leaves)
+        return float(value) / dummies.matcher.target.squared_norm, slopes
+
+    assert distance_of(shared, pictures, 0.1)[0] <= 1e-9
+    brighter = pictures * 0.5 + 0.3
+    known, slopes = distance_of(shared, brighter, 0.1)
+    unknown, without = distance_of(shared, brighter, 0.0)
+    assert known > 1.1 * unknown
+    assert not torch.allclose(slopes["pixels 0"], without["pixels 0"])
+    untold, _ = from_disk(tmp_path, model, pictures, [1, 3])
+    assert untold.known.batch_norm is None
+    assert distance_of(untold, brighter, 0.1)[0] == pytest.approx(unknown)
+    with pytest.raises(InputError, match="no batch norm"):
+        share_images(model_of(), pictures_of(model_of()), know="batch-norm")
+    with pytest.raises(InputError, match="batch-norm"):
+        share_images(model, pictures, know="lengths")
 
 
 @pytest.mark.parametrize("defense", ["prune", "topk"])

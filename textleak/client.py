@@ -179,12 +179,14 @@ def share_images(
         labels: a class each; drawn from the seed where None.
         share: "all", "attention" or a regular expression on parameter names.
         defenses: applied in order.
-        know: what the server is told: "labels,batch-size" or "nothing"; None for the batch size. With "no-defense"
-            it isn't told of the defenses.
+        know: what the server is told: "labels,batch-size,batch-norm" or "nothing"; None for the batch size.
+            "batch-norm" is the statistics of the batch norms, which clients send along where these are averaged.
+            With "no-defense" it isn't told of the defenses.
         seed: splits into the client's and the defense's streams.
 
     Raises:
-        InputError: no picture, one of another size, labels that don't fit, an expression that matches nothing.
+        InputError: no picture, one of another size, labels that don't fit, an expression that matches nothing, or
+            statistics of batch norms that the model doesn't take from the batch.
     """
     count = len(pictures_BCHW)
     if not count or tuple(pictures_BCHW.shape[1:]) != model.shape:
@@ -192,7 +194,7 @@ def share_images(
             f"Pictures of shape {tuple(pictures_BCHW.shape)} can't be shared.",
             why=f"{model.name} reads a batch of channels, height and width {model.shape}.",
         )
-    known_kinds = SideInformation.parse(know, batch_size=count)
+    known_kinds = SideInformation.parse(know, batch_size=count, kinds=SideInformation.PICTURE_KINDS)
     names = choose_shared(
         share, list(model.parameters), embeddings=model.embedding_names, attention=model.attention_names
     )
@@ -226,11 +228,30 @@ def share_images(
         known=SideInformation(
             batch_size=count if "batch-size" in known_kinds else None,
             labels=classes if "labels" in known_kinds else None,
+            batch_norm=_statistics(model, pixels_BCHW) if "batch-norm" in known_kinds else None,
         ),
         defenses=() if hides_defense(know) else public,
     )
     shared.check_finite("this client")
     return shared, ImageSecret(pictures_BCHW=pictures_BCHW.detach().cpu(), labels=classes, defenses=public)
+
+
+def _statistics(
+    model: ImageModel, pixels_BCHW: Tensor
+) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Mean and variance of each channel that the model's batch norms read of the batch."""
+    with torch.no_grad():
+        found = model.batch_statistics(pixels_BCHW[None])
+    if not found:
+        raise InputError(
+            f"{model.name} has no batch norm that uses the batch's own statistics.",
+            why="There is nothing of the kind that a client could send along.",
+            fix="Leave batch-norm out of --know, or use a model in train mode: resnet20:batch_norm=train.",
+        )
+    return {
+        name: (tuple(mean[0].tolist()), tuple(variance[0].tolist()))
+        for name, (mean, variance) in found.items()
+    }
 
 
 def _labels(

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,31 @@ class SideInformation:
         batch_size: how many sentences, B.
         lengths: tokens of each sentence, special tokens counted.
         labels: class of each sentence, in the order of `lengths`.
+        batch_norm: mean and variance of each channel of what each batch norm read, by the module's name: of image
+            models whose batch norms use the batch's own.
     """
 
     batch_size: int | None = None
     lengths: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
+    batch_norm: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None
 
     KINDS = ("batch-size", "labels", "lengths")
+    PICTURE_KINDS = ("batch-norm", "batch-size", "labels")
 
     @classmethod
-    def parse(cls, names: str | None, *, batch_size: int) -> frozenset[str]:
+    def parse(cls, names: str | None, *, batch_size: int, kinds: Sequence[str] = KINDS) -> frozenset[str]:
         """Which kinds a `--know` text names; None stands for the default (lengths too when B = 1).
 
         "no-defense" is no kind, and the default where it stands alone; see `hides_defense`.
 
+        Args:
+            names: separated by commas, or "nothing".
+            batch_size: B.
+            kinds: those that there are: `KINDS` of text, `PICTURE_KINDS` of pictures.
+
         Raises:
-            InputError: a name that isn't one of `KINDS`.
+            InputError: a name that isn't one of `kinds`.
         """
         chosen = [name for name in _names(names) if name != _NO_DEFENSE]
         if names is None or (not chosen and hides_defense(names)):
@@ -55,8 +64,8 @@ class SideInformation:
         if chosen == ["nothing"]:
             return frozenset()
         for name in chosen:
-            if name not in cls.KINDS:
-                raise unknown_name("side information", name, [*cls.KINDS, _NO_DEFENSE, "nothing"])
+            if name not in kinds:
+                raise unknown_name("side information", name, [*kinds, _NO_DEFENSE, "nothing"])
         return frozenset(chosen)
 
 

@@ -65,7 +65,7 @@ class ImageJob:
 
         count = len(self.pictures)
         known = self.shared.known
-        told = {"batch-size": known.batch_size, "labels": known.labels}
+        told = {"batch-size": known.batch_size, "labels": known.labels, "batch-norm": known.batch_norm}
         return {
             **run_facts(self),
             "know": [kind for kind, value in told.items() if value is not None]

@@ -6,7 +6,7 @@ Shapes: K candidates, B pictures, C color channels, H and W height and width, L 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,9 @@ class PictureSettings:
         boxed: whether values are kept between 0 and 1.
         smooth: pictures are optimized as waves, each in units of 1 / (1 + its number / `smooth`), as coarse structure
             is larger than fine in any picture; None for pixels.
+        batch_norm: weight of how far the batch norms' statistics are from the client's, where these are known: the
+            mean squared difference in units of the client's variances (Yin et al. 2021, GradInversion, eq. 10), as a
+            part of the shared gradient's squared norm where that is what the distance is measured in.
         start_CHW: pixels that the first candidate's first picture starts from; None to draw it as all others.
         one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
     """
@@ -53,6 +56,7 @@ class PictureSettings:
     boxed: bool = False
     one_at_a_time: int = 0
     smooth: float | None = None
+    batch_norm: float = 0.1  # Yin et al. 2021, sec. 4
     start_CHW: Tensor | None = None
 
 
@@ -223,18 +227,32 @@ class DummyPictures:
         """What is minimized: the distance, and the prior on pictures if there is one."""
         free = [name for name in self.free if name in leaves]
         values_K, gradients = matcher.value_and_gradient(self.losses, leaves, free)
-        weight = self.settings.total_variation
-        if weight:
-            own = {n: leaves[n].detach().requires_grad_() for n in free if n.startswith("pixels")}
-            with torch.enable_grad():
-                variation_K = weight * torch.stack(
-                    [total_variation(self._as_pixels(leaf)) for leaf in own.values()]
-                ).mean(0)
-            slopes = torch.autograd.grad(variation_K.sum(), list(own.values()))
+        own = {n: leaves[n].detach().requires_grad_() for n in free if n.startswith("pixels")}
+        with torch.enable_grad():
+            prior_K = self._prior({**leaves, **own})
+        if prior_K is not None:
+            slopes = torch.autograd.grad(prior_K.sum(), list(own.values()))
             for name, slope in zip(own, slopes, strict=True):
                 gradients[name] = gradients[name] + slope
-            values_K = values_K + variation_K.detach()
+            values_K = values_K + prior_K.detach()
         return values_K, gradients
+
+    def _prior(self, leaves: Leaves) -> Tensor | None:
+        """What is asked of pictures beside their gradient, (K,); None for nothing."""
+        settings, statistics = self.settings, self.shared.known.batch_norm
+        if not settings.total_variation and (not settings.batch_norm or statistics is None):
+            return None
+        pixels_KBCHW = self._pixels(leaves)
+        prior_K = pixels_KBCHW.new_zeros(len(pixels_KBCHW))
+        if settings.total_variation:
+            variation_KB = total_variation(pixels_KBCHW.flatten(0, 1)).view(pixels_KBCHW.shape[:2])
+            prior_K = prior_K + settings.total_variation * variation_KB.mean(1)
+        if settings.batch_norm and statistics is not None:
+            unit = self.matcher.target.squared_norm if isinstance(self.objective, SquaredL2) else 1.0
+            own = self.model.batch_statistics(pixels_KBCHW)
+            apart_K = sum(_apart(own[name], known) for name, known in statistics.items()) / len(statistics)
+            prior_K = prior_K + settings.batch_norm * unit * apart_K
+        return prior_K
 
     def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Pictures with every value between 0 and 1."""
@@ -304,6 +322,15 @@ def numbers_determined(model: ImageModel, names: Iterable[str], batch_size: int)
             numbers = min(numbers, rank * (columns if layer == head else rows + columns - rank))
         found += numbers
     return found
+
+
+def _apart(own_KC: tuple[Tensor, Tensor], known_C: tuple[Sequence[float], Sequence[float]]) -> Tensor:
+    """Mean squared difference of means and of variances from the known ones, in units of these variances: (K,)."""
+    mean_C, variance_C = (own_KC[0].new_tensor(values) for values in known_C)
+    scale_C = variance_C.clamp_min(1e-6 * float(variance_C.max()) + torch.finfo(variance_C.dtype).tiny)
+    means_K = ((own_KC[0] - mean_C).square() / scale_C).mean(1)
+    variances_K = ((own_KC[1] - variance_C) / scale_C).square().mean(1)
+    return means_K + variances_K
 
 
 def _cosines(size: int) -> Tensor:

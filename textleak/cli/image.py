@@ -66,7 +66,7 @@ def command(
         typer.Option(
             "--know",
             metavar="TEXT",
-            help="labels,batch-size: what the attacker is told.",
+            help="labels,batch-size,batch-norm: what the attacker is told.",
             show_default="batch-size",
         ),
     ] = None,

@@ -122,11 +122,21 @@ class BatchStatisticsNorm(nn.Module):
 
     def normalized(self, x_NCHW: Tensor) -> Tensor:
         """(x − mean) / deviation over each batch of `samples` rows and all places."""
+        centered, variance = self._moments(x_NCHW)[1:]
+        scaled: Tensor = centered * (variance + self.eps).rsqrt()
+        return scaled.view_as(x_NCHW)
+
+    def statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each batch's channels, (K, C) each."""
+        mean, _, variance = self._moments(x_NCHW)
+        return mean.flatten(1), variance.flatten(1)
+
+    def _moments(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_KBCHW = x_NCHW.view(-1, self.samples, *x_NCHW.shape[1:])
         dims = (1, 3, 4)
-        centered = x_KBCHW - x_KBCHW.mean(dims, keepdim=True)
-        scaled: Tensor = centered * (centered.square().mean(dims, keepdim=True) + self.eps).rsqrt()
-        return scaled.view_as(x_NCHW)
+        mean = x_KBCHW.mean(dims, keepdim=True)
+        centered = x_KBCHW - mean
+        return mean, centered, centered.square().mean(dims, keepdim=True)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """As `nn.BatchNorm2d` in train mode, without running statistics."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -147,7 +147,7 @@ class ImageModel:
             targets: labels (K, B, 1) or probabilities (K, B, 1, L), weights (K, B, 1).
         """
         K, B = pixels_KBCHW.shape[:2]
-        for module in self._batch_norms:
+        for module in self._batch_norms.values():
             module.samples = B
         logits_KBL = self.logits(pixels_KBCHW.flatten(0, 1)).view(K, B, -1)
         log_KBL = logits_KBL.log_softmax(-1)
@@ -159,8 +159,37 @@ class ImageModel:
         return total_K
 
     @cached_property
-    def _batch_norms(self) -> list[BatchStatisticsNorm]:
-        return [module for module in self.network.modules() if isinstance(module, BatchStatisticsNorm)]
+    def _batch_norms(self) -> dict[str, BatchStatisticsNorm]:
+        return {
+            name: module
+            for name, module in self.network.named_modules()
+            if isinstance(module, BatchStatisticsNorm)
+        }
+
+    def batch_statistics(self, pixels_KBCHW: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and variance (K, C) of what each batch norm reads of K batches, differentiable in their pixels.
+
+        Empty for a network whose batch norms don't use the batch's own.
+        """
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                assert isinstance(module, BatchStatisticsNorm)
+                found[name] = module.statistics(inputs[0])
+
+            return hook
+
+        handles = [module.register_forward_pre_hook(keep(name)) for name, module in self._batch_norms.items()]
+        try:
+            if handles:
+                for module in self._batch_norms.values():
+                    module.samples = pixels_KBCHW.shape[1]
+                self.logits(pixels_KBCHW.flatten(0, 1))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
     def double(self) -> ImageModel:
         """A copy in float64; on the CPU where the device has no float64."""
