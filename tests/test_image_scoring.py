@@ -1,10 +1,13 @@
 """PSNR, MSE and SSIM of pictures equal torchmetrics', and pictures are compared with those they stand for."""
 
+import sys
+import types
 import warnings
 
 import pytest
 import torch
 
+from textleak.scoring import perceptual
 from textleak.scoring.pixels import assign_pictures, mse, psnr, score_pictures, ssim
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -68,3 +71,40 @@ def test_a_missing_picture_counts_as_nothing():
     assert scores.psnr == 50.0
     assert scores.images[1].recovered_label is None
     assert score_pictures(references, [7, 9], references[:0], []).psnr == 0.0
+
+
+def test_lpips_is_left_out_where_it_is_not_at_hand_and_nothing_is_fetched(monkeypatch):
+    monkeypatch.setattr(perceptual, "why_missing", lambda: "the package lpips is not installed")
+    scores = score_pictures(torch.rand(1, 3, 8, 8), [1], torch.rand(1, 3, 8, 8), [1])
+    assert scores.lpips is None
+    assert scores.to_json()["images"][0]["lpips"] is None
+
+
+def test_what_lpips_lacks_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
+    assert "lpips is not installed" in perceptual.why_missing()
+    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert str(tmp_path) in perceptual.why_missing()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / perceptual._WEIGHTS).write_bytes(b"")
+    assert perceptual.why_missing() == ""
+
+
+def test_lpips_is_asked_in_three_channels_from_minus_1_to_1(monkeypatch):
+    class Mean(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            assert (net, verbose) == ("alex", False)
+
+        def forward(self, a, b):
+            assert a.shape == b.shape == (1, 3, 8, 8)
+            assert float(a.min()) == float(a.max()) == -1.0
+            return (a - b).abs().mean()
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=Mean))
+    monkeypatch.setattr(perceptual, "why_missing", lambda: "")
+    perceptual._network.cache_clear()
+    scores = score_pictures(torch.zeros(1, 1, 8, 8), [1], torch.ones(1, 1, 8, 8), [1])
+    perceptual._network.cache_clear()
+    assert scores.lpips == scores.images[0].lpips == pytest.approx(2.0)

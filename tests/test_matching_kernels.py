@@ -71,6 +71,30 @@ def test_large_tensors_go_in_blocks_and_come_out_the_same():
         torch.testing.assert_close(mine, theirs)
 
 
+def test_a_kink_with_a_width_keeps_value_and_slope_and_curves_like_the_step_blurred():
+    x, width = draw(4, 30), 0.3
+    expected = with_derivatives(functional.relu, x)
+    with CheapSecondDerivatives(kinks=width):
+        value, slope, to_x, to_direction = with_derivatives(functional.relu, x)
+    torch.testing.assert_close((value, slope, to_direction), (expected[0], expected[1], expected[3]))
+    assert not expected[2].any()
+
+    direction = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
+    deviation = x.std(1, keepdim=True)
+
+    def blurred(y):  # the mean of the step over logistic noise of this width
+        return (direction * torch.sigmoid(y / (width * deviation)) * (2 * slope + 1)).sum()
+
+    (curvature,) = torch.autograd.grad(blurred(x.requires_grad_()), x)
+    torch.testing.assert_close(to_x, curvature)
+
+
+def test_without_a_width_a_kink_is_torchs():
+    x = draw(2, 3).requires_grad_()
+    with CheapSecondDerivatives():
+        assert type(functional.relu(x).grad_fn).__name__ == "ReluBackward0"
+
+
 def test_the_scales_gradient_equals_autograds():
     delta, x = draw(4, 3, 7).requires_grad_(), draw(4, 3, 7).requires_grad_()
     assert torch.autograd.gradcheck(lambda d, y: layer_norm_scale(d, y, 1e-5, 2), (delta, x))

@@ -158,6 +158,8 @@ def image_summary(result: Mapping[str, Any]) -> RenderableType:
     table.add_column()
     for number, image in enumerate(result["images"]):
         words = f"PSNR {image['psnr']:.1f} dB   MSE {image['mse']:.1e}   SSIM {image['ssim']:.3f}"
+        if image.get("lpips") is not None:
+            words += f"   LPIPS {image['lpips']:.3f}"
         if image["label"] is not None:
             right = image["label"] == image["recovered_label"]
             words += f"   label {image['recovered_label']}, " + (

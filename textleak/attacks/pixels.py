@@ -47,6 +47,7 @@ class PictureSettings:
         batch_norm: weight of how far the batch norms' statistics are from the client's, where these are known: the
             mean squared difference in units of the client's variances (Yin et al. 2021, GradInversion, eq. 10), as a
             part of the shared gradient's squared norm where that is what the distance is measured in.
+        kinks: width that the kinks of ReLUs count as having (see `Matcher`); 0 for the distance's own derivative.
         start_CHW: pixels that the first candidate's first picture starts from; None to draw it as all others.
         one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
     """
@@ -57,6 +58,7 @@ class PictureSettings:
     one_at_a_time: int = 0
     smooth: float | None = None
     batch_norm: float = 0.1  # Yin et al. 2021, sec. 4
+    kinks: float = 0.0
     start_CHW: Tensor | None = None
 
 
@@ -124,7 +126,7 @@ class DummyPictures:
             dtype=self.model.dtype,
             device=self.model.device,
         )
-        return Matcher(self.model.network, target, self.objective)
+        return Matcher(self.model.network, target, self.objective, kinks=self.settings.kinks)
 
     @property
     def tolerance(self) -> float | None:

@@ -59,6 +59,7 @@ class Capture:
     Args:
         network: the network that model functions call; it is never changed.
         names: parameters wanted, by their name in `network.named_parameters()`.
+        kinks: see `CheapSecondDerivatives`.
 
     Attributes:
         names: as given.
@@ -69,8 +70,9 @@ class Capture:
         InputError: a name that isn't one of the network's parameters.
     """
 
-    def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
+    def __init__(self, network: nn.Module, names: Iterable[str], *, kinks: float = 0.0) -> None:
         self.network = network
+        self.kinks = kinks
         self.names = tuple(names)
         parameters = dict(network.named_parameters())
         for name in self.names:
@@ -129,7 +131,7 @@ class Capture:
         views: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.enable_grad():
             if self._owners:
-                with self._hooked(candidates) as seen, CheapSecondDerivatives():
+                with self._hooked(candidates) as seen, CheapSecondDerivatives(self.kinks):
                     losses_K = model_function(leaves)
                 outputs = [output for _, _, output in seen]
                 deltas: tuple[Tensor | None, ...] = torch.autograd.grad(

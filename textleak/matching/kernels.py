@@ -23,7 +23,16 @@ from torch.overrides import TorchFunctionMode
 
 
 class CheapSecondDerivatives(TorchFunctionMode):
-    """While it is active, torch's own functions give way to those of this file where these apply."""
+    """While it is active, torch's own functions give way to those of this file where these apply.
+
+    Args:
+        kinks: width that a ReLU's kink counts as having in the second derivative, in standard deviations of what it
+            reads; 0 to leave it to torch, for which a kink has no second derivative.
+    """
+
+    def __init__(self, kinks: float = 0.0) -> None:
+        super().__init__()
+        self.kinks = kinks
 
     def __torch_function__(
         self,
@@ -33,6 +42,10 @@ class CheapSecondDerivatives(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         """Called by torch for each of its functions."""
+        if self.kinks and func is functional.relu:
+            result = _relu(self.kinks, *args, **(kwargs or {}))
+            if result is not None:
+                return result
         replacement = _REPLACEMENTS.get(func)
         if replacement is not None:
             result = replacement(*args, **(kwargs or {}))
@@ -308,6 +321,45 @@ _SILU = _Activation(
 )
 
 
+class _Relu(torch.autograd.Function):
+    """max(0, x)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, kinks: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.kinks = kinks  # type: ignore[attr-defined]
+        return x.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _ReluSlope.apply(grad, x, ctx.kinks), None  # type: ignore[attr-defined, no-untyped-call]
+
+
+class _ReluSlope(torch.autograd.Function):
+    """g where x > 0, else 0; its derivative by x is what the step at 0 is on average around x.
+
+    A step has no derivative but at the step, and descent then never learns that moving an input would switch a unit
+    on or off: most of what changes in a ReLU network's gradient. Blurred by a logistic density it does, as spiking
+    networks are trained (Neftci et al. 2019, arXiv 1901.09948). The values stay exact.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, grad: Tensor, x: Tensor, kinks: float) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        ctx.kinks = kinks  # type: ignore[attr-defined]
+        return torch.where(x > 0, grad, 0.0)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad, x = ctx.saved_tensors  # type: ignore[attr-defined]
+        deviation_R = x.flatten(1).std(1).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+        width = (ctx.kinks * deviation_R).view(-1, *[1] * (x.dim() - 1))  # type: ignore[attr-defined]
+        s = torch.div(x, width).sigmoid_()
+        to_x = torch.mul(1 - s, s).div_(width).mul_(grad).mul_(u)
+        return torch.where(x > 0, u, 0.0), to_x, None
+
+
 class _Softmax(torch.autograd.Function):
     """Softmax over the last dimension."""
 
@@ -383,6 +435,12 @@ def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
 
 def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
     return None if inplace else _activated(input, _SILU)
+
+
+def _relu(kinks: float, input: Tensor, inplace: bool = False) -> Tensor | None:
+    if inplace or not _usable(input) or input.dim() < 2:
+        return None
+    return cast(Tensor, _Relu.apply(input, kinks))  # type: ignore[no-untyped-call]
 
 
 def _activated(input: Tensor, f: _Activation) -> Tensor | None:

@@ -32,6 +32,8 @@ class Matcher:
         target: the shared gradient, of the tensors to be matched and no others.
         objective: turns moments into one distance a candidate; tensors that it weighs 0 are never computed.
         chunk: candidates a call of the network, at most; halved for good whenever memory runs out.
+        kinks: see `CheapSecondDerivatives`: gradients of distances then point where ReLUs would switch, too, and are
+            no longer the derivative. 0 for the derivative.
 
     Attributes:
         evaluations: candidates evaluated so far, with or without a gradient.
@@ -39,14 +41,20 @@ class Matcher:
     """
 
     def __init__(
-        self, network: nn.Module, target: Target, objective: Objective, *, chunk: int | None = None
+        self,
+        network: nn.Module,
+        target: Target,
+        objective: Objective,
+        *,
+        chunk: int | None = None,
+        kinks: float = 0.0,
     ) -> None:
         self.target = target
         self.objective = objective
         self.evaluations = 0
         self.chunk = chunk
         names = [name for name in target.names if objective.weights.get(name, 1.0) != 0.0]
-        self._capture = Capture(network, names)
+        self._capture = Capture(network, names, kinks=kinks)
         self._checked: set[tuple[str, ...]] = set()
 
     @property

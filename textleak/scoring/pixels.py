@@ -15,6 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+from textleak.scoring.perceptual import lpips
+
 INFINITE_PSNR = 100.0  # written where a picture is exact
 
 # Wang et al. 2004, sec. III: a Gaussian window of 11 x 11 and 1.5 pixels, and the two small constants.
@@ -73,6 +75,7 @@ class PictureScore:
         psnr: in dB; 100 for an exact picture, 0 where nothing was recovered, likewise `mse` 1 and `ssim` 0.
         mse: mean squared error of values 0 to 1.
         ssim: structural similarity, at most 1.
+        lpips: perceptual distance, None where its weights aren't at hand (`textleak.scoring.perceptual`).
         label: the true class.
         recovered_label: the class that the attack found.
         recovered: which of the recovered pictures it is.
@@ -81,6 +84,7 @@ class PictureScore:
     psnr: float
     mse: float
     ssim: float
+    lpips: float | None = None
     label: int | None
     recovered_label: int | None
     recovered: int | None
@@ -94,6 +98,7 @@ class PictureScores:
     psnr: float
     mse: float
     ssim: float
+    lpips: float | None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, under the names that `image --json` uses."""
@@ -128,15 +133,18 @@ def score_pictures(
                 psnr=psnr(reference_CHW, picture_CHW),
                 mse=mse(reference_CHW, picture_CHW),
                 ssim=ssim(reference_CHW, picture_CHW),
+                lpips=lpips(reference_CHW, picture_CHW),
                 label=label,
                 recovered_label=recovered_labels[index],
                 recovered=index,
             )
         )
     count = max(1, len(scores))
+    perceptual = [one.lpips for one in scores if one.lpips is not None]
     return PictureScores(
         images=tuple(scores),
         psnr=sum(one.psnr for one in scores) / count,
         mse=sum(one.mse for one in scores) / count,
         ssim=sum(one.ssim for one in scores) / count,
+        lpips=sum(perceptual) / len(perceptual) if perceptual else None,
     )
