@@ -44,6 +44,16 @@ def test_a_phone_sized_jpeg_is_resized_with_a_word_and_turned_upright(tmp_path):
     assert float(red[4].mean()) > 0.7 > 0.3 > float(blue[4].mean())
 
 
+def test_a_jpeg_on_its_side_is_turned_and_its_own_size_is_told(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    image = Image.new("RGB", (4000, 3000), (200, 30, 30))
+    picture = read_picture(save(image, tmp_path / "phone.jpg", exif=exif), SHAPE)
+    turned, resized = picture.notes
+    assert "EXIF" in turned
+    assert "3000 x 4000 pixels resized to 32 x 32" in resized
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -35,6 +35,8 @@ DATASETS = {
     "mnist": ("ylecun/mnist", "image", "label"),
 }
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# Exif 2.3, sec. 4.6.4: the tag of a picture's orientation; from 5 on, rows and columns change places.
+_ORIENTATION, _FIRST_ON_ITS_SIDE = 0x0112, 5
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -80,11 +82,12 @@ def read_picture(path: Path, shape: Shape, *, label: int | None = None) -> Pictu
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             notes.append(f"the first of {frames} frames is taken")
+        size = image.size
         image.draft(
             None, (2 * shape[2], 2 * shape[1])
         )  # a large JPEG is read at an eighth of its size, or so
         image.load()
-        return _picture(image, shape, name=path.name, label=label, notes=notes)
+        return _picture(image, shape, name=path.name, label=label, notes=notes, size=size)
 
 
 @contextmanager
@@ -121,17 +124,37 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def _picture(
-    image: Image, shape: Shape, *, name: str, label: int | None, notes: Sequence[str] = ()
+    image: Image,
+    shape: Shape,
+    *,
+    name: str,
+    label: int | None,
+    notes: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
 ) -> Picture:
-    """The image as values, turned upright, in the channels and size wanted; every conversion is noted."""
+    """The image as values, turned upright, in the channels and size wanted; every conversion is noted.
+
+    Args:
+        image: as Pillow read it.
+        shape: channels, height and width wanted.
+        name: where it is from.
+        label: its class.
+        notes: what was converted before.
+        size: width and height in its file, where it was read at another one.
+    """
     from PIL import ImageOps
 
     said = list(notes)
+    full = size or image.size
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation != 1:
+        said.append("turned upright, as its EXIF data say")
+        full = full if orientation < _FIRST_ON_ITS_SIDE else full[::-1]
     image = ImageOps.exif_transpose(image)
     channels, height, width = shape
     image = _in_channels(image, "L" if channels == 1 else "RGB", said)
     if image.size != (width, height):
-        said.append(f"{image.size[0]} x {image.size[1]} pixels resized to {width} x {height}")
+        said.append(f"{full[0]} x {full[1]} pixels resized to {width} x {height}")
         if image.size[0] * height != image.size[1] * width:
             said[-1] += ", the edges cut off to keep its proportions"
         image = ImageOps.fit(image, (width, height))
