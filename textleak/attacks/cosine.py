@@ -65,8 +65,9 @@ class Cosine:
     # stays at 12 dB.
     total_variation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0025
     boxed: bool = True
-    # Our choice: of 0, 0.1, 0.3 and 1, the distance after 300 steps on ResNet-20 was 3.0, 1.4, 1.2 and 1.6e-3.
-    kinks: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+    # Our choice. One photograph, ResNet-20, 300 steps: 16.7 dB, 15.8 with 0.3. Begun at the truth with noise of 0.1,
+    # 20.6 dB, 300 steps without total variation lead to 16.6 dB with 0, and to 21.9 dB with 0.3.
+    kinks: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     closed_form: bool = True  # our choice: with it matching alone can be measured too
 
     def run(
