@@ -28,9 +28,8 @@ from textleak.evaluation import datasets, drive, engines, grid, records
 from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Local, Processes, Ray
 from textleak.evaluation.measure import holds
-from textleak.evaluation.reading import read
 from textleak.evaluation.records import Cell, Record
-from textleak.evaluation.store import Store
+from textleak.evaluation.store import Store, read_records
 from textleak.events import Position, Progress, Recovery, Sentence, Stop
 
 QUICK = {"attack": ["dlg:steps=1,restarts=1"], "limit": 4, "threads": 1, "device": "cpu"}
@@ -76,10 +75,6 @@ def recovery() -> Recovery:
         evaluations=0,
         channel="matching",
     )
-
-
-def read_records(folder: Path) -> list[Record]:
-    return list(read(folder).records)
 
 
 def run_all(evaluation: drive.Evaluation, **options: bool) -> list[Record]:

@@ -60,6 +60,21 @@ class EvaluationFolder:
         return found
 
 
+def read_records(folder: Path) -> list[Record]:
+    """The records in a folder, the last one of each batch, in the order of their first writing.
+
+    Raises:
+        InputError: it isn't the folder of an evaluation, or holds another one's records.
+    """
+    found = EvaluationFolder(path=folder)
+    identity = found.facts()["identity"]
+    records: dict[Key, Record] = {}
+    content = found.records_path.read_bytes() if found.records_path.exists() else b""
+    for record in _parsed(content, identity, found.records_path):
+        records[key_of(record)] = record
+    return list(records.values())
+
+
 class Store:
     """Where an evaluation's records go, and which ones there are."""
 
