@@ -487,7 +487,7 @@ def test_no_attack_is_given_what_was_in_the_batch(toy, attacks):
     attacks("curious", curious)
     textleak.evaluate(**{**toy, "attack": "curious", "limit": 1}, know="nothing")
     (shared,) = seen
-    assert dataclasses.asdict(shared.known) == {"batch_size": None, "lengths": None, "labels": None}
+    assert set(dataclasses.asdict(shared.known).values()) == {None}
     assert "red mat" not in repr(shared)
 
 
