@@ -598,7 +598,7 @@ def test_the_command_that_does_it_again_names_every_setting(tmp_path):
     assert command == (
         "textleak eval --data 'my file.txt' --limit 20 --batch-size 1 --batch-size 4 --model minilm --attack match "
         "--attack lamp:steps=5,limit=10 --defense none --defense clip:max_norm=1+gaussian:sigma=0.1 "
-        """--set 'know=[null, "no-defense"]' --set num_labels=2"""
+        "--know default --know no-defense --set num_labels=2"
     )
 
 
