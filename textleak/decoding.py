@@ -73,7 +73,8 @@ def nearest_tokens(
 
 
 # What `unreachable_tokens` has found, which takes 2 seconds for 30,000 tokens: an evaluation asks again for each batch.
-_unreachable: WeakKeyDictionary[TextModel, frozenset[int]] = WeakKeyDictionary()
+# By tokenizer, which belongs to one model and its copies in other precisions.
+_unreachable: WeakKeyDictionary[object, frozenset[int]] = WeakKeyDictionary()
 
 
 def unreachable_tokens(model: TextModel) -> frozenset[int]:
@@ -81,9 +82,9 @@ def unreachable_tokens(model: TextModel) -> frozenset[int]:
 
     A token that continues a word can't be told so, and counts as reachable.
     """
-    if model not in _unreachable:
-        _unreachable[model] = _found_unreachable(model)
-    return _unreachable[model]
+    if model.tokenizer not in _unreachable:
+        _unreachable[model.tokenizer] = _found_unreachable(model)
+    return _unreachable[model.tokenizer]
 
 
 def _found_unreachable(model: TextModel) -> frozenset[int]:
