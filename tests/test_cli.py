@@ -135,7 +135,7 @@ def gradient_file(toy, tmp_path) -> Path:
 
 def test_help_names_every_command_and_loads_nothing_heavy():
     text = invoke("--help").stdout
-    for command in ("run", "share", "models", "attacks", "defenses", "bench", "doctor"):
+    for command in ("run", "eval", "report", "compare", "share", "models", "attacks", "defenses", "doctor"):
         assert re.search(rf"\b{command}\b", text)
     heavy = "torch transformers pydantic numpy scipy evaluate yaml"
     check = f"import sys, textleak.cli; print([m for m in {heavy.split()} if m in sys.modules])"
