@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="lenet")
     parser.add_argument("--attack", default="dlg")
+    parser.add_argument("--size", type=int, help="height and width; default the model's own")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the attack")
     parser.add_argument("--dataset", default=None, help="a folder of pictures; default the samples")
     parser.add_argument("--first", type=int, default=0, help="number of the first picture")
@@ -74,7 +75,9 @@ def main() -> None:
 
 def one_seed(options: argparse.Namespace, defense: str, seed: int) -> list[dict[str, Any]]:
     """Figures of every batch for one seed and defense, printed as they come."""
-    model = load_image_model(options.model, weights_seed=seeds.derive(seed, "weights"), device="cpu")
+    model = load_image_model(
+        options.model, weights_seed=seeds.derive(seed, "weights"), device="cpu", size=options.size
+    )
     settings: dict[str, Any] = {}
     for assignment in options.set:
         settings |= parse_assignment(assignment)
