@@ -81,23 +81,10 @@ class Cosine:
         start_CHW = None
         if self.closed_form and isinstance(model, ImageModel):
             start_CHW = read_patches(shared, model)
-        if start_CHW is not None and isinstance(model, ImageModel):
-            yield Phase(
-                name="closed form", detail="the gradients of patches and positions are equations for pixels"
-            )
-            read = _read(shared, model, start_CHW, labels_KB)
-            yield Progress(
-                phase="closed form",
-                step=1,
-                steps=1,
-                loss=read.final_loss,
-                evaluations=1,
-                total_steps=1,
-                image=read.image,
-                labels=read.labels,
-            )
-            if read.stop is Stop.MATCHED:
-                return read
+            if start_CHW is not None:
+                read = yield from _read(shared, model, start_CHW, labels_KB)
+                if read.stop is Stop.MATCHED:
+                    return read
         milestones = tuple(int(part * self.steps) for part in _MILESTONES)
         return (
             yield from match_dummies(
@@ -135,16 +122,26 @@ class Cosine:
         return torch.stack([classes_B[order] for order in orders])
 
 
-def _read(
-    shared: SharedGradient, model: ImageModel, pixels_CHW: Tensor, labels_KB: Tensor | None
-) -> Recovery:
-    """A picture that was read off, put to the exact test."""
+def _read(shared: SharedGradient, model: ImageModel, pixels_CHW: Tensor, labels_KB: Tensor | None) -> Steps:
+    """Show a picture that was read off, and put it to the exact test."""
+    yield Phase(name="closed form", detail="the gradients of patches and positions are equations for pixels")
     picture_1CHW = model.pictures(pixels_CHW.to(model.device, model.dtype)).clamp(0, 1)[None]
     labels = shared.known.labels or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
     certificate = certify_pictures(shared, model, picture_1CHW, labels)
+    image = tuple(picture_1CHW.cpu().permute(0, 2, 3, 1).tolist())
+    yield Progress(
+        phase="closed form",
+        step=1,
+        steps=1,
+        loss=certificate.gradient_distance,
+        evaluations=1,
+        total_steps=1,
+        image=image,
+        labels=labels,
+    )
     return Recovery(
         sentences=(),
-        image=tuple(picture_1CHW.cpu().permute(0, 2, 3, 1).tolist()),
+        image=image,
         labels=labels,
         stop=Stop.MATCHED if certificate.verified else Stop.CONVERGED,
         final_loss=certificate.gradient_distance,
