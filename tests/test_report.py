@@ -526,6 +526,7 @@ def test_costs_stand_in_the_table_of_defenses_however_a_number_is_written(tmp_pa
     assert "75.0 ± 1.2" in text
     assert "71.3 ± 1.2" in text  # sigma=1e-3 is the grid's sigma=0.001
     assert text.count("± 1.2") == 2
+    assert "python -m tests.utility" in text
     (tmp_path / "costs.json").write_text("{}", "utf-8")
     assert (
         "can't be read as a table"
