@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from textleak.evaluation.reading import read
 from textleak.evaluation.records import Record
+from textleak.reports.reading import read
 
 GRID = ("--limit", "40", "--attack", "dlg:steps=3,restarts=1", "--batch-size", "1,2", "--threads", "1")
 

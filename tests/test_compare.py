@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from tests.synthetic import cell, done, failed, grid, sentence, write
 from textleak.cli import app
 from textleak.errors import InputError
-from textleak.evaluation.compare import Comparison, compare, points
-from textleak.evaluation.reading import Findings
+from textleak.reports.compare import Comparison, compare, points
+from textleak.reports.reading import Findings
 
 
 def findings(name: str, *records, **versions: str) -> Findings:

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from tests.synthetic import LADDER, cell, done, failed, grid, sentence, write
 from textleak import runs
 from textleak.cli import app
-from textleak.evaluation.analysis import Report, analyze
 from textleak.evaluation.answers import Records
-from textleak.evaluation.figures import percent
-from textleak.evaluation.reading import Findings, read
-from textleak.evaluation.report import markdown_escaped, to_html, to_json, to_markdown
-from textleak.evaluation.settings import AXES, strength_of, strength_order, value_of
-from textleak.evaluation.utility import Utility, UtilityRow, UtilityRun, write_utility
+from textleak.reports.analysis import Report, analyze
+from textleak.reports.figures import percent
+from textleak.reports.pages import markdown_escaped, to_html, to_json, to_markdown
+from textleak.reports.reading import Findings, read
+from textleak.reports.settings import AXES, strength_of, strength_order, value_of
+from textleak.reports.utility import Utility, UtilityRow, UtilityRun, write_utility
 
 ROOT = Path(__file__).parent.parent
 VOID = {"meta", "br", "line", "circle", "polygon", "polyline"}
@@ -315,7 +315,7 @@ def test_a_page_needs_nothing_from_outside():
             assert not name.startswith("on")
             assert name not in ("src", "srcset", "data", "action")
             assert name != "href" or str(value).startswith("#")
-    style = (ROOT / "textleak/evaluation/templates/report.css").read_text("utf-8")
+    style = (ROOT / "textleak/reports/templates/report.css").read_text("utf-8")
     assert "url(" not in style
     assert "@import" not in style
     assert any("default-src 'none'" in str(a.get("content")) for t, a in page.tags if t == "meta")
@@ -690,8 +690,8 @@ def test_help_loads_nothing_heavy(command):
 def test_reports_need_no_torch(tmp_path):
     folder = write(tmp_path / "e", grid(sentences=4))
     code = (
-        "import sys; from pathlib import Path; from textleak.evaluation.analysis import analyze;"
-        "from textleak.evaluation.reading import read; from textleak.evaluation.report import to_html;"
+        "import sys; from pathlib import Path; from textleak.reports.analysis import analyze;"
+        "from textleak.reports.reading import read; from textleak.reports.pages import to_html;"
         f"to_html(analyze(read(Path({str(folder)!r})))); print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from textleak.evaluation.statistics import bootstrap_mean, bootstrap_means
+from textleak.reports.statistics import bootstrap_mean, bootstrap_means
 
 
 def test_agrees_with_scipy_where_values_are_independent():
@@ -55,7 +55,7 @@ def test_figures_see_the_same_draws():
 
 
 def test_the_seed_decides_the_draws_and_blocks_of_them_do_not(monkeypatch):
-    from textleak.evaluation import statistics
+    from textleak.reports import statistics
 
     values = np.random.default_rng(5).random(25)
     first = bootstrap_mean(values, range(25))

@@ -11,7 +11,7 @@ import torch
 import textleak
 from tests import utility
 from textleak.errors import InputError
-from textleak.evaluation.utility import Utility, UtilityRow, UtilityRun, read_utility, write_utility
+from textleak.reports.utility import Utility, UtilityRow, UtilityRun, read_utility, write_utility
 
 
 def run(seed: int, accuracy: float = 0.7, mcc: float = 0.3) -> UtilityRun:

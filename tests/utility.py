@@ -25,9 +25,9 @@ import textleak
 from textleak import runs, seeds
 from textleak.config import Choice
 from textleak.defenses import DEFENSES, Defense
-from textleak.evaluation.settings import same_defense
-from textleak.evaluation.utility import Utility, UtilityRow, UtilityRun, read_utility, write_utility
 from textleak.models import TextModel
+from textleak.reports.settings import same_defense
+from textleak.reports.utility import Utility, UtilityRow, UtilityRun, read_utility, write_utility
 
 LADDER = (
     "none",

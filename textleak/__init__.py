@@ -2,9 +2,8 @@
 
 The way of the data, one room an arrow: `client` (a private batch to a `SharedGradient`), `defenses`, `attacks` (on
 the engine in `matching` with `decoding`, or on `exact`, which reads off without optimizing), `scoring`, `runs`, and
-the viewers of a run's events.
-Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`,
-`evaluate`.
+the viewers of a run's events. `evaluation` goes that way for data sets × settings, `reports` says what it came to.
+Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`, `evaluate`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from textleak.cli import common
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from textleak.evaluation.compare import Comparison, Difference, PairedSetting
+    from textleak.reports.compare import Comparison, Difference, PairedSetting
 
 
 @common.guarded
@@ -24,8 +24,8 @@ def command(
     json_: common.Json = False,
 ) -> None:
     """Compare two evaluations (or runs) on the sentences that both have: second minus first."""
-    from textleak.evaluation.compare import compare
-    from textleak.evaluation.reading import read
+    from textleak.reports.compare import compare
+    from textleak.reports.reading import read
 
     comparison = compare(read(first), read(second))
     if json_:
@@ -39,7 +39,7 @@ def command(
 def _print(comparison: Comparison) -> None:
     from rich.text import Text
 
-    from textleak.evaluation.settings import TITLES
+    from textleak.reports.settings import TITLES
 
     console = common.stdout()
     console.print(Text(comparison.headline, style="bold"), soft_wrap=True)
@@ -75,8 +75,8 @@ def _cells(row: PairedSetting) -> tuple[str, ...]:
 
 
 def _sides(one: Difference) -> tuple[str, str]:
-    from textleak.evaluation.compare import points
-    from textleak.evaluation.figures import percent
+    from textleak.reports.compare import points
+    from textleak.reports.figures import percent
 
     change = one.difference
     words = points(change.mean)

@@ -11,7 +11,7 @@ from textleak.cli import common
 from textleak.errors import InputError
 
 if TYPE_CHECKING:
-    from textleak.evaluation.analysis import Report
+    from textleak.reports.analysis import Report
 
 
 @common.guarded
@@ -49,10 +49,10 @@ def command(
             why="Its ending says what is written.",
             fix="Name a file that ends in .html or .md.",
         )
-    from textleak.evaluation.analysis import analyze
-    from textleak.evaluation.reading import read
-    from textleak.evaluation.report import to_json
-    from textleak.evaluation.utility import read_utility
+    from textleak.reports.analysis import analyze
+    from textleak.reports.pages import to_json
+    from textleak.reports.reading import read
+    from textleak.reports.utility import read_utility
 
     costs = None if utility is None else read_utility(utility)
     report = analyze(read(folder), utility=costs)
@@ -76,7 +76,7 @@ def _write(report: Report, path: Path, *, redact: bool) -> None:
     Raises:
         InputError: it can't be written.
     """
-    from textleak.evaluation.report import to_html, to_markdown
+    from textleak.reports.pages import to_html, to_markdown
 
     render = to_markdown if path.suffix.lower() == ".md" else to_html
     page = render(report, redact=redact)

@@ -13,9 +13,8 @@ from textleak.errors import InputError
 from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Engine
 from textleak.evaluation.grid import MANY, Key, Plan, Work, key_of, plan
-from textleak.evaluation.reading import read
 from textleak.evaluation.records import Cell, Record
-from textleak.evaluation.store import Store
+from textleak.evaluation.store import Store, read_records
 
 # Rule of thumb where nothing has been measured yet: seconds a sentence on minilm with one thread (README's tables; a
 # guess for what isn't in them).
@@ -138,7 +137,7 @@ class Estimate:
 
 def estimate(found: Plan, folder: Path) -> Estimate:
     """How long what is left takes, from the records in its folder, else by a rule of thumb."""
-    records = read(folder).records if (folder / "evaluation.json").exists() else ()
+    records = read_records(folder) if (folder / "evaluation.json").exists() else []
     there: dict[Cell, int] = {}
     taken: dict[tuple[str, str, int], list[float]] = {}
     for record in records:

@@ -1,7 +1,7 @@
 """Records of an evaluation: one a batch of one cell of the grid, a JSON line each.
 
-The typed form is the contract between who computes (`engines`), who stores, and who answers (`report`, `compare`).
-Figures that several rooms share keep the names of `run --json`.
+The typed form is the contract between who computes (`engines`), who stores (`store`), and who answers (`answers`,
+`textleak.reports`). Figures that several rooms share keep the names of `run --json`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import numpy as np
 
 from textleak.evaluation.answers import FIGURES
 from textleak.evaluation.records import Record
-from textleak.evaluation.settings import Setting, named
-from textleak.evaluation.statistics import Interval, bootstrap_mean, bootstrap_means
+from textleak.reports.settings import Setting, named
+from textleak.reports.statistics import Interval, bootstrap_mean, bootstrap_means
 
 # A sentence has a record's figures under the same names, but for one.
 _OF_SENTENCE = {"exact_rate": "exact"}

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup, escape
 
-from textleak.evaluation.series import Chart, Series
-from textleak.evaluation.statistics import Interval
+from textleak.reports.series import Chart, Series
+from textleak.reports.statistics import Interval
 
 # In units of the drawing; a phone shows it about as wide.
 WIDTH, HEIGHT = 440, 250

@@ -9,9 +9,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from textleak.evaluation.figures import SettingFigures, cluster_of, leaked, scored_of, values_of
 from textleak.evaluation.records import Record
-from textleak.evaluation.settings import (
+from textleak.reports.figures import SettingFigures, cluster_of, leaked, scored_of, values_of
+from textleak.reports.settings import (
     OPPONENT,
     Setting,
     in_words,
@@ -24,7 +24,7 @@ from textleak.evaluation.settings import (
     value_of,
     without,
 )
-from textleak.evaluation.statistics import Interval, bootstrap_mean
+from textleak.reports.statistics import Interval, bootstrap_mean
 
 # Our choices, so that a page of a long grid stays readable; whatever they leave out is said.
 MOST_SERIES = 6

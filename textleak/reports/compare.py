@@ -15,11 +15,11 @@ import numpy as np
 
 from textleak.errors import InputError
 from textleak.evaluation.answers import FIGURES
-from textleak.evaluation.figures import cluster_of, percent, values_of
-from textleak.evaluation.reading import Findings
 from textleak.evaluation.records import Cell, Record
-from textleak.evaluation.settings import AXES, TITLES, in_words, named, setting_of, strength_order, varying
-from textleak.evaluation.statistics import Interval, bootstrap_means
+from textleak.reports.figures import cluster_of, percent, values_of
+from textleak.reports.reading import Findings
+from textleak.reports.settings import AXES, TITLES, in_words, named, setting_of, strength_order, varying
+from textleak.reports.statistics import Interval, bootstrap_means
 from textleak.words import count_of
 
 _ALL_AXES = (*AXES, "seed")

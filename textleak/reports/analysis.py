@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from textleak.evaluation.figures import (
+from textleak.evaluation.records import Record, SentenceRecord
+from textleak.reports.figures import (
     SettingFigures,
     figures_of,
     in_range,
@@ -15,10 +16,9 @@ from textleak.evaluation.figures import (
     percent,
     scored_of,
 )
-from textleak.evaluation.reading import Findings
-from textleak.evaluation.records import Record, SentenceRecord
-from textleak.evaluation.series import Chart, breakdowns, ladders
-from textleak.evaluation.settings import (
+from textleak.reports.reading import Findings
+from textleak.reports.series import Chart, breakdowns, ladders
+from textleak.reports.settings import (
     AXES,
     OPPONENT,
     Setting,
@@ -33,7 +33,7 @@ from textleak.evaluation.settings import (
     varying,
     without,
 )
-from textleak.evaluation.utility import Utility, UtilityRow
+from textleak.reports.utility import Utility, UtilityRow
 from textleak.words import count_of
 
 # Our choices, so that a page of a long grid stays readable; whatever they leave out is said.

@@ -13,20 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from textleak.evaluation import charts
-from textleak.evaluation.analysis import Report
-from textleak.evaluation.figures import SettingFigures, in_range, percent
-from textleak.evaluation.settings import AXES, TITLES, in_words, value_of
-from textleak.evaluation.statistics import Interval
 from textleak.live import readable, seconds_in_words
+from textleak.reports import charts
+from textleak.reports.analysis import Report
+from textleak.reports.figures import SettingFigures, in_range, percent
+from textleak.reports.settings import AXES, TITLES, in_words, value_of
+from textleak.reports.statistics import Interval
 from textleak.words import count_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from textleak.evaluation.reading import Findings
     from textleak.evaluation.records import SentenceRecord
-    from textleak.evaluation.utility import UtilityRow
+    from textleak.reports.reading import Findings
+    from textleak.reports.utility import UtilityRow
 
 # Our choice: a table of more settings than this is folded away under the one at a glance.
 ROWS_UNFOLDED = 12
@@ -40,7 +40,7 @@ def to_html(report: Report, *, redact: bool = False) -> str:
         report: its figures.
         redact: leave out every text of a sentence, planted secrets and the words of errors too.
     """
-    style = (files("textleak.evaluation") / "templates" / "report.css").read_text("utf-8")
+    style = (files("textleak.reports") / "templates" / "report.css").read_text("utf-8")
     page = _environment(html=True).get_template("report.html.j2")
     return page.render(**_context(report, redact), style=style)
 
@@ -111,7 +111,7 @@ def _environment(*, html: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("textleak.evaluation"),
+        loader=PackageLoader("textleak.reports"),
         autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=True,
