@@ -222,6 +222,19 @@ def test_quotation_marks_in_a_tsv_file_are_letters_unless_they_hold_the_cell(tmp
     assert [example.sentence for example in found.examples] == ['"so" she said', 'all "of" it', '"']
 
 
+def test_a_row_of_a_table_ends_where_its_line_does(tmp_path):
+    """A form feed or one of Unicode's own line separators stands within a cell like any other letter."""
+    for ending, separator in ((".tsv", "\t"), (".csv", ",")):
+        file = tmp_path / f"d{ending}"
+        rows = ("sentence", "label"), ("hello\u2028there", "1"), ("page\x0cbreak", "0")
+        file.write_text("\r\n".join(map(separator.join, rows)), "utf-8")
+        found = datasets.load(str(file), EvaluationConfig())
+        assert [(example.sentence, example.label) for example in found.examples] == [
+            ("hello\u2028there", 1),
+            ("page\x0cbreak", 0),
+        ]
+
+
 def bad_column(folder: Path) -> dict[str, object]:
     (folder / "d.csv").write_text("sentense,label\na,1\n")
     return {"data": str(folder / "d.csv")}
@@ -242,6 +255,11 @@ def bad_json(folder: Path) -> dict[str, object]:
     return {"data": str(folder / "d.jsonl")}
 
 
+def bad_letter(folder: Path) -> dict[str, object]:
+    (folder / "d.jsonl").write_text('{"text": "a"}\n{"text": "b", "secrets": "\\ud83d"}\n')
+    return {"data": str(folder / "d.jsonl")}
+
+
 def bad_csv(folder: Path) -> dict[str, object]:
     (folder / "d.csv").write_text('sentence\n"never closed\nand on\n')
     return {"data": str(folder / "d.csv")}
@@ -257,6 +275,7 @@ BAD = {
     "no wanted column": (bad_wanted_column, "Unknown column of .*'bodi'.*body"),
     "another encoding": (bad_encoding, "not UTF-8 in line 3.*0xe9.*iconv"),
     "a torn JSON line": (bad_json, "can't be read in line 2"),
+    "half a letter": (bad_letter, "can't be read in line 2.*ud83d"),
     "a quotation mark": (bad_csv, "can't be read as a table"),
     "nothing but blank lines": (bad_empty, "has no sentence"),
     "no such file": (lambda _: {"data": "nowhere.txt"}, "nowhere.txt can't be read"),

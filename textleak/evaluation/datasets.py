@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
@@ -135,11 +136,13 @@ def _read_text(path: Path) -> str:
 
 def _split_rows(name: str, text: str, separator: str) -> Iterator[dict[str, Any]]:
     """Rows of a .csv or .tsv file by column; in a .tsv file a quotation mark is a letter like any other."""
-    lines = text.splitlines(keepends=True)
     tabs = separator == "\t"
     csv.field_size_limit(max(len(text) + 1, 131_072))
     reader = csv.DictReader(
-        lines, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=not tabs
+        io.StringIO(text, newline=""),  # a cell may hold what str.splitlines() takes for the end of a line
+        delimiter=separator,
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=not tabs,
     )
     try:
         for row in reader:
@@ -171,6 +174,9 @@ def _json_rows(name: str, text: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise TypeError("it is no object")
+            json.dumps(
+                row, ensure_ascii=False
+            ).encode()  # half a surrogate pair is no text: no record can hold it
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{name} can't be read in line {number}.", why=f"It isn't a JSON object: {error}."
