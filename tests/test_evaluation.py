@@ -718,6 +718,7 @@ def test_a_batch_that_kills_every_process_is_recorded_as_failed(toy, monkeypatch
     (record,) = evaluation.run(Processes(workers=1))
     assert record.status == "failed"
     assert "its process died 1 time" in record.error
+    assert record.worker == "process 1"
 
 
 @pytest.mark.slow

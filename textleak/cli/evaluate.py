@@ -264,6 +264,8 @@ def _answer(evaluation: Evaluation, outcome: str, *, csv: Path | None, as_json: 
 
 def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bool) -> None:
     """What there is to do, and about how long it takes."""
+    from dataclasses import asdict
+
     from textleak.evaluation import drive, table
     from textleak.evaluation.grid import MANY, plan
     from textleak.live import seconds_in_words
@@ -283,7 +285,7 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bo
                 "left": None if guess is None else guess.batches,
                 "seconds": seconds,
                 "measured": None if guess is None else guess.measured,
-                "cells": [] if count > MANY else [c.__dict__ | {"batches": n} for c, n in found.cells()],
+                "cells": [] if count > MANY else [asdict(c) | {"batches": n} for c, n in found.cells()],
             }
         )
         return

@@ -12,7 +12,7 @@ from textleak.config import EvaluationConfig
 from textleak.errors import InputError
 from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Engine
-from textleak.evaluation.grid import MANY, Key, Plan, Work, key_of, plan
+from textleak.evaluation.grid import MANY, Key, Order, Plan, Work, key_of, plan
 from textleak.evaluation.records import Cell, Record
 from textleak.evaluation.store import Store, read_records
 
@@ -65,8 +65,6 @@ class Evaluation:
         Raises:
             TextleakError: the records can't be written, or the engine can't work.
         """
-        from textleak.evaluation.measure import Order
-
         order = Order(identity=self.plan.identity, config=self.plan.config, threads=self.plan.config.threads)
         for record in engine.run(self.left(retry_failed=retry_failed), order):
             if self.store is None:

@@ -12,16 +12,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from textleak import runs
 from textleak.errors import InputError, TextleakError
-from textleak.evaluation.grid import Work
+from textleak.evaluation.grid import Order, Work, failed
 from textleak.evaluation.records import Record
 from textleak.words import count_of
-
-if TYPE_CHECKING:
-    from textleak.evaluation.measure import Order
 
 # A batch whose worker died is given to another one so many times before it counts as failed (our choice).
 _TRIES = 3
@@ -85,7 +82,8 @@ class Processes:
                     if tries < _TRIES:
                         waiting.append((work, tries))
                     else:
-                        yield _lost(work, order, f"its process died {count_of(tries, 'time')}")
+                        error = f"The batch was lost: its process died {count_of(tries, 'time')}."
+                        yield failed(work, worker.order, error)
         finally:
             for worker in [*idle, *(one for one, _, _ in busy.values())]:
                 worker.end()
@@ -162,17 +160,6 @@ def _gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _lost(work: Work, order: Order, why: str) -> Record:
-    return Record(
-        identity=order.identity,
-        cell=work.cell,
-        batch=work.batch,
-        status="failed",
-        error=f"The batch was lost: {why}.",
-        versions=runs.versions(),
-    )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ray:
     """A ray cluster, or one that ray makes of this machine.
@@ -227,7 +214,8 @@ class Ray:
                 try:
                     yield ray.get(landed)
                 except ray.exceptions.RayError as error:
-                    yield _lost(work, order, f"{type(error).__name__} after {_TRIES} more tries")
+                    words = f"The batch was lost: {type(error).__name__} after {_TRIES} more tries."
+                    yield failed(work, dataclasses.replace(order, worker="ray"), words)
         finally:
             ray.shutdown()
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from textleak import runs
 from textleak.config import AttackChoice, Choice, EvaluationConfig
 from textleak.errors import InputError
 from textleak.evaluation.datasets import Data, Example, load
@@ -37,6 +38,36 @@ class Work:
     def key(self) -> Key:
         """Which batch this is."""
         return self.cell, self.batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a worker is told beside the batch itself.
+
+    Attributes:
+        identity: of the evaluation.
+        config: its settings; the device in it is this worker's own.
+        threads: CPU threads of this worker; None for the cores at hand.
+        worker: its name in the records.
+    """
+
+    identity: str
+    config: EvaluationConfig
+    threads: int | None = None
+    worker: str = "local"
+
+
+def failed(work: Work, order: Order, error: str) -> Record:
+    """The record of a batch without an answer."""
+    return Record(
+        identity=order.identity,
+        cell=work.cell,
+        batch=work.batch,
+        status="failed",
+        error=error,
+        worker=order.worker,
+        versions=runs.versions(),
+    )
 
 
 def key_of(record: Record) -> Key:

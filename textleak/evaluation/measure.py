@@ -20,29 +20,12 @@ from textleak.client import Secret, share
 from textleak.config import Choice, EvaluationConfig
 from textleak.defenses import DEFENSES
 from textleak.errors import TextleakError
-from textleak.evaluation.grid import Work
+from textleak.evaluation.grid import Order, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
 from textleak.events import Progress, Recovery, Stop
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel, load_model
 from textleak.verification import certificate_of
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Order:
-    """What a worker is told beside the batch itself.
-
-    Attributes:
-        identity: of the evaluation.
-        config: its settings; the device in it is this worker's own.
-        threads: CPU threads of this worker; None for the cores at hand.
-        worker: its name in the records.
-    """
-
-    identity: str
-    config: EvaluationConfig
-    threads: int | None = None
-    worker: str = "local"
 
 
 def measure(work: Work, order: Order) -> Record:
@@ -52,15 +35,7 @@ def measure(work: Work, order: Order) -> Record:
     except Exception as error:
         words = " ".join(str(error).split())
         known = isinstance(error, TextleakError)
-        return Record(
-            identity=order.identity,
-            cell=work.cell,
-            batch=work.batch,
-            status="failed",
-            error=words if known else f"{type(error).__name__}: {words}",
-            worker=order.worker,
-            versions=runs.versions(),
-        )
+        return failed(work, order, words if known else f"{type(error).__name__}: {words}")
 
 
 def _measured(work: Work, order: Order) -> Record:
@@ -143,12 +118,12 @@ def _attack(spec: str, time_limit: float | None) -> Attack:
 
 def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Secret]:
     """What the server reads from the client's file, and the truth."""
-    labels = [example.label for example in work.examples]
+    labels = [example.label for example in work.examples if example.label is not None]
     choices = [Choice.model_validate(spec) for spec in work.cell.defense]
     shared, secret = share(
         model,
         [example.sentence for example in work.examples],
-        None if model.num_labels is None or None in labels else [label or 0 for label in labels],
+        None if model.num_labels is None or len(labels) < len(work.examples) else labels,
         share=work.cell.share,
         defenses=[DEFENSES.build(choice.name, choice.options) for choice in choices],
         know=work.cell.know,
