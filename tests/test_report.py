@@ -6,6 +6,7 @@ import dataclasses
 import html.parser
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from tests.synthetic import LADDER, cell, done, failed, grid, sentence, write
 from textleak import runs
 from textleak.cli import app
 from textleak.evaluation.answers import Records
+from textleak.gradients import SideInformation, hides_defense
 from textleak.reports.analysis import Report, analyze
 from textleak.reports.figures import percent
-from textleak.reports.pages import markdown_escaped, to_html, to_json, to_markdown
+from textleak.reports.pages import command, markdown_escaped, to_html, to_json, to_markdown
 from textleak.reports.reading import Findings, read
 from textleak.reports.settings import AXES, strength_of, strength_order, value_of
 from textleak.reports.utility import Utility, UtilityRow, UtilityRun, write_utility
@@ -642,6 +644,17 @@ def test_a_run_has_a_page_too(run_folder):
     assert "--sentence 'the cat sat'" in text
     assert "The weights were random" in text
     assert "At a glance" not in text
+
+
+@pytest.mark.parametrize("told", [[], ["no-defense"], ["lengths"], ["lengths", "no-defense"]])
+def test_the_command_of_a_run_tells_the_attack_what_that_run_told_it(told, tmp_path):
+    folder = runs.RunFolder.create(tmp_path / "run", name="x")
+    settings = {"model": "minilm", "attack": "match", "know": told}
+    runs.write_json(folder.run_path, {"pid": 0, "settings": settings})
+    words = shlex.split(command(read(folder.path)))
+    know = words[words.index("--know") + 1]
+    assert SideInformation.parse(know, batch_size=1) == {*told} - {"no-defense"}
+    assert hides_defense(know) is ("no-defense" in told)
 
 
 def test_a_run_without_truth_says_that_nobody_knows(run_folder, tmp_path, toy_folder):

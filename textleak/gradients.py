@@ -58,23 +58,28 @@ class SideInformation:
         Raises:
             InputError: a name that isn't one of `kinds`.
         """
-        chosen = [name for name in _names(names) if name != _NO_DEFENSE]
-        if names is None or (not chosen and hides_defense(names)):
+        if leaves_default(names):
             return frozenset({"batch-size", "lengths"} if batch_size == 1 else {"batch-size"})
+        chosen = [name for name in _names(names) if name != NO_DEFENSE]
         if chosen == ["nothing"]:
             return frozenset()
         for name in chosen:
             if name not in kinds:
-                raise unknown_name("side information", name, [*kinds, _NO_DEFENSE, "nothing"])
+                raise unknown_name("side information", name, [*kinds, NO_DEFENSE, "nothing"])
         return frozenset(chosen)
 
 
-_NO_DEFENSE = "no-defense"
+NO_DEFENSE = "no-defense"
+
+
+def leaves_default(know: str | None) -> bool:
+    """Whether a `--know` text names no side information, so that it is the default's."""
+    return know is None or set(_names(know)) == {NO_DEFENSE}
 
 
 def hides_defense(know: str | None) -> bool:
     """Whether a `--know` text keeps the defenses from the server, which then takes the gradient for undefended."""
-    return _NO_DEFENSE in _names(know)
+    return NO_DEFENSE in _names(know)
 
 
 def _names(know: str | None) -> list[str]:

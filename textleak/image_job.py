@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from textleak.config import ImageConfig
 from textleak.errors import InputError
 from textleak.events import Recovery, Truth
-from textleak.job import build_attack, build_defenses, outcome_facts, run_facts, set_threads
+from textleak.job import build_attack, build_defenses, outcome_facts, run_facts, set_threads, told_to
 from textleak.pictures import Picture, chosen_pictures
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ class ImageJob:
         told = {"batch-size": known.batch_size, "labels": known.labels, "batch-norm": known.batch_norm}
         return {
             **run_facts(self),
-            "know": [kind for kind, value in told.items() if value is not None]
-            + (["no-defense"] if self.defenses and not self.shared.defenses else []),
+            "know": told_to(self, [kind for kind, value in told.items() if value is not None]),
             "batch_size": count,
             "picture_shape": list(self.model.shape),
             "numbers": count * self.model.numbers,

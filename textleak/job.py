@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from textleak.config import Choice, ClientConfig, ImageConfig, RunConfig
@@ -67,8 +67,7 @@ class Job:
         known = self.shared.known
         return {
             **run_facts(self),
-            "know": [kind for kind in _KNOWN if getattr(known, _KNOWN[kind]) is not None]
-            + (["no-defense"] if self.defenses and not self.shared.defenses else []),
+            "know": told_to(self, [kind for kind in _KNOWN if getattr(known, _KNOWN[kind]) is not None]),
             "batch_size": self._batch_size(None),
             "tokens": self._tokens(None),
             "hidden_size": self.model.hidden_size,
@@ -315,6 +314,13 @@ def run_facts(job: Job | ImageJob) -> dict[str, Any]:
     }
 
 
+def told_to(job: Job | ImageJob, kinds: Iterable[str]) -> list[str]:
+    """What a run's attack is told, as `--know` names it: some kinds of side information, and whether of the defense."""
+    from textleak.gradients import NO_DEFENSE
+
+    return [*kinds, *([NO_DEFENSE] if job.defenses and not job.shared.defenses else [])]
+
+
 def outcome_facts(
     recovery: Recovery, certificate: Certificate, *, outcome: str, seconds: float, run_dir: str | None
 ) -> dict[str, Any]:
@@ -384,11 +390,11 @@ def _check_truth(secret: Secret, shared: SharedGradient, model: TextModel, confi
 
 def _tell_less(shared: SharedGradient, config: RunConfig) -> SharedGradient:
     """The gradient with no more side information than `--know` names."""
-    from textleak.gradients import SideInformation, hides_defense
+    from textleak.gradients import SideInformation, hides_defense, leaves_default
 
     if hides_defense(config.know):
         shared = dataclasses.replace(shared, defenses=())
-    if config.know is None or config.know.strip() == "no-defense":
+    if config.know is None or leaves_default(config.know):
         return shared
     told = SideInformation.parse(config.know, batch_size=shared.known.batch_size or 0)
     for kind in told:

@@ -232,7 +232,7 @@ def settings_of(evaluation: Findings, redact: bool) -> Mapping[str, Any]:
 def command(evaluation: Findings, *, redact: bool = False) -> str:
     """The command that does the same again, "" where that can't be said."""
     if evaluation.kind == "run":
-        return _run_command(evaluation.settings, redact=redact)
+        return _run_command(evaluation.settings, evaluation.records[0].cell.know, redact=redact)
     return _evaluation_command(evaluation.settings)
 
 
@@ -262,7 +262,7 @@ def _evaluation_command(settings: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _run_command(settings: Mapping[str, Any], *, redact: bool) -> str:
+def _run_command(settings: Mapping[str, Any], know: str | None, *, redact: bool) -> str:
     """`textleak run` with every option that decides the result."""
     words = [
         "textleak",
@@ -282,7 +282,7 @@ def _run_command(settings: Mapping[str, Any], *, redact: bool) -> str:
         words += [word for label in labels for word in ("--label", str(label))]
         words += ["--share", settings.get("share", "all")]
         words += [word for spec in settings.get("defense", ()) for word in ("--defense", spec)]
-    words += ["--know", ",".join(settings.get("know") or ()) or "nothing"]
+    words += ["--know", know or "nothing"]
     words += ["--attack", settings.get("attack", "")]
     for key, value in (settings.get("attack_options") or {}).items():
         if value is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def _of_run(run: RunRecord) -> Findings:
         attack=str(facts.get("attack", "")),
         share=facts.get("share") or "all",
         defense=tuple(facts.get("defense") or ()),
-        know=",".join(facts.get("know") or ()) or "nothing",
+        know=_know(facts.get("know") or ()),
         seed=facts.get("seed") or 0,
     )
     versions = run.facts.get("versions", {})
@@ -107,6 +107,11 @@ def _of_run(run: RunRecord) -> Findings:
     return Findings(
         path=run.folder.path, kind="run", records=records, settings=run.settings, versions=versions
     )
+
+
+def _know(kinds: Sequence[str]) -> str:
+    """What a run's attack was told as a `--know` text, in which "no-defense" alone would stand for the default."""
+    return ",".join(kinds if {*kinds} - {"no-defense"} else ("nothing", *kinds))
 
 
 def _record_of(result: Mapping[str, Any], cell: Cell) -> Record:
