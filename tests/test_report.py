@@ -229,6 +229,14 @@ def test_length_and_frequency_are_counted_token_by_token():
     assert [point.mean for point in frequency.series[0].points] == [0.25, 1.0]
 
 
+def test_the_tiles_are_those_of_the_setting_that_the_first_sentence_names():
+    halves = done(cell(attack="dlg"), 0, sentence(["a", "b"], ["a", "x"]), sentence(["c", "d"], ["c", "x"]))
+    one_whole = done(cell(attack="tag"), 0, sentence(["a", "b"]), sentence(["c", "d"], ["", ""]))
+    report = report_of(halves, one_whole)
+    assert "tag recovered 50 % of the tokens" in report.headline[0]
+    assert "50 % of sentences word for word, there" in page_of(report).text
+
+
 def test_secrets_have_a_line_of_their_own():
     of, defended = cell(), cell(defense=("sign",))
     report = report_of(
@@ -669,9 +677,10 @@ def test_a_run_without_truth_says_that_nobody_knows(run_folder, tmp_path, toy_fo
 
 
 def test_a_redacted_run_has_figures_and_no_text(run_folder):
-    folder = run_folder("redacted", "-s", "the cat sat", "--redact")
+    folder = run_folder("redacted", "-s", "the cat sat", "-s", "we ran", "--know", "lengths", "--redact")
     report = analyze(read(folder))
-    assert report.settings[0].sentences == 1
+    assert report.settings[0].sentences == 2
+    assert "2 sentences scored" in page_of(report).text
     assert report.examples == ()
     assert "the cat" not in page_of(report).text
     assert "Texts were left out." in page_of(report, redact=True).text

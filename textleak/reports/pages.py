@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from textleak.live import readable, seconds_in_words
 from textleak.reports import charts
 from textleak.reports.analysis import Report
-from textleak.reports.figures import SettingFigures, in_range, percent
+from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, in_words, value_of
 from textleak.reports.statistics import Interval
 from textleak.words import count_of
@@ -143,14 +143,8 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
         "run": evaluation.kind == "run",
         "batches": sum(one.batches for one in settings),
         "failed": sum(one.failed for one in settings),
-        "sentences": len(
-            {
-                (record.cell.data, sentence.reference)
-                for record in evaluation.records
-                for sentence in record.sentences
-            }
-        ),
-        "worst": max((one for one in settings if one.match), key=_match, default=None),
+        "sentences": _different_sentences(evaluation),
+        "worst": max((one for one in settings if one.match), key=leaked, default=None),
         "columns": [axis for axis in report.axes if axis != "attack"],
         "command": command(evaluation, redact=redact),
         "settings_text": json.dumps(
@@ -163,8 +157,14 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
     }
 
 
-def _match(one: SettingFigures) -> float:
-    return one.match.mean if one.match else -1.0
+def _different_sentences(evaluation: Findings) -> int:
+    """How many sentences were scored, each counted once over all settings; a run has only one, maybe without texts."""
+    scored = [
+        (record.cell.data, sentence.reference)
+        for record in evaluation.records
+        for sentence in record.sentences
+    ]
+    return len(scored if evaluation.kind == "run" else set(scored))
 
 
 def _without_width(interval: Interval | None) -> bool:
