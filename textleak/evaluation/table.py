@@ -211,8 +211,8 @@ class _Counter:
     """How far it is, and how long the rest takes at the pace so far."""
 
     def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
         self._total = evaluation.plan.batches()
-        self._before = len(evaluation.records())
         self._new = 0
         self._start = time.monotonic()
 
@@ -221,11 +221,11 @@ class _Counter:
 
     @property
     def left(self) -> int:
-        return max(0, self._total - self._before - self._new)
+        return max(0, self._total - len(self._evaluation.records()))
 
     def words(self) -> str:
         elapsed = time.monotonic() - self._start
-        words = f"[{elapsed:7.1f} s] {min(self._total, self._before + self._new)} of {self._total} batches"
+        words = f"[{elapsed:7.1f} s] {self._total - self.left} of {self._total} batches"
         if self._new and self.left:
             words += f", about {seconds_in_words(elapsed / self._new * self.left)} left"
         return words
