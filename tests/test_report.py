@@ -698,6 +698,14 @@ def test_a_run_that_is_going_on_or_of_pictures_is_told_apart(tmp_path):
     assert "image run" in invoke("report", pictures.path, code=2).stderr
 
 
+@pytest.mark.parametrize("sentence", [{"reference": "a"}, None])
+def test_a_result_of_another_form_is_told_so(sentence, tmp_path):
+    folder = runs.RunFolder.create(tmp_path / "run", name="x")
+    runs.write_json(folder.run_path, {"pid": 0, "settings": {"model": "minilm", "attack": "match"}})
+    runs.write_json(folder.result_path, {"token_match_rate": 0.5, "sentences": [sentence]})
+    assert "is no result of" in invoke("report", folder.path, code=2).stderr
+
+
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_help_loads_nothing_heavy(command):
     code = (

@@ -103,7 +103,19 @@ def _of_run(run: RunRecord) -> Findings:
         )
         records: tuple[Record, ...] = (failed,)
     else:
-        records = (_record_of(run.result, cell),)
+        try:
+            records = (_record_of(run.result, cell),)
+        except (
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # a ValidationError is a ValueError
+            raise InputError(
+                f"{run.folder.result_path} is no result of `textleak run`.",
+                why=f"{type(error).__name__}: {str(error).splitlines()[0]}.",
+                fix="Run it again; another version of textleak may have written this one.",
+            ) from None
     return Findings(
         path=run.folder.path, kind="run", records=records, settings=run.settings, versions=versions
     )
