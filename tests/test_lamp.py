@@ -175,6 +175,24 @@ class _Alphabetical:
 # Starts and steps
 
 
+def test_a_start_whose_distance_is_no_number_is_never_the_best(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, ["the cat sat"], know=TOLD, seed=1)
+    run = a_run(model, shared, starts=2)
+    good = run.dummies.draw(1, generator())
+    broken = {**good, "embeddings": good["embeddings"] * torch.nan}
+    for order in ([broken, good], [good, broken]):
+        steps = run._best_of(iter(order), 0, None)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                best, distance = end.value
+                break
+        assert best["embeddings"].equal(good["embeddings"])
+        assert 0 < distance < float("inf")
+
+
 @pytest.mark.parametrize("sentence", ["the dog ran home", "she wrote a letter"])
 def test_a_planted_sentence_comes_back(sentence: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")

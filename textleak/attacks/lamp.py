@@ -271,7 +271,7 @@ class _Run:
             if best is not None and self._left() == 0:
                 break
             distances_M = self._distances(free)
-            m = int(distances_M.nan_to_num(torch.inf).argmin())
+            m = int(distances_M.argmin())
             if best is None or float(distances_M[m]) < best[1]:
                 best = {name: leaf[m : m + 1] for name, leaf in free.items()}, float(distances_M[m])
             tried += len(distances_M)
@@ -295,10 +295,11 @@ class _Run:
             yield min(size, count - start)
 
     def _distances(self, free: Leaves) -> Tensor:
-        """How far each of M candidates' gradients is from the shared one, (M,)."""
+        """How far each of M candidates' gradients is from the shared one, (M,); inf where that is no number."""
         count = len(free["embeddings"])
         given = {name: leaf[:1].expand(count, *leaf.shape[1:]) for name, leaf in self._given.items()}
-        return self.matcher.evaluate(self.dummies.losses, {**given, **free})
+        distances_M = self.matcher.evaluate(self.dummies.losses, {**given, **free})
+        return distances_M.nan_to_num(torch.inf, posinf=torch.inf)
 
     @cached_property
     def _given(self) -> dict[str, Tensor]:
@@ -357,7 +358,7 @@ class _Run:
         sizes = self._passes(len(batches))
         for size in sizes:
             part = batches[len(distances) : len(distances) + size]
-            distances += self._distances(self._reordered(free, part)).nan_to_num(torch.inf).tolist()
+            distances += self._distances(self._reordered(free, part)).tolist()
         if self.prior is None or self.alpha_lm == 0:
             return distances
         texts = [
