@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -15,16 +16,18 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import textleak
+from tests import synthetic
 from tests.kills import kill_until_done
 from textleak import config
 from textleak.attacks import ATTACKS
-from textleak.cli import app
+from textleak.cli import app, common, evaluate
 from textleak.config import EvaluationConfig, load_evaluation_config
 from textleak.errors import InputError, TextleakError
-from textleak.evaluation import datasets, drive, engines, grid, records
+from textleak.evaluation import datasets, drive, engines, grid, records, table
 from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Local, Processes, Ray
 from textleak.evaluation.measure import holds
@@ -756,3 +759,65 @@ def test_ray_gives_the_same_records_and_a_killed_worker_loses_nothing(toy, tmp_p
     assert alike(found) == alike(expected)
     assert all(record.worker.startswith("ray ") for record in found)
     assert run_all(evaluation) == []
+
+
+# The table
+
+
+def four_cells() -> drive.Evaluation:
+    """Two models, two attacks: a cell that is done, one that the time limit ended, and two to come."""
+    settings = EvaluationConfig(
+        data=["sample"],
+        model=["bert-tiny", "minilm"],
+        limit=2,
+        time_limit=4,
+        defense=["gaussian:sigma=0.001"],
+        attack=["auto", "dlg:steps=100"],
+    )
+    evaluation = drive.Evaluation(grid.plan(settings), None)
+    first, second, *_ = [cell for cell, _ in evaluation.plan.cells()]
+    words = synthetic.sentence(["nobody", "told", "the", "bank"])
+    wrong = synthetic.sentence(["nobody", "told", "the", "bank"], ["x", "x", "x", "x"])
+    for record in (
+        dataclasses.replace(synthetic.done(first, 0, words), stop=Stop.TIME.value),  # verified: it had it all
+        dataclasses.replace(synthetic.done(second, 0, wrong), stop=Stop.TIME.value),
+        dataclasses.replace(synthetic.done(second, 1, wrong), stop=Stop.CONVERGED.value),
+    ):
+        evaluation._records[record.cell, record.batch] = record
+    return evaluation
+
+
+def shown(evaluation: drive.Evaluation, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(table.render(evaluation))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 200])
+def test_a_narrow_table_gives_up_figures_but_no_name(width):
+    text = shown(four_cells(), width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    for name in ("bert-tiny", "minilm", "auto", "dlg:steps=", "batches", "match"):
+        assert name in text
+    assert ("n/D" in text.splitlines()[2]) == (width == 200)
+    assert ("Not shown" in text) == (width < 200)
+
+
+def test_the_table_says_what_the_time_limit_ended():
+    text = shown(four_cells(), 200)
+    assert "time limit 4 s" in text
+    assert "The time limit ended 1 of 3 batches before they were done" in text
+    assert "1/2" in next(line for line in text.splitlines() if "dlg" in line and "bert-tiny" in line)
+    assert [row.cut_off for row in table.rows(four_cells())] == [0, 1, 0, 0]
+
+
+def test_nothing_is_drawn_over_the_warning_of_random_weights(toy, monkeypatch):
+    """A second console would write into the live table's lines, which erases the warning half a second later."""
+    consoles = []
+    terminal = Console(width=100, file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(common, "stderr", lambda: terminal)
+    monkeypatch.setattr(common, "say_weights", lambda *_, console=None: consoles.append(console))
+    evaluation = drive.Evaluation(grid.plan(EvaluationConfig(**toy)), None)
+    evaluate._drive(evaluation, Local(), retry_failed=False)
+    assert consoles == [terminal]

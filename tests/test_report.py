@@ -18,6 +18,7 @@ from tests.synthetic import LADDER, cell, done, failed, grid, sentence, write
 from textleak import runs
 from textleak.cli import app
 from textleak.evaluation.answers import Records
+from textleak.events import Stop
 from textleak.gradients import SideInformation, hides_defense
 from textleak.reports.analysis import Report, analyze
 from textleak.reports.figures import percent
@@ -141,6 +142,25 @@ def test_the_headline_names_what_leaked_most_and_which_defense_held_best():
     best = min(report.defenses[1:], key=lambda row: row.strongest.match.mean)
     assert best.words in report.headline[-1]
     assert percent(best.strongest.match.mean) in report.headline[-1]
+
+
+def test_the_headline_says_what_the_time_limit_ended():
+    whole, part = sentence(["a", "cat"]), sentence(["a", "cat"], ["x", "y"])
+    late = dataclasses.replace(done(cell(defense=("sign",)), 0, part), stop=Stop.TIME.value)
+    verified = dataclasses.replace(done(cell(), 0, whole), stop=Stop.TIME.value)
+    report = report_of(verified, late)
+    assert [one.cut_off for one in report.settings] == [0, 1]
+    assert "The time limit ended 1 of 2 batches before they were done: with more time, more may leak." in (
+        report.headline
+    )
+    assert report.headline[-1].endswith("though its time was up in 1 of 1.")
+    assert not any("time" in line for line in report_of(done(cell(), 0, whole)).headline)
+
+
+def test_only_secrets_of_the_sample_are_called_made_up():
+    for data, made_up in (("mails.csv", False), ("sample", True)):
+        record = done(cell(data=data), 0, sentence(["pin", "4711"], secrets=[("4711", True)]))
+        assert ("secret (made up)" in to_html(report_of(record))) == made_up
 
 
 def test_defenses_go_from_none_to_strong_and_each_stands_beside_its_strongest_attack():

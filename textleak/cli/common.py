@@ -249,12 +249,12 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
     return message
 
 
-def say_weights(weights: str, source: str, model: str) -> None:
-    """Say loudly where there was nothing but random weights."""
+def say_weights(weights: str, source: str, model: str, *, console: Console | None = None) -> None:
+    """Say loudly where there was nothing but random weights, on stderr or the console that a live view has."""
     from rich.text import Text
 
     if weights == "random":
-        stderr().print(
+        (console or stderr()).print(
             Text.assemble(
                 ("RANDOM WEIGHTS", "bold black on yellow"),
                 (f" {model}: {source}. ", "yellow"),

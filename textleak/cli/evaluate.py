@@ -10,6 +10,8 @@ import typer
 from textleak.cli import common
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from textleak.config import EvaluationConfig
     from textleak.evaluation.drive import Evaluation
     from textleak.evaluation.engines import Engine
@@ -204,14 +206,18 @@ def _say_before(evaluation: Evaluation) -> None:
 def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str:
     """Compute what is left, watched; "done" or "interrupted"."""
     loud: set[str] = set()
+    console = common.stderr()
     try:
-        with _display(evaluation) as display:
+        with _display(evaluation, console) as display:
             for record in evaluation.run(engine, retry_failed=retry_failed):
                 display.show(record)
                 if record.weights == "random" and record.cell.model not in loud:
                     loud.add(record.cell.model)
                     common.say_weights(
-                        "random", "no pretrained ones are at hand or asked for", record.cell.model
+                        "random",
+                        "no pretrained ones are at hand or asked for",
+                        record.cell.model,
+                        console=console,  # the live table's own: on another one it would be drawn over
                     )
     except KeyboardInterrupt:
         common.stderr().print(
@@ -221,11 +227,10 @@ def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str
     return "done"
 
 
-def _display(evaluation: Evaluation) -> Display:
+def _display(evaluation: Evaluation, console: Console) -> Display:
     """The table on a terminal, lines elsewhere."""
     from textleak.evaluation.table import LiveTable, PlainLines
 
-    console = common.stderr()
     return (
         LiveTable(evaluation, console)
         if console.is_terminal and not console.is_dumb_terminal

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from textleak.events import Stop
+
 FORMAT_VERSION = 1
 
 
@@ -137,6 +139,11 @@ class Record:
     worker: str = "local"
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT_VERSION
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the time limit ended it before it had an answer that is known to be right."""
+        return self.stop == Stop.TIME.value and self.verified is not True
 
 
 _RECORD = TypeAdapter(Record)

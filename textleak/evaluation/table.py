@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,7 @@ from textleak.evaluation.answers import FIGURES, Records, defense_of
 from textleak.evaluation.drive import Evaluation
 from textleak.evaluation.records import Cell, Record
 from textleak.live import seconds_in_words
+from textleak.words import count_of
 
 # Plain lines follow each other no faster than this (our choice).
 _BETWEEN_LINES = 2.0
@@ -33,11 +34,31 @@ _NAMES = {
     "know": "know",
     "seed": "seed",
 }
+_HEADINGS = (
+    "batches",
+    "match",
+    "recall",
+    "exact",
+    "R-1",
+    "R-2",
+    "verified",
+    "cut off",
+    "secrets",
+    "n/D",
+    "s/batch",
+)
+# What a narrow terminal goes without, the first one first: better fewer figures than figures of nobody knows what.
+_GIVEN_UP = ("n/D", "R-2", "R-1", "s/batch", "recall", "exact", "verified", "cut off", "secrets")
+# Letters that a column of names keeps, where it is folded (our choice).
+_NARROWEST = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A cell and what its batches came to so far; means are None before the first one."""
+    """A cell and what its batches came to so far; means are None before the first one.
+
+    `cut_off` of them were ended by the time limit before they had an answer that is known to be right.
+    """
 
     cell: Cell
     batches: int
@@ -47,6 +68,7 @@ class Row:
     tokens_per_hidden: float | None
     means: Mapping[str, float | None]
     verified: int
+    cut_off: int
     secrets: int
     secrets_recovered: int
     seconds: float | None
@@ -77,6 +99,7 @@ def _row(cell: Cell, batches: int, records: Records) -> Row:
         tokens_per_hidden=statistics.fmean(r.tokens_per_hidden or 0.0 for r in done) if done else None,
         means={figure: done.mean(figure) if done else None for figure in FIGURES},
         verified=sum(bool(record.verified) for record in done),
+        cut_off=sum(record.cut_off for record in done),
         secrets=len(secrets),
         secrets_recovered=int(sum(secrets)),
         seconds=statistics.fmean(record.seconds for record in done) if done else None,
@@ -84,30 +107,62 @@ def _row(cell: Cell, batches: int, records: Records) -> Row:
 
 
 def render(evaluation: Evaluation) -> RenderableType:
-    """The table, and above it what all cells have in common."""
-    found = rows(evaluation)
-    written = [_written(row) for row in found]
-    apart = [name for name in _NAMES if len({one[name] for one in written}) > 1]
-    common = ", ".join(f"{_NAMES[name]} {written[0][name]}" for name in _NAMES if name not in apart)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in apart:
-        table.add_column(_NAMES[name], overflow="fold")
-    for heading in (
-        "batches",
-        "match",
-        "recall",
-        "exact",
-        "R-1",
-        "R-2",
-        "verified",
-        "secrets",
-        "n/D",
-        "s/batch",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row, names in zip(found, written, strict=True):
-        table.add_row(*(Text(names[name]) for name in apart), *_figures(row))
-    return Group(Text(common, style="bright_black"), table)
+    """The table, above it what all cells have in common, and below it what the time limit ended."""
+    return _Grid(evaluation)
+
+
+class _Grid:
+    """The table in as many columns as the terminal is wide enough for."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._rows = rows(evaluation)
+        self._time_limit = evaluation.plan.config.time_limit
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        written = [_written(row) for row in self._rows]
+        figures = [_figures(row) for row in self._rows]
+        apart = [name for name in _NAMES if len({one[name] for one in written}) > 1]
+        common = [f"{_NAMES[name]} {written[0][name]}" for name in _NAMES if name not in apart]
+        if self._time_limit is not None:
+            common.append(f"time limit {self._time_limit:g} s")
+        cut_off = sum(row.cut_off for row in self._rows)
+        shown = [heading for heading in _HEADINGS if heading != "cut off" or cut_off]
+        left_out = []
+        names = [
+            min(_NARROWEST, max(len(_NAMES[name]), *(len(one[name]) for one in written))) for name in apart
+        ]
+        for heading in _GIVEN_UP:
+            if _width([*names, *_widths(shown, figures)]) <= options.max_width:
+                break
+            if heading in shown:
+                shown.remove(heading)
+                left_out.append(heading)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in apart:
+            table.add_column(_NAMES[name], overflow="fold")
+        for heading in shown:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for of_cell, of_row in zip(written, figures, strict=True):
+            table.add_row(*(Text(of_cell[name]) for name in apart), *(of_row[heading] for heading in shown))
+        yield Text(", ".join(common), style="bright_black")
+        yield table
+        if cut_off:
+            batches = count_of(sum(row.done for row in self._rows), "batch", "batches")
+            yield Text(
+                f"The time limit ended {cut_off} of {batches} before they were done: with more time, more may leak.",
+                style="yellow",
+            )
+        if left_out:
+            yield Text(f"Not shown, as the terminal is narrow: {', '.join(left_out)}.", style="bright_black")
+
+
+def _widths(shown: Sequence[str], figures: Sequence[Mapping[str, Text]]) -> list[int]:
+    return [max(len(heading), *(len(one[heading]) for one in figures)) for heading in shown]
+
+
+def _width(columns: Sequence[int]) -> int:
+    """Of the table: a blank at each side, three between two columns."""
+    return sum(columns) + 3 * (len(columns) - 1) + 2
 
 
 def _written(row: Row) -> dict[str, str]:
@@ -117,18 +172,24 @@ def _written(row: Row) -> dict[str, str]:
     return {**plain, "model": model, "defense": defense_of(cell), "know": cell.know or "default"}
 
 
-def _figures(row: Row) -> Iterable[Text]:
+def _figures(row: Row) -> dict[str, Text]:
+    """What stands under each heading."""
     count = f"{row.done}/{row.batches}" + (f" ({row.failed} failed)" if row.failed else "")
-    yield Text(count, style="red" if row.failed else "")
     match = row.means["token_match_rate"]
     colors = "bold red" if (match or 0) >= 0.75 else "bold yellow" if (match or 0) > 0 else "bold green"
-    yield Text(_number(match), style=colors if match is not None else "")
-    for figure in ("token_recall", "exact_rate", "rouge1", "rouge2"):
-        yield Text(_number(row.means[figure]))
-    yield Text(f"{row.verified}/{row.done}" if row.done else "")
-    yield Text(f"{row.secrets_recovered}/{row.secrets}" if row.secrets else "")
-    yield Text(_number(row.tokens_per_hidden))
-    yield Text("" if row.seconds is None else f"{row.seconds:.1f}")
+    return {
+        "batches": Text(count, style="red" if row.failed else ""),
+        "match": Text(_number(match), style=colors if match is not None else ""),
+        "recall": Text(_number(row.means["token_recall"])),
+        "exact": Text(_number(row.means["exact_rate"])),
+        "R-1": Text(_number(row.means["rouge1"])),
+        "R-2": Text(_number(row.means["rouge2"])),
+        "verified": Text(f"{row.verified}/{row.done}" if row.done else ""),
+        "cut off": Text(f"{row.cut_off}/{row.done}" if row.cut_off else "", style="yellow"),
+        "secrets": Text(f"{row.secrets_recovered}/{row.secrets}" if row.secrets else ""),
+        "n/D": Text(_number(row.tokens_per_hidden)),
+        "s/batch": Text("" if row.seconds is None else f"{row.seconds:.1f}"),
+    }
 
 
 def _number(value: float | None) -> str:
@@ -160,7 +221,8 @@ class LiveTable:
         self._counter.add(record)
 
     def _picture(self) -> RenderableType:
-        return Group(render(self._evaluation), Text(self._counter.words(), style="bright_black"))
+        # On top: a terminal that is too low for the grid loses its last rows, not how far it is.
+        return Group(Text(self._counter.words(), style="bright_black"), render(self._evaluation))
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)

@@ -256,6 +256,12 @@ def headline(settings: Sequence[SettingFigures], axes: Sequence[str], *, kind: s
     if random:
         which = "The weights" if random == len(scored) else f"The weights of {count_of(random, 'setting')}"
         sentences.append(f"{which} were random: take pretrained ones for figures about a real model.")
+    cut_off = sum(one.cut_off for one in scored)
+    if cut_off:
+        batches = count_of(sum(one.batches for one in scored), "batch", "batches")
+        sentences.append(
+            f"The time limit ended {cut_off} of {batches} before they were done: with more time, more may leak."
+        )
     as_much = sum(leaked(one)[:2] == leaked(most)[:2] for one in scored) - 1
     if as_much and most.match.mean:
         sentences.append(f"As much leaked in {count_of(as_much, 'more setting')}.")
@@ -276,9 +282,11 @@ def _held_best(scored: Sequence[SettingFigures]) -> tuple[str, ...]:
     assert held is not None
     if undefended is not None and held.mean >= undefended.mean:
         return ("No defense held anything back.",)
+    one = strongest[best]
+    late = f", though its time was up in {one.cut_off} of {one.batches}" if one.cut_off else ""
     return (
         f"The defense that held best was {in_words('defense', best)}: "
-        f"the strongest attack got {percent(held.mean)} % of the tokens through it{in_range(held)}.",
+        f"the strongest attack got {percent(held.mean)} % of the tokens through it{in_range(held)}{late}.",
     )
 
 

@@ -35,6 +35,7 @@ class SettingFigures:
         figures: each figure's mean and interval; empty where nothing was scored.
         secrets: share of the planted secrets that were recovered in full; None where none was planted.
         secrets_recovered: how many, of `secrets_planted`.
+        cut_off: batches that the time limit ended before they had an answer known to be right.
         verified: batches whose answer reproduces the shared gradient, of `verifiable`.
         seconds: median of a batch; likewise `cpu_seconds`.
         epsilon: of `dpsgd`.
@@ -53,6 +54,7 @@ class SettingFigures:
     secrets: Interval | None
     secrets_recovered: int
     secrets_planted: int
+    cut_off: int
     verified: int
     verifiable: int
     seconds: float | None
@@ -132,6 +134,7 @@ def figures_of(setting: Setting, group: Sequence[Record], axes: Sequence[str], s
         secrets=bootstrap_mean(*zip(*secrets, strict=True), seed=seed) if secrets else None,
         secrets_recovered=sum(value > 0 for value, _ in secrets),
         secrets_planted=len(secrets),
+        cut_off=sum(record.cut_off for record in done),
         verified=sum(record.verified is True for record in done),
         verifiable=sum(record.verified is not None for record in done),
         seconds=plain_statistics.median(record.seconds for record in done) if done else None,

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from textleak.evaluation.datasets import SAMPLE
 from textleak.live import readable, seconds_in_words
 from textleak.reports import charts
 from textleak.reports.analysis import Report
@@ -151,6 +152,7 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
             settings_of(evaluation, redact), ensure_ascii=False, indent=1, default=str
         ),
         "has_secrets": any(one.secrets_planted for one in settings),
+        "planted_by_us": {record.cell.data for record in evaluation.records} == {SAMPLE},
         "has_epsilon": any(one.epsilon is not None for one in settings),
         "unfolded": len(settings) <= ROWS_UNFOLDED,
         "identical": any(_without_width(one.match) for one in settings),
