@@ -146,6 +146,17 @@ def test_nothing_in_common_is_an_error_that_says_what():
         compared(batches([5]), [failed(cell(), 0)])
 
 
+def test_settings_that_no_cell_tells_of_are_named_where_they_differ():
+    first, second = (
+        dataclasses.replace(
+            findings(name, *batches([1, 2])), settings={"time_limit": limit, "dtype": "float32"}
+        )
+        for name, limit in (("first", None), ("second", 10.0))
+    )
+    assert compare(first, second).outside == {"time_limit": ("–", "10.0")}
+    assert compare(first, first).outside == {}
+
+
 def test_versions_that_differ_are_named():
     first = findings("first", *batches([1, 2]), torch="2.12", numpy="2.0")
     second = findings("second", *batches([1, 2]), torch="2.13", numpy="2.0")

@@ -103,6 +103,8 @@ def _remarks(comparison: Comparison) -> list[str]:
             )
         if comparison.failed[at]:
             lines.append(f"{comparison.failed[at]} batches failed in the {which} folder.")
+    for name, (a, b) in comparison.outside.items():
+        lines.append(f"Settings differ: {name.replace('_', ' ')} {a} against {b}.")
     for package, (a, b) in comparison.versions.items():
         lines.append(f"Versions differ: {package} {a} against {b}.")
     return lines

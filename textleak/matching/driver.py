@@ -48,7 +48,7 @@ class Step:
         losses_K: of the points evaluated in this step (a finished candidate's last).
         best_losses_K: lowest so far, inf where a candidate never had a finite one.
         best: the leaves at those; a copy that is the reader's own.
-        points: the leaves that are evaluated next; a copy likewise.
+        points: the leaves that are evaluated next, to be read before the next step.
         evaluations: candidates evaluated so far.
         restarted: candidates that had diverged or were stuck and began anew.
         stop: why this is the last step, None as long as the run goes on.
@@ -164,7 +164,7 @@ def minimise(
             losses_K=losses_K.clone(),
             best_losses_K=best_losses_K.clone(),
             best={name: leaf.clone() for name, leaf in _leaves(best_KD, shapes).items()},
-            points={name: leaf.clone() for name, leaf in _leaves(state.ask(), shapes).items()},
+            points=_leaves(state.ask(), shapes),
             evaluations=evaluations,
             restarted=tuple(restarted),
             stop=stop,

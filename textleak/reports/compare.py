@@ -23,6 +23,8 @@ from textleak.reports.statistics import Interval, bootstrap_means
 from textleak.words import count_of
 
 _ALL_AXES = (*AXES, "seed")
+# Settings of an evaluation that decide its figures and are the same for all of its cells.
+_OUTSIDE = ("time_limit", "max_words", "num_labels", "dtype")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Comparison:
         unpaired: settings that only the first, and only the second folder has.
         failed: failed batches of the first and of the second folder.
         versions: packages whose versions differ.
+        outside: settings that differ and that no cell tells of, such as the time limit of a batch.
     """
 
     headline: str
@@ -77,6 +80,7 @@ class Comparison:
     unpaired: tuple[tuple[str, ...], tuple[str, ...]]
     failed: tuple[int, int]
     versions: Mapping[str, tuple[str, str]]
+    outside: Mapping[str, tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,12 +141,26 @@ def compare(first: Findings, second: Findings, *, seed: int = 0) -> Comparison:
             _alone(theirs, {b for _, b in paired}, common),
         ),
         failed=(_failed(first.records), _failed(second.records)),
-        versions={
-            package: (first.versions.get(package, "–"), second.versions.get(package, "–"))
-            for package in sorted({*first.versions, *second.versions})
-            if first.versions.get(package) != second.versions.get(package)
-        },
+        versions=_differing(first.versions, second.versions, {*first.versions, *second.versions}),
+        outside=_differing(first.settings, second.settings, _OUTSIDE)
+        if first.kind == second.kind == "evaluation"
+        else {},
     )
+
+
+def _differing(
+    first: Mapping[str, Any], second: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, tuple[str, str]]:
+    """What isn't the same in both, in words."""
+
+    def in_words(value: object) -> str:
+        return "–" if value is None else str(value)
+
+    return {
+        name: (in_words(first.get(name)), in_words(second.get(name)))
+        for name in sorted(names)
+        if first.get(name) != second.get(name)
+    }
 
 
 Cells = dict[Cell, list[Record]]
