@@ -761,6 +761,19 @@ def test_ray_gives_the_same_records_and_a_killed_worker_loses_nothing(toy, tmp_p
     assert run_all(evaluation) == []
 
 
+def test_a_failure_says_which_batch_it_was(capsys):
+    of = synthetic.cell(data="mails.csv")
+    found = [synthetic.failed(of, batch, "too long") for batch in (7, 3)]
+    evaluate._say_failures(Records([*found, synthetic.failed(of, 1, "out of memory")]))
+    assert capsys.readouterr().err.splitlines() == [
+        "Failed (batch 1 of mails.csv): out of memory",
+        "Failed (batch 3 of mails.csv and 1 more): too long",
+        "--retry-failed takes failed batches again.",
+    ]
+    evaluate._say_failures(Records())
+    assert not capsys.readouterr().err
+
+
 # The table
 
 

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from textleak.config import EvaluationConfig
+    from textleak.evaluation.answers import Records
     from textleak.evaluation.drive import Evaluation
     from textleak.evaluation.engines import Engine
+    from textleak.evaluation.records import Record
     from textleak.evaluation.table import Display
 
 _GRID = "repeat it, or separate with commas"
@@ -248,8 +250,7 @@ def _answer(evaluation: Evaluation, outcome: str, *, csv: Path | None, as_json: 
         records.to_csv(csv)
     if not as_json:
         common.stdout().print(table.render(evaluation))
-        for error in sorted({record.error for record in records.failed}):
-            common.stderr().print(f"Failed: {error}", style="red", soft_wrap=True, markup=False)
+        _say_failures(records)
         return
     assert evaluation.store is not None
     common.print_json(
@@ -265,6 +266,20 @@ def _answer(evaluation: Evaluation, outcome: str, *, csv: Path | None, as_json: 
             "cells": [row.to_json() for row in table.rows(evaluation)],
         }
     )
+
+
+def _say_failures(records: Records) -> None:
+    """On stderr: each error once, with where it happened, and how to try again."""
+    by_error: dict[str, list[Record]] = {}
+    for record in sorted(records.failed, key=lambda one: (one.error, one.cell.data, one.batch)):
+        by_error.setdefault(record.error, []).append(record)
+    console = common.stderr()
+    for error, failed in by_error.items():
+        where = f"batch {failed[0].batch} of {failed[0].cell.data}"
+        more = f" and {len(failed) - 1:,} more" if len(failed) > 1 else ""
+        console.print(f"Failed ({where}{more}): {error}", style="red", soft_wrap=True, markup=False)
+    if by_error:
+        console.print("--retry-failed takes failed batches again.", soft_wrap=True, markup=False)
 
 
 def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bool) -> None:
