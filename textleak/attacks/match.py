@@ -27,7 +27,7 @@ from textleak.attacks.dummies import Place, optimize
 from textleak.attacks.problem import TextProblem
 from textleak.attacks.search import Search
 from textleak.attacks.settle import Judge, Verdict
-from textleak.attacks.shapes import batch_shapes
+from textleak.attacks.shapes import Shape, batch_shapes
 from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
@@ -149,14 +149,25 @@ class _Run:
                 listed=self.options.proposals,
             )
             yield Phase(name="discrete", detail="which proposed token stands where")
-            # Fewest sentences first: a batch in which every sentence stands twice has the same gradient.
-            for _, some in itertools.groupby(shapes, key=len):
+            for some in self._turns(shapes, proposals):
                 if not self.search.beam or not self._finished():
-                    yield from self._search(list(self.search.starts(list(some), prefixes)))
+                    self.search.shapes = some if proposals.ends else shapes
+                    yield from self._search(list(self.search.starts(some, prefixes)))
         if self.search is None or not (self._finished() or self._parallel()):
             best = self.search.beam[0][0].rows if self.search is not None else ()
             yield from self._match(tuple(map(len, best)) or shapes[0])
         return self._recovery()
+
+    @staticmethod
+    def _turns(shapes: list[Shape], proposals: Proposals) -> list[list[Shape]]:
+        """Shapes that are searched together, group after group.
+
+        Fewest sentences first: a batch in which every sentence stands twice has the same gradient. Lengths of one
+        sentence that are only ranked come one by one, as a search that may change them gets lost (measured on minilm).
+        """
+        if proposals.ends and len(shapes[0]) == 1:
+            return [[shape] for shape in shapes]
+        return [list(some) for _, some in itertools.groupby(shapes, key=len)]
 
     # Proposals
 
@@ -396,8 +407,13 @@ class _Run:
     # What it shows
 
     def _parallel(self) -> bool:
-        """Whether the best guess's gradient points exactly the shared one's way, and yet isn't equal to it."""
-        return self.search is not None and self.search.beam[0][1] <= _ROUNDING and not self.verified
+        """Whether the best guess's gradient points exactly the shared one's way, and yet isn't equal to it.
+
+        Behind noise that says nothing: no gradient is equal to the shared one there.
+        """
+        if self.search is None or self.problem.shared.noise_sigma > 0:
+            return False
+        return self.search.beam[0][1] <= _ROUNDING and not self.verified
 
     def _certain(self) -> bool:
         """Whether the best guess is the answer, by its gradient or by likelihood."""
