@@ -41,6 +41,12 @@ class SideInformation:
     labels: tuple[int, ...] | None = None
     batch_norm: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None
 
+    @property
+    def size(self) -> int | None:
+        """How many samples were in the batch, B, from whatever tells it; None where nothing does."""
+        told = (self.batch_size, self.labels and len(self.labels), self.lengths and len(self.lengths))
+        return next((number for number in told if number), None)
+
     KINDS = ("batch-size", "labels", "lengths")
     PICTURE_KINDS = ("batch-norm", "batch-size", "labels")
 

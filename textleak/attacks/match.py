@@ -131,14 +131,10 @@ class _Run:
         """The attack's phases, one after the other."""
         proposals, prefixes = yield from self._propose()
         shapes = batch_shapes(self.model, self.problem.shared, proposals, prefixes)
-        known = self.problem.shared.known
-        self.guessed_size = (
-            proposals is not None
-            and bool(proposals.ends)
-            and not (known.batch_size or known.lengths or known.labels)
-        )
-        noisy = self.problem.shared.noise_sigma > 0
-        if proposals is not None and not (noisy and proposals.above_noise < _TRUSTED * sum(shapes[0])):
+        size = self.problem.shared.known.size
+        self.guessed_size = size is None and proposals is not None and bool(proposals.ends)
+        drowned = self._noisy and proposals is not None and proposals.above_noise < _TRUSTED * sum(shapes[0])
+        if proposals is not None and not drowned:
             self.search = Search(
                 problem=self.problem,
                 matcher=self._matcher(),
@@ -169,6 +165,11 @@ class _Run:
             return [[shape] for shape in shapes]
         return [list(some) for _, some in itertools.groupby(shapes, key=len)]
 
+    @property
+    def _noisy(self) -> bool:
+        """Whether the shared gradient has noise of known strength in it."""
+        return self.problem.shared.noise_sigma > 0
+
     # Proposals
 
     def _propose(self) -> Generator[Phase | Progress, None, tuple[Proposals | None, list[Row]]]:
@@ -196,8 +197,7 @@ class _Run:
         There the distance over all tensors leads a greedy search astray (measured on minilm at sigma = 1e-4, the
         first six sentences of CoLA, 3,000 evaluations each: a mean match of 0.81 by all tensors, of 0.91 by these).
         """
-        noisy = self.problem.shared.noise_sigma > 0
-        return (self.problem.whitened if noisy else None) or self.problem.matcher
+        return (self.problem.whitened if self._noisy else None) or self.problem.matcher
 
     def _search(self, start: Sequence[Guess], *, expansions: int | None = None) -> Iterator[Progress]:
         """Search from `start`, and put what looks solved to the exact test."""
@@ -411,7 +411,7 @@ class _Run:
 
         Behind noise that says nothing: no gradient is equal to the shared one there.
         """
-        if self.search is None or self.problem.shared.noise_sigma > 0:
+        if self.search is None or self._noisy:
             return False
         return self.search.beam[0][1] <= _ROUNDING and not self.verified
 
@@ -541,7 +541,7 @@ class _Run:
 
     def _recovery(self) -> Recovery:
         assert self.search is not None
-        if self.problem.shared.noise_sigma > 0 and not self._certain():
+        if self._noisy and not self._certain():
             self._put_to_the_test(self.search.beam[0][0])
         sentences = self.search.sentences(verified=self._certain())
         channels = [p.channel for s in sentences for p in s.positions if p.channel]

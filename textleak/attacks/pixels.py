@@ -68,9 +68,7 @@ def batch_size(shared: SharedGradient) -> int:
     Raises:
         InputError: it wasn't.
     """
-    known = shared.known
-    told = (known.batch_size, known.labels and len(known.labels), known.lengths and len(known.lengths))
-    size = next((number for number in told if number), None)
+    size = shared.known.size
     if size is None:
         raise InputError(
             "The batch size is not known.",

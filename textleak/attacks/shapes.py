@@ -32,8 +32,8 @@ def batch_shapes(
     known = shared.known
     if known.lengths is not None:
         return [known.lengths]
-    size = known.batch_size or (len(known.labels) if known.labels else None)
-    if proposals is not None and proposals.rank is None and proposals.ends:
+    size = known.size
+    if proposals is not None and proposals.ends:
         return _likeliest_shapes(size or 1, proposals.ends)
     if proposals is None or proposals.rank is None:
         raise InputError(

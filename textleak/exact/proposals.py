@@ -45,7 +45,8 @@ class Proposals:
         ordered: whether each position has its own list; False when one list stands for all (rotary positions).
         rank: distinct layer inputs in the batch, as far as the span shows; None when it isn't clear.
         above_noise: the span's directions that stand out of the noise, which needn't be all there are.
-        ends: where a defense blurs it, lengths that a sentence can have, likeliest first; else empty.
+        ends: lengths that a sentence can have, likeliest first, where they aren't known and a defense blurs the span;
+            else empty.
         size: the layer's input size; a rank close to it means that the span says little.
         channel: what gives the tokens away, "span" or "embedding" (rows of the word embedding's gradient).
     """
@@ -98,8 +99,8 @@ def span_proposals(
     if span.clear and not layer.depends_on_position:  # one list has the tokens of all positions
         keep = max(keep, span.rank + 1)
     ends: tuple[int, ...] = ()
-    if shared.effects and not span.clear:
-        ends = _soft_ends(model, layer, span)[: (shared.known.batch_size or 1) + _MORE_ENDS]
+    if longest is None and shared.effects and not span.clear:
+        ends = _soft_ends(model, layer, span)[: (shared.known.size or 1) + _MORE_ENDS]
     if longest is None:  # every position of the longest sentence adds an input of its own
         longest = max(ends, default=min(model.max_length, span.rank + 1 if span.clear else _LONGEST))
     tokens: list[tuple[int, ...]] = []
