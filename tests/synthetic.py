@@ -87,10 +87,16 @@ def failed(of: Cell, batch: int, error: str = "AttackError: it broke") -> Record
     return Record(identity="a1b2", cell=of, batch=batch, status="failed", error=error)
 
 
-def write(path: Path, records: Iterable[Record], settings: dict[str, object] | None = None) -> Path:
-    """The folder of an evaluation."""
+def write(
+    path: Path,
+    records: Iterable[Record],
+    settings: dict[str, object] | None = None,
+    batches: int | None = None,
+) -> Path:
+    """The folder of an evaluation that is to have so many batches."""
     path.mkdir(parents=True, exist_ok=True)
     facts = {"format": 1, "identity": "a1b2", "settings": settings or {}, "versions": VERSIONS}
+    facts |= {} if batches is None else {"batches": batches}
     (path / "evaluation.json").write_text(json.dumps(facts), "utf-8")
     lines = [json.dumps(to_json(record), ensure_ascii=False) for record in records]
     (path / "records.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")

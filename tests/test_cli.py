@@ -615,6 +615,9 @@ def test_attacks_and_defenses_are_listed_with_their_options():
     listed = json.loads(invoke("attacks", "--json").stdout)
     assert {"fake", "match"} <= {one["name"] for one in listed}
     assert "answers" in invoke("attacks", "fake").stdout
+    shown = invoke("defenses", "quantize").stdout
+    assert "fp16 | bf16 | int8" in shown
+    assert "Literal" not in shown
     defenses = json.loads(invoke("defenses", "--json").stdout)
     assert "gaussian" in {one["name"] for one in defenses}
     assert "matc" in invoke("attacks", "matc", code=2).stderr

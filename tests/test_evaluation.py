@@ -236,6 +236,10 @@ def test_a_row_of_a_table_ends_where_its_line_does(tmp_path):
             ("hello\u2028there", 1),
             ("page\x0cbreak", 0),
         ]
+    file = tmp_path / "d.txt"
+    file.write_bytes("hello\u2028there\r\npage\x0cbreak".encode())
+    found = datasets.load(str(file), EvaluationConfig())
+    assert [example.sentence for example in found.examples] == ["hello\u2028there", "page\x0cbreak"]
 
 
 def bad_column(folder: Path) -> dict[str, object]:
@@ -358,7 +362,7 @@ def some_record(identity: str = "x", batch: int = 0, status: str = "done") -> Re
 
 
 def opened(path: Path) -> Store:
-    return Store.open(path, identity="x", settings={"a": 1})
+    return Store.open(path, identity="x", settings={"a": 1}, batches=4)
 
 
 def test_a_torn_last_line_is_mended(tmp_path):
@@ -383,6 +387,15 @@ def test_two_writers_write_no_record_twice(tmp_path):
     assert other.add(some_record(batch=1))
     assert not one.add(some_record(batch=1))
     assert len((tmp_path / "records.jsonl").read_bytes().splitlines()) == 2
+
+
+def test_a_batch_that_fails_again_in_another_way_has_its_new_error(tmp_path):
+    store = opened(tmp_path)
+    failure = some_record(status="failed")
+    assert store.add(failure)
+    assert not store.add(failure)
+    assert store.add(dataclasses.replace(failure, error="another"))
+    assert [record.error for record in read_records(tmp_path)] == ["another"]
 
 
 def test_a_second_process_on_a_folder_begins_at_the_other_end(toy, tmp_path):

@@ -605,6 +605,19 @@ def test_a_torn_last_line_is_passed_over(tmp_path):
     invoke("report", folder)
 
 
+def test_an_unfinished_evaluation_says_so_at_the_top(tmp_path):
+    records = [*(done(cell(), b, sentence(["a", str(b)])) for b in range(3)), failed(cell(), 3)]
+    folder = write(tmp_path / "e", records, batches=10)
+    lead, *rest = analyze(read(folder)).headline
+    assert lead.startswith("With no defense")
+    assert rest[:2] == [
+        "Unfinished: 6 of 10 batches are still to be evaluated.",
+        "1 batch failed and is in no mean.",
+    ]
+    finished = write(tmp_path / "f", records, batches=4)
+    assert not any("Unfinished" in words for words in analyze(read(finished)).headline)
+
+
 def test_an_evaluation_that_has_not_begun_has_a_page(tmp_path):
     folder = write(tmp_path / "e", [])
     (folder / "records.jsonl").unlink()

@@ -149,7 +149,8 @@ class ClientConfig(_ClientSettings):
         if self.file is None:
             return self.sentences
         try:
-            lines = self.file.read_text("utf-8").splitlines()
+            with self.file.open(encoding="utf-8") as file:
+                lines = list(file)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{self.file} can't be read as sentences.",

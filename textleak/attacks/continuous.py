@@ -37,6 +37,7 @@ from textleak.matching import Leaves, Matcher, Objective, Optimiser, Step, minim
 from textleak.matching import Stop as DriverStop
 from textleak.models import Targets, TextModel
 from textleak.models.vision import ImageModel
+from textleak.words import count_of
 
 # Steps from one progress event to the next (our choice).
 EVERY = 5
@@ -141,7 +142,10 @@ def match_dummies(
             model=model, shared=shared, objective=objective, settings=pictures, labels_KB=labels_KB
         )
         matcher = picture.matcher
-    yield Phase(name="continuous", detail=f"{restarts} dummy batches, {', '.join(dummies.free)} optimized")
+    yield Phase(
+        name="continuous",
+        detail=f"{count_of(restarts, 'dummy batch', 'dummy batches')}, {', '.join(dummies.free)} optimized",
+    )
 
     def objective_fn(leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
         return dummies.value_and_gradient(matcher, leaves)

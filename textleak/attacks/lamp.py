@@ -59,6 +59,7 @@ from textleak.matching import (
 )
 from textleak.models import TextModel
 from textleak.prior import LanguagePrior
+from textleak.words import count_of
 
 Order = tuple[int, ...]
 """Which of a row's tokens stands at each place after a move."""
@@ -177,7 +178,8 @@ class _Run:
         rounds = options.rounds()
         yield Phase(
             name="alternate",
-            detail=f"{options.restarts} dummy batches, {', '.join(dummies.free)} optimized, "
+            detail=f"{count_of(options.restarts, 'dummy batch', 'dummy batches')}, "
+            f"{', '.join(dummies.free)} optimized, "
             f"tokens moved in {len(rounds)} rounds",
         )
         run = minimise(

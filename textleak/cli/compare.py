@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textleak.cli import common
+from textleak.words import count_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,10 +100,13 @@ def _remarks(comparison: Comparison) -> list[str]:
             lines.append(f"Only in the {which} folder: {shown}.")
         if comparison.overall.alone[at]:
             lines.append(
-                f"{comparison.overall.alone[at]} sentences of paired settings are only in the {which} folder."
+                f"Only in the {which} folder, though its setting is in both: "
+                f"{count_of(comparison.overall.alone[at], 'sentence')}."
             )
         if comparison.failed[at]:
-            lines.append(f"{comparison.failed[at]} batches failed in the {which} folder.")
+            lines.append(
+                f"Failed in the {which} folder: {count_of(comparison.failed[at], 'batch', 'batches')}."
+            )
     for name, (a, b) in comparison.outside.items():
         lines.append(f"Settings differ: {name.replace('_', ' ')} {a} against {b}.")
     for package, (a, b) in comparison.versions.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,8 @@ def _show(registry: Registry[Any], name: str | None, *, as_json: bool, how: str)
     if one["options"]:
         table = Table("option", "takes", "default", "what it is", box=box.SIMPLE_HEAD, pad_edge=False)
         for option in one["options"]:
-            table.add_row(option["name"], option["type"], Text(repr(option["default"])), Text(option["doc"]))
+            default = Text(_value_in_words(option["default"]))
+            table.add_row(option["name"], _type_in_words(option["type"]), default, Text(option["doc"]))
         console.print(table)
         console.print(Text(f"Set one with {how}.", style="bright_black"))
 
@@ -95,6 +97,21 @@ def _type_name(annotation: object) -> str:
                 break
         text = text[: match.start()] + match.group(1).strip() + text[end:]
     return text
+
+
+_TYPES = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "None": "null"}
+
+
+def _type_in_words(name: str) -> str:
+    """What an option takes, as it is written behind --set."""
+    choices = re.fullmatch(r"Literal\[(.*)\]", name)
+    if choices:
+        return " | ".join(choice.strip().strip("'\"") for choice in choices[1].split(","))
+    return " or ".join(_TYPES.get(part, part) for part in name.split(" | "))
+
+
+def _value_in_words(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _attribute_docs(words: str) -> dict[str, str]:

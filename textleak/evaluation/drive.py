@@ -103,7 +103,9 @@ def begin(
     check_size(found, many=many)
     if not stored:
         return Evaluation(found, None)
-    store = Store.open(folder_of(found, name), identity=found.identity, settings=found.settings())
+    store = Store.open(
+        folder_of(found, name), identity=found.identity, settings=found.settings(), batches=found.batches()
+    )
     return Evaluation(found, store)
 
 

@@ -32,7 +32,7 @@ class EvaluationFolder:
 
     @property
     def settings_path(self) -> Path:
-        """Settings, identity, versions, machine."""
+        """Settings, identity, how many batches there are, versions, machine."""
         return self.path / "evaluation.json"
 
     @property
@@ -87,8 +87,8 @@ class Store:
         self._read = 0
 
     @classmethod
-    def open(cls, path: Path, *, identity: str, settings: Mapping[str, Any]) -> Store:
-        """Begin an evaluation in a folder, or go on with the one that is there.
+    def open(cls, path: Path, *, identity: str, settings: Mapping[str, Any], batches: int) -> Store:
+        """Begin an evaluation of so many batches in a folder, or go on with the one that is there.
 
         Raises:
             InputError: it holds another evaluation, or can't be written to.
@@ -100,7 +100,7 @@ class Store:
             if store.folder.settings_path.exists():
                 _check_same(store.folder, identity, settings)
             else:
-                store._begin(settings)
+                store._begin(settings, batches)
             store._catch_up()
         return store
 
@@ -118,7 +118,7 @@ class Store:
             self._catch_up()
 
     def add(self, record: Record) -> bool:
-        """Write a record; False where another process has written this batch meanwhile.
+        """Write a record; False where it adds nothing: another process has written this batch, or it failed alike.
 
         Raises:
             TextleakError: it can't be written, for example as the disk is full; what was there before is whole.
@@ -126,7 +126,7 @@ class Store:
         with self._lock:
             self._catch_up()
             there = self.records.get(key_of(record))
-            if there is not None and (there.status == "done" or record.status == "failed"):
+            if there is not None and (there.status == "done" or _same_failure(there, record)):
                 return False
             line = json.dumps(to_json(record), ensure_ascii=False).encode() + b"\n"
             self._append(line)
@@ -143,7 +143,7 @@ class Store:
             if then.get(package) != now.get(package)
         ]
 
-    def _begin(self, settings: Mapping[str, Any]) -> None:
+    def _begin(self, settings: Mapping[str, Any], batches: int) -> None:
         if self.folder.records_path.exists():
             raise InputError(
                 f"{self.folder.path} holds records without an evaluation.json.",
@@ -155,6 +155,7 @@ class Store:
             "identity": self.identity,
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "settings": dict(settings),
+            "batches": batches,
             "versions": runs.versions(),
             "machine": runs.machine(),
         }
@@ -215,6 +216,10 @@ def _parsed(content: bytes, identity: str, path: Path) -> Iterator[Record]:
                 fix="Choose another --out.",
             )
         yield record
+
+
+def _same_failure(there: Record, record: Record) -> bool:
+    return there.status == record.status == "failed" and there.error == record.error
 
 
 def _check_same(folder: EvaluationFolder, identity: str, settings: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from textleak.errors import InputError
 from textleak.gradients import PublicModel
 from textleak.models.quiet import quiet
+from textleak.words import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -302,7 +303,7 @@ class TextModel:
                 raise InputError(  # a private text isn't quoted
                     f"Sentence {len(rows) + 1} is too long: {len(ids)} tokens.",
                     why=f"{self.name} reads at most {self.max_length}, special tokens counted.",
-                    fix="Shorten it, or split it into several sentences.",
+                    fix="Shorten it or split it; `textleak eval --max-words` leaves such sentences out.",
                 )
             if max(ids) >= self.vocab_size:
                 raise InputError(
@@ -381,7 +382,8 @@ class TextModel:
             labels = torch.randint(self.num_labels, (B,), generator=generator).tolist()
         if len(labels) != B:
             raise InputError(
-                f"{len(labels)} labels were given for {B} sentences.", fix="Give one for each, or none."
+                f"{count_of(len(labels), 'label')} given for {count_of(B, 'sentence')}.",
+                fix="Give one for each, or none.",
             )
         check_labels(labels, self.num_labels, self.name)
         return Targets(

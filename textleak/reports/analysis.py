@@ -181,7 +181,7 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     secrets, planted = _secrets(groups, axes)
     return Report(
         evaluation=evaluation,
-        headline=headline(settings, axes, kind=evaluation.kind),
+        headline=headline(settings, axes, kind=evaluation.kind, unfinished=evaluation.unfinished),
         common=_common(settings, axes),
         axes=axes,
         settings=settings,
@@ -233,11 +233,29 @@ def _in_order(settings: Iterable[Setting]) -> list[Setting]:
 # Words
 
 
-def headline(settings: Sequence[SettingFigures], axes: Sequence[str], *, kind: str) -> tuple[str, ...]:
-    """What leaked most under what, in a sentence, and what else a hurried reader has to know."""
+def headline(
+    settings: Sequence[SettingFigures], axes: Sequence[str], *, kind: str, unfinished: int = 0
+) -> tuple[str, ...]:
+    """What leaked most under what, in a sentence, and what else a hurried reader has to know.
+
+    Args:
+        settings: with their figures.
+        axes: along which they differ.
+        kind: "evaluation" or "run".
+        unfinished: batches without a record.
+    """
     scored = [one for one in settings if one.match is not None]
     if not scored:
         return (_nothing_scored(settings, kind),)
+    done, failed = sum(one.batches for one in scored), sum(one.failed for one in settings)
+    missing = []
+    if unfinished:
+        there = count_of(done + failed + unfinished, "batch", "batches")
+        missing.append(f"Unfinished: {unfinished:,} of {there} are still to be evaluated.")
+    if failed:
+        missing.append(
+            f"{count_of(failed, 'batch', 'batches')} failed and {'is' if failed == 1 else 'are'} in no mean."
+        )
     most = max(scored, key=leaked)
     assert most.match is not None
     assert most.exact is not None
@@ -258,14 +276,14 @@ def headline(settings: Sequence[SettingFigures], axes: Sequence[str], *, kind: s
         sentences.append(f"{which} were random: take pretrained ones for figures about a real model.")
     cut_off = sum(one.cut_off for one in scored)
     if cut_off:
-        batches = count_of(sum(one.batches for one in scored), "batch", "batches")
         sentences.append(
-            f"The time limit ended {cut_off} of {batches} before they were done: with more time, more may leak."
+            f"The time limit ended {cut_off} of {count_of(done, 'batch', 'batches')} before they were done: "
+            "with more time, more may leak."
         )
     as_much = sum(leaked(one)[:2] == leaked(most)[:2] for one in scored) - 1
     if as_much and most.match.mean:
         sentences.append(f"As much leaked in {count_of(as_much, 'more setting')}.")
-    return (*sentences, *_held_best(scored))
+    return (sentences[0], *missing, *sentences[1:], *_held_best(scored))
 
 
 def _held_best(scored: Sequence[SettingFigures]) -> tuple[str, ...]:

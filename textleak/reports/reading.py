@@ -24,6 +24,7 @@ class Findings:
         settings: what was asked for, as plain values.
         versions: of Python and the packages that decide a result.
         identity: hash of the settings; "" for a run.
+        planned: how many batches there are to be; None where the folder doesn't say.
     """
 
     path: Path
@@ -32,6 +33,12 @@ class Findings:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     identity: str = ""
+    planned: int | None = None
+
+    @property
+    def unfinished(self) -> int:
+        """Batches that have no record yet."""
+        return max(0, (self.planned or 0) - len(self.records))
 
 
 def read(path: Path) -> Findings:
@@ -60,6 +67,7 @@ def _read_evaluation(path: Path) -> Findings:
         settings=facts["settings"],
         versions=facts.get("versions", {}),
         identity=facts["identity"],
+        planned=facts.get("batches"),
     )
 
 
