@@ -13,12 +13,12 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Generator
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 
-from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.base import ATTACKS, Steps, Totals
 from textleak.attacks.embedding import Embedding
 from textleak.attacks.match import Match
 from textleak.attacks.span import answer, shown, spanned_sentences
@@ -28,9 +28,6 @@ from textleak.exact.found import Found
 from textleak.gradients import SharedGradient, SideInformation
 from textleak.models import TextModel
 from textleak.verification import certify, own_gradient
-
-R = TypeVar("R")
-"""What a channel ends with."""
 
 
 @ATTACKS.register("auto")
@@ -71,23 +68,23 @@ class _Run:
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.answers: list[Recovery] = []
         self.notes: list[str] = []
-        self.steps_before = self.evaluations_before = 0
+        self.totals = Totals()
 
     def steps(self) -> Steps:
         """The channels, one after the other."""
         if _shares_embeddings(self.model, self.shared):
-            recovery = yield from self._followed(
+            recovery = yield from self.totals.followed(
                 Embedding().run(self.shared, self.model, generator=self.generator)
             )
             self.answers.append(recovery)
             if recovery.stop is Stop.VERIFIED:
                 return recovery
-        found = yield from self._followed(
+        found = yield from self.totals.followed(
             spanned_sentences(self.model, self.shared, time_limit=self._seconds_left())
         )
         self.notes += found.notes
         recovery = answer(self.model, self.shared, found)
-        self.evaluations_before += recovery.final_loss is not None  # it was put to the exact test
+        self.totals.evaluations += recovery.final_loss is not None  # it was put to the exact test
         self.answers.append(recovery)
         if recovery.stop is Stop.VERIFIED:
             return self._last(recovery)
@@ -96,27 +93,6 @@ class _Run:
         except InputError as error:  # matching has nothing to go by: what was found before is the answer
             self.notes.append(" ".join(str(error).splitlines()))
         return self._last(self._best())
-
-    def _followed(self, steps: Generator[Phase | Progress, None, R]) -> Generator[Phase | Progress, None, R]:
-        """A channel's events, counted on from the ones before."""
-        steps_done = evaluations = 0
-        try:
-            while True:
-                event = next(steps)
-                if isinstance(event, Progress):
-                    steps_done, evaluations = event.total_steps, event.evaluations
-                    event = dataclasses.replace(
-                        event,
-                        total_steps=steps_done + self.steps_before,
-                        evaluations=evaluations + self.evaluations_before,
-                    )
-                yield event
-        except StopIteration as end:
-            result: R = end.value
-            return result
-        finally:
-            self.steps_before += steps_done
-            self.evaluations_before += evaluations
 
     # Answers
 
@@ -135,8 +111,8 @@ class _Run:
         channels = Counter(p.channel for s in recovery.sentences for p in s.positions if p.channel)
         return dataclasses.replace(
             recovery,
-            steps=self.steps_before,
-            evaluations=self.evaluations_before,
+            steps=self.totals.steps,
+            evaluations=self.totals.evaluations,
             channel=max(channels, key=channels.__getitem__) if channels else recovery.channel,
             notes=tuple(dict.fromkeys((*self.notes, *recovery.notes))),
         )
@@ -153,7 +129,7 @@ class _Run:
         left = self._without(proved, found.batch_size) if proved else self.shared
         attack = Match(time_limit=self._seconds_left())
         recovery = yield from self._joined(
-            self._followed(attack.run(left, self.model, generator=self.generator)), proved
+            self.totals.followed(attack.run(left, self.model, generator=self.generator)), proved
         )
         if proved:
             certificate = certify(self.shared, self.model, recovery.sentences)

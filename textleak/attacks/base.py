@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
@@ -11,6 +12,9 @@ from textleak.events import Phase, Progress, Recovery
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.registry import Registry
+
+R = TypeVar("R")
+"""What a part of an attack ends with."""
 
 Steps = Generator[Phase | Progress, None, Recovery]
 """What a running attack is: it yields where it stands, and returns its recovery."""
@@ -35,6 +39,37 @@ class Attack(Protocol):
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "textleak.attacks")
+
+
+class Totals:
+    """Steps and evaluations of an attack whose parts each count from 0.
+
+    Attributes:
+        steps: of the parts that have ended.
+        evaluations: of the parts that have ended.
+    """
+
+    def __init__(self) -> None:
+        self.steps = self.evaluations = 0
+
+    def followed(self, part: Generator[Phase | Progress, None, R]) -> Generator[Phase | Progress, None, R]:
+        """A part's events, counted on from the parts before."""
+        steps = evaluations = 0
+        try:
+            while True:
+                event = next(part)
+                if isinstance(event, Progress):
+                    steps, evaluations = event.total_steps, event.evaluations
+                    event = dataclasses.replace(
+                        event, total_steps=steps + self.steps, evaluations=evaluations + self.evaluations
+                    )
+                yield event
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        finally:
+            self.steps += steps
+            self.evaluations += evaluations
 
 
 def to_end(steps: Steps) -> Recovery:

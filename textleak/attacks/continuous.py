@@ -108,6 +108,7 @@ def match_dummies(
     labels_KB: Tensor | None = None,
     double: bool = False,
     pictures: PictureSettings = ANY_PICTURES,
+    phase: str = "continuous",
 ) -> Steps:
     """Optimize dummies until the steps are used up, and decode the best candidate.
 
@@ -125,6 +126,7 @@ def match_dummies(
             3e-4 of the gradient's norm in float32, and a line search that reads values then ends early; released
             code forms the difference, which doesn't cancel.
         pictures: what only dummy pictures take.
+        phase: name of the phase in events.
 
     Raises:
         InputError: a shape that isn't known, or nothing shared that dummies leave a trace in.
@@ -143,7 +145,7 @@ def match_dummies(
         )
         matcher = picture.matcher
     yield Phase(
-        name="continuous",
+        name=phase,
         detail=f"{count_of(restarts, 'dummy batch', 'dummy batches')}, {', '.join(dummies.free)} optimized",
     )
 
@@ -184,7 +186,7 @@ def match_dummies(
         if step.step == 1 or step.step % OTHERS_EVERY == 0:
             others = dummies.others(step.best)
         if step.step == 1 or step.step % EVERY == 0 or step.stop is not None:
-            last = progress_of(step, steps, dummies, others)
+            last = progress_of(step, steps, dummies, others, phase)
             yield last
     assert last is not None
     assert step.stop is not None
@@ -201,13 +203,15 @@ def match_dummies(
     )
 
 
-def progress_of(step: Step, steps: int, dummies: StandIns, others: tuple[Tokens, ...]) -> Progress:
+def progress_of(
+    step: Step, steps: int, dummies: StandIns, others: tuple[Tokens, ...], phase: str = "continuous"
+) -> Progress:
     """A step of the driver as viewers are told of it."""
     best = int(step.best_losses_K.argmin())
     shows = step.stop is not None or dummies.shows(step.step)
     again = ", ".join(str(k) for k in step.restarted)
     return Progress(
-        phase="continuous",
+        phase=phase,
         step=step.step,
         steps=steps,
         loss=float(step.best_losses_K[best]),

@@ -48,7 +48,8 @@ class PictureSettings:
             mean squared difference in units of the client's variances (Yin et al. 2021, GradInversion, eq. 10), as a
             part of the shared gradient's squared norm where that is what the distance is measured in.
         kinks: width that the kinks of ReLUs count as having (see `Matcher`); 0 for the distance's own derivative.
-        start_CHW: pixels that the first candidate's first picture starts from; None to draw it as all others.
+        start_BCHW: pixels that the first candidate's pictures start from, as the network reads them; None to draw
+            them as all others.
         one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
     """
 
@@ -59,7 +60,7 @@ class PictureSettings:
     smooth: float | None = None
     batch_norm: float = 0.1  # Yin et al. 2021, sec. 4
     kinks: float = 0.0
-    start_CHW: Tensor | None = None
+    start_BCHW: Tensor | None = None
 
 
 def batch_size(shared: SharedGradient) -> int:
@@ -176,8 +177,8 @@ class DummyPictures:
     def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """All leaves: those that are optimized, and what the model function reads beside them."""
         leaves = self.draw(candidates, generator)
-        if self.settings.start_CHW is not None:
-            leaves["pixels 0"][0] = self._as_leaf(self.settings.start_CHW.to(leaves["pixels 0"]))
+        for b, pixels_CHW in enumerate(() if self.settings.start_BCHW is None else self.settings.start_BCHW):
+            leaves[f"pixels {b}"][0] = self._as_leaf(pixels_CHW.to(leaves[f"pixels {b}"]))
         if self.labels_KB is not None:
             leaves["classes"] = self.labels_KB.to(self.model.device)
         return leaves
@@ -205,12 +206,12 @@ class DummyPictures:
         rows_HH, columns_WW, units_HW = (part.to(leaf_KCHW) for part in self._waves)
         return self.model.normalized(0.5 + rows_HH.mT @ (leaf_KCHW * units_HW) @ columns_WW)
 
-    def _as_leaf(self, pixels_CHW: Tensor) -> Tensor:
+    def _as_leaf(self, pixels: Tensor) -> Tensor:
         """The leaf that stands for a picture's pixels: the reverse of `_as_pixels`."""
         if self.settings.smooth is None:
-            return pixels_CHW
-        rows_HH, columns_WW, units_HW = (part.to(pixels_CHW) for part in self._waves)
-        return rows_HH @ (self.model.pictures(pixels_CHW) - 0.5) @ columns_WW.mT / units_HW
+            return pixels
+        rows_HH, columns_WW, units_HW = (part.to(pixels) for part in self._waves)
+        return rows_HH @ (self.model.pictures(pixels) - 0.5) @ columns_WW.mT / units_HW
 
     @cached_property
     def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,7 +258,7 @@ class DummyPictures:
     def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Pictures with every value between 0 and 1."""
         return {
-            name: self.model.normalized(self.model.pictures(leaf).clamp(0, 1))
+            name: self._as_leaf(self.model.normalized(self.model.pictures(self._as_pixels(leaf)).clamp(0, 1)))
             if name.startswith("pixels")
             else leaf
             for name, leaf in leaves.items()
