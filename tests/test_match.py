@@ -13,6 +13,7 @@ import textleak
 from textleak import scoring, seeds
 from textleak.defenses import DEFENSES, Defense
 from textleak.errors import InputError
+from textleak.events import Progress
 from textleak.models import TextModel
 from textleak.scoring import Scores
 from textleak.verification import certify
@@ -82,6 +83,24 @@ def test_a_causal_model_gives_its_sentence_away_the_last_token_too(
 def test_an_audit_without_proposals_works_by_matching_alone(bert_tiny: TextModel, tmp_path: Path) -> None:
     scores, _ = recover(bert_tiny, ["the boy ran"], tmp_path, span_proposals=False, budget=3000)
     assert scores.token_recall > 0.3
+
+
+def test_dummies_that_begin_anew_do_not_hide_the_best_guess(bert_tiny: TextModel) -> None:
+    """Whoever ends a run there, by a time limit or Ctrl-C, gets the best answer so far."""
+    noise = DEFENSES.build("gaussian", {"sigma": 1e-4})
+    shared, _ = textleak.share(
+        bert_tiny, ["the boy ran to the river"], share="no-embeddings", defenses=[noise], seed=0
+    )
+    guess, kept = None, 0
+    for event in textleak.attack(shared, bert_tiny, "match", seed=0, beam=1, budget=2500, steps=10):
+        if isinstance(event, Progress):
+            ids = [position.id for sentence in event.sentences for position in sentence.positions]
+            if event.phase != "continuous":
+                guess = ids
+            elif guess is not None:
+                assert ids == guess
+                kept += 1
+    assert kept
 
 
 # On pretrained weights: the bars that the README's figures are held to, on sentences other than those measured.

@@ -114,6 +114,7 @@ class _Run:
         self.generator = generator
         self.started = time.monotonic()
         self.search: Search | None = None
+        self.before: Search | None = None  # the one among the span's proposals
         self.optimizer_steps = 0
         self.optimizer_evaluations = 0
         self.earlier_evaluations = 0
@@ -216,12 +217,19 @@ class _Run:
             if loss > solved_at or best in self.refuted:
                 return
             yield self._progress("verify", 0)
+            if self.problem.shared.effects:
+                if not self.judge.has_judged(
+                    best
+                ):  # it was found right after another one was put to the test
+                    self._put_to_the_test(best)
+                yield self._progress("verify", 1)
+                return
             shown = self.search.sentences()
             certificate = certify(self.problem.shared, self.model, shown)
             self.verified = bool(certificate.verified)
             self.gradient_distance = certificate.gradient_distance if self.verified else None
             yield self._progress("verify", 1)
-            if self._finished() or self.problem.shared.effects:
+            if self._finished():
                 return
             self.refuted.add(best)
             start, solved_at = [best], loss / 2  # close, but not it: look further from here
@@ -230,7 +238,7 @@ class _Run:
 
     def _match(self, lengths: tuple[int, ...]) -> Iterator[Phase | Progress]:
         """Dummies, search, and opening places again, until it is found or the budget is spent."""
-        before = self.search
+        self.before = before = self.search
         if self.model.task == "masked-lm":
             if before is None:
                 raise InputError(
@@ -489,9 +497,14 @@ class _Run:
             candidate=losses.index(min(losses)),
             evaluations=self._evaluations(),
             total_steps=self.optimizer_steps,
-            sentences=self._decoded_sentences(bases, opened, step),
+            sentences=self._best_guess() or self._decoded_sentences(bases, opened, step),
             others=self.others,
         )
+
+    def _best_guess(self) -> tuple[Sentence, ...]:
+        """The best guess that a search has scored; nothing before the first."""
+        scored = [search for search in (self.search, self.before) if search is not None and search.beam]
+        return scored[0].sentences() if scored else ()
 
     def _nearest(self, k: int, base: Guess, places: list[Place], step: Step) -> Guess:
         """What candidate k's dummies decode to."""

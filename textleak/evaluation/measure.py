@@ -42,13 +42,11 @@ def _measured(work: Work, order: Order) -> Record:
     cell, config = work.cell, order.config
     threads = job.set_threads(order.threads)
     model = _model(cell.model, cell.seed, config)
-    attack = _attack(cell.attack, config.time_limit)
+    attack, limit = _attack(cell.attack, config.time_limit)
     seed = seeds.of_batch(cell.seed, work.batch)
     shared, secret = _client(work, model, seed)
     began, began_working = time.perf_counter(), time.process_time()
-    recovery = _within(
-        attack.run(shared, model, generator=seeds.generator(seed, "attack")), config.time_limit
-    )
+    recovery = _within(attack.run(shared, model, generator=seeds.generator(seed, "attack")), limit)
     seconds, worked = time.perf_counter() - began, time.process_time() - began_working
     certificate = certificate_of(recovery, shared, model)
     scores = scoring.score(recovery, secret, model)
@@ -107,13 +105,14 @@ def _loaded(
     )
 
 
-def _attack(spec: str, time_limit: float | None) -> Attack:
-    """The attack, told the time limit where it has such an option and none of its own."""
+def _attack(spec: str, time_limit: float | None) -> tuple[Attack, float | None]:
+    """The attack, told the time limit (or a shorter one of its own); the limit to end it at where it can't be told."""
     choice = Choice.model_validate(spec)
     options = dict(choice.options)
-    if time_limit is not None and "time_limit" in {f.name for f in dataclasses.fields(ATTACKS[choice.name])}:  # type: ignore[arg-type]
-        options.setdefault("time_limit", time_limit)
-    return ATTACKS.build(choice.name, options)
+    if time_limit is None or "time_limit" not in {f.name for f in dataclasses.fields(ATTACKS[choice.name])}:  # type: ignore[arg-type]
+        return ATTACKS.build(choice.name, options), time_limit
+    options["time_limit"] = min(time_limit, options.get("time_limit") or time_limit)
+    return ATTACKS.build(choice.name, options), None
 
 
 def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Secret]:
