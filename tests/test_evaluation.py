@@ -687,7 +687,11 @@ def test_a_killed_evaluation_ends_with_the_records_of_an_uninterrupted_one(toy, 
 def killed_in_the_middle(running, pids) -> list[Record]:
     """All records of an engine, one of whose workers is killed once the first record is there."""
     found = [next(running)]
-    victims = pids()
+    until = time.monotonic() + 10
+    while (
+        not (victims := pids()) and time.monotonic() < until
+    ):  # between two batches a worker has another name
+        time.sleep(0.01)
     assert victims
     os.kill(victims[0], signal.SIGKILL)
     return found + list(running)
@@ -759,7 +763,7 @@ def test_workers_end_with_their_parent_however_that_ends(toy, tmp_path):
 def test_ray_gives_the_same_records_and_a_killed_worker_loses_nothing(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: they starve on a busy machine
     pytest.importorskip("ray", reason="pip install 'textleak[ray]'")
-    settings = EvaluationConfig(**{**toy, "attack": ["dlg:steps=30"]}, batch_size=[1, 2], know="lengths")
+    settings = EvaluationConfig(**{**toy, "attack": ["dlg:steps=100"]}, batch_size=[1, 2], know="lengths")
     expected = run_all(drive.begin(settings, stored=False))
     evaluation = drive.begin(settings.model_copy(update={"out": tmp_path}))
 
