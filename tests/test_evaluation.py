@@ -688,10 +688,8 @@ def killed_in_the_middle(running, pids) -> list[Record]:
     """All records of an engine, one of whose workers is killed once the first record is there."""
     found = [next(running)]
     until = time.monotonic() + 10
-    while (
-        not (victims := pids()) and time.monotonic() < until
-    ):  # between two batches a worker has another name
-        time.sleep(0.01)
+    while not (victims := pids()) and time.monotonic() < until:
+        time.sleep(0.01)  # between two batches a worker has another name
     assert victims
     os.kill(victims[0], signal.SIGKILL)
     return found + list(running)

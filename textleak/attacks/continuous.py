@@ -144,10 +144,7 @@ def match_dummies(
             model=model, shared=shared, objective=objective, settings=pictures, labels_KB=labels_KB
         )
         matcher = picture.matcher
-    yield Phase(
-        name=phase,
-        detail=f"{count_of(restarts, 'dummy batch', 'dummy batches')}, {', '.join(dummies.free)} optimized",
-    )
+    yield Phase(name=phase, detail=in_words(restarts, dummies))
 
     def objective_fn(leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
         return dummies.value_and_gradient(matcher, leaves)
@@ -201,6 +198,11 @@ def match_dummies(
         stages={"continuous": last.sentences} if last.sentences else {},
         notes=(f"{again} candidates that diverged or were stuck began anew.",) if again else (),
     )
+
+
+def in_words(candidates: int, dummies: StandIns) -> str:
+    """What is optimized, for a person."""
+    return f"{count_of(candidates, 'dummy batch')}, {', '.join(dummies.free)} optimized"
 
 
 def progress_of(

@@ -42,6 +42,7 @@ from textleak.attacks.continuous import (
     OTHERS_EVERY,
     STOPS,
     Dummies,
+    in_words,
     known_lengths,
     progress_of,
 )
@@ -59,7 +60,6 @@ from textleak.matching import (
 )
 from textleak.models import TextModel
 from textleak.prior import LanguagePrior
-from textleak.words import count_of
 
 Order = tuple[int, ...]
 """Which of a row's tokens stands at each place after a move."""
@@ -178,9 +178,7 @@ class _Run:
         rounds = options.rounds()
         yield Phase(
             name="alternate",
-            detail=f"{count_of(options.restarts, 'dummy batch', 'dummy batches')}, "
-            f"{', '.join(dummies.free)} optimized, "
-            f"tokens moved in {len(rounds)} rounds",
+            detail=f"{in_words(options.restarts, dummies)}, tokens moved in {len(rounds)} rounds",
         )
         run = minimise(
             self._value_and_gradient,

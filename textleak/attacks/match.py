@@ -218,10 +218,8 @@ class _Run:
                 return
             yield self._progress("verify", 0)
             if self.problem.shared.effects:
-                if not self.judge.has_judged(
-                    best
-                ):  # it was found right after another one was put to the test
-                    self._put_to_the_test(best)
+                if not self.judge.has_judged(best):
+                    self._put_to_the_test(best)  # it was found right after another one was
                 yield self._progress("verify", 1)
                 return
             shown = self.search.sentences()

@@ -104,9 +104,7 @@ def _remarks(comparison: Comparison) -> list[str]:
                 f"{count_of(comparison.overall.alone[at], 'sentence')}."
             )
         if comparison.failed[at]:
-            lines.append(
-                f"Failed in the {which} folder: {count_of(comparison.failed[at], 'batch', 'batches')}."
-            )
+            lines.append(f"Failed in the {which} folder: {count_of(comparison.failed[at], 'batch')}.")
     for name, (a, b) in comparison.outside.items():
         lines.append(f"Settings differ: {name.replace('_', ' ')} {a} against {b}.")
     for package, (a, b) in comparison.versions.items():

@@ -176,9 +176,7 @@ def _json_rows(name: str, text: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise TypeError("it is no object")
-            json.dumps(
-                row, ensure_ascii=False
-            ).encode()  # half a surrogate pair is no text: no record can hold it
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text for a record
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{name} can't be read in line {number}.", why=f"It isn't a JSON object: {error}."

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from textleak.events import Stop
+from textleak.words import count_of
 
 FORMAT_VERSION = 1
 
@@ -144,6 +145,14 @@ class Record:
     def cut_off(self) -> bool:
         """Whether the time limit ended it before it had an answer that is known to be right."""
         return self.stop == Stop.TIME.value and self.verified is not True
+
+
+def cut_off_in_words(cut_off: int, done: int) -> str:
+    """A sentence for a person: how many of the batches that are done the time limit ended."""
+    return (
+        f"The time limit ended {cut_off} of {count_of(done, 'batch')} before they were done: "
+        "with more time, more may leak."
+    )
 
 
 _RECORD = TypeAdapter(Record)

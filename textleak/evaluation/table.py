@@ -17,9 +17,8 @@ from rich.text import Text
 
 from textleak.evaluation.answers import FIGURES, Records, defense_of
 from textleak.evaluation.drive import Evaluation
-from textleak.evaluation.records import Cell, Record
+from textleak.evaluation.records import Cell, Record, cut_off_in_words
 from textleak.live import seconds_in_words
-from textleak.words import count_of
 
 # Plain lines follow each other no faster than this (our choice).
 _BETWEEN_LINES = 2.0
@@ -147,11 +146,7 @@ class _Grid:
         yield Text(", ".join(common), style="bright_black")
         yield table
         if cut_off:
-            batches = count_of(sum(row.done for row in self._rows), "batch", "batches")
-            yield Text(
-                f"The time limit ended {cut_off} of {batches} before they were done: with more time, more may leak.",
-                style="yellow",
-            )
+            yield Text(cut_off_in_words(cut_off, sum(row.done for row in self._rows)), style="yellow")
         if left_out:
             yield Text(f"Not shown, as the terminal is narrow: {', '.join(left_out)}.", style="bright_black")
 

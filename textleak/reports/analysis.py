@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from textleak.evaluation.records import Record, SentenceRecord
+from textleak.evaluation.records import Record, SentenceRecord, cut_off_in_words
 from textleak.reports.figures import (
     SettingFigures,
     figures_of,
@@ -250,12 +250,10 @@ def headline(
     done, failed = sum(one.batches for one in scored), sum(one.failed for one in settings)
     missing = []
     if unfinished:
-        there = count_of(done + failed + unfinished, "batch", "batches")
+        there = count_of(done + failed + unfinished, "batch")
         missing.append(f"Unfinished: {unfinished:,} of {there} are still to be evaluated.")
     if failed:
-        missing.append(
-            f"{count_of(failed, 'batch', 'batches')} failed and {'is' if failed == 1 else 'are'} in no mean."
-        )
+        missing.append(f"{count_of(failed, 'batch')} failed and {'is' if failed == 1 else 'are'} in no mean.")
     most = max(scored, key=leaked)
     assert most.match is not None
     assert most.exact is not None
@@ -276,10 +274,7 @@ def headline(
         sentences.append(f"{which} were random: take pretrained ones for figures about a real model.")
     cut_off = sum(one.cut_off for one in scored)
     if cut_off:
-        sentences.append(
-            f"The time limit ended {cut_off} of {count_of(done, 'batch', 'batches')} before they were done: "
-            "with more time, more may leak."
-        )
+        sentences.append(cut_off_in_words(cut_off, done))
     as_much = sum(leaked(one)[:2] == leaked(most)[:2] for one in scored) - 1
     if as_much and most.match.mean:
         sentences.append(f"As much leaked in {count_of(as_much, 'more setting')}.")

@@ -118,7 +118,7 @@ def _of_run(run: RunRecord) -> Findings:
             LookupError,
             TypeError,
             ValueError,
-        ) as error:  # a ValidationError is a ValueError
+        ) as error:  # ValidationError among the last
             raise InputError(
                 f"{run.folder.result_path} is no result of `textleak run`.",
                 why=f"{type(error).__name__}: {str(error).splitlines()[0]}.",
