@@ -1,6 +1,7 @@
 """Pictures are recovered from a gradient that was read from disk, on the very loop and comparison that text uses."""
 
 import ast
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from torch.nn import functional
 
 import textleak.attacks.continuous
+import textleak.attacks.cosine
 import textleak.matching
 from textleak import seeds
 from textleak.attacks import ATTACKS
+from textleak.attacks.layout import distance_of_places, moved
 from textleak.attacks.pixels import (
     DummyPictures,
     PictureSettings,
@@ -111,8 +114,9 @@ def test_cosine_brings_the_gradients_nearer_and_keeps_values_in_their_range(tmp_
 def test_refinement_goes_on_where_the_published_steps_end_and_brings_the_gradients_nearer(tmp_path):
     model = model_of("resnet20", 8)
     shared, _ = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2])
-    _, published = run("cosine", shared, model, steps=60, refinement=0, total_variation=0)
-    events, refined = run("cosine", shared, model, steps=60, refinement=1.0, total_variation=0)
+    options = {"steps": 60, "total_variation": 0, "moves": 0}
+    _, published = run("cosine", shared, model, **options, refinement=0)
+    events, refined = run("cosine", shared, model, **options, refinement=1.0)
     assert refined.final_loss < published.final_loss
     assert sorted(refined.labels) == sorted(published.labels)
     steps = [event.total_steps for event in events if hasattr(event, "total_steps")]
@@ -130,6 +134,48 @@ def test_refinement_keeps_to_the_time_limit(tmp_path):
     events, recovery = run("cosine", shared, model, steps=10_000, time_limit=0.5)
     assert recovery.stop is Stop.TIME
     assert "refinement" not in [event.name for event in events if isinstance(event, Phase)]
+
+
+def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_nearer(tmp_path, monkeypatch):
+    model = model_of("resnet20", 16)
+    picture_1CHW = pictures_of(model)
+    shared, secret = from_disk(tmp_path, model, picture_1CHW)
+    misplaced_1CHW = moved(picture_1CHW, 0, 4)[4]
+    really = textleak.attacks.cosine.match_dummies
+
+    def match_dummies(*arguments, pictures, phase="continuous", **options):
+        if phase == "continuous":
+            pictures = dataclasses.replace(pictures, start_KBCHW=model.normalized(misplaced_1CHW)[None])
+            options["steps"] = 1
+        return (yield from really(*arguments, pictures=pictures, phase=phase, **options))
+
+    monkeypatch.setattr(textleak.attacks.cosine, "match_dummies", match_dummies)
+    _, stayed = run("cosine", shared, model, steps=400, refinement=0, moves=0)
+    events, recovery = run("cosine", shared, model, steps=400, refinement=0)
+    assert recovery.final_loss < stayed.final_loss
+    assert scores_of(secret, recovery).psnr > scores_of(secret, stayed).psnr + 3
+    assert [event.name for event in events if isinstance(event, Phase)] == [
+        "labels",
+        "continuous",
+        *["moves"] * 2,
+    ]
+
+
+def test_only_pooled_places_with_strides_between_them_are_moved_by():
+    sides = {"resnet20": 4, "resnet20:strides=false": None, "lenet": None, "vit": None}
+    assert {name: distance_of_places(model_of(name, 16)) for name in sides} == sides
+    assert distance_of_places(model_of("resnet20", 4)) is None  # one place has all
+
+
+def test_moves_keep_the_batch_and_fill_what_they_uncover_with_the_border():
+    batch_BCHW = torch.arange(2 * 9.0).view(2, 1, 3, 3)
+    moved_MBCHW = moved(batch_BCHW, 1, 1)
+    assert moved_MBCHW.shape == (9, 2, 1, 3, 3)
+    assert torch.equal(moved_MBCHW[0], batch_BCHW)
+    assert torch.equal(moved_MBCHW[:, 0], batch_BCHW[0].expand(9, 1, 3, 3))
+    up_left = torch.tensor([[13.0, 14, 14], [16, 17, 17], [16, 17, 17]])
+    assert torch.equal(moved_MBCHW[1, 1, 0], up_left)
+    assert len({tuple(move.flatten().tolist()) for move in moved_MBCHW[:, 1]}) == 9
 
 
 def test_waves_are_kept_within_the_range_of_pictures():

@@ -48,8 +48,8 @@ class PictureSettings:
             mean squared difference in units of the client's variances (Yin et al. 2021, GradInversion, eq. 10), as a
             part of the shared gradient's squared norm where that is what the distance is measured in.
         kinks: width that the kinks of ReLUs count as having (see `Matcher`); 0 for the distance's own derivative.
-        start_BCHW: pixels that the first candidate's pictures start from, as the network reads them; None to draw
-            them as all others.
+        start_KBCHW: pixels that the first candidates' pictures start from, as the network reads them; None to draw
+            all.
         one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
     """
 
@@ -60,7 +60,7 @@ class PictureSettings:
     smooth: float | None = None
     batch_norm: float = 0.1  # Yin et al. 2021, sec. 4
     kinks: float = 0.0
-    start_BCHW: Tensor | None = None
+    start_KBCHW: Tensor | None = None
 
 
 def batch_size(shared: SharedGradient) -> int:
@@ -177,8 +177,10 @@ class DummyPictures:
     def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """All leaves: those that are optimized, and what the model function reads beside them."""
         leaves = self.draw(candidates, generator)
-        for b, pixels_CHW in enumerate(() if self.settings.start_BCHW is None else self.settings.start_BCHW):
-            leaves[f"pixels {b}"][0] = self._as_leaf(pixels_CHW.to(leaves[f"pixels {b}"]))
+        if self.settings.start_KBCHW is not None:
+            for b, pixels_KCHW in enumerate(self.settings.start_KBCHW.unbind(1)):
+                leaf = leaves[f"pixels {b}"]
+                leaf[: len(pixels_KCHW)] = self._as_leaf(pixels_KCHW.to(leaf))
         if self.labels_KB is not None:
             leaves["classes"] = self.labels_KB.to(self.model.device)
         return leaves
