@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from textleak.matching.discrete import (
+    PORTION,
     BeamSearch,
     Expansion,
     Guess,
@@ -105,3 +106,15 @@ def test_a_search_without_improvement_ends_when_the_beam_is_expanded() -> None:
     steps = list(BeamSearch(beam=2).run(Scores(lambda g: [1.0] * len(g)), [Guess(((0, 0),))], expand))
     assert not steps[-1].solved
     assert steps[-1].expanded == 2
+
+
+def test_a_search_can_be_left_within_a_long_batch() -> None:
+    def expand(guess: Guess) -> Expansion:
+        best = yield substitutions(guess, 0, 0, range(3 * PORTION + 1))
+        return best
+
+    scores = Scores(lambda guesses: [float(10**6 - guess.rows[0][0]) for guess in guesses])
+    seen = []
+    for step in BeamSearch(beam=1, expansions=1).run(scores, [Guess(((0, 0),))], expand):
+        seen.append((scores.evaluations, step.beam[0][0].rows[0][0]))
+    assert seen[:4] == [(1, 0), *((1 + n * PORTION, n * PORTION) for n in (1, 2, 3))]

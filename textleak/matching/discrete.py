@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+# Guesses scored between two steps of a search, at most (our choice: seconds on the longest batches).
+PORTION = 128
+
 Row = tuple[int, ...]
 
 
@@ -100,7 +103,7 @@ class BeamSearch:
     def run(
         self, scores: Scores, start: Iterable[Guess], expand: Callable[[Guess], Expansion]
     ) -> Iterator[SearchStep]:
-        """Search from the best of `start`; a step after each batch of scores."""
+        """Search from the best of `start`; a step after each portion of scores, so that it can be left there."""
         known = scores(start)
         expanded: set[Guess] = set()
 
@@ -118,15 +121,23 @@ class BeamSearch:
             expansion = expand(waiting[0])
             batch = next(expansion, None)
             while batch is not None:
-                known = dict(best_of({**known, **scores(batch)}, 4 * self.beam))
-                here = step()
-                yield here
-                if here.solved:
-                    return
+                for portion in _portions(batch):
+                    known = dict(best_of({**known, **scores(portion)}, 4 * self.beam))
+                    here = step()
+                    yield here
+                    if here.solved:
+                        return
                 try:
                     batch = expansion.send(here.beam[0][0])
                 except StopIteration:
                     break
+
+
+def _portions(batch: Iterable[Guess]) -> Iterator[list[Guess]]:
+    """Up to `PORTION` guesses each; an empty batch is one portion."""
+    guesses = list(batch)
+    for start in range(0, max(1, len(guesses)), PORTION):
+        yield guesses[start : start + PORTION]
 
 
 def best_of(scored: dict[Guess, float], count: int) -> list[tuple[Guess, float]]:
