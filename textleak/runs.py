@@ -524,6 +524,7 @@ def read_run(path: Path) -> RunRecord:
             why=f"run.json can't be read: {error}.",
             fix="`textleak run` prints the folder that it makes.",
         ) from None
+    alive = _alive(pid)  # before its events are read: what ends after this has written how
     result = None
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(folder.result_path.read_text("utf-8"))
@@ -536,7 +537,7 @@ def read_run(path: Path) -> RunRecord:
     return RunRecord(
         folder=folder,
         facts=facts,
-        outcome=outcome or ("running" if _alive(pid) else "killed"),
+        outcome=outcome or ("running" if alive else "killed"),
         result=result,
     )
 
