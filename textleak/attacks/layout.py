@@ -10,7 +10,6 @@ Shapes: B pictures, M moves, C color channels, H and W height and width.
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,23 +22,9 @@ def distance_of_places(model: ImageModel) -> int | None:
 
     None, too, where every pixel has a place of its own or one place has all, and for transformers.
     """
-    maps: list[torch.Size] = []
-    widths: list[int] = []
-
-    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            maps.append(output.shape)
-        else:
-            widths.append(inputs[0].shape[-1])
-
-    layers = [module for module in model.network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        with torch.no_grad():
-            model.logits(torch.zeros(1, *model.shape, device=model.device, dtype=model.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
+    calls = model.layer_calls()
+    maps = [call.given for call in calls if isinstance(call.layer, nn.Conv2d)]
+    widths = [call.read[-1] for call in calls if isinstance(call.layer, nn.Linear)]
     if model.attention_names or not maps or widths != [maps[-1][1]]:
         return None
     distance = model.shape[1] // maps[-1][2]

@@ -6,12 +6,12 @@ Shapes: K candidates, B pictures, C color channels, H and W height and width, L 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from textleak.effects import Masked, hides_entries, lost_scale
 from textleak.errors import InputError
@@ -295,24 +295,9 @@ def numbers_determined(model: ImageModel, names: Iterable[str], batch_size: int)
     """
     wanted, found = set(names), 0
     uses: dict[str, int] = {}
-
-    def count(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def hook(module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            uses[name] = uses.get(name, 0) + batch_size * output.numel() // len(weight)
-
-        return hook
-
-    modules: dict[str, nn.Module] = dict(model.network.named_modules())
-    layers = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d | nn.Linear)}
-    handles = [module.register_forward_hook(count(name)) for name, module in layers.items()]
-    try:
-        with torch.no_grad():
-            model.logits(torch.zeros(1, *model.shape, device=model.device, dtype=model.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
+    for call in model.layer_calls():
+        used = batch_size * call.given.numel() // len(call.layer.weight)
+        uses[call.name] = uses.get(call.name, 0) + used
     head = next(reversed(uses), "")
     for name, parameter in model.parameters.items():
         layer = name.rpartition(".")[0]

@@ -24,6 +24,23 @@ ImageTask = Literal["image-classification"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LayerCall:
+    """One call of a convolution or linear layer.
+
+    Attributes:
+        name: the layer's path in the network.
+        layer: the layer.
+        read: shape of its input.
+        given: shape of its output.
+    """
+
+    name: str
+    layer: nn.Conv2d | nn.Linear
+    read: torch.Size
+    given: torch.Size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageModel:
     """A public image classifier; frozen, in eval mode, and nothing here changes it.
 
@@ -157,6 +174,30 @@ class ImageModel:
             losses_KB = -log_KBL.gather(2, targets.labels).squeeze(2)
         total_K: Tensor = (losses_KB * targets.weights[:, :, 0]).sum(1)
         return total_K
+
+    def layer_calls(self) -> list[LayerCall]:
+        """What each convolution and linear layer reads and gives for one picture, in the order of the calls."""
+        calls: list[LayerCall] = []
+
+        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                assert isinstance(module, nn.Conv2d | nn.Linear)
+                calls.append(LayerCall(name=name, layer=module, read=inputs[0].shape, given=output.shape))
+
+            return hook
+
+        handles = [
+            module.register_forward_hook(keep(name))
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
+        try:
+            with torch.no_grad():
+                self.logits(torch.zeros(1, *self.shape, device=self.device, dtype=self.dtype))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
 
     @cached_property
     def _batch_norms(self) -> dict[str, BatchStatisticsNorm]:
