@@ -497,7 +497,7 @@ def test_a_child_that_will_not_end_is_killed(tmp_path: Path) -> None:
 def test_the_attack_ends_when_the_app_is_killed_and_keeps_its_best_answer(
     toy_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The end of its standard input is all that tells it: so it goes with a crash or a closed terminal too."""
+    """The end of its standard input is all that tells it, and nobody reads what it says any more."""
     folder = tmp_path / "run"
     attack = subprocess.Popen(
         [
@@ -507,7 +507,7 @@ def test_the_attack_ends_when_the_app_is_killed_and_keeps_its_best_answer(
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         start_new_session=True,
     )
     with attack:
@@ -517,6 +517,8 @@ def test_the_attack_ends_when_the_app_is_killed_and_keeps_its_best_answer(
             assert time.monotonic() < end
             time.sleep(0.05)
         assert attack.stdin is not None
+        assert attack.stderr is not None
+        attack.stderr.close()
         attack.stdin.close()
         assert attack.wait(20) == 130
     assert read_run(folder).outcome == "interrupted"

@@ -148,11 +148,16 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """The console for progress and errors."""
+    """The console for progress and errors; where nobody reads it any more, what it says is lost, never the work."""
     from rich.console import Console
 
+    class Commentary(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
     _no_crash(sys.stderr)
-    return Console(stderr=True, highlight=False)
+    return Commentary(stderr=True, highlight=False)
 
 
 def _no_crash(stream: object) -> None:
