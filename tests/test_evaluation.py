@@ -440,6 +440,42 @@ def test_a_full_disk_loses_nothing_that_was_there(tmp_path, monkeypatch):
     assert [record.batch for record in read_records(tmp_path)] == [0, 1]
 
 
+@pytest.mark.parametrize("other", ["pretrained", "random"])
+def test_another_model_under_the_same_name_is_refused(tmp_path, other):
+    """A folder that was trained on meanwhile, or a hub that came back."""
+    loaded = {"weights": "random", "fingerprint": "a"}
+    store = opened(tmp_path)
+    store.add(some_record(batch=0))  # of before fingerprints were kept
+    store.add(dataclasses.replace(some_record(batch=1), **loaded))
+    with pytest.raises(TextleakError, match=rf"(?s)m is not the model.*{other} here, random there.*--out"):
+        opened(tmp_path).add(
+            dataclasses.replace(some_record(batch=2), weights=other, fingerprint="b"),
+        )
+    assert store.add(dataclasses.replace(some_record(batch=2), **loaded))
+    assert [record.batch for record in read_records(tmp_path)] == [0, 1, 2]
+
+
+def test_no_room_for_gradients_ends_the_evaluation_and_fails_no_batch(toy, tmp_path, monkeypatch):
+    def full(shared, path):
+        raise InputError(
+            "The gradient can't be written.", why="No space left on device", fix="Another --out."
+        )
+
+    monkeypatch.setattr("textleak.gradients.SharedGradient.save", full)
+    evaluation = drive.begin(EvaluationConfig(**toy, out=tmp_path))
+    with pytest.raises(TextleakError, match=r"(?s)gradient can't go through.*No space left.*TMPDIR"):
+        run_all(evaluation)
+    assert read_records(tmp_path) == []
+
+
+def test_what_ends_an_evaluation_comes_whole_out_of_a_worker():
+    worker = engines._Worker.__new__(engines._Worker)
+    worker.answers, theirs = multiprocessing.Pipe()
+    theirs.send(grid.EvaluationError("full", why="no room", fix="make some"))
+    with pytest.raises(grid.EvaluationError, match="full\nno room\nmake some"):
+        worker.answer()
+
+
 def test_a_failed_batch_is_recorded_and_tried_again_on_request(toy, tmp_path, attacks):
     broken = True
 
@@ -564,6 +600,24 @@ def test_a_secret_is_recovered_when_it_stands_there_whole(text, secret, there):
 
 
 # Answers
+
+
+def test_a_secret_that_comes_back_in_another_sentence_has_leaked(toy, monkeypatch):
+    real = textleak.scoring.score
+
+    def swapped(*args):
+        scores = real(*args)
+        texts = reversed([score.reference for score in scores.sentences])
+        sentences = tuple(
+            dataclasses.replace(score, recovered=text)
+            for score, text in zip(scores.sentences, texts, strict=True)
+        )
+        return dataclasses.replace(scores, sentences=sentences)
+
+    monkeypatch.setattr("textleak.scoring.score", swapped)
+    settings = EvaluationConfig(**{**toy, "limit": 2}, batch_size=2, know="lengths,batch-size")
+    (record,) = run_all(drive.begin(settings, stored=False))
+    assert [secret.recovered for secret in record.sentences[0].secrets] == [True, True]
 
 
 def test_means_are_over_sentences_and_never_over_nothing(toy):
@@ -753,6 +807,16 @@ def test_workers_end_with_their_parent_however_that_ends(toy, tmp_path):
     while any((Path("/proc") / str(worker)).exists() for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_says_when_no_node_has_the_cores(toy):
+    ray = pytest.importorskip("ray", reason="pip install 'textleak[ray]'")
+    settings = EvaluationConfig(**{**toy, "threads": 1000})
+    with pytest.raises(InputError, match=r"(?s)1000 cores.*--threads"):
+        list(drive.begin(settings, stored=False).run(Ray()))
+    assert not ray.is_initialized()
 
 
 @pytest.mark.slow

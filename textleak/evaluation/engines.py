@@ -16,7 +16,7 @@ from typing import Protocol
 
 from textleak import runs
 from textleak.errors import InputError, TextleakError
-from textleak.evaluation.grid import Order, Work, failed
+from textleak.evaluation.grid import EvaluationError, Order, Work, failed
 from textleak.evaluation.records import Record
 from textleak.words import count_of
 
@@ -57,14 +57,17 @@ class Processes:
         """Compute the batches; that of a process that died is given to another."""
         waiting, coming = deque[tuple[Work, int]](), iter(works)
         busy: dict[object, tuple[_Worker, Work, int]] = {}
-        workers = {number: _Worker(self._order(number, order)) for number in range(self.workers)}
-        idle = list(workers.values())
+        idle: list[_Worker] = []
+        begun = 0
         try:
             while True:
-                while idle:
+                while idle or begun < self.workers:
                     work, tries = waiting.popleft() if waiting else (next(coming, None), 0)
                     if work is None:
                         break
+                    if not idle:
+                        idle.append(_Worker(self._order(begun, order)))
+                        begun += 1
                     worker = idle.pop()
                     worker.give(work)
                     busy[worker.answers] = worker, work, tries + 1
@@ -118,12 +121,18 @@ class _Worker:
             self.answers.send(work)
 
     def answer(self) -> Record | None:
-        """The record of its batch; None where it died."""
+        """The record of its batch; None where it died.
+
+        Raises:
+            EvaluationError: no batch can be computed.
+        """
         try:
-            record: Record = self.answers.recv()
+            answer: Record | EvaluationError = self.answers.recv()
         except (EOFError, OSError):
             return None
-        return record
+        if isinstance(answer, EvaluationError):
+            raise answer
+        return answer
 
     def end(self) -> None:
         """Stop it, in the middle of a batch too."""
@@ -145,7 +154,10 @@ def _serve(works: Connection, order: Order) -> None:
             work = works.recv()
         except EOFError:
             return
-        works.send(measure(work, order))
+        try:
+            works.send(measure(work, order))
+        except EvaluationError as error:
+            works.send(error)
 
 
 def _end_with(parent: int) -> None:
@@ -197,6 +209,14 @@ class Ray:
                 fix="Start one with `ray start --head`, or leave --address out.",
             ) from None
         there = ray.cluster_resources()
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if threads > largest:
+            ray.shutdown()
+            raise InputError(
+                f"No node of the ray cluster has {count_of(threads, 'core')}: the largest has {largest:g}.",
+                why="A batch runs on one node with --threads cores, so none would ever begin.",
+                fix=f"Give --threads {max(1, int(largest))} or less.",
+            )
         gpus = 1 if order.config.device in ("auto", "cuda") and there.get("GPU") else 0
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_TRIES)(_on_ray)
         room = self.workers or max(1, int(there.get("CPU", 1) // threads))
@@ -213,8 +233,11 @@ class Ray:
                 work = flying.pop(landed)
                 try:
                     yield ray.get(landed)
+                except EvaluationError as error:
+                    raise getattr(error, "cause", error) from None  # ray's own mixture of it and RayError
                 except ray.exceptions.RayError as error:
-                    words = f"The batch was lost: {type(error).__name__} after {_TRIES} more tries."
+                    reason = next(iter(str(error).splitlines()), "")
+                    words = f"The batch was lost: {type(error).__name__}, {reason}"
                     yield failed(work, dataclasses.replace(order, worker="ray"), words)
         finally:
             ray.shutdown()

@@ -12,7 +12,7 @@ from typing import Any
 
 from textleak import runs
 from textleak.config import AttackChoice, Choice, EvaluationConfig
-from textleak.errors import InputError
+from textleak.errors import InputError, TextleakError
 from textleak.evaluation.datasets import Data, Example, load
 from textleak.evaluation.records import Cell, Record
 from textleak.words import count_of
@@ -55,6 +55,10 @@ class Order:
     config: EvaluationConfig
     threads: int | None = None
     worker: str = "local"
+
+
+class EvaluationError(TextleakError):
+    """What stops every batch, so that going on would only collect failures."""
 
 
 def failed(work: Work, order: Order, error: str) -> Record:

@@ -19,8 +19,8 @@ from textleak.attacks.base import Steps
 from textleak.client import Secret, share
 from textleak.config import Choice, EvaluationConfig
 from textleak.defenses import DEFENSES
-from textleak.errors import TextleakError
-from textleak.evaluation.grid import Order, Work, failed
+from textleak.errors import InputError, TextleakError
+from textleak.evaluation.grid import EvaluationError, Order, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
 from textleak.events import Progress, Recovery, Stop
 from textleak.gradients import SharedGradient
@@ -29,9 +29,15 @@ from textleak.verification import certificate_of
 
 
 def measure(work: Work, order: Order) -> Record:
-    """The record of one batch; whatever goes wrong in it becomes a failed record."""
+    """The record of one batch; whatever goes wrong in it becomes a failed record.
+
+    Raises:
+        EvaluationError: what would go wrong in every other batch too.
+    """
     try:
         return _measured(work, order)
+    except EvaluationError:
+        raise
     except Exception as error:
         words = " ".join(str(error).split())
         known = isinstance(error, TextleakError)
@@ -50,6 +56,7 @@ def _measured(work: Work, order: Order) -> Record:
     seconds, worked = time.perf_counter() - began, time.process_time() - began_working
     certificate = certificate_of(recovery, shared, model)
     scores = scoring.score(recovery, secret, model)
+    outputs = (*(score.recovered for score in scores.sentences), *scores.surplus)
     tokens = sum(map(len, secret.ids))
     return Record(
         identity=order.identity,
@@ -57,7 +64,7 @@ def _measured(work: Work, order: Order) -> Record:
         batch=work.batch,
         status="done",
         sentences=tuple(
-            SentenceRecord(**vars(score), secrets=_planted(example.secrets, score.recovered))
+            SentenceRecord(**vars(score), secrets=_planted(example.secrets, outputs))
             for score, example in zip(scores.sentences, work.examples, strict=True)
         ),
         surplus=scores.surplus,
@@ -76,6 +83,7 @@ def _measured(work: Work, order: Order) -> Record:
         seconds=round(seconds, 3),
         cpu_seconds=round(worked, 3),
         weights=model.weights,
+        fingerprint=model.fingerprint,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         threads=threads,
@@ -128,10 +136,18 @@ def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Se
         know=work.cell.know,
         seed=seed,
     )
-    with tempfile.TemporaryDirectory(prefix="textleak-") as folder:
-        path = Path(folder) / "gradient.safetensors"
-        shared.save(path)
-        return SharedGradient.load(path), secret
+    try:
+        with tempfile.TemporaryDirectory(prefix="textleak-") as folder:
+            path = Path(folder) / "gradient.safetensors"
+            shared.save(path)
+            return SharedGradient.load(path), secret
+    except (OSError, InputError) as error:
+        raise EvaluationError(
+            f"The client's gradient can't go through a file in {tempfile.gettempdir()}: "
+            f"{error.why if isinstance(error, InputError) else error}",
+            why="Attacks read it back from there, so no batch can be computed; every record before is kept.",
+            fix="Make room there, or set TMPDIR, then run the same command again: it goes on where it stopped.",
+        ) from None
 
 
 def _within(steps: Steps, time_limit: float | None) -> Recovery:
@@ -151,8 +167,10 @@ def _within(steps: Steps, time_limit: float | None) -> Recovery:
                 return Recovery.from_progress(progress, Stop.TIME)
 
 
-def _planted(secrets: tuple[str, ...], recovered: str) -> tuple[PlantedSecret, ...]:
-    return tuple(PlantedSecret(text=text, recovered=holds(recovered, text)) for text in secrets)
+def _planted(secrets: tuple[str, ...], outputs: tuple[str, ...]) -> tuple[PlantedSecret, ...]:
+    return tuple(
+        PlantedSecret(text=text, recovered=any(holds(output, text) for output in outputs)) for text in secrets
+    )
 
 
 def holds(text: str, secret: str) -> bool:

@@ -52,7 +52,7 @@ class PlantedSecret:
 
     Attributes:
         text: the secret itself.
-        recovered: whether the output that was assigned to its sentence contains it whole.
+        recovered: whether an output of its batch contains it whole.
     """
 
     text: str
@@ -99,6 +99,7 @@ class Record:
         stop: why the attack ended, a sentence.
         seconds: the attack's wall time; likewise `cpu_seconds`.
         weights: "pretrained" or "random", as loaded.
+        fingerprint: of the model as it was loaded, "" in records of before it was kept.
         worker: who computed it, for example "local" or a ray node's name; no host name, no path.
         versions: of Python and the packages that decide a result.
     """
@@ -133,6 +134,7 @@ class Record:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     weights: str = ""
+    fingerprint: str = ""
     device: str = ""
     dtype: str = ""
     threads: int = 1

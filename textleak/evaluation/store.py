@@ -84,6 +84,7 @@ class Store:
         self.records: dict[Key, Record] = {}
         self._lock = FileLock(folder.path / "records.lock")
         self._turn = FileLock(folder.path / "first.lock")
+        self._loaded: dict[tuple[str, int], Record] = {}
         self._read = 0
 
     @classmethod
@@ -121,17 +122,19 @@ class Store:
         """Write a record; False where it adds nothing: another process has written this batch, or it failed alike.
 
         Raises:
-            TextleakError: it can't be written, for example as the disk is full; what was there before is whole.
+            TextleakError: it can't be written, for example as the disk is full, or its model isn't the one of the
+                records before it; what was there before is whole.
         """
         with self._lock:
             self._catch_up()
+            self._check_model(record)
             there = self.records.get(key_of(record))
             if there is not None and (there.status == "done" or _same_failure(there, record)):
                 return False
             line = json.dumps(to_json(record), ensure_ascii=False).encode() + b"\n"
             self._append(line)
             self._read += len(line)
-            self.records[key_of(record)] = record
+            self._keep(record)
         return True
 
     def other_versions(self) -> list[str]:
@@ -176,8 +179,25 @@ class Store:
             if len(whole) < len(content):  # its writer was killed, or we wouldn't have the lock
                 file.truncate(self._read + len(whole))
         for record in _parsed(whole, self.identity, path):
-            self.records[key_of(record)] = record
+            self._keep(record)
         self._read += len(whole)
+
+    def _keep(self, record: Record) -> None:
+        self.records[key_of(record)] = record
+        if record.fingerprint:
+            self._loaded.setdefault((record.cell.model, record.cell.seed), record)
+
+    def _check_model(self, record: Record) -> None:
+        """Raise where another model has come under the name of the one before, which no setting shows."""
+        there = self._loaded.get((record.cell.model, record.cell.seed))
+        if there is None or record.fingerprint in ("", there.fingerprint):
+            return
+        raise TextleakError(
+            f"{record.cell.model} is not the model that this evaluation was begun with: its weights, "
+            f"{record.weights} here, {there.weights} there, have other values.",
+            why="Records of both would be mixed in one table.",
+            fix="Give --weights pretrained or random, bring the model back, or choose another --out.",
+        )
 
     def _append(self, line: bytes) -> None:
         path = self.folder.records_path
