@@ -214,6 +214,13 @@ def test_dpsgd_clips_each_sample_before_the_mean(toy_model: ToyModel) -> None:
         torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2)
 
 
+@pytest.mark.parametrize("before", ["clip:max_norm=1", "gaussian", "freeze"])
+def test_dpsgd_comes_before_what_works_on_the_mean(before: str, toy_model: ToyModel) -> None:
+    with pytest.raises(InputError, match=rf"(?s)dpsgd can't come after {before.partition(':')[0]}.*first"):
+        share(toy_model("bert"), TWO, (2, 1), defenses=[*build(before), *build("dpsgd")])
+    share(toy_model("bert"), TWO, (2, 1), defenses=[*build("dpsgd"), *build(before)])
+
+
 def test_dpsgd_divides_its_noise_by_the_batch() -> None:
     zeros = {"w": torch.zeros(300, 300)}
     noise = defended("dpsgd:max_norm=0.5,noise_multiplier=2", zeros, batch_size=4)["w"]

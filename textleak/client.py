@@ -6,6 +6,7 @@ Nothing here is known to an attack. The secret goes to scoring only.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -276,6 +277,21 @@ def _labels(
     return tuple(labels)
 
 
+def check_order(defenses: Sequence[Defense]) -> None:
+    """Check that defenses can be had in this order.
+
+    Raises:
+        InputError: one that works on samples comes after one that works on the batch.
+    """
+    for before, after in itertools.pairwise(defenses):
+        if after.works_per_sample() and not before.works_per_sample():
+            raise InputError(
+                f"{after.name} can't come after {before.name}.",
+                why=f"{after.name} works on each sample's gradient, before the mean that {before.name} works on.",
+                fix=f"Name {after.name} first. What isn't trained at all is left out by --share.",
+            )
+
+
 def _defended(
     whole: Callable[[], dict[str, Tensor]],
     sample: Callable[[int], dict[str, Tensor]],
@@ -289,7 +305,11 @@ def _defended(
         sample: gives that of one of its samples, for defenses that work on these.
         defenses: in order.
         step: of training.
+
+    Raises:
+        InputError: one that works on samples comes after one that works on the batch.
     """
+    check_order(defenses)
     if any(defense.works_per_sample() for defense in defenses):
         gradient: dict[str, Tensor] = {}
         for b in range(step.batch_size):

@@ -21,6 +21,9 @@ _ACCOUNTED = ("steps", "sampling_rate", "delta")
 class DPSGD(Defense):
     """Clips each sample's gradient and adds Gaussian noise to the mean; accounts for epsilon on request.
 
+    The mean is over samples, whatever the loss's own mean is over: in language modeling a long sentence's tokens count
+    for less than without it.
+
     Attributes:
         max_norm: largest L2 norm of one sample's gradient, over all shared tensors.
         noise_multiplier: standard deviation of the noise on the samples' sum, in units of max_norm.
