@@ -364,7 +364,11 @@ def test_an_interrupt_while_the_answer_is_certified_keeps_it_too(toy, monkeypatc
     assert (result["outcome"], result["token_match_rate"], result["verified"]) == ("interrupted", 1, None)
 
 
-def test_ctrl_c_stops_a_running_program(toy, tmp_path):
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
+def test_a_program_that_is_ended_keeps_its_best_answer(toy, tmp_path, number):
+    """By Ctrl-C, a scheduler, a closed terminal."""
     script = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "from test_cli import ATTACKS, Fake\n"
@@ -384,7 +388,7 @@ def test_ctrl_c_stops_a_running_program(toy, tmp_path):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert json.loads(stdout)["outcome"] == "interrupted"

@@ -7,6 +7,7 @@ that `--help` answers at once. Exit codes: 0 done, 1 the run failed, 2 usage, se
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -54,5 +55,9 @@ app.command("doctor")(doctor.command)
 
 
 def main() -> None:
-    """The `textleak` program."""
+    """The `textleak` program; a scheduler or a closed terminal that ends it is heard as Ctrl-C is."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(number, signal.default_int_handler)
     app()
