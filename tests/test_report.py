@@ -118,7 +118,7 @@ def test_means_are_those_of_a_script():
     records = grid(sentences=8, sizes=(1, 3))
     report = report_of(*records)
     for one in report.settings:
-        where = dict(zip(AXES, one.setting, strict=True))
+        where = dict(zip(AXES, one.setting, strict=True)) | {"weights": "auto"}  # as asked for
         for figure, interval in one.figures.items():
             assert interval.mean == pytest.approx(Records(records).mean(figure, **where))
 
@@ -155,6 +155,59 @@ def test_the_headline_says_what_the_time_limit_ended():
     )
     assert report.headline[-1].endswith("though its time was up in 1 of 1.")
     assert not any("time" in line for line in report_of(done(cell(), 0, whole)).headline)
+
+
+def test_a_model_with_random_weights_says_so_wherever_it_is_named():
+    by_model = {"bert-tiny": "random", "minilm": "pretrained"}
+    records = [
+        dataclasses.replace(
+            done(cell(model=model, defense=defense), b, sentence(["a", str(b)])), weights=weights
+        )
+        for model, weights in by_model.items()
+        for defense in ((), ("gaussian:sigma=1",))
+        for b in range(2)
+    ]
+    records.append(failed(cell(model="bert-tiny", attack="lamp"), 0))  # knows no weights
+    report = report_of(*records)
+    assert report.axes == ("model", "defense", "attack")
+    assert {row.words[0] for row in report.matrix.rows} == {"bert-tiny (random)", "minilm"}
+    assert {chart.title for chart in report.ladders} == {"gaussian (bert-tiny (random))", "gaussian (minilm)"}
+    assert report.common["weights"] == "several (random, pretrained)"
+    assert [failure.words for failure in report.failures] == ["lamp, no defense, bert-tiny (random)"]
+    assert "The weights of 2 settings were random" in report.headline[2]
+    for text in (page_of(report).text, to_markdown(report)):
+        assert text.count("bert-tiny (random)") == text.count("bert-tiny") > 4
+        assert "minilm (random)" not in text
+
+
+def test_weights_that_change_on_the_way_are_two_settings():
+    def batch(number: int, weights: str):
+        words = sentence(["a", "b"], None if weights == "random" else ["", ""])
+        return dataclasses.replace(done(cell(), number, words), weights=weights)
+
+    for order in (("random", "pretrained"), ("pretrained", "random")):
+        report = report_of(*(batch(number, weights) for number, weights in enumerate(order)))
+        assert {(one.words, one.match.mean) for one in report.settings} == {
+            ("minilm (random)", 1),
+            ("minilm", 0),
+        }
+        assert report.common["weights"] == f"several ({', '.join(order)})"
+        assert "The weights of 1 setting were random" in report.headline[1]
+
+
+def test_versions_are_those_that_the_records_were_made_with():
+    def batch(number: int, torch: str):
+        return dataclasses.replace(
+            done(cell(), number, sentence(["a"])), versions={"python": "3.11.7", "torch": torch}
+        )
+
+    report = report_of(batch(0, "2.12.0"), batch(1, "2.13.0"), batch(2, "2.13.0"))
+    assert to_json(report)["versions"] == {"python": "3.11.7", "torch": "several (2.12.0, 2.13.0)"}
+    for text in (page_of(report).text, to_markdown(report)):
+        assert "python 3.11.7, torch several (2.12.0, 2.13.0)." in text
+    assert to_json(report_of(failed(cell(), 0)))["versions"] == {
+        "textleak": "0.1.0"
+    }  # those it was begun with
 
 
 def test_only_secrets_of_the_sample_are_called_made_up():

@@ -28,7 +28,9 @@ from textleak.reports.settings import (
     opponents,
     same_defense,
     setting_of,
+    several_in_words,
     strength_order,
+    told,
     value_of,
     varying,
     without,
@@ -166,11 +168,9 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
         utility: what defenses cost, where that was measured.
         seed: of the bootstrap's draws.
     """
-    by_setting: dict[Setting, list[Record]] = defaultdict(list)
-    for record in evaluation.records:
-        by_setting[setting_of(record.cell)].append(record)
+    by_setting = _by_setting(evaluation.records)
     groups = {setting: by_setting[setting] for setting in _in_order(by_setting)}
-    axes = varying(groups)
+    axes = _told_by(varying(groups))
     settings = tuple(figures_of(setting, group, axes, seed) for setting, group in groups.items())
     charts, left_out = ladders(settings, axes)
     notes = [f"{left_out} more charts of defenses are left out; --json has every figure."] if left_out else []
@@ -199,14 +199,30 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     )
 
 
+def _by_setting(records: Sequence[Record]) -> dict[Setting, list[Record]]:
+    """Records by their settings, with weights as loaded; a failed batch goes where others of its kind are."""
+    of_cell = {record.cell: record.weights for record in records if record.weights}
+    of_model = {record.cell.model: record.weights for record in records if record.weights}
+    found: dict[Setting, list[Record]] = defaultdict(list)
+    for record in records:
+        weights = record.weights or of_cell.get(record.cell) or of_model.get(record.cell.model, "")
+        found[setting_of(record.cell, weights)].append(record)
+    return found
+
+
+def _told_by(axes: Sequence[str]) -> tuple[str, ...]:
+    """Axes that a reader is told of: weights stand in the model's name."""
+    shown = {"model" if axis == "weights" else axis for axis in axes}
+    return tuple(axis for axis in AXES if axis in shown)
+
+
 def _common(settings: Sequence[SettingFigures], axes: Sequence[str]) -> dict[str, str]:
-    """What is the same in all settings, the weights as they were loaded."""
+    """What is the same in all settings; of the weights, whichever were loaded."""
     if not settings:
         return {}
-    same = {axis: in_words(axis, value_of(settings[0].setting, axis)) for axis in AXES if axis not in axes}
-    loaded = {one.weights for one in settings if one.weights}
-    if "weights" in same and len(loaded) == 1:
-        same["weights"] = loaded.pop()
+    same = {axis: told(settings[0].setting, axis) for axis in AXES if axis not in axes}
+    if loaded := [one.weights for one in settings if one.weights]:
+        same["weights"] = several_in_words(loaded)
     return same
 
 
@@ -268,10 +284,12 @@ def headline(
         f"{behind}, {attack} recovered {amount}{in_range(most.match)} and {exactly} of "
         f"{count_of(most.sentences, 'sentence')} word for word{rank} ({context})."
     ]
-    random = sum(one.weights == "random" for one in scored)
+    random = [one for one in scored if one.weights == "random"]
     if random:
-        which = "The weights" if random == len(scored) else f"The weights of {count_of(random, 'setting')}"
-        sentences.append(f"{which} were random: take pretrained ones for figures about a real model.")
+        which = "" if len(random) == len(scored) else f" of {count_of(len(random), 'setting')}"
+        sentences.append(
+            f"The weights{which} were random: take pretrained ones for figures about a real model."
+        )
     cut_off = sum(one.cut_off for one in scored)
     if cut_off:
         sentences.append(cut_off_in_words(cut_off, done))
@@ -332,9 +350,7 @@ def _matrix(settings: Sequence[SettingFigures], axes: Sequence[str]) -> Matrix |
         attacks=tuple(columns.values()),
         rows=tuple(
             MatrixRow(
-                words=tuple(
-                    in_words(axis, value_of(next(iter(row.values())).setting, axis)) for axis in shown
-                ),
+                words=tuple(told(next(iter(row.values())).setting, axis) for axis in shown),
                 cells=tuple(row.get(column) for column in columns),
             )
             for row in rows.values()

@@ -18,7 +18,7 @@ from textleak.live import readable, seconds_in_words
 from textleak.reports import charts
 from textleak.reports.analysis import Report
 from textleak.reports.figures import SettingFigures, in_range, leaked, percent
-from textleak.reports.settings import AXES, TITLES, in_words, value_of
+from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import Interval
 from textleak.words import count_of
 
@@ -81,7 +81,7 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
         "notes": [] if redact else list(report.notes),
         "command": command(evaluation, redact=redact),
         "settings_asked_for": settings_of(evaluation, redact),
-        "versions": dict(evaluation.versions),
+        "versions": _versions(evaluation),
     }
     if not redact:
         plain["examples"] = [_plain(one) for one in report.examples]
@@ -126,7 +126,7 @@ def _environment(*, html: bool) -> Environment:
         words=_shown,
         md=markdown_escaped,
         fenced=_fenced,
-        cell=lambda one, axis: in_words(axis, value_of(one.setting, axis)),
+        cell=lambda one, axis: told(one.setting, axis),
         axis=lambda axis: TITLES[axis],
         seconds=lambda seconds: "–" if seconds is None else seconds_in_words(seconds),
     )
@@ -151,12 +151,17 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
         "settings_text": json.dumps(
             settings_of(evaluation, redact), ensure_ascii=False, indent=1, default=str
         ),
+        "versions": _versions(evaluation),
         "has_secrets": any(one.secrets_planted for one in settings),
         "planted_by_us": {record.cell.data for record in evaluation.records} == {SAMPLE},
         "has_epsilon": any(one.epsilon is not None for one in settings),
         "unfolded": len(settings) <= ROWS_UNFOLDED,
         "identical": any(_without_width(one.match) for one in settings),
     }
+
+
+def _versions(evaluation: Findings) -> dict[str, str]:
+    return {package: several_in_words(found) for package, found in evaluation.versions_used.items()}
 
 
 def _different_sentences(evaluation: Findings) -> int:

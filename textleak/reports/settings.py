@@ -30,9 +30,9 @@ Setting = tuple[Any, ...]
 """The values of a cell along `AXES`."""
 
 
-def setting_of(cell: Cell) -> Setting:
-    """The cell's setting, whatever its seed."""
-    return tuple(getattr(cell, axis) for axis in AXES)
+def setting_of(cell: Cell, weights: str = "") -> Setting:
+    """The cell's setting, whatever its seed; its weights as they were loaded, where that is known."""
+    return tuple((axis == "weights" and weights) or getattr(cell, axis) for axis in AXES)
 
 
 def value_of(setting: Setting, axis: str) -> Any:  # noqa: ANN401 - the axes' own types
@@ -58,18 +58,30 @@ def in_words(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own type
     return "by default" if value is None else str(value)
 
 
+def told(setting: Setting, axis: str) -> str:
+    """The setting's value along an axis as a table's cell shows it; a model says where its weights were random."""
+    words = in_words(axis, value_of(setting, axis))
+    return f"{words} (random)" if axis == "model" and value_of(setting, "weights") == "random" else words
+
+
+def several_in_words(values: Iterable[object]) -> str:
+    """What should have one value and may have had several: "2.13", "several (2.12, 2.13)", "–" for none."""
+    words = list(dict.fromkeys(map(str, values)))
+    return f"several ({', '.join(words)})" if len(words) > 1 else "".join(words) or "–"
+
+
 def named(setting: Setting, axes: Collection[str]) -> str:
     """The setting in a few words, told by those axes; what needs no title goes without."""
     words = [
-        _named(axis, value_of(setting, axis))
+        _named(setting, axis)
         for axis in reversed(AXES)  # the attack first, as a sentence would
         if axis in axes
     ]
     return ", ".join(filter(None, words))
 
 
-def _named(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own types
-    words = in_words(axis, value)
+def _named(setting: Setting, axis: str) -> str:
+    words, value = told(setting, axis), value_of(setting, axis)
     if axis == "defense":
         return words if value else "no defense"
     if axis == "know":
