@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from tests.synthetic import LADDER, cell, done, failed, grid, sentence, write
 from textleak import runs
 from textleak.cli import app
+from textleak.defenses import DEFENSES
 from textleak.evaluation.answers import Records
 from textleak.events import Stop
 from textleak.gradients import SideInformation, hides_defense
@@ -24,7 +25,14 @@ from textleak.reports.analysis import Report, analyze
 from textleak.reports.figures import percent
 from textleak.reports.pages import command, markdown_escaped, to_html, to_json, to_markdown
 from textleak.reports.reading import Findings, read
-from textleak.reports.settings import AXES, strength_of, strength_order, value_of
+from textleak.reports.settings import (
+    AXES,
+    DEFAULTS,
+    same_defense,
+    strength_of,
+    strength_order,
+    value_of,
+)
 from textleak.reports.utility import Utility, UtilityRow, UtilityRun, write_utility
 
 ROOT = Path(__file__).parent.parent
@@ -231,6 +239,8 @@ def test_defenses_go_from_none_to_strong_and_each_stands_beside_its_strongest_at
         ((), "", ()),
         (("gaussian:sigma=1e-3",), "gaussian", (("sigma", 0.001),)),
         (("prune:ratio=0.9,which=random",), "prune, random", (("ratio", 0.9),)),
+        (("prune:which=smallest",), "prune", (("ratio", 0.9),)),
+        (("gaussian",), "gaussian", (("sigma", 0.001),)),
         (("quantize:to=int8",), "quantize", (("to", "int8"),)),
         (
             ("clip:max_norm=1", "gaussian:sigma=0.1"),
@@ -245,6 +255,57 @@ def test_a_defense_has_a_kind_and_levels(defense, kind, levels):
     strength = strength_of(defense)
     assert (strength.kind, strength.levels) == (kind, levels)
     assert sorted([defense, ()], key=strength_order)[0] == ()
+
+
+def test_the_defaults_of_defenses_are_those_of_their_classes():
+    numbers_or_words = {
+        name: {
+            field.name: field.default for field in dataclasses.fields(defense) if field.default is not None
+        }
+        for name, defense in DEFENSES.items()
+    }
+    assert {name: options for name, options in numbers_or_words.items() if options} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("weak_to_strong", "categories"),
+    [
+        (("gaussian:sigma=0.0001", "gaussian", "gaussian:sigma=0.01"), ("0.0001", "0.001", "0.01")),
+        (("laplace", "laplace:scale=1"), ("0.001", "1")),
+        (("prune:ratio=0.5", "prune", "prune:ratio=0.99"), ("0.5", "0.9", "0.99")),
+        (("clip:max_norm=10", "clip", "clip:max_norm=0.1"), ("10", "1", "0.1")),
+        (("topk:ratio=0.5", "topk:ratio=0.1", "topk"), ("0.5", "0.1", "0.01")),
+        (("quantize:to=fp16", "quantize:to=bf16", "quantize"), ("fp16", "bf16", "int8")),
+        (
+            ("dpsgd:noise_multiplier=0", "dpsgd", "dpsgd:max_norm=0.1,noise_multiplier=2"),
+            ("1, 0", "1, 1", "0.1, 2"),
+        ),
+        (("dpsgd", "dpsgd:steps=9"), ("–", "9")),
+    ],
+)
+def test_a_ladder_goes_from_weak_to_strong_with_a_label_for_each_step(weak_to_strong, categories):
+    defenses = [(spec,) for spec in weak_to_strong]
+    for order in (defenses, defenses[::-1]):
+        report = report_of(
+            *(done(cell(defense=defense), 0, sentence(["a", "b"])) for defense in ((), *order))
+        )
+        assert [row.defense for row in report.defenses] == [(), *defenses]
+        assert [chart.categories for chart in report.ladders] == [("none", *categories)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("gaussian", "gaussian:sigma=0.001", True),
+        ("gaussian:sigma=1e-3", "gaussian:sigma=0.001", True),
+        ("clip:max_norm=1", "clip:max_norm=1.0", True),
+        ("prune:which=smallest", "prune:ratio=0.9", True),
+        ("gaussian", "gaussian:sigma=0.01", False),
+        ("gaussian", "laplace", False),
+    ],
+)
+def test_a_defense_is_the_same_however_it_is_written(one, other, same):
+    assert (same_defense([one]) == same_defense([other])) is same
 
 
 def test_each_kind_of_defense_has_a_ladder_that_begins_without_one():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -132,40 +132,71 @@ class Strength:
 
 # What `quantize` rounds to, coarser and coarser.
 _GRIDS = ("fp16", "bf16", "int8")
+# Options of which less is stronger.
+_STRONG_WHEN_SMALL = {("clip", "max_norm"), ("dpsgd", "max_norm"), ("topk", "ratio")}
+# What the defenses of `textleak.defenses` are without options: as there (a test compares), where torch is imported.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "clip": {"max_norm": 1.0, "per": "all"},
+    "dpsgd": {"max_norm": 1.0, "noise_multiplier": 1.0},
+    "freeze": {"parameters": "embeddings"},
+    "gaussian": {"sigma": 1e-3},
+    "laplace": {"scale": 1e-3},
+    "prune": {"ratio": 0.9, "which": "smallest"},
+    "quantize": {"to": "int8", "rounding": "nearest"},
+    "topk": {"ratio": 0.01},
+}
 
 
 def strength_of(defense: Sequence[str]) -> Strength:
-    """Kind and strength of a defense from its specs, `name:key=value,...`."""
+    """Kind and strength of a defense from its specs, `name:key=value,...`, and from what is so by default."""
     kinds: list[str] = []
     levels: list[tuple[str, float | str]] = []
     for name, options in _parsed(defense):
         kind = name
         for key, value in sorted(options.items()):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if is_number or value in _GRIDS:
+            if _is_number(value) or value in _GRIDS:
                 levels.append((f"{name} {key}" if len(defense) > 1 else key, value))
-            else:
+            elif value != DEFAULTS.get(name, {}).get(key):
                 kind += f", {value}"
         kinds.append(kind)
     return Strength(kind=" + ".join(kinds), levels=tuple(levels))
 
 
 def strength_order(defense: Sequence[str]) -> tuple[Any, ...]:
-    """A key that sorts defenses: none first, then by kind, and within it from little to much."""
-    strength = strength_of(defense)
-    levels = tuple(_GRIDS.index(x) if isinstance(x, str) else x for _, x in strength.levels)
-    return (bool(defense), strength.kind, levels)
+    """A key that sorts defenses: none first, then by kind, and within it from weak to strong."""
+    levels = tuple(
+        (key, _strength(name, key, value))
+        for name, options in _parsed(defense)
+        for key, value in sorted(options.items())
+        if _is_number(value) or value in _GRIDS
+    )
+    return (bool(defense), strength_of(defense).kind, levels)
+
+
+def _strength(name: str, key: str, value: Any) -> float:  # noqa: ANN401 - a number, or a grid's name
+    if value in _GRIDS:
+        return _GRIDS.index(value)
+    return float(-value if (name, key) in _STRONG_WHEN_SMALL else value)
 
 
 def same_defense(defense: Sequence[str]) -> tuple[Any, ...]:
-    """What two ways of writing one defense have in common (`sigma=1e-3` and `sigma=0.001`)."""
+    """What all ways of writing one defense have in common: `gaussian` is `gaussian:sigma=1e-3`, or `sigma=0.001`."""
+
+    def written(value: object) -> str:
+        return str(float(value) if _is_number(value) else value)
+
     return tuple(
-        (name, *sorted((key, str(value)) for key, value in options.items()))
+        (name, *sorted((key, written(value)) for key, value in options.items()))
         for name, options in _parsed(defense)
     )
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _parsed(defense: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and options of each spec, those of the defaults that it doesn't name among them."""
     from textleak.config import Choice
 
     for spec in defense:
@@ -174,4 +205,4 @@ def _parsed(defense: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         except (InputError, ValidationError):  # a package's own way of writing it
             yield spec, {}
         else:
-            yield choice.name, choice.options
+            yield choice.name, {**DEFAULTS.get(choice.name, {}), **choice.options}
