@@ -424,6 +424,31 @@ def test_what_a_defense_held_is_judged_against_no_defense_or_another_one():
         assert "held best was sign: the strongest attack got 50 %" in report_of(*half, *other).headline[-1]
 
 
+def test_a_defense_whose_strong_attack_failed_is_not_called_the_best():
+    def batches(right: int, attack: str, *defense: str, most: int = 4):
+        for batch in range(most):
+            words = ["a", "b", str(batch), "d"]
+            found = [*words[:right], *[""] * (4 - right)]
+            yield done(cell(attack=attack, defense=defense), batch, sentence(words, found))
+
+    open_to = [*batches(4, "auto"), *batches(1, "dlg")]
+    pruned = [*batches(3, "auto", "prune"), *batches(1, "dlg", "prune")]
+    broken = [failed(cell(attack="auto", defense=("sign",)), batch) for batch in range(4)]
+    report = report_of(*open_to, *pruned, *broken, *batches(0, "dlg", "sign"))
+    assert report.headline[-1].startswith(
+        "The defense that held best was prune: the strongest attack got 75 %"
+    )
+    assert [(row.words, row.failed) for row in report.defenses] == [("none", 0), ("prune", 0), ("sign", 4)]
+    assert "dlg (4 batches failed)" in page_of(report).text
+    assert "| dlg (4 batches failed) |" in to_markdown(report)
+    # One that failed here and there is the best one, and it is said.
+    report = report_of(*open_to, *pruned, broken[0], *batches(0, "auto", "sign", most=3))
+    assert report.headline[-1].endswith(", though 1 batch behind it failed.")
+    # Nobody can say that nothing was held back either.
+    report = report_of(*open_to, *batches(4, "auto", "prune"), *broken)
+    assert not any("held" in line for line in report.headline)
+
+
 @pytest.mark.parametrize(
     ("rate", "words"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,12 +45,13 @@ EXAMPLES_EACH = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DefenseRow:
-    """What the strongest attack got through a defense, and what the defense costs."""
+    """What the strongest attack got through a defense, how many batches failed, and what the defense costs."""
 
     defense: tuple[str, ...]
     words: str
     strongest: SettingFigures
     by: str
+    failed: int
     utility: UtilityRow | None
 
 
@@ -296,25 +297,38 @@ def headline(
     as_much = sum(leaked(one)[:2] == leaked(most)[:2] for one in scored) - 1
     if as_much and most.match.mean:
         sentences.append(f"As much leaked in {count_of(as_much, 'more setting')}.")
-    return (sentences[0], *missing, *sentences[1:], *_held_best(scored))
+    return (sentences[0], *missing, *sentences[1:], *_held_best(settings))
 
 
-def _held_best(scored: Sequence[SettingFigures]) -> tuple[str, ...]:
-    """Which defense let least through to its strongest attack; nothing where there is none to compare it with."""
+def _held_best(settings: Sequence[SettingFigures]) -> tuple[str, ...]:
+    """Which defense let least through to its strongest attack; nothing where there is none to compare it with.
+
+    A defense behind which all batches of a setting failed is none to call the best: that attack may be the strongest.
+    """
     strongest: dict[tuple[str, ...], SettingFigures] = {}
-    for one in scored:
+    failed: Counter[tuple[str, ...]] = Counter()
+    unknown = set()
+    for one in settings:
         defense = value_of(one.setting, "defense")
-        strongest[defense] = max(one, strongest.get(defense, one), key=leaked)
-    defenses = sorted(filter(None, strongest), key=strength_order)
+        failed[defense] += one.failed
+        if one.match is not None:
+            strongest[defense] = max(one, strongest.get(defense, one), key=leaked)
+        elif one.failed:
+            unknown.add(defense)
+    defenses = sorted(
+        (defense for defense in strongest if defense and defense not in unknown), key=strength_order
+    )
     if not defenses or len(strongest) < 2:
         return ()
     best = min(defenses, key=lambda defense: leaked(strongest[defense])[:2])
     held, undefended = strongest[best].match, strongest[()].match if () in strongest else None
     assert held is not None
     if undefended is not None and held.mean >= undefended.mean:
-        return ("No defense held anything back.",)
+        return () if unknown else ("No defense held anything back.",)
     one = strongest[best]
     late = f", though its time was up in {one.cut_off} of {one.batches}" if one.cut_off else ""
+    if failed[best]:
+        late += f", though {count_of(failed[best], 'batch')} behind it failed"
     return (
         f"The defense that held best was {in_words('defense', best)}: "
         f"the strongest attack got {percent(held.mean)} % of the tokens through it{in_range(held)}{late}.",
@@ -377,6 +391,7 @@ def _defenses(
                 words=in_words("defense", defense),
                 strongest=strongest,
                 by=named(strongest.setting, others),
+                failed=sum(one.failed for one in found[defense]),
                 utility=costs.get(same_defense(defense)),
             )
         )

@@ -66,6 +66,7 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
             {
                 "defense": list(row.defense),
                 "strongest": row.by,
+                "failed": row.failed,
                 "token_match_rate": _plain(row.strongest.match),
                 "utility": None if row.utility is None else _plain_utility(row.utility),
             }
