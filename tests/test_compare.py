@@ -185,6 +185,14 @@ def test_weights_and_devices_that_were_not_asked_for_are_named_where_they_differ
     assert "Settings differ: loaded weights random against pretrained." in printed
 
 
+@pytest.mark.parametrize(("count", "few"), [(9, True), (10, False)])
+def test_intervals_over_few_batches_are_called_too_narrow(count, few, tmp_path):
+    first = write(tmp_path / "first", batches([5] * count))
+    second = write(tmp_path / "second", batches([*range(count)]))
+    printed = CliRunner().invoke(app, ["compare", str(first), str(second)]).stdout
+    assert ("fewer than 10 batches are too narrow" in printed) is few
+
+
 @pytest.mark.parametrize(("change", "words"), [(0, "0"), (0.052, "+5.2"), (-0.5, "−50"), (1, "+100")])
 def test_points_have_a_sign(change, words):
     assert points(change) == words

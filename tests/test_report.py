@@ -473,6 +473,15 @@ def test_an_interval_without_width_is_no_promise():
     assert "rule of three" in text
 
 
+@pytest.mark.parametrize(("batches", "few"), [(1, False), (2, True), (9, True), (10, False)])
+def test_intervals_over_few_batches_are_called_too_narrow(batches, few):
+    of = [done(cell(), b, sentence(["a", str(b)], ["a", str(b or "")])) for b in range(batches)]
+    alike = [done(cell(defense=("sign",)), b, sentence(["a", str(b)])) for b in range(3)]
+    report = report_of(*of, *alike)
+    for text in (page_of(report).text, to_markdown(report)):
+        assert ("fewer than 10 batches are too narrow" in text) is few
+
+
 # Pages
 
 

@@ -19,7 +19,7 @@ from textleak.reports import charts
 from textleak.reports.analysis import Report
 from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
-from textleak.reports.statistics import Interval
+from textleak.reports.statistics import FEW_IN_WORDS, Interval
 from textleak.words import count_of
 
 if TYPE_CHECKING:
@@ -157,8 +157,18 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
         "planted_by_us": {record.cell.data for record in evaluation.records} == {SAMPLE},
         "has_epsilon": any(one.epsilon is not None for one in settings),
         "unfolded": len(settings) <= ROWS_UNFOLDED,
+        "few": FEW_IN_WORDS if any(interval.of_few for interval in _intervals(report)) else "",
         "identical": any(_without_width(one.match) for one in settings),
     }
+
+
+def _intervals(report: Report) -> Iterator[Interval]:
+    """All that a page shows."""
+    for one in report.settings:
+        yield from filter(None, (*one.figures.values(), one.secrets))
+    for chart in report.ladders + report.breakdowns:
+        for series in chart.series:
+            yield from filter(None, series.points)
 
 
 def _versions(evaluation: Findings) -> dict[str, str]:
