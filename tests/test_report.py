@@ -790,8 +790,29 @@ def test_the_command_that_does_it_again_names_every_setting(tmp_path):
     assert command == (
         "textleak eval --data 'my file.txt' --limit 20 --batch-size 1 --batch-size 4 --model minilm --attack match "
         "--attack lamp:steps=5,limit=10 --defense none --defense clip:max_norm=1+gaussian:sigma=0.1 "
-        "--know default --know no-defense --set num_labels=2"
+        "--know default --know no-defense --threads 1 --set num_labels=2"
     )
+
+
+def test_a_page_says_on_what_it_was_computed(tmp_path):
+    def batch(number: int, threads: int):
+        record = done(cell(), number, sentence(["a"]))
+        return dataclasses.replace(record, device="cuda:0", dtype="float32", threads=threads)
+
+    folder = write(tmp_path / "e", [batch(0, 2), batch(1, 2), failed(cell(), 2)])
+    facts = json.loads((folder / "evaluation.json").read_text("utf-8"))
+    facts["machine"] = {"platform": "Linux-6.1-x86_64", "processor": "x86_64", "cores": 1}
+    (folder / "evaluation.json").write_text(json.dumps(facts), "utf-8")
+    report = analyze(read(folder))
+    words = "Computed on Linux-6.1-x86_64, 1 core; device cuda:0; dtype float32; threads 2."
+    assert words in page_of(report).text
+    assert markdown_escaped(words) in to_markdown(report)
+    plain = to_json(report)
+    assert (plain["machine"], plain["device"], plain["threads"]) == (facts["machine"], "cuda:0", "2")
+    assert plain["command"].endswith("--threads 2")
+    report = report_of(batch(0, 1), batch(1, 4))  # one command can't say both
+    assert "Computed on device cuda:0; dtype float32; threads several (1, 4)." in page_of(report).text
+    assert "--threads" not in to_json(report)["command"]
 
 
 # One run
@@ -832,6 +853,7 @@ def test_a_run_has_a_page_too(run_folder):
     assert text.startswith("textleak: one textleak run · one Behind gaussian:sigma=0.1, dlg recovered")
     assert "--sentence 'the cat sat'" in text
     assert "The weights were random" in text
+    assert re.search(r"Computed on .*, \d+ cores?; device cpu; dtype float32; threads 1\.", text)
     assert "At a glance" not in text
 
 

@@ -83,6 +83,8 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
         "command": command(evaluation, redact=redact),
         "settings_asked_for": settings_of(evaluation, redact),
         "versions": _versions(evaluation),
+        "machine": dict(evaluation.machine),
+        **_computed_with(evaluation),
     }
     if not redact:
         plain["examples"] = [_plain(one) for one in report.examples]
@@ -153,6 +155,7 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
             settings_of(evaluation, redact), ensure_ascii=False, indent=1, default=str
         ),
         "versions": _versions(evaluation),
+        "computed_on": computed_on(evaluation),
         "has_secrets": any(one.secrets_planted for one in settings),
         "planted_by_us": {record.cell.data for record in evaluation.records} == {SAMPLE},
         "has_epsilon": any(one.epsilon is not None for one in settings),
@@ -173,6 +176,19 @@ def _intervals(report: Report) -> Iterator[Interval]:
 
 def _versions(evaluation: Findings) -> dict[str, str]:
     return {package: several_in_words(found) for package, found in evaluation.versions_used.items()}
+
+
+def computed_on(evaluation: Findings) -> str:
+    """The machine, device, type and threads in a sentence, as far as they are known."""
+    machine = evaluation.machine
+    words = [f"{machine['platform']}, {count_of(machine['cores'], 'core')}"] if machine else []
+    words += [f"{name} {value}" for name, value in _computed_with(evaluation).items()]
+    return f"Computed on {'; '.join(words)}." if words else ""
+
+
+def _computed_with(evaluation: Findings) -> dict[str, str]:
+    values = {name: evaluation.values(name) for name in ("device", "dtype", "threads")}
+    return {name: several_in_words(found) for name, found in values.items() if found}
 
 
 def _different_sentences(evaluation: Findings) -> int:
@@ -251,19 +267,20 @@ def command(evaluation: Findings, *, redact: bool = False) -> str:
     """The command that does the same again, "" where that can't be said."""
     if evaluation.kind == "run":
         return _run_command(evaluation.settings, evaluation.records[0].cell.know, redact=redact)
-    return _evaluation_command(evaluation.settings)
+    threads = evaluation.values("threads")
+    return _evaluation_command({**evaluation.settings, "threads": threads[0] if len(threads) == 1 else None})
 
 
 # What `textleak eval` takes as a flag, in the order of its help; the rest goes through --set.
 _FLAGS = (
     *("data", "column", "label_column", "limit", "max_words", "batch_size", "model", "weights", "task"),
-    *("attack", "share", "defense", "know", "seed", "time_limit", "device"),
+    *("attack", "share", "defense", "know", "seed", "time_limit", "device", "threads"),
 )
 _SET = ("num_labels", "dtype")
 
 
 def _evaluation_command(settings: Mapping[str, Any]) -> str:
-    """`textleak eval` with every setting that decides the result."""
+    """`textleak eval` with every setting that decides the result, and the threads that it was computed on."""
     words = ["textleak", "eval"]
     asked = dict(settings)
     if "limits" in asked:  # an attack's own limit is written among its options
