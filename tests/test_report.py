@@ -411,6 +411,24 @@ def test_batches_that_failed_alike_are_named_together():
     assert json.loads(json.dumps(to_json(report)))["failures"][1]["batches"] == {"0": [3], "3": [4]}
 
 
+def test_notes_that_differ_in_their_numbers_are_one():
+    def batch(number: int, *notes: str, **settings: object):
+        return dataclasses.replace(done(cell(**settings), number, sentence(["a", str(number)])), notes=notes)
+
+    rows = "{} rows were left out: norm above {}."
+    report = report_of(
+        *(batch(number, rows.format(9 + number, f"{number + 1}.5e-05"), "No prior.") for number in range(3)),
+        batch(0, "No prior.", attack="lamp"),
+        batch(1, "Stopped at 5,000.", attack="lamp"),
+    )
+    assert report.notes == (
+        "match, 3 batches, with other numbers in some: 9 rows were left out: norm above 1.5e-05.",
+        "2 settings, 4 batches: No prior.",
+        "lamp, 1 batch: Stopped at 5,000.",
+    )
+    assert report_of(batch(0, "No prior."), batch(1, "No prior.")).notes == ("2 batches: No prior.",)
+
+
 def test_what_a_defense_held_is_judged_against_no_defense_or_another_one():
     def batches(right: int, **settings: object):
         for batch in range(3):

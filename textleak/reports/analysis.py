@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -41,6 +42,7 @@ from textleak.words import count_of
 # Our choices, so that a page of a long grid stays readable; whatever they leave out is said.
 MOST_EXAMPLES = 40
 EXAMPLES_EACH = 3
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ class Report:
         found: what an unscored run recovered: nobody knows whether it is right.
         secrets: that were recovered at least once; `secrets_planted`, how many there are in all.
         failures: batches without an answer, those with the same error together.
-        notes: of the attacks and of this report.
+        notes: of this report and of the attacks, those that differ in their numbers together.
     """
 
     evaluation: Findings
@@ -175,7 +177,7 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     settings = tuple(figures_of(setting, group, axes, seed) for setting, group in groups.items())
     charts, left_out = ladders(settings, axes)
     notes = [f"{left_out} more charts of defenses are left out; --json has every figure."] if left_out else []
-    notes += dict.fromkeys(note for record in evaluation.records for note in record.notes)
+    notes += _notes(groups, axes) if evaluation.kind == "evaluation" else evaluation.records[0].notes
     examples = _examples(groups, settings)
     if len(examples) < sum(one.sentences > 0 for one in settings):
         notes.append(f"Examples are shown of the {len(examples)} settings that leaked most.")
@@ -456,6 +458,27 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _notes(groups: Mapping[Setting, Sequence[Record]], axes: Sequence[str]) -> list[str]:
+    """What attacks noted, each note once, whatever its numbers, with where it was noted and how often."""
+    noted: dict[str, dict[Setting, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for setting, group in groups.items():
+        for record in group:
+            for pattern, note in {_NUMBER.sub("#", note): note for note in record.notes}.items():
+                noted[pattern][setting].append(note)
+    found = []
+    for where in noted.values():
+        notes = [note for several in where.values() for note in several]
+        words = [count_of(len(notes), "batch")]
+        if len(groups) > 1:
+            words.insert(
+                0, named(next(iter(where)), axes) if len(where) == 1 else count_of(len(where), "setting")
+            )
+        if len({*notes}) > 1:
+            words.append("with other numbers in some")
+        found.append(f"{', '.join(words)}: {notes[0]}")
+    return found
 
 
 def _found(records: Iterable[Record]) -> tuple[str, ...]:
