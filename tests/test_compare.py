@@ -18,10 +18,8 @@ from textleak.reports.compare import Comparison, compare, points
 from textleak.reports.reading import Findings
 
 
-def findings(name: str, *records, **versions: str) -> Findings:
-    return Findings(
-        path=Path(name), kind="evaluation", records=tuple(records), settings={}, versions=versions
-    )
+def findings(name: str, *records) -> Findings:
+    return Findings(path=Path(name), kind="evaluation", records=tuple(records), settings={}, versions={})
 
 
 def compared(first, second) -> Comparison:
@@ -158,9 +156,41 @@ def test_settings_that_no_cell_tells_of_are_named_where_they_differ():
 
 
 def test_versions_that_differ_are_named():
-    first = findings("first", *batches([1, 2]), torch="2.12", numpy="2.0")
-    second = findings("second", *batches([1, 2]), torch="2.13", numpy="2.0")
-    assert compare(first, second).versions == {"torch": ("2.12", "2.13")}
+    def made_with(*versions: str):
+        records = batches([1, 2, 3][: len(versions)])
+        for record, version in zip(records, versions, strict=True):
+            yield dataclasses.replace(record, versions={"torch": version, "numpy": "2.0"})
+
+    old, new = made_with("2.12", "2.12"), made_with("2.13", "2.13")
+    assert compared(old, new).versions == {"torch": ("2.12", "2.13")}
+    upgraded, new = made_with("2.12", "2.13"), made_with("2.13", "2.13")
+    assert compared(upgraded, new).versions == {"torch": ("several (2.12, 2.13)", "2.13")}
+    assert compared(made_with("2.12", "2.13"), made_with("2.13", "2.12")).versions == {}
+
+
+def test_weights_and_devices_that_were_not_asked_for_are_named_where_they_differ(tmp_path):
+    def loaded(device: str = "cpu", **weights: str):
+        for model, which in weights.items():
+            for record in batches([1, 2], model=model):
+                yield dataclasses.replace(record, weights=which, device=device)
+
+    found = compared(loaded(minilm="random"), loaded("cuda:0", minilm="pretrained"))
+    assert found.outside == {"device": ("cpu", "cuda:0"), "loaded weights": ("random", "pretrained")}
+    tiny = {"tiny": "random"}  # in the first folder only: it is in no pair
+    assert compared(loaded(minilm="random", **tiny), loaded(minilm="random")).outside == {}
+    swapped = compared(loaded(minilm="pretrained", **tiny), loaded(minilm="random", tiny="random"))
+    assert swapped.outside == {"loaded weights of minilm": ("pretrained", "random")}
+    first, second = (write(tmp_path / which, loaded(minilm=which)) for which in ("random", "pretrained"))
+    printed = CliRunner().invoke(app, ["compare", str(first), str(second)]).stdout
+    assert "Settings differ: loaded weights random against pretrained." in printed
+
+
+@pytest.mark.parametrize(("count", "few"), [(9, True), (10, False)])
+def test_intervals_over_few_batches_are_called_too_narrow(count, few, tmp_path):
+    first = write(tmp_path / "first", batches([5] * count))
+    second = write(tmp_path / "second", batches([*range(count)]))
+    printed = CliRunner().invoke(app, ["compare", str(first), str(second)]).stdout
+    assert ("fewer than 10 batches are too narrow" in printed) is few
 
 
 @pytest.mark.parametrize(("change", "words"), [(0, "0"), (0.052, "+5.2"), (-0.5, "−50"), (1, "+100")])

@@ -896,6 +896,23 @@ def test_a_narrow_table_gives_up_figures_but_no_name(width):
     assert ("Not shown" in text) == (width < 200)
 
 
+def test_the_table_counts_as_verified_what_can_be():
+    evaluation = four_cells()
+    records = evaluation._records
+    first, second, *_ = [cell for cell, _ in evaluation.plan.cells()]
+    for batch in (0, 1):  # behind noise nobody can tell
+        records[second, batch] = dataclasses.replace(records[second, batch], verified=None)
+    records[first, 1] = dataclasses.replace(records[first, 0], batch=1, verified=None)
+    assert [(row.verified, row.verifiable) for row in table.rows(evaluation)] == [
+        (1, 1),
+        (0, 0),
+        (0, 0),
+        (0, 0),
+    ]
+    lines = [line.split() for line in shown(evaluation, 200).splitlines() if "bert-tiny" in line]
+    assert [("1/1" in line, "–" in line) for line in lines] == [(True, False), (False, True)]
+
+
 def test_the_table_says_what_the_time_limit_ended():
     text = shown(four_cells(), 200)
     assert "time limit 4 s" in text

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from tests.synthetic import LADDER, cell, done, failed, grid, sentence, write
 from textleak import runs
 from textleak.cli import app
+from textleak.defenses import DEFENSES
 from textleak.evaluation.answers import Records
 from textleak.events import Stop
 from textleak.gradients import SideInformation, hides_defense
@@ -24,7 +25,14 @@ from textleak.reports.analysis import Report, analyze
 from textleak.reports.figures import percent
 from textleak.reports.pages import command, markdown_escaped, to_html, to_json, to_markdown
 from textleak.reports.reading import Findings, read
-from textleak.reports.settings import AXES, strength_of, strength_order, value_of
+from textleak.reports.settings import (
+    AXES,
+    DEFAULTS,
+    same_defense,
+    strength_of,
+    strength_order,
+    value_of,
+)
 from textleak.reports.utility import Utility, UtilityRow, UtilityRun, write_utility
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +126,7 @@ def test_means_are_those_of_a_script():
     records = grid(sentences=8, sizes=(1, 3))
     report = report_of(*records)
     for one in report.settings:
-        where = dict(zip(AXES, one.setting, strict=True))
+        where = dict(zip(AXES, one.setting, strict=True)) | {"weights": "auto"}  # as asked for
         for figure, interval in one.figures.items():
             assert interval.mean == pytest.approx(Records(records).mean(figure, **where))
 
@@ -157,6 +165,59 @@ def test_the_headline_says_what_the_time_limit_ended():
     assert not any("time" in line for line in report_of(done(cell(), 0, whole)).headline)
 
 
+def test_a_model_with_random_weights_says_so_wherever_it_is_named():
+    by_model = {"bert-tiny": "random", "minilm": "pretrained"}
+    records = [
+        dataclasses.replace(
+            done(cell(model=model, defense=defense), b, sentence(["a", str(b)])), weights=weights
+        )
+        for model, weights in by_model.items()
+        for defense in ((), ("gaussian:sigma=1",))
+        for b in range(2)
+    ]
+    records.append(failed(cell(model="bert-tiny", attack="lamp"), 0))  # knows no weights
+    report = report_of(*records)
+    assert report.axes == ("model", "defense", "attack")
+    assert {row.words[0] for row in report.matrix.rows} == {"bert-tiny (random)", "minilm"}
+    assert {chart.title for chart in report.ladders} == {"gaussian (bert-tiny (random))", "gaussian (minilm)"}
+    assert report.common["weights"] == "several (random, pretrained)"
+    assert [failure.words for failure in report.failures] == ["lamp, no defense, bert-tiny (random)"]
+    assert "The weights of 2 settings were random" in report.headline[2]
+    for text in (page_of(report).text, to_markdown(report)):
+        assert text.count("bert-tiny (random)") == text.count("bert-tiny") > 4
+        assert "minilm (random)" not in text
+
+
+def test_weights_that_change_on_the_way_are_two_settings():
+    def batch(number: int, weights: str):
+        words = sentence(["a", "b"], None if weights == "random" else ["", ""])
+        return dataclasses.replace(done(cell(), number, words), weights=weights)
+
+    for order in (("random", "pretrained"), ("pretrained", "random")):
+        report = report_of(*(batch(number, weights) for number, weights in enumerate(order)))
+        assert {(one.words, one.match.mean) for one in report.settings} == {
+            ("minilm (random)", 1),
+            ("minilm", 0),
+        }
+        assert report.common["weights"] == f"several ({', '.join(order)})"
+        assert "The weights of 1 setting were random" in report.headline[1]
+
+
+def test_versions_are_those_that_the_records_were_made_with():
+    def batch(number: int, torch: str):
+        return dataclasses.replace(
+            done(cell(), number, sentence(["a"])), versions={"python": "3.11.7", "torch": torch}
+        )
+
+    report = report_of(batch(0, "2.12.0"), batch(1, "2.13.0"), batch(2, "2.13.0"))
+    assert to_json(report)["versions"] == {"python": "3.11.7", "torch": "several (2.12.0, 2.13.0)"}
+    for text in (page_of(report).text, to_markdown(report)):
+        assert "python 3.11.7, torch several (2.12.0, 2.13.0)." in text
+    assert to_json(report_of(failed(cell(), 0)))["versions"] == {
+        "textleak": "0.1.0"
+    }  # those it was begun with
+
+
 def test_only_secrets_of_the_sample_are_called_made_up():
     for data, made_up in (("mails.csv", False), ("sample", True)):
         record = done(cell(data=data), 0, sentence(["pin", "4711"], secrets=[("4711", True)]))
@@ -178,6 +239,8 @@ def test_defenses_go_from_none_to_strong_and_each_stands_beside_its_strongest_at
         ((), "", ()),
         (("gaussian:sigma=1e-3",), "gaussian", (("sigma", 0.001),)),
         (("prune:ratio=0.9,which=random",), "prune, random", (("ratio", 0.9),)),
+        (("prune:which=smallest",), "prune", (("ratio", 0.9),)),
+        (("gaussian",), "gaussian", (("sigma", 0.001),)),
         (("quantize:to=int8",), "quantize", (("to", "int8"),)),
         (
             ("clip:max_norm=1", "gaussian:sigma=0.1"),
@@ -192,6 +255,57 @@ def test_a_defense_has_a_kind_and_levels(defense, kind, levels):
     strength = strength_of(defense)
     assert (strength.kind, strength.levels) == (kind, levels)
     assert sorted([defense, ()], key=strength_order)[0] == ()
+
+
+def test_the_defaults_of_defenses_are_those_of_their_classes():
+    numbers_or_words = {
+        name: {
+            field.name: field.default for field in dataclasses.fields(defense) if field.default is not None
+        }
+        for name, defense in DEFENSES.items()
+    }
+    assert {name: options for name, options in numbers_or_words.items() if options} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("weak_to_strong", "categories"),
+    [
+        (("gaussian:sigma=0.0001", "gaussian", "gaussian:sigma=0.01"), ("0.0001", "0.001", "0.01")),
+        (("laplace", "laplace:scale=1"), ("0.001", "1")),
+        (("prune:ratio=0.5", "prune", "prune:ratio=0.99"), ("0.5", "0.9", "0.99")),
+        (("clip:max_norm=10", "clip", "clip:max_norm=0.1"), ("10", "1", "0.1")),
+        (("topk:ratio=0.5", "topk:ratio=0.1", "topk"), ("0.5", "0.1", "0.01")),
+        (("quantize:to=fp16", "quantize:to=bf16", "quantize"), ("fp16", "bf16", "int8")),
+        (
+            ("dpsgd:noise_multiplier=0", "dpsgd", "dpsgd:max_norm=0.1,noise_multiplier=2"),
+            ("1, 0", "1, 1", "0.1, 2"),
+        ),
+        (("dpsgd", "dpsgd:steps=9"), ("–", "9")),
+    ],
+)
+def test_a_ladder_goes_from_weak_to_strong_with_a_label_for_each_step(weak_to_strong, categories):
+    defenses = [(spec,) for spec in weak_to_strong]
+    for order in (defenses, defenses[::-1]):
+        report = report_of(
+            *(done(cell(defense=defense), 0, sentence(["a", "b"])) for defense in ((), *order))
+        )
+        assert [row.defense for row in report.defenses] == [(), *defenses]
+        assert [chart.categories for chart in report.ladders] == [("none", *categories)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("gaussian", "gaussian:sigma=0.001", True),
+        ("gaussian:sigma=1e-3", "gaussian:sigma=0.001", True),
+        ("clip:max_norm=1", "clip:max_norm=1.0", True),
+        ("prune:which=smallest", "prune:ratio=0.9", True),
+        ("gaussian", "gaussian:sigma=0.01", False),
+        ("gaussian", "laplace", False),
+    ],
+)
+def test_a_defense_is_the_same_however_it_is_written(one, other, same):
+    assert (same_defense([one]) == same_defense([other])) is same
 
 
 def test_each_kind_of_defense_has_a_ladder_that_begins_without_one():
@@ -297,6 +411,24 @@ def test_batches_that_failed_alike_are_named_together():
     assert json.loads(json.dumps(to_json(report)))["failures"][1]["batches"] == {"0": [3], "3": [4]}
 
 
+def test_notes_that_differ_in_their_numbers_are_one():
+    def batch(number: int, *notes: str, **settings: object):
+        return dataclasses.replace(done(cell(**settings), number, sentence(["a", str(number)])), notes=notes)
+
+    rows = "{} rows were left out: norm above {}."
+    report = report_of(
+        *(batch(number, rows.format(9 + number, f"{number + 1}.5e-05"), "No prior.") for number in range(3)),
+        batch(0, "No prior.", attack="lamp"),
+        batch(1, "Stopped at 5,000.", attack="lamp"),
+    )
+    assert report.notes == (
+        "match, 3 batches, with other numbers in some: 9 rows were left out: norm above 1.5e-05.",
+        "2 settings, 4 batches: No prior.",
+        "lamp, 1 batch: Stopped at 5,000.",
+    )
+    assert report_of(batch(0, "No prior."), batch(1, "No prior.")).notes == ("2 batches: No prior.",)
+
+
 def test_what_a_defense_held_is_judged_against_no_defense_or_another_one():
     def batches(right: int, **settings: object):
         for batch in range(3):
@@ -308,6 +440,31 @@ def test_what_a_defense_held_is_judged_against_no_defense_or_another_one():
     assert len(report_of(*half).headline) == 1  # there is nothing to compare it with
     for other in (batches(4), batches(3, defense=("topk",))):
         assert "held best was sign: the strongest attack got 50 %" in report_of(*half, *other).headline[-1]
+
+
+def test_a_defense_whose_strong_attack_failed_is_not_called_the_best():
+    def batches(right: int, attack: str, *defense: str, most: int = 4):
+        for batch in range(most):
+            words = ["a", "b", str(batch), "d"]
+            found = [*words[:right], *[""] * (4 - right)]
+            yield done(cell(attack=attack, defense=defense), batch, sentence(words, found))
+
+    open_to = [*batches(4, "auto"), *batches(1, "dlg")]
+    pruned = [*batches(3, "auto", "prune"), *batches(1, "dlg", "prune")]
+    broken = [failed(cell(attack="auto", defense=("sign",)), batch) for batch in range(4)]
+    report = report_of(*open_to, *pruned, *broken, *batches(0, "dlg", "sign"))
+    assert report.headline[-1].startswith(
+        "The defense that held best was prune: the strongest attack got 75 %"
+    )
+    assert [(row.words, row.failed) for row in report.defenses] == [("none", 0), ("prune", 0), ("sign", 4)]
+    assert "dlg (4 batches failed)" in page_of(report).text
+    assert "| dlg (4 batches failed) |" in to_markdown(report)
+    # One that failed here and there is the best one, and it is said.
+    report = report_of(*open_to, *pruned, broken[0], *batches(0, "auto", "sign", most=3))
+    assert report.headline[-1].endswith(", though 1 batch behind it failed.")
+    # Nobody can say that nothing was held back either.
+    report = report_of(*open_to, *batches(4, "auto", "prune"), *broken)
+    assert not any("held" in line for line in report.headline)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +489,15 @@ def test_an_interval_without_width_is_no_promise():
     assert "100 (all alike)" in text
     assert "(100 to 100)" not in text
     assert "rule of three" in text
+
+
+@pytest.mark.parametrize(("batches", "few"), [(1, False), (2, True), (9, True), (10, False)])
+def test_intervals_over_few_batches_are_called_too_narrow(batches, few):
+    of = [done(cell(), b, sentence(["a", str(b)], ["a", str(b or "")])) for b in range(batches)]
+    alike = [done(cell(defense=("sign",)), b, sentence(["a", str(b)])) for b in range(3)]
+    report = report_of(*of, *alike)
+    for text in (page_of(report).text, to_markdown(report)):
+        assert ("fewer than 10 batches are too narrow" in text) is few
 
 
 # Pages
@@ -642,8 +808,29 @@ def test_the_command_that_does_it_again_names_every_setting(tmp_path):
     assert command == (
         "textleak eval --data 'my file.txt' --limit 20 --batch-size 1 --batch-size 4 --model minilm --attack match "
         "--attack lamp:steps=5,limit=10 --defense none --defense clip:max_norm=1+gaussian:sigma=0.1 "
-        "--know default --know no-defense --set num_labels=2"
+        "--know default --know no-defense --threads 1 --set num_labels=2"
     )
+
+
+def test_a_page_says_on_what_it_was_computed(tmp_path):
+    def batch(number: int, threads: int):
+        record = done(cell(), number, sentence(["a"]))
+        return dataclasses.replace(record, device="cuda:0", dtype="float32", threads=threads)
+
+    folder = write(tmp_path / "e", [batch(0, 2), batch(1, 2), failed(cell(), 2)])
+    facts = json.loads((folder / "evaluation.json").read_text("utf-8"))
+    facts["machine"] = {"platform": "Linux-6.1-x86_64", "processor": "x86_64", "cores": 1}
+    (folder / "evaluation.json").write_text(json.dumps(facts), "utf-8")
+    report = analyze(read(folder))
+    words = "Computed on Linux-6.1-x86_64, 1 core; device cuda:0; dtype float32; threads 2."
+    assert words in page_of(report).text
+    assert markdown_escaped(words) in to_markdown(report)
+    plain = to_json(report)
+    assert (plain["machine"], plain["device"], plain["threads"]) == (facts["machine"], "cuda:0", "2")
+    assert plain["command"].endswith("--threads 2")
+    report = report_of(batch(0, 1), batch(1, 4))  # one command can't say both
+    assert "Computed on device cuda:0; dtype float32; threads several (1, 4)." in page_of(report).text
+    assert "--threads" not in to_json(report)["command"]
 
 
 # One run
@@ -684,6 +871,7 @@ def test_a_run_has_a_page_too(run_folder):
     assert text.startswith("textleak: one textleak run · one Behind gaussian:sigma=0.1, dlg recovered")
     assert "--sentence 'the cat sat'" in text
     assert "The weights were random" in text
+    assert re.search(r"Computed on .*, \d+ cores?; device cpu; dtype float32; threads 1\.", text)
     assert "At a glance" not in text
 
 

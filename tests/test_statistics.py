@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from textleak.reports.statistics import bootstrap_mean, bootstrap_means
+from textleak.reports.statistics import ENOUGH, FEW_IN_WORDS, bootstrap_mean, bootstrap_means
 
 
 def test_agrees_with_scipy_where_values_are_independent():
@@ -73,6 +73,19 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say():
         held += interval.low <= 0.25 <= interval.high
     # 95 % within three standard errors of 400 trials, less the point that 50 values cost the percentile method.
     assert 0.90 <= held / repetitions <= 0.985
+
+
+@pytest.mark.parametrize(("clusters", "held_in_words"), [(2, 0.50), (3, 0.75), (5, 0.85), (ENOUGH, 0.90)])
+def test_intervals_of_few_cover_as_little_as_readers_are_told(clusters, held_in_words):
+    draw = np.random.default_rng(13)
+    repetitions, held = 1000, 0
+    for repetition in range(repetitions):
+        interval = bootstrap_mean(
+            draw.beta(0.8, 1.2, size=clusters), range(clusters), seed=repetition, resamples=500
+        )
+        held += interval.low <= 0.4 <= interval.high
+    assert held / repetitions == pytest.approx(held_in_words, abs=0.03)
+    assert f"{100 * held_in_words:.0f} % with {clusters}" in FEW_IN_WORDS
 
 
 def test_intervals_of_dependent_sentences_cover_too_and_would_not_if_they_were_drawn_one_by_one():

@@ -90,7 +90,11 @@ def _sides(one: Difference) -> tuple[str, str]:
 
 def _remarks(comparison: Comparison) -> list[str]:
     """What doesn't pair, and what else a reader has to know."""
+    from textleak.reports.statistics import FEW_IN_WORDS
+
     lines = ["Differences in percentage points, with paired 95 % bootstrap intervals over batches."]
+    if any(figure.difference.of_few for one in comparison.settings for figure in one.figures.values()):
+        lines.append(FEW_IN_WORDS)
     if len(comparison.settings) >= 10:
         lines.append("Of many intervals, one in 20 leaves out the true difference by chance.")
     for which, at in (("first", 0), ("second", 1)):

@@ -56,6 +56,7 @@ _NARROWEST = 10
 class Row:
     """A cell and what its batches came to so far; means are None before the first one.
 
+    `verified` of them had an answer that reproduces the shared gradient, of `verifiable` ones: none is behind noise.
     `cut_off` of them were ended by the time limit before they had an answer that is known to be right.
     """
 
@@ -67,6 +68,7 @@ class Row:
     tokens_per_hidden: float | None
     means: Mapping[str, float | None]
     verified: int
+    verifiable: int
     cut_off: int
     secrets: int
     secrets_recovered: int
@@ -97,7 +99,8 @@ def _row(cell: Cell, batches: int, records: Records) -> Row:
         weights=done[0].weights if done else "",
         tokens_per_hidden=statistics.fmean(r.tokens_per_hidden or 0.0 for r in done) if done else None,
         means={figure: done.mean(figure) if done else None for figure in FIGURES},
-        verified=sum(bool(record.verified) for record in done),
+        verified=sum(record.verified is True for record in done),
+        verifiable=sum(record.verified is not None for record in done),
         cut_off=sum(record.cut_off for record in done),
         secrets=len(secrets),
         secrets_recovered=int(sum(secrets)),
@@ -179,7 +182,7 @@ def _figures(row: Row) -> dict[str, Text]:
         "exact": Text(_number(row.means["exact_rate"])),
         "R-1": Text(_number(row.means["rouge1"])),
         "R-2": Text(_number(row.means["rouge2"])),
-        "verified": Text(f"{row.verified}/{row.done}" if row.done else ""),
+        "verified": Text(f"{row.verified}/{row.verifiable}" if row.verifiable else "–" if row.done else ""),
         "cut off": Text(f"{row.cut_off}/{row.done}" if row.cut_off else "", style="yellow"),
         "secrets": Text(f"{row.secrets_recovered}/{row.secrets}" if row.secrets else ""),
         "n/D": Text(_number(row.tokens_per_hidden)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,9 @@ from textleak.reports.settings import (
     opponents,
     same_defense,
     setting_of,
+    several_in_words,
     strength_order,
+    told,
     value_of,
     varying,
     without,
@@ -39,16 +42,18 @@ from textleak.words import count_of
 # Our choices, so that a page of a long grid stays readable; whatever they leave out is said.
 MOST_EXAMPLES = 40
 EXAMPLES_EACH = 3
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DefenseRow:
-    """What the strongest attack got through a defense, and what the defense costs."""
+    """What the strongest attack got through a defense, how many batches failed, and what the defense costs."""
 
     defense: tuple[str, ...]
     words: str
     strongest: SettingFigures
     by: str
+    failed: int
     utility: UtilityRow | None
 
 
@@ -137,7 +142,7 @@ class Report:
         found: what an unscored run recovered: nobody knows whether it is right.
         secrets: that were recovered at least once; `secrets_planted`, how many there are in all.
         failures: batches without an answer, those with the same error together.
-        notes: of the attacks and of this report.
+        notes: of this report and of the attacks, those that differ in their numbers together.
     """
 
     evaluation: Findings
@@ -166,15 +171,13 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
         utility: what defenses cost, where that was measured.
         seed: of the bootstrap's draws.
     """
-    by_setting: dict[Setting, list[Record]] = defaultdict(list)
-    for record in evaluation.records:
-        by_setting[setting_of(record.cell)].append(record)
+    by_setting = _by_setting(evaluation.records)
     groups = {setting: by_setting[setting] for setting in _in_order(by_setting)}
-    axes = varying(groups)
+    axes = _told_by(varying(groups))
     settings = tuple(figures_of(setting, group, axes, seed) for setting, group in groups.items())
     charts, left_out = ladders(settings, axes)
     notes = [f"{left_out} more charts of defenses are left out; --json has every figure."] if left_out else []
-    notes += dict.fromkeys(note for record in evaluation.records for note in record.notes)
+    notes += _notes(groups, axes) if evaluation.kind == "evaluation" else evaluation.records[0].notes
     examples = _examples(groups, settings)
     if len(examples) < sum(one.sentences > 0 for one in settings):
         notes.append(f"Examples are shown of the {len(examples)} settings that leaked most.")
@@ -199,14 +202,30 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     )
 
 
+def _by_setting(records: Sequence[Record]) -> dict[Setting, list[Record]]:
+    """Records by their settings, with weights as loaded; a failed batch goes where others of its kind are."""
+    of_cell = {record.cell: record.weights for record in records if record.weights}
+    of_model = {record.cell.model: record.weights for record in records if record.weights}
+    found: dict[Setting, list[Record]] = defaultdict(list)
+    for record in records:
+        weights = record.weights or of_cell.get(record.cell) or of_model.get(record.cell.model, "")
+        found[setting_of(record.cell, weights)].append(record)
+    return found
+
+
+def _told_by(axes: Sequence[str]) -> tuple[str, ...]:
+    """Axes that a reader is told of: weights stand in the model's name."""
+    shown = {"model" if axis == "weights" else axis for axis in axes}
+    return tuple(axis for axis in AXES if axis in shown)
+
+
 def _common(settings: Sequence[SettingFigures], axes: Sequence[str]) -> dict[str, str]:
-    """What is the same in all settings, the weights as they were loaded."""
+    """What is the same in all settings; of the weights, whichever were loaded."""
     if not settings:
         return {}
-    same = {axis: in_words(axis, value_of(settings[0].setting, axis)) for axis in AXES if axis not in axes}
-    loaded = {one.weights for one in settings if one.weights}
-    if "weights" in same and len(loaded) == 1:
-        same["weights"] = loaded.pop()
+    same = {axis: told(settings[0].setting, axis) for axis in AXES if axis not in axes}
+    if loaded := [one.weights for one in settings if one.weights]:
+        same["weights"] = several_in_words(loaded)
     return same
 
 
@@ -268,35 +287,50 @@ def headline(
         f"{behind}, {attack} recovered {amount}{in_range(most.match)} and {exactly} of "
         f"{count_of(most.sentences, 'sentence')} word for word{rank} ({context})."
     ]
-    random = sum(one.weights == "random" for one in scored)
+    random = [one for one in scored if one.weights == "random"]
     if random:
-        which = "The weights" if random == len(scored) else f"The weights of {count_of(random, 'setting')}"
-        sentences.append(f"{which} were random: take pretrained ones for figures about a real model.")
+        which = "" if len(random) == len(scored) else f" of {count_of(len(random), 'setting')}"
+        sentences.append(
+            f"The weights{which} were random: take pretrained ones for figures about a real model."
+        )
     cut_off = sum(one.cut_off for one in scored)
     if cut_off:
         sentences.append(cut_off_in_words(cut_off, done))
     as_much = sum(leaked(one)[:2] == leaked(most)[:2] for one in scored) - 1
     if as_much and most.match.mean:
         sentences.append(f"As much leaked in {count_of(as_much, 'more setting')}.")
-    return (sentences[0], *missing, *sentences[1:], *_held_best(scored))
+    return (sentences[0], *missing, *sentences[1:], *_held_best(settings))
 
 
-def _held_best(scored: Sequence[SettingFigures]) -> tuple[str, ...]:
-    """Which defense let least through to its strongest attack; nothing where there is none to compare it with."""
+def _held_best(settings: Sequence[SettingFigures]) -> tuple[str, ...]:
+    """Which defense let least through to its strongest attack; nothing where there is none to compare it with.
+
+    A defense behind which all batches of a setting failed is none to call the best: that attack may be the strongest.
+    """
     strongest: dict[tuple[str, ...], SettingFigures] = {}
-    for one in scored:
+    failed: Counter[tuple[str, ...]] = Counter()
+    unknown = set()
+    for one in settings:
         defense = value_of(one.setting, "defense")
-        strongest[defense] = max(one, strongest.get(defense, one), key=leaked)
-    defenses = sorted(filter(None, strongest), key=strength_order)
+        failed[defense] += one.failed
+        if one.match is not None:
+            strongest[defense] = max(one, strongest.get(defense, one), key=leaked)
+        elif one.failed:
+            unknown.add(defense)
+    defenses = sorted(
+        (defense for defense in strongest if defense and defense not in unknown), key=strength_order
+    )
     if not defenses or len(strongest) < 2:
         return ()
     best = min(defenses, key=lambda defense: leaked(strongest[defense])[:2])
     held, undefended = strongest[best].match, strongest[()].match if () in strongest else None
     assert held is not None
     if undefended is not None and held.mean >= undefended.mean:
-        return ("No defense held anything back.",)
+        return () if unknown else ("No defense held anything back.",)
     one = strongest[best]
     late = f", though its time was up in {one.cut_off} of {one.batches}" if one.cut_off else ""
+    if failed[best]:
+        late += f", though {count_of(failed[best], 'batch')} behind it failed"
     return (
         f"The defense that held best was {in_words('defense', best)}: "
         f"the strongest attack got {percent(held.mean)} % of the tokens through it{in_range(held)}{late}.",
@@ -332,9 +366,7 @@ def _matrix(settings: Sequence[SettingFigures], axes: Sequence[str]) -> Matrix |
         attacks=tuple(columns.values()),
         rows=tuple(
             MatrixRow(
-                words=tuple(
-                    in_words(axis, value_of(next(iter(row.values())).setting, axis)) for axis in shown
-                ),
+                words=tuple(told(next(iter(row.values())).setting, axis) for axis in shown),
                 cells=tuple(row.get(column) for column in columns),
             )
             for row in rows.values()
@@ -361,6 +393,7 @@ def _defenses(
                 words=in_words("defense", defense),
                 strongest=strongest,
                 by=named(strongest.setting, others),
+                failed=sum(one.failed for one in found[defense]),
                 utility=costs.get(same_defense(defense)),
             )
         )
@@ -425,6 +458,27 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _notes(groups: Mapping[Setting, Sequence[Record]], axes: Sequence[str]) -> list[str]:
+    """What attacks noted, each note once, whatever its numbers, with where it was noted and how often."""
+    noted: dict[str, dict[Setting, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for setting, group in groups.items():
+        for record in group:
+            for pattern, note in {_NUMBER.sub("#", note): note for note in record.notes}.items():
+                noted[pattern][setting].append(note)
+    found = []
+    for where in noted.values():
+        notes = [note for several in where.values() for note in several]
+        words = [count_of(len(notes), "batch")]
+        if len(groups) > 1:
+            words.insert(
+                0, named(next(iter(where)), axes) if len(where) == 1 else count_of(len(where), "setting")
+            )
+        if len({*notes}) > 1:
+            words.append("with other numbers in some")
+        found.append(f"{', '.join(words)}: {notes[0]}")
+    return found
 
 
 def _found(records: Iterable[Record]) -> tuple[str, ...]:

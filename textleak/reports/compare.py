@@ -18,7 +18,16 @@ from textleak.evaluation.answers import FIGURES
 from textleak.evaluation.records import Cell, Record
 from textleak.reports.figures import cluster_of, percent, values_of
 from textleak.reports.reading import Findings
-from textleak.reports.settings import AXES, TITLES, in_words, named, setting_of, strength_order, varying
+from textleak.reports.settings import (
+    AXES,
+    TITLES,
+    in_words,
+    named,
+    setting_of,
+    several_in_words,
+    strength_order,
+    varying,
+)
 from textleak.reports.statistics import Interval, bootstrap_means
 from textleak.words import count_of
 
@@ -69,8 +78,9 @@ class Comparison:
         overall: over all of them.
         unpaired: settings that only the first, and only the second folder has.
         failed: failed batches of the first and of the second folder.
-        versions: packages whose versions differ.
-        outside: settings that differ and that no cell tells of, such as the time limit of a batch.
+        versions: packages whose versions differ, as the records say.
+        outside: what differs and no cell tells of, such as the time limit of a batch, the device, or the weights
+            that were loaded for cells that pair.
     """
 
     headline: str
@@ -141,10 +151,20 @@ def compare(first: Findings, second: Findings, *, seed: int = 0) -> Comparison:
             _alone(theirs, {b for _, b in paired}, common),
         ),
         failed=(_failed(first.records), _failed(second.records)),
-        versions=_differing(first.versions, second.versions, {*first.versions, *second.versions}),
-        outside=_differing(first.settings, second.settings, _OUTSIDE)
-        if first.kind == second.kind == "evaluation"
-        else {},
+        versions=_differing(
+            first.versions_used, second.versions_used, {*first.versions_used, *second.versions_used}
+        ),
+        outside={
+            **(
+                _differing(first.settings, second.settings, _OUTSIDE)
+                if first.kind == second.kind == "evaluation"
+                else {}
+            ),
+            **_differing(
+                {"device": first.values("device")}, {"device": second.values("device")}, ("device",)
+            ),
+            **_differing_weights([(ours[a], theirs[b]) for a, b in paired]),
+        },
     )
 
 
@@ -154,12 +174,34 @@ def _differing(
     """What isn't the same in both, in words."""
 
     def in_words(value: object) -> str:
+        if isinstance(value, tuple):
+            return several_in_words(value)
         return "–" if value is None else str(value)
+
+    def comparable(value: object) -> object:
+        return {*value} if isinstance(value, tuple) else value
 
     return {
         name: (in_words(first.get(name)), in_words(second.get(name)))
         for name in sorted(names)
-        if first.get(name) != second.get(name)
+        if comparable(first.get(name)) != comparable(second.get(name))
+    }
+
+
+def _differing_weights(
+    paired: Sequence[tuple[Sequence[Record], Sequence[Record]]],
+) -> dict[str, tuple[str, str]]:
+    """The weights that were loaded on both sides, by the first side's model, where they aren't the same."""
+    loaded: tuple[dict[str, tuple[str, ...]], ...] = ({}, {})
+    for sides in paired:
+        model = sides[0][0].cell.model
+        for found, records in zip(loaded, sides, strict=True):
+            weights = (record.weights for record in records if record.weights)
+            found[model] = tuple(dict.fromkeys((*found.get(model, ()), *weights)))
+    several = len(loaded[0]) > 1
+    return {
+        f"loaded weights of {model}" if several else "loaded weights": words
+        for model, words in _differing(loaded[0], loaded[1], loaded[0]).items()
     }
 
 

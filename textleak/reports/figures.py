@@ -39,6 +39,7 @@ class SettingFigures:
         verified: batches whose answer reproduces the shared gradient, of `verifiable`.
         seconds: median of a batch; likewise `cpu_seconds`.
         epsilon: of `dpsgd`.
+        weights: "pretrained" or "random", as loaded; "" where nothing was.
     """
 
     setting: Setting

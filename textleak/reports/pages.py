@@ -18,8 +18,8 @@ from textleak.live import readable, seconds_in_words
 from textleak.reports import charts
 from textleak.reports.analysis import Report
 from textleak.reports.figures import SettingFigures, in_range, leaked, percent
-from textleak.reports.settings import AXES, TITLES, in_words, value_of
-from textleak.reports.statistics import Interval
+from textleak.reports.settings import AXES, TITLES, several_in_words, told
+from textleak.reports.statistics import FEW_IN_WORDS, Interval
 from textleak.words import count_of
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
             {
                 "defense": list(row.defense),
                 "strongest": row.by,
+                "failed": row.failed,
                 "token_match_rate": _plain(row.strongest.match),
                 "utility": None if row.utility is None else _plain_utility(row.utility),
             }
@@ -81,7 +82,9 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
         "notes": [] if redact else list(report.notes),
         "command": command(evaluation, redact=redact),
         "settings_asked_for": settings_of(evaluation, redact),
-        "versions": dict(evaluation.versions),
+        "versions": _versions(evaluation),
+        "machine": dict(evaluation.machine),
+        **_computed_with(evaluation),
     }
     if not redact:
         plain["examples"] = [_plain(one) for one in report.examples]
@@ -126,7 +129,7 @@ def _environment(*, html: bool) -> Environment:
         words=_shown,
         md=markdown_escaped,
         fenced=_fenced,
-        cell=lambda one, axis: in_words(axis, value_of(one.setting, axis)),
+        cell=lambda one, axis: told(one.setting, axis),
         axis=lambda axis: TITLES[axis],
         seconds=lambda seconds: "–" if seconds is None else seconds_in_words(seconds),
     )
@@ -151,12 +154,41 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
         "settings_text": json.dumps(
             settings_of(evaluation, redact), ensure_ascii=False, indent=1, default=str
         ),
+        "versions": _versions(evaluation),
+        "computed_on": computed_on(evaluation),
         "has_secrets": any(one.secrets_planted for one in settings),
         "planted_by_us": {record.cell.data for record in evaluation.records} == {SAMPLE},
         "has_epsilon": any(one.epsilon is not None for one in settings),
         "unfolded": len(settings) <= ROWS_UNFOLDED,
+        "few": FEW_IN_WORDS if any(interval.of_few for interval in _intervals(report)) else "",
         "identical": any(_without_width(one.match) for one in settings),
     }
+
+
+def _intervals(report: Report) -> Iterator[Interval]:
+    """All that a page shows."""
+    for one in report.settings:
+        yield from filter(None, (*one.figures.values(), one.secrets))
+    for chart in report.ladders + report.breakdowns:
+        for series in chart.series:
+            yield from filter(None, series.points)
+
+
+def _versions(evaluation: Findings) -> dict[str, str]:
+    return {package: several_in_words(found) for package, found in evaluation.versions_used.items()}
+
+
+def computed_on(evaluation: Findings) -> str:
+    """The machine, device, type and threads in a sentence, as far as they are known."""
+    machine = evaluation.machine
+    words = [f"{machine['platform']}, {count_of(machine['cores'], 'core')}"] if machine else []
+    words += [f"{name} {value}" for name, value in _computed_with(evaluation).items()]
+    return f"Computed on {'; '.join(words)}." if words else ""
+
+
+def _computed_with(evaluation: Findings) -> dict[str, str]:
+    values = {name: evaluation.values(name) for name in ("device", "dtype", "threads")}
+    return {name: several_in_words(found) for name, found in values.items() if found}
 
 
 def _different_sentences(evaluation: Findings) -> int:
@@ -235,19 +267,20 @@ def command(evaluation: Findings, *, redact: bool = False) -> str:
     """The command that does the same again, "" where that can't be said."""
     if evaluation.kind == "run":
         return _run_command(evaluation.settings, evaluation.records[0].cell.know, redact=redact)
-    return _evaluation_command(evaluation.settings)
+    threads = evaluation.values("threads")
+    return _evaluation_command({**evaluation.settings, "threads": threads[0] if len(threads) == 1 else None})
 
 
 # What `textleak eval` takes as a flag, in the order of its help; the rest goes through --set.
 _FLAGS = (
     *("data", "column", "label_column", "limit", "max_words", "batch_size", "model", "weights", "task"),
-    *("attack", "share", "defense", "know", "seed", "time_limit", "device"),
+    *("attack", "share", "defense", "know", "seed", "time_limit", "device", "threads"),
 )
 _SET = ("num_labels", "dtype")
 
 
 def _evaluation_command(settings: Mapping[str, Any]) -> str:
-    """`textleak eval` with every setting that decides the result."""
+    """`textleak eval` with every setting that decides the result, and the threads that it was computed on."""
     words = ["textleak", "eval"]
     asked = dict(settings)
     if "limits" in asked:  # an attack's own limit is written among its options

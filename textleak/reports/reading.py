@@ -22,7 +22,8 @@ class Findings:
         kind: "evaluation" or "run".
         records: in the order in which they were written, the last one of each batch.
         settings: what was asked for, as plain values.
-        versions: of Python and the packages that decide a result.
+        versions: of Python and the packages that decide a result, when it was begun.
+        machine: that it was begun on.
         identity: hash of the settings; "" for a run.
         planned: how many batches there are to be; None where the folder doesn't say.
     """
@@ -34,11 +35,27 @@ class Findings:
     versions: Mapping[str, str]
     identity: str = ""
     planned: int | None = None
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def unfinished(self) -> int:
         """Batches that have no record yet."""
         return max(0, (self.planned or 0) - len(self.records))
+
+    def values(self, name: str) -> tuple[Any, ...]:
+        """A field of the records that are done, each of its values once: "device", "dtype", "threads", "weights"."""
+        found = (getattr(record, name) for record in self.records if record.status == "done")
+        return tuple(dict.fromkeys(value for value in found if value))
+
+    @property
+    def versions_used(self) -> dict[str, tuple[str, ...]]:
+        """Each package's versions that records were made with; those at the beginning, where none says so."""
+        done = [record.versions for record in self.records if record.status == "done"]
+        found: dict[str, dict[str, None]] = {}
+        for versions in done if any(done) else (self.versions,):
+            for package, version in versions.items():
+                found.setdefault(package, {})[version] = None
+        return {package: tuple(versions) for package, versions in found.items()}
 
 
 def read(path: Path) -> Findings:
@@ -68,6 +85,7 @@ def _read_evaluation(path: Path) -> Findings:
         versions=facts.get("versions", {}),
         identity=facts["identity"],
         planned=facts.get("batches"),
+        machine=facts.get("machine", {}),
     )
 
 
@@ -125,7 +143,12 @@ def _of_run(run: RunRecord) -> Findings:
                 fix="Run it again; another version of textleak may have written this one.",
             ) from None
     return Findings(
-        path=run.folder.path, kind="run", records=records, settings=run.settings, versions=versions
+        path=run.folder.path,
+        kind="run",
+        records=records,
+        settings=run.settings,
+        versions=versions,
+        machine=run.facts.get("machine", {}),
     )
 
 

@@ -95,9 +95,8 @@ def _ladder(
     if len(steps) < 2:
         return None
     levels = [dict(strength_of(defense).levels) for defense in defenses]
-    names = [name for name in levels[0] if len({str(level.get(name)) for level in levels}) > 1] or list(
-        levels[0]
-    )
+    told = dict.fromkeys(name for level in levels for name in level)
+    names = [name for name in told if len({str(level.get(name)) for level in levels}) > 1] or list(told)
     labels = [", ".join(_level(level.get(name)) for name in names) or kind for level in levels]
     series = []
     for opponent, name in attackers.items():
@@ -108,7 +107,7 @@ def _ladder(
     chosen, note = _strongest(series)
     return Chart(
         title=f"{kind}{f' ({where})' if where else ''}",
-        axis=f"{kind} {', '.join(names)}",
+        axis=f"{kind} {', '.join(names)}".strip(),
         categories=(*(["none"] if steps[0] == () else []), *labels),
         series=chosen,
         note=note,
@@ -116,7 +115,7 @@ def _ladder(
 
 
 def _level(value: float | str | None) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value or "")
+    return f"{value:g}" if isinstance(value, int | float) else value or "–"
 
 
 def _strongest(series: Iterable[Series]) -> tuple[tuple[Series, ...], str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -30,9 +30,9 @@ Setting = tuple[Any, ...]
 """The values of a cell along `AXES`."""
 
 
-def setting_of(cell: Cell) -> Setting:
-    """The cell's setting, whatever its seed."""
-    return tuple(getattr(cell, axis) for axis in AXES)
+def setting_of(cell: Cell, weights: str = "") -> Setting:
+    """The cell's setting, whatever its seed; its weights as they were loaded, where that is known."""
+    return tuple((axis == "weights" and weights) or getattr(cell, axis) for axis in AXES)
 
 
 def value_of(setting: Setting, axis: str) -> Any:  # noqa: ANN401 - the axes' own types
@@ -58,18 +58,30 @@ def in_words(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own type
     return "by default" if value is None else str(value)
 
 
+def told(setting: Setting, axis: str) -> str:
+    """The setting's value along an axis as a table's cell shows it; a model says where its weights were random."""
+    words = in_words(axis, value_of(setting, axis))
+    return f"{words} (random)" if axis == "model" and value_of(setting, "weights") == "random" else words
+
+
+def several_in_words(values: Iterable[object]) -> str:
+    """What should have one value and may have had several: "2.13", "several (2.12, 2.13)", "–" for none."""
+    words = list(dict.fromkeys(map(str, values)))
+    return f"several ({', '.join(words)})" if len(words) > 1 else "".join(words) or "–"
+
+
 def named(setting: Setting, axes: Collection[str]) -> str:
     """The setting in a few words, told by those axes; what needs no title goes without."""
     words = [
-        _named(axis, value_of(setting, axis))
+        _named(setting, axis)
         for axis in reversed(AXES)  # the attack first, as a sentence would
         if axis in axes
     ]
     return ", ".join(filter(None, words))
 
 
-def _named(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own types
-    words = in_words(axis, value)
+def _named(setting: Setting, axis: str) -> str:
+    words, value = told(setting, axis), value_of(setting, axis)
     if axis == "defense":
         return words if value else "no defense"
     if axis == "know":
@@ -120,40 +132,71 @@ class Strength:
 
 # What `quantize` rounds to, coarser and coarser.
 _GRIDS = ("fp16", "bf16", "int8")
+# Options of which less is stronger.
+_STRONG_WHEN_SMALL = {("clip", "max_norm"), ("dpsgd", "max_norm"), ("topk", "ratio")}
+# What the defenses of `textleak.defenses` are without options: as there (a test compares), where torch is imported.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "clip": {"max_norm": 1.0, "per": "all"},
+    "dpsgd": {"max_norm": 1.0, "noise_multiplier": 1.0},
+    "freeze": {"parameters": "embeddings"},
+    "gaussian": {"sigma": 1e-3},
+    "laplace": {"scale": 1e-3},
+    "prune": {"ratio": 0.9, "which": "smallest"},
+    "quantize": {"to": "int8", "rounding": "nearest"},
+    "topk": {"ratio": 0.01},
+}
 
 
 def strength_of(defense: Sequence[str]) -> Strength:
-    """Kind and strength of a defense from its specs, `name:key=value,...`."""
+    """Kind and strength of a defense from its specs, `name:key=value,...`, and from what is so by default."""
     kinds: list[str] = []
     levels: list[tuple[str, float | str]] = []
     for name, options in _parsed(defense):
         kind = name
         for key, value in sorted(options.items()):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if is_number or value in _GRIDS:
+            if _is_number(value) or value in _GRIDS:
                 levels.append((f"{name} {key}" if len(defense) > 1 else key, value))
-            else:
+            elif value != DEFAULTS.get(name, {}).get(key):
                 kind += f", {value}"
         kinds.append(kind)
     return Strength(kind=" + ".join(kinds), levels=tuple(levels))
 
 
 def strength_order(defense: Sequence[str]) -> tuple[Any, ...]:
-    """A key that sorts defenses: none first, then by kind, and within it from little to much."""
-    strength = strength_of(defense)
-    levels = tuple(_GRIDS.index(x) if isinstance(x, str) else x for _, x in strength.levels)
-    return (bool(defense), strength.kind, levels)
+    """A key that sorts defenses: none first, then by kind, and within it from weak to strong."""
+    levels = tuple(
+        (key, _strength(name, key, value))
+        for name, options in _parsed(defense)
+        for key, value in sorted(options.items())
+        if _is_number(value) or value in _GRIDS
+    )
+    return (bool(defense), strength_of(defense).kind, levels)
+
+
+def _strength(name: str, key: str, value: Any) -> float:  # noqa: ANN401 - a number, or a grid's name
+    if value in _GRIDS:
+        return _GRIDS.index(value)
+    return float(-value if (name, key) in _STRONG_WHEN_SMALL else value)
 
 
 def same_defense(defense: Sequence[str]) -> tuple[Any, ...]:
-    """What two ways of writing one defense have in common (`sigma=1e-3` and `sigma=0.001`)."""
+    """What all ways of writing one defense have in common: `gaussian` is `gaussian:sigma=1e-3`, or `sigma=0.001`."""
+
+    def written(value: object) -> str:
+        return str(float(value) if _is_number(value) else value)
+
     return tuple(
-        (name, *sorted((key, str(value)) for key, value in options.items()))
+        (name, *sorted((key, written(value)) for key, value in options.items()))
         for name, options in _parsed(defense)
     )
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _parsed(defense: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and options of each spec, those of the defaults that it doesn't name among them."""
     from textleak.config import Choice
 
     for spec in defense:
@@ -162,4 +205,4 @@ def _parsed(defense: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         except (InputError, ValidationError):  # a package's own way of writing it
             yield spec, {}
         else:
-            yield choice.name, choice.options
+            yield choice.name, {**DEFAULTS.get(choice.name, {}), **choice.options}

@@ -8,6 +8,12 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 
 CONFIDENCE = 0.95
+# Our choice: from so many clusters on, intervals hold nearly what they are meant to. The figures are a test's.
+ENOUGH = 10
+FEW_IN_WORDS = (
+    f"Intervals over fewer than {ENOUGH} batches are too narrow: meant to hold the true mean in 95 % of all cases, in "
+    "simulations they held it in about 50 % with 2 batches, 75 % with 3, 85 % with 5 and 90 % with 10."
+)
 # scipy.stats.bootstrap's default.
 RESAMPLES = 9_999
 # Our choice: 2^22 counts at once are 32 MiB.
@@ -31,6 +37,11 @@ class Interval:
     high: float | None
     count: int
     clusters: int
+
+    @property
+    def of_few(self) -> bool:
+        """Whether its ends are nearer to each other than they should be, as it was drawn from few clusters."""
+        return self.low is not None and self.low != self.high and self.clusters < ENOUGH
 
 
 def bootstrap_means(
