@@ -115,6 +115,7 @@ def one_seed(options: argparse.Namespace, defense: str, seed: int) -> list[dict[
             "seconds": time.perf_counter() - began,
             "cpu_seconds": time.process_time() - cpu,
             "evaluations": recovery.evaluations,
+            "final_loss": recovery.final_loss,
             "stop": recovery.stop.name,
             "notes": recovery.notes,
         }

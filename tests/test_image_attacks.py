@@ -26,7 +26,7 @@ from textleak.attacks.pixels import (
 from textleak.client import ImageSecret, share, share_images
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
-from textleak.events import Phase, Recovery, Stop
+from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
 from textleak.gradients import SharedGradient
 from textleak.matching import LBFGS, Adam, SquaredL2, minimise, minimise_in_turns
@@ -114,7 +114,7 @@ def test_cosine_brings_the_gradients_nearer_and_keeps_values_in_their_range(tmp_
 def test_refinement_goes_on_where_the_published_steps_end_and_brings_the_gradients_nearer(tmp_path):
     model = model_of("resnet20", 8)
     shared, _ = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2])
-    options = {"steps": 60, "total_variation": 0, "moves": 0}
+    options = {"restarts": 1, "steps": 60, "total_variation": 0, "moves": 0}
     _, published = run("cosine", shared, model, **options, refinement=0)
     events, refined = run("cosine", shared, model, **options, refinement=1.0)
     assert refined.final_loss < published.final_loss
@@ -136,7 +136,20 @@ def test_refinement_keeps_to_the_time_limit(tmp_path):
     assert "refinement" not in [event.name for event in events if isinstance(event, Phase)]
 
 
-def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_nearer(tmp_path, monkeypatch):
+def test_half_of_the_candidates_survive_each_round_of_the_refinement(tmp_path):
+    model = model_of("resnet20", 8)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2])
+    events, recovery = run("cosine", shared, model, restarts=4, steps=12, moves=0, refinement=1)
+    compared = {event.phase: len(event.losses) for event in events if isinstance(event, Progress)}
+    assert compared == {"continuous": 4, "refinement": 1}
+    assert recovery.evaluations == 4 * 12 + 4 * 4 + 2 * 4 + 4
+    assert sorted(recovery.labels) == sorted(secret.labels)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_nearer(
+    tmp_path, monkeypatch, restarts
+):
     model = model_of("resnet20", 16)
     picture_1CHW = pictures_of(model)
     shared, secret = from_disk(tmp_path, model, picture_1CHW)
@@ -150,8 +163,9 @@ def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_ne
         return (yield from really(*arguments, pictures=pictures, phase=phase, **options))
 
     monkeypatch.setattr(textleak.attacks.cosine, "match_dummies", match_dummies)
-    _, stayed = run("cosine", shared, model, steps=400, refinement=0, moves=0)
-    events, recovery = run("cosine", shared, model, steps=400, refinement=0)
+    options = {"restarts": restarts, "steps": 400, "refinement": 0}
+    _, stayed = run("cosine", shared, model, **options, moves=0)
+    events, recovery = run("cosine", shared, model, **options, moves=2)
     assert recovery.final_loss < stayed.final_loss
     assert scores_of(secret, recovery).psnr > scores_of(secret, stayed).psnr + 3
     assert [event.name for event in events if isinstance(event, Phase)] == [

@@ -19,6 +19,7 @@ V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Generator
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -26,7 +27,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from textleak.attacks.base import Steps
 from textleak.attacks.pixels import ANY_PICTURES, DummyPictures, PictureSettings
 from textleak.attacks.problem import TextProblem
 from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
@@ -95,6 +95,32 @@ class StandIns(Protocol):
         """Every candidate's tokens; none of pictures."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Matched:
+    """Where matching led.
+
+    Attributes:
+        recovery: the answer, which is the candidate with the lowest loss, decoded.
+        losses_K: each candidate's lowest.
+        pixels_KBCHW: each candidate's pictures there, as the network reads them; None of sentences.
+        labels_KB: the classes that were held fixed; None where soft labels were optimized.
+    """
+
+    recovery: Recovery
+    losses_K: Tensor
+    pixels_KBCHW: Tensor | None = None
+    labels_KB: Tensor | None = None
+
+    def only(self, chosen_K: Tensor) -> Matched:
+        """Some of the candidates, by their numbers; the answer stays."""
+        return dataclasses.replace(
+            self,
+            losses_K=self.losses_K[chosen_K],
+            pixels_KBCHW=None if self.pixels_KBCHW is None else self.pixels_KBCHW[chosen_K],
+            labels_KB=None if self.labels_KB is None else self.labels_KB[chosen_K],
+        )
+
+
 def match_dummies(
     shared: SharedGradient,
     model: TextModel | ImageModel,
@@ -109,7 +135,7 @@ def match_dummies(
     double: bool = False,
     pictures: PictureSettings = ANY_PICTURES,
     phase: str = "continuous",
-) -> Steps:
+) -> Generator[Phase | Progress, None, Matched]:
     """Optimize dummies until the steps are used up, and decode the best candidate.
 
     Args:
@@ -188,7 +214,7 @@ def match_dummies(
     assert last is not None
     assert step.stop is not None
     shown = dummies.shown(step.best, last.candidate, coarse=False)
-    return Recovery(
+    recovery = Recovery(
         **{"sentences": (), **shown},
         stop=STOPS[step.stop],
         final_loss=last.loss,
@@ -197,6 +223,12 @@ def match_dummies(
         channel="matching",
         stages={"continuous": last.sentences} if last.sentences else {},
         notes=(f"{again} candidates that diverged or were stuck began anew.",) if again else (),
+    )
+    return Matched(
+        recovery=recovery,
+        losses_K=step.best_losses_K,
+        pixels_KBCHW=dummies.pixels(step.best) if isinstance(dummies, DummyPictures) else None,
+        labels_KB=labels_KB,
     )
 
 

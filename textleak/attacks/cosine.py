@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Annotated, ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps, Totals
-from textleak.attacks.continuous import match_dummies
+from textleak.attacks.continuous import Matched, match_dummies
 from textleak.attacks.layout import distance_of_places, moved
 from textleak.attacks.pixels import PictureSettings, batch_size
 from textleak.events import Phase, Progress, Recovery, Stop
@@ -38,17 +39,26 @@ from textleak.verification import certify_pictures
 
 # Geiping et al. 2020, released code: the learning rate × 0.1 after these parts of the steps.
 _MILESTONES = (3 / 8, 5 / 8, 7 / 8)
+# Candidates of pictures, our choice. Descent leads to different arrangements of a picture's parts whose gradients are
+# about equally near: four candidates for a photograph ended at 15.3 to 20.2 dB, those of 20.2 and 15.3 dB nearest.
+_PICTURES = 4
 # Kinks after the published steps are this part of what they were, our choice.
 _NARROWER = 0.3
 # Moves, our choice as measured in the README: steps as a part of the attack's, and the rate, × 0.1 for the second half.
 # After 60 steps a drawing that was 4 pixels off (16.9 dB) had the larger distance, 2.31e-3 against 2.19e-3 moved.
 _MOVE_STEPS, _MOVE_RATE = 0.04, 0.03
 # Refinement, our choice as measured in the README: so many rounds, each with kinks, total variation and learning rate
-# `_NARROWER` of the round's before; the first one's rate, its total variation in units of the attack's, and the waves'
-# units (`PictureSettings.smooth`). With 4 in place of 2 a drawing came to 27.4 dB in 1,200 steps, a photograph to 22.0;
-# with 1.2 the photograph to 23.0; with 0.3 in 2,000 steps the drawing to 21.1.
+# `_NARROWER` of the round's before and with the nearer half of its candidates; the first one's rate, its total
+# variation in units of the attack's, and the waves' units (`PictureSettings.smooth`). With 4 in place of 2 a drawing
+# came to 27.4 dB in 1,200 steps, a photograph to 22.0; with 1.2 the photograph to 23.0; with 0.3 in 2,000 steps the
+# drawing to 21.1.
 _ROUNDS = 3
 _WAVES_RATE, _ROUGH, _SMOOTH = 0.09, 2.0, 4.0
+
+Matching = Generator[Phase | Progress, None, Matched]
+Onward = Callable[
+    [str, PictureSettings, Tensor | None, int, Adam], Generator[Phase | Progress, None, Matched | None]
+]
 
 
 @ATTACKS.register("cosine")
@@ -57,7 +67,8 @@ class Cosine:
     """1 − cosine over all layers, dummy embeddings or pictures, inferred classes, Adam on the gradient's sign.
 
     Attributes:
-        restarts: candidates K, optimized at once; the best by its own distance is the answer.
+        restarts: candidates K, optimized at once; the best by its own distance is the answer. None for one of sentences
+            and four of pictures, of which the nearer half is left after each round of the refinement.
         steps: optimizer steps.
         learning_rate: of Adam at the start, stepped down three times.
         signed: whether Adam sees the gradient's sign alone.
@@ -66,9 +77,9 @@ class Cosine:
         boxed: whether a picture's values are kept between 0 and 1.
         kinks: width that the kinks of ReLUs count as having where the loss is differentiated, in deviations of what
             they read: descent then knows of units that it would switch on or off. 0 as published; pictures only.
-        moves: rounds, at most, in which each picture is moved eight ways by the distance of the last feature map's
-            places, to be kept where a short descent comes nearer from there. 0 as published; pictures only, and
-            only on networks that read the mean over these places.
+        moves: rounds, at most, in which each candidate's picture is moved eight ways by the distance of the last
+            feature map's places, to be kept where a short descent comes nearer from there. 0 as published; pictures
+            only, and only on networks that read the mean over these places.
         refinement: further steps as a part of `steps`, by which the answer is refined: Adam on waves (as `dlg` has
             them) in rounds with kinks, total variation and learning rate smaller from one to the next. 0 as
             published; pictures only.
@@ -79,7 +90,7 @@ class Cosine:
     name: ClassVar[str]
     reads_pictures: ClassVar[bool] = True
 
-    restarts: Annotated[int, Field(ge=1)] = 1  # our choice; the paper's experiments take 1 to 16
+    restarts: Annotated[int, Field(ge=1)] | None = None  # our choice; the paper's experiments take 1 to 16
     # Our choice, as many as LAMP's re-runs of DLG and TAG on text; images: up to 24,000.
     steps: Annotated[int, Field(ge=1)] = 2500
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # Geiping et al. 2020, sec. 4
@@ -93,7 +104,7 @@ class Cosine:
     # in longer runs 0.3 was no worse (18.7 dB after 2,000, one run). Begun at the truth with noise of 0.1, 20.6 dB, 300
     # steps without total variation lead to 21.9 dB with 0.3, and to 16.6 with 0.
     kinks: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    moves: Annotated[int, Field(ge=0)] = 2  # our choice
+    moves: Annotated[int, Field(ge=0)] = 1  # our choice
     # Our choice. From an answer at 17.0 dB (a photograph, ResNet-20) 500 steps with a rate from 0.1 to 0.01 led to 18.2
     # to 18.5 dB, 2,000 to 19.5; a rate from 0.003 to 17.3; momentum alone to 18.2 in 500, to 20.3 in 2,500.
     refinement: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.8
@@ -103,10 +114,11 @@ class Cosine:
         self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
     ) -> Steps:
         """Attack; see the module's first lines for how."""
+        candidates = self.restarts or (1 if isinstance(model, TextModel) else _PICTURES)
         labels_KB = None
         if model.num_labels is not None and shared.known.labels is None:
             yield Phase(name="labels", detail="from the classification head's gradient")
-            labels_KB = self._labels(shared, model, generator)
+            labels_KB = _labels(shared, model, candidates, generator)
         began, totals = time.monotonic(), Totals()
         pictures = PictureSettings(total_variation=self.total_variation, boxed=self.boxed, kinks=self.kinks)
         if self.closed_form and isinstance(model, ImageModel):
@@ -126,7 +138,7 @@ class Cosine:
                     schedule=_stepped(self.steps, *_MILESTONES),
                     signed=self.signed,
                 ),
-                restarts=self.restarts,
+                restarts=candidates,
                 steps=self.steps,
                 time_limit=self.time_limit,
                 labels_KB=labels_KB,
@@ -134,92 +146,106 @@ class Cosine:
             )
         )
         if isinstance(model, TextModel):
-            return found
+            return found.recovery
 
-        def onward(found: Recovery, phase: str, steps: int, optimiser: Adam, start: PictureSettings) -> Steps:
-            """What matching comes to from some pictures; what was found where there is no time for it."""
+        def onward(
+            phase: str, start: PictureSettings, labels_KB: Tensor | None, steps: int, optimiser: Adam
+        ) -> Generator[Phase | Progress, None, Matched | None]:
+            """What matching comes to from some pictures; None where there is no time for it."""
             left = None if self.time_limit is None else self.time_limit - (time.monotonic() - began)
             if not steps or (left is not None and left <= 0):
-                return found
+                return None
             assert start.start_KBCHW is not None
-            candidates = len(start.start_KBCHW)
-            further = yield from totals.followed(
-                matched(
-                    optimiser=optimiser,
-                    restarts=candidates,
-                    steps=steps,
-                    time_limit=left,
-                    labels_KB=torch.tensor(found.labels).expand(candidates, -1),
-                    pictures=start,
-                    phase=phase,
+            return (
+                yield from totals.followed(
+                    matched(
+                        optimiser=optimiser,
+                        restarts=len(start.start_KBCHW),
+                        steps=steps,
+                        time_limit=left,
+                        labels_KB=labels_KB,
+                        pictures=start,
+                        phase=phase,
+                    )
                 )
             )
-            return dataclasses.replace(further, notes=tuple(dict.fromkeys(found.notes + further.notes)))
 
-        found = yield from self._moved(found, model, pictures, onward)
-        found = yield from self._refined(found, model, pictures, onward)
-        return dataclasses.replace(found, steps=totals.steps, evaluations=totals.evaluations)
+        notes = found.recovery.notes
+        found = yield from self._moved(found, distance_of_places(model), pictures, onward)
+        found = yield from self._refined(found, pictures, onward)
+        return dataclasses.replace(
+            found.recovery,
+            steps=totals.steps,
+            evaluations=totals.evaluations,
+            notes=tuple(dict.fromkeys(notes + found.recovery.notes)),
+        )
 
     def _moved(
-        self, found: Recovery, model: ImageModel, pictures: PictureSettings, onward: Callable[..., Steps]
-    ) -> Steps:
-        distance = distance_of_places(model)
+        self, found: Matched, distance: int | None, pictures: PictureSettings, onward: Onward
+    ) -> Matching:
+        """Each candidate, or what a short descent from one of its moves led nearer than that from itself."""
         if distance is None:
             return found
         steps = int(_MOVE_STEPS * self.steps)
         optimiser = Adam(learning_rate=_MOVE_RATE, schedule=_stepped(steps, 1 / 2), signed=self.signed)
+        candidates = len(found.losses_K)
         for _ in range(self.moves):
             stays = True
-            for b in range(len(found.image)):
-                start_KBCHW = moved(_pixels(found, model), b, distance)
+            for b in range(len(found.recovery.image)):
+                assert found.pixels_KBCHW is not None
+                start_KBCHW = torch.cat([moved(pixels, b, distance) for pixels in found.pixels_KBCHW])
                 start = dataclasses.replace(
                     pictures, start_KBCHW=start_KBCHW, kinks=_NARROWER * pictures.kinks
                 )
-                found = yield from onward(found, "moves", steps, optimiser, start)
-                apart_K = (start_KBCHW - _pixels(found, model)).square().mean((1, 2, 3, 4))
-                stays = stays and int(apart_K.argmin()) == 0
+                moves = len(start_KBCHW) // candidates
+                labels_KB = None if found.labels_KB is None else found.labels_KB.repeat_interleave(moves, 0)
+                tried = yield from onward("moves", start, labels_KB, steps, optimiser)
+                if tried is None:
+                    return found
+                best_K = tried.losses_K.view(candidates, moves).argmin(1)
+                stays = stays and not best_K.any()
+                found = tried.only(moves * torch.arange(candidates) + best_K.cpu())
             if stays:
                 break
         return found
 
-    def _refined(
-        self, found: Recovery, model: ImageModel, pictures: PictureSettings, onward: Callable[..., Steps]
-    ) -> Steps:
+    def _refined(self, found: Matched, pictures: PictureSettings, onward: Onward) -> Matching:
+        """The best candidate after all rounds, each of which half of the candidates don't survive."""
         steps = int(self.refinement * self.steps / _ROUNDS)
-        for part in (_NARROWER**number for number in range(_ROUNDS)):
+        candidates = len(found.losses_K)
+        for number in range(_ROUNDS):
+            part = _NARROWER**number
+            nearest = found.only(found.losses_K.argsort()[: math.ceil(candidates / 2**number)].cpu())
             start = dataclasses.replace(
                 pictures,
-                start_KBCHW=_pixels(found, model)[None],
+                start_KBCHW=nearest.pixels_KBCHW,
                 smooth=_SMOOTH,
                 total_variation=part * _ROUGH * pictures.total_variation,
                 kinks=part * _NARROWER * pictures.kinks,
             )
-            found = yield from onward(
-                found, "refinement", steps, Adam(learning_rate=part * _WAVES_RATE), start
-            )
+            optimiser = Adam(learning_rate=part * _WAVES_RATE)
+            tried = yield from onward("refinement", start, nearest.labels_KB, steps, optimiser)
+            if tried is None:
+                return found
+            found = tried
         return found
 
-    def _labels(
-        self, shared: SharedGradient, model: TextModel | ImageModel, generator: torch.Generator
-    ) -> Tensor:
-        size = batch_size(shared)
-        if size == 1:
-            return torch.full((self.restarts, 1), single_class(shared, model, generator))
-        counts = class_counts(shared, model, size, generator)
-        classes_B = torch.repeat_interleave(torch.tensor(counts))
-        orders = [torch.randperm(size, generator=generator) for _ in range(self.restarts)]
-        return torch.stack([classes_B[order] for order in orders])
+
+def _labels(
+    shared: SharedGradient, model: TextModel | ImageModel, candidates: int, generator: torch.Generator
+) -> Tensor:
+    """Each candidate's classes (K, B), from the classification head's gradient."""
+    size = batch_size(shared)
+    if size == 1:
+        return torch.full((candidates, 1), single_class(shared, model, generator))
+    counts = class_counts(shared, model, size, generator)
+    classes_B = torch.repeat_interleave(torch.tensor(counts))
+    return torch.stack([classes_B[torch.randperm(size, generator=generator)] for _ in range(candidates)])
 
 
 def _stepped(steps: int, *parts: float) -> MilestoneDecay:
     """A learning rate × 0.1 after some parts of the steps."""
     return MilestoneDecay(milestones=tuple(int(part * steps) for part in parts))
-
-
-def _pixels(found: Recovery, model: ImageModel) -> Tensor:
-    """A recovery's pictures (B, C, H, W) as the network reads them."""
-    pictures_BHWC = torch.tensor(found.image, device=model.device, dtype=model.dtype)
-    return model.normalized(pictures_BHWC.permute(0, 3, 1, 2))
 
 
 def _read(shared: SharedGradient, model: ImageModel, pixels_CHW: Tensor, labels_KB: Tensor | None) -> Steps:

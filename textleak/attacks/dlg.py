@@ -60,20 +60,19 @@ class DLG:
         self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
     ) -> Steps:
         """Attack; see the module's first lines for how."""
-        return (
-            yield from match_dummies(
-                shared,
-                model,
-                objective=SquaredL2(),
-                optimiser=self.optimiser(),
-                double=self.optimizer == "lbfgs",
-                restarts=self.restarts,
-                steps=self.steps,
-                time_limit=self.time_limit,
-                generator=generator,
-                pictures=self.pictures(),
-            )
+        matched = yield from match_dummies(
+            shared,
+            model,
+            objective=SquaredL2(),
+            optimiser=self.optimiser(),
+            double=self.optimizer == "lbfgs",
+            restarts=self.restarts,
+            steps=self.steps,
+            time_limit=self.time_limit,
+            generator=generator,
+            pictures=self.pictures(),
         )
+        return matched.recovery
 
     def pictures(self) -> PictureSettings:
         """What only dummy pictures take."""

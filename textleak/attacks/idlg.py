@@ -81,18 +81,17 @@ class IDLG:
             spread=self.spread,
             smooth=self.smooth,
         )
-        return (
-            yield from match_dummies(
-                shared,
-                model,
-                objective=SquaredL2(),
-                optimiser=dlg.optimiser(),
-                double=self.optimizer == "lbfgs",
-                restarts=self.restarts,
-                steps=self.steps,
-                time_limit=self.time_limit,
-                generator=generator,
-                labels_KB=labels_KB,
-                pictures=dlg.pictures(),
-            )
+        matched = yield from match_dummies(
+            shared,
+            model,
+            objective=SquaredL2(),
+            optimiser=dlg.optimiser(),
+            double=self.optimizer == "lbfgs",
+            restarts=self.restarts,
+            steps=self.steps,
+            time_limit=self.time_limit,
+            generator=generator,
+            labels_KB=labels_KB,
+            pictures=dlg.pictures(),
         )
+        return matched.recovery

@@ -187,7 +187,7 @@ class DummyPictures:
 
     def losses(self, leaves: Leaves) -> Tensor:
         """The model function."""
-        pixels_KBCHW = self._pixels(leaves)
+        pixels_KBCHW = self.pixels(leaves)
         if self.labels_KB is not None:
             labels = leaves["classes"][..., None]
         else:
@@ -198,7 +198,8 @@ class DummyPictures:
         )
         return self.model.loss(pixels_KBCHW, Targets(labels=labels, weights=weights_KB1))
 
-    def _pixels(self, leaves: Leaves) -> Tensor:
+    def pixels(self, leaves: Leaves) -> Tensor:
+        """Each candidate's pictures (K, B, C, H, W), as the network reads them."""
         return torch.stack([self._as_pixels(leaves[f"pixels {b}"]) for b in range(self.batch_size)], 1)
 
     def _as_pixels(self, leaf_KCHW: Tensor) -> Tensor:
@@ -245,7 +246,7 @@ class DummyPictures:
         settings, statistics = self.settings, self.shared.known.batch_norm
         if not settings.total_variation and (not settings.batch_norm or statistics is None):
             return None
-        pixels_KBCHW = self._pixels(leaves)
+        pixels_KBCHW = self.pixels(leaves)
         prior_K = pixels_KBCHW.new_zeros(len(pixels_KBCHW))
         if settings.total_variation:
             variation_KB = total_variation(pixels_KBCHW.flatten(0, 1)).view(pixels_KBCHW.shape[:2])
@@ -272,7 +273,7 @@ class DummyPictures:
 
     def shown(self, leaves: Leaves, k: int, *, coarse: bool) -> dict[str, Any]:
         """Candidate k's pictures and labels, as fields of a progress (rounded) or recovery."""
-        pictures_BCHW = self.model.pictures(self._pixels(leaves)[k]).clamp(0, 1).cpu()
+        pictures_BCHW = self.model.pictures(self.pixels(leaves)[k]).clamp(0, 1).cpu()
         labels_B = self._label_logits(leaves)[k].argmax(-1) if self.labels_KB is None else self.labels_KB[k]
         if coarse:
             pictures_BCHW = pictures_BCHW.double().round(decimals=_DECIMALS)

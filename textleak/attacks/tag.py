@@ -46,15 +46,14 @@ class TAG:
         self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
     ) -> Steps:
         """Attack; see the module's first lines for how."""
-        return (
-            yield from match_dummies(
-                shared,
-                model,
-                objective=objectives.TAG(alpha=self.alpha),
-                optimiser=Adam(learning_rate=self.learning_rate),
-                restarts=self.restarts,
-                steps=self.steps,
-                time_limit=self.time_limit,
-                generator=generator,
-            )
+        matched = yield from match_dummies(
+            shared,
+            model,
+            objective=objectives.TAG(alpha=self.alpha),
+            optimiser=Adam(learning_rate=self.learning_rate),
+            restarts=self.restarts,
+            steps=self.steps,
+            time_limit=self.time_limit,
+            generator=generator,
         )
+        return matched.recovery
