@@ -30,8 +30,8 @@ from textleak.errors import InputError, TextleakError
 from textleak.evaluation import datasets, drive, engines, grid, records, table
 from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Local, Processes, Ray
-from textleak.evaluation.measure import holds
 from textleak.evaluation.records import Cell, Record
+from textleak.evaluation.secrets import holds
 from textleak.evaluation.store import Store, read_records
 from textleak.events import Position, Progress, Recovery, Sentence, Stop
 
@@ -218,6 +218,15 @@ def test_a_file_is_read_by_its_ending(tmp_path, name, content):
         assert found.examples[0] == datasets.Example(sentence="first one", label=1, secrets=("one",))
 
 
+def test_secrets_may_be_a_list(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(
+        '{"text": "code 4921, 12  hill", "secrets": ["4921", "12 Hill", ""]}\n{"text": "b", "secrets": []}\n'
+    )
+    found = datasets.load(str(file), EvaluationConfig())
+    assert [example.secrets for example in found.examples] == [("4921", "12 Hill"), ()]
+
+
 def test_quotation_marks_in_a_tsv_file_are_letters_unless_they_hold_the_cell(tmp_path):
     file = tmp_path / "d.tsv"
     file.write_text('sentence\tlabel\n"so" she said\t1\n"all ""of"" it"\t0\n"\t1\n')
@@ -267,6 +276,21 @@ def bad_letter(folder: Path) -> dict[str, object]:
     return {"data": str(folder / "d.jsonl")}
 
 
+def bad_list(folder: Path) -> dict[str, object]:
+    (folder / "d.jsonl").write_text('{"text": "a"}\n{"text": ["b", "c"]}\n')
+    return {"data": str(folder / "d.jsonl")}
+
+
+def bad_secrets(folder: Path) -> dict[str, object]:
+    (folder / "d.jsonl").write_text('{"text": "the code is 4921", "secrets": {"code": "4921"}}\n')
+    return {"data": str(folder / "d.jsonl")}
+
+
+def bad_secret(folder: Path) -> dict[str, object]:
+    (folder / "d.csv").write_text("text,secrets\nthe code is 4921,4921\nmeet me at noon,4921|noon\n")
+    return {"data": str(folder / "d.csv")}
+
+
 def bad_csv(folder: Path) -> dict[str, object]:
     (folder / "d.csv").write_text('sentence\n"never closed\nand on\n')
     return {"data": str(folder / "d.csv")}
@@ -283,6 +307,9 @@ BAD = {
     "another encoding": (bad_encoding, "not UTF-8 in line 3.*0xe9.*iconv"),
     "a torn JSON line": (bad_json, "can't be read in line 2"),
     "half a letter": (bad_letter, "can't be read in line 2.*ud83d"),
+    "a list of sentences": (bad_list, r"row 2 .*'text' can't be \['b', 'c'\].*one sentence"),
+    "secrets by name": (bad_secrets, "row 1 .*'secrets' can't be .*code.*list of texts"),
+    "another sentence's secret": (bad_secret, "row 2 .*'4921' isn't in its sentence.*not recovered"),
     "a quotation mark": (bad_csv, "can't be read as a table"),
     "nothing but blank lines": (bad_empty, "has no sentence"),
     "no such file": (lambda _: {"data": "nowhere.txt"}, "nowhere.txt can't be read"),

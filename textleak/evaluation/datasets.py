@@ -1,6 +1,7 @@
 """Sentences to evaluate on: the bundled sample, a data set of the hub, or a file.
 
-A column named `secrets` marks what must not leak: made-up secrets that stand in the sentence, separated by "|".
+A column named `secrets` marks what must not leak: made-up secrets that stand in the sentence, separated by "|"
+or in a list.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from textleak.config import EvaluationConfig
 from textleak.errors import InputError, unknown_name
+from textleak.evaluation.secrets import holds
 from textleak.hub import load_dataset
 from textleak.words import count_of
 
@@ -201,15 +203,17 @@ def _from_rows(
     name: str, rows: Iterable[dict[str, Any]], column: str | None, label_column: str | None
 ) -> Iterator[Example]:
     text_key, label_key = "", "label"
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         if not text_key:
             text_key = _column(name, row, column, _COLUMNS, "--column")
             if label_column is not None:
                 label_key = _column(name, row, label_column, (), "--label-column")
+        where = f"In row {number} of {name}, "
+        sentence = _text(row.get(text_key), f"{where}{text_key!r}")
         yield Example(
-            sentence=_cell(row.get(text_key)),
+            sentence=sentence,
             label=_label(name, row.get(label_key), demanded=label_column is not None),
-            secrets=tuple(s.strip() for s in _cell(row.get(_SECRETS)).split("|") if s.strip()),
+            secrets=_secrets(row.get(_SECRETS), sentence, where),
         )
 
 
@@ -228,13 +232,37 @@ def _column(name: str, row: dict[str, Any], wanted: str | None, usual: tuple[str
     raise unknown_name(f"column of {name}", wanted, columns, fix=f"Name one with {flag}.")
 
 
-def _cell(value: object) -> str:
+def _text(value: object, where: str) -> str:
+    """A cell as a text; "" where there is nothing in it."""
+    if isinstance(value, list | dict):
+        raise InputError(f"{where} can't be {value!r}.", fix="Write one sentence a row.")
     return "" if value is None else str(value)
+
+
+def _secrets(value: object, sentence: str, where: str) -> tuple[str, ...]:
+    """The secrets of a sentence, which has to hold them: what isn't there would count as never recovered."""
+    parts = value if isinstance(value, list) else "" if value is None else value
+    if isinstance(parts, str | int | float):
+        parts = str(parts).split("|")
+    if not isinstance(parts, list) or not all(isinstance(part, str | int | float) for part in parts):
+        raise InputError(
+            f"{where}{_SECRETS!r} can't be {value!r}.",
+            fix='Write a list of texts, or one text with "|" between them.',
+        )
+    found = tuple(text for part in parts if (text := str(part).strip()))
+    for secret in found if sentence.strip() else ():
+        if not holds(sentence, secret):
+            raise InputError(
+                f"{where}the secret {secret!r} isn't in its sentence.",
+                why="It would count as not recovered, whatever leaks.",
+                fix="Write it as it stands there, as whole words.",
+            )
+    return found
 
 
 def _label(name: str, value: object, *, demanded: bool) -> int | None:
     """A class; None for data sets that hide theirs (-1), and where a column called label holds something else."""
-    text = _cell(value).strip()
+    text = "" if value is None else str(value).strip()
     if text.removeprefix("-").isdecimal():
         return int(text) if int(text) >= 0 else None
     if demanded:
