@@ -184,6 +184,14 @@ def test_every_preset_can_be_used(name):
     assert grid.plan(settings).batches() > 0
 
 
+def test_any_option_that_the_plan_takes_reaches_the_batches(toy):
+    found = textleak.evaluate(
+        **{**toy, "limit": 1, "attack": [{"name": "match", "time_limit": None, "budget": 1, "steps": 1}]},
+        defense=[{"name": "freeze", "parameters": "layer.[0,1].+key"}, "clip:max_norm=1"],
+    )
+    assert [record.error for record in found] == ["", ""]
+
+
 # Data
 
 

@@ -8,6 +8,7 @@ defense's own options are checked where it is built.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -43,8 +44,8 @@ class Choice(_Settings):
 
     @property
     def spec(self) -> str:
-        """As it is written on a command line."""
-        listed = ",".join(f"{key}={value}" for key, value in self.options.items())
+        """As it is written on a command line, where it is read as the same choice again."""
+        listed = ",".join(f"{key}={_written(value)}" for key, value in self.options.items())
         return f"{self.name}:{listed}" if listed else self.name
 
 
@@ -452,7 +453,7 @@ def _choice(value: Any) -> Any:  # noqa: ANN401 - whatever YAML or a flag held
     """A choice as `{"name": ..., "options": {...}}`, from a text or from options beside the name."""
     if isinstance(value, str):
         name, _, rest = value.partition(":")
-        pairs = [part for part in rest.split(",") if part.strip()]
+        pairs = [part for part in _split(rest, _BETWEEN_OPTIONS) if part.strip()]
         return {"name": name.strip(), "options": dict(_key_and_value(part) for part in pairs)}
     if isinstance(value, Mapping):
         fields = {key: item for key, item in value.items() if key in ("name", "options")}
@@ -477,6 +478,49 @@ def parse_assignment(text: str) -> dict[str, Any]:
     return setting
 
 
+# A quoted value as YAML writes it, passed over in the search for what separates options.
+_QUOTED = r"""(?<=[=\s\[{,:])(?:'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")"""
+# A comma before another option or the end; any other belongs to a value, as in an expression's {0,1}.
+_BETWEEN_OPTIONS = re.compile(rf"{_QUOTED}|(,)(?=\s*(?:[\w.-]+\s*=|,|$))")
+
+
+def _split(text: str, separator: re.Pattern[str]) -> list[str]:
+    """The parts between the matches of a pattern's first group."""
+    parts, begin = [], 0
+    for match in separator.finditer(text):
+        if match[1]:
+            parts.append(text[begin : match.start()])
+            begin = match.end()
+    return [*parts, text[begin:]]
+
+
+def _written(value: object) -> str:
+    """An option's value as it is read back: plain where that does, else quoted."""
+    ways = [str(value)]
+    try:
+        for style in ("'", '"') if isinstance(value, str) and value.isprintable() else ('"',):
+            ways.append(yaml.safe_dump(value, default_style=style, width=math.inf).strip())
+        ways.insert(1, yaml.safe_dump(value, default_flow_style=True, width=math.inf).partition("\n")[0])
+    except yaml.YAMLError:  # nothing that a file could hold
+        return ways[0]
+    return next((way for way in ways if _reads_as(way, value)), ways[-1])
+
+
+def _reads_as(text: str, value: object) -> bool:
+    """Whether a written value is read back, with another option behind it and in a row of defenses."""
+    if text == value and re.search(r"""\+\s*[^\W\d]|(?:^|[=\s\[{,:])['"]""", text):
+        return False  # a plus may begin another defense, a quotation mark would go on into the next option
+    try:
+        options = _choice(f"x:a={text},b=0")["options"]
+    except InputError:
+        return False
+    plain = list(value) if isinstance(value, tuple) else value
+    found = options.get("a")
+    return (
+        options.keys() == {"a", "b"} and found == plain and isinstance(found, bool) == isinstance(plain, bool)
+    )
+
+
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -486,7 +530,7 @@ def _key_and_value(text: str) -> tuple[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"The value of {text!r} can't be read.", why=f"{error}.") from None
     # YAML 1.1 takes 1e-3 for a text, as it has no dot.
-    if isinstance(parsed, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", parsed):
+    if isinstance(parsed, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value.strip()):
         parsed = float(parsed)
     return key.strip(), parsed
 
