@@ -119,6 +119,15 @@ def test_a_choice_is_read_again_as_it_was_written(values):
         assert [type(value) for value in again.options.values()] == [type(one), type(other)]
 
 
+def test_a_number_needs_no_dot_wherever_it_is_written(tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("defenses: [{name: gaussian, sigma: 1e-3}]\nshare: '1e-3'\n")
+    settings = load_run_config(str(preset), ONE)
+    assert settings.defenses == load_run_config(flags={**ONE, "defenses": ["gaussian:sigma=1e-3"]}).defenses
+    assert settings.share == "1e-3"
+    assert Choice.model_validate("lamp:prior='1e-3'").options == {"prior": "1e-3"}
+
+
 def test_ordinary_options_are_written_plain():
     for spec in (
         "gaussian:sigma=0.001",

@@ -27,6 +27,15 @@ EVALUATIONS = "evaluations"
 DType = Literal["float32", "float64", "bfloat16"]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but for 1e-3, which it takes for a text as it has no dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -526,12 +535,9 @@ def _key_and_value(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise InputError(f"{text!r} is not KEY=VALUE.", fix="Write for example attack.span_proposals=false.")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"The value of {text!r} can't be read.", why=f"{error}.") from None
-    # YAML 1.1 takes 1e-3 for a text, as it has no dot.
-    if isinstance(parsed, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value.strip()):
-        parsed = float(parsed)
     return key.strip(), parsed
 
 
@@ -572,7 +578,7 @@ def read_preset(name: str, folder: str = "") -> dict[str, Any]:
             )
         path = presets_folder() / f"{found[0]}.yaml"
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The config {path} can't be read.", why=str(error)) from None
     if not isinstance(content, dict):
