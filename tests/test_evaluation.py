@@ -122,6 +122,27 @@ def test_several_values_span_a_grid():
     assert len({work.key for work in works}) == len(works) == found.batches()
 
 
+@pytest.mark.parametrize(
+    ("text", "specs"),
+    [
+        ("clip+sign", ["clip", "sign"]),
+        ("clip:max_norm=1e+3 + sign", ["clip:max_norm=1000.0", "sign"]),
+        (
+            r"freeze:parameters=layer\.\d+\.attention+sign",
+            [r"freeze:parameters=layer\.\d+\.attention", "sign"],
+        ),
+        ("freeze:parameters=layer.+bias", ["freeze:parameters='layer.+bias'"]),
+        ("freeze:parameters='a+sign'+clip:max_norm=1", ["freeze:parameters='a+sign'", "clip:max_norm=1"]),
+        ("clip:max_norm=1+gauss:sigma=1", ["clip:max_norm=1", "gauss:sigma=1"]),
+        ("none", []),
+    ],
+)
+def test_a_plus_separates_defenses_but_not_an_expression(text, specs):
+    (several,) = EvaluationConfig(defense=text).defense
+    assert [choice.spec for choice in several] == specs
+    assert EvaluationConfig(defense="+".join(specs) or "none").defense == (several,)
+
+
 def test_batches_are_consecutive_sentences_and_an_attack_may_have_fewer():
     settings = EvaluationConfig(limit=10, batch_size=4, attack=["match", "dlg:limit=5,steps=3"])
     found = grid.plan(settings)

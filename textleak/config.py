@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -310,9 +310,19 @@ def _defenses(value: object) -> object:
     """One cell's defenses, in order, from `a:x=1+b`, `none`, one mapping or a list."""
     if value is None or value == "none":
         return ()
-    if isinstance(value, str):  # a plus before a digit belongs to a number, as in 1e+3
-        return tuple(part.strip() for part in re.split(r"\+(?!\d)", value))
+    if isinstance(value, str):
+        return tuple(part.strip() for part in _split(value, _PLUS, _begins_defense))
     return (value,) if isinstance(value, Mapping) else value
+
+
+def _begins_defense(before: str, after: str) -> bool:
+    """Whether a plus between two texts separates defenses: it may also belong to an expression or to 1e+3."""
+    if ":" not in before:
+        return True  # no name has a plus in it
+    from textleak.defenses import DEFENSES
+
+    name = re.match(r"\s*([\w.-]+)\s*(?=(:\s*\w+\s*=)|[:+]|$)", after)
+    return name is not None and (name[2] is not None or name[1] in list(DEFENSES))
 
 
 def load_evaluation_config(
@@ -493,11 +503,16 @@ _QUOTED = r"""(?<=[=\s\[{,:])(?:'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")"""
 _BETWEEN_OPTIONS = re.compile(rf"{_QUOTED}|(,)(?=\s*(?:[\w.-]+\s*=|,|$))")
 
 
-def _split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The parts between the matches of a pattern's first group."""
+_PLUS = re.compile(rf"{_QUOTED}|(\+)")
+
+
+def _split(
+    text: str, separator: re.Pattern[str], separates: Callable[[str, str], bool] = lambda _, __: True
+) -> list[str]:
+    """The parts between the matches of a pattern's first group, where these do separate what is before and after."""
     parts, begin = [], 0
     for match in separator.finditer(text):
-        if match[1]:
+        if match[1] and separates(text[begin : match.start()], text[match.end() :]):
             parts.append(text[begin : match.start()])
             begin = match.end()
     return [*parts, text[begin:]]
