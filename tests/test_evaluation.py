@@ -636,6 +636,39 @@ def test_means_are_over_sentences_and_never_over_nothing(toy):
         found.where(atack="dlg")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "batches"),
+    [
+        ({"defense": "gaussian:sigma=1e-3"}, {0}),
+        ({"defense": ["gaussian:sigma=0.001"]}, {0}),
+        ({"defense": {"name": "gaussian", "sigma": 0.001}}, {0}),
+        ({"defense": "clip:max_norm=1.0 + gaussian:sigma=1e-2"}, {1}),
+        ({"defense": ["clip:max_norm=1", "gaussian:sigma=0.01"]}, {1}),
+        ({"defense": ("clip:max_norm=1", "gaussian:sigma=0.01")}, {1}),
+        ({"defense": "none"}, {2}),
+        ({"defense": None}, {2}),
+        ({"defense": "gaussian"}, set()),
+        ({"attack": "match"}, {0, 1}),
+        ({"attack": "match:span_proposals=false"}, {0}),
+        ({"attack": "match:steps=3,limit=5,budget=4000"}, {1}),
+        ({"attack": {"name": "match", "budget": 4000, "steps": 3}}, {1}),
+        ({"attack": "dlg"}, {2}),
+        ({"know": "default"}, {0, 1}),
+        ({"know": "lengths"}, {2}),
+    ],
+)
+def test_records_are_found_by_what_a_command_says(wanted, batches):
+    kinds = [
+        {"attack": "match:span_proposals=False", "defense": ("gaussian:sigma=0.001",)},
+        {"attack": "match:budget=4000,steps=3", "defense": ("clip:max_norm=1", "gaussian:sigma=0.01")},
+        {"attack": "dlg", "know": "lengths"},
+    ]
+    found = Records(synthetic.failed(synthetic.cell(**kind), batch, "x") for batch, kind in enumerate(kinds))
+    assert {record.batch for record in found.where(**wanted)} == batches
+    with pytest.raises(InputError, match="more than one attack"):
+        found.where(attack="match,dlg")
+
+
 def test_records_become_tables(toy, tmp_path):
     import csv
 

@@ -312,7 +312,28 @@ def _defenses(value: object) -> object:
         return ()
     if isinstance(value, str):
         return tuple(part.strip() for part in _split(value, _PLUS, _begins_defense))
-    return (value,) if isinstance(value, Mapping) else value
+    return (value,) if isinstance(value, Mapping | Choice) else value
+
+
+def parse_defense(value: object) -> tuple[Choice, ...]:
+    """One cell's defenses, as `EvaluationConfig.defense` has them.
+
+    Raises:
+        InputError: nothing that says a defense.
+    """
+    return _validated(EvaluationConfig, {"defense": [value]}).defense[0]
+
+
+def parse_attack(value: object) -> AttackChoice:
+    """One attack, as `EvaluationConfig.attack` has them.
+
+    Raises:
+        InputError: nothing that says an attack.
+    """
+    first, *others = _validated(EvaluationConfig, {"attack": [value]}).attack
+    if others:
+        raise InputError(f"{value!r} is more than one attack.", fix="Name one.")
+    return first
 
 
 def _begins_defense(before: str, after: str) -> bool:
