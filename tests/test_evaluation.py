@@ -155,6 +155,16 @@ def test_batches_are_consecutive_sentences_and_an_attack_may_have_fewer():
     }
 
 
+def test_what_is_given_twice_is_one_cell_and_an_attack_has_one_limit():
+    settings = EvaluationConfig(
+        attack=["dlg:limit=5", "dlg:limit=5"], defense=["sign", {"name": "sign"}], seed=[1, 1]
+    )
+    assert [cell.defense for cell, _ in grid.plan(settings).cells()] == [("sign",)]
+    for attacks in (["dlg", "dlg:limit=1"], ["dlg:steps=3,limit=2", "tag", "dlg:limit=4,steps=3"]):
+        with pytest.raises(InputError, match=r"(?s)attack dlg.* more than one limit.*larger"):
+            load_evaluation_config(None, {"attack": attacks, "limit": 3})
+
+
 def test_an_undefended_cell_has_no_defense_to_keep_from_the_server():
     found = grid.plan(EvaluationConfig(defense=["none", "sign"], know=[None, "no-defense"], limit=1))
     cells = [(cell.defense, cell.know) for cell, _ in found.cells()]

@@ -300,10 +300,30 @@ class EvaluationConfig(_Settings):
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         return tuple(_defenses(one) for one in values)
 
+    @field_validator("attack")
+    @classmethod
+    def _one_limit_each(cls, choices: tuple[AttackChoice, ...]) -> tuple[AttackChoice, ...]:
+        limits: dict[str, int | None] = {}
+        for choice in choices:
+            if limits.setdefault(choice.spec, choice.limit) != choice.limit:
+                raise InputError(
+                    f"The attack {choice.spec} was given with more than one limit.",
+                    why="A batch that both of them have would be recorded once.",
+                    fix="Name it once, with the larger limit.",
+                )
+        return choices
+
     @field_validator("data", "batch_size", "model", "attack", "share", "defense", "know", "seed")
     @classmethod
     def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple({repr(value): value for value in values}.values())
+        return tuple({_name_of(value): value for value in values}.values())
+
+
+def _name_of(value: object) -> object:
+    """What a value of the grid is told by in the records."""
+    if isinstance(value, tuple):
+        return tuple(map(_name_of, value))
+    return value.spec if isinstance(value, Choice) else value
 
 
 def _defenses(value: object) -> object:
