@@ -359,6 +359,20 @@ BAD = {
     "no such model": (lambda _: {"model": "bert-tinny"}, "bert-tinny.*bert-tiny"),
     "no such defense": (lambda _: {"defense": "none+gauss"}, "Unknown defense"),
     "no such knowledge": (lambda _: {"know": "length"}, "Unknown side information"),
+    "no such device": (lambda _: {"device": "cudaa"}, "Unknown device 'cudaa'"),
+    "no such GPU": (lambda _: {"device": "cuda:99"}, "device cuda:99 isn't there"),
+    "no expression to share": (
+        lambda _: {"share": ["all", "(("]},
+        "--share '\\(\\(' is not a regular expression",
+    ),
+    "no expression to freeze": (
+        lambda _: {"defense": "sign+freeze:parameters='(('"},
+        "freeze.*not a regular",
+    ),
+    "half of what epsilon needs": (
+        lambda _: {"defense": "dpsgd:steps=10"},
+        "without sampling_rate and delta",
+    ),
     "larger than the data": (lambda _: {"batch_size": 32}, "no batch of 32 sentences"),
 }
 
@@ -370,6 +384,16 @@ def test_bad_input_is_told_before_anything_is_computed(case, tmp_path, monkeypat
     with pytest.raises(InputError, match=rf"(?s){message}"):
         drive.begin(EvaluationConfig(**{"out": str(tmp_path / "out"), **build(tmp_path)}))
     assert not (tmp_path / "out").exists()
+
+
+def test_epsilon_without_its_package_is_told_before_anything_is_computed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+    with pytest.raises(InputError, match="Opacus isn't installed"):
+        grid.plan(EvaluationConfig(defense="dpsgd:steps=10,sampling_rate=0.1,delta=1e-5"))
+
+
+def test_a_device_of_a_cluster_need_not_be_here():
+    assert grid.plan(EvaluationConfig(device="cuda:99"), here=False).batches()
 
 
 def test_a_mistyped_setting_is_told_with_the_nearest():

@@ -77,7 +77,7 @@ def evaluate(
     from textleak.evaluation import drive, engines
 
     config = load_evaluation_config(preset, settings)
-    evaluation = drive.begin(config, stored=config.out is not None)
+    evaluation = drive.begin(config, stored=config.out is not None, here=engine == "local")
     chosen = engines.choose(engine, workers=workers, address=address)
     for _ in evaluation.run(chosen, retry_failed=retry_failed):
         pass

@@ -170,8 +170,9 @@ def command(
         assignments or (),
     )
     name = Path(config).stem if config else Path(settings.data[0]).stem
+    here = engine == "local"
     if dry_run:
-        _dry_run(settings, name, workers=workers or 1, as_json=json_)
+        _dry_run(settings, name, workers=workers or 1, here=here, as_json=json_)
         return
     from textleak import runs
     from textleak.evaluation import drive, engines
@@ -179,7 +180,7 @@ def command(
     chosen = engines.choose(engine, workers=workers, address=address)
     if csv is not None:
         runs.check_writable(csv.parent)
-    evaluation = drive.begin(settings, name=name, many=yes)
+    evaluation = drive.begin(settings, name=name, many=yes, here=here)
     _say_before(evaluation)
     outcome = _drive(evaluation, chosen, retry_failed=retry_failed)
     _answer(evaluation, outcome, csv=csv, as_json=json_)
@@ -282,7 +283,7 @@ def _say_failures(records: Records) -> None:
         console.print("--retry-failed takes failed batches again.", soft_wrap=True, markup=False)
 
 
-def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bool) -> None:
+def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool, as_json: bool) -> None:
     """What there is to do, and about how long it takes."""
     from dataclasses import asdict
 
@@ -290,7 +291,7 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bo
     from textleak.evaluation.grid import MANY, plan
     from textleak.live import seconds_in_words
 
-    found = plan(settings)
+    found = plan(settings, here=here)
     folder = drive.folder_of(found, name)
     count = found.batches()
     guess = drive.estimate(found, folder) if count <= MANY else None

@@ -86,7 +86,12 @@ def folder_of(found: Plan, name: str) -> Path:
 
 
 def begin(
-    config: EvaluationConfig, *, name: str = "eval", stored: bool = True, many: bool = False
+    config: EvaluationConfig,
+    *,
+    name: str = "eval",
+    stored: bool = True,
+    many: bool = False,
+    here: bool = True,
 ) -> Evaluation:
     """Read the data, check the settings, and open the folder.
 
@@ -95,11 +100,12 @@ def begin(
         name: for a folder without `out`.
         stored: whether records are written to a folder.
         many: a huge grid is meant.
+        here: batches are computed on this machine.
 
     Raises:
         InputError: whatever the caller can mend.
     """
-    found = plan(config)
+    found = plan(config, here=here)
     check_size(found, many=many)
     if not stored:
         return Evaluation(found, None)
