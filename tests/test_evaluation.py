@@ -401,6 +401,28 @@ def test_a_mistyped_setting_is_told_with_the_nearest():
         load_evaluation_config(None, {}, ["batch_sizes=3"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "assignments", "message"),
+    [
+        (
+            {"attack": ["dlg"]},
+            ["attack.steps=5"],
+            "--set attack.steps=5 can't be used.*--attack NAME:KEY=VALUE",
+        ),
+        ({}, ["defense.sigma=1"], "--set defense.sigma=1 can't be used.*--defense NAME:KEY=VALUE"),
+        ({}, ["steps=5"], "Unknown setting in --set 'steps'.*-a NAME:KEY=VALUE"),
+        ({"steps": 5}, [], "Unknown setting 'steps'.*-a NAME:KEY=VALUE"),
+        ({"defense": [{"gaussian": {"sigma": 1}}]}, [], "'gaussian'.* has no name.*name: NAME, KEY: VALUE"),
+        ({"attack": [{"steps": 5}]}, [], "'steps': 5.* has no name"),
+    ],
+)
+def test_options_without_their_attack_or_defense_are_told_how_to_be_written(settings, assignments, message):
+    with pytest.raises(InputError, match=f"(?s){message}") as error:
+        load_evaluation_config(None, settings, assignments)
+    assert "attack.KEY" not in str(error.value)
+    assert load_evaluation_config(None, {}, ["attack={name: dlg, steps: 5}"]).attack[0].spec == "dlg:steps=5"
+
+
 def test_a_huge_grid_asks_first(monkeypatch):
     settings = EvaluationConfig(seed=list(range(6000)), limit=20)
     with pytest.raises(InputError, match=r"(?s)120,000 batches.*--yes"):

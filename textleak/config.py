@@ -49,7 +49,7 @@ class Choice(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_text_or_flat_mapping(cls, value: Any) -> Any:  # noqa: ANN401 - pydantic hands over anything
-        return _choice(value)
+        return _named(_choice(value))
 
     @property
     def spec(self) -> str:
@@ -66,7 +66,7 @@ class AttackChoice(Choice):
     @model_validator(mode="before")
     @classmethod
     def _from_text_or_flat_mapping(cls, value: Any) -> Any:  # noqa: ANN401 - as above
-        chosen = _choice(value)
+        chosen = _named(_choice(value))
         if not isinstance(chosen, Mapping):
             return chosen
         options = dict(chosen["options"])
@@ -378,6 +378,13 @@ def load_evaluation_config(
     for assignment in assignments:
         setting = parse_assignment(assignment)
         _check_keys(setting, EvaluationConfig.model_fields, "--set")
+        for key in ("attack", "defense"):
+            if isinstance(setting.get(key), Mapping) and "name" not in setting[key]:
+                raise InputError(
+                    f"--set {assignment} can't be used.",
+                    why=f"An evaluation may have several {key}s, each with its own options.",
+                    fix=f"Write them with its name: --{key} NAME:KEY=VALUE.",
+                )
         merged |= setting
     return _validated(EvaluationConfig, merged)
 
@@ -522,6 +529,17 @@ def _choice(value: Any) -> Any:  # noqa: ANN401 - whatever YAML or a flag held
     return value
 
 
+def _named(chosen: Any) -> Any:  # noqa: ANN401 - what `_choice` gives
+    """Refuse options without a name."""
+    if isinstance(chosen, Mapping) and "name" not in chosen:
+        options = chosen["options"]
+        raise InputError(
+            f"{options!r} has no name of an attack or defense.",
+            fix="Write NAME:KEY=VALUE, or {name: NAME, KEY: VALUE}.",
+        )
+    return chosen
+
+
 def parse_assignment(text: str) -> dict[str, Any]:
     """`a.b=value` as `{"a": {"b": value}}`; the value is YAML.
 
@@ -651,10 +669,9 @@ def _check_keys(settings: Iterable[str], known: Iterable[str], where: str) -> No
 
 
 def _unknown_setting(key: str, known: Iterable[str], where: str) -> InputError:
-    return unknown_name(f"setting{where and f' in {where}'}", key, known, fix=_SETTINGS_FIX)
-
-
-_SETTINGS_FIX = "An attack's own options are written attack.KEY; `textleak attacks NAME` lists them."
+    written = "with its name, -a NAME:KEY=VALUE" if "batch_size" in known else "attack.KEY"
+    fix = f"An attack's own options are written {written}; `textleak attacks NAME` lists them."
+    return unknown_name(f"setting{where and f' in {where}'}", key, known, fix=fix)
 
 
 def _validated(kind: type[Checked], settings: Mapping[str, Any]) -> Checked:
