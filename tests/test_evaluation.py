@@ -740,6 +740,28 @@ def test_records_become_tables(toy, tmp_path):
     assert parquet.read_table(tmp_path / "r.parquet").num_rows == 4
 
 
+def test_a_script_is_warned_once_of_random_weights_that_it_did_not_ask_for(toy, tmp_path):
+    settings = {**toy, "weights": "auto", "limit": 2, "out": tmp_path}
+    for _ in range(2):  # also where all records are there already
+        with pytest.warns(UserWarning, match="random weights") as warned:
+            assert len(textleak.evaluate(**settings)) == 2
+        assert len(warned) == 1
+        assert warned[0].filename == __file__
+
+
+def test_a_script_says_that_a_huge_grid_is_meant(toy, monkeypatch):
+    monkeypatch.setattr(drive, "MANY", 3)
+    with pytest.raises(InputError, match="yes=True"):
+        textleak.evaluate(**toy)
+    assert len(textleak.evaluate(**toy, yes=True)) == 4
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_script_needs_a_worker(toy, workers):
+    with pytest.raises(InputError, match=f"workers can't be {workers}"):
+        textleak.evaluate(**toy, workers=workers)
+
+
 # The command
 
 

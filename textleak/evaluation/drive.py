@@ -122,7 +122,7 @@ def check_size(found: Plan, *, many: bool) -> None:
         raise InputError(
             f"This grid has {count:,} batches.",
             why=f"More than {MANY:,} are more likely a slip than a wish.",
-            fix="Lower --limit or leave values out; --dry-run shows the size, --yes means it.",
+            fix="Lower --limit or leave values out; --dry-run shows the size, --yes (in a script: yes=True) means it.",
         )
 
 
