@@ -820,7 +820,13 @@ def test_a_dry_run_says_the_size_and_how_it_guesses(toy, tmp_path):
     command(*arguments)
     found = json.loads(command(*arguments, "--dry-run", "--json").stdout)
     assert (found["batches"], found["left"]) == (3, 0)
-    huge = command(*arguments, "--dry-run", "--seed", ",".join(map(str, range(40_000))))
+    assert "3/3" in command(*arguments, "--dry-run").stdout
+    before = {path: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    other = command(*arguments, "--dry-run", "--seed", "1")
+    assert other.exit_code == 2
+    assert "belongs to another evaluation" in other.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
+    huge = command(*flags(toy), "--dry-run", "--seed", ",".join(map(str, range(40_000))))
     assert "120,000 batches: too many to list" in huge.stdout
 
 

@@ -293,8 +293,9 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool,
 
     found = plan(settings, here=here)
     folder = drive.folder_of(found, name)
+    evaluation = drive.look(found, folder)
     count = found.batches()
-    guess = drive.estimate(found, folder) if count <= MANY else None
+    guess = drive.estimate(evaluation) if count <= MANY else None
     seconds = None if guess is None else guess.seconds / workers
     if as_json:
         common.print_json(
@@ -314,7 +315,7 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool,
     if guess is None or seconds is None:
         console.print(f"{count:,} batches: too many to list; --yes would be needed.")
         return
-    console.print(table.render(drive.Evaluation(found, None)))
+    console.print(table.render(evaluation))
     measured = (
         "from what has been measured of them"
         if guess.measured == 1
