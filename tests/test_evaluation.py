@@ -791,6 +791,33 @@ def test_eval_prints_its_table_and_goes_on(toy, tmp_path):
     assert len((tmp_path / "o" / "records.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_csv_file_that_cannot_be_written_is_told_before_anything_is_computed(toy, tmp_path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path, tmp_path / "file" / "r.csv"):
+        result = command(*flags(toy), "--out", str(tmp_path / "o"), "--csv", str(target))
+        assert result.exit_code == 2
+        assert "can't be written" in result.stderr
+        assert not (tmp_path / "o").exists()
+
+
+def test_the_table_is_shown_even_where_the_csv_file_fails_at_last(toy, tmp_path, monkeypatch):
+    def full(records, path):
+        raise InputError(f"{path} can't be written: No space left on device.")
+
+    monkeypatch.setattr(Records, "to_csv", full)
+    result = command(*flags(toy), "--out", str(tmp_path / "o"), "--csv", str(tmp_path / "r.csv"))
+    assert result.exit_code == 2
+    assert "3/3" in result.stdout
+
+
+def test_eval_counts_its_batches_and_names_the_report(toy, tmp_path):
+    result = command(*flags(toy), "--limit", "1", "--out", str(tmp_path / "o"))
+    assert "1 batch; records in" in result.stderr
+    assert result.stderr.count(f"textleak report {tmp_path / 'o'}") == 1
+    dry = command(*flags(toy), "--limit", "1", "--out", str(tmp_path / "o"), "--dry-run")
+    assert "1 batch, 0 to do" in dry.stdout
+
+
 def test_eval_without_out_finds_its_own_folder_again(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("TEXTLEAK_RUNS", str(tmp_path))
     assert command(*flags(toy)).exit_code == 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from textleak.cli import common
+from textleak.words import count_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,12 +177,11 @@ def command(
     if dry_run:
         _dry_run(settings, name, workers=workers or 1, here=here, as_json=json_)
         return
-    from textleak import runs
     from textleak.evaluation import drive, engines
 
     chosen = engines.choose(engine, workers=workers, address=address)
     if csv is not None:
-        runs.check_writable(csv.parent)
+        _check_target(csv)
     evaluation = drive.begin(settings, name=name, many=yes, here=here)
     _say_before(evaluation)
     outcome = _drive(evaluation, chosen, retry_failed=retry_failed)
@@ -188,6 +190,18 @@ def command(
         raise typer.Exit(common.INTERRUPTED)
     if evaluation.records().failed:
         raise typer.Exit(1)
+
+
+def _check_target(csv: Path) -> None:
+    """Raise where the CSV file can't be written: better now than when all is computed."""
+    from textleak import runs
+    from textleak.errors import InputError
+
+    if csv.is_dir() or (csv.exists() and not os.access(csv, os.W_OK)):
+        why = "It is a folder." if csv.is_dir() else "It is there, and may not be changed."
+        raise InputError(f"--csv {csv} can't be written.", why=why, fix="Name another file.")
+    if not csv.exists():
+        runs.check_writable(csv.parent)
 
 
 def _say_before(evaluation: Evaluation) -> None:
@@ -200,7 +214,7 @@ def _say_before(evaluation: Evaluation) -> None:
             console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
     assert evaluation.store is not None
     there, batches = len(evaluation.records()), evaluation.plan.batches()
-    words = f"{batches:,} batches" + (f", {there:,} of them there already" if there else "")
+    words = count_of(batches, "batch") + (f", {there:,} of them there already" if there else "")
     console.print(Text(f"{words}; records in {evaluation.store.folder.path}"), soft_wrap=True)
     for difference in evaluation.store.other_versions():
         console.print(Text(f"Note: {difference}"), style="yellow", soft_wrap=True)
@@ -246,13 +260,27 @@ def _answer(evaluation: Evaluation, outcome: str, *, csv: Path | None, as_json: 
     from textleak.evaluation import table
 
     records = evaluation.records()
+    assert evaluation.store is not None
+    if as_json:
+        _print_json(evaluation, outcome)
+    else:
+        common.stdout().print(table.render(evaluation))
+        _say_failures(records)
+        common.stderr().print(
+            f"`textleak report {shlex.quote(str(evaluation.store.folder.path))}` makes a page of it.",
+            soft_wrap=True,
+            markup=False,
+        )
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
         records.to_csv(csv)
-    if not as_json:
-        common.stdout().print(table.render(evaluation))
-        _say_failures(records)
-        return
+
+
+def _print_json(evaluation: Evaluation, outcome: str) -> None:
+    """The answer as the one document on stdout."""
+    from textleak.evaluation import table
+
+    records = evaluation.records()
     assert evaluation.store is not None
     common.print_json(
         {
@@ -324,6 +352,6 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool,
         else f"{guess.measured:.0%} of them from measurements, the others by a rule of thumb"
     )
     console.print(
-        f"{count:,} batches, {guess.batches:,} to do: about {seconds_in_words(seconds)} ({measured}). "
+        f"{count_of(count, 'batch')}, {guess.batches:,} to do: about {seconds_in_words(seconds)} ({measured}). "
         f"Records would go to {folder}."
     )
