@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import errno
@@ -305,6 +306,16 @@ def bad_encoding(folder: Path) -> dict[str, object]:
     return {"data": str(folder / "d.txt")}
 
 
+def bad_encoding_behind_a_mark(folder: Path) -> dict[str, object]:
+    (folder / "d.txt").write_bytes(codecs.BOM_UTF8 + b"ab\n\xe9\nx")
+    return {"data": str(folder / "d.txt")}
+
+
+def bad_wide_letters(folder: Path) -> dict[str, object]:
+    (folder / "d.csv").write_bytes("text\nhello\n".encode("utf-16"))
+    return {"data": str(folder / "d.csv")}
+
+
 def bad_json(folder: Path) -> dict[str, object]:
     (folder / "d.jsonl").write_text('{"text": "a"}\n{"text": \n')
     return {"data": str(folder / "d.jsonl")}
@@ -344,6 +355,8 @@ BAD = {
     "no such column": (bad_column, "d.csv has no column 'sentence' or 'text'.*sentense, label.*--column"),
     "no wanted column": (bad_wanted_column, "Unknown column of .*'bodi'.*body"),
     "another encoding": (bad_encoding, "not UTF-8 in line 3.*0xe9.*iconv"),
+    "the same, behind a mark": (bad_encoding_behind_a_mark, "not UTF-8 in line 2.*0xe9.*iconv -f latin1"),
+    "letters of two bytes": (bad_wide_letters, "is UTF-16, not UTF-8.*iconv -f utf-16"),
     "a torn JSON line": (bad_json, "can't be read in line 2"),
     "half a letter": (bad_letter, "can't be read in line 2.*ud83d"),
     "a list of sentences": (bad_list, r"row 2 .*'text' can't be \['b', 'c'\].*one sentence"),

@@ -6,6 +6,7 @@ or in a list.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import hashlib
@@ -33,6 +34,13 @@ NAMES = (SAMPLE, *_HUB)
 ENDINGS = (".txt", ".csv", ".tsv", ".jsonl")
 _COLUMNS = ("sentence", "text")
 _SECRETS = "secrets"
+# What other encodings of Unicode begin with; the longer ones first.
+_OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,13 +135,21 @@ def _read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} can't be read.", why=f"{error.strerror or error}.") from None
+    for mark, encoding in _OTHER_MARKS:
+        if content.startswith(mark):
+            raise InputError(
+                f"{path} is {encoding.upper()}, not UTF-8.",
+                why="Its first bytes say so.",
+                fix=f"Convert it, for example with `iconv -f {encoding} -t utf-8`.",
+            )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        before, at = error.object[: error.start], error.object[error.start]  # without the byte order mark
+        line = before.count(b"\n") + 1
         raise InputError(
             f"{path} is not UTF-8 in line {line}.",
-            why=f"The byte 0x{content[error.start]:02x} there belongs to another encoding.",
+            why=f"The byte 0x{at:02x} there belongs to another encoding.",
             fix="Convert it, for example with `iconv -f latin1 -t utf-8`.",
         ) from None
 
