@@ -253,9 +253,33 @@ def test_a_file_is_read_by_its_ending(tmp_path, name, content):
     file.write_text(content, "utf-8-sig")
     found = datasets.load(str(file), EvaluationConfig())
     assert [example.sentence for example in found.examples] == ["first one", "second one"]
-    assert found.notes == (f"{file}: 1 blank line left out.",)
+    left_out = "1 blank line" if name == "d.txt" else "1 row without a sentence"
+    assert found.notes == (f"{file}: {left_out} left out.",)
     if name != "d.txt":
         assert found.examples[0] == datasets.Example(sentence="first one", label=1, secrets=("one",))
+
+
+def test_a_row_without_the_column_is_told_from_a_blank_one(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"sentence": "a b"}\n{"text": "c d"}\n{"body": "e"}\n{"sentence": " "}\n')
+    assert datasets.load(str(file), EvaluationConfig()).notes == (
+        f"{file}: 1 row without a sentence left out.",
+        f"{file}: 2 rows without a column 'sentence' left out.",
+    )
+
+
+def test_a_label_may_be_written_with_a_point_and_any_other_is_noted(tmp_path):
+    file = tmp_path / "d.csv"
+    file.write_text("text,label\na b,1.0\nc d,0\ne f,-1\ng h,\ni j,pos\nk l,0.5\n")
+    found = datasets.load(str(file), EvaluationConfig())
+    assert [example.label for example in found.examples] == [1, 0, None, None, None, None]
+    assert found.notes == (
+        f"{file}: 2 labels without the number of a class, such as 'pos': drawn from the seed.",
+    )
+    (tmp_path / "d.jsonl").write_text('{"text": "a b", "label": 1.0}\n')
+    assert datasets.load(str(tmp_path / "d.jsonl"), EvaluationConfig()).examples[0].label == 1
+    with pytest.raises(InputError, match="has the label"):
+        datasets.load(str(file), EvaluationConfig(label_column="label"))
 
 
 def test_secrets_may_be_a_list(tmp_path):

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -83,31 +84,67 @@ def load(name: str, config: EvaluationConfig) -> Data:
         InputError: an unknown name, a data set that can't be had here, or a file that can't be read as one.
     """
     kept: list[Example] = []
-    blank = long = 0
-    for example in _examples(name, config):
+    passed = _Passed()
+    for example in _examples(name, config, passed):
         if name in _HUB and len(kept) == config.limit:
             break  # tens of thousands of others
         words = len(example.sentence.split())
         if not words:
-            blank += 1
+            passed.blank += 1
         elif config.max_words is not None and words > config.max_words:
-            long += 1
+            passed.long += 1
         else:
             kept.append(dataclasses.replace(example, sentence=example.sentence.strip()))
-    notes = [f"{name}: {count_of(blank, 'blank line')} left out."] if blank else []
-    if long:
-        notes.append(f"{name}: {count_of(long, 'sentence')} of more than {config.max_words} words left out.")
+    notes = [f"{name}: {note}" for note in passed.notes(config.max_words)]
     if not kept:
         raise InputError(f"{name} has no sentence in it.", why=" ".join(notes), fix="Give another --data.")
     return Data(name=name, examples=tuple(kept), notes=tuple(notes))
 
 
-def _examples(name: str, config: EvaluationConfig) -> Iterator[Example]:
+@dataclasses.dataclass(kw_only=True)
+class _Passed:
+    """How many lines or rows were passed over, or lost their class.
+
+    Attributes:
+        blank: without a sentence; `lacking` of them, as they have no such `column`.
+        column: of the sentences; "" where there are no columns.
+        long: with more words than are wanted.
+        unlabeled: with something else than a class, such as `label`.
+    """
+
+    blank: int = 0
+    lacking: int = 0
+    column: str = ""
+    long: int = 0
+    unlabeled: int = 0
+    label: str = ""
+
+    def notes(self, max_words: int | None) -> Iterator[str]:
+        """A sentence for each kind."""
+        if blank := self.blank - self.lacking:
+            line = (
+                f"{count_of(blank, 'row')} without a sentence"
+                if self.column
+                else count_of(blank, "blank line")
+            )
+            yield f"{line} left out."
+        if self.lacking:
+            yield f"{count_of(self.lacking, 'row')} without a column {self.column!r} left out."
+        if self.long:
+            yield f"{count_of(self.long, 'sentence')} of more than {max_words} words left out."
+        if self.unlabeled:
+            yield (
+                f"{count_of(self.unlabeled, 'label')} without the number of a class, such as {self.label!r}: "
+                "drawn from the seed."
+            )
+
+
+def _examples(name: str, config: EvaluationConfig, passed: _Passed) -> Iterator[Example]:
     if name == SAMPLE:
         text = files("textleak.evaluation").joinpath("sample.tsv").read_text("utf-8")
-        return _from_rows(name, _split_rows(name, text, "\t"), "sentence", "label")
+        return _from_rows(name, _split_rows(name, text, "\t"), "sentence", "label", passed)
     if name in _HUB:
-        return _from_rows(name, _hub_rows(name), config.column, config.label_column)
+        return _from_rows(name, _hub_rows(name), config.column, config.label_column, passed)
     path = Path(name)
     if path.suffix.lower() not in ENDINGS:
         if path.exists():
@@ -126,7 +163,7 @@ def _examples(name: str, config: EvaluationConfig) -> Iterator[Example]:
         rows = _json_rows(name, text)
     else:
         rows = _split_rows(name, text, "," if path.suffix.lower() == ".csv" else "\t")
-    return _from_rows(name, rows, config.column, config.label_column)
+    return _from_rows(name, rows, config.column, config.label_column, passed)
 
 
 def _read_text(path: Path) -> str:
@@ -216,19 +253,24 @@ def _hub_rows(name: str) -> Iterable[dict[str, Any]]:
 
 
 def _from_rows(
-    name: str, rows: Iterable[dict[str, Any]], column: str | None, label_column: str | None
+    name: str,
+    rows: Iterable[dict[str, Any]],
+    column: str | None,
+    label_column: str | None,
+    passed: _Passed,
 ) -> Iterator[Example]:
     text_key, label_key = "", "label"
     for number, row in enumerate(rows, 1):
         if not text_key:
-            text_key = _column(name, row, column, _COLUMNS, "--column")
+            text_key = passed.column = _column(name, row, column, _COLUMNS, "--column")
             if label_column is not None:
                 label_key = _column(name, row, label_column, (), "--label-column")
+        passed.lacking += text_key not in row
         where = f"In row {number} of {name}, "
         sentence = _text(row.get(text_key), f"{where}{text_key!r}")
         yield Example(
             sentence=sentence,
-            label=_label(name, row.get(label_key), demanded=label_column is not None),
+            label=_label(name, row.get(label_key), label_column is not None, passed),
             secrets=_secrets(row.get(_SECRETS), sentence, where),
         )
 
@@ -276,11 +318,18 @@ def _secrets(value: object, sentence: str, where: str) -> tuple[str, ...]:
     return found
 
 
-def _label(name: str, value: object, *, demanded: bool) -> int | None:
+def _label(name: str, value: object, demanded: bool, passed: _Passed) -> int | None:
     """A class; None for data sets that hide theirs (-1), and where a column called label holds something else."""
     text = "" if value is None else str(value).strip()
-    if text.removeprefix("-").isdecimal():
-        return int(text) if int(text) >= 0 else None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if number.is_integer():  # as 1.0 too, which is how pandas writes a column that lacks some
+        return int(number) if number >= 0 else None
     if demanded:
         raise InputError(f"{name} has the label {text!r}.", why="A label is the number of a class, from 0.")
+    if text:
+        passed.label = passed.label or text
+        passed.unlabeled += 1
     return None
