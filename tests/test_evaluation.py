@@ -855,6 +855,14 @@ def test_eval_counts_its_batches_and_names_the_report(toy, tmp_path):
     assert "1 batch, 0 to do" in dry.stdout
 
 
+def test_sentences_that_make_no_whole_batch_are_noted(toy, tmp_path):
+    for way in ([], ["--dry-run"]):
+        result = command(*flags(toy), "-b", "1,2", *way, "--out", str(tmp_path / "o"))
+        assert result.stderr.count("Note:") == 1
+        assert "four.tsv: the last 1 sentence of 3 left out in batches of 2." in result.stderr
+    assert grid.plan(EvaluationConfig(**toy, batch_size=2)).notes() == []
+
+
 def test_eval_without_out_finds_its_own_folder_again(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("TEXTLEAK_RUNS", str(tmp_path))
     assert command(*flags(toy)).exit_code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -209,15 +210,20 @@ def _say_before(evaluation: Evaluation) -> None:
     from rich.text import Text
 
     console = common.stderr()
-    for data in evaluation.plan.data.values():
-        for note in data.notes:
-            console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
+    _say_notes(evaluation.plan.notes())
     assert evaluation.store is not None
     there, batches = len(evaluation.records()), evaluation.plan.batches()
     words = count_of(batches, "batch") + (f", {there:,} of them there already" if there else "")
     console.print(Text(f"{words}; records in {evaluation.store.folder.path}"), soft_wrap=True)
-    for difference in evaluation.store.other_versions():
-        console.print(Text(f"Note: {difference}"), style="yellow", soft_wrap=True)
+    _say_notes(evaluation.store.other_versions())
+
+
+def _say_notes(notes: Iterable[str]) -> None:
+    from rich.text import Text
+
+    console = common.stderr()
+    for note in notes:
+        console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
 
 
 def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str:
@@ -339,6 +345,7 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool,
             }
         )
         return
+    _say_notes(found.notes())
     console = common.stdout()
     if guess is None or seconds is None:
         console.print(f"{count:,} batches: too many to list; --yes would be needed.")

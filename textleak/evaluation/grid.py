@@ -152,6 +152,19 @@ class Plan:
                         examples = self.data[cell.data].examples[first : first + cell.batch_size]
                         yield Work(cell=cell, batch=batch, examples=examples)
 
+    def notes(self) -> list[str]:
+        """Sentences for a person: what is left out of the data."""
+        found = [note for data in self.data.values() for note in data.notes]
+        for name, data in self.data.items():
+            for size in self.config.batch_size:
+                for limit in sorted({self._limit(attack) for attack in self.config.attack}):
+                    count = min(limit, len(data.examples))
+                    if rest := count % size:
+                        found.append(
+                            f"{name}: the last {count_of(rest, 'sentence')} of {count:,} left out in batches of {size}."
+                        )
+        return found
+
     def _told(self) -> list[tuple[tuple[Choice, ...], str | None]]:
         """Defenses with what the server knows; without a defense there is none to keep from it, where it knows more."""
         from textleak.gradients import hides_defense
