@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 
 from textleak import config
 from textleak.attacks import ATTACKS
-from textleak.config import load_client_config, load_run_config
+from textleak.config import Choice, load_client_config, load_run_config
 from textleak.errors import InputError
 
 ONE = {"sentences": ["hello there"]}
@@ -64,6 +67,83 @@ def test_defenses_are_read_from_specs_and_from_mappings():
     assert [d.spec for d in settings.defenses] == ["gaussian:sigma=0.001", "sign"]
     by_mapping = load_run_config(flags={**ONE, "defenses": [{"name": "gaussian", "sigma": 0.5}]})
     assert by_mapping.defenses[0].options == {"sigma": 0.5}
+
+
+def odd_texts() -> list[str]:
+    """Texts out of all that means something in a spec or in YAML."""
+    draw = random.Random(0)
+    return [
+        "".join(draw.choices("ab01 ,=+:'\"\\[]{}()|#&*!-.~\n\té😀", k=draw.randrange(9))) for _ in range(500)
+    ]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [None, True, False, 0, -3, 10**20, 1e-3, 1e-5, 1.5e-7, 1000.0, 1e300, math.inf, -math.inf],
+        [
+            "None",
+            "null",
+            "true",
+            "1",
+            "1e-3",
+            "010",
+            "1:30",
+            "2024-01-01",
+            "a,",
+            "a,b=c",
+            "a+sign",
+            "\x00",
+            "\u2028",
+        ],
+        [
+            "layer.{0,1}",
+            r"layer\.\d+\.attention",
+            "[qk]uery",
+            "query|key",
+            "a b",
+            "smollm2",
+            "cos",
+            "x" * 200 + " y",
+        ],
+        [[1, 2], ["a,b=1", "c"], {"a": 1, "c=d": 2}, {"x, y=": [None, True]}, [], {}, [[1.0], ["+sign"]]],
+        odd_texts(),
+    ],
+    ids=["plain values", "texts like others", "expressions", "lists", "odd texts"],
+)
+def test_a_choice_is_read_again_as_it_was_written(values):
+    for one, other in zip(values, [*values[1:], values[0]], strict=True):
+        choice = Choice(name="freeze", options={"parameters": one, "other": other})
+        again = Choice.model_validate(choice.spec)
+        assert again == choice
+        assert [type(value) for value in again.options.values()] == [type(one), type(other)]
+
+
+def test_a_number_needs_no_dot_wherever_it_is_written(tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("defenses: [{name: gaussian, sigma: 1e-3}]\nshare: '1e-3'\n")
+    settings = load_run_config(str(preset), ONE)
+    assert settings.defenses == load_run_config(flags={**ONE, "defenses": ["gaussian:sigma=1e-3"]}).defenses
+    assert settings.share == "1e-3"
+    assert Choice.model_validate("lamp:prior='1e-3'").options == {"prior": "1e-3"}
+
+
+def test_ordinary_options_are_written_plain():
+    for spec in (
+        "gaussian:sigma=0.001",
+        "gaussian:sigma=1e-05",
+        "match:limit=12,budget=4000",
+        "match:span_proposals=False",
+        "prune:ratio=0.9,which=random",
+        r"freeze:parameters=layer\.\d+\.(query|key)",
+        "lamp:prior=/models/smollm2",
+    ):
+        assert Choice.model_validate(spec).spec == spec
+    assert Choice.model_validate("dlg:smooth=null,steps=3").options == {"smooth": None, "steps": 3}
+    assert Choice.model_validate("freeze:parameters=layer.{0,1}, x=1,").options == {
+        "parameters": "layer.{0,1}",
+        "x": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import errno
@@ -30,8 +31,8 @@ from textleak.errors import InputError, TextleakError
 from textleak.evaluation import datasets, drive, engines, grid, records, table
 from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Local, Processes, Ray
-from textleak.evaluation.measure import holds
 from textleak.evaluation.records import Cell, Record
+from textleak.evaluation.secrets import holds
 from textleak.evaluation.store import Store, read_records
 from textleak.events import Position, Progress, Recovery, Sentence, Stop
 
@@ -122,6 +123,27 @@ def test_several_values_span_a_grid():
     assert len({work.key for work in works}) == len(works) == found.batches()
 
 
+@pytest.mark.parametrize(
+    ("text", "specs"),
+    [
+        ("clip+sign", ["clip", "sign"]),
+        ("clip:max_norm=1e+3 + sign", ["clip:max_norm=1000.0", "sign"]),
+        (
+            r"freeze:parameters=layer\.\d+\.attention+sign",
+            [r"freeze:parameters=layer\.\d+\.attention", "sign"],
+        ),
+        ("freeze:parameters=layer.+bias", ["freeze:parameters='layer.+bias'"]),
+        ("freeze:parameters='a+sign'+clip:max_norm=1", ["freeze:parameters='a+sign'", "clip:max_norm=1"]),
+        ("clip:max_norm=1+gauss:sigma=1", ["clip:max_norm=1", "gauss:sigma=1"]),
+        ("none", []),
+    ],
+)
+def test_a_plus_separates_defenses_but_not_an_expression(text, specs):
+    (several,) = EvaluationConfig(defense=text).defense
+    assert [choice.spec for choice in several] == specs
+    assert EvaluationConfig(defense="+".join(specs) or "none").defense == (several,)
+
+
 def test_batches_are_consecutive_sentences_and_an_attack_may_have_fewer():
     settings = EvaluationConfig(limit=10, batch_size=4, attack=["match", "dlg:limit=5,steps=3"])
     found = grid.plan(settings)
@@ -132,6 +154,16 @@ def test_batches_are_consecutive_sentences_and_an_attack_may_have_fewer():
         ("match", 1): sample[4:8],
         ("dlg:steps=3", 0): sample[:4],
     }
+
+
+def test_what_is_given_twice_is_one_cell_and_an_attack_has_one_limit():
+    settings = EvaluationConfig(
+        attack=["dlg:limit=5", "dlg:limit=5"], defense=["sign", {"name": "sign"}], seed=[1, 1]
+    )
+    assert [cell.defense for cell, _ in grid.plan(settings).cells()] == [("sign",)]
+    for attacks in (["dlg", "dlg:limit=1"], ["dlg:steps=3,limit=2", "tag", "dlg:limit=4,steps=3"]):
+        with pytest.raises(InputError, match=r"(?s)attack dlg.* more than one limit.*larger"):
+            load_evaluation_config(None, {"attack": attacks, "limit": 3})
 
 
 def test_an_undefended_cell_has_no_defense_to_keep_from_the_server():
@@ -184,6 +216,14 @@ def test_every_preset_can_be_used(name):
     assert grid.plan(settings).batches() > 0
 
 
+def test_any_option_that_the_plan_takes_reaches_the_batches(toy):
+    found = textleak.evaluate(
+        **{**toy, "limit": 1, "attack": [{"name": "match", "time_limit": None, "budget": 1, "steps": 1}]},
+        defense=[{"name": "freeze", "parameters": "layer.[0,1].+key"}, "clip:max_norm=1"],
+    )
+    assert [record.error for record in found] == ["", ""]
+
+
 # Data
 
 
@@ -213,9 +253,42 @@ def test_a_file_is_read_by_its_ending(tmp_path, name, content):
     file.write_text(content, "utf-8-sig")
     found = datasets.load(str(file), EvaluationConfig())
     assert [example.sentence for example in found.examples] == ["first one", "second one"]
-    assert found.notes == (f"{file}: 1 blank line left out.",)
+    left_out = "1 blank line" if name == "d.txt" else "1 row without a sentence"
+    assert found.notes == (f"{file}: {left_out} left out.",)
     if name != "d.txt":
         assert found.examples[0] == datasets.Example(sentence="first one", label=1, secrets=("one",))
+
+
+def test_a_row_without_the_column_is_told_from_a_blank_one(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"sentence": "a b"}\n{"text": "c d"}\n{"body": "e"}\n{"sentence": " "}\n')
+    assert datasets.load(str(file), EvaluationConfig()).notes == (
+        f"{file}: 1 row without a sentence left out.",
+        f"{file}: 2 rows without a column 'sentence' left out.",
+    )
+
+
+def test_a_label_may_be_written_with_a_point_and_any_other_is_noted(tmp_path):
+    file = tmp_path / "d.csv"
+    file.write_text("text,label\na b,1.0\nc d,0\ne f,-1\ng h,\ni j,pos\nk l,0.5\n")
+    found = datasets.load(str(file), EvaluationConfig())
+    assert [example.label for example in found.examples] == [1, 0, None, None, None, None]
+    assert found.notes == (
+        f"{file}: 2 labels without the number of a class, such as 'pos': drawn from the seed.",
+    )
+    (tmp_path / "d.jsonl").write_text('{"text": "a b", "label": 1.0}\n')
+    assert datasets.load(str(tmp_path / "d.jsonl"), EvaluationConfig()).examples[0].label == 1
+    with pytest.raises(InputError, match="has the label"):
+        datasets.load(str(file), EvaluationConfig(label_column="label"))
+
+
+def test_secrets_may_be_a_list(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(
+        '{"text": "code 4921, 12  hill", "secrets": ["4921", "12 Hill", ""]}\n{"text": "b", "secrets": []}\n'
+    )
+    found = datasets.load(str(file), EvaluationConfig())
+    assert [example.secrets for example in found.examples] == [("4921", "12 Hill"), ()]
 
 
 def test_quotation_marks_in_a_tsv_file_are_letters_unless_they_hold_the_cell(tmp_path):
@@ -257,6 +330,16 @@ def bad_encoding(folder: Path) -> dict[str, object]:
     return {"data": str(folder / "d.txt")}
 
 
+def bad_encoding_behind_a_mark(folder: Path) -> dict[str, object]:
+    (folder / "d.txt").write_bytes(codecs.BOM_UTF8 + b"ab\n\xe9\nx")
+    return {"data": str(folder / "d.txt")}
+
+
+def bad_wide_letters(folder: Path) -> dict[str, object]:
+    (folder / "d.csv").write_bytes("text\nhello\n".encode("utf-16"))
+    return {"data": str(folder / "d.csv")}
+
+
 def bad_json(folder: Path) -> dict[str, object]:
     (folder / "d.jsonl").write_text('{"text": "a"}\n{"text": \n')
     return {"data": str(folder / "d.jsonl")}
@@ -265,6 +348,21 @@ def bad_json(folder: Path) -> dict[str, object]:
 def bad_letter(folder: Path) -> dict[str, object]:
     (folder / "d.jsonl").write_text('{"text": "a"}\n{"text": "b", "secrets": "\\ud83d"}\n')
     return {"data": str(folder / "d.jsonl")}
+
+
+def bad_list(folder: Path) -> dict[str, object]:
+    (folder / "d.jsonl").write_text('{"text": "a"}\n{"text": ["b", "c"]}\n')
+    return {"data": str(folder / "d.jsonl")}
+
+
+def bad_secrets(folder: Path) -> dict[str, object]:
+    (folder / "d.jsonl").write_text('{"text": "the code is 4921", "secrets": {"code": "4921"}}\n')
+    return {"data": str(folder / "d.jsonl")}
+
+
+def bad_secret(folder: Path) -> dict[str, object]:
+    (folder / "d.csv").write_text("text,secrets\nthe code is 4921,4921\nmeet me at noon,4921|noon\n")
+    return {"data": str(folder / "d.csv")}
 
 
 def bad_csv(folder: Path) -> dict[str, object]:
@@ -281,8 +379,13 @@ BAD = {
     "no such column": (bad_column, "d.csv has no column 'sentence' or 'text'.*sentense, label.*--column"),
     "no wanted column": (bad_wanted_column, "Unknown column of .*'bodi'.*body"),
     "another encoding": (bad_encoding, "not UTF-8 in line 3.*0xe9.*iconv"),
+    "the same, behind a mark": (bad_encoding_behind_a_mark, "not UTF-8 in line 2.*0xe9.*iconv -f latin1"),
+    "letters of two bytes": (bad_wide_letters, "is UTF-16, not UTF-8.*iconv -f utf-16"),
     "a torn JSON line": (bad_json, "can't be read in line 2"),
     "half a letter": (bad_letter, "can't be read in line 2.*ud83d"),
+    "a list of sentences": (bad_list, r"row 2 .*'text' can't be \['b', 'c'\].*one sentence"),
+    "secrets by name": (bad_secrets, "row 1 .*'secrets' can't be .*code.*list of texts"),
+    "another sentence's secret": (bad_secret, "row 2 .*'4921' isn't in its sentence.*not recovered"),
     "a quotation mark": (bad_csv, "can't be read as a table"),
     "nothing but blank lines": (bad_empty, "has no sentence"),
     "no such file": (lambda _: {"data": "nowhere.txt"}, "nowhere.txt can't be read"),
@@ -293,6 +396,20 @@ BAD = {
     "no such model": (lambda _: {"model": "bert-tinny"}, "bert-tinny.*bert-tiny"),
     "no such defense": (lambda _: {"defense": "none+gauss"}, "Unknown defense"),
     "no such knowledge": (lambda _: {"know": "length"}, "Unknown side information"),
+    "no such device": (lambda _: {"device": "cudaa"}, "Unknown device 'cudaa'"),
+    "no such GPU": (lambda _: {"device": "cuda:99"}, "device cuda:99 isn't there"),
+    "no expression to share": (
+        lambda _: {"share": ["all", "(("]},
+        "--share '\\(\\(' is not a regular expression",
+    ),
+    "no expression to freeze": (
+        lambda _: {"defense": "sign+freeze:parameters='(('"},
+        "freeze.*not a regular",
+    ),
+    "half of what epsilon needs": (
+        lambda _: {"defense": "dpsgd:steps=10"},
+        "without sampling_rate and delta",
+    ),
     "larger than the data": (lambda _: {"batch_size": 32}, "no batch of 32 sentences"),
 }
 
@@ -306,9 +423,41 @@ def test_bad_input_is_told_before_anything_is_computed(case, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_epsilon_without_its_package_is_told_before_anything_is_computed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+    with pytest.raises(InputError, match="Opacus isn't installed"):
+        grid.plan(EvaluationConfig(defense="dpsgd:steps=10,sampling_rate=0.1,delta=1e-5"))
+
+
+def test_a_device_of_a_cluster_need_not_be_here():
+    assert grid.plan(EvaluationConfig(device="cuda:99"), here=False).batches()
+
+
 def test_a_mistyped_setting_is_told_with_the_nearest():
     with pytest.raises(InputError, match=r"(?s)batch_sizes.*batch_size"):
         load_evaluation_config(None, {}, ["batch_sizes=3"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "assignments", "message"),
+    [
+        (
+            {"attack": ["dlg"]},
+            ["attack.steps=5"],
+            "--set attack.steps=5 can't be used.*--attack NAME:KEY=VALUE",
+        ),
+        ({}, ["defense.sigma=1"], "--set defense.sigma=1 can't be used.*--defense NAME:KEY=VALUE"),
+        ({}, ["steps=5"], "Unknown setting in --set 'steps'.*-a NAME:KEY=VALUE"),
+        ({"steps": 5}, [], "Unknown setting 'steps'.*-a NAME:KEY=VALUE"),
+        ({"defense": [{"gaussian": {"sigma": 1}}]}, [], "'gaussian'.* has no name.*name: NAME, KEY: VALUE"),
+        ({"attack": [{"steps": 5}]}, [], "'steps': 5.* has no name"),
+    ],
+)
+def test_options_without_their_attack_or_defense_are_told_how_to_be_written(settings, assignments, message):
+    with pytest.raises(InputError, match=f"(?s){message}") as error:
+        load_evaluation_config(None, settings, assignments)
+    assert "attack.KEY" not in str(error.value)
+    assert load_evaluation_config(None, {}, ["attack={name: dlg, steps: 5}"]).attack[0].spec == "dlg:steps=5"
 
 
 def test_a_huge_grid_asks_first(monkeypatch):
@@ -634,6 +783,39 @@ def test_means_are_over_sentences_and_never_over_nothing(toy):
         found.where(atack="dlg")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "batches"),
+    [
+        ({"defense": "gaussian:sigma=1e-3"}, {0}),
+        ({"defense": ["gaussian:sigma=0.001"]}, {0}),
+        ({"defense": {"name": "gaussian", "sigma": 0.001}}, {0}),
+        ({"defense": "clip:max_norm=1.0 + gaussian:sigma=1e-2"}, {1}),
+        ({"defense": ["clip:max_norm=1", "gaussian:sigma=0.01"]}, {1}),
+        ({"defense": ("clip:max_norm=1", "gaussian:sigma=0.01")}, {1}),
+        ({"defense": "none"}, {2}),
+        ({"defense": None}, {2}),
+        ({"defense": "gaussian"}, set()),
+        ({"attack": "match"}, {0, 1}),
+        ({"attack": "match:span_proposals=false"}, {0}),
+        ({"attack": "match:steps=3,limit=5,budget=4000"}, {1}),
+        ({"attack": {"name": "match", "budget": 4000, "steps": 3}}, {1}),
+        ({"attack": "dlg"}, {2}),
+        ({"know": "default"}, {0, 1}),
+        ({"know": "lengths"}, {2}),
+    ],
+)
+def test_records_are_found_by_what_a_command_says(wanted, batches):
+    kinds = [
+        {"attack": "match:span_proposals=False", "defense": ("gaussian:sigma=0.001",)},
+        {"attack": "match:budget=4000,steps=3", "defense": ("clip:max_norm=1", "gaussian:sigma=0.01")},
+        {"attack": "dlg", "know": "lengths"},
+    ]
+    found = Records(synthetic.failed(synthetic.cell(**kind), batch, "x") for batch, kind in enumerate(kinds))
+    assert {record.batch for record in found.where(**wanted)} == batches
+    with pytest.raises(InputError, match="more than one attack"):
+        found.where(attack="match,dlg")
+
+
 def test_records_become_tables(toy, tmp_path):
     import csv
 
@@ -647,6 +829,28 @@ def test_records_become_tables(toy, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     found.to_parquet(tmp_path / "r.parquet")
     assert parquet.read_table(tmp_path / "r.parquet").num_rows == 4
+
+
+def test_a_script_is_warned_once_of_random_weights_that_it_did_not_ask_for(toy, tmp_path):
+    settings = {**toy, "weights": "auto", "limit": 2, "out": tmp_path}
+    for _ in range(2):  # also where all records are there already
+        with pytest.warns(UserWarning, match="random weights") as warned:
+            assert len(textleak.evaluate(**settings)) == 2
+        assert len(warned) == 1
+        assert warned[0].filename == __file__
+
+
+def test_a_script_says_that_a_huge_grid_is_meant(toy, monkeypatch):
+    monkeypatch.setattr(drive, "MANY", 3)
+    with pytest.raises(InputError, match="yes=True"):
+        textleak.evaluate(**toy)
+    assert len(textleak.evaluate(**toy, yes=True)) == 4
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_script_needs_a_worker(toy, workers):
+    with pytest.raises(InputError, match=f"workers can't be {workers}"):
+        textleak.evaluate(**toy, workers=workers)
 
 
 # The command
@@ -678,6 +882,41 @@ def test_eval_prints_its_table_and_goes_on(toy, tmp_path):
     assert len((tmp_path / "o" / "records.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_csv_file_that_cannot_be_written_is_told_before_anything_is_computed(toy, tmp_path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path, tmp_path / "file" / "r.csv"):
+        result = command(*flags(toy), "--out", str(tmp_path / "o"), "--csv", str(target))
+        assert result.exit_code == 2
+        assert "can't be written" in result.stderr
+        assert not (tmp_path / "o").exists()
+
+
+def test_the_table_is_shown_even_where_the_csv_file_fails_at_last(toy, tmp_path, monkeypatch):
+    def full(records, path):
+        raise InputError(f"{path} can't be written: No space left on device.")
+
+    monkeypatch.setattr(Records, "to_csv", full)
+    result = command(*flags(toy), "--out", str(tmp_path / "o"), "--csv", str(tmp_path / "r.csv"))
+    assert result.exit_code == 2
+    assert "3/3" in result.stdout
+
+
+def test_eval_counts_its_batches_and_names_the_report(toy, tmp_path):
+    result = command(*flags(toy), "--limit", "1", "--out", str(tmp_path / "o"))
+    assert "1 batch; records in" in result.stderr
+    assert result.stderr.count(f"textleak report {tmp_path / 'o'}") == 1
+    dry = command(*flags(toy), "--limit", "1", "--out", str(tmp_path / "o"), "--dry-run")
+    assert "1 batch, 0 to do" in dry.stdout
+
+
+def test_sentences_that_make_no_whole_batch_are_noted(toy, tmp_path):
+    for way in ([], ["--dry-run"]):
+        result = command(*flags(toy), "-b", "1,2", *way, "--out", str(tmp_path / "o"))
+        assert result.stderr.count("Note:") == 1
+        assert "four.tsv: the last 1 sentence of 3 left out in batches of 2." in result.stderr
+    assert grid.plan(EvaluationConfig(**toy, batch_size=2)).notes() == []
+
+
 def test_eval_without_out_finds_its_own_folder_again(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("TEXTLEAK_RUNS", str(tmp_path))
     assert command(*flags(toy)).exit_code == 0
@@ -707,7 +946,13 @@ def test_a_dry_run_says_the_size_and_how_it_guesses(toy, tmp_path):
     command(*arguments)
     found = json.loads(command(*arguments, "--dry-run", "--json").stdout)
     assert (found["batches"], found["left"]) == (3, 0)
-    huge = command(*arguments, "--dry-run", "--seed", ",".join(map(str, range(40_000))))
+    assert "3/3" in command(*arguments, "--dry-run").stdout
+    before = {path: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    other = command(*arguments, "--dry-run", "--seed", "1")
+    assert other.exit_code == 2
+    assert "belongs to another evaluation" in other.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
+    huge = command(*flags(toy), "--dry-run", "--seed", ",".join(map(str, range(40_000))))
     assert "120,000 batches: too many to list" in huge.stdout
 
 

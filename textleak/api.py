@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from textleak import seeds
@@ -9,6 +11,7 @@ from textleak.attacks import ATTACKS
 from textleak.attacks.base import Steps, to_end
 from textleak.client import Secret
 from textleak.config import load_evaluation_config, load_run_config
+from textleak.errors import InputError
 from textleak.events import Recovery
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel
@@ -58,9 +61,12 @@ def evaluate(
     workers: int | None = None,
     address: str | None = None,
     retry_failed: bool = False,
+    yes: bool = False,
     **settings: object,
 ) -> Records:
     """A whole evaluation: what `textleak eval` does, as typed records.
+
+    Warns of each model that had no pretrained weights, where random ones weren't asked for.
 
     Args:
         preset: name or path of a configuration, or None.
@@ -68,6 +74,7 @@ def evaluate(
         workers: processes; with more than one, a script needs `if __name__ == "__main__":`.
         address: of a ray cluster.
         retry_failed: take failed batches again.
+        yes: a grid of more than 100,000 batches is meant.
         settings: as in a configuration file: `data`, `limit`, `model`, `attack`, `defense`, ... With `out`, a folder,
             the records are kept there and the same call goes on where it stopped; without, they are in memory only.
 
@@ -77,10 +84,22 @@ def evaluate(
     from textleak.evaluation import drive, engines
 
     config = load_evaluation_config(preset, settings)
-    evaluation = drive.begin(config, stored=config.out is not None)
+    if workers is not None and workers < 1:
+        raise InputError(
+            f"workers can't be {workers}.", why="Nobody would compute a batch.", fix="Give 1 or more."
+        )
     chosen = engines.choose(engine, workers=workers, address=address)
-    for _ in evaluation.run(chosen, retry_failed=retry_failed):
-        pass
+    evaluation = drive.begin(config, stored=config.out is not None, many=yes, here=engine == "local")
+    loud: set[str] = set()
+    for record in itertools.chain(evaluation.records(), evaluation.run(chosen, retry_failed=retry_failed)):
+        model = record.cell.model
+        if record.weights == "random" and config.weights != "random" and model not in loud:
+            loud.add(model)
+            warnings.warn(
+                f"{model} has random weights, as no pretrained ones are at hand. What leaks depends on the weights: "
+                'weights="pretrained" insists on them, weights="random" says that these are meant.',
+                stacklevel=2,
+            )
     return evaluation.records()
 
 

@@ -8,8 +8,9 @@ defense's own options are checked where it is built.
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,6 +27,15 @@ EVALUATIONS = "evaluations"
 DType = Literal["float32", "float64", "bfloat16"]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but for 1e-3, which it takes for a text as it has no dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,12 +49,12 @@ class Choice(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_text_or_flat_mapping(cls, value: Any) -> Any:  # noqa: ANN401 - pydantic hands over anything
-        return _choice(value)
+        return _named(_choice(value))
 
     @property
     def spec(self) -> str:
-        """As it is written on a command line."""
-        listed = ",".join(f"{key}={value}" for key, value in self.options.items())
+        """As it is written on a command line, where it is read as the same choice again."""
+        listed = ",".join(f"{key}={_written(value)}" for key, value in self.options.items())
         return f"{self.name}:{listed}" if listed else self.name
 
 
@@ -56,7 +66,7 @@ class AttackChoice(Choice):
     @model_validator(mode="before")
     @classmethod
     def _from_text_or_flat_mapping(cls, value: Any) -> Any:  # noqa: ANN401 - as above
-        chosen = _choice(value)
+        chosen = _named(_choice(value))
         if not isinstance(chosen, Mapping):
             return chosen
         options = dict(chosen["options"])
@@ -290,19 +300,70 @@ class EvaluationConfig(_Settings):
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         return tuple(_defenses(one) for one in values)
 
+    @field_validator("attack")
+    @classmethod
+    def _one_limit_each(cls, choices: tuple[AttackChoice, ...]) -> tuple[AttackChoice, ...]:
+        limits: dict[str, int | None] = {}
+        for choice in choices:
+            if limits.setdefault(choice.spec, choice.limit) != choice.limit:
+                raise InputError(
+                    f"The attack {choice.spec} was given with more than one limit.",
+                    why="A batch that both of them have would be recorded once.",
+                    fix="Name it once, with the larger limit.",
+                )
+        return choices
+
     @field_validator("data", "batch_size", "model", "attack", "share", "defense", "know", "seed")
     @classmethod
     def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple({repr(value): value for value in values}.values())
+        return tuple({_name_of(value): value for value in values}.values())
+
+
+def _name_of(value: object) -> object:
+    """What a value of the grid is told by in the records."""
+    if isinstance(value, tuple):
+        return tuple(map(_name_of, value))
+    return value.spec if isinstance(value, Choice) else value
 
 
 def _defenses(value: object) -> object:
     """One cell's defenses, in order, from `a:x=1+b`, `none`, one mapping or a list."""
     if value is None or value == "none":
         return ()
-    if isinstance(value, str):  # a plus before a digit belongs to a number, as in 1e+3
-        return tuple(part.strip() for part in re.split(r"\+(?!\d)", value))
-    return (value,) if isinstance(value, Mapping) else value
+    if isinstance(value, str):
+        return tuple(part.strip() for part in _split(value, _PLUS, _begins_defense))
+    return (value,) if isinstance(value, Mapping | Choice) else value
+
+
+def parse_defense(value: object) -> tuple[Choice, ...]:
+    """One cell's defenses, as `EvaluationConfig.defense` has them.
+
+    Raises:
+        InputError: nothing that says a defense.
+    """
+    return _validated(EvaluationConfig, {"defense": [value]}).defense[0]
+
+
+def parse_attack(value: object) -> AttackChoice:
+    """One attack, as `EvaluationConfig.attack` has them.
+
+    Raises:
+        InputError: nothing that says an attack.
+    """
+    first, *others = _validated(EvaluationConfig, {"attack": [value]}).attack
+    if others:
+        raise InputError(f"{value!r} is more than one attack.", fix="Name one.")
+    return first
+
+
+def _begins_defense(before: str, after: str) -> bool:
+    """Whether a plus between two texts separates defenses: it may also belong to an expression or to 1e+3."""
+    if ":" not in before:
+        return True  # no name has a plus in it
+    from textleak.defenses import DEFENSES
+
+    name = re.match(r"\s*([\w.-]+)\s*(?=(:\s*\w+\s*=)|[:+]|$)", after)
+    return name is not None and (name[2] is not None or name[1] in list(DEFENSES))
 
 
 def load_evaluation_config(
@@ -317,6 +378,13 @@ def load_evaluation_config(
     for assignment in assignments:
         setting = parse_assignment(assignment)
         _check_keys(setting, EvaluationConfig.model_fields, "--set")
+        for key in ("attack", "defense"):
+            if isinstance(setting.get(key), Mapping) and "name" not in setting[key]:
+                raise InputError(
+                    f"--set {assignment} can't be used.",
+                    why=f"An evaluation may have several {key}s, each with its own options.",
+                    fix=f"Write them with its name: --{key} NAME:KEY=VALUE.",
+                )
         merged |= setting
     return _validated(EvaluationConfig, merged)
 
@@ -452,13 +520,24 @@ def _choice(value: Any) -> Any:  # noqa: ANN401 - whatever YAML or a flag held
     """A choice as `{"name": ..., "options": {...}}`, from a text or from options beside the name."""
     if isinstance(value, str):
         name, _, rest = value.partition(":")
-        pairs = [part for part in rest.split(",") if part.strip()]
+        pairs = [part for part in _split(rest, _BETWEEN_OPTIONS) if part.strip()]
         return {"name": name.strip(), "options": dict(_key_and_value(part) for part in pairs)}
     if isinstance(value, Mapping):
         fields = {key: item for key, item in value.items() if key in ("name", "options")}
         options = {key: item for key, item in value.items() if key not in fields}
         return {**fields, "options": {**(fields.get("options") or {}), **options}}
     return value
+
+
+def _named(chosen: Any) -> Any:  # noqa: ANN401 - what `_choice` gives
+    """Refuse options without a name."""
+    if isinstance(chosen, Mapping) and "name" not in chosen:
+        options = chosen["options"]
+        raise InputError(
+            f"{options!r} has no name of an attack or defense.",
+            fix="Write NAME:KEY=VALUE, or {name: NAME, KEY: VALUE}.",
+        )
+    return chosen
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
@@ -477,17 +556,62 @@ def parse_assignment(text: str) -> dict[str, Any]:
     return setting
 
 
+# A quoted value as YAML writes it, passed over in the search for what separates options.
+_QUOTED = r"""(?<=[=\s\[{,:])(?:'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")"""
+# A comma before another option or the end; any other belongs to a value, as in an expression's {0,1}.
+_BETWEEN_OPTIONS = re.compile(rf"{_QUOTED}|(,)(?=\s*(?:[\w.-]+\s*=|,|$))")
+
+
+_PLUS = re.compile(rf"{_QUOTED}|(\+)")
+
+
+def _split(
+    text: str, separator: re.Pattern[str], separates: Callable[[str, str], bool] = lambda _, __: True
+) -> list[str]:
+    """The parts between the matches of a pattern's first group, where these do separate what is before and after."""
+    parts, begin = [], 0
+    for match in separator.finditer(text):
+        if match[1] and separates(text[begin : match.start()], text[match.end() :]):
+            parts.append(text[begin : match.start()])
+            begin = match.end()
+    return [*parts, text[begin:]]
+
+
+def _written(value: object) -> str:
+    """An option's value as it is read back: plain where that does, else quoted."""
+    ways = [str(value)]
+    try:
+        for style in ("'", '"') if isinstance(value, str) and value.isprintable() else ('"',):
+            ways.append(yaml.safe_dump(value, default_style=style, width=math.inf).strip())
+        ways.insert(1, yaml.safe_dump(value, default_flow_style=True, width=math.inf).partition("\n")[0])
+    except yaml.YAMLError:  # nothing that a file could hold
+        return ways[0]
+    return next((way for way in ways if _reads_as(way, value)), ways[-1])
+
+
+def _reads_as(text: str, value: object) -> bool:
+    """Whether a written value is read back, with another option behind it and in a row of defenses."""
+    if text == value and re.search(r"""\+\s*[^\W\d]|(?:^|[=\s\[{,:])['"]""", text):
+        return False  # a plus may begin another defense, a quotation mark would go on into the next option
+    try:
+        options = _choice(f"x:a={text},b=0")["options"]
+    except InputError:
+        return False
+    plain = list(value) if isinstance(value, tuple) else value
+    found = options.get("a")
+    return (
+        options.keys() == {"a", "b"} and found == plain and isinstance(found, bool) == isinstance(plain, bool)
+    )
+
+
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"{text!r} is not KEY=VALUE.", fix="Write for example attack.span_proposals=false.")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"The value of {text!r} can't be read.", why=f"{error}.") from None
-    # YAML 1.1 takes 1e-3 for a text, as it has no dot.
-    if isinstance(parsed, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", parsed):
-        parsed = float(parsed)
     return key.strip(), parsed
 
 
@@ -528,7 +652,7 @@ def read_preset(name: str, folder: str = "") -> dict[str, Any]:
             )
         path = presets_folder() / f"{found[0]}.yaml"
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The config {path} can't be read.", why=str(error)) from None
     if not isinstance(content, dict):
@@ -545,10 +669,9 @@ def _check_keys(settings: Iterable[str], known: Iterable[str], where: str) -> No
 
 
 def _unknown_setting(key: str, known: Iterable[str], where: str) -> InputError:
-    return unknown_name(f"setting{where and f' in {where}'}", key, known, fix=_SETTINGS_FIX)
-
-
-_SETTINGS_FIX = "An attack's own options are written attack.KEY; `textleak attacks NAME` lists them."
+    written = "with its name, -a NAME:KEY=VALUE" if "batch_size" in known else "attack.KEY"
+    fix = f"An attack's own options are written {written}; `textleak attacks NAME` lists them."
+    return unknown_name(f"setting{where and f' in {where}'}", key, known, fix=fix)
 
 
 def _validated(kind: type[Checked], settings: Mapping[str, Any]) -> Checked:

@@ -288,6 +288,20 @@ def _dump(value: object) -> str:
     return json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"))
 
 
+def share_expression(share: str) -> re.Pattern[str]:
+    """What is searched for in parameter names where `share` is none of the three words.
+
+    Raises:
+        InputError: it is malformed.
+    """
+    try:
+        return re.compile(share)
+    except re.error as error:
+        raise InputError(
+            f"--share {share!r} is not a regular expression.", why=f"{error}.", fix=_SHARE_FIX
+        ) from None
+
+
 def choose_shared(
     share: str, names: list[str], *, embeddings: frozenset[str], attention: frozenset[str]
 ) -> list[str]:
@@ -309,12 +323,7 @@ def choose_shared(
     if share == "attention":
         chosen = [name for name in names if name in attention]
     else:
-        try:
-            expression = re.compile(share)
-        except re.error as error:
-            raise InputError(
-                f"--share {share!r} is not a regular expression.", why=f"{error}.", fix=_SHARE_FIX
-            ) from None
+        expression = share_expression(share)
         chosen = [name for name in names if expression.search(name)]
     if not chosen:
         raise InputError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from textleak.cli import common
+from textleak.words import count_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -170,16 +174,16 @@ def command(
         assignments or (),
     )
     name = Path(config).stem if config else Path(settings.data[0]).stem
+    here = engine == "local"
     if dry_run:
-        _dry_run(settings, name, workers=workers or 1, as_json=json_)
+        _dry_run(settings, name, workers=workers or 1, here=here, as_json=json_)
         return
-    from textleak import runs
     from textleak.evaluation import drive, engines
 
     chosen = engines.choose(engine, workers=workers, address=address)
     if csv is not None:
-        runs.check_writable(csv.parent)
-    evaluation = drive.begin(settings, name=name, many=yes)
+        _check_target(csv)
+    evaluation = drive.begin(settings, name=name, many=yes, here=here)
     _say_before(evaluation)
     outcome = _drive(evaluation, chosen, retry_failed=retry_failed)
     _answer(evaluation, outcome, csv=csv, as_json=json_)
@@ -189,20 +193,37 @@ def command(
         raise typer.Exit(1)
 
 
+def _check_target(csv: Path) -> None:
+    """Raise where the CSV file can't be written: better now than when all is computed."""
+    from textleak import runs
+    from textleak.errors import InputError
+
+    if csv.is_dir() or (csv.exists() and not os.access(csv, os.W_OK)):
+        why = "It is a folder." if csv.is_dir() else "It is there, and may not be changed."
+        raise InputError(f"--csv {csv} can't be written.", why=why, fix="Name another file.")
+    if not csv.exists():
+        runs.check_writable(csv.parent)
+
+
 def _say_before(evaluation: Evaluation) -> None:
     """On stderr: where the records go, how many there are, and what was left out of the data."""
     from rich.text import Text
 
     console = common.stderr()
-    for data in evaluation.plan.data.values():
-        for note in data.notes:
-            console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
+    _say_notes(evaluation.plan.notes())
     assert evaluation.store is not None
     there, batches = len(evaluation.records()), evaluation.plan.batches()
-    words = f"{batches:,} batches" + (f", {there:,} of them there already" if there else "")
+    words = count_of(batches, "batch") + (f", {there:,} of them there already" if there else "")
     console.print(Text(f"{words}; records in {evaluation.store.folder.path}"), soft_wrap=True)
-    for difference in evaluation.store.other_versions():
-        console.print(Text(f"Note: {difference}"), style="yellow", soft_wrap=True)
+    _say_notes(evaluation.store.other_versions())
+
+
+def _say_notes(notes: Iterable[str]) -> None:
+    from rich.text import Text
+
+    console = common.stderr()
+    for note in notes:
+        console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
 
 
 def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str:
@@ -245,13 +266,27 @@ def _answer(evaluation: Evaluation, outcome: str, *, csv: Path | None, as_json: 
     from textleak.evaluation import table
 
     records = evaluation.records()
+    assert evaluation.store is not None
+    if as_json:
+        _print_json(evaluation, outcome)
+    else:
+        common.stdout().print(table.render(evaluation))
+        _say_failures(records)
+        common.stderr().print(
+            f"`textleak report {shlex.quote(str(evaluation.store.folder.path))}` makes a page of it.",
+            soft_wrap=True,
+            markup=False,
+        )
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
         records.to_csv(csv)
-    if not as_json:
-        common.stdout().print(table.render(evaluation))
-        _say_failures(records)
-        return
+
+
+def _print_json(evaluation: Evaluation, outcome: str) -> None:
+    """The answer as the one document on stdout."""
+    from textleak.evaluation import table
+
+    records = evaluation.records()
     assert evaluation.store is not None
     common.print_json(
         {
@@ -282,7 +317,7 @@ def _say_failures(records: Records) -> None:
         console.print("--retry-failed takes failed batches again.", soft_wrap=True, markup=False)
 
 
-def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bool) -> None:
+def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool, as_json: bool) -> None:
     """What there is to do, and about how long it takes."""
     from dataclasses import asdict
 
@@ -290,10 +325,11 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bo
     from textleak.evaluation.grid import MANY, plan
     from textleak.live import seconds_in_words
 
-    found = plan(settings)
+    found = plan(settings, here=here)
     folder = drive.folder_of(found, name)
+    evaluation = drive.look(found, folder)
     count = found.batches()
-    guess = drive.estimate(found, folder) if count <= MANY else None
+    guess = drive.estimate(evaluation) if count <= MANY else None
     seconds = None if guess is None else guess.seconds / workers
     if as_json:
         common.print_json(
@@ -309,11 +345,12 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bo
             }
         )
         return
+    _say_notes(found.notes())
     console = common.stdout()
     if guess is None or seconds is None:
         console.print(f"{count:,} batches: too many to list; --yes would be needed.")
         return
-    console.print(table.render(drive.Evaluation(found, None)))
+    console.print(table.render(evaluation))
     measured = (
         "from what has been measured of them"
         if guess.measured == 1
@@ -322,6 +359,6 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, as_json: bo
         else f"{guess.measured:.0%} of them from measurements, the others by a rule of thumb"
     )
     console.print(
-        f"{count:,} batches, {guess.batches:,} to do: about {seconds_in_words(seconds)} ({measured}). "
+        f"{count_of(count, 'batch')}, {guess.batches:,} to do: about {seconds_in_words(seconds)} ({measured}). "
         f"Records would go to {folder}."
     )

@@ -51,6 +51,10 @@ class Defense:
         del step
         return None
 
+    def epsilon(self) -> float | None:
+        """The differential privacy that it accounts for; None where it accounts for none."""
+        return None
+
     @classmethod
     def works_per_sample(cls) -> bool:
         """Whether the client has to form each sample's gradient."""
@@ -59,7 +63,9 @@ class Defense:
     def public(self, step: Step) -> PublicDefense:
         """What the server knows of it."""
         options = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-        return PublicDefense(name=self.name, options=options, effects=self.effects(step))
+        return PublicDefense(
+            name=self.name, options=options, effects=self.effects(step), epsilon=self.epsilon()
+        )
 
 
 DEFENSES: Registry[Defense] = Registry("defense", "textleak.defenses")

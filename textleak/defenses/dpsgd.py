@@ -11,7 +11,6 @@ from pydantic import Field
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
 from textleak.effects import Clipped, Effect, Noised, clip_factors
 from textleak.errors import InputError
-from textleak.gradients import PublicDefense
 
 _ACCOUNTED = ("steps", "sampling_rate", "delta")
 
@@ -59,10 +58,6 @@ class DPSGD(Defense):
         """A clip of each sample, and noise of known strength."""
         noise = (Noised(sigma=self._sigma(step)),) if self.noise_multiplier else ()
         return (Clipped(max_norm=self.max_norm, per="sample"), *noise)
-
-    def public(self, step: Step) -> PublicDefense:
-        """With the privacy it gives, where steps, sampling rate and delta are set."""
-        return dataclasses.replace(super().public(step), epsilon=self.epsilon())
 
     def epsilon(self) -> float | None:
         """ε for the steps, by Opacus's PRV accountant; None where nothing is to be accounted for, ∞ without noise.

@@ -9,6 +9,8 @@ from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
 from textleak.effects import Effect
 from textleak.errors import InputError
 
+_FIX = "Use embeddings, or an expression that matches parameter names."
+
 
 @DEFENSES.register("freeze")
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,25 +24,27 @@ class Freeze(Defense):
 
     parameters: str = "embeddings"
 
+    def __post_init__(self) -> None:
+        """Refuse what is no expression."""
+        try:
+            re.compile(self.parameters)
+        except re.error as error:
+            raise InputError(
+                f"freeze: {self.parameters!r} is not a regular expression.", why=f"{error}.", fix=_FIX
+            ) from None
+
     def on_shared(self, gradient: Gradients, step: Step) -> Gradients:
         """The gradients that are left."""
         if self.parameters == "embeddings":
             frozen = step.embeddings & gradient.keys()
         else:
-            try:
-                expression = re.compile(self.parameters)
-            except re.error as error:
-                raise InputError(
-                    f"freeze: {self.parameters!r} is not a regular expression.",
-                    why=f"{error}.",
-                    fix="Use embeddings, or an expression that matches parameter names.",
-                ) from None
+            expression = re.compile(self.parameters)
             frozen = frozenset(name for name in gradient if expression.search(name))
             if not frozen:
                 raise InputError(
                     f"freeze: {self.parameters!r} matches none of the {len(gradient)} shared parameters.",
                     why=f"They are called like {next(iter(gradient))}.",
-                    fix="Use embeddings, or an expression that matches parameter names.",
+                    fix=_FIX,
                 )
         if len(frozen) == len(gradient):
             raise InputError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from textleak.config import AttackChoice, parse_attack, parse_defense
 from textleak.errors import InputError, unknown_name
 from textleak.evaluation.records import Cell, Record
 
@@ -63,16 +65,18 @@ class Records(list[Record]):
     def where(self, **cell: object) -> Records:
         """Those of the cells that are like this: `records.where(model="minilm", attack="match", batch_size=1)`.
 
-        An attack is also found by its name without options; a defense is written as in a command, or "none".
+        An attack and a defense may be written in any way that a command or `evaluate` takes: sigma=1e-3 is
+        sigma=0.001, and a list is one cell's defenses in order. An attack's name without options finds it with any.
 
         Raises:
-            InputError: a cell has no such field.
+            InputError: a cell has no such field, or an attack or defense that can't be read.
         """
         known = [field.name for field in dataclasses.fields(Cell)]
         for field in cell:
             if field not in known:
                 raise unknown_name("field of a cell", field, known)
-        return Records(record for record in self if all(_fits(record.cell, *one) for one in cell.items()))
+        wanted = {field: _plain(field, value) for field, value in cell.items()}
+        return Records(record for record in self if all(_fits(record.cell, *one) for one in wanted.items()))
 
     def mean(self, figure: str = "token_match_rate", **cell: object) -> float:
         """The mean of a figure over the sentences of some cells.
@@ -141,11 +145,29 @@ def defense_of(cell: Cell) -> str:
     return "+".join(cell.defense) or "none"
 
 
-def _fits(cell: Cell, field: str, wanted: object) -> bool:
+def _plain(field: str, value: object) -> object:
+    """What a cell's field is compared with: an attack or a defense by its options, however they are written."""
+    if field == "attack":
+        return parse_attack(value)
     if field == "defense":
-        return wanted in (defense_of(cell), cell.defense)
-    value = getattr(cell, field)
-    return bool(value == wanted or (field == "attack" and value.partition(":")[0] == wanted))
+        return parse_defense(value)
+    return None if field == "know" and value == "default" else value
+
+
+def _fits(cell: Cell, field: str, wanted: object) -> bool:
+    found = _of_cell(field, getattr(cell, field))
+    if isinstance(wanted, AttackChoice) and isinstance(found, AttackChoice):
+        return found.name == wanted.name and wanted.options in ({}, found.options)
+    return bool(found == wanted)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_cell(field: str, value: object) -> object:
+    """A cell's own value; as it is where another package has written it in a way of its own."""
+    try:
+        return _plain(field, value)
+    except InputError:
+        return value
 
 
 def _over_sentences(records: Iterable[Record], figure: str) -> list[float]:

@@ -1,15 +1,18 @@
 """Sentences to evaluate on: the bundled sample, a data set of the hub, or a file.
 
-A column named `secrets` marks what must not leak: made-up secrets that stand in the sentence, separated by "|".
+A column named `secrets` marks what must not leak: made-up secrets that stand in the sentence, separated by "|"
+or in a list.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 from textleak.config import EvaluationConfig
 from textleak.errors import InputError, unknown_name
+from textleak.evaluation.secrets import holds
 from textleak.hub import load_dataset
 from textleak.words import count_of
 
@@ -31,6 +35,13 @@ NAMES = (SAMPLE, *_HUB)
 ENDINGS = (".txt", ".csv", ".tsv", ".jsonl")
 _COLUMNS = ("sentence", "text")
 _SECRETS = "secrets"
+# What other encodings of Unicode begin with; the longer ones first.
+_OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,31 +84,67 @@ def load(name: str, config: EvaluationConfig) -> Data:
         InputError: an unknown name, a data set that can't be had here, or a file that can't be read as one.
     """
     kept: list[Example] = []
-    blank = long = 0
-    for example in _examples(name, config):
+    passed = _Passed()
+    for example in _examples(name, config, passed):
         if name in _HUB and len(kept) == config.limit:
             break  # tens of thousands of others
         words = len(example.sentence.split())
         if not words:
-            blank += 1
+            passed.blank += 1
         elif config.max_words is not None and words > config.max_words:
-            long += 1
+            passed.long += 1
         else:
             kept.append(dataclasses.replace(example, sentence=example.sentence.strip()))
-    notes = [f"{name}: {count_of(blank, 'blank line')} left out."] if blank else []
-    if long:
-        notes.append(f"{name}: {count_of(long, 'sentence')} of more than {config.max_words} words left out.")
+    notes = [f"{name}: {note}" for note in passed.notes(config.max_words)]
     if not kept:
         raise InputError(f"{name} has no sentence in it.", why=" ".join(notes), fix="Give another --data.")
     return Data(name=name, examples=tuple(kept), notes=tuple(notes))
 
 
-def _examples(name: str, config: EvaluationConfig) -> Iterator[Example]:
+@dataclasses.dataclass(kw_only=True)
+class _Passed:
+    """How many lines or rows were passed over, or lost their class.
+
+    Attributes:
+        blank: without a sentence; `lacking` of them, as they have no such `column`.
+        column: of the sentences; "" where there are no columns.
+        long: with more words than are wanted.
+        unlabeled: with something else than a class, such as `label`.
+    """
+
+    blank: int = 0
+    lacking: int = 0
+    column: str = ""
+    long: int = 0
+    unlabeled: int = 0
+    label: str = ""
+
+    def notes(self, max_words: int | None) -> Iterator[str]:
+        """A sentence for each kind."""
+        if blank := self.blank - self.lacking:
+            line = (
+                f"{count_of(blank, 'row')} without a sentence"
+                if self.column
+                else count_of(blank, "blank line")
+            )
+            yield f"{line} left out."
+        if self.lacking:
+            yield f"{count_of(self.lacking, 'row')} without a column {self.column!r} left out."
+        if self.long:
+            yield f"{count_of(self.long, 'sentence')} of more than {max_words} words left out."
+        if self.unlabeled:
+            yield (
+                f"{count_of(self.unlabeled, 'label')} without the number of a class, such as {self.label!r}: "
+                "drawn from the seed."
+            )
+
+
+def _examples(name: str, config: EvaluationConfig, passed: _Passed) -> Iterator[Example]:
     if name == SAMPLE:
         text = files("textleak.evaluation").joinpath("sample.tsv").read_text("utf-8")
-        return _from_rows(name, _split_rows(name, text, "\t"), "sentence", "label")
+        return _from_rows(name, _split_rows(name, text, "\t"), "sentence", "label", passed)
     if name in _HUB:
-        return _from_rows(name, _hub_rows(name), config.column, config.label_column)
+        return _from_rows(name, _hub_rows(name), config.column, config.label_column, passed)
     path = Path(name)
     if path.suffix.lower() not in ENDINGS:
         if path.exists():
@@ -116,7 +163,7 @@ def _examples(name: str, config: EvaluationConfig) -> Iterator[Example]:
         rows = _json_rows(name, text)
     else:
         rows = _split_rows(name, text, "," if path.suffix.lower() == ".csv" else "\t")
-    return _from_rows(name, rows, config.column, config.label_column)
+    return _from_rows(name, rows, config.column, config.label_column, passed)
 
 
 def _read_text(path: Path) -> str:
@@ -125,13 +172,21 @@ def _read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} can't be read.", why=f"{error.strerror or error}.") from None
+    for mark, encoding in _OTHER_MARKS:
+        if content.startswith(mark):
+            raise InputError(
+                f"{path} is {encoding.upper()}, not UTF-8.",
+                why="Its first bytes say so.",
+                fix=f"Convert it, for example with `iconv -f {encoding} -t utf-8`.",
+            )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        before, at = error.object[: error.start], error.object[error.start]  # without the byte order mark
+        line = before.count(b"\n") + 1
         raise InputError(
             f"{path} is not UTF-8 in line {line}.",
-            why=f"The byte 0x{content[error.start]:02x} there belongs to another encoding.",
+            why=f"The byte 0x{at:02x} there belongs to another encoding.",
             fix="Convert it, for example with `iconv -f latin1 -t utf-8`.",
         ) from None
 
@@ -198,18 +253,25 @@ def _hub_rows(name: str) -> Iterable[dict[str, Any]]:
 
 
 def _from_rows(
-    name: str, rows: Iterable[dict[str, Any]], column: str | None, label_column: str | None
+    name: str,
+    rows: Iterable[dict[str, Any]],
+    column: str | None,
+    label_column: str | None,
+    passed: _Passed,
 ) -> Iterator[Example]:
     text_key, label_key = "", "label"
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         if not text_key:
-            text_key = _column(name, row, column, _COLUMNS, "--column")
+            text_key = passed.column = _column(name, row, column, _COLUMNS, "--column")
             if label_column is not None:
                 label_key = _column(name, row, label_column, (), "--label-column")
+        passed.lacking += text_key not in row
+        where = f"In row {number} of {name}, "
+        sentence = _text(row.get(text_key), f"{where}{text_key!r}")
         yield Example(
-            sentence=_cell(row.get(text_key)),
-            label=_label(name, row.get(label_key), demanded=label_column is not None),
-            secrets=tuple(s.strip() for s in _cell(row.get(_SECRETS)).split("|") if s.strip()),
+            sentence=sentence,
+            label=_label(name, row.get(label_key), label_column is not None, passed),
+            secrets=_secrets(row.get(_SECRETS), sentence, where),
         )
 
 
@@ -228,15 +290,46 @@ def _column(name: str, row: dict[str, Any], wanted: str | None, usual: tuple[str
     raise unknown_name(f"column of {name}", wanted, columns, fix=f"Name one with {flag}.")
 
 
-def _cell(value: object) -> str:
+def _text(value: object, where: str) -> str:
+    """A cell as a text; "" where there is nothing in it."""
+    if isinstance(value, list | dict):
+        raise InputError(f"{where} can't be {value!r}.", fix="Write one sentence a row.")
     return "" if value is None else str(value)
 
 
-def _label(name: str, value: object, *, demanded: bool) -> int | None:
+def _secrets(value: object, sentence: str, where: str) -> tuple[str, ...]:
+    """The secrets of a sentence, which has to hold them: what isn't there would count as never recovered."""
+    parts = value if isinstance(value, list) else "" if value is None else value
+    if isinstance(parts, str | int | float):
+        parts = str(parts).split("|")
+    if not isinstance(parts, list) or not all(isinstance(part, str | int | float) for part in parts):
+        raise InputError(
+            f"{where}{_SECRETS!r} can't be {value!r}.",
+            fix='Write a list of texts, or one text with "|" between them.',
+        )
+    found = tuple(text for part in parts if (text := str(part).strip()))
+    for secret in found if sentence.strip() else ():
+        if not holds(sentence, secret):
+            raise InputError(
+                f"{where}the secret {secret!r} isn't in its sentence.",
+                why="It would count as not recovered, whatever leaks.",
+                fix="Write it as it stands there, as whole words.",
+            )
+    return found
+
+
+def _label(name: str, value: object, demanded: bool, passed: _Passed) -> int | None:
     """A class; None for data sets that hide theirs (-1), and where a column called label holds something else."""
-    text = _cell(value).strip()
-    if text.removeprefix("-").isdecimal():
-        return int(text) if int(text) >= 0 else None
+    text = "" if value is None else str(value).strip()
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if number.is_integer():  # as 1.0 too, which is how pandas writes a column that lacks some
+        return int(number) if number >= 0 else None
     if demanded:
         raise InputError(f"{name} has the label {text!r}.", why="A label is the number of a class, from 0.")
+    if text:
+        passed.label = passed.label or text
+        passed.unlabeled += 1
     return None

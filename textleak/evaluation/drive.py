@@ -14,7 +14,7 @@ from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Engine
 from textleak.evaluation.grid import MANY, Key, Order, Plan, Work, key_of, plan
 from textleak.evaluation.records import Cell, Record
-from textleak.evaluation.store import Store, read_records
+from textleak.evaluation.store import EvaluationFolder, Store, check_same, read_records
 
 # Rule of thumb where nothing has been measured yet: seconds a sentence on minilm with one thread (README's tables; a
 # guess for what isn't in them).
@@ -86,7 +86,12 @@ def folder_of(found: Plan, name: str) -> Path:
 
 
 def begin(
-    config: EvaluationConfig, *, name: str = "eval", stored: bool = True, many: bool = False
+    config: EvaluationConfig,
+    *,
+    name: str = "eval",
+    stored: bool = True,
+    many: bool = False,
+    here: bool = True,
 ) -> Evaluation:
     """Read the data, check the settings, and open the folder.
 
@@ -95,11 +100,12 @@ def begin(
         name: for a folder without `out`.
         stored: whether records are written to a folder.
         many: a huge grid is meant.
+        here: batches are computed on this machine.
 
     Raises:
         InputError: whatever the caller can mend.
     """
-    found = plan(config)
+    found = plan(config, here=here)
     check_size(found, many=many)
     if not stored:
         return Evaluation(found, None)
@@ -109,6 +115,20 @@ def begin(
     return Evaluation(found, store)
 
 
+def look(found: Plan, folder: Path) -> Evaluation:
+    """An evaluation with the records that a folder has of it; nothing is written there.
+
+    Raises:
+        InputError: the folder belongs to another evaluation.
+    """
+    evaluation = Evaluation(found, None)
+    there = EvaluationFolder(path=folder)
+    if there.settings_path.exists():
+        check_same(there, found.identity, found.settings())
+        evaluation._records = {key_of(record): record for record in read_records(folder)}
+    return evaluation
+
+
 def check_size(found: Plan, *, many: bool) -> None:
     """Raise for a grid that nobody means."""
     count = found.batches()
@@ -116,7 +136,7 @@ def check_size(found: Plan, *, many: bool) -> None:
         raise InputError(
             f"This grid has {count:,} batches.",
             why=f"More than {MANY:,} are more likely a slip than a wish.",
-            fix="Lower --limit or leave values out; --dry-run shows the size, --yes means it.",
+            fix="Lower --limit or leave values out; --dry-run shows the size, --yes (in a script: yes=True) means it.",
         )
 
 
@@ -135,14 +155,13 @@ class Estimate:
     measured: float
 
 
-def estimate(found: Plan, folder: Path) -> Estimate:
-    """How long what is left takes, from the records in its folder, else by a rule of thumb."""
-    records = read_records(folder) if (folder / "evaluation.json").exists() else []
+def estimate(evaluation: Evaluation) -> Estimate:
+    """How long what is left takes, from the records that are there, else by a rule of thumb."""
+    found = evaluation.plan
     there: dict[Cell, int] = {}
     taken: dict[tuple[str, str, int], list[float]] = {}
-    for record in records:
-        if record.identity == found.identity:
-            there[record.cell] = there.get(record.cell, 0) + 1
+    for record in evaluation.records():
+        there[record.cell] = there.get(record.cell, 0) + 1
         if record.status == "done":
             taken.setdefault(_kind(record.cell), []).append(record.seconds)
     seconds, batches, measured = 0.0, 0, 0

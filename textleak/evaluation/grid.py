@@ -156,6 +156,19 @@ class Plan:
                         examples = self.data[cell.data].examples[first : first + cell.batch_size]
                         yield Work(cell=cell, batch=batch, examples=examples)
 
+    def notes(self) -> list[str]:
+        """Sentences for a person: what is left out of the data."""
+        found = [note for data in self.data.values() for note in data.notes]
+        for name, data in self.data.items():
+            for size in self.config.batch_size:
+                for limit in sorted({self._limit(attack) for attack in self.config.attack}):
+                    count = min(limit, len(data.examples))
+                    if rest := count % size:
+                        found.append(
+                            f"{name}: the last {count_of(rest, 'sentence')} of {count:,} left out in batches of {size}."
+                        )
+        return found
+
     def _told(self) -> list[tuple[tuple[Choice, ...], str | None]]:
         """Defenses with what the server knows; without a defense there is none to keep from it, where it knows more."""
         from textleak.gradients import hides_defense
@@ -173,25 +186,34 @@ class Plan:
         return min(self._limit(attack), len(self.data[data].examples)) // batch_size
 
 
-def plan(config: EvaluationConfig) -> Plan:
+def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
     """Read the sentences and check all that can be checked before a model is loaded.
 
+    Args:
+        config: the settings.
+        here: batches are computed on this machine, which must have the device.
+
     Raises:
-        InputError: data that can't be had, an unknown model, attack, defense, option or kind of knowledge, or a
-            cell without a batch.
+        InputError: data that can't be had, an unknown model, attack, defense, option, device or kind of knowledge, an
+            expression that is none, or a cell without a batch.
     """
     from textleak.attacks import ATTACKS
     from textleak.defenses import DEFENSES
-    from textleak.gradients import SideInformation
+    from textleak.gradients import SideInformation, share_expression
     from textleak.models.catalog import BY_HUB_ID, CATALOG
+    from textleak.models.loading import DTYPES, find_device
     from textleak.models.places import find_place
 
+    if here:
+        find_device(config.device, DTYPES[config.dtype])
     for model in config.model:
         find_place(model, CATALOG.get(model) or BY_HUB_ID.get(model), "random")
     for attack in config.attack:
         ATTACKS.build(attack.name, attack.options)
     for choice in itertools.chain(*config.defense):
-        DEFENSES.build(choice.name, choice.options)
+        DEFENSES.build(choice.name, choice.options).epsilon()
+    for share in config.share:
+        share_expression(share)
     for know in config.know:
         SideInformation.parse(know, batch_size=1)
     found = Plan(config=config, data={name: load(name, config) for name in config.data})

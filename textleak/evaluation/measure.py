@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import tempfile
 import time
-import unicodedata
 from pathlib import Path
 
 from textleak import job, runs, scoring, seeds
@@ -22,6 +20,7 @@ from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
+from textleak.evaluation.secrets import holds
 from textleak.events import Progress, Recovery, Stop
 from textleak.gradients import SharedGradient
 from textleak.models import TextModel, load_model
@@ -171,18 +170,3 @@ def _planted(secrets: tuple[str, ...], outputs: tuple[str, ...]) -> tuple[Plante
     return tuple(
         PlantedSecret(text=text, recovered=any(holds(output, text) for output in outputs)) for text in secrets
     )
-
-
-def holds(text: str, secret: str) -> bool:
-    """Whether a decoded text holds a secret whole: as words of its own, whatever its case, accents and spaces.
-
-    Tokenizers lower case, drop accents and put spaces around punctuation; none of it hides a secret.
-    """
-    letters = "".join(_plain(secret).split())
-    pattern = r"(?<!\w)" + r"\s*".join(map(re.escape, letters)) + r"(?!\w)"
-    return bool(letters) and re.search(pattern, _plain(text)) is not None
-
-
-def _plain(text: str) -> str:
-    apart = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(letter for letter in apart if not unicodedata.combining(letter))

@@ -99,7 +99,7 @@ class Store:
         store = cls(EvaluationFolder(path=path.resolve()), identity)
         with store._lock:
             if store.folder.settings_path.exists():
-                _check_same(store.folder, identity, settings)
+                check_same(store.folder, identity, settings)
             else:
                 store._begin(settings, batches)
             store._catch_up()
@@ -242,7 +242,7 @@ def _same_failure(there: Record, record: Record) -> bool:
     return there.status == record.status == "failed" and there.error == record.error
 
 
-def _check_same(folder: EvaluationFolder, identity: str, settings: Mapping[str, Any]) -> None:
+def check_same(folder: EvaluationFolder, identity: str, settings: Mapping[str, Any]) -> None:
     """Raise where a folder belongs to other settings, and name these."""
     facts = folder.facts()
     if facts["identity"] == identity:
