@@ -406,6 +406,10 @@ BAD = {
         lambda _: {"defense": "sign+freeze:parameters='(('"},
         "freeze.*not a regular",
     ),
+    "a defense of samples after one of the mean": (
+        lambda _: {"defense": "gaussian+dpsgd"},
+        r"dpsgd can't come after gaussian",
+    ),
     "half of what epsilon needs": (
         lambda _: {"defense": "dpsgd:steps=10"},
         "without sampling_rate and delta",

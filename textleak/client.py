@@ -6,7 +6,6 @@ Nothing here is known to an attack. The secret goes to scoring only.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from textleak import seeds
-from textleak.defenses import Defense, Step
+from textleak.defenses import Defense, Step, check_order
 from textleak.errors import InputError
 from textleak.gradients import (
     PublicDefense,
@@ -275,21 +274,6 @@ def _labels(
         )
     check_labels(labels, model.num_labels, model.name)
     return tuple(labels)
-
-
-def check_order(defenses: Sequence[Defense]) -> None:
-    """Check that defenses can be had in this order.
-
-    Raises:
-        InputError: one that works on samples comes after one that works on the batch.
-    """
-    for before, after in itertools.pairwise(defenses):
-        if after.works_per_sample() and not before.works_per_sample():
-            raise InputError(
-                f"{after.name} can't come after {before.name}.",
-                why=f"{after.name} works on each sample's gradient, before the mean that {before.name} works on.",
-                fix=f"Name {after.name} first. What isn't trained at all is left out by --share.",
-            )
 
 
 def _defended(

@@ -5,6 +5,6 @@ A defense works on gradients by parameter name. It knows neither the model nor t
 
 from __future__ import annotations
 
-from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
+from textleak.defenses.base import DEFENSES, Defense, Gradients, Step, check_order
 
-__all__ = ["DEFENSES", "Defense", "Gradients", "Step"]
+__all__ = ["DEFENSES", "Defense", "Gradients", "Step", "check_order"]

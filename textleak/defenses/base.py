@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from textleak.effects import Effect
+from textleak.errors import InputError
 from textleak.gradients import PublicDefense
 from textleak.registry import Registry
 
@@ -69,3 +72,18 @@ class Defense:
 
 
 DEFENSES: Registry[Defense] = Registry("defense", "textleak.defenses")
+
+
+def check_order(defenses: Sequence[Defense]) -> None:
+    """Check that defenses can be had in this order.
+
+    Raises:
+        InputError: one that works on samples comes after one that works on the batch.
+    """
+    for before, after in itertools.pairwise(defenses):
+        if after.works_per_sample() and not before.works_per_sample():
+            raise InputError(
+                f"{after.name} can't come after {before.name}.",
+                why=f"{after.name} works on each sample's gradient, before the mean that {before.name} works on.",
+                fix=f"Name {after.name} first. What isn't trained at all is left out by --share.",
+            )

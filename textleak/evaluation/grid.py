@@ -198,7 +198,7 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
             expression that is none, or a cell without a batch.
     """
     from textleak.attacks import ATTACKS
-    from textleak.defenses import DEFENSES
+    from textleak.defenses import DEFENSES, check_order
     from textleak.gradients import SideInformation, share_expression
     from textleak.models.catalog import BY_HUB_ID, CATALOG
     from textleak.models.loading import DTYPES, find_device
@@ -210,8 +210,11 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
         find_place(model, CATALOG.get(model) or BY_HUB_ID.get(model), "random")
     for attack in config.attack:
         ATTACKS.build(attack.name, attack.options)
-    for choice in itertools.chain(*config.defense):
-        DEFENSES.build(choice.name, choice.options).epsilon()
+    for several in config.defense:
+        defenses = [DEFENSES.build(choice.name, choice.options) for choice in several]
+        check_order(defenses)
+        for defense in defenses:
+            defense.epsilon()
     for share in config.share:
         share_expression(share)
     for know in config.know:
