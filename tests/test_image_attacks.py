@@ -136,13 +136,13 @@ def test_refinement_keeps_to_the_time_limit(tmp_path):
     assert "refinement" not in [event.name for event in events if isinstance(event, Phase)]
 
 
-def test_half_of_the_candidates_survive_each_round_of_the_refinement(tmp_path):
+def test_four_candidates_go_on_and_half_of_them_survive_each_round_of_the_refinement(tmp_path):
     model = model_of("resnet20", 8)
     shared, secret = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2])
-    events, recovery = run("cosine", shared, model, restarts=4, steps=12, moves=0, refinement=1)
+    events, recovery = run("cosine", shared, model, restarts=6, steps=12, moves=0, refinement=1)
     compared = {event.phase: len(event.losses) for event in events if isinstance(event, Progress)}
-    assert compared == {"continuous": 4, "refinement": 1}
-    assert recovery.evaluations == 4 * 12 + 4 * 4 + 2 * 4 + 4
+    assert compared == {"continuous": 6, "refinement": 1}
+    assert recovery.evaluations == 6 + 4 * 11 + 4 * 4 + 2 * 4 + 4
     assert sorted(recovery.labels) == sorted(secret.labels)
 
 

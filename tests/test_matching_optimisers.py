@@ -174,6 +174,27 @@ def test_a_run_ends_as_soon_as_one_candidate_is_good_enough():
     assert (last.step, last.stop) == (1, Stop.TOLERANCE)
 
 
+@pytest.mark.parametrize("optimiser", [Adam(), LBFGS()], ids=["adam", "lbfgs"])
+@pytest.mark.parametrize("patience", [None, 4])
+def test_the_worse_candidates_rest_for_good_and_the_better_never_notice(optimiser, patience):
+    asked = []
+
+    def count(leaves):
+        asked.append(leaves["x"])
+        return rosenbrock(leaves)
+
+    options = {"steps": 12, "patience": patience}
+    found = run(count, points(*STARTS, (1.0, 1.5)), optimiser, survivors={3: 3, 5: 2}, **options)
+    assert [len(x) for x in asked] == [5] * 3 + [3] * 2 + [2] * 7
+    assert found[-1].evaluations == sum(len(x) for x in asked)
+    kept = found[4].best_losses_K.argsort()[:2].tolist()
+    assert int(found[-1].best_losses_K.argmin()) in kept
+    assert all(set(step.restarted) <= set(kept) for step in found[5:])
+    if patience is None:
+        alone = run(rosenbrock, points(*STARTS, (1.0, 1.5)), optimiser, **options)[-1]
+        assert torch.equal(alone.best["x"][kept], found[-1].best["x"][kept])
+
+
 def test_a_run_ends_when_time_is_up():
     last = run(bowl, points((2.0,)), Adam(), steps=10**6, time_limit=0.05)[-1]
     assert last.stop is Stop.TIME

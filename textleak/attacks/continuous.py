@@ -19,8 +19,9 @@ V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -111,13 +112,17 @@ class Matched:
     pixels_KBCHW: Tensor | None = None
     labels_KB: Tensor | None = None
 
+    def nearest(self, count: int) -> Matched:
+        """So many candidates, the lowest loss first; the answer stays."""
+        return self.only(self.losses_K.argsort()[:count])
+
     def only(self, chosen_K: Tensor) -> Matched:
         """Some of the candidates, by their numbers; the answer stays."""
         return dataclasses.replace(
             self,
             losses_K=self.losses_K[chosen_K],
             pixels_KBCHW=None if self.pixels_KBCHW is None else self.pixels_KBCHW[chosen_K],
-            labels_KB=None if self.labels_KB is None else self.labels_KB[chosen_K],
+            labels_KB=None if self.labels_KB is None else self.labels_KB[chosen_K.to(self.labels_KB.device)],
         )
 
 
@@ -134,6 +139,7 @@ def match_dummies(
     labels_KB: Tensor | None = None,
     double: bool = False,
     pictures: PictureSettings = ANY_PICTURES,
+    survivors: Mapping[int, int] = MappingProxyType({}),
     phase: str = "continuous",
 ) -> Generator[Phase | Progress, None, Matched]:
     """Optimize dummies until the steps are used up, and decode the best candidate.
@@ -152,6 +158,7 @@ def match_dummies(
             3e-4 of the gradient's norm in float32, and a line search that reads values then ends early; released
             code forms the difference, which doesn't cancel.
         pictures: what only dummy pictures take.
+        survivors: how many candidates go on after some steps (see `minimise`); not for dummies that take turns.
         phase: name of the phase in events.
 
     Raises:
@@ -199,6 +206,7 @@ def match_dummies(
             time_limit=time_limit,
             tolerance=dummies.tolerance,
             patience=dummies.patience,
+            survivors=survivors,
             project=dummies.project if pictures.boxed else None,
         )
     last: Progress | None = None

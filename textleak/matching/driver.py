@@ -8,8 +8,9 @@ from __future__ import annotations
 import enum
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Step:
 
     Attributes:
         step: steps taken.
-        losses_K: of the points evaluated in this step (a finished candidate's last).
+        losses_K: of the points evaluated in this step (a finished or resting candidate's last).
         best_losses_K: lowest so far, inf where a candidate never had a finite one.
         best: the leaves at those; a copy that is the reader's own.
         points: the leaves that are evaluated next, to be read before the next step.
@@ -76,6 +77,7 @@ def minimise(
     time_limit: float | None = None,
     tolerance: float | None = None,
     patience: int | None = None,
+    survivors: Mapping[int, int] = MappingProxyType({}),
     project: Project | None = None,
 ) -> Generator[Step, dict[str, Tensor] | None, None]:
     """Minimize every candidate's loss on its own.
@@ -95,6 +97,8 @@ def minimise(
         tolerance: end as soon as a candidate's loss is at most this.
         patience: a candidate begins anew at `reinitialise` when it has converged, or when so many evaluations have
             not brought its loss below `PROGRESS` of what it was. None to let it be.
+        survivors: how many candidates, those with the lowest losses, go on after some steps; the others rest for good
+            (as in successive halving: Jamieson & Talwalkar 2016).
         project: applied to the points after each step, if they have to stay in some range.
 
     Yields:
@@ -111,10 +115,11 @@ def minimise(
     losses_K = best_losses_K.clone()
     state = optimiser.start(best_KD)
     evaluations = 0
+    racing_K = torch.ones(candidates, dtype=torch.bool)
     lowest_K, lowered_K = losses_K.clone(), [0] * candidates  # since the candidate began, and when
     for step in range(1, steps + 1):
         points_KD = state.ask()
-        chosen = state.active_K.nonzero().flatten().to(points_KD.device)
+        chosen = (state.active_K & racing_K).nonzero().flatten().to(points_KD.device)
         part = {name: leaf[chosen] for name, leaf in fixed.items()} | _leaves(points_KD[chosen], shapes)
         some_losses, some_gradients = objective_fn(part)
         evaluations += len(chosen)
@@ -139,6 +144,8 @@ def minimise(
         if tolerance is not None and bool((best_losses_K <= tolerance).any()):
             stuck = set()
         for k in sorted({*state.diverged_K.nonzero().flatten().tolist(), *stuck}):
+            if not racing_K[k]:
+                continue
             if reinitialise is not None:
                 again = reinitialise(k, generator)
                 point_D = _flat([again[name].detach().unsqueeze(0) for name in names])[0].to(best_KD)
@@ -149,11 +156,13 @@ def minimise(
             state.restart(k, point_D)
             lowest_K[k], lowered_K[k] = torch.inf, step
             restarted.append(k)
+        if step in survivors:
+            racing_K[best_losses_K.argsort()[survivors[step] :].to(racing_K.device)] = False
 
         stop = None
         if tolerance is not None and bool((best_losses_K <= tolerance).any()):
             stop = Stop.TOLERANCE
-        elif not state.active_K.any():
+        elif not (state.active_K & racing_K).any():
             stop = Stop.CONVERGED
         elif time_limit is not None and time.monotonic() - started >= time_limit:
             stop = Stop.TIME
