@@ -382,6 +382,7 @@ def test_a_program_that_is_ended_keeps_its_best_answer(toy, tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # what started the tests may ignore it
     ) as process:
         deadline = time.monotonic() + 60
         while not (out / "events.jsonl").exists() or "progress" not in (out / "events.jsonl").read_text():

@@ -116,12 +116,12 @@ def test_refinement_goes_on_where_the_published_steps_end_and_brings_the_gradien
     shared, _ = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2])
     options = {"restarts": 1, "steps": 60, "total_variation": 0, "moves": 0}
     _, published = run("cosine", shared, model, **options, refinement=0)
-    events, refined = run("cosine", shared, model, **options, refinement=1.0)
+    events, refined = run("cosine", shared, model, **options, refinement=7 / 6)
     assert refined.final_loss < published.final_loss
     assert sorted(refined.labels) == sorted(published.labels)
     steps = [event.total_steps for event in events if hasattr(event, "total_steps")]
     assert steps == sorted(steps)
-    assert (published.steps, refined.steps, refined.evaluations) == (60, 120, 120)
+    assert (published.steps, refined.steps, refined.evaluations) == (60, 130, 130)
     phases = [event.name for event in events if isinstance(event, Phase)]
     assert phases == ["labels", "continuous", *["refinement"] * 3]
     values = torch.tensor(refined.image)
@@ -142,7 +142,7 @@ def test_four_candidates_go_on_and_half_of_them_survive_each_round_of_the_refine
     events, recovery = run("cosine", shared, model, restarts=6, steps=12, moves=0, refinement=1)
     compared = {event.phase: len(event.losses) for event in events if isinstance(event, Progress)}
     assert compared == {"continuous": 6, "refinement": 1}
-    assert recovery.evaluations == 6 + 4 * 11 + 4 * 4 + 2 * 4 + 4
+    assert recovery.evaluations == 6 + 4 * 11 + 4 * 2 + 2 * 3 + 7
     assert sorted(recovery.labels) == sorted(secret.labels)
 
 
