@@ -6,9 +6,9 @@ counterpart on embeddings. Classes are inferred, not optimized: for a batch of o
 rule as in the released code, for several by counting them (our choice), each candidate trying its own order.
 
 Beyond the paper: a vision transformer's picture is read off first where that is possible (Lu et al. 2022), a ReLU's
-kinks count as having a width, the picture is moved to where a pooling network hardly tells it from (`layout`), and
-the answer is refined: the sign of a gradient weighs what hardly shows in the distance like what does, which finds a
-picture's parts and then stops short.
+kinks count as having a width, many starts are given up early, the picture is moved to where a pooling network hardly
+tells it from (`layout`), and the candidates are refined: the sign of a gradient weighs what hardly shows in the
+distance like what does, which finds a picture's parts and then stops short.
 """
 
 from __future__ import annotations
