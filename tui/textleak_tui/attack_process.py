@@ -6,20 +6,30 @@ the command is interrupted as by Ctrl-C: it keeps its best answer so far and goe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
+from textleak import runs
+
+# Our choice: well over the time that an attack takes to heed an interrupt.
+SECONDS_TO_HEAR = 3.0
 # Our choice: forming the answer's own gradient takes a few seconds on the largest models here.
 SECONDS_TO_FINISH = 20.0
 
 
-def _end_with_the_app() -> None:
+def _end_with_the_app(folder: Path) -> None:
     while os.read(0, 1024):
         pass
     # An exact answer that is being written is done in well under this time.
     os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(SECONDS_TO_HEAR)
+    # An interrupt that falls into torch's own calls can be lost; what the run is told through its folder is not.
+    with contextlib.suppress(OSError):
+        runs.send(folder, "stop")
     threading.Event().wait(SECONDS_TO_FINISH)
     os._exit(130)
 
@@ -27,6 +37,7 @@ def _end_with_the_app() -> None:
 if __name__ == "__main__":
     from textleak.cli import main
 
-    threading.Thread(target=_end_with_the_app, daemon=True).start()
+    out = Path(sys.argv[sys.argv.index("--out") + 1])
+    threading.Thread(target=_end_with_the_app, args=(out,), daemon=True).start()
     sys.argv[0] = "textleak"
     main()
