@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.continuous import match_dummies
@@ -57,28 +58,32 @@ class DLG:
     one_at_a_time: Annotated[int, Field(ge=0)] = 0
 
     def run(
-        self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
+        self,
+        shared: SharedGradient,
+        model: TextModel | ImageModel,
+        *,
+        generator: torch.Generator,
+        labels_KB: Tensor | None = None,
     ) -> Steps:
-        """Attack; see the module's first lines for how."""
+        """Attack; see the module's first lines for how. Labels that are given are held fixed, as iDLG's are."""
         matched = yield from match_dummies(
             shared,
             model,
             objective=SquaredL2(),
-            optimiser=self.optimiser(),
+            optimiser=self._optimiser(),
             double=self.optimizer == "lbfgs",
             restarts=self.restarts,
             steps=self.steps,
             time_limit=self.time_limit,
             generator=generator,
-            pictures=self.pictures(),
+            labels_KB=labels_KB,
+            pictures=PictureSettings(
+                spread=self.spread, smooth=self.smooth, one_at_a_time=self.one_at_a_time
+            ),
         )
         return matched.recovery
 
-    def pictures(self) -> PictureSettings:
-        """What only dummy pictures take."""
-        return PictureSettings(spread=self.spread, smooth=self.smooth, one_at_a_time=self.one_at_a_time)
-
-    def optimiser(self) -> Optimiser:
+    def _optimiser(self) -> Optimiser:
         """The optimizer with its learning rate."""
         if self.optimizer == "adam":
             return Adam(learning_rate=self.learning_rate or 0.1)  # LAMP's re-run of DLG on text (dlg.sh)

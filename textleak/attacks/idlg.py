@@ -12,14 +12,12 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.continuous import match_dummies
 from textleak.attacks.dlg import DLG
 from textleak.attacks.pixels import batch_size
 from textleak.errors import InputError
 from textleak.events import Phase
 from textleak.exact.classes import single_class
 from textleak.gradients import SharedGradient
-from textleak.matching import SquaredL2
 from textleak.models import TextModel
 from textleak.models.vision import ImageModel
 
@@ -75,23 +73,5 @@ class IDLG:
         if shared.known.labels is None:
             yield Phase(name="labels", detail="the class whose entry of the bias gradient is negative")
             labels_KB = torch.full((self.restarts, 1), single_class(shared, model, generator))
-        dlg = DLG(
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            spread=self.spread,
-            smooth=self.smooth,
-        )
-        matched = yield from match_dummies(
-            shared,
-            model,
-            objective=SquaredL2(),
-            optimiser=dlg.optimiser(),
-            double=self.optimizer == "lbfgs",
-            restarts=self.restarts,
-            steps=self.steps,
-            time_limit=self.time_limit,
-            generator=generator,
-            labels_KB=labels_KB,
-            pictures=dlg.pictures(),
-        )
-        return matched.recovery
+        # All options are DLG's too.
+        return (yield from DLG(**vars(self)).run(shared, model, generator=generator, labels_KB=labels_KB))
