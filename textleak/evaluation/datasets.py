@@ -299,7 +299,7 @@ def _text(value: object, where: str) -> str:
 
 def _secrets(value: object, sentence: str, where: str) -> tuple[str, ...]:
     """The secrets of a sentence, which has to hold them: what isn't there would count as never recovered."""
-    parts = value if isinstance(value, list) else "" if value is None else value
+    parts = "" if value is None else value
     if isinstance(parts, str | int | float):
         parts = str(parts).split("|")
     if not isinstance(parts, list) or not all(isinstance(part, str | int | float) for part in parts):

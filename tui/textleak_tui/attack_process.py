@@ -24,12 +24,12 @@ SECONDS_TO_FINISH = 20.0
 def _end_with_the_app(folder: Path) -> None:
     while os.read(0, 1024):
         pass
-    # An exact answer that is being written is done in well under this time.
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait(SECONDS_TO_HEAR)
     # An interrupt that falls into torch's own calls can be lost; what the run is told through its folder is not.
     with contextlib.suppress(OSError):
         runs.send(folder, "stop")
+    # An exact answer that is being written is done in well under this time.
     threading.Event().wait(SECONDS_TO_FINISH)
     os._exit(130)
 
