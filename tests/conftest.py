@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from textleak.models import TextModel, load_model
-from textleak.models import vocabulary as bundled
+from textleak.models.loading import vocabulary as bundled
 
 torch.set_num_threads(1)
 

@@ -190,8 +190,8 @@ def recovery(
     case: Case, sentence: str, here: Any, there: Any, arguments: argparse.Namespace, clock: Clock
 ) -> Row:
     """One gradient, formed on the CPU, attacked on both."""
-    from textleak.client import share
-    from textleak.gradients import SharedGradient
+    from textleak.private.share import share
+    from textleak.shared.gradient import SharedGradient
 
     options: dict[str, object] = {"span_proposals": case.span_proposals}
     if arguments.quick:
@@ -234,7 +234,7 @@ def attacked(shared: Any, model: Any, options: dict[str, object]) -> Row:
     from textleak import seeds
     from textleak.attacks import ATTACKS
     from textleak.attacks.base import to_end
-    from textleak.verification import certify
+    from textleak.proof.certificate import certify
 
     start_peak(model.device)
     began = time.perf_counter()

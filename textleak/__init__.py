@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from textleak.api import attack, evaluate, recover, run, score
-    from textleak.client import Secret, share
-    from textleak.gradients import SharedGradient
     from textleak.models import TextModel, load_model
+    from textleak.private.share import Secret, share
+    from textleak.shared.gradient import SharedGradient
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Secret": "client",
-    "SharedGradient": "gradients",
+    "Secret": "private.share",
+    "SharedGradient": "shared.gradient",
     "TextModel": "models",
     "attack": "api",
     "evaluate": "api",
@@ -40,7 +40,7 @@ _HOMES = {
     "recover": "api",
     "run": "api",
     "score": "api",
-    "share": "client",
+    "share": "private.share",
 }
 
 

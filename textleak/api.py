@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import Steps, to_end
-from textleak.client import Secret
-from textleak.config import load_evaluation_config, load_run_config
 from textleak.errors import InputError
 from textleak.events import Recovery
-from textleak.gradients import SharedGradient
 from textleak.models import TextModel
+from textleak.private.share import Secret
 from textleak.scoring import Scores
 from textleak.scoring import score as score_recovery
+from textleak.settings import load_evaluation_config, load_run_config
+from textleak.shared.gradient import SharedGradient
 
 if TYPE_CHECKING:
     from textleak.evaluation.answers import Records
@@ -114,7 +114,7 @@ def run(**settings: object) -> dict[str, Any]:
     """
     import time
 
-    from textleak.job import prepare
+    from textleak.jobs.text import prepare
 
     job = prepare(load_run_config(None, settings, ()))
     began = time.perf_counter()

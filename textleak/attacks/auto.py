@@ -25,9 +25,9 @@ from textleak.attacks.span import answer, shown, spanned_sentences
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.found import Found
-from textleak.gradients import SharedGradient, SideInformation
 from textleak.models import TextModel
-from textleak.verification import certify, own_gradient
+from textleak.proof.certificate import certify, own_gradient
+from textleak.shared.gradient import SharedGradient, SideInformation
 
 
 @ATTACKS.register("auto")

@@ -9,9 +9,9 @@ from typing import ClassVar, Protocol, TypeVar
 import torch
 
 from textleak.events import Phase, Progress, Recovery
-from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.registry import Registry
+from textleak.shared.gradient import SharedGradient
 
 R = TypeVar("R")
 """What a part of an attack ends with."""

@@ -25,17 +25,17 @@ from pydantic import Field
 from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps, Totals
-from textleak.attacks.continuous import Matched, match_dummies
-from textleak.attacks.layout import distance_of_places, moved
-from textleak.attacks.pixels import PictureSettings, batch_size
+from textleak.attacks.dummies.matched import Matched, match_dummies
+from textleak.attacks.dummies.moves import distance_of_places, moved
+from textleak.attacks.dummies.pictures import PictureSettings, batch_size
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
 from textleak.exact.patches import read_patches
-from textleak.gradients import SharedGradient
 from textleak.matching import Adam, CosineGlobal, MilestoneDecay
 from textleak.models import TextModel
 from textleak.models.vision import ImageModel
-from textleak.verification import certify_pictures
+from textleak.proof.certificate import certify_pictures
+from textleak.shared.gradient import SharedGradient
 
 # Geiping et al. 2020, released code: the learning rate × 0.1 after these parts of the steps.
 _MILESTONES = (3 / 8, 5 / 8, 7 / 8)

@@ -14,12 +14,12 @@ from pydantic import Field
 from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.continuous import match_dummies
-from textleak.attacks.pixels import PictureSettings
-from textleak.gradients import SharedGradient
+from textleak.attacks.dummies.matched import match_dummies
+from textleak.attacks.dummies.pictures import PictureSettings
 from textleak.matching import LBFGS, Adam, Optimiser, SquaredL2
 from textleak.models import TextModel
 from textleak.models.vision import ImageModel
+from textleak.shared.gradient import SharedGradient
 
 
 @ATTACKS.register("dlg")

@@ -13,19 +13,19 @@ from typing import ClassVar
 import torch
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.labels import rank_labels
-from textleak.attacks.problem import TextProblem
-from textleak.decoding import fixed_tokens, to_sentence
+from textleak.attacks.search.labels import rank_labels
+from textleak.attacks.search.problem import TextProblem
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.classes import single_class
 from textleak.exact.found import OPEN, Found
 from textleak.exact.rows import EmbeddingRows, known_alone, read_rows
-from textleak.gradients import SharedGradient
 from textleak.matching import CosinePerTensor
 from textleak.matching.discrete import Guess, Row
 from textleak.models import TextModel
-from textleak.verification import Certificate, certify
+from textleak.models.decoding import fixed_tokens, to_sentence
+from textleak.proof.certificate import Certificate, certify
+from textleak.shared.gradient import SharedGradient
 
 # Tokens shown for a position that stays open.
 _SHOWN = 16

@@ -13,13 +13,13 @@ from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.dlg import DLG
-from textleak.attacks.pixels import batch_size
+from textleak.attacks.dummies.pictures import batch_size
 from textleak.errors import InputError
 from textleak.events import Phase
 from textleak.exact.classes import single_class
-from textleak.gradients import SharedGradient
 from textleak.models import TextModel
 from textleak.models.vision import ImageModel
+from textleak.shared.gradient import SharedGradient
 
 
 @ATTACKS.register("idlg")

@@ -37,7 +37,7 @@ from pydantic import Field
 from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.continuous import (
+from textleak.attacks.dummies.matched import (
     EVERY,
     OTHERS_EVERY,
     STOPS,
@@ -46,9 +46,8 @@ from textleak.attacks.continuous import (
     known_lengths,
     progress_of,
 )
-from textleak.attacks.problem import TextProblem
+from textleak.attacks.search.problem import TextProblem
 from textleak.events import Phase, Progress, Recovery, Tokens
-from textleak.gradients import SharedGradient
 from textleak.matching import (
     TAG,
     Adam,
@@ -59,7 +58,8 @@ from textleak.matching import (
     minimise,
 )
 from textleak.models import TextModel
-from textleak.prior import LanguagePrior
+from textleak.models.prior import LanguagePrior
+from textleak.shared.gradient import SharedGradient
 
 Order = tuple[int, ...]
 """Which of a row's tokens stands at each place after a move."""

@@ -23,22 +23,22 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.dummies import Place, optimize
-from textleak.attacks.problem import TextProblem
-from textleak.attacks.search import Search
-from textleak.attacks.settle import Judge, Verdict
-from textleak.attacks.shapes import Shape, batch_shapes
-from textleak.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
+from textleak.attacks.dummies.text import Place, optimize
+from textleak.attacks.search.judge import Judge, Verdict
+from textleak.attacks.search.problem import TextProblem
+from textleak.attacks.search.search import Search
+from textleak.attacks.search.shapes import Shape, batch_shapes
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
 from textleak.exact.classes import single_class
 from textleak.exact.prefixes import extend_prefixes
 from textleak.exact.proposals import Proposals, span_proposals
-from textleak.gradients import SharedGradient
 from textleak.matching import CosinePerTensor, Matcher, Step
 from textleak.matching.discrete import Guess, Row, SearchStep
 from textleak.models import TextModel
-from textleak.verification import certify
+from textleak.models.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
+from textleak.proof.certificate import certify
+from textleak.shared.gradient import SharedGradient
 
 # All constants of the continuous stage are our choice, measured on minilm (README, "What each stage is worth").
 # Dummies start at the mask token's embedding plus noise of this part of the table's standard deviation.

@@ -15,15 +15,15 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.decoding import fixed_tokens, to_sentence
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.found import OPEN, Found
 from textleak.exact.grouping import encoder_sentences
 from textleak.exact.prefixes import causal_sentences
-from textleak.gradients import SharedGradient
 from textleak.models import TextModel
-from textleak.models.probe import sees_ahead
-from textleak.verification import Certificate, certify
+from textleak.models.decoding import fixed_tokens, to_sentence
+from textleak.models.probes.layers import sees_ahead
+from textleak.proof.certificate import Certificate, certify
+from textleak.shared.gradient import SharedGradient
 
 # Tokens shown for a position that stays open.
 _SHOWN = 16

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.continuous import match_dummies
-from textleak.gradients import SharedGradient
+from textleak.attacks.dummies.matched import match_dummies
 from textleak.matching import Adam, objectives
 from textleak.models import TextModel
 from textleak.models.vision import ImageModel
+from textleak.shared.gradient import SharedGradient
 
 
 @ATTACKS.register("tag")

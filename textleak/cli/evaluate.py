@@ -16,12 +16,12 @@ from textleak.words import count_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from textleak.config import EvaluationConfig
     from textleak.evaluation.answers import Records
     from textleak.evaluation.drive import Evaluation
     from textleak.evaluation.engines import Engine
     from textleak.evaluation.records import Record
     from textleak.evaluation.table import Display
+    from textleak.settings import EvaluationConfig
 
 _GRID = "repeat it, or separate with commas"
 
@@ -147,7 +147,7 @@ def command(
     ] = None,
 ) -> None:
     """Measure what leaks over a data set: a table, and records that the same command goes on from."""
-    from textleak.config import load_evaluation_config
+    from textleak.settings import load_evaluation_config
 
     settings = load_evaluation_config(
         config,
@@ -323,7 +323,7 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool,
 
     from textleak.evaluation import drive, table
     from textleak.evaluation.grid import MANY, plan
-    from textleak.live import seconds_in_words
+    from textleak.view import seconds_in_words
 
     found = plan(settings, here=here)
     folder = drive.folder_of(found, name)

@@ -10,8 +10,8 @@ import typer
 from textleak.cli import common
 
 if TYPE_CHECKING:
-    from textleak.config import ImageConfig
-    from textleak.image_job import ImageJob
+    from textleak.jobs.images import ImageJob
+    from textleak.settings import ImageConfig
 
 
 @common.guarded
@@ -90,7 +90,7 @@ def command(
     ] = False,
 ) -> None:
     """Recover the pictures behind one shared gradient, live."""
-    from textleak.config import load_image_config
+    from textleak.settings import load_image_config
 
     settings = load_image_config(
         config,
@@ -124,7 +124,7 @@ def command(
 def _run(settings: ImageConfig, *, as_json: bool) -> int:
     """Prepare, drive and report one run; the exit code."""
     from textleak.cli.run import FailedError, drive
-    from textleak.pictures import Film
+    from textleak.data.pictures import Film
     from textleak.runs import RunFolder, check_out
 
     check_out(settings.out)
@@ -140,7 +140,7 @@ def _run(settings: ImageConfig, *, as_json: bool) -> int:
     if as_json:
         common.print_json(result)
     else:
-        from textleak.live_pictures import image_summary
+        from textleak.view.pictures import image_summary
 
         common.stdout().print(image_summary(result))
     return common.INTERRUPTED if result["outcome"] == "interrupted" else 0
@@ -151,7 +151,7 @@ def _prepare(settings: ImageConfig) -> ImageJob:
     from rich.text import Text
 
     from textleak.cli.run import say_run
-    from textleak.image_job import prepare
+    from textleak.jobs.images import prepare
 
     console = common.stderr()
     with console.status("loading the model and computing the gradient…"):
@@ -167,7 +167,7 @@ def _prepare(settings: ImageConfig) -> ImageJob:
 
 def _write(job: ImageJob, folder: Path, frames: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
     """The strip, the GIF and the pictures, into the run folder."""
-    from textleak.pictures import as_bytes, write_films
+    from textleak.data.pictures import as_bytes, write_films
 
     originals = as_bytes(job.secret.pictures_BCHW.permute(0, 2, 3, 1))
     write_films(folder, frames, originals, [image["recovered"] for image in result["images"]])

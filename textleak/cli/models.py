@@ -41,7 +41,7 @@ def command(json_: common.Json = False) -> None:
 
 def at_hand() -> list[dict[str, Any]]:
     """Every alias with what `--weights auto` would load now."""
-    from textleak.models import listing
+    from textleak.models.loading import listing
 
     return [dataclasses.asdict(row) for row in listing.describe()]
 

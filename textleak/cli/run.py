@@ -11,12 +11,12 @@ import typer
 from textleak.cli import common
 
 if TYPE_CHECKING:
-    from textleak.config import RunConfig
     from textleak.events import Event
-    from textleak.image_job import ImageJob
-    from textleak.job import Job
-    from textleak.live import Display
+    from textleak.jobs.images import ImageJob
+    from textleak.jobs.text import Job
     from textleak.runs import Recorder, RunFolder
+    from textleak.settings import RunConfig
+    from textleak.view import Display
 
 
 @common.guarded
@@ -86,7 +86,7 @@ def command(
     ] = None,
 ) -> None:
     """Recover the text behind one shared gradient, live."""
-    from textleak.config import load_run_config
+    from textleak.settings import load_run_config
 
     settings = load_run_config(
         config,
@@ -135,7 +135,7 @@ def _run(settings: RunConfig, *, as_json: bool) -> int:
     if as_json:
         common.print_json(result)
     else:
-        from textleak.live import summary
+        from textleak.view import summary
 
         common.stdout().print(summary(result))
     return _exit_code(result, settings.fail_above)
@@ -143,7 +143,7 @@ def _run(settings: RunConfig, *, as_json: bool) -> int:
 
 def _prepare(settings: RunConfig) -> Job:
     """Load and check everything, and say what the run works on."""
-    from textleak.job import prepare
+    from textleak.jobs.text import prepare
 
     console = common.stderr()
     if settings.redact and settings.save_gradients:
@@ -231,7 +231,7 @@ def drive(
 def _finish(job: Job | ImageJob, recorder: Recorder) -> dict[str, Any]:
     """Drive the attack to its end or to an interrupt; the result as it was written."""
     from textleak.events import Phase, Stop
-    from textleak.job import outcome_of
+    from textleak.jobs.text import outcome_of
     from textleak.runs import execute
 
     began = recorder.elapsed()
@@ -252,7 +252,7 @@ def _finish(job: Job | ImageJob, recorder: Recorder) -> dict[str, Any]:
 
 def _display() -> Display:
     """The picture on a terminal, lines elsewhere."""
-    from textleak.live import LiveDisplay, PlainDisplay
+    from textleak.view import LiveDisplay, PlainDisplay
 
     console = common.stderr()
     return (

@@ -10,7 +10,7 @@ import typer
 from textleak.cli import common
 
 if TYPE_CHECKING:
-    from textleak.config import ClientConfig
+    from textleak.settings import ClientConfig
 
 
 @common.guarded
@@ -38,7 +38,7 @@ def command(
     json_: common.Json = False,
 ) -> None:
     """Compute the gradient that a client would share, and write it to a file."""
-    from textleak.config import load_client_config
+    from textleak.settings import load_client_config
 
     settings = load_client_config(
         config,
@@ -76,8 +76,10 @@ def command(
 
 def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
     """Write both files; what is in them."""
-    from textleak import client, job, runs
+    from textleak import runs
     from textleak.errors import InputError
+    from textleak.jobs import text as job
+    from textleak.private import share as client
 
     if out.is_dir():
         raise InputError(

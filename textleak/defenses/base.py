@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from textleak.effects import Effect
 from textleak.errors import InputError
-from textleak.gradients import PublicDefense
 from textleak.registry import Registry
+from textleak.shared.effects import Effect
+from textleak.shared.gradient import PublicDefense
 
 Gradients = dict[str, Tensor]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
-from textleak.effects import Clipped, Effect, clip_factors
+from textleak.shared.effects import Clipped, Effect, clip_factors
 
 
 @DEFENSES.register("clip")

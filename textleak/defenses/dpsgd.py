@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
-from textleak.effects import Clipped, Effect, Noised, clip_factors
 from textleak.errors import InputError
+from textleak.shared.effects import Clipped, Effect, Noised, clip_factors
 
 _ACCOUNTED = ("steps", "sampling_rate", "delta")
 

@@ -6,8 +6,8 @@ import dataclasses
 import re
 
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
-from textleak.effects import Effect
 from textleak.errors import InputError
+from textleak.shared.effects import Effect
 
 _FIX = "Use embeddings, or an expression that matches parameter names."
 

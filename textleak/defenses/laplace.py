@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
-from textleak.effects import Effect, Noised
+from textleak.shared.effects import Effect, Noised
 
 
 @DEFENSES.register("laplace")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
 from textleak.defenses.largest import keep_largest
-from textleak.effects import Effect, Masked
+from textleak.shared.effects import Effect, Masked
 
 
 @DEFENSES.register("prune")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
-from textleak.effects import Effect, Grid, Rounded, rounded, spacing
+from textleak.shared.effects import Effect, Grid, Rounded, rounded, spacing
 
 _GRIDS: dict[str, Grid] = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from textleak.defenses.base import DEFENSES, Defense, Gradients, Step
-from textleak.effects import Effect, Signed
+from textleak.shared.effects import Effect, Signed
 
 
 @DEFENSES.register("sign")

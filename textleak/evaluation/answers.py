@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from textleak.config import AttackChoice, parse_attack, parse_defense
 from textleak.errors import InputError, unknown_name
 from textleak.evaluation.records import Cell, Record
+from textleak.settings import AttackChoice, parse_attack, parse_defense
 
 FIGURES = (
     "token_match_rate",

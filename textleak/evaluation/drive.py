@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from textleak import runs
-from textleak.config import EvaluationConfig
 from textleak.errors import InputError
 from textleak.evaluation.answers import Records
 from textleak.evaluation.engines import Engine
 from textleak.evaluation.grid import MANY, Key, Order, Plan, Work, key_of, plan
 from textleak.evaluation.records import Cell, Record
 from textleak.evaluation.store import EvaluationFolder, Store, check_same, read_records
+from textleak.settings import EvaluationConfig
 
 # Rule of thumb where nothing has been measured yet: seconds a sentence on minilm with one thread (README's tables; a
 # guess for what isn't in them).

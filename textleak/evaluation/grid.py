@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from textleak import runs
-from textleak.config import AttackChoice, Choice, EvaluationConfig
+from textleak.data.sentences import Data, Example, load
 from textleak.errors import InputError, TextleakError
-from textleak.evaluation.datasets import Data, Example, load
 from textleak.evaluation.records import Cell, Record
+from textleak.settings import AttackChoice, Choice, EvaluationConfig
 from textleak.words import count_of
 
 # Batches from which on a grid is more likely a slip than a wish (our choice: a day at 1 s each).
@@ -171,7 +171,7 @@ class Plan:
 
     def _told(self) -> list[tuple[tuple[Choice, ...], str | None]]:
         """Defenses with what the server knows; without a defense there is none to keep from it, where it knows more."""
-        from textleak.gradients import hides_defense
+        from textleak.shared.gradient import hides_defense
 
         return [
             (defense, know)
@@ -199,10 +199,10 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
     """
     from textleak.attacks import ATTACKS
     from textleak.defenses import DEFENSES, check_order
-    from textleak.gradients import SideInformation, share_expression
-    from textleak.models.catalog import BY_HUB_ID, CATALOG
-    from textleak.models.loading import DTYPES, find_device
-    from textleak.models.places import find_place
+    from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
+    from textleak.models.loading.places import find_place
+    from textleak.models.loading.text import DTYPES, find_device
+    from textleak.shared.gradient import SideInformation, share_expression
 
     if here:
         find_device(config.device, DTYPES[config.dtype])

@@ -11,20 +11,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from textleak import job, runs, scoring, seeds
+from textleak import runs, scoring, seeds
 from textleak.attacks import ATTACKS, Attack
 from textleak.attacks.base import Steps
-from textleak.client import Secret, share
-from textleak.config import Choice, EvaluationConfig
+from textleak.data.planted import holds
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
-from textleak.evaluation.secrets import holds
 from textleak.events import Progress, Recovery, Stop
-from textleak.gradients import SharedGradient
+from textleak.jobs import text as job
 from textleak.models import TextModel, load_model
-from textleak.verification import certificate_of
+from textleak.private.share import Secret, share
+from textleak.proof.certificate import certificate_of
+from textleak.settings import Choice, EvaluationConfig
+from textleak.shared.gradient import SharedGradient
 
 
 def measure(work: Work, order: Order) -> Record:

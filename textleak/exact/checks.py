@@ -16,8 +16,8 @@ from textleak.exact.pairs import Pairs
 from textleak.exact.remainder import LayerRemainder
 from textleak.exact.subspace import InputSpan
 from textleak.models import TextModel
-from textleak.models.attention import FirstAttention, project
-from textleak.models.probe import layer_inputs
+from textleak.models.probes.attention import FirstAttention, project
+from textleak.models.probes.layers import layer_inputs
 
 # Directions outside a span that an input is measured along, where all of them would be slower (our choice).
 _SKETCH = 64

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from textleak.decoding import fixed_tokens
 from textleak.errors import InputError
-from textleak.gradients import SharedGradient
 from textleak.models import Targets, TextModel
+from textleak.models.decoding import fixed_tokens
 from textleak.models.vision import ImageModel
+from textleak.shared.gradient import SharedGradient
 
 # Random sentences or pictures that tell what the head reads and predicts for any input (our choice).
 _PROBES = 32

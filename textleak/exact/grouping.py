@@ -21,18 +21,18 @@ from collections.abc import Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.decoding import to_sentence
 from textleak.events import Phase, Progress, Sentence
 from textleak.exact.checks import Check, ContextCheck, LayerCheck, descend
 from textleak.exact.found import OPEN, Found
 from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.exact.subspace import layer_span, shared_spans
-from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.attention import FirstAttention, first_attention
-from textleak.models.probe import following_layers
+from textleak.models.decoding import to_sentence
+from textleak.models.probes.attention import FirstAttention, first_attention
+from textleak.models.probes.layers import following_layers
+from textleak.shared.gradient import SharedGradient
 
 # Inputs further in that are asked: in a transformer the first block's other three, and the second block's.
 _INPUTS = 4

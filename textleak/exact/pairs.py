@@ -21,8 +21,8 @@ from textleak.exact.remainder import LayerRemainder
 from textleak.exact.subspace import InputSpan
 from textleak.exact.vocabulary import Vocabulary
 from textleak.models import TextModel
-from textleak.models.attention import FirstAttention, project
-from textleak.models.probe import LocalLayer
+from textleak.models.probes.attention import FirstAttention, project
+from textleak.models.probes.layers import LocalLayer
 from textleak.numerics import exact
 
 # Reweighted least squares (Gorodnitsky & Rao 1997; for several measurements Cotter et al. 2005): the power of a row's

@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from textleak.effects import hides_entries, lost_scale
-from textleak.gradients import SharedGradient
+from textleak.models.rules.images import adds_positions_to_patches
 from textleak.models.vision import ImageModel
-from textleak.models.vision_rules import adds_positions_to_patches
 from textleak.numerics import exact
+from textleak.shared.effects import hides_entries, lost_scale
+from textleak.shared.gradient import SharedGradient
 
 # Variance of a pixel as the network reads it, for weighing what noise left against it (our choice; 0.2 to 0.5 for
 # pictures brought to a mean of 0.5 and a deviation of 0.5, 1 for those brought to a variance of 1).

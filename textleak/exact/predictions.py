@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.probe import matrix_calls
+from textleak.models.probes.layers import matrix_calls
 from textleak.numerics import exact
+from textleak.shared.gradient import SharedGradient
 
 # Layers that may come after the one that labels are read off: more than a block is slow, and less sure (our choice).
 _MOST_AFTER = 6

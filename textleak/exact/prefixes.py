@@ -21,17 +21,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.decoding import to_sentence
 from textleak.events import Phase, Progress, Sentence
 from textleak.exact.found import OPEN, Found
 from textleak.exact.predictions import read_predictions, whole_numbers
 from textleak.exact.proposals import Proposals
 from textleak.exact.subspace import InputSpan, layer_span, shared_spans
 from textleak.exact.vocabulary import OUTSIDE, Vocabulary
-from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.probe import LocalLayer, following_layers, layer_inputs
+from textleak.models.decoding import to_sentence
+from textleak.models.probes.layers import LocalLayer, following_layers, layer_inputs
+from textleak.shared.gradient import SharedGradient
 
 # Tokens of all rows that run through the first layers at once, and tokens tried after one beginning in one row: both
 # bound the memory.

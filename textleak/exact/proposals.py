@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import torch
 
 from textleak.exact.subspace import InputSpan, rank_vocabulary, shared_spans
-from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.models.probes.layers import LocalLayer, layer_inputs
 from textleak.numerics import exact
+from textleak.shared.gradient import SharedGradient
 
 # A step up in the residual by this factor parts tokens inside the span from those outside (our choice; measured
 # on minilm: 1e4 to 1e12 at the step).

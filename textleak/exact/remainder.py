@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from textleak.exact.subspace import InputSpan, as_rows, span_of, spectrum_end
-from textleak.gradients import SharedGradient
 from textleak.matching.discrete import Row
 from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient
-from textleak.models.probe import LinearLayer, layer_inputs
+from textleak.models.probes.layers import LinearLayer, layer_inputs
 from textleak.numerics import exact
+from textleak.shared.gradient import SharedGradient
 
 Layers = tuple[LinearLayer, ...]
 """Layers that read one and the same input."""

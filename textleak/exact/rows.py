@@ -6,7 +6,7 @@ sum over the sentences that reach it. Rows of absent tokens are zero (Gupta et a
 - Tokens and positions that belong to each other and to nothing else have equal sums. All such groups come out of the
   rows' linear relations at once; at B = 1 each position's group holds one token, so the whole order is read off.
 - Where the sum of embeddings is normalized at once, as in most encoders, the gradient at it is at right angles to it
-  (`textleak.models.sums`). That tests a single token at a single position, so tokens that stand at one position only
+  (`models.probes.sums`). That tests a single token at a single position, so tokens that stand at one position only
   find it in a batch of any size. They are taken away, and what is left of the rows is looked at again (our choice).
 - An output head tied to the embeddings adds predictions times last hidden states to every row: few dimensions, which
   the rows of absent tokens show; what lies outside of them was looked up.
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from textleak.exact.subspace import input_span
-from textleak.gradients import SharedGradient
 from textleak.models import TextModel
-from textleak.models.sums import EmbeddingSum, embedding_sum
+from textleak.models.probes.sums import EmbeddingSum, embedding_sum
 from textleak.numerics import exact
+from textleak.shared.gradient import SharedGradient
 
 # Sums that should be equal may differ by this many unit roundoffs of their largest terms (our choice; measured: at most
 # 1, while sums that aren't equal differ by 1e3 and more).

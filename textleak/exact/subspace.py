@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.effects import Masked, Rounded, Signed
 from textleak.exact.completion import completed
-from textleak.gradients import SharedGradient
 from textleak.models import TextModel
-from textleak.models.probe import LinearLayer, LocalLayer, layer_inputs, local_layers
+from textleak.models.probes.layers import LinearLayer, LocalLayer, layer_inputs, local_layers
 from textleak.numerics import exact
+from textleak.shared.effects import Masked, Rounded, Signed
+from textleak.shared.gradient import SharedGradient
 
 # The spectrum ends clearly where a singular value within this factor of rounding (eps times the largest) follows one
 # that is this much larger (our choice; measured in float32: rounding lies at 0.2 to 0.5 eps with steps under 3 in it,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from textleak.exact.subspace import InputSpan
 from textleak.models import TextModel
-from textleak.models.additive import additive_inputs
-from textleak.models.probe import LocalLayer, layer_inputs
+from textleak.models.probes.additive import additive_inputs
+from textleak.models.probes.layers import LocalLayer, layer_inputs
 
 OUTSIDE = 100.0
 """An input with more than this many times what rounding accounts for is outside (our choice; measured on minilm, gpt2

@@ -10,20 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textleak.models.listing import ModelRow, describe
-    from textleak.models.loading import find_device, load_model
+    from textleak.models.loading.listing import ModelRow, describe
+    from textleak.models.loading.text import find_device, load_model
     from textleak.models.text import Batch, Targets, TextModel
 
 __all__ = ["Batch", "ModelRow", "Targets", "TextModel", "describe", "find_device", "load_model"]
 
 _HOMES = {
     "Batch": "text",
-    "ModelRow": "listing",
+    "ModelRow": "loading.listing",
     "Targets": "text",
     "TextModel": "text",
-    "describe": "listing",
-    "find_device": "loading",
-    "load_model": "loading",
+    "describe": "loading.listing",
+    "find_device": "loading.text",
+    "load_model": "loading.text",
 }
 
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from textleak.errors import InputError
-from textleak.gradients import PublicModel
-from textleak.models.quiet import quiet
+from textleak.models.loading.quiet import quiet
+from textleak.shared.gradient import PublicModel
 from textleak.words import count_of
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from textleak.gradients import PublicModel
 from textleak.models.networks import BatchStatisticsNorm
 from textleak.models.text import Targets, Weights, attends, check_labels, fingerprint_of, public_model
+from textleak.shared.gradient import PublicModel
 
 ImageTask = Literal["image-classification"]
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from textleak.evaluation.datasets import SAMPLE
-from textleak.live import readable, seconds_in_words
+from textleak.data.sentences import SAMPLE
 from textleak.reports import charts
 from textleak.reports.analysis import Report
 from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
+from textleak.view import readable, seconds_in_words
 from textleak.words import count_of
 
 if TYPE_CHECKING:

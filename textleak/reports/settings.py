@@ -197,7 +197,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 def _parsed(defense: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and options of each spec, those of the defaults that it doesn't name among them."""
-    from textleak.config import Choice
+    from textleak.settings import Choice
 
     for spec in defense:
         try:

@@ -47,7 +47,7 @@ class Vocabulary(Protocol):
 
 
 class Truth(Protocol):
-    """What was in the batch (`textleak.client.Secret`)."""
+    """What was in the batch (`textleak.private.share.Secret`)."""
 
     @property
     def sentences(self) -> tuple[str, ...]: ...

@@ -13,8 +13,8 @@ from typing import Any
 
 from textleak.errors import InputError, TextleakError
 from textleak.events import Finished, to_json
-from textleak.live import ViewState, how_much, loss_in_words, seconds_in_words
 from textleak.runs import read_run
+from textleak.view import ViewState, how_much, loss_in_words, seconds_in_words
 from textleak.words import count_of
 
 EXPORTS = "textleak-exports"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from textleak.errors import InputError, unknown_name
-from textleak.models.catalog import CATALOG, unknown_model
+from textleak.models.loading.catalog import CATALOG, unknown_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ import json
 from textleak.attacks import ATTACKS
 from textleak.cli.registries import describe
 from textleak.defenses import DEFENSES
-from textleak.models.images import ALIASES
+from textleak.models.loading.images import ALIASES
 print(json.dumps({
     "attacks": [
         {**describe(name, ATTACKS[name]), "pictures": bool(getattr(ATTACKS[name], "reads_pictures", False))}

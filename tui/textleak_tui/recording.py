@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from textleak.events import Event, Finished, Progress, Sentence, Started, Truth
-from textleak.live import POINTS_KEPT, PhaseSpan, Point, ViewState, match_rate_of, seconds_in_words
 from textleak.runs import RunFolder, parse_line, read_run
 from textleak.scoring import output_ids
+from textleak.view import POINTS_KEPT, PhaseSpan, Point, ViewState, match_rate_of, seconds_in_words
 
 Axis = Literal["steps", "evaluations", "seconds"]
 AXES: tuple[Axis, ...] = ("steps", "evaluations", "seconds")

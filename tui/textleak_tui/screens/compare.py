@@ -15,7 +15,7 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from textleak.errors import InputError
-from textleak.live import ViewState, loss_in_words, seconds_in_words
+from textleak.view import ViewState, loss_in_words, seconds_in_words
 from textleak.words import count_of
 from textleak_tui.recording import AXES, Axis, Recording
 from textleak_tui.screens.base import Page

@@ -14,7 +14,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from textleak.errors import TextleakError
-from textleak.live import ViewState
+from textleak.view import ViewState
 from textleak_tui import export
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Static
 
-from textleak.live import UNICODE
+from textleak.view import UNICODE
 from textleak_tui.palette import commands
 
 _SIGNS = (

@@ -20,8 +20,8 @@ from textual.widget import Widget
 from textual.widgets import Button, DataTable, Input, Static
 from textual.worker import get_current_worker
 
-from textleak.live import UNICODE, seconds_in_words
 from textleak.runs import RunFolder
+from textleak.view import UNICODE, seconds_in_words
 from textleak.words import count_of
 from textleak_tui.listing import Order, Row, Shelf, arranged, when
 from textleak_tui.screens.base import Page

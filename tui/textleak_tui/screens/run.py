@@ -17,7 +17,7 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 
 from textleak.errors import InputError
-from textleak.live import ViewState
+from textleak.view import ViewState
 from textleak_tui import fields
 from textleak_tui.child import Child, Failure
 from textleak_tui.recording import Recording

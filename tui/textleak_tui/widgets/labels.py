@@ -9,7 +9,7 @@ from rich.text import Text
 from textual.widget import Widget
 
 from textleak.events import Sentence
-from textleak.live import UNICODE, ViewState
+from textleak.view import UNICODE, ViewState
 
 _BAR = 8
 _CLASSES_SHOWN = 6

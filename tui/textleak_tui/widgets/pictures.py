@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 from textual.widget import Widget
 
-from textleak.live import ViewState
+from textleak.view import ViewState
 
 if TYPE_CHECKING:
     from textleak.events import Progress
@@ -45,7 +45,7 @@ class Pictures(Widget):
 
     async def _prepare(self) -> None:
         # It takes scipy, which is slow to import: not on the thread that answers keys.
-        await asyncio.to_thread(importlib.import_module, "textleak.live_pictures")
+        await asyncio.to_thread(importlib.import_module, "textleak.view.pictures")
         self._ready = True
         self.refresh()
 
@@ -55,7 +55,7 @@ class Pictures(Widget):
             return Text("")
         if not self._ready:
             return Text("drawing …")
-        from textleak.live_pictures import picture_lines
+        from textleak.view.pictures import picture_lines
 
         width, height = self.size
         lines = picture_lines(self._progress, self._originals, self._labels, width, height + 1)

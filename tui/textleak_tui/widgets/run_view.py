@@ -17,7 +17,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from textleak.events import Position, Sentence, Tokens
-from textleak.live import ViewState, how_much
+from textleak.view import ViewState, how_much
 from textleak_tui.widgets.candidates import CandidateList
 from textleak_tui.widgets.curves import Curves
 from textleak_tui.widgets.labels import LabelPosterior
@@ -275,6 +275,6 @@ def answer_of_pictures(result: Mapping[str, object], *, blind: bool = False) -> 
             f": its own gradient is {distance:.1e} from the shared one" if isinstance(distance, float) else ""
         )
         return f"A picture was found{told}; without the true one nobody can say how near it is."
-    from textleak.live_pictures import how_much
+    from textleak.view.pictures import how_much
 
     return how_much(result)

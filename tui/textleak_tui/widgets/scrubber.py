@@ -13,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widget import Widget
 
-from textleak.live import UNICODE
+from textleak.view import UNICODE
 
 # Losses below it are drawn there: a verified answer's is 0, which has no logarithm.
 _SMALLEST = 1e-12

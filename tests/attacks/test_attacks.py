@@ -1,0 +1,441 @@
+"""The contract of an attack, for every attack on every kind of model, on gradients read back from disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from tests.conftest import ToyModel
+from textleak import seeds
+from textleak.attacks import ATTACKS
+from textleak.attacks.dummies.matched import Dummies
+from textleak.errors import InputError
+from textleak.events import Phase, Progress, Recovery, Sentence, from_json, to_json
+from textleak.exact.found import OPEN
+from textleak.models import TextModel
+from textleak.models.decoding import fixed_tokens
+from textleak.private.share import Secret, share
+from textleak.shared.gradient import SharedGradient
+
+ROOT = Path(__file__).parents[2]
+SENTENCE = "the cat sat on the mat"
+
+# A new attack has a row here: the options that make it quick.
+QUICK: dict[str, dict[str, object]] = {
+    "match": {"time_limit": 4.0},
+    "dlg": {"steps": 6, "restarts": 2},
+    "idlg": {"steps": 6, "restarts": 2},
+    "tag": {"steps": 6, "restarts": 2},
+    "cosine": {"steps": 6, "restarts": 2},
+    "lamp": {"steps": 6, "restarts": 2, "starts": 4, "moves": 8, "moves_every": 2},
+    "embedding": {},
+    "span": {},
+    "auto": {"time_limit": 4.0},
+}
+# These read off what is there, and leave open what isn't.
+EXACT = ("embedding", "span")
+WITHOUT_OPTIONS = (*EXACT, "auto")
+ITERATIVE = tuple(attack for attack in QUICK if attack not in WITHOUT_OPTIONS)
+CONTINUOUS = ("dlg", "idlg", "tag", "cosine")
+DUMMIES = (*CONTINUOUS, "lamp")
+MODELS = [
+    ("bert", "classification"),
+    ("albert", "classification"),
+    ("gpt2", "classification"),
+    ("gpt2", "causal-lm"),
+    ("llama", "causal-lm"),
+    ("bert", "masked-lm"),
+]
+WORKS_ON = {"idlg": ("classification",)}
+CONTRACT = [
+    (attack, family, task)
+    for attack in QUICK
+    for family, task in MODELS
+    if task in WORKS_ON.get(attack, (task,))
+]
+
+FromDisk = Callable[..., tuple[SharedGradient, Secret]]
+
+
+@pytest.fixture
+def from_disk(tmp_path: Path) -> FromDisk:
+    """Shares a gradient, writes it, reads it back."""
+
+    def written_and_read(
+        model: TextModel, *sentences: str, labels: tuple[int, ...] | None = None, **options: object
+    ) -> tuple[SharedGradient, Secret]:
+        shared, secret = share(model, sentences or (SENTENCE,), labels, **{"seed": 1, **options})
+        shared.save(tmp_path / "gradient.safetensors")
+        return SharedGradient.load(tmp_path / "gradient.safetensors"), secret
+
+    return written_and_read
+
+
+def run(
+    attack: str, shared: SharedGradient, model: TextModel, *, seed: int = 0, **options: object
+) -> tuple[list[Phase | Progress], Recovery]:
+    """All that an attack yields, and what it returns."""
+    steps = ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(seed, "attack"))
+    events = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            return events, end.value
+
+
+def tokens(sentences: tuple[Sentence, ...]) -> list[list[int]]:
+    return [[position.id for position in sentence.positions] for sentence in sentences]
+
+
+def values_in(value: object) -> list[object]:
+    """Everything inside a value, itself included."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif isinstance(value, tuple | list):
+        parts = list(value)
+    elif isinstance(value, dict):
+        parts = [*value, *value.values()]
+    else:
+        parts = []
+    return [value, *(inner for part in parts for inner in values_in(part))]
+
+
+# The contract
+
+
+def test_every_attack_has_a_row_in_the_contract() -> None:
+    assert set(QUICK) == set(ATTACKS)
+
+
+@pytest.mark.parametrize(("attack", "family", "task"), CONTRACT)
+def test_an_attack_on_a_gradient_read_from_disk_keeps_the_contract(
+    attack: str, family: str, task: str, toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    model = toy_model(family, task=task)
+    shared, secret = from_disk(model)
+    before = {name: gradient.clone() for name, gradient in shared.gradients.items()}
+    events, recovery = run(attack, shared, model, **QUICK[attack])
+
+    assert isinstance(events[0], Phase)
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert progress
+    assert all(isinstance(event, Phase | Progress) for event in events)
+    for event in [*events, recovery]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            event.phase = "another"  # type: ignore[union-attr]
+        assert not [v for v in values_in(event) if isinstance(v, torch.Tensor | numpy.generic | list)]
+    for event in events:
+        assert from_json(json.loads(json.dumps(to_json(event)))) == event
+
+    # It answers with one sentence of the length it was told, and what the tokenizer adds is in its place.
+    (ids,), (sentence,) = secret.ids, recovery.sentences
+    assert [position.position for position in sentence.positions] == list(range(len(ids)))
+    for position, token in fixed_tokens(model, len(ids)).items():
+        assert sentence.positions[position].id == token
+        assert sentence.positions[position].special
+    lowest = OPEN if attack in EXACT else 0
+    assert all(lowest <= position.id < model.vocab_size for position in sentence.positions)
+    assert all((position.id == OPEN) == (position.text == "") for position in sentence.positions)
+    assert all(0 <= position.confidence <= 1 for position in sentence.positions)
+    assert sentence.text == model.decode([i for i in tokens(recovery.sentences)[0] if i != OPEN])
+    if OPEN not in tokens(recovery.sentences)[0] or attack not in EXACT:
+        assert (sentence.label is not None) == (task == "classification")
+    if sentence.label_posterior:
+        assert sum(sentence.label_posterior) == pytest.approx(1, abs=1e-5)
+        assert len(sentence.label_posterior) == model.num_labels
+
+    if OPEN not in tokens(recovery.sentences)[0]:
+        assert recovery.final_loss is not None
+        assert -1e-6 < recovery.final_loss < float("inf")
+        assert recovery.evaluations > 0
+    assert tokens(recovery.stages.get("continuous", recovery.sentences))
+
+    # It leaves the gradient and the network as they were.
+    assert all(torch.equal(shared.gradients[name], gradient) for name, gradient in before.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.network.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters.values())
+
+
+@pytest.mark.parametrize("attack", QUICK)
+def test_the_same_seed_gives_the_same_tokens_twice(
+    attack: str, toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model)
+    options = {key: value for key, value in QUICK[attack].items() if key != "time_limit"}
+    state = torch.random.get_rng_state()
+    _, once = run(attack, shared, model, seed=3, **options)
+    _, again = run(attack, shared, model, seed=3, **options)
+    assert once == again
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("attack", DUMMIES)
+def test_another_seed_starts_elsewhere(attack: str, toy_model: ToyModel, from_disk: FromDisk) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model)
+    _, one = run(attack, shared, model, seed=3, **QUICK[attack])
+    _, other = run(attack, shared, model, seed=4, **QUICK[attack])
+    assert one.final_loss != other.final_loss
+
+
+@pytest.mark.parametrize("attack", ITERATIVE)
+def test_a_mistyped_option_is_told_the_nearest(attack: str) -> None:
+    with pytest.raises(InputError, match="stesp") as told:
+        ATTACKS.build(attack, {"stesp": 3})
+    assert "steps" in str(told.value)
+
+
+@pytest.mark.parametrize("attack", ITERATIVE)
+@pytest.mark.parametrize(
+    ("option", "value"), [("steps", 0), ("steps", -3), ("restarts", 0), ("restarts", "many")]
+)
+def test_no_steps_and_no_candidates_are_refused(attack: str, option: str, value: object) -> None:
+    with pytest.raises(InputError, match=option):
+        ATTACKS.build(attack, {option: value})
+
+
+def test_an_unknown_attack_is_told_the_nearest() -> None:
+    with pytest.raises(InputError, match="cosine"):
+        ATTACKS["cosin"]
+
+
+@pytest.mark.parametrize("attack", QUICK)
+def test_a_gradient_of_another_model_is_refused(
+    attack: str, toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    shared, _ = from_disk(toy_model("albert", task="classification"))
+    with pytest.raises(InputError, match="parameter"):
+        run(attack, shared, toy_model("bert", task="classification"), **QUICK[attack])
+
+
+ATTACKER = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from textleak import seeds
+from textleak.attacks import ATTACKS
+from textleak.shared.gradient import SharedGradient
+from textleak.models import load_model
+
+folder, gradient, attack, options = sys.argv[1:]
+shared = SharedGradient.load(Path(gradient))
+public = shared.model
+model = load_model(folder, weights=public.weights, task=public.task, device="cpu", dtype=public.dtype,
+                   weights_seed=public.weights_seed, num_labels=public.num_labels)
+steps = ATTACKS.build(attack, json.loads(options)).run(shared, model, generator=seeds.generator(0, "attack"))
+try:
+    while True:
+        next(steps)
+except StopIteration as end:
+    recovery = end.value
+assert "textleak.private.share" not in sys.modules
+print(json.dumps([[p.id for p in s.positions] for s in recovery.sentences]))
+"""
+
+
+@pytest.mark.parametrize("attack", ["match", "cosine"])
+def test_an_attack_runs_in_a_process_that_never_saw_the_sentence(
+    attack: str, toy_model: ToyModel, toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, secret = share(model, [SENTENCE], seed=1)
+    file = tmp_path / "gradient.safetensors"
+    shared.save(file)
+    assert b"mat" not in file.read_bytes().replace(b"format", b"")
+    answer = subprocess.run(
+        [sys.executable, "-c", ATTACKER, toy_folder("bert"), file, attack, json.dumps(QUICK[attack])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    (found,) = json.loads(answer.stdout)
+    assert len(found) == len(secret.ids[0])
+    if attack == "match":
+        assert tuple(found) == secret.ids[0]
+
+
+# What they find
+
+
+def test_match_recovers_the_sentence_and_its_class(toy_model: ToyModel, from_disk: FromDisk) -> None:
+    model = toy_model("bert", task="classification")
+    shared, secret = from_disk(model, labels=(2,))
+    _, recovery = run("match", shared, model)
+    assert tokens(recovery.sentences) == [list(ids) for ids in secret.ids]
+    assert recovery.sentences[0].label == 2
+
+
+@pytest.mark.parametrize(
+    ("attack", "family", "task"),
+    [
+        (attack, family, task)
+        for attack, family, task in CONTRACT
+        if attack in CONTINUOUS
+        and (family, task) not in (("albert", "classification"), ("llama", "causal-lm"))
+    ],
+)
+def test_continuous_attacks_bring_the_gradients_nearer(
+    attack: str, family: str, task: str, toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    model = toy_model(family, task=task)
+    shared, _ = from_disk(model)
+    events, recovery = run(attack, shared, model, steps=40, restarts=2)
+    losses = [event.loss for event in events if isinstance(event, Progress)]
+    assert losses == sorted(losses, reverse=True)
+    assert recovery.final_loss < 0.7 * losses[0]
+    last = events[-1]
+    assert isinstance(last, Progress)
+    assert len(last.losses) == 2
+    assert recovery.sentences == last.sentences
+    assert recovery.steps <= 40
+    assert recovery.evaluations <= 80
+    assert recovery.channel == "matching"
+    shown = [p for p in recovery.sentences[0].positions if not p.special]
+    assert all(len(p.candidates) == 3 for p in shown)
+    assert all(p.id not in {c.id for c in p.candidates} for p in shown)
+    assert not any(p.id in model.special_ids for p in shown)
+
+
+@pytest.mark.slow
+def test_dlg_recovers_most_of_a_planted_sentence(toy_model: ToyModel, from_disk: FromDisk) -> None:
+    model = toy_model("bert", task="classification", dtype="float64")
+    shared, secret = from_disk(model, "the cat sat")
+    _, recovery = run("dlg", shared, model, steps=800, restarts=16)
+    found, ids = tokens(recovery.sentences)[0], secret.ids[0]
+    assert recovery.final_loss < 1e-6
+    assert sum(a == b for a, b in zip(found, ids, strict=True)) >= len(ids) - 1
+    assert recovery.sentences[0].label == secret.labels[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [("bert", "classification"), ("gpt2", "causal-lm"), ("bert", "masked-lm")]
+)
+def test_dummies_that_equal_the_truth_have_no_distance(
+    family: str, task: str, toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    """Fed with the truth, the dummies give the client's gradient, and decode to the truth."""
+    from textleak.attacks.search.problem import TextProblem
+    from textleak.matching import CosineGlobal
+
+    model = toy_model(family, task=task, dtype="float64")
+    sentences = ("the cat sat on the mat", "a dog")
+    shared, secret = from_disk(model, *sentences, know="lengths,batch-size")
+    batch, targets = model.targets(model.encode(sentences), secret.labels, seeds.generator(1, "client"))
+    if task == "classification":
+        targets = model.targets(batch, secret.labels, seeds.generator(1, "client"))[1]
+    else:
+        batch, targets = model.targets(model.encode(sentences), None, seeds.generator(1, "client"))
+    dummies = Dummies(model=model, lengths=shared.known.lengths)
+    leaves = dummies.start(1, torch.Generator().manual_seed(0))
+    sure = 200.0  # a logit that leaves the others no probability
+    leaves["embeddings"] = model.embed(batch.ids_BT)[None]
+    leaves["labels"] = sure * torch.nn.functional.one_hot(targets.labels, model.classes).double()[None]
+    if task == "masked-lm":
+        leaves["places"] = sure * (targets.weights > 0).double()[None]
+    matcher = TextProblem(model=model, shared=shared, objective=CosineGlobal()).soft_matcher
+    assert float(matcher.distances(dummies.losses, leaves, create_graph=False)) < 1e-12
+    decoded = dummies.decode(leaves, 0)
+    assert tokens(decoded) == [list(ids) for ids in secret.ids]
+    hidden = [[p.masked for p in s.positions] for s in decoded]
+    read = [row[:length] for row, length in zip(batch.ids_BT.tolist(), batch.lengths, strict=True)]
+    assert hidden == [[token == model.mask_id for token in row] for row in read]
+
+
+def test_what_is_fixed_gets_no_slope(toy_model: ToyModel, from_disk: FromDisk) -> None:
+    model = toy_model("bert", task="classification")
+    dummies = Dummies(model=model, lengths=(8, 5))
+    leaves = dummies.start(2, torch.Generator().manual_seed(0))
+    leaves["embeddings"].requires_grad_()
+    (slope_KBTE,) = torch.autograd.grad(dummies.losses(leaves).sum(), leaves["embeddings"])
+    moved_BT = slope_KBTE.abs().sum((0, 3)) > 0
+    assert moved_BT.tolist() == [
+        [False, *[True] * 6, False],
+        [False, *[True] * 3, False, False, False, False],
+    ]
+
+
+# What they need
+
+
+@pytest.mark.parametrize("attack", DUMMIES)
+def test_unknown_lengths_are_asked_for(attack: str, toy_model: ToyModel, from_disk: FromDisk) -> None:
+    model = toy_model("bert", task="classification")
+    sentences = ("the cat sat",) if attack == "idlg" else ("the cat sat", "a dog ran home")
+    shared, _ = from_disk(model, *sentences, know="batch-size")
+    with pytest.raises(InputError, match="--know lengths"):
+        run(attack, shared, model, **QUICK[attack])
+
+
+@pytest.mark.parametrize("attack", ["dlg", "tag", "cosine", "lamp"])
+def test_several_sentences_come_back_in_the_known_lengths(
+    attack: str, toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, secret = from_disk(model, "the cat sat on it", "a dog", know="lengths,batch-size")
+    _, recovery = run(attack, shared, model, **QUICK[attack])
+    assert [len(s.positions) for s in recovery.sentences] == [len(ids) for ids in secret.ids]
+
+
+@pytest.mark.parametrize("attack", DUMMIES)
+def test_known_labels_are_used(attack: str, toy_model: ToyModel, from_disk: FromDisk) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model, labels=(2,), know="labels,lengths,batch-size")
+    _, recovery = run(attack, shared, model, **{**QUICK[attack], "steps": 1})
+    assert recovery.sentences[0].label == 2
+    assert recovery.sentences[0].label_posterior == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("attack", DUMMIES)
+def test_only_the_word_embedding_is_not_enough_for_dummies(
+    attack: str, toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model, share="word_embeddings", know="labels,lengths")
+    with pytest.raises(InputError, match="word embedding"):
+        run(attack, shared, model, **QUICK[attack])
+
+
+def test_idlg_says_what_it_is_for(toy_model: ToyModel, from_disk: FromDisk) -> None:
+    shared, _ = from_disk(toy_model("gpt2", task="causal-lm"))
+    with pytest.raises(InputError, match="--attack dlg"):
+        run("idlg", shared, toy_model("gpt2", task="causal-lm"))
+    model = toy_model("bert", task="classification")
+    for know in ("lengths", "batch-size"):
+        shared, _ = from_disk(model, "the cat", "a dog", know=know)
+        with pytest.raises(InputError, match="one sentence"):
+            run("idlg", shared, model)
+
+
+def test_dlg_runs_with_adam_as_on_text(toy_model: ToyModel, from_disk: FromDisk) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model)
+    _, published = run("dlg", shared, model, steps=6)
+    _, on_text = run("dlg", shared, model, steps=6, optimizer="adam")
+    assert published.final_loss != on_text.final_loss
+    with pytest.raises(InputError, match="optimizer"):
+        ATTACKS.build("dlg", {"optimizer": "sgd"})
+
+
+@pytest.mark.parametrize("attack", DUMMIES)
+def test_a_time_limit_ends_an_attack_with_its_best(
+    attack: str, toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model)
+    _, recovery = run(attack, shared, model, time_limit=1e-3)
+    assert recovery.steps == 1
+    assert recovery.stop.name == "TIME"
+    assert recovery.sentences

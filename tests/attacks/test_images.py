@@ -1,0 +1,501 @@
+"""Pictures are recovered from a gradient that was read from disk, on the very loop and comparison that text uses."""
+
+import ast
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+import textleak.attacks.cosine
+import textleak.attacks.dummies.matched
+import textleak.matching
+from textleak import seeds
+from textleak.attacks import ATTACKS
+from textleak.attacks.dummies.moves import distance_of_places, moved
+from textleak.attacks.dummies.pictures import (
+    DummyPictures,
+    PictureSettings,
+    frame_distance,
+    numbers_determined,
+    total_variation,
+)
+from textleak.defenses import DEFENSES
+from textleak.errors import InputError
+from textleak.events import Phase, Progress, Recovery, Stop
+from textleak.exact.classes import class_counts, single_class
+from textleak.matching import LBFGS, Adam, SquaredL2, minimise, minimise_in_turns
+from textleak.models.loading.images import load_image_model
+from textleak.private.share import ImageSecret, share, share_images
+from textleak.scoring.pixels import score_pictures
+from textleak.shared.gradient import SharedGradient
+
+
+def model_of(name="lenet", size=12, num_labels=5, seed=0, **options):
+    return load_image_model(
+        name, size=size, num_labels=num_labels, device="cpu", weights_seed=seed, **options
+    )
+
+
+def pictures_of(model, count=1, seed=0):
+    spots = torch.rand(count, model.shape[0], 4, 4, generator=torch.Generator().manual_seed(seed))
+    return functional.interpolate(spots, model.shape[1:], mode="bilinear")
+
+
+def from_disk(folder: Path, model, pictures, labels=None, **options) -> tuple[SharedGradient, ImageSecret]:
+    shared, secret = share_images(model, pictures, labels, **options)
+    shared.save(folder / "gradient.safetensors")
+    return SharedGradient.load(folder / "gradient.safetensors"), secret
+
+
+def run(attack, shared, model, **options) -> tuple[list, Recovery]:
+    steps = ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(0, "attack"))
+    events = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            return events, end.value
+
+
+def scores_of(secret, recovery):
+    pictures = torch.tensor(recovery.image).permute(0, 3, 1, 2)
+    return score_pictures(secret.pictures_BCHW, secret.labels, pictures, recovery.labels)
+
+
+@pytest.mark.parametrize("attack", ["dlg", "idlg"])
+def test_a_picture_and_its_label_come_back_from_a_gradient_on_disk(tmp_path, attack):
+    model = model_of()
+    shared, secret = from_disk(tmp_path, model, pictures_of(model))
+    events, recovery = run(attack, shared, model)
+    assert recovery.stop is Stop.MATCHED
+    assert scores_of(secret, recovery).psnr >= 40
+    assert recovery.labels == secret.labels
+    assert recovery.sentences == ()
+    shown = [event for event in events if getattr(event, "image", ())]
+    assert len(shown[-1].image) == 1
+    assert shown[-1].labels == secret.labels
+
+
+def test_two_pictures_come_back_with_their_labels(tmp_path):
+    model = model_of(size=8)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model, 2), [1, 3])
+    _, recovery = run("dlg", shared, model, steps=3000)
+    scores = scores_of(secret, recovery)
+    assert min(one.psnr for one in scores.images) >= 30
+    assert all(one.label == one.recovered_label for one in scores.images)
+
+
+def test_one_picture_at_a_time_brings_the_gradients_nearer(tmp_path):
+    model = model_of(size=8)
+    shared, _ = from_disk(tmp_path, model, pictures_of(model, 2), [1, 3])
+    events, recovery = run("dlg", shared, model, steps=120, one_at_a_time=20)
+    losses = [event.loss for event in events if hasattr(event, "loss")]
+    assert recovery.steps == 120
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet20", 8), ("vit", 8)])
+def test_cosine_brings_the_gradients_nearer_and_keeps_values_in_their_range(tmp_path, name, size):
+    model = model_of(name, size)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model))
+    events, recovery = run("cosine", shared, model, steps=15, closed_form=False)
+    losses = [event.loss for event in events if hasattr(event, "loss")]
+    assert losses[-1] < losses[0]
+    values = torch.tensor(recovery.image)
+    assert 0 <= float(values.min()) <= float(values.max()) <= 1
+    assert recovery.labels == secret.labels
+
+
+def test_refinement_goes_on_where_the_published_steps_end_and_brings_the_gradients_nearer(tmp_path):
+    model = model_of("resnet20", 8)
+    shared, _ = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2])
+    options = {"restarts": 1, "steps": 60, "total_variation": 0, "moves": 0}
+    _, published = run("cosine", shared, model, **options, refinement=0)
+    events, refined = run("cosine", shared, model, **options, refinement=7 / 6)
+    assert refined.final_loss < published.final_loss
+    assert sorted(refined.labels) == sorted(published.labels)
+    steps = [event.total_steps for event in events if hasattr(event, "total_steps")]
+    assert steps == sorted(steps)
+    assert (published.steps, refined.steps, refined.evaluations) == (60, 130, 130)
+    phases = [event.name for event in events if isinstance(event, Phase)]
+    assert phases == ["labels", "continuous", *["refinement"] * 3]
+    values = torch.tensor(refined.image)
+    assert 0 <= float(values.min()) <= float(values.max()) <= 1
+
+
+def test_refinement_keeps_to_the_time_limit(tmp_path):
+    model = model_of("resnet20", 8)
+    shared, _ = from_disk(tmp_path, model, pictures_of(model))
+    events, recovery = run("cosine", shared, model, steps=10_000, time_limit=0.5)
+    assert recovery.stop is Stop.TIME
+    assert "refinement" not in [event.name for event in events if isinstance(event, Phase)]
+
+
+def test_four_candidates_go_on_and_half_of_them_survive_each_round_of_the_refinement(tmp_path):
+    model = model_of("resnet20", 8)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2])
+    events, recovery = run("cosine", shared, model, restarts=6, steps=12, moves=0, refinement=1)
+    compared = {event.phase: len(event.losses) for event in events if isinstance(event, Progress)}
+    assert compared == {"continuous": 6, "refinement": 1}
+    assert recovery.evaluations == 6 + 4 * 11 + 4 * 2 + 2 * 3 + 7
+    assert sorted(recovery.labels) == sorted(secret.labels)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_nearer(
+    tmp_path, monkeypatch, restarts
+):
+    model = model_of("resnet20", 16)
+    picture_1CHW = pictures_of(model)
+    shared, secret = from_disk(tmp_path, model, picture_1CHW)
+    misplaced_1CHW = moved(picture_1CHW, 0, 4)[4]
+    really = textleak.attacks.cosine.match_dummies
+
+    def match_dummies(*arguments, pictures, phase="continuous", **options):
+        if phase == "continuous":
+            pictures = dataclasses.replace(pictures, start_KBCHW=model.normalized(misplaced_1CHW)[None])
+            options["steps"] = 1
+        return (yield from really(*arguments, pictures=pictures, phase=phase, **options))
+
+    monkeypatch.setattr(textleak.attacks.cosine, "match_dummies", match_dummies)
+    options = {"restarts": restarts, "steps": 400, "refinement": 0}
+    _, stayed = run("cosine", shared, model, **options, moves=0)
+    events, recovery = run("cosine", shared, model, **options, moves=2)
+    assert recovery.final_loss < stayed.final_loss
+    assert scores_of(secret, recovery).psnr > scores_of(secret, stayed).psnr + 3
+    assert [event.name for event in events if isinstance(event, Phase)] == [
+        "labels",
+        "continuous",
+        *["moves"] * 2,
+    ]
+
+
+def test_only_pooled_places_with_strides_between_them_are_moved_by():
+    sides = {"resnet20": 4, "resnet20:strides=false": None, "lenet": None, "vit": None}
+    assert {name: distance_of_places(model_of(name, 16)) for name in sides} == sides
+    assert distance_of_places(model_of("resnet20", 4)) is None  # one place has all
+
+
+def test_moves_keep_the_batch_and_fill_what_they_uncover_with_the_border():
+    batch_BCHW = torch.arange(2 * 9.0).view(2, 1, 3, 3)
+    moved_MBCHW = moved(batch_BCHW, 1, 1)
+    assert moved_MBCHW.shape == (9, 2, 1, 3, 3)
+    assert torch.equal(moved_MBCHW[0], batch_BCHW)
+    assert torch.equal(moved_MBCHW[:, 0], batch_BCHW[0].expand(9, 1, 3, 3))
+    up_left = torch.tensor([[13.0, 14, 14], [16, 17, 17], [16, 17, 17]])
+    assert torch.equal(moved_MBCHW[1, 1, 0], up_left)
+    assert len({tuple(move.flatten().tolist()) for move in moved_MBCHW[:, 1]}) == 9
+
+
+def test_waves_are_kept_within_the_range_of_pictures():
+    model = model_of("resnet20", 8)
+    shared, _ = share_images(model, pictures_of(model), [2])
+    settings = PictureSettings(smooth=4.0, boxed=True)
+    dummies = DummyPictures(model=model, shared=shared, objective=SquaredL2(), settings=settings)
+    leaves = {"pixels 0": 3 * torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))}
+    once = dummies.project(leaves)
+    torch.testing.assert_close(dummies.project(once), once, atol=1e-5, rtol=1e-5)
+    logits = {"labels 0": torch.zeros(2, 5)}
+    shown = torch.tensor(dummies.shown({**once, **logits}, 0, coarse=False)["image"])
+    pixels = torch.tensor(dummies.shown({**leaves, **logits}, 0, coarse=False)["image"])  # cut off for show
+    torch.testing.assert_close(shown, pixels, atol=1e-5, rtol=1e-5)
+
+
+def test_every_attack_that_reads_pictures_takes_known_labels_and_several_candidates(tmp_path):
+    model = model_of(size=8)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model, 2), [4, 2], know="labels,batch-size")
+    for attack in ("dlg", "cosine", "tag"):
+        events, recovery = run(attack, shared, model, steps=6, restarts=3)
+        assert recovery.labels == secret.labels, attack
+        assert max(len(getattr(event, "losses", ())) for event in events) == 3
+    assert [name for name in ATTACKS if getattr(ATTACKS[name], "reads_pictures", False)] == [
+        "cosine",
+        "dlg",
+        "idlg",
+        "tag",
+    ]
+
+
+def test_the_best_candidate_is_chosen_by_its_own_distance(tmp_path):
+    model = model_of(size=8)
+    shared, _ = from_disk(tmp_path, model, pictures_of(model))
+    events, recovery = run("dlg", shared, model, steps=30, restarts=4)
+    last = events[-1]
+    assert last.loss == recovery.final_loss
+    assert last.loss <= min(loss for loss in last.losses) + 1e-9
+
+
+def test_a_stuck_candidate_begins_anew_and_the_best_is_kept():
+    # A valley without an end, which the optimizer falls into from the left; from the right it finds the minimum.
+    def valley(leaves):
+        x = leaves["x"]
+        values = torch.where(x < 0, 5 + x.exp(), (x - 3).square()).sum(1)
+        slopes = torch.where(x < 0, x.exp(), 2 * (x - 3))
+        return values, {"x": slopes}
+
+    begun = []
+
+    def again(k, generator):
+        begun.append(k)
+        return {"x": torch.full((1,), 1.0)}
+
+    *_, step = minimise(
+        valley,
+        {"x": torch.tensor([[-9.0]])},
+        Adam(learning_rate=0.1),
+        steps=400,
+        reinitialise=again,
+        patience=30,
+        tolerance=1e-3,
+    )
+    assert begun == [0]
+    assert float(step.best["x"]) == pytest.approx(3, abs=0.05)
+
+
+def test_projection_keeps_points_in_their_range():
+    def slope(leaves):
+        return leaves["x"].sum(1), {"x": torch.ones_like(leaves["x"])}
+
+    *_, step = minimise(
+        slope,
+        {"x": torch.rand(2, 3)},
+        Adam(learning_rate=0.3),
+        steps=30,
+        project=lambda leaves: {name: leaf.clamp(0, 1) for name, leaf in leaves.items()},
+    )
+    assert torch.equal(step.best["x"], torch.zeros(2, 3))
+
+
+def test_turns_minimize_all_leaves_and_never_lose_ground():
+    def bowl(leaves):
+        x, y = leaves["x"], leaves["y"]
+        values = (x - 1).square().sum(1) + (y + 2).square().sum(1) + (x * y).sum(1)
+        return values, {"x": 2 * (x - 1) + y, "y": 2 * (y + 2) + x}
+
+    leaves = {"x": torch.zeros(1, 2, dtype=torch.float64), "y": torch.zeros(1, 2, dtype=torch.float64)}
+    seen = list(minimise_in_turns(bowl, leaves, LBFGS(), steps=200, turns=[("x",), ("y",)], each=10))
+    both = list(minimise(bowl, leaves, LBFGS(), steps=200))
+    assert torch.allclose(seen[-1].best["x"], both[-1].best["x"], atol=1e-4)
+    assert torch.allclose(seen[-1].best["y"], both[-1].best["y"], atol=1e-4)
+    assert [step.step for step in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1].stop is not None
+
+
+def test_text_and_pictures_pass_through_the_same_loop_and_comparison(tmp_path, monkeypatch, toy_model):
+    called = []
+
+    def watched(objective_fn, leaves, optimiser, **options):
+        called.append(tuple(options["wrt"]))
+        return minimise(objective_fn, leaves, optimiser, **options)
+
+    monkeypatch.setattr(textleak.attacks.dummies.matched, "minimise", watched)
+    compared = []
+    original = textleak.matching.Matcher.value_and_gradient
+
+    def counted(self, *arguments):
+        compared.append(type(self))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(textleak.matching.Matcher, "value_and_gradient", counted)
+    images, text = model_of(size=8), toy_model("bert", task="classification")
+    run("dlg", from_disk(tmp_path, images, pictures_of(images))[0], images, steps=3)
+    after_pictures = len(compared)
+    run("dlg", share(text, ["the cat sat"])[0], text, steps=3)
+    assert called == [("pixels 0", "labels 0"), ("embeddings", "labels")]
+    assert 0 < after_pictures < len(compared)
+    assert set(compared) == {textleak.matching.Matcher}
+
+
+# What the engine may import beside the standard library, and its only names that sound like text: a layer of torch's.
+MAY_USE = ("torch", "textleak.matching", "textleak.errors", "textleak.numerics")
+A_LAYER = {"Embedding", "_is_plain_embedding", "embedding_rule"}
+TEXT_OR_PICTURES = re.compile(
+    "image|picture|pixel|token|sentence|text(?!manager)|embed|vocab|word_", re.IGNORECASE
+)
+
+
+def what_it_knows(source: str) -> set[str]:
+    """Imports of other rooms, and names that tell text from pictures, in a module's source."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = ["." * node.level + (node.module or "")]
+        for module in modules:
+            ours = any(module == room or module.startswith(f"{room}.") for room in MAY_USE)
+            if not ours and module.partition(".")[0] not in sys.stdlib_module_names:
+                found.add(module)
+        names = [getattr(node, field, None) for field in ("id", "attr", "name", "arg")]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            names.append(node.value)
+        if not isinstance(node, ast.alias):
+            found |= {n for n in names if isinstance(n, str) and TEXT_OR_PICTURES.search(n)} - A_LAYER
+    return found
+
+
+def test_the_engine_knows_neither_text_nor_pictures():
+    paths = sorted(Path(textleak.matching.__file__).parent.glob("*.py"))
+    assert len(paths) > 8
+    for path in paths:
+        assert what_it_knows(path.read_text()) == set(), path.name
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("import textleak.models", "textleak.models"),
+        ("import transformers as t", "transformers"),
+        ("from textleak.attacks.dummies.pictures import DummyPictures", "textleak.attacks.dummies.pictures"),
+        ("from ..models import text", "..models"),
+        ("def f(model):\n    return isinstance(model, ImageModel)", "ImageModel"),
+        ("def f(leaves):\n    return 'pixels' in leaves", "pixels"),
+        ("def f(model):\n    return model.max_tokens", "max_tokens"),
+    ],
+)
+def test_an_engine_that_knew_would_be_caught(source, caught):
+    assert caught in what_it_knows(source)
+    assert (
+        what_it_knows("import torch\nimport math\nfrom textleak.matching.rules import Call\nx = 'left'")
+        == set()
+    )
+
+
+def test_the_class_of_one_picture_and_the_classes_of_a_batch_are_read_off_the_head():
+    model = model_of("resnet20", 8, num_labels=10)
+    generator = torch.Generator().manual_seed(0)
+    for label in (0, 7):
+        shared, _ = share_images(model, pictures_of(model), [label])
+        assert single_class(shared, model, generator) == label
+    shared, _ = share_images(model, pictures_of(model, 4), [1, 1, 5, 8])
+    counts = class_counts(shared, model, 4, generator)
+    assert [counts[1], counts[5], counts[8]] == [2, 1, 1]
+
+
+def test_defended_gradients_are_attacked_to_the_end_of_the_steps(tmp_path):
+    model = model_of(size=8)
+    noise = DEFENSES.build("gaussian", {"sigma": 0.01})
+    shared, secret = from_disk(tmp_path, model, pictures_of(model), defenses=[noise])
+    _, recovery = run("dlg", shared, model, steps=60)
+    assert recovery.stop is Stop.STEPS
+    clean, _ = from_disk(tmp_path, model, pictures_of(model))
+    _, better = run("dlg", clean, model, steps=400)
+    assert scores_of(secret, better).psnr > scores_of(secret, recovery).psnr
+
+
+def test_known_statistics_of_batch_norms_are_compared_with_a_candidates_own(tmp_path):
+    model = model_of("resnet20:batch_norm=train,activation=sigmoid", 8, dtype="float64")
+    pictures = pictures_of(model, 2).double()
+    shared, _ = from_disk(tmp_path, model, pictures, [1, 3], know="batch-norm,batch-size,labels")
+    assert len(shared.known.batch_norm) == 21
+    labels = torch.tensor([[1, 3]])
+
+    def distance_of(shared, pictures, weight):
+        settings = PictureSettings(batch_norm=weight)
+        dummies = DummyPictures(
+            model=model, shared=shared, objective=SquaredL2(), settings=settings, labels_KB=labels
+        )
+        leaves = dummies.start(1, torch.Generator().manual_seed(0))
+        for b in range(2):
+            leaves[f"pixels {b}"] = model.normalized(pictures[None, b])
+        value, slopes = dummies.value_and_gradient(dummies.matcher, leaves)
+        return float(value) / dummies.matcher.target.squared_norm, slopes
+
+    assert distance_of(shared, pictures, 0.1)[0] <= 1e-9
+    brighter = pictures * 0.5 + 0.3
+    known, slopes = distance_of(shared, brighter, 0.1)
+    unknown, without = distance_of(shared, brighter, 0.0)
+    assert known > 1.1 * unknown
+    assert not torch.allclose(slopes["pixels 0"], without["pixels 0"])
+    untold, _ = from_disk(tmp_path, model, pictures, [1, 3])
+    assert untold.known.batch_norm is None
+    assert distance_of(untold, brighter, 0.1)[0] == pytest.approx(unknown)
+    with pytest.raises(InputError, match="no batch norm"):
+        share_images(model_of(), pictures_of(model_of()), know="batch-norm")
+    with pytest.raises(InputError, match="lengths"):  # pictures have none
+        share_images(model, pictures, know="lengths")
+
+
+@pytest.mark.parametrize("defense", ["prune", "topk"])
+def test_entries_that_were_set_to_0_are_not_compared(tmp_path, defense):
+    model = model_of(size=8)
+    hides = DEFENSES.build(defense, {"ratio": 0.3} if defense == "prune" else {"ratio": 0.7})
+    shared, secret = from_disk(tmp_path, model, pictures_of(model), defenses=[hides])
+    dummies = DummyPictures(
+        model=model, shared=shared, objective=SquaredL2(), settings=PictureSettings(), labels_KB=None
+    )
+    leaves = dummies.start(1, torch.Generator().manual_seed(0))
+    leaves["pixels 0"] = model.normalized(secret.pictures_BCHW[:1])
+    leaves["labels 0"] = 50.0 * functional.one_hot(torch.tensor(secret.labels), model.num_labels)
+    distance, _ = dummies.value_and_gradient(dummies.matcher, leaves)
+    assert (
+        float(distance) <= 1e-5 * dummies.matcher.target.squared_norm
+    )  # the true picture's own entries, all of them
+    _, recovery = run("dlg", shared, model)
+    assert recovery.stop is Stop.MATCHED
+    assert scores_of(secret, recovery).psnr >= 35
+
+
+def test_lenets_gradient_determines_8136_numbers_and_768_a_picture():
+    model = load_image_model("lenet", device="cpu")
+    for batch in (1, 2, 4):
+        assert numbers_determined(model, model.parameters, batch) == 8136 + 768 * batch
+    assert numbers_determined(model, ["fc.weight"], 2) == 2 * 768
+
+
+def test_waves_stand_for_the_same_pictures_as_pixels():
+    model = model_of(size=6, dtype="float64")
+    shared, _ = share_images(model, pictures_of(model).double(), [2])
+    settings = PictureSettings(smooth=2.0)
+    dummies = DummyPictures(model=model, shared=shared, objective=SquaredL2(), settings=settings)
+    leaves = dummies.start(1, None)
+    leaves["pixels 0"] = torch.zeros_like(leaves["pixels 0"])
+    flat = torch.tensor(dummies.shown(leaves, 0, coarse=False)["image"])
+    assert torch.allclose(flat, torch.full_like(flat, 0.5))
+    leaves["pixels 0"][0, 0, 0, 0] = 0.6  # the constant wave of the first channel, of 6 x 6 pixels
+    brighter = torch.tensor(dummies.shown(leaves, 0, coarse=False)["image"])[0]
+    assert torch.allclose(brighter[..., 0], torch.full((6, 6), 0.6))
+    assert torch.allclose(brighter[..., 1:], torch.full((6, 6, 2), 0.5))
+
+
+def test_total_variation_is_the_mean_difference_of_neighbors():
+    stripes = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 1, 4, 4)
+    assert total_variation(stripes).tolist() == [1.0]
+    assert total_variation(torch.full((2, 3, 4, 4), 0.7)).tolist() == [0.0, 0.0]
+
+
+def test_the_slope_of_what_cosine_minimizes_is_its_derivative():
+    model = model_of("lenet", 6, dtype="float64")
+    shared, _ = share_images(model, pictures_of(model).double(), [2])
+    settings = PictureSettings(total_variation=0.3)
+    dummies = DummyPictures(model=model, shared=shared, objective=SquaredL2(), settings=settings)
+    leaves = dummies.start(1, torch.Generator().manual_seed(0))
+    value, slopes = dummies.value_and_gradient(dummies.matcher, leaves)
+    for name in dummies.free:
+        direction = torch.randn(leaves[name].shape, generator=torch.Generator().manual_seed(1)).double()
+        moved = {**leaves, name: leaves[name] + 1e-6 * direction}
+        changed, _ = dummies.value_and_gradient(dummies.matcher, moved)
+        expected = float((slopes[name] * direction).sum())
+        assert float(changed - value) / 1e-6 == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_a_long_run_shows_some_hundred_pictures_at_most():
+    shown = [step for step in range(1, 24001) if step == 1 or step % frame_distance(step) == 0]
+    assert shown[:5] == [1, 10, 20, 30, 40]
+    assert len(shown) < 200
+
+
+def test_pictures_of_another_size_or_without_a_label_each_are_refused():
+    model = model_of(size=8)
+    with pytest.raises(InputError, match="can't be shared"):
+        share_images(model, torch.rand(1, 3, 9, 9))
+    with pytest.raises(InputError, match="2 labels for 1"):
+        share_images(model, pictures_of(model), [1, 2])
+    with pytest.raises(InputError, match="out of range"):
+        share_images(model, pictures_of(model), [5])

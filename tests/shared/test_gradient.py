@@ -1,0 +1,181 @@
+"""Shared gradients on disk: read back as they were, and refused when something is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import ToyModel
+from textleak.defenses import DEFENSES
+from textleak.errors import InputError
+from textleak.private.share import share
+from textleak.shared.gradient import PublicModel, SharedGradient, SideInformation
+
+PUBLIC = PublicModel(
+    name="toy",
+    task="classification",
+    weights="random",
+    weights_seed=3,
+    num_labels=2,
+    dtype="float32",
+    fingerprint="0123",
+)
+
+
+def small(**values: torch.Tensor) -> SharedGradient:
+    gradients = {"layer.weight": torch.randn(3, 4), "layer.bias": torch.randn(3)}
+    return SharedGradient(gradients={**gradients, **values}, model=PUBLIC, share="all")
+
+
+def parameters(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_what_is_saved_is_read_back(dtype: str, toy_model: ToyModel, tmp_path: Path) -> None:
+    model = toy_model("bert", task="classification", dtype=dtype)
+    shared, _ = share(
+        model,
+        ["the cat sat", "a dog"],
+        share="no-embeddings",
+        know="lengths,labels",
+        defenses=[DEFENSES.build("gaussian", {"sigma": 0.01})],
+    )
+    shared.save(tmp_path / "gradient.safetensors")
+    read = SharedGradient.load(tmp_path / "gradient.safetensors")
+    assert read.gradients.keys() == shared.gradients.keys()
+    for name, gradient in shared.gradients.items():
+        assert read.gradients[name].dtype == gradient.dtype == getattr(torch, dtype)
+        assert torch.equal(read.gradients[name], gradient)
+    assert (read.model, read.share, read.known, read.defenses) == (
+        shared.model,
+        shared.share,
+        shared.known,
+        shared.defenses,
+    )
+    assert read.noise_sigma == pytest.approx(0.01)
+    assert [path.name for path in tmp_path.iterdir()] == ["gradient.safetensors"]
+    read.validate(model.parameters)
+
+
+def test_a_gradient_that_is_a_view_is_written_whole(tmp_path: Path) -> None:
+    wide = torch.randn(4, 6)
+    shared = small(**{"layer.view": wide.T[:, ::2]})
+    shared.save(tmp_path / "view")
+    assert torch.equal(SharedGradient.load(tmp_path / "view").gradients["layer.view"], wide.T[:, ::2])
+
+
+@pytest.mark.parametrize("kept", [0, 5, 200, -1])
+def test_a_truncated_file_is_refused(kept: int, tmp_path: Path) -> None:
+    file = tmp_path / "gradient"
+    small().save(file)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(InputError, match="not a readable safetensors file") as told:
+        SharedGradient.load(file)
+    assert "truncated" in str(told.value)
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_is_never_opened(how: str, tmp_path: Path) -> None:
+    file, mark = tmp_path / "gradient.safetensors", tmp_path / "mark"
+    if how == "pickle":
+        file.write_bytes(pickle.dumps(Trap(mark)))
+    else:
+        torch.save({"layer.weight": Trap(mark)}, file)
+    with pytest.raises(InputError, match="pickle, which is never opened"):
+        SharedGradient.load(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_is_named(value: float, tmp_path: Path) -> None:
+    shared = small()
+    shared.gradients["layer.bias"][1] = value
+    shared.save(tmp_path / "gradient")
+    with pytest.raises(InputError, match=r"layer\.bias in .* is not finite"):
+        SharedGradient.load(tmp_path / "gradient")
+
+
+def test_safetensors_without_our_metadata_are_refused(tmp_path: Path) -> None:
+    save_file({"layer.weight": torch.zeros(3)}, tmp_path / "plain")
+    with pytest.raises(InputError, match="no textleak metadata"):
+        SharedGradient.load(tmp_path / "plain")
+    save_file({"layer.weight": torch.zeros(3)}, tmp_path / "future", {"textleak": "99"})
+    with pytest.raises(InputError, match="no textleak metadata of version 1"):
+        SharedGradient.load(tmp_path / "future")
+
+
+@pytest.mark.parametrize("broken", [{}, {"model": "[]"}, {"known": "{"}, {"defenses": '[{"name": 3}]'}])
+def test_damaged_metadata_are_refused(broken: dict[str, str], tmp_path: Path) -> None:
+    whole = {
+        "textleak": "1",
+        "model": json.dumps(PUBLIC.__dict__),
+        "share": "all",
+        "known": "{}",
+        "defenses": "[]",
+    }
+    header = {**whole, **broken} if broken else {"textleak": "1"}
+    save_file({"layer.weight": torch.zeros(3)}, tmp_path / "gradient", header)
+    with pytest.raises(InputError, match=r"metadata .* damaged"):
+        SharedGradient.load(tmp_path / "gradient")
+
+
+def test_no_file_and_no_place_for_one_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no gradient file"):
+        SharedGradient.load(tmp_path / "absent")
+    with pytest.raises(InputError, match="no gradient file"):
+        SharedGradient.load(tmp_path)
+    with pytest.raises(InputError, match="--out"):
+        small().save(tmp_path / "no" / "such" / "folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gradient_of_another_model_names_what_does_not_fit(toy_model: ToyModel) -> None:
+    shared, _ = share(toy_model("bert", task="classification"), ["the cat sat"])
+    shared.validate(toy_model("bert", task="classification", seed=9).parameters)
+    with pytest.raises(InputError, match="parameter"):
+        shared.validate(toy_model("distilbert", task="classification").parameters)
+    with pytest.raises(InputError, match=r"classifier.* has shape \(3"):
+        shared.validate(toy_model("bert", task="classification", num_labels=2).parameters)
+
+
+def test_names_shapes_and_types_are_checked() -> None:
+    fitting = parameters(**{"layer.weight": (3, 4), "layer.bias": (3,)})
+    small().validate(fitting)
+    with pytest.raises(InputError, match=r"layer\.weight"):
+        small().validate(parameters(**{"layer.weights": (3, 4), "layer.bias": (3,)}))
+    with pytest.raises(InputError, match=r"shape \(3, 4\).*\(4, 3\)"):
+        small().validate(parameters(**{"layer.weight": (4, 3), "layer.bias": (3,)}))
+    with pytest.raises(InputError, match="int64"):
+        small(**{"layer.bias": torch.zeros(3, dtype=torch.long)}).validate(fitting)
+    with pytest.raises(InputError, match="empty"):
+        SharedGradient(gradients={}, model=PUBLIC, share="all").validate(fitting)
+
+
+def test_the_norm_is_over_all_tensors() -> None:
+    shared = SharedGradient(
+        gradients={"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}, model=PUBLIC, share="all"
+    )
+    assert shared.norm() == pytest.approx(5.0)
+
+
+def test_side_information_defaults_to_what_a_server_sees_anyway() -> None:
+    assert SideInformation.parse(None, batch_size=1) == {"batch-size", "lengths"}
+    assert SideInformation.parse(None, batch_size=2) == {"batch-size"}
+    assert SideInformation.parse(" lengths , labels", batch_size=2) == {"lengths", "labels"}
+    assert SideInformation.parse("nothing", batch_size=1) == set()

@@ -1,0 +1,575 @@
+"""What the app draws: every pane, at every size, of every state; and what can be done from it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from textual.command import CommandPalette
+from textual.pilot import Pilot
+from textual.widgets import ContentSwitcher, Footer, Static
+from textual.widgets._footer import FooterKey
+
+from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
+from textleak.view import ViewState
+from textleak_tui import fields
+from textleak_tui.app import PLACES, TextleakApp, build_app
+from textleak_tui.fields import Catalog
+from textleak_tui.palette import commands
+from textleak_tui.screens.help import HelpScreen
+from textleak_tui.screens.run import RunScreen
+from textleak_tui.widgets import RunView
+from textleak_tui.widgets.candidates import CandidateList
+from textleak_tui.widgets.curves import braille
+from textleak_tui.widgets.run_view import answer
+
+SIZES = [(160, 48), (100, 30), (80, 24), (60, 16), (50, 12)]
+GOLDEN = Path(__file__).parent / "golden"
+WORDS = "the meeting was moved to friday morning".split()  # noqa: SIM905
+Scene = Callable[[TextleakApp, RunView, Pilot[None]], Awaitable[None]]
+
+
+def sentence(*words: str, label: int | None = 1) -> Sentence:
+    positions = [Position(position=0, id=1, text="[CLS]", special=True, confidence=1.0)]
+    for at, word in enumerate(words, start=1):
+        candidates = (TokenGuess(id=7, text="plan", score=0.25), TokenGuess(id=8, text="day", score=0.125))
+        identity = 100 + sum(map(ord, word)) if word else -1
+        positions.append(
+            Position(
+                position=at, id=identity, text=word, confidence=0.5, channel="matching", candidates=candidates
+            )
+        )
+    positions.append(Position(position=len(words) + 1, id=2, text="[SEP]", special=True, confidence=1.0))
+    return Sentence(
+        positions=tuple(positions), text=" ".join(words), label=label, label_posterior=(0.25, 0.75)
+    )
+
+
+def progress(step: int, *sentences: Sentence, losses: tuple[float, ...] = (0.5, 0.25, 1.0)) -> Progress:
+    return Progress(
+        phase="continuous",
+        step=step,
+        steps=40,
+        loss=min(losses) / (step + 1),
+        losses=losses,
+        candidate=losses.index(min(losses)),
+        evaluations=3 * step,
+        total_steps=step,
+        sentences=sentences,
+    )
+
+
+SETTINGS = {
+    "attack": "match",
+    "model": "bert-tiny",
+    "weights": "random",
+    "batch_size": 1,
+    "tokens": 9,
+    "tokens_per_hidden": 0.07,
+    "share": "all",
+    "seed": 0,
+    "device": "cpu",
+}
+RESULT = {
+    "token_match_rate": 1.0,
+    "verified": True,
+    "channel": "span",
+    "sentences": [{"token_match_rate": 1.0, "tokens": 7}],
+}
+
+
+def state(*events: Event, truth: tuple[Sentence, ...] = (sentence(*WORDS),)) -> ViewState:
+    before: list[Event] = [Truth(sentences=truth), Phase(name="labels"), Phase(name="continuous")]
+    found = ViewState(settings=SETTINGS)
+    for number, event in enumerate([*before, *events]):
+        found = found.add(event, 0.5 * number)
+    return found
+
+
+HALF_WAY = state(
+    progress(0, sentence(*["plan"] * 7)),
+    progress(1, sentence("the", "plan", "was", "", "friday", "to", "plan")),
+)
+VERIFIED = state(progress(0, sentence(*WORDS)), Finished(outcome="done", result=RESULT))
+
+
+def shown(scene: Scene, size: tuple[int, int] = (120, 40), first: ViewState = HALF_WAY) -> TextleakApp:
+    """Plays a scene on a run screen that shows a state; no process runs."""
+    app = build_app()
+
+    async def drive() -> None:
+        async with app.run_test(size=size) as pilot:
+            await pilot.pause()
+            screen = app.screen
+            assert isinstance(screen, RunScreen)
+            screen.query_one(ContentSwitcher).current = "live"
+            screen.view.show(first, flash=False)
+            await pilot.pause()
+            screen.view.show(first, flash=False)
+            screen.view.tokens.focus_tokens()
+            await pilot.pause()
+            await scene(app, screen.view, pilot)
+
+    asyncio.run(drive())
+    return app
+
+
+def picture(app: TextleakApp) -> str:
+    """The letters on the screen, a line a line."""
+    lines = []
+    for strip in app.screen._compositor.render_strips():
+        lines.append("".join(segment.text for segment in strip))
+    return "\n".join(lines)
+
+
+def line_of(app: TextleakApp, words: str) -> str:
+    return next(line for line in picture(app).splitlines() if words in line)
+
+
+def statuses(view: RunView) -> list[str]:
+    return [cell.status for cell in view.tokens._bands.sentences[0]]
+
+
+@pytest.fixture(autouse=True)
+def _no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process lists the attacks: these tests look at one state."""
+
+    async def nothing() -> Catalog:
+        return Catalog()
+
+    monkeypatch.setattr(fields, "list_catalog", nothing)
+
+
+# The token grid
+
+
+def test_each_token_has_its_state_as_a_sign_not_by_color_alone() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert statuses(view) == [
+            *("special", "right", "wrong", "right", "open", "elsewhere", "elsewhere", "wrong", "special")
+        ]
+        row = line_of(app, "✓the")
+        assert re.search(r"·\[CLS\] +✓the +✗plan +✓was +\? +~friday +~to +✗plan +·\[SEP\]", row)
+        assert "2 of 7 right · label 1" in picture(app)
+        # Below each token its confidence, below that the next candidates.
+        lines = picture(app).splitlines()
+        at = next(number for number, line in enumerate(lines) if "✓the" in line)
+        assert "━" in lines[at + 1]
+        assert lines[at + 2].count("plan") == 7
+        assert lines[at + 3].count("day") == 7
+
+    shown(scene)
+
+
+def test_the_truth_is_hidden_until_asked_for_and_blind_hides_every_comparison() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "morning" not in picture(app)
+        view.show(HALF_WAY, truth=True)
+        await pilot.pause()
+        assert "morning" in picture(app)
+        view.show(HALF_WAY, truth=True, blind=True)
+        await pilot.pause()
+        seen = picture(app)
+        assert "morning" not in seen
+        assert "match rate" not in seen
+        assert "right" not in seen
+        assert set(statuses(view)) == {"special", "unknown", "open"}
+
+    shown(scene)
+
+
+def test_arrow_keys_and_clicks_pick_a_position_and_it_is_told_in_words() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        await pilot.press("right", "right")
+        told = line_of(app, "position 3")
+        assert "✗ plan" in told
+        assert "not in the sentence" in told
+        assert "confidence 0.50 by matching" in told
+        assert "next: plan 0.25, day 0.12" in told
+        await pilot.press("end")
+        assert "position 9" in picture(app)
+        row = next(y for y, line in enumerate(picture(app).splitlines()) if "✓the" in line)
+        column = picture(app).splitlines()[row].index("~friday")
+        await pilot.click(offset=(column + 1, row))
+        assert "position 6  ~ friday  in the sentence, not here" in picture(app)
+
+    shown(scene)
+
+
+def test_a_token_that_changes_lights_up_for_a_moment() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        bands = view.tokens._bands
+        assert not bands._flashing
+        view.show(state(progress(2, sentence("the", "meeting", "was", "", "friday", "to", "plan"))))
+        assert bands._flashing == {(0, 2)}
+        await pilot.pause(0.6)
+        assert not bands._flashing
+
+    shown(scene)
+
+
+def long_state(count: int) -> ViewState:
+    words = [f"word{number}" for number in range(count - 2)]
+    return state(progress(0, sentence(*words)), truth=(sentence(*words),))
+
+
+def test_a_long_sentence_scrolls_and_says_what_is_in_view() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        subtitle = str(view.tokens.border_subtitle)
+        found = re.fullmatch(r"tokens 1–(\d+) of 512", subtitle)
+        assert found
+        assert 20 < int(found[1]) < 512
+        await pilot.press("end")
+        await pilot.pause()
+        assert str(view.tokens.border_subtitle).endswith("–512 of 512")
+        assert "word509" in picture(app)
+        await pilot.press("home")
+        await pilot.pause()
+        assert str(view.tokens.border_subtitle) == subtitle
+
+    shown(scene, first=long_state(512))
+
+
+def test_512_tokens_are_drawn_as_quickly_as_a_frame_allows() -> None:
+    """Twelve frames a second leave 83 ms each; this bound is loose, for a machine with other work."""
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        other = long_state(512)
+        assert other.progress is not None
+        moved = [sentence(*[f"word{(n + k) % 510}" for n in range(510)]) for k in range(3)]
+        states = [state(progress(1, one), truth=other.truth) for one in moved]
+        best = float("inf")
+        for one in states:
+            began = time.perf_counter()
+            view.show(one)
+            await pilot.pause()
+            best = min(best, time.perf_counter() - began)
+        assert best < 0.25
+
+    shown(scene, first=long_state(512))
+
+
+SCRIPTS = {
+    "right-to-left": ["שלום", "לכולם", "مرحبا"],
+    "wide": ["日本語", "テスト", "한국어"],
+    "emoji": ["👩‍👩‍👧", "🎉", "é́"],
+    "byte-level": ["Ġthe", "▁was", "Ċ"],
+    "control": ["\x1b[31m", "\t", "\x00"],
+    "long": ["a" * 60, "b", ""],
+}
+
+
+@pytest.mark.parametrize("size", [(120, 40), (60, 16)])
+def test_tokens_of_every_script_keep_their_columns(size: tuple[int, int]) -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        for script, words in SCRIPTS.items():
+            view.forget()
+            view.show(state(progress(0, sentence(*words)), truth=(sentence(*words),)), truth=True)
+            await pilot.pause(0.1)
+            seen = picture(app)
+            assert {cell_len(line) for line in seen.splitlines()} == {size[0]}, script
+            assert not {"\x1b", "\x00", "\t"} & set(seen)
+
+    shown(scene, size)
+
+
+def test_a_batch_has_a_block_a_sentence() -> None:
+    first, second = sentence("the", "cat"), sentence("a", "dog", "ran", label=0)
+    batch = state(
+        progress(0, sentence("a", "dog", "ran", label=0), sentence("the", "dog")), truth=(first, second)
+    )
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        seen = picture(app)
+        assert "text 1 of 2 · 3 of 3 right · label 0" in seen
+        assert "text 2 of 2 · 1 of 2 right · label 1" in seen
+        await pilot.press("down")
+        assert "text 2 of 2, tokens 1–4 of 4" in str(view.tokens.border_subtitle)
+
+    shown(scene, first=batch)
+
+
+# The other panes
+
+
+def test_phases_are_a_timeline_with_their_times() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "✓ labels 0.5 s ─ ● continuous 1.0 s" in picture(app)
+        view.show(VERIFIED)
+        await pilot.pause()
+        assert "✓ continuous" in picture(app)
+
+    shown(scene)
+
+
+def test_candidates_are_ranked_and_another_one_can_be_followed() -> None:
+    others = tuple(
+        (tuple((9, word) for word in ("[CLS]", *[name] * 7, "[SEP]")),) for name in ("one", "two", "three")
+    )
+    told = state(dataclasses.replace(progress(1, sentence(*WORDS)), others=others))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert view.candidates.ranked == [1, 0, 2]
+        rows = [line for line in picture(app).splitlines() if re.search(r"#\d", line)]
+        assert ["▶  1  #2" in rows[0], "2  #1" in rows[1], "3  #3" in rows[2]] == [True] * 3
+        await pilot.press("tab")
+        assert isinstance(app.focused, CandidateList)
+        await pilot.press("down", "down", "enter")
+        await pilot.pause()
+        assert view.candidates.followed == 2
+        assert [cell.word for cell in view.tokens._bands.sentences[0]][1] == "three"
+        assert "candidate #3" in picture(app)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert [cell.word for cell in view.tokens._bands.sentences[0]][1] == "the"
+        await pilot.click(CandidateList, offset=(6, 2))
+        await pilot.pause()
+        assert view.candidates.followed == 0
+
+    shown(scene, first=told)
+
+
+def test_a_diverged_candidate_is_last_and_says_so() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert view.candidates.ranked == [1, 0, 2]
+        assert "diverged" in picture(app)
+
+    shown(scene, first=state(progress(1, sentence(*WORDS), losses=(0.5, 0.25, float("inf")))))
+
+
+def test_the_label_is_shown_with_its_probability_and_judged_unless_blind() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "▶ 1  ━━━━━━╌╌ 0.75" in picture(app)
+        assert "✓ right" in picture(app)
+        view.show(HALF_WAY, blind=True)
+        await pilot.pause()
+        assert "✓ right" not in picture(app)
+
+    shown(scene)
+
+
+def test_a_falling_curve_falls_and_a_flat_one_is_flat() -> None:
+    falling = braille([3.0, 2.0, 1.0, 0.0], 0.0, 3.0, 4, 3)
+    assert [len(line) for line in falling] == [4, 4, 4]
+    assert falling[0][0] != "⠀"
+    assert falling[2][-1] != "⠀"
+    assert falling[2][0] == "⠀"
+    (flat,) = braille([1.0] * 9, 0.0, 1.0, 5, 1)
+    assert flat == "⠉" * 5
+
+
+def test_the_answer_has_number_channel_and_certificate() -> None:
+    told = answer(RESULT).plain
+    assert told.startswith("All of the text leaked through the span of a layer's gradient: 7 of 7 tokens")
+    assert "match rate 1.00" in told
+    assert "✓ verified" in told
+    assert "can't be verified" in answer({**RESULT, "verified": None}).plain
+    assert "✗ not verified" in answer({**RESULT, "verified": False}).plain
+    assert "match rate" not in answer(RESULT, blind=True).plain
+    assert len(answer(RESULT, short=True).plain) < 100
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("end", [False, True], ids=["half-way", "verified"])
+def test_at_every_size_the_tokens_are_seen_and_nothing_runs_out_of_the_screen(
+    size: tuple[int, int], end: bool
+) -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        seen = picture(app)
+        assert "✓the" in seen
+        assert "loss" in seen
+        if end:
+            assert "All of the text leaked" in seen
+        for pane in (view.tokens, view.curves, view.candidates, view.labels, view.status, view.answer):
+            if pane.display and all(
+                above.display for above in pane.ancestors_with_self if hasattr(above, "display")
+            ):
+                assert pane.region.bottom <= size[1] - 1, pane
+                assert pane.region.right <= size[0], pane
+
+    shown(scene, size, VERIFIED if end else HALF_WAY)
+
+
+def test_with_room_nothing_is_hidden_and_below_100_by_30_panes_fold() -> None:
+    async def roomy(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert not view.hidden.display
+        assert view.curves.display
+        assert view.candidates.display
+        assert view.labels.display
+
+    async def folded(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "hidden: candidates, labels (v shows the next)" in picture(app)
+        await pilot.press("v")
+        await pilot.pause()
+        assert view.candidates.display
+        assert not view.curves.display
+        assert "hidden: curves, labels" in picture(app)
+
+    shown(roomy, (100, 30))
+    shown(folded, (99, 30))
+    shown(folded, (100, 29))
+
+
+def test_below_60_by_16_there_is_one_pane_and_a_line_says_which_are_hidden() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "hidden: phases, curves, candidates, labels" in picture(app)
+        for pane in (view.curves, view.candidates, view.labels, view.tokens):
+            await pilot.press("v")
+            await pilot.pause()
+            panes = (view.tokens, view.curves, view.candidates, view.labels)
+            assert [one for one in panes if one.display] == [pane]
+            assert pane.region.height >= 3
+
+    shown(scene, (80, 15))
+
+
+def test_the_panes_follow_the_terminal_when_it_changes_its_size() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        for size in ((60, 16), (160, 48), (50, 12), (100, 30)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            assert "✓the" in picture(app)
+        assert not view.hidden.display
+
+    shown(scene)
+
+
+DRAWN_BY = f"<!-- textual {version('textual')}, rich {version('rich')} -->"
+
+
+@pytest.mark.parametrize("size", [(160, 48), (80, 24), (60, 16)])
+def test_the_screen_is_drawn_as_it_was(size: tuple[int, int]) -> None:
+    """TEXTLEAK_GOLDEN=1 writes the pictures anew; look at them before you commit them."""
+    path = GOLDEN / f"run-{size[0]}x{size[1]}.svg"
+    writing = os.environ.get("TEXTLEAK_GOLDEN") == "1"
+    first = "" if writing else path.read_text("utf-8").partition("\n")[0]
+    if not writing and first != DRAWN_BY:
+        pytest.skip(f"{path.name} was drawn by {first}, here is {DRAWN_BY}: letters are tested above")
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        await pilot.pause(0.6)
+        drawn = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="textleak"))
+        if writing:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{DRAWN_BY}\n{drawn}", "utf-8")
+        assert path.read_text("utf-8") == f"{DRAWN_BY}\n{drawn}"
+
+    shown(scene, size)
+
+
+# What can be done
+
+
+def footer(app: TextleakApp) -> list[str]:
+    return [key.description for key in app.screen.query_one(Footer).query(FooterKey)]
+
+
+def test_the_footer_has_at_most_seven_keys() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert len(footer(app)) <= 7
+        await pilot.press("n")
+        await pilot.pause()
+        assert footer(app)[:2] == ["Start", "Copy command"]
+        assert len(footer(app)) <= 7
+
+    shown(scene)
+
+
+def test_everything_is_in_the_palette_with_a_plain_sentence() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        found = {command.title: command.words for command in commands(app.screen)}
+        assert {"Truth", "Blind", "New run", "Dark or light", "Save picture", "Help", "Quit"} <= set(found)
+        assert {place.title for place in PLACES} <= set(found)
+        # The app's own words; Textual's for the palette itself are shorter.
+        short = [words for words in found.values() if len(words.split()) < 4 or words[-1] not in ".e"]
+        assert not short
+        await pilot.press("ctrl+p")
+        await pilot.pause(0.3)
+        assert isinstance(app.screen, CommandPalette)
+        await pilot.press(*"attacker", "enter")
+        await pilot.pause(0.5)
+        if isinstance(app.screen, CommandPalette):
+            await pilot.press("enter")
+            await pilot.pause(0.3)
+        assert app.blind
+
+    shown(scene)
+
+
+def test_help_tells_what_the_signs_mean() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert isinstance(app.screen, HelpScreen)
+        seen = picture(app)
+        assert "✓  the right token at its place" in seen
+        assert "Show only what an attacker would see" in seen
+        await pilot.press("escape")
+        await pilot.press("f1")
+        assert isinstance(app.screen, HelpScreen)
+
+    shown(scene)
+
+
+def test_keys_and_clicks_go_to_every_place() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        for place in PLACES:
+            await pilot.press(place.key)
+            assert app.current_mode == place.name
+        tabs = list(app.screen.query(".place").results(Static))
+        await pilot.click(tabs[0], offset=(3, 0))
+        await pilot.pause()
+        assert app.current_mode == "run"
+
+    shown(scene)
+
+
+def test_the_theme_changes_and_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        dark = app.export_screenshot()
+        await pilot.press("f8")
+        await pilot.pause()
+        assert app.export_screenshot() != dark
+        assert app.current_theme.dark is False
+        # Nothing is written in the color of what it stands on.
+        for strip in app.screen._compositor.render_strips():
+            for segment in strip:
+                if segment.text.strip() and segment.style and segment.style.color and segment.style.bgcolor:
+                    ink, paper = segment.style.color.triplet, segment.style.bgcolor.triplet
+                    assert ink is not None
+                    assert paper is not None
+                    if "▔" not in segment.text:
+                        assert max(abs(a - b) for a, b in zip(ink, paper, strict=True)) > 40, segment
+
+    shown(scene)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def gray(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert app.no_color
+        strips = app.screen._compositor.render_strips()
+        drawn = [
+            app.ansi_theme and strip.apply_filter(app._filters[-1], app.screen.styles.background)
+            for strip in strips
+        ]
+        colors = {
+            triplet
+            for strip in drawn
+            for segment in strip
+            if segment.style and segment.style.color and (triplet := segment.style.color.triplet)
+        }
+        assert colors
+        assert all(triplet.red == triplet.green == triplet.blue for triplet in colors)
+        assert "✓the" in picture(app)
+
+    shown(gray)

@@ -1,0 +1,562 @@
+"""The run screen: its form, the attack's process, and every way in which that can end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Static
+
+from tests.tui_speed import start_run
+from textleak.errors import InputError
+from textleak.runs import read_run
+from textleak.settings import load_run_config
+from textleak_tui import fields, settings
+from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.child import Child
+from textleak_tui.fields import FIELDS, Catalog, command_line
+from textleak_tui.screens.help import HelpScreen
+from textleak_tui.screens.replay import ReplayScreen
+from textleak_tui.screens.run import RunScreen
+
+CATALOG = Catalog.from_json(
+    {
+        "attacks": [
+            {
+                "name": "match",
+                "summary": "Ours.",
+                "options": [{"name": "steps", "type": "int", "default": 40}],
+            },
+            {"name": "tag", "summary": "TAG.", "options": []},
+            {"name": "dlg", "summary": "DLG.", "options": [], "pictures": True},
+        ],
+        "defenses": [
+            {
+                "name": "gaussian",
+                "summary": "Noise.",
+                "options": [{"name": "sigma", "type": "float", "default": 0.01}],
+            }
+        ],
+    }
+)
+Scene = Callable[[TextleakApp, RunScreen, Pilot[None]], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tui")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TextleakApp]:
+    """Plays a scene in an app whose runs lie in a folder of their own; names come from `CATALOG`."""
+
+    async def listed() -> Catalog:
+        return CATALOG
+
+    monkeypatch.setattr(fields, "list_catalog", listed)
+
+    def run(scene: Scene, size: tuple[int, int] = (120, 40)) -> TextleakApp:
+        app = build_app(root=tmp_path / "runs", settings_path=tmp_path / "tui.json")
+
+        async def drive() -> None:
+            async with app.run_test(size=size) as pilot:
+                await pilot.pause()
+                assert isinstance(app.screen, RunScreen)
+                await scene(app, app.screen, pilot)
+
+        asyncio.run(drive())
+        return app
+
+    return run
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 40.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to pass"
+        await pilot.pause(0.03)
+
+
+def choose(screen: RunScreen, **values: str) -> None:
+    for name, value in values.items():
+        screen.form.rows[name].box.input.value = value
+
+
+def words(widget: Static) -> str:
+    return str(widget.content)
+
+
+# The form
+
+
+def test_the_command_line_says_what_the_form_says_and_nothing_that_is_a_default() -> None:
+    defaults = {field.name: field.default for field in FIELDS}
+    assert command_line(["it's a plan"], defaults) == """textleak run --sentence 'it'"'"'s a plan'"""
+    chosen = {**defaults, "model": "gpt2", "defenses": "gaussian:sigma=1e-3 sign", "steps": "20"}
+    line = command_line(["one", "two"], chosen)
+    given = (
+        "--model gpt2 --defense gaussian:sigma=1e-3 --defense sign --steps 20 --sentence one --sentence two"
+    )
+    assert " ".join(shlex.split(line)[2:]) == given
+
+
+def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line_has() -> None:
+    """Each field's default and one more value go through the settings of `textleak run`."""
+    values = {
+        "weights": "random",
+        "task": "classification",
+        "share": "attention",
+        "defenses": ("gaussian:sigma=0.1",),
+        "know": "nothing",
+        "restarts": 3,
+        "steps": 4,
+        "seed": 5,
+        "device": "cpu",
+        "threads": 1,
+        "model": "gpt2",
+        "attack": "tag",
+    }
+    assert set(values) == {field.name for field in FIELDS}
+    config = load_run_config(flags={**values, "sentences": ("hello",)})
+    assert (config.model, config.attack.name, config.steps) == ("gpt2", "tag", 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("model", "brt-tiny", "bert-tiny"),
+        ("model", "./nowhere", "doesn't exist"),
+        ("attack", "mtch", "match"),
+        ("share", "at(ten", "regular expression"),
+        ("defenses", "gausian", "gaussian"),
+        ("defenses", "gaussian:sgma=1", "sigma"),
+        ("defenses", "gaussian:sigma=much", "not a number"),
+        ("know", "everything", "side information"),
+        ("restarts", "0", "from 1 on"),
+        ("steps", "many", "not a number of steps"),
+        ("seed", "-1", "not a seed"),
+        ("device", "gpu", "cuda"),
+        ("task", "translate", "causal-lm"),
+        ("weights", "none", "pretrained"),
+    ],
+)
+def test_a_field_says_what_is_wrong_and_what_would_do(name: str, text: str, says: str) -> None:
+    field = next(field for field in FIELDS if field.name == name)
+    field.check(field.default, CATALOG)
+    with pytest.raises(InputError) as caught:
+        field.check(text, CATALOG)
+    assert says in str(caught.value)
+
+
+def test_an_error_stands_beside_its_field_and_nothing_starts(play: Callable[..., TextleakApp]) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press("enter")
+        assert "Type a sentence" in words(screen.form.sentence_hint)
+        await pilot.press(*"hi")
+        choose(screen, model="brt-tiny")
+        await pilot.pause()
+        row = screen.form.rows["model"]
+        assert "Did you mean bert-tiny" in words(row.hint)
+        assert row.hint.region.y == row.box.region.y
+        await pilot.press("f5")
+        assert screen.child is None
+        assert app.focused is row.box.input
+
+    play(scene)
+
+
+def test_a_name_is_completed_from_a_list(play: Callable[..., TextleakApp]) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press("tab")
+        box = screen.form.rows["model"].box
+        assert app.focused is box.input
+        await pilot.press("home", "shift+end", "delete", *"gpt")
+        assert box.opened
+        names = [option.id for option in box.list.options]
+        assert names == ["distilgpt2", "gpt2"]
+        await pilot.press("down", "enter")
+        assert not box.opened
+        assert screen.form.values["model"] == "gpt2"
+        assert "--model gpt2" in words(screen.form.command)
+        await pilot.press("down")
+        assert len(box.list.options) > 10
+        await pilot.press("escape")
+        assert not box.opened
+        await pilot.press("enter", "enter", "enter", "down")
+        attack = screen.form.rows["attack"].box
+        assert [option.id for option in attack.list.options] == ["match", "tag", "dlg"]
+
+    play(scene)
+
+
+def test_the_arrow_keys_go_through_the_form_and_a_click_opens_a_list(
+    play: Callable[..., TextleakApp],
+) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press("down")
+        rows = screen.form.rows
+        assert app.focused is rows["model"].box.input
+        rows["restarts"].box.input.focus()
+        await pilot.press("down", "down")
+        assert app.focused is rows["seed"].box.input
+        await pilot.press("up")
+        assert app.focused is rows["steps"].box.input
+        await pilot.click(rows["attack"].query_one(".more"))
+        await pilot.pause()
+        assert rows["attack"].box.opened
+
+    play(scene)
+
+
+def test_several_sentences_are_one_batch(play: Callable[..., TextleakApp]) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press(*"one", "ctrl+n", *"two")
+        assert screen.form.private_batch == ["one", "two"]
+        assert "batch of 2" in words(screen.form.sentence_hint)
+        await pilot.press("ctrl+l")
+        assert shlex.split(app.clipboard)[-4:] == ["--sentence", "one", "--sentence", "two"]
+
+    play(scene)
+
+
+def test_settings_are_remembered_but_no_sentence_is(
+    play: Callable[..., TextleakApp], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(self: Child, arguments: object, command: str) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(Child, "start", nothing)
+
+    async def first(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press(*"my secret")
+        choose(screen, model="gpt2", seed="7")
+        await pilot.press("f8", "f5")
+        await until(pilot, lambda: screen.failure)
+        assert "can't be started" in words(screen.notice)
+
+    async def second(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        assert (screen.form.values["model"], screen.form.values["seed"]) == ("gpt2", "7")
+        assert screen.form.private_batch == []
+        assert app.theme == "textleak-light"
+
+    play(first)
+    play(second)
+    assert "secret" not in (tmp_path / "tui.json").read_text()
+    assert (tmp_path / "tui.json").stat().st_mode & 0o077 == 0
+
+
+def test_settings_that_cannot_be_read_or_kept_are_no_hindrance(tmp_path: Path) -> None:
+    broken = tmp_path / "tui.json"
+    broken.write_text("{")
+    assert settings.read(broken) == {}
+    settings.write(tmp_path / "tui.json" / "below" / "a" / "file", {"a": 1})
+    assert settings.read(None) == {}
+
+
+# The attack's process
+
+
+def test_a_sentence_comes_back(
+    play: Callable[..., TextleakApp], toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Set up, run to the end, look at it blind and with the truth, replay it, run another."""
+
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press(*"the cat sat on the mat")
+        choose(screen, model=str(toy_folder("bert")), weights="random", threads="1")
+        await pilot.press("enter")
+        await until(pilot, lambda: screen.live)
+        assert screen.going
+        assert "Loading the model" in words(screen.view.tokens._empty)
+        await until(pilot, lambda: not screen.going)
+        await pilot.pause(0.2)
+        assert screen.failure is None
+        assert screen.state.match_rate() == 1.0
+        answer = words(screen.view.answer)
+        assert answer.startswith(
+            "All of the text leaked through the span of a layer's gradient: 6 of 6 tokens"
+        )
+        assert "match rate 1.00, ✓ verified" in answer
+        cells = screen.view.tokens._bands.sentences[0]
+        assert [cell.word for cell in cells] == ["[CLS]", *["the", "cat", "sat", "on", "the", "mat"], "[SEP]"]
+        assert {cell.status for cell in cells[1:-1]} == {"right"}
+        await pilot.press("b")
+        cells = screen.view.tokens._bands.sentences[0]
+        assert {cell.status for cell in cells[1:-1]} == {"unknown"}
+        assert "match rate" not in words(screen.view.answer)
+        await pilot.press("t")
+        assert not app.blind
+        assert [cell.true for cell in screen.view.tokens._bands.sentences[0]][1:3] == ["the", "cat"]
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert read_run(folder).outcome == "done"
+        await pilot.press("r")
+        await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
+        await pilot.press("escape")
+        await pilot.press("n")
+        assert not screen.live
+        assert screen.form.private_batch == ["the cat sat on the mat"]
+
+    app = play(scene)
+    assert not any(child.alive for child in app.attacks)
+
+
+def test_a_picture_comes_back_in_half_cells(play: Callable[..., TextleakApp], tmp_path: Path) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press("f6")
+        pictures = app.screen
+        assert isinstance(pictures, RunScreen)
+        choose(pictures, model="lenet", threads="1", steps="5")
+        await pilot.press("2", "enter")
+        assert "image --threads 1" in words(pictures.form.command).replace("--steps 5 ", "")
+        await until(pilot, lambda: pictures.live)
+        await until(pilot, lambda: not pictures.going)
+        await until(pilot, lambda: pictures.view.tokens._pictures._ready)
+        assert pictures.failure is None
+        drawn = pictures.view.tokens._pictures.render()
+        assert drawn.plain.count("▀") >= 2 * 16 * 16
+        assert "original" in drawn.plain
+        assert "dB" in drawn.plain
+        assert "PSNR" in words(pictures.view.answer)
+        await pilot.press("b")
+        await pilot.pause()
+        assert "original" not in pictures.view.tokens._pictures.render().plain
+        assert "PSNR" not in words(pictures.view.answer)
+
+    play(scene)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert read_run(folder).outcome == "done"
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [(["1", "x.png"], "mixed"), (["nowhere.png"], "no file"), (["3", "4"], None), ([], None)],
+)
+def test_pictures_are_numbers_or_files(batch: list[str], says: str | None) -> None:
+    if says is None:
+        fields.IMAGE.check(batch)
+        assert fields.IMAGE.arguments(batch) == [word for one in batch for word in ("--index", one)]
+        return
+    with pytest.raises(InputError, match=says):
+        fields.IMAGE.check(batch)
+
+
+def endless(screen: RunScreen, model: Path) -> None:
+    """A run that goes on until it is told otherwise."""
+    choose(
+        screen, model=str(model), weights="random", threads="1", attack="tag", steps="1000000", restarts="3"
+    )
+    screen.form.sentences.text = "the cat sat on the mat"
+
+
+def test_a_run_is_paused_resumed_stopped_and_started_again(
+    play: Callable[..., TextleakApp], toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        endless(screen, toy_folder("bert"))
+        await pilot.press("f5")
+        await until(pilot, lambda: screen.state.seen > 3)
+        await pilot.press("space")
+        assert screen.child is not None
+        assert screen.child.paused
+        assert screen.check_action("resume", ())
+        assert not screen.check_action("pause", ())
+        await until(pilot, lambda: screen.state.progress and screen.state.progress.detail == "paused")
+        seen = screen.state.seen
+        await pilot.pause(0.4)
+        assert screen.state.seen == seen
+        assert screen.view.status.render().plain.startswith("paused")
+        await pilot.press("space")
+        await until(pilot, lambda: screen.state.seen > seen + 3)
+        # Another candidate than the best is followed, and then the best again.
+        progress = screen.state.progress
+        assert progress is not None
+        assert len(progress.others) == len(progress.losses) == 3
+        other = next(k for k in screen.view.candidates.ranked if k != progress.candidate)
+        screen.view.candidates._follow(other)
+        await pilot.pause(0.2)
+        shown = [cell.word for cell in screen.view.tokens._bands.sentences[0]]
+        assert screen.state.progress is not None
+        assert shown == [text for _, text in screen.state.progress.others[other][0]]
+        assert f"#{other + 1}" in str(screen.view.tokens.border_title)
+        await pilot.press("x")
+        await until(pilot, lambda: not screen.going)
+        assert screen.state.finished is not None
+        assert screen.state.finished.outcome == "stopped"
+        assert screen.view.answer.display
+        await pilot.press("f5")
+        await until(pilot, lambda: screen.going and screen.state.seen > 0)
+
+    app = play(scene)
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    # Leaving the app stopped the second one, with its best answer.
+    assert {read_run(folder).outcome for folder in folders} == {"stopped"}
+    assert not any(child.alive for child in app.attacks)
+
+
+def test_a_run_that_is_killed_says_so_and_the_app_lives_on(
+    play: Callable[..., TextleakApp], toy_folder: Callable[[str], Path]
+) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        endless(screen, toy_folder("bert"))
+        await pilot.press("f5")
+        await until(pilot, lambda: screen.state.seen > 1)
+        assert screen.child is not None
+        assert screen.child.pid is not None
+        os.kill(screen.child.pid, signal.SIGKILL)
+        await until(pilot, lambda: screen.failure)
+        notice = words(screen.notice)
+        assert "killed (SIGKILL)" in notice
+        assert "memory" in notice
+        assert screen.notice.region.height >= 3
+        # Its own last lines, as the plain view of `textleak run` writes them.
+        assert "continuous" in notice
+        assert screen.view.tokens._bands.sentences, "what it had found is still there"
+        await pilot.press("question_mark")
+        assert isinstance(app.screen, HelpScreen)
+
+    play(scene)
+
+
+def test_settings_that_the_attack_refuses_bring_one_back_to_the_form(
+    play: Callable[..., TextleakApp], toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        choose(screen, model=str(toy_folder("bert")), weights="pretrained", threads="1")
+        screen.form.sentences.text = "the cat"
+        await pilot.press("f5")
+        await until(pilot, lambda: screen.child is not None)
+        await until(pilot, lambda: screen.child is None)
+        assert not screen.live
+        assert "weights" in words(screen.form.notice)
+        assert screen.form.notice.region.height >= 2
+
+    play(scene)
+    assert not list((tmp_path / "runs").glob("*/run.json"))
+
+
+def test_a_process_that_ends_with_a_bug_shows_its_last_lines(
+    play: Callable[..., TextleakApp], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: Child, arguments: object, command: str) -> None:
+        script = "import sys; print('on my way', file=sys.stderr); raise RuntimeError('nothing works')"
+        await start_python(self, script)
+
+    monkeypatch.setattr(Child, "start", broken)
+
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        screen.form.sentences.text = "the cat"
+        await pilot.press("f5")
+        await until(pilot, lambda: screen.failure)
+        notice = words(screen.notice)
+        assert "exit code 1" in notice
+        assert "on my way" in notice
+        assert "RuntimeError: nothing works" in notice
+
+    play(scene)
+
+
+async def start_python(child: Child, script: str) -> None:
+    child._process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        script,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    child._reader = asyncio.create_task(child._read())
+
+
+def test_a_child_that_will_not_end_is_killed(tmp_path: Path) -> None:
+    async def scene() -> None:
+        child = Child(tmp_path)
+        script = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1); time.sleep(60)"
+        await start_python(child, script)
+        await asyncio.sleep(0.3)
+        await child.end(seconds=0.3)
+        assert child.exit_code == -signal.SIGKILL
+
+    asyncio.run(scene())
+
+
+def test_the_attack_ends_when_the_app_is_killed_and_keeps_its_best_answer(
+    toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The end of its standard input is all that tells it, and nobody reads what it says any more."""
+    folder = tmp_path / "run"
+    attack = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "textleak_tui.attack_process", "run", "-m", str(toy_folder("bert"))),
+            *("--weights", "random", "--threads", "1", "-a", "tag", "--steps", "1000000"),
+            *("-s", "the cat sat on the mat", "--out", str(folder), "--json"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with attack:
+        end = time.monotonic() + 40
+        events = folder / "events.jsonl"
+        while not (events.exists() and b'"progress"' in events.read_bytes()):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert attack.stdin is not None
+        assert attack.stderr is not None
+        attack.stderr.close()
+        attack.stdin.close()
+        attack.wait(20)
+    assert read_run(folder).outcome in ("interrupted", "stopped")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["sentences"][0]["recovered"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
+)
+def test_however_the_app_ends_its_attack_ends_too(
+    number: signal.Signals, toy_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In a real terminal, which is closed or whose app is ended from outside."""
+    fields = {"model": str(toy_folder("bert")), "weights": "random", "attack": "tag", "steps": "1000000"}
+    terminal, folder = start_run(tmp_path, (100, 30), {**fields, "threads": "1"})
+    pid = read_run(folder).facts["pid"]
+    terminal.process.send_signal(number)
+    try:
+        end = time.monotonic() + 30
+        while read_run(folder).outcome == "running" or Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < end
+            terminal.drain(0.1)
+    finally:
+        terminal.process.kill()
+        terminal.close()
+    assert read_run(folder).outcome in ("stopped", "interrupted")
+    assert read_run(folder).result is not None
+
+
+def test_without_a_terminal_there_is_a_clear_line_and_exit_code_2() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "textleak.cli", "tui"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert "needs a terminal" in ended.stderr
+    assert "textleak run" in ended.stderr

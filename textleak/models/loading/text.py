@@ -1,0 +1,394 @@
+"""From a name to a network and its tokenizer: the cache, installed packages, the hub, or random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+
+from textleak.errors import InputError, unknown_name
+from textleak.models.loading import vocabulary
+from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
+from textleak.models.loading.places import Place, find_place, not_at_hand
+from textleak.models.loading.quiet import quiet
+from textleak.models.text import Task, TextModel, Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+def load_model(
+    name: str = "bert-tiny",
+    *,
+    weights: str = "auto",
+    task: str = "auto",
+    device: str = "auto",
+    dtype: str = "float32",
+    weights_seed: int = 0,
+    num_labels: int = 2,
+) -> TextModel:
+    """Load the public model that client and attacker share.
+
+    Args:
+        name: alias, hub id, folder, or .gguf file (or a folder that holds one).
+        weights: "auto" takes the Hugging Face cache, then an installed package that ships them, then the hub,
+            else random ones; "pretrained" doesn't go as far as random ones; "random" never asks the network.
+        task: "classification", "causal-lm", "masked-lm"; "auto": causal-lm for decoders, else classification.
+        device: "auto" takes CUDA or MPS where there is one; "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", "float64" or "bfloat16".
+        weights_seed: seed of weights that are drawn: all of them, or a head that the checkpoint lacks.
+        num_labels: classes of a classification head, at least 2.
+
+    Raises:
+        InputError: an unknown name or option, weights that can't be had, a device that isn't there.
+    """
+    if weights not in ("auto", *get_args(Weights)):
+        raise unknown_name("kind of weights", weights, ("auto", *get_args(Weights)))
+    if task not in ("auto", *get_args(Task)):
+        raise unknown_name("task", task, ("auto", *get_args(Task)))
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if num_labels < 2:
+        raise InputError(f"num_labels={num_labels} can't be used.", why="A classification needs two classes.")
+    where = find_device(device, DTYPES[dtype])
+    entry = CATALOG.get(name) or BY_HUB_ID.get(name)
+    place, missing = find_place(name, entry, weights)
+    if place is not None and weights != "random" and not place.has_weights:
+        if weights == "pretrained":
+            raise not_at_hand(name, entry, f"{place.words} holds a configuration without weights")
+        weights = "random"
+    if place is not None and weights == "random":
+        built = _random_in(name, place, entry, task=task, seed=weights_seed, num_labels=num_labels)
+    elif place is not None:
+        with _reading_gguf_once() if place.gguf is not None else nullcontext():
+            built = _pretrained(name, place, entry, task=task, seed=weights_seed, num_labels=num_labels)
+    elif entry is not None and weights != "pretrained":
+        built = _random_alias(entry, missing, task=task, seed=weights_seed, num_labels=num_labels)
+    else:
+        raise not_at_hand(name, entry, missing)
+    return TextModel(
+        name=name,
+        task=built.task,
+        network=built.network.to(device=where, dtype=DTYPES[dtype]),
+        tokenizer=built.tokenizer,
+        weights=built.weights,
+        source=built.source,
+        weights_seed=weights_seed,
+        num_labels=num_labels if built.task == "classification" else None,
+    )
+
+
+def find_device(device: str, dtype: torch.dtype = torch.float32) -> torch.device:
+    """The device that "auto", "cpu", "cuda", "cuda:N" or "mps" stands for here.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if mps and dtype != torch.float64 else "cpu")
+    kind, _, index = device.partition(":")
+    if kind == "cpu" and not index:
+        return torch.device("cpu")
+    if kind == "mps" and not index:
+        if not mps:
+            raise InputError("There is no MPS device here.", fix="Use --device cpu or auto.")
+        if dtype == torch.float64:
+            raise InputError("MPS has no float64.", fix="Use --device cpu for float64.")
+        return torch.device("mps")
+    if kind == "cuda" and (not index or index.isdecimal()):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise InputError(
+                f"The device {device} isn't there.",
+                why=f"torch {torch.__version__} sees {count} CUDA devices on this machine.",
+                fix="Use --device cpu or auto, or install a CUDA build of torch.",
+            )
+        return torch.device(device)
+    raise unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0", "mps"))
+
+
+# Building networks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Built:
+    task: Task
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    weights: Weights
+    source: str
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` on the CPU, and leave every global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, type[PreTrainedModel]]:
+    """The task and the Auto class that builds it; what an architecture can do is transformers' own table."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
+    )
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{name!r} is an encoder-decoder ({config.model_type}).",
+            why="Only encoders and decoders can be read.",
+        )
+    kind = type(config)
+    masked = kind in AutoModelForMaskedLM._model_mapping
+    able: dict[Task, type[PreTrainedModel]] = {}
+    if kind in AutoModelForSequenceClassification._model_mapping:
+        able["classification"] = AutoModelForSequenceClassification
+    if masked:
+        able["masked-lm"] = AutoModelForMaskedLM
+    elif kind in AutoModelForCausalLM._model_mapping:
+        able["causal-lm"] = AutoModelForCausalLM
+    chosen: Any = task
+    if task == "auto":
+        chosen = "causal-lm" if "causal-lm" in able else "classification"
+    if chosen not in able:
+        raise InputError(
+            f"{name!r} ({config.model_type}) can't do {chosen}.",
+            why=f"transformers has it for {', '.join(able) or 'none of the tasks here'}.",
+            fix="Choose another --task or --model.",
+        )
+    return chosen, able[chosen]
+
+
+def unreadable(what: str, place: Place, error: Exception) -> InputError:
+    """The error for a checkpoint that something went wrong with."""
+    return InputError(
+        f"{what} can't be read from {place.words}.",
+        why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+        fix="Check that the checkpoint is complete, or choose another --model.",
+    )
+
+
+@contextmanager
+def _reading(name: str, place: Place, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong in reading a checkpoint into an `InputError` that says where; keep quiet."""
+    if place.gguf is not None and importlib.util.find_spec("gguf") is None:
+        raise _package_missing(name, place, "the package gguf")
+    try:
+        with quiet():
+            yield
+    except ImportError as error:
+        raise _package_missing(name, place, str(error).strip().splitlines()[0]) from error
+    except Exception as error:  # a damaged file fails in as many ways as there are formats
+        raise unreadable(f"The {what} of the model {name!r}", place, error) from error
+
+
+def _read_config(name: str, place: Place, entry: Entry | None) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    with _reading(name, place, "configuration"):
+        if place.gguf is not None:
+            return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, local_files_only=True)
+        settings = json.loads((place.folder / "config.json").read_text("utf-8"))
+        if entry is not None and "model_type" not in settings:  # checkpoints of 2019 and 2020 don't say
+            return AutoConfig.for_model(entry.model_type, **settings)
+        return AutoConfig.from_pretrained(place.folder, local_files_only=True)
+
+
+def _read_tokenizer(name: str, place: Place, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer
+
+    options = {} if place.gguf is None else {"gguf_file": place.gguf}
+    with _reading(name, place, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            place.folder, config=config, local_files_only=True, **options
+        )
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+            raise ValueError("Its vocabulary is empty.")  # what transformers makes of missing files
+    return tokenizer
+
+
+def _package_missing(name: str, place: Place, what: str) -> InputError:
+    return InputError(
+        f"A package is missing to read {name!r} ({place.words}).",
+        why=f"It needs {what}.",
+        fix="pip install 'textleak[pretrained]' (or: pip install gguf)." if place.gguf else "Install it.",
+    )
+
+
+@contextmanager
+def _reading_gguf_once() -> Iterator[None]:
+    """Parse a GGUF file once for configuration, tokenizer and weights: seconds each time otherwise."""
+    if importlib.util.find_spec("gguf") is None:  # `_reading` says so
+        yield
+        return
+    import gguf
+
+    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(name_map)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+
+
+def _pretrained(
+    name: str, place: Place, entry: Entry | None, *, task: str, seed: int, num_labels: int
+) -> _Built:
+    config = _read_config(name, place, entry)
+    chosen, auto = _choose_task(name, config, task)
+    if chosen == "classification":
+        config.num_labels = num_labels
+    tokenizer = _read_tokenizer(name, place, config)
+    with _reading(name, place, "weights"), seeded(seed):
+        if place.gguf is not None:
+            network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
+        else:
+            network, absent = _fill_from_folder(auto, config, place.folder)
+    names = dict(network.named_parameters())
+    drawn = [key for key in names if key in absent]
+    if 2 * len(drawn) > len(names):
+        raise InputError(
+            f"Of the {len(names)} parameters of {name!r}, {len(drawn)} are not in {place.words}.",
+            why="It seems to be the checkpoint of another architecture.",
+            fix="Choose another --task or --model, or --weights random.",
+        )
+    source = place.words
+    if drawn:
+        shown = ", ".join(drawn[:4]) + (f" and {len(drawn) - 4} more" if len(drawn) > 4 else "")
+        source += f"; {shown} random, seed {seed}"
+    return _Built(task=chosen, network=network, tokenizer=tokenizer, weights="pretrained", source=source)
+
+
+def _fill_from_folder(
+    auto: type[PreTrainedModel], config: PreTrainedConfig, folder: Path
+) -> tuple[PreTrainedModel, set[str]]:
+    """The network with the folder's weights, and which parameters these left to be drawn."""
+    network, report = auto.from_pretrained(
+        folder,
+        config=config,
+        attn_implementation="eager",
+        dtype=torch.float32,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
+    )
+    return network, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+
+
+def _fill_from_gguf(
+    auto: type[PreTrainedModel], config: PreTrainedConfig, path: Path
+) -> tuple[PreTrainedModel, set[str]]:
+    """The same from a GGUF file, dequantized."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    # Not from_pretrained, which asks for a package (accelerate) that only its other uses need.
+    network = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=network)["tensors"]
+    network.load_state_dict(tensors, strict=False)
+    network.tie_weights()
+    filled = {
+        id(parameter)
+        for name, parameter in network.named_parameters(remove_duplicate=False)
+        if name in tensors
+    }
+    return network, {name for name, parameter in network.named_parameters() if id(parameter) not in filled}
+
+
+def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    with quiet(), seeded(seed):
+        return auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+
+
+def _random_in(
+    name: str, place: Place, entry: Entry | None, *, task: str, seed: int, num_labels: int
+) -> _Built:
+    """The architecture and tokenizer of a folder, random weights."""
+    config = _read_config(name, place, entry)
+    chosen, auto = _choose_task(name, config, task)
+    if chosen == "classification":
+        config.num_labels = num_labels
+    tokenizer = _read_tokenizer(name, place, config)
+    return _Built(
+        task=chosen,
+        network=_draw(auto, config, seed),
+        tokenizer=tokenizer,
+        weights="random",
+        source=f"random, seed {seed}; shape and tokenizer of {place.words}",
+    )
+
+
+def _random_alias(entry: Entry, missing: str, *, task: str, seed: int, num_labels: int) -> _Built:
+    from transformers import AutoConfig
+
+    tokenizer = bundled_tokenizer(entry)
+    ids = {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
+        for role in ("pad", "bos", "eos")
+        if getattr(tokenizer, f"{role}_token_id") is not None
+    }
+    config = AutoConfig.for_model(entry.model_type, **{**entry.shape, "vocab_size": len(tokenizer), **ids})
+    chosen, auto = _choose_task(entry.alias, config, task)
+    if chosen == "classification":
+        config.num_labels = num_labels
+    because = f"; pretrained ones could not be had: {missing}" if missing else ""
+    return _Built(
+        task=chosen,
+        network=_draw(auto, config, seed),
+        tokenizer=tokenizer,
+        weights="random",
+        source=f"random, seed {seed}; bundled vocabulary {entry.vocabulary_name}{because}",
+    )
+
+
+def bundled_tokenizer(entry: Entry) -> PreTrainedTokenizerFast:
+    """The bundled tokenizer that random weights of an alias go with."""
+    match entry.vocabulary:
+        case "wordpiece":
+            return vocabulary.wordpiece()
+        case "byte-pairs":
+            return vocabulary.byte_pairs()
+        case "byte-pairs-roberta":
+            return vocabulary.byte_pairs(
+                before=("<s>", "<pad>", "</s>"),
+                after=("<mask>",),
+                template="<s> $A </s>",
+                roles={
+                    "bos_token": "<s>",
+                    "cls_token": "<s>",
+                    "eos_token": "</s>",
+                    "sep_token": "</s>",
+                    "pad_token": "<pad>",
+                    "mask_token": "<mask>",
+                },
+            )
+        case "byte-pairs-opt":
+            return vocabulary.byte_pairs(
+                before=("</s>", "<pad>"),
+                after=(),
+                template="</s> $A",
+                roles={"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},
+            )
+        case "byte-pairs-chat":
+            return vocabulary.byte_pairs(
+                after=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+                roles={"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+            )

@@ -1,0 +1,153 @@
+"""What the first layers read where a norm of token plus position makes it: any token at any position, at once.
+
+Most transformers add a token's embedding to its position's and normalize the sum; the first layers read that. Then
+the inputs of all tokens at all positions follow from one row a token and one a position. Whether a network is built
+so is found by running it, not by its name.
+
+Shapes: V vocabulary, T positions, I the layers' input size, R directions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textleak.models.probes.layers import LocalLayer, layer_inputs
+from textleak.models.text import TextModel
+
+_POSITIONS, _TOKENS = 5, 3  # that the probe runs on
+_BLOCK = 16  # positions whose products with all tokens are taken at once
+_ROWS = 16384  # vocabulary rows that run through the network at once: bounds the memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AdditiveInputs:
+    """Inputs norm(token + position) of the first layers.
+
+    Attributes:
+        norm: the normalizing module.
+        tokens_VI: each token's part, the first position's added.
+        positions_TI: what each position adds, the first one's taken off.
+        centered: whether the norm takes the mean off (layer norm), or not (RMS norm).
+        eps: what it adds under the root.
+    """
+
+    norm: nn.Module
+    tokens_VI: Tensor
+    positions_TI: Tensor
+    centered: bool
+    eps: float
+
+    def at(self, ids_N: Tensor, position: int) -> Tensor:
+        """The inputs of tokens at a position, (N, I)."""
+        with torch.no_grad():
+            found: Tensor = self.norm(self.tokens_VI[ids_N] + self.positions_TI[position])
+        return found
+
+    def along(self, directions_RI: Tensor) -> Callable[[int], Tensor]:
+        """For a position, the products of all tokens' inputs there with directions, (V, R).
+
+        The inputs themselves are never formed.
+        """
+        gain_I, bias_I = _affine(self.norm)
+        scaled_IR = (directions_RI * gain_I).T
+        tokens_VI, places_TI = self._off_mean(self.tokens_VI), self._off_mean(self.positions_TI)
+        squares_V, tokens_VR = tokens_VI.square().sum(1), tokens_VI @ scaled_IR
+        places_TR = places_TI @ scaled_IR
+
+        @functools.lru_cache(maxsize=1)
+        def sizes(block: int) -> Tensor:
+            some_PI = places_TI[block * _BLOCK : (block + 1) * _BLOCK]
+            own_PV = 2 * some_PI @ tokens_VI.T + squares_V + some_PI.square().sum(1, keepdim=True)
+            return (own_PV / tokens_VI.shape[1] + self.eps).sqrt()
+
+        def at(position: int) -> Tensor:
+            sizes_V = sizes(position // _BLOCK)[position % _BLOCK]
+            return (tokens_VR + places_TR[position]) / sizes_V[:, None] + directions_RI @ bias_I
+
+        return at
+
+    def _off_mean(self, values: Tensor) -> Tensor:
+        return values - values.mean(-1, keepdim=True) if self.centered else values
+
+
+def additive_inputs(model: TextModel, layer: LocalLayer) -> AdditiveInputs | None:
+    """How a local layer's input is made of token and position; None where it is made otherwise.
+
+    Args:
+        model: the public model.
+        layer: a local layer.
+    """
+    ids_NT = model.content_ids[:_TOKENS, None].expand(-1, min(_POSITIONS, model.max_length))
+    read_NTI = layer_inputs(model, ids_NT, [layer.name])[layer.name]
+    for name, norm, output_NTI in _norms(model, ids_NT, layer.name):
+        if output_NTI.shape != read_NTI.shape or not torch.equal(output_NTI, read_NTI):
+            continue
+        parts_NTI = layer_inputs(model, ids_NT, [name])[name]
+        added_TI = parts_NTI[0] - parts_NTI[0, :1]
+        if not _close(parts_NTI[:, :1] + added_TI, parts_NTI):
+            return None
+        eps = float(getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0)))
+        for centered in (True, False):
+            if _close(_normalized(norm, parts_NTI, centered=centered, eps=eps), read_NTI):
+                return _gathered(model, name, norm, centered=centered, eps=eps)
+    return None
+
+
+def _gathered(model: TextModel, name: str, norm: nn.Module, *, centered: bool, eps: float) -> AdditiveInputs:
+    ids_V1 = torch.arange(model.vocab_size, device=model.device)[:, None]
+    tokens_VI = torch.cat(
+        [layer_inputs(model, part, [name])[name][:, 0] for part in torch.split(ids_V1, _ROWS)]
+    )
+    first_1T = model.content_ids[:1, None].expand(-1, model.max_length)
+    places_TI = layer_inputs(model, first_1T, [name])[name][0]
+    return AdditiveInputs(
+        norm=norm,
+        tokens_VI=tokens_VI,
+        positions_TI=places_TI - places_TI[:1],
+        centered=centered,
+        eps=eps,
+    )
+
+
+def _norms(model: TextModel, ids_NT: Tensor, until: str) -> list[tuple[str, nn.Module, Tensor]]:
+    """Modules with a vector of weights whose output has their input's shape, with the output."""
+    found: list[tuple[str, nn.Module, Tensor]] = []
+    names = {module: name for name, module in model.network.named_modules()}
+
+    def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        if isinstance(output, Tensor) and arguments and getattr(arguments[0], "shape", None) == output.shape:
+            found.append((names[module], module, output))
+
+    handles = [
+        module.register_forward_hook(keep)
+        for module in names
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() == 1
+    ]
+    try:
+        layer_inputs(model, ids_NT, [until])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _normalized(norm: nn.Module, values: Tensor, *, centered: bool, eps: float) -> Tensor:
+    gain_I, bias_I = _affine(norm)
+    values = values - values.mean(-1, keepdim=True) if centered else values
+    return values / (values.square().mean(-1, keepdim=True) + eps).sqrt() * gain_I + bias_I
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    gain, bias = norm.weight, getattr(norm, "bias", None)
+    assert isinstance(gain, Tensor)
+    return gain, bias if isinstance(bias, Tensor) else torch.zeros_like(gain)
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).abs().max() <= 1e-4 * expected.abs().max())

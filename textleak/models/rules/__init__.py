@@ -1,0 +1,1 @@
+"""How layers that only language or vision models have make their parameters' gradients, for the engine."""
