@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import nn
 
+import textleak.models.rules.images  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading.places import Place, find_place, not_at_hand
 from textleak.models.loading.quiet import quiet

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
