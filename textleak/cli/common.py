@@ -80,6 +80,15 @@ Share = Annotated[
         show_default="all",
     ),
 ]
+Clients = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--client",
+        metavar="SPEC",
+        help="How the client trains: name[:key=value,...]; repeat it, kinds are composed in order.",
+        show_default="one-step",
+    ),
+]
 Defenses = Annotated[
     list[str] | None,
     typer.Option(
@@ -91,8 +100,8 @@ Know = Annotated[
     typer.Option(
         "--know",
         metavar="TEXT",
-        help="lengths,labels,batch-size, or nothing: what the attacker is told; with no-defense, that the gradient "
-        "wasn't defended.",
+        help="lengths,labels,batch-size, or nothing: what the attacker is told; with no-defense or no-client, not what "
+        "was done to the gradient, or not how the client trains.",
         show_default="batch-size; lengths when B = 1",
     ),
 ]

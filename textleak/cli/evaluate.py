@@ -83,6 +83,14 @@ def command(
         ),
     ] = None,
     share: Annotated[list[str] | None, _several("--share", "As for run; repeatable.", "all")] = None,
+    client: Annotated[
+        list[str] | None,
+        _several(
+            "--client",
+            "How one cell's client trains, repeatable: name[:key=value,...], several composed as a+b, or one-step.",
+            "one-step",
+        ),
+    ] = None,
     defense: Annotated[
         list[str] | None,
         _several(
@@ -163,6 +171,7 @@ def command(
             task=task,
             attack=attack,
             share=share,
+            client=client,
             defense=defense,
             know=know,
             seed=seed,

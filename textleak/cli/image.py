@@ -60,6 +60,7 @@ def command(
         typer.Option("--attack", "-a", metavar="TEXT", help="dlg | idlg | cosine | tag", show_default="dlg"),
     ] = None,
     share: common.Share = None,
+    client: common.Clients = None,
     defense: common.Defenses = None,
     know: Annotated[
         str | None,
@@ -103,6 +104,7 @@ def command(
             labels=label,
             attack=attack,
             share=share,
+            client=client,
             defenses=defense,
             know=know,
             restarts=restarts,

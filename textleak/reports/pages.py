@@ -274,7 +274,7 @@ def command(evaluation: Findings, *, redact: bool = False) -> str:
 # What `textleak eval` takes as a flag, in the order of its help; the rest goes through --set.
 _FLAGS = (
     *("data", "column", "label_column", "limit", "max_words", "batch_size", "model", "weights", "task"),
-    *("attack", "share", "defense", "know", "seed", "time_limit", "device", "threads"),
+    *("attack", "share", "client", "defense", "know", "seed", "time_limit", "device", "threads"),
 )
 _SET = ("num_labels", "dtype")
 
@@ -316,6 +316,7 @@ def _run_command(settings: Mapping[str, Any], know: str | None, *, redact: bool)
         labels = () if redact else settings.get("labels") or ()
         words += [word for label in labels for word in ("--label", str(label))]
         words += ["--share", settings.get("share", "all")]
+        words += [word for spec in settings.get("client") or () for word in ("--client", spec)]
         words += [word for spec in settings.get("defense", ()) for word in ("--defense", spec)]
     words += ["--know", know or "nothing"]
     words += ["--attack", settings.get("attack", "")]

@@ -8,6 +8,7 @@ defense's own options are checked where it is built.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from textleak.errors import InputError, unknown_name
 
@@ -79,6 +88,7 @@ class _ClientSettings(_Settings):
     weights: Literal["auto", "pretrained", "random"] = "auto"
     labels: tuple[int, ...] = ()
     share: str = "all"
+    client: tuple[Choice, ...] = ()
     defenses: tuple[Choice, ...] = ()
     know: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -97,9 +107,9 @@ class _ClientSettings(_Settings):
     def _one_label(cls, value: object) -> object:
         return (value,) if isinstance(value, int | str) else value
 
-    @field_validator("defenses", mode="before")
+    @field_validator("client", "defenses", mode="before")
     @classmethod
-    def _one_defense(cls, value: object) -> object:
+    def _one_or_several_choices(cls, value: object) -> object:
         return (value,) if isinstance(value, str | Mapping) else value or ()
 
 
@@ -130,6 +140,7 @@ class ClientConfig(_ClientSettings):
         file: a text file with one sentence a line, instead of `sentences`.
         labels: one class a sentence; drawn from the seed where empty.
         share: "all", "no-embeddings", "attention" or an expression on parameter names.
+        client: how the client trains: kinds that are composed in order; none for one plain step.
         defenses: what the client does before sharing, in order.
         know: what the attacker is told: "lengths,labels,batch-size" or "nothing"; None for the batch size,
             and the lengths too when there is one sentence.
@@ -243,6 +254,7 @@ class EvaluationConfig(_Settings):
         model: as for `run`; likewise `weights`, `task`, `num_labels`, `dtype`, `device` and `threads`.
         attack: names with their options and `limit`.
         share: what is shared.
+        client: how the client trains: each is one cell's, several kinds composed with a plus, or `one-step`.
         defense: each is one cell's, several defenses in order: `clip:max_norm=1+gaussian:sigma=1e-3`, or `none`.
         know: what the attacker is told; None or "default" for the default.
         seed: of everything that is drawn.
@@ -264,6 +276,7 @@ class EvaluationConfig(_Settings):
         default_factory=lambda: (AttackChoice(name=DEFAULT_ATTACK),)
     )
     share: Names = ("all",)
+    client: Annotated[tuple[tuple[Choice, ...], ...], Field(min_length=1)] = ((),)
     defense: Annotated[tuple[tuple[Choice, ...], ...], Field(min_length=1)] = ((),)
     know: Annotated[tuple[str | None, ...], Field(min_length=1)] = (None,)
     seed: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
@@ -294,11 +307,11 @@ class EvaluationConfig(_Settings):
             found += [part.strip() for part in str(one).split(",") if part.strip()] if split else [one]
         return tuple(found)
 
-    @field_validator("defense", mode="before")
+    @field_validator("client", "defense", mode="before")
     @classmethod
-    def _composed(cls, value: object) -> object:
+    def _composed(cls, value: object, info: ValidationInfo) -> object:
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-        return tuple(_defenses(one) for one in values)
+        return tuple(_composition(one, str(info.field_name)) for one in values)
 
     @field_validator("attack")
     @classmethod
@@ -313,7 +326,7 @@ class EvaluationConfig(_Settings):
                 )
         return choices
 
-    @field_validator("data", "batch_size", "model", "attack", "share", "defense", "know", "seed")
+    @field_validator("data", "batch_size", "model", "attack", "share", "client", "defense", "know", "seed")
     @classmethod
     def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple({_name_of(value): value for value in values}.values())
@@ -326,12 +339,14 @@ def _name_of(value: object) -> object:
     return value.spec if isinstance(value, Choice) else value
 
 
-def _defenses(value: object) -> object:
-    """One cell's defenses, in order, from `a:x=1+b`, `none`, one mapping or a list."""
-    if value is None or value == "none":
+def _composition(value: object, kind: str) -> object:
+    """One cell's clients or defenses, in order, from `a:x=1+b`, `none`, `one-step`, one mapping or a list."""
+    if value is None or value in ("none", "one-step"):
         return ()
     if isinstance(value, str):
-        return tuple(part.strip() for part in _split(value, _PLUS, _begins_defense))
+        return tuple(
+            part.strip() for part in _split(value, _PLUS, functools.partial(_begins_choice, kind=kind))
+        )
     return (value,) if isinstance(value, Mapping | Choice) else value
 
 
@@ -356,14 +371,23 @@ def parse_attack(value: object) -> AttackChoice:
     return first
 
 
-def _begins_defense(before: str, after: str) -> bool:
-    """Whether a plus between two texts separates defenses: it may also belong to an expression or to 1e+3."""
+def _begins_choice(before: str, after: str, *, kind: str) -> bool:
+    """Whether a plus between two texts separates choices: it may also belong to an expression or to 1e+3."""
     if ":" not in before:
         return True  # no name has a plus in it
+    name = re.match(r"\s*([\w.-]+)\s*(?=(:\s*\w+\s*=)|[:+]|$)", after)
+    return name is not None and (name[2] is not None or name[1] in _registered(kind))
+
+
+def _registered(kind: str) -> list[str]:
+    """Names of the clients or defenses there are."""
+    if kind == "client":
+        from textleak.clients import CLIENTS
+
+        return list(CLIENTS)
     from textleak.defenses import DEFENSES
 
-    name = re.match(r"\s*([\w.-]+)\s*(?=(:\s*\w+\s*=)|[:+]|$)", after)
-    return name is not None and (name[2] is not None or name[1] in list(DEFENSES))
+    return list(DEFENSES)
 
 
 def load_evaluation_config(
@@ -378,7 +402,7 @@ def load_evaluation_config(
     for assignment in assignments:
         setting = parse_assignment(assignment)
         _check_keys(setting, EvaluationConfig.model_fields, "--set")
-        for key in ("attack", "defense"):
+        for key in ("attack", "client", "defense"):
             if isinstance(setting.get(key), Mapping) and "name" not in setting[key]:
                 raise InputError(
                     f"--set {assignment} can't be used.",
@@ -447,7 +471,7 @@ def _load(
     if isinstance(config, ClientConfig):
         _check_batch(config)
     if isinstance(config, RunConfig) and config.gradients:
-        for key in ("share", "defenses"):
+        for key in ("share", "client", "defenses"):
             if key in given:
                 raise InputError(
                     f"{_flag(key)} was given with --gradients.",

@@ -8,7 +8,7 @@ entries it can compare and how far it can trust them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -122,6 +122,19 @@ def clip_factors(gradient: dict[str, Tensor], max_norm: float, per: str) -> dict
         norm = math.sqrt(sum(float(exact(gradient[name]).square().sum()) for name in names))
         factors |= dict.fromkeys(names, 1.0 if norm <= max_norm else max_norm / norm)
     return factors
+
+
+def clipped_samples(effects: Iterable[Effect]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+    """What the effects do to one sample's gradient, before the mean over the batch; None where they do nothing."""
+    clips = [effect.max_norm for effect in effects if isinstance(effect, Clipped) and effect.per == "sample"]
+
+    def clipped(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        for max_norm in clips:
+            factors = clip_factors(gradient, max_norm, "all")
+            gradient = {name: value * factors[name] for name, value in gradient.items()}
+        return gradient
+
+    return clipped if clips else None
 
 
 def stages(

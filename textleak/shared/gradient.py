@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -20,118 +18,11 @@ from torch import Tensor
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
 from textleak.shared.effects import Effect, Noised, Rounded, spacing
+from textleak.shared.known import UNTOLD, SideInformation
+from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense, PublicModel
 
-FORMAT_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SideInformation:
-    """What the server knows beside the gradient; None is "not known".
-
-    Attributes:
-        batch_size: how many sentences, B.
-        lengths: tokens of each sentence, special tokens counted.
-        labels: class of each sentence, in the order of `lengths`.
-        batch_norm: mean and variance of each channel of what each batch norm read, by the module's name: of image
-            models whose batch norms use the batch's own.
-    """
-
-    batch_size: int | None = None
-    lengths: tuple[int, ...] | None = None
-    labels: tuple[int, ...] | None = None
-    batch_norm: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None
-
-    @property
-    def size(self) -> int | None:
-        """How many samples were in the batch, B, from whatever tells it; None where nothing does."""
-        told = (self.batch_size, self.labels and len(self.labels), self.lengths and len(self.lengths))
-        return next((number for number in told if number), None)
-
-    KINDS = ("batch-size", "labels", "lengths")
-    PICTURE_KINDS = ("batch-norm", "batch-size", "labels")
-
-    @classmethod
-    def parse(cls, names: str | None, *, batch_size: int, kinds: Sequence[str] = KINDS) -> frozenset[str]:
-        """Which kinds a `--know` text names; None stands for the default (lengths too when B = 1).
-
-        "no-defense" is no kind, and the default where it stands alone; see `hides_defense`.
-
-        Args:
-            names: separated by commas, or "nothing".
-            batch_size: B.
-            kinds: those that there are: `KINDS` of text, `PICTURE_KINDS` of pictures.
-
-        Raises:
-            InputError: a name that isn't one of `kinds`.
-        """
-        if leaves_default(names):
-            return frozenset({"batch-size", "lengths"} if batch_size == 1 else {"batch-size"})
-        chosen = [name for name in _names(names) if name != NO_DEFENSE]
-        if chosen == ["nothing"]:
-            return frozenset()
-        for name in chosen:
-            if name not in kinds:
-                raise unknown_name("side information", name, [*kinds, NO_DEFENSE, "nothing"])
-        return frozenset(chosen)
-
-
-NO_DEFENSE = "no-defense"
-
-
-def leaves_default(know: str | None) -> bool:
-    """Whether a `--know` text names no side information, so that it is the default's."""
-    return know is None or set(_names(know)) == {NO_DEFENSE}
-
-
-def hides_defense(know: str | None) -> bool:
-    """Whether a `--know` text keeps the defenses from the server, which then takes the gradient for undefended."""
-    return NO_DEFENSE in _names(know)
-
-
-def _names(know: str | None) -> list[str]:
-    return [name.strip() for name in (know or "").split(",") if name.strip()]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PublicModel:
-    """The model both sides know, as far as is needed to load the same one again.
-
-    Attributes:
-        name: alias, hub id or folder as it was asked for.
-        task: "classification", "causal-lm" or "masked-lm"; "image-classification" for pictures.
-        weights: "pretrained" or "random".
-        weights_seed: seed of the weights that were drawn at random (all of them, or a classification head).
-        num_labels: classes of a classification head, None for the other tasks.
-        dtype: for example "float32".
-        fingerprint: hash of names, shapes and a sample of the values, to notice another model.
-        picture: channels, height and width that an image model reads; None for text.
-    """
-
-    name: str
-    task: str
-    weights: str
-    weights_seed: int
-    num_labels: int | None
-    dtype: str
-    fingerprint: str
-    picture: tuple[int, int, int] | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PublicDefense:
-    """A defense as the server knows it: its name and strength, never its noise.
-
-    Attributes:
-        name: as it was registered.
-        options: its settings.
-        effects: what it does to a gradient, in order; None where it doesn't say.
-        epsilon: the differential privacy that it accounts for, None where it accounts for none.
-    """
-
-    name: str
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    effects: tuple[Effect, ...] | None = None
-    epsilon: float | None = None
+FORMAT_VERSION = 2
+_READ = ("1", "2")  # files of version 1 have no client: they are of one plain step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,18 +36,21 @@ class SharedGradient:
         known: side information.
         defenses: what the client did before sharing, in order, as far as the server is told: a server that doesn't
             know of them holds none, and takes the gradient for what the client computed.
+        client: how the client trained; a server that isn't told takes it for one plain step.
     """
 
     gradients: dict[str, Tensor]
     model: PublicModel
     share: str
-    known: SideInformation = SideInformation()
+    known: SideInformation = UNTOLD
     defenses: tuple[PublicDefense, ...] = ()
+    client: PublicClient = ONE_STEP
 
     @property
     def effects(self) -> tuple[Effect, ...]:
-        """What all defenses do, in order, as far as they say."""
-        return tuple(effect for defense in self.defenses for effect in defense.effects or ())
+        """What the client's procedure and all defenses do, in order, as far as they say."""
+        defended = (effect for defense in self.defenses for effect in defense.effects or ())
+        return (*self.client.effects, *defended)
 
     @property
     def noise_sigma(self) -> float:
@@ -193,6 +87,7 @@ class SharedGradient:
             "share": self.share,
             "known": _dump(self.known),
             "defenses": _dump(self.defenses),
+            "client": _dump(self.client),
         }
         partial = path.with_name(path.name + ".partial")
         try:
@@ -228,9 +123,9 @@ class SharedGradient:
                 why=f"{error}. It may be truncated, or a pickle, which is never opened as it can run code.",
                 fix="Write it again with `textleak share --out FILE`.",
             ) from None
-        if header.get("textleak") != str(FORMAT_VERSION):
+        if header.get("textleak") not in _READ:
             raise InputError(
-                f"{path} carries no textleak metadata of version {FORMAT_VERSION}.",
+                f"{path} carries no textleak metadata of version {' or '.join(_READ)}.",
                 why="Without it nobody can say which model and parameters the tensors belong to.",
                 fix="Write it with `textleak share --out FILE` or `SharedGradient.save`.",
             )
@@ -241,6 +136,7 @@ class SharedGradient:
                 share=header["share"],
                 known=TypeAdapter(SideInformation).validate_json(header["known"]),
                 defenses=TypeAdapter(tuple[PublicDefense, ...]).validate_json(header["defenses"]),
+                client=TypeAdapter(PublicClient).validate_json(header.get("client", "{}")),
             )
         except (KeyError, ValidationError) as error:
             raise InputError(f"The metadata of {path} is damaged.", why=str(error)) from None
@@ -286,52 +182,3 @@ class SharedGradient:
 
 def _dump(value: object) -> str:
     return json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"))
-
-
-def share_expression(share: str) -> re.Pattern[str]:
-    """What is searched for in parameter names where `share` is none of the three words.
-
-    Raises:
-        InputError: it is malformed.
-    """
-    try:
-        return re.compile(share)
-    except re.error as error:
-        raise InputError(
-            f"--share {share!r} is not a regular expression.", why=f"{error}.", fix=_SHARE_FIX
-        ) from None
-
-
-def choose_shared(
-    share: str, names: list[str], *, embeddings: frozenset[str], attention: frozenset[str]
-) -> list[str]:
-    """The parameters whose gradients leave the client.
-
-    Args:
-        share: "all", "no-embeddings", "attention", or a regular expression searched for in each name.
-        names: all parameter names.
-        embeddings: names of every embedding, the output head and what is tied to them.
-        attention: names of query, key and value parameters.
-
-    Raises:
-        InputError: an expression that is malformed or matches nothing.
-    """
-    if share == "all":
-        return names
-    if share == "no-embeddings":
-        return [name for name in names if name not in embeddings]
-    if share == "attention":
-        chosen = [name for name in names if name in attention]
-    else:
-        expression = share_expression(share)
-        chosen = [name for name in names if expression.search(name)]
-    if not chosen:
-        raise InputError(
-            f"--share {share!r} matches none of the {len(names)} parameters.",
-            why=f"They are called like {names[0]} and {names[-1]}.",
-            fix=_SHARE_FIX,
-        )
-    return chosen
-
-
-_SHARE_FIX = "Use all, no-embeddings, attention, or an expression that matches parameter names."

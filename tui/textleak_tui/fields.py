@@ -56,7 +56,7 @@ from textleak.defenses import DEFENSES
 from textleak.models.loading.images import ALIASES
 print(json.dumps({
     "attacks": [
-        {**describe(name, ATTACKS[name]), "pictures": bool(getattr(ATTACKS[name], "reads_pictures", False))}
+        {**describe(name, ATTACKS[name]), "pictures": any(kind.value == "pictures" for kind in ATTACKS[name].reads)}
         for name in ATTACKS
     ],
     "defenses": [describe(name, DEFENSES[name]) for name in DEFENSES],

@@ -30,13 +30,13 @@ from torch.nn import functional
 
 from textleak.attacks.dummies.pictures import ANY_PICTURES, DummyPictures, PictureSettings
 from textleak.attacks.search.problem import TextProblem
+from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
 from textleak.matching import Leaves, Matcher, Objective, Optimiser, Step, minimise, minimise_in_turns
 from textleak.matching import Stop as DriverStop
 from textleak.models import Targets, TextModel
 from textleak.models.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
-from textleak.models.vision import ImageModel
 from textleak.shared.gradient import SharedGradient
 from textleak.words import count_of
 
@@ -127,14 +127,12 @@ class Matched:
 
 
 def match_dummies(
-    shared: SharedGradient,
-    model: TextModel | ImageModel,
+    view: View,
     *,
     objective: Objective,
     optimiser: Optimiser,
     restarts: int,
     steps: int,
-    time_limit: float | None,
     generator: torch.Generator,
     labels_KB: Tensor | None = None,
     double: bool = False,
@@ -145,13 +143,11 @@ def match_dummies(
     """Optimize dummies until the steps are used up, and decode the best candidate.
 
     Args:
-        shared: what the server sees; the shape of the batch has to be known.
-        model: the public model.
+        view: what the server sees; the shape of the batch has to be known.
         objective: the distance of a candidate's gradient from the shared one.
         optimiser: hyper-parameters of what minimizes it.
         restarts: K.
         steps: evaluations of each candidate, at most.
-        time_limit: seconds, None for no limit.
         generator: draws where the candidates start.
         labels_KB: classes that are held fixed; None to optimize soft labels, unless the server knows them.
         double: compute in float64. The squared L2 distance, taken from moments, cancels to rounding at about
@@ -165,16 +161,17 @@ def match_dummies(
         InputError: a shape that isn't known, or nothing shared that dummies leave a trace in.
     """
     if double:
-        model = model.double()
+        view = view.double()
+    shared, model = view.shared, view.model
     if labels_KB is None and shared.known.labels is not None:
         labels_KB = torch.tensor(shared.known.labels).expand(restarts, -1)
     dummies: StandIns
     if isinstance(model, TextModel):
-        matcher = TextProblem(model=model, shared=shared, objective=objective).soft_matcher
+        matcher = TextProblem(view=view, objective=objective).soft_matcher
         dummies = Dummies(model=model, lengths=known_lengths(shared), labels_KB=labels_KB)
     else:
         dummies = picture = DummyPictures(
-            model=model, shared=shared, objective=objective, settings=pictures, labels_KB=labels_KB
+            view=view, objective=objective, settings=pictures, labels_KB=labels_KB
         )
         matcher = picture.matcher
     yield Phase(name=phase, detail=in_words(restarts, dummies))
@@ -191,7 +188,7 @@ def match_dummies(
             steps=steps,
             turns=dummies.turns,
             each=pictures.one_at_a_time,
-            time_limit=time_limit,
+            time_limit=view.clock.left,
             tolerance=dummies.tolerance,
         )
     else:
@@ -203,7 +200,7 @@ def match_dummies(
             wrt=dummies.free,
             generator=generator,
             reinitialise=lambda _, generator: {n: leaf[0] for n, leaf in dummies.draw(1, generator).items()},
-            time_limit=time_limit,
+            time_limit=view.clock.left,
             tolerance=dummies.tolerance,
             patience=dummies.patience,
             survivors=survivors,

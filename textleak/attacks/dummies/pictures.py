@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Tokens
 from textleak.matching import Leaves, Matcher, Objective, SquaredL2, Target
@@ -94,15 +95,21 @@ class DummyPictures:
         labels_KB: classes that are held fixed; None where soft labels are optimized.
     """
 
-    model: ImageModel
-    shared: SharedGradient
+    view: View
     objective: Objective
     settings: PictureSettings
     labels_KB: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        """Check the gradient against the model."""
-        self.shared.validate(self.model.parameters)
+    @property
+    def model(self) -> ImageModel:
+        """The public model."""
+        model: ImageModel = self.view.model
+        return model
+
+    @property
+    def shared(self) -> SharedGradient:
+        """The shared gradient."""
+        return self.view.shared
 
     @cached_property
     def batch_size(self) -> int:
@@ -125,7 +132,7 @@ class DummyPictures:
             dtype=self.model.dtype,
             device=self.model.device,
         )
-        return Matcher(self.model.network, target, self.objective, kinks=self.settings.kinks)
+        return self.view.matcher(target, self.objective, kinks=self.settings.kinks)
 
     @property
     def tolerance(self) -> float | None:

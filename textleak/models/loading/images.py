@@ -15,10 +15,11 @@ import textleak.models.rules.images  # noqa: F401 - tells the engine what it nee
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading.places import Place, find_place, not_at_hand
 from textleak.models.loading.quiet import quiet
-from textleak.models.loading.text import DTYPES, find_device, seeded, unreadable
-from textleak.models.networks import CifarResNet, LeNet, draw_uniformly, with_batch_statistics
+from textleak.models.loading.text import DTYPES, find_device, unreadable
+from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
 from textleak.models.text import Weights
 from textleak.models.vision import ImageModel
+from textleak.seeds import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -51,15 +52,14 @@ class ImageAlias:
 ALIASES: dict[str, ImageAlias] = {
     "lenet": ImageAlias(summary="LeNet of DLG's code: sigmoid, weights U(-0.5, 0.5)", size=32),
     "resnet20": ImageAlias(
-        summary="ResNet-20 for CIFAR; activation=relu|sigmoid, strides, batch_norm=eval|train",
+        summary="ResNet-20 for CIFAR; activation=relu|sigmoid, strides",
         size=32,
-        options={"activation": "relu", "strides": True, "batch_norm": "eval"},
+        options={"activation": "relu", "strides": True},
         normalized=_CIFAR,
     ),
     "resnet18": ImageAlias(
-        summary="ResNet-18 as transformers has it; batch_norm=eval|train",
+        summary="ResNet-18 as transformers has it",
         size=64,
-        options={"batch_norm": "eval"},
         hugging_face=(
             "resnet",
             {
@@ -143,7 +143,7 @@ def load_image_model(
         built = _of_hugging_face(name, weights, seed=weights_seed, classes=num_labels, size=size)
     model = ImageModel(
         name=name,
-        network=built.network.to(device=where, dtype=DTYPES[dtype]),
+        network=built.network.to(device=where, dtype=DTYPES[dtype]).eval(),
         weights=built.weights,
         source=built.source,
         weights_seed=weights_seed,
@@ -172,7 +172,6 @@ def _options(name: str, alias: ImageAlias, spec: str) -> dict[str, Any]:
     options = dict(alias.options)
     allowed = {
         "activation": ("relu", "sigmoid"),
-        "batch_norm": ("eval", "train"),
         "strides": ("true", "false"),
     }
     for part in filter(None, spec.split(",")):
@@ -215,8 +214,6 @@ def _of_alias(
                 )
         if name == "lenet" or options["activation"] == "sigmoid":
             draw_uniformly(network, torch.Generator().manual_seed(seed))
-    if options.get("batch_norm") == "train":
-        with_batch_statistics(network)
     mean, deviation = alias.normalized or ((0.0,) * channels, (1.0,) * channels)
     if len(mean) != channels:  # gray: the mean of the colors
         mean, deviation = (sum(mean) / len(mean),) * channels, (sum(deviation) / len(deviation),) * channels

@@ -20,6 +20,7 @@ from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Place, find_place, not_at_hand
 from textleak.models.loading.quiet import quiet
 from textleak.models.text import Task, TextModel, Weights
+from textleak.seeds import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -84,7 +85,7 @@ def load_model(
     return TextModel(
         name=name,
         task=built.task,
-        network=built.network.to(device=where, dtype=DTYPES[dtype]),
+        network=built.network.to(device=where, dtype=DTYPES[dtype]).eval(),
         tokenizer=built.tokenizer,
         weights=built.weights,
         source=built.source,
@@ -135,14 +136,6 @@ class _Built:
     tokenizer: PreTrainedTokenizerFast
     weights: Weights
     source: str
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` on the CPU, and leave every global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, type[PreTrainedModel]]:
