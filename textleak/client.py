@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from textleak import seeds
+from textleak import foreign, seeds
 from textleak.defenses import Defense, Step, check_order
 from textleak.errors import InputError
 from textleak.gradients import (
@@ -60,7 +60,7 @@ class Secret:
             InputError: no such file, or not a truth file.
         """
         try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
+            return TypeAdapter(cls).validate_json(foreign.read(path))
         except (OSError, ValidationError) as error:
             raise InputError(
                 f"{path} can't be read as a truth file.",

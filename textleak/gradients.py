@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from torch import Tensor
 from textleak.effects import Effect, Noised, Rounded, spacing
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
+from textleak.tensors import read_tensors
 
 FORMAT_VERSION = 1
+_LONGEST_TEXT = 10_000  # characters in a name or an expression (our choice)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,20 +211,18 @@ class SharedGradient:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, not safetensors (a pickle is never opened), truncated, without
-                textleak's metadata, or with values that are not finite.
+            InputError: no such file, not safetensors (a pickle is never opened), truncated, too large for the
+                memory, without textleak's metadata, or with values that are not finite.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise InputError(
                 f"There is no gradient file {path}.", fix="`textleak share --out FILE` writes one."
             )
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                gradients = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+            header, gradients = read_tensors(path)
+        except OSError as error:
+            raise InputError(f"{path} can't be read as a gradient.", why=f"{error}.") from None
+        except ValueError as error:
             raise InputError(
                 f"{path} is not a readable safetensors file.",
                 why=f"{error}. It may be truncated, or a pickle, which is never opened as it can run code.",
@@ -244,6 +244,12 @@ class SharedGradient:
             )
         except (KeyError, ValidationError) as error:
             raise InputError(f"The metadata of {path} is damaged.", why=str(error)) from None
+        for text in _texts([shared.share, json.loads(header["model"]), json.loads(header["defenses"])]):
+            if len(text) > _LONGEST_TEXT or not text.isprintable():
+                raise InputError(
+                    f"The metadata of {path} hold a text that can't be shown.",
+                    why=f"It has {len(text):,} characters and begins with {text[:40]!r}.",
+                )
         shared.check_finite(str(path))
         return shared
 
@@ -282,6 +288,17 @@ class SharedGradient:
                 )
             if not gradient.dtype.is_floating_point:
                 raise InputError(f"The gradient of {name} has dtype {gradient.dtype}, not a floating one.")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
 
 
 def _dump(value: object) -> str:
