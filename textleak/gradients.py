@@ -11,10 +11,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from textleak.effects import Effect, Noised, Rounded, spacing
@@ -23,6 +23,8 @@ from textleak.numerics import exact
 from textleak.tensors import read_tensors
 
 FORMAT_VERSION = 1
+# Our choice: no classification has more, and the head for as many takes 400 MB on the widest model here.
+MOST_LABELS = 100_000
 _LONGEST_TEXT = 10_000  # characters in a name or an expression (our choice)
 
 
@@ -103,7 +105,7 @@ class PublicModel:
         task: "classification", "causal-lm" or "masked-lm"; "image-classification" for pictures.
         weights: "pretrained" or "random".
         weights_seed: seed of the weights that were drawn at random (all of them, or a classification head).
-        num_labels: classes of a classification head, None for the other tasks.
+        num_labels: classes of a classification head, None for the other tasks; a file may have up to `MOST_LABELS`.
         dtype: for example "float32".
         fingerprint: hash of names, shapes and a sample of the values, to notice another model.
         picture: channels, height and width that an image model reads; None for text.
@@ -112,8 +114,8 @@ class PublicModel:
     name: str
     task: str
     weights: str
-    weights_seed: int
-    num_labels: int | None
+    weights_seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]  # what torch takes
+    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None
     dtype: str
     fingerprint: str
     picture: tuple[int, int, int] | None = None

@@ -115,6 +115,6 @@ def _read(file: BufferedReader, name: str, dtype: torch.dtype, shape: tuple[int,
         tensor = torch.empty(shape, dtype=dtype)
     except (RuntimeError, MemoryError) as error:
         raise UnreadError(f"there is no memory for the tensor {name}: {error}") from None
-    if tensor.numel() and file.readinto(tensor.view(-1).view(torch.uint8).numpy()) < tensor.nbytes:
+    if tensor.numel() and file.readinto(tensor.view(-1).view(torch.uint8).numpy().data) < tensor.nbytes:
         raise ValueError(f"it ends within the tensor {name}")
     return tensor
