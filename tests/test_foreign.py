@@ -135,5 +135,5 @@ def test_a_long_name_is_not_repeated_whole() -> None:
 
 
 def test_an_error_holds_nothing_that_a_terminal_obeys() -> None:
-    error = InputError("red: \x1b[31m", why="bell: \x07\nand a line", fix="é and “quotes” stay")
-    assert str(error) == "red: \\x1b[31m\nbell: \\x07\nand a line\né and “quotes” stay"
+    error = InputError("red: \x1b[31m", why="bell: \x07\nand a line", fix="é, “quotes” and\xa0spaces stay")
+    assert str(error) == "red: \\x1b[31m\nbell: \\x07\nand a line\né, “quotes” and\xa0spaces stay"

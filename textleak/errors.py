@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from textleak.words import printable
+
 # Characters of a part that are shown (our choice: a screenful). A name from a file may have a million.
 LONGEST = 2000
 
@@ -50,9 +52,7 @@ def shown(text: str) -> str:
     if len(text) > LONGEST:
         kept = LONGEST // 2
         text = f"{text[:kept]} … ({len(text) - 2 * kept:,} characters left out) … {text[-kept:]}"
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in text
-    )
+    return printable(text, kept="\n\t")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, fix: str = "") -> InputError:
