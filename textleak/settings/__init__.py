@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,12 +28,15 @@ from pydantic import (
     model_validator,
 )
 
+from textleak import foreign
 from textleak.errors import InputError, unknown_name
 
 Config = TypeVar("Config", bound="_ClientSettings")
 Checked = TypeVar("Checked", bound="_Settings")
 DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "match", "dlg"
 EVALUATIONS = "evaluations"
+# Bytes of a file (our choices): no batch that can be attacked is near the first, no preset near the second.
+MOST_SENTENCES, MOST_PRESET = 64 * foreign.MIB, foreign.MIB
 DType = Literal["float32", "float64", "bfloat16"]
 
 
@@ -170,15 +174,14 @@ class ClientConfig(_ClientSettings):
         if self.file is None:
             return self.sentences
         try:
-            with self.file.open(encoding="utf-8") as file:
-                lines = list(file)
+            text = foreign.read(self.file, most=MOST_SENTENCES, pipes=True).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{self.file} can't be read as sentences.",
                 why=str(error),
                 fix="Give --file a UTF-8 text file with one sentence a line.",
             ) from None
-        sentences = tuple(line.strip() for line in lines if line.strip())
+        sentences = tuple(line.strip() for line in io.StringIO(text, newline=None) if line.strip())
         if not sentences:
             raise InputError(f"{self.file} has no sentence in it.", fix="Write one sentence a line.")
         return sentences
@@ -676,7 +679,7 @@ def read_preset(name: str, folder: str = "") -> dict[str, Any]:
             )
         path = presets_folder() / f"{found[0]}.yaml"
     try:
-        content = yaml.load(path.read_text("utf-8"), _Loader)
+        content = yaml.load(foreign.read(path, most=MOST_PRESET).decode("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The config {path} can't be read.", why=str(error)) from None
     if not isinstance(content, dict):

@@ -38,7 +38,7 @@ from rich.text import Text
 
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, Started, Stop, Truth
 from textleak.scoring import metrics, output_ids
-from textleak.words import count_of
+from textleak.words import count_of, printable
 
 REFRESHES_A_SECOND = 12
 SECONDS_BETWEEN_LINES = 5.0
@@ -943,11 +943,11 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     texts.add_column(overflow="fold")
     for sentence in result.get("sentences", ()):
         if sentence.get("reference") is not None:
-            texts.add_row("reference", Text(str(sentence["reference"])))
+            texts.add_row("reference", Text(printable(str(sentence["reference"]), kept="\n")))
         if sentence.get("recovered") is not None:
             texts.add_row("recovered", _marked(sentence))
     for text in result.get("surplus", ()):
-        texts.add_row("surplus", Text(str(text), style="bright_black"))
+        texts.add_row("surplus", Text(printable(str(text), kept="\n"), style="bright_black"))
     if texts.row_count:
         parts += [Text(""), texts]
     parts.extend(Text(f"Note: {note}", style="yellow") for note in result.get("notes", ()))
@@ -997,16 +997,16 @@ def _marked(sentence: Mapping[str, Any]) -> Text:
     """The recovered text, its words green where they are right, yellow elsewhere, red where wrong."""
     reference, recovered = sentence.get("reference"), str(sentence["recovered"])
     if reference is None:
-        return Text(recovered)
+        return Text(printable(recovered, kept="\n"))
     if sentence.get("exact"):
-        return Text(recovered, style="green")
+        return Text(printable(recovered, kept="\n"), style="green")
     true = str(reference).lower().split()
     left = Counter(true)
     text = Text()
     for index, word in enumerate(recovered.split(" ")):
         at_home = index < len(true) and true[index] == word.lower()
         style = _STYLES[RIGHT] if at_home else _STYLES[ELSEWHERE] if left[word.lower()] else _STYLES[WRONG]
-        text.append(" " if index else "").append(word, style=style)
+        text.append(" " if index else "").append(printable(word, kept="\n"), style=style)
     return text
 
 
