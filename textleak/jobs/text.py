@@ -373,6 +373,7 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
     The model is the one that the settings name, else the one that the file names: only an alias, and nothing is
     downloaded for it.
     """
+    from textleak.clients.view import view_of
     from textleak.models import load_model
     from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
     from textleak.private.secrets import Secret
@@ -398,6 +399,7 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
         num_labels=config.num_labels if "num_labels" in given else public.num_labels or 2,
         download="model" in given,
     )
+    view_of(shared, model)  # names and shapes
     if model.fingerprint != shared.model.fingerprint:
         raise InputError(
             f"{config.gradients} is a gradient of another model than the {model.name} that was loaded.",
