@@ -197,7 +197,8 @@ def test_a_run_s_outcome_is_read_from_the_end_of_its_events_alone(folder, monkey
     folder.result_path.unlink()
     parsed = []
     monkeypatch.setattr(
-        runs, "parse_line", lambda line, parse=runs.parse_line: parsed.append(0) or parse(line)
+        "textleak.runs.recorder.parse_line",
+        lambda line, parse=runs.parse_line: parsed.append(0) or parse(line),
     )
     assert read_run(folder.path).outcome == "stopped"
     assert len(parsed) == 1
