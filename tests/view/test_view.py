@@ -15,6 +15,7 @@ from rich.console import Console
 from textleak import view as live
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Started, Truth
 from textleak.view import LiveDisplay, LiveView, PlainDisplay, ViewState, picture, status_of, summary
+from textleak.words import loss_in_words
 
 VOCABULARY = [
     "[CLS]",
@@ -257,7 +258,7 @@ def test_the_match_rate_shown_is_the_one_that_scores_a_result():
 
 
 def test_a_loss_is_never_shown_below_nothing():
-    assert [live.loss_in_words(loss) for loss in (None, 0.25, 1e-5, 0.0, -4.6e-9)] == [
+    assert [loss_in_words(loss) for loss in (None, 0.25, 1e-5, 0.0, -4.6e-9)] == [
         "?",
         "0.25",
         "1.0e-05",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textleak.cli import common
-from textleak.words import count_of
+from textleak.words import count_of, seconds_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -332,7 +332,6 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool,
 
     from textleak.evaluation import drive, table
     from textleak.evaluation.grid import MANY, plan
-    from textleak.view import seconds_in_words
 
     found = plan(settings, here=here)
     folder = drive.folder_of(found, name)

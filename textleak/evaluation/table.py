@@ -18,7 +18,7 @@ from rich.text import Text
 from textleak.evaluation.answers import FIGURES, Records, defense_of
 from textleak.evaluation.drive import Evaluation
 from textleak.evaluation.records import Cell, Record, cut_off_in_words
-from textleak.view import seconds_in_words
+from textleak.words import seconds_in_words
 
 # Plain lines follow each other no faster than this (our choice).
 _BETWEEN_LINES = 2.0

@@ -19,8 +19,7 @@ from textleak.reports.analysis import Report
 from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
-from textleak.view import readable, seconds_in_words
-from textleak.words import count_of
+from textleak.words import count_of, readable, seconds_in_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -38,7 +38,7 @@ from rich.text import Text
 
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, Started, Stop, Truth
 from textleak.scoring import metrics, output_ids
-from textleak.words import count_of
+from textleak.words import count_of, loss_in_words, readable, seconds_in_words
 
 REFRESHES_A_SECOND = 12
 SECONDS_BETWEEN_LINES = 5.0
@@ -602,7 +602,7 @@ def _tokens(sentence: Sentence, truth: Sentence | None, width: int, glyphs: Glyp
     words, bars = Text(no_wrap=True), Text(no_wrap=True)
     for position, status in zip(sentence.positions, statuses_of(sentence, truth), strict=True):
         style = _STYLES[status]
-        word = readable(position.text, glyphs) if position.id >= 0 else glyphs.marks[OPEN]
+        word = readable(position.text, glyphs.space) if position.id >= 0 else glyphs.marks[OPEN]
         size = min(max(2, cell_len(word)), LONGEST_TOKEN, width - 1)
         if cell_len(word) > size:
             word = set_cell_size(word, size - cell_len(glyphs.ellipsis)) + glyphs.ellipsis
@@ -620,13 +620,6 @@ def _tokens(sentence: Sentence, truth: Sentence | None, width: int, glyphs: Glyp
             bars.append(glyphs.rest * (size - 1 - filled), style="bright_black")
         bars.append(" ")
     return [*lines, words, bars] if words.plain else lines
-
-
-def readable(token: str, glyphs: Glyphs = UNICODE) -> str:
-    """A token as a person can read it: a leading space as one sign, nothing that moves the cursor."""
-    # Byte-level BPE writes a leading space as Ġ and a line break as Ċ, SentencePiece a space as ▁.
-    text = token.replace("Ġ", glyphs.space).replace("▁", glyphs.space).replace("Ċ", "\\n")
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text) or glyphs.space
 
 
 def _legend(width: int, glyphs: Glyphs) -> Text:
@@ -657,26 +650,6 @@ def remaining_seconds(state: ViewState, now: float) -> float | None:
         return None
     speed = done / (state.t - since)
     return max(0.0, (progress.steps - progress.step) / speed - (now - state.t))
-
-
-def seconds_in_words(seconds: float) -> str:
-    """A time as a person reads it, with its unit."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
-
-
-def loss_in_words(loss: float | None) -> str:
-    """A loss in few letters, "?" where there is none."""
-    if loss is None:
-        return "?"
-    # A distance of nothing comes out a rounding error below 0.
-    loss = loss if not loss <= 0 else 0.0
-    return f"{loss:.3g}" if 0.01 <= loss < 1000 or loss == 0 else f"{loss:.1e}"
 
 
 class Display(Protocol):

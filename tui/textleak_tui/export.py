@@ -14,8 +14,8 @@ from typing import Any
 from textleak.errors import InputError, TextleakError
 from textleak.events import Finished, to_json
 from textleak.runs import read_run
-from textleak.view import ViewState, how_much, loss_in_words, seconds_in_words
-from textleak.words import count_of
+from textleak.view import ViewState, how_much
+from textleak.words import count_of, loss_in_words, seconds_in_words
 
 EXPORTS = "textleak-exports"
 # What an attacker doesn't know: left out of what is written while blind.

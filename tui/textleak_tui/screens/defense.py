@@ -21,8 +21,8 @@ from textual.widget import Widget
 from textual.widgets import Static, TextArea
 
 from textleak.errors import InputError, TextleakError
-from textleak.view import UNICODE, ViewState, loss_in_words, seconds_in_words
-from textleak.words import count_of
+from textleak.view import UNICODE, ViewState
+from textleak.words import count_of, loss_in_words, seconds_in_words
 from textleak_tui import export, fields, ladder
 from textleak_tui.child import Child, Failure
 from textleak_tui.fields import FIELDS, Catalog, Field
