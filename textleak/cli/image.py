@@ -126,8 +126,8 @@ def command(
 def _run(settings: ImageConfig, *, as_json: bool) -> int:
     """Prepare, drive and report one run; the exit code."""
     from textleak.cli.run import FailedError, drive
-    from textleak.data.pictures import Film
     from textleak.runs import RunFolder, check_out
+    from textleak.view.films import Film
 
     check_out(settings.out)
     job = _prepare(settings)
@@ -142,9 +142,9 @@ def _run(settings: ImageConfig, *, as_json: bool) -> int:
     if as_json:
         common.print_json(result)
     else:
-        from textleak.view.pictures import image_summary
+        from textleak.view.summary import summary
 
-        common.stdout().print(image_summary(result))
+        common.stdout().print(summary(result))
     return common.INTERRUPTED if result["outcome"] == "interrupted" else 0
 
 
@@ -169,7 +169,7 @@ def _prepare(settings: ImageConfig) -> ImageJob:
 
 def _write(job: ImageJob, folder: Path, frames: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
     """The strip, the GIF and the pictures, into the run folder."""
-    from textleak.data.pictures import as_bytes, write_films
+    from textleak.view.films import as_bytes, write_films
 
     originals = as_bytes(job.secret.pictures_BCHW.permute(0, 2, 3, 1))
     write_films(folder, frames, originals, [image["recovered"] for image in result["images"]])

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from textleak.jobs.text import Job
     from textleak.runs import Recorder, RunFolder
     from textleak.settings import RunConfig
-    from textleak.view import Display
 
 
 @common.guarded
@@ -137,7 +136,7 @@ def _run(settings: RunConfig, *, as_json: bool) -> int:
     if as_json:
         common.print_json(result)
     else:
-        from textleak.view import summary
+        from textleak.view.summary import summary
 
         common.stdout().print(summary(result))
     return _exit_code(result, settings.fail_above)
@@ -200,13 +199,14 @@ def drive(
     """Run the attack with its view, its records and other viewers; the result as it was written."""
     from textleak.errors import InputError, TextleakError
     from textleak.runs import Recorder
+    from textleak.view import LiveDisplay, PlainDisplay, display_on
 
     redact = job.config.redact
     if job.config.save_gradients:
         job.shared.save(folder.gradients_path)
     try:
         with (
-            _display() as display,
+            display_on(common.stderr(), LiveDisplay, PlainDisplay) as display,
             Recorder(folder, job.settings(), redact=redact, viewers=[display.show, *viewers]) as recorder,
         ):
             try:
@@ -250,18 +250,6 @@ def _finish(job: Job | ImageJob, recorder: Recorder) -> dict[str, Any]:
         outcome = "interrupted"
         result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir, certified=False)
     return recorder.finish(outcome, result)
-
-
-def _display() -> Display:
-    """The picture on a terminal, lines elsewhere."""
-    from textleak.view import LiveDisplay, PlainDisplay
-
-    console = common.stderr()
-    return (
-        LiveDisplay(console)
-        if console.is_terminal and not console.is_dumb_terminal
-        else PlainDisplay(console)
-    )
 
 
 def _exit_code(result: dict[str, Any], fail_above: float | None) -> int:

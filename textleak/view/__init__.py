@@ -1,33 +1,26 @@
 """A run's events as a person sees them: one state for every viewer, drawn in a terminal or told in words.
 
-This room knows events and results. It knows no model, no attack and no file: who reads or writes a run folder is
-`textleak.runs`.
+`state` is what the events add up to, `statuses` which tokens are right, `glyphs` the signs for it, `terminal` draws,
+`displays` decides when, `summary` is what a person is left with. `pictures` and `films` (imported only where there
+are pictures, as they need NumPy) draw an image run, and write it as files.
+
+This room knows events and results. It knows no model, no attack and no run folder.
 """
 
-from textleak.view.terminal import (
-    OPEN,
+from textleak.view.displays import REFRESHES_A_SECOND, Display, LiveDisplay, PlainDisplay, display_on
+from textleak.view.glyphs import UNICODE
+from textleak.view.state import (
     POINTS_KEPT,
-    REFRESHES_A_SECOND,
-    SPECIAL,
-    UNICODE,
-    Display,
-    LiveDisplay,
-    LiveView,
     Newest,
     PhaseSpan,
-    PlainDisplay,
     Point,
     ViewState,
-    how_much,
     match_rate_of,
-    picture,
     remaining_seconds,
-    right_of,
-    status_of,
-    statuses_of,
-    summary,
-    surplus_of,
 )
+from textleak.view.statuses import OPEN, SPECIAL, right_of, statuses_of, surplus_of
+from textleak.view.summary import how_much
+from textleak.view.terminal import LiveView, picture
 
 __all__ = [
     "OPEN",
@@ -43,13 +36,12 @@ __all__ = [
     "PlainDisplay",
     "Point",
     "ViewState",
+    "display_on",
     "how_much",
     "match_rate_of",
     "picture",
     "remaining_seconds",
     "right_of",
-    "status_of",
     "statuses_of",
-    "summary",
     "surplus_of",
 ]
