@@ -4,33 +4,27 @@ A folder holds `run.json` (settings, versions, machine), `events.jsonl` (each ev
 the start), `result.json` once there is a result, `gradients.safetensors` on request, `traceback.txt` after a
 bug, and `control.jsonl`, into which a viewer writes commands. A kill at any moment leaves a readable folder.
 
+`folder` names the files, `recorder` writes them, `reading` reads them, `control` drives an attack and steers it,
+`redaction` says what a record leaves out, `machine` what it was computed with.
+
 This room knows events and files. It knows no model, no attack and no terminal.
 """
 
-from textleak.runs.recorder import (
-    Control,
-    Recorder,
+from textleak.runs.control import Control, execute, send
+from textleak.runs.folder import (
     RunFolder,
-    RunRecord,
-    TimedEvent,
+    as_file_name,
     check_folder,
     check_out,
     check_writable,
-    cores,
-    execute,
-    list_runs,
-    machine,
-    parse_line,
-    read_events,
-    read_run,
-    redacted_event,
-    redacted_result,
-    redacted_settings,
+    new_path,
     runs_folder,
-    send,
-    versions,
     write_json,
 )
+from textleak.runs.machine import cores, machine_facts, versions
+from textleak.runs.reading import RunRecord, TimedEvent, list_runs, parse_line, read_events, read_run
+from textleak.runs.recorder import Recorder
+from textleak.runs.redaction import redacted_result, redacted_settings, without_truth
 
 __all__ = [
     "Control",
@@ -38,21 +32,23 @@ __all__ = [
     "RunFolder",
     "RunRecord",
     "TimedEvent",
+    "as_file_name",
     "check_folder",
     "check_out",
     "check_writable",
     "cores",
     "execute",
     "list_runs",
-    "machine",
+    "machine_facts",
+    "new_path",
     "parse_line",
     "read_events",
     "read_run",
-    "redacted_event",
     "redacted_result",
     "redacted_settings",
     "runs_folder",
     "send",
     "versions",
+    "without_truth",
     "write_json",
 ]
