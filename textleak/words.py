@@ -1,6 +1,8 @@
-"""Small words for messages: numbers, times and tokens as a person reads them."""
+"""Small words for messages: numbers, times, and text of others that a terminal can show."""
 
 from __future__ import annotations
+
+import unicodedata
 
 
 def count_of(number: int, noun: str) -> str:
@@ -34,3 +36,13 @@ def readable(token: str, space: str = "␣") -> str:
     # Byte-level BPE writes a leading space as Ġ and a line break as Ċ, SentencePiece a space as ▁.
     text = token.replace("Ġ", space).replace("▁", space).replace("Ċ", "\\n")
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text) or space
+
+
+def printable(text: str, *, kept: str = "") -> str:
+    """A text with each letter that a terminal would obey written out, but for those in `kept`."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter in kept or unicodedata.category(letter) == "Zs"
+        else ascii(letter)[1:-1]
+        for letter in text
+    )

@@ -440,6 +440,14 @@ def test_the_summary_fits_what_happened(changes, words):
     assert words in written({**RESULT, **changes})
 
 
+@pytest.mark.parametrize("changes", [{"reference": None}, {"exact": True}, {"exact": False}])
+def test_no_text_in_the_summary_is_obeyed_by_a_terminal(changes):
+    sentence = {**RESULT["sentences"][0], "reference": "sat \x1b[2J", "recovered": "cat \x1b]0;x\x9c"}
+    text = written({**RESULT, "sentences": [{**sentence, **changes}], "surplus": ["\x1b[8m"]})
+    assert not {"\x1b", "\x9c"} & set(text)
+    assert "cat \\x1b]0;x\\x9c" in text
+
+
 def test_a_picture_is_an_svg_document():
     svg = picture(RUNNING, width=100)
     assert svg.startswith("<svg")

@@ -45,7 +45,9 @@ def command(
     gradients: Annotated[
         Path | None,
         typer.Option(
-            "--gradients", metavar="FILE", help="Attack a gradient in a file instead of --sentence."
+            "--gradients",
+            metavar="FILE",
+            help="Attack a gradient in a file instead of --sentence; --model names its model, unless that is an alias.",
         ),
     ] = None,
     truth: Annotated[

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textleak import foreign
 from textleak.data.hub import load_dataset
 from textleak.errors import InputError, unknown_name
 
@@ -34,6 +35,8 @@ DATASETS = {
     "mnist": ("ylecun/mnist", "image", "label"),
 }
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# Others that Pillow knows start programs: Ghostscript, for PostScript.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Exif 2.3, sec. 4.6.4: the tag of a picture's orientation; from 5 on, rows and columns change places.
 _ORIENTATION, _FIRST_ON_ITS_SIDE = 0x0112, 5
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -60,7 +63,7 @@ def read_picture(path: Path, shape: Shape, *, label: int | None = None) -> Pictu
     """Read a picture file at a size and number of channels.
 
     Args:
-        path: any format that Pillow reads.
+        path: PNG, JPEG, WebP, BMP, GIF, TIFF, PPM or PGM.
         shape: channels, height and width wanted.
         label: the class, where it is known.
 
@@ -73,7 +76,11 @@ def read_picture(path: Path, shape: Shape, *, label: int | None = None) -> Pictu
         raise InputError(f"{path} is a folder.", fix="Give a picture file, or --dataset FOLDER with --index.")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path} is empty: 0 bytes.", fix="Give a picture file.")
-    with _reading(str(path)), Image.open(path) as image:
+    with (
+        _reading(str(path)),
+        foreign.open_regular(path, most=foreign.MOST) as file,
+        Image.open(file, formats=_FORMATS) as image,
+    ):
         notes = []
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
@@ -102,7 +109,7 @@ def _reading(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise InputError(
             f"{name} is not a picture that can be read.",
-            why="Its content is none of the formats that Pillow knows.",
+            why="Its content is none of the formats that are read.",
             fix="Give a PNG, JPEG, WebP, GIF, BMP or TIFF file.",
         ) from None
     except too_large as error:

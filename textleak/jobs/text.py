@@ -66,7 +66,7 @@ class Job:
     @property
     def name(self) -> str:
         """Model and attack in two words, for a folder's name."""
-        return f"{self.config.model.rstrip('/').rpartition('/')[2]}-{self.attack.name}"
+        return f"{self.model.name.rstrip('/').rpartition('/')[2]}-{self.attack.name}"
 
     def settings(self) -> dict[str, Any]:
         """What the run works on, as plain values: the head of its result, and what viewers show."""
@@ -368,8 +368,13 @@ def outcome_facts(
 
 
 def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
-    """A gradient from a file, the model it names, and the truth where a file of it was given."""
+    """A gradient from a file, its model, and the truth where a file of it was given.
+
+    The model is the one that the settings name, else the one that the file names: only an alias, and nothing is
+    downloaded for it.
+    """
     from textleak.models import load_model
+    from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
     from textleak.private.secrets import Secret
     from textleak.shared.gradient import SharedGradient
 
@@ -377,6 +382,12 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
     shared = SharedGradient.load(config.gradients)
     secret = None if config.truth is None else Secret.load(config.truth)
     public, given = shared.model, config.model_fields_set
+    if "model" not in given and public.name not in CATALOG and public.name not in BY_HUB_ID:
+        raise InputError(
+            f"{config.gradients} names the model {public.name!r}, which no file can have loaded.",
+            why="It could be anything from anywhere: a file has only an alias loaded (`textleak models`).",
+            fix="Name it yourself, if you trust it: --model NAME.",
+        )
     model = load_model(
         config.model if "model" in given else public.name,
         weights=config.weights if "weights" in given else public.weights,
@@ -385,14 +396,15 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
         dtype=config.dtype if "dtype" in given else public.dtype,
         weights_seed=public.weights_seed,
         num_labels=config.num_labels if "num_labels" in given else public.num_labels or 2,
+        download="model" in given,
     )
     if model.fingerprint != shared.model.fingerprint:
         raise InputError(
             f"{config.gradients} is a gradient of another model than the {model.name} that was loaded.",
             why=f"The weights differ: the file names {public.name} ({public.weights}, {public.dtype}), "
             f"loaded was {model.source}.",
-            fix="Leave --model, --weights and --task out to load what the file names, or make the same "
-            "weights available here.",
+            fix="Load the model that the client used (--model, --weights, --task), or make the same weights "
+            "available here.",
         )
     if secret is not None:
         _check_truth(secret, shared, model, config)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from textleak import foreign
 from textleak.errors import InputError
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense
 
@@ -44,7 +45,7 @@ class Secret:
             InputError: no such file, or not a truth file.
         """
         try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
+            return TypeAdapter(cls).validate_json(foreign.read(path))
         except (OSError, ValidationError) as error:
             raise InputError(
                 f"{path} can't be read as a truth file.",

@@ -9,9 +9,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from textleak import foreign
 from textleak.errors import InputError
 from textleak.events import Event, Finished, from_json
 from textleak.runs.folder import RunFolder, runs_folder
@@ -39,6 +41,9 @@ def read_events(
         follow: wait for more until the run has finished or `stop()` is true.
         poll_seconds: how often to look.
         stop: asked while waiting.
+
+    Raises:
+        InputError: it is no regular file.
     """
     if path.is_dir():
         path = RunFolder(path=path).events_path
@@ -47,7 +52,7 @@ def read_events(
         if stop():
             return
         time.sleep(poll_seconds)
-    with path.open("rb") as file:
+    with _opened(path) as file:
         while True:
             # Whatever is in the file now is whole lines and perhaps a part of one.
             *lines, rest = (rest + file.read()).split(b"\n")
@@ -61,6 +66,13 @@ def read_events(
             if not follow or stop():
                 return
             time.sleep(poll_seconds)
+
+
+def _opened(path: Path) -> BufferedReader:
+    try:
+        return foreign.open_regular(path)
+    except foreign.UnreadError as error:
+        raise InputError(f"{path} is not the events of a run.", why=f"{error}.") from None
 
 
 def parse_line(line: bytes) -> TimedEvent | None:
@@ -110,7 +122,7 @@ def read_run(path: Path) -> RunRecord:
     """
     folder = RunFolder(path=path)
     try:
-        facts = json.loads(folder.run_path.read_text("utf-8"))
+        facts = json.loads(foreign.read(folder.run_path))
         pid = int(facts.get("pid") or 0)
         if not isinstance(facts.get("settings", {}), dict):
             raise TypeError("its settings are no settings")
@@ -123,7 +135,7 @@ def read_run(path: Path) -> RunRecord:
     alive = _alive(pid)  # before its events are read: what ends after this has written how
     result = None
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(folder.result_path.read_text("utf-8"))
+        found = json.loads(foreign.read(folder.result_path))
         result = found if isinstance(found, dict) else None
     outcome = ""
     with contextlib.suppress(OSError):
@@ -150,7 +162,7 @@ def list_runs(root: Path | None = None) -> list[Path]:
 def _last_outcome(path: Path) -> str:
     """The outcome in the last whole line, "" where it isn't a last event; reads no more than the end."""
     end = b""
-    with path.open("rb") as file:
+    with foreign.open_regular(path) as file:
         left = file.seek(0, os.SEEK_END)
         while left and b"\n" not in end.rstrip(b"\n"):
             size = min(left, max(1 << 16, len(end)))

@@ -9,11 +9,13 @@ from typing import Any
 
 import yaml
 
+from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.settings.base import unknown_setting
 from textleak.settings.specs import Loader, key_and_value, read
 
 EVALUATIONS = "evaluations"
+MOST_PRESET = foreign.MIB  # bytes of a file (our choice): no preset is near it
 # Where a batch may come from: naming one sets aside what a layer below named.
 _SOURCES = frozenset({"sentences", "file", "gradients"})
 
@@ -91,7 +93,7 @@ def read_preset(name: str, folder: str = "") -> dict[str, Any]:
             )
         path = presets_folder() / f"{found[0]}.yaml"
     try:
-        content = yaml.load(path.read_text("utf-8"), Loader)
+        content = yaml.load(foreign.read(path, most=MOST_PRESET).decode("utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The config {path} can't be read.", why=str(error)) from None
     if not isinstance(content, dict):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
+from textleak import foreign
 from textleak.errors import InputError
 from textleak.settings.base import DType, Settings, flag, validated
 from textleak.settings.choices import Choice
@@ -15,6 +17,8 @@ from textleak.settings.presets import check_keys, lay_over, parse_assignment, re
 
 Config = TypeVar("Config", bound="_ClientSettings")
 DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "match", "dlg"
+# Bytes of a file of sentences (our choice): no batch that can be attacked is near it.
+MOST_SENTENCES = 64 * foreign.MIB
 
 
 class _ClientSettings(Settings):
@@ -114,15 +118,14 @@ class ClientConfig(_ClientSettings):
         if self.file is None:
             return self.sentences
         try:
-            with self.file.open(encoding="utf-8") as file:
-                lines = list(file)
+            text = foreign.read(self.file, most=MOST_SENTENCES, pipes=True).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{self.file} can't be read as sentences.",
                 why=str(error),
                 fix="Give --file a UTF-8 text file with one sentence a line.",
             ) from None
-        sentences = tuple(line.strip() for line in lines if line.strip())
+        sentences = tuple(line.strip() for line in io.StringIO(text, newline=None) if line.strip())
         if not sentences:
             raise InputError(f"{self.file} has no sentence in it.", fix="Write one sentence a line.")
         return sentences

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,9 +20,11 @@ from textleak.numerics import exact
 from textleak.shared.effects import Effect, Noised, Rounded, spacing
 from textleak.shared.known import UNTOLD, SideInformation
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense, PublicModel
+from textleak.shared.tensors import read_tensors
 
 FORMAT_VERSION = 2
 _READ = ("1", "2")  # files of version 1 have no client: they are of one plain step
+_LONGEST_TEXT = 10_000  # characters in a name or an expression (our choice)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,20 +106,18 @@ class SharedGradient:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, not safetensors (a pickle is never opened), truncated, without
-                textleak's metadata, or with values that are not finite.
+            InputError: no such file, not safetensors (a pickle is never opened), truncated, too large for the
+                memory, without textleak's metadata, or with values that are not finite.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise InputError(
                 f"There is no gradient file {path}.", fix="`textleak share --out FILE` writes one."
             )
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                gradients = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+            header, gradients = read_tensors(path)
+        except OSError as error:
+            raise InputError(f"{path} can't be read as a gradient.", why=f"{error}.") from None
+        except ValueError as error:
             raise InputError(
                 f"{path} is not a readable safetensors file.",
                 why=f"{error}. It may be truncated, or a pickle, which is never opened as it can run code.",
@@ -140,6 +140,12 @@ class SharedGradient:
             )
         except (KeyError, ValidationError) as error:
             raise InputError(f"The metadata of {path} is damaged.", why=str(error)) from None
+        for text in _texts([shared.share, json.loads(header["model"]), json.loads(header["defenses"])]):
+            if len(text) > _LONGEST_TEXT or not text.isprintable():
+                raise InputError(
+                    f"The metadata of {path} hold a text that can't be shown.",
+                    why=f"It has {len(text):,} characters and begins with {text[:40]!r}.",
+                )
         shared.check_finite(str(path))
         return shared
 
@@ -178,6 +184,17 @@ class SharedGradient:
                 )
             if not gradient.dtype.is_floating_point:
                 raise InputError(f"The gradient of {name} has dtype {gradient.dtype}, not a floating one.")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
 
 
 def _dump(value: object) -> str:

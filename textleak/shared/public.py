@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import Field, PlainSerializer, PlainValidator
 
 from textleak.shared.effects import Effect
 from textleak.shared.traits import Trait
+
+# Our choice: no classification has more, and the head for as many takes 400 MB on the widest model here.
+MOST_LABELS = 100_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class PublicModel:
         task: "classification", "causal-lm" or "masked-lm"; "image-classification" for pictures.
         weights: "pretrained" or "random".
         weights_seed: seed of the weights that were drawn at random (all of them, or a classification head).
-        num_labels: classes of a classification head, None for the other tasks.
+        num_labels: classes of a classification head, None for the other tasks; a file may have up to `MOST_LABELS`.
         dtype: for example "float32".
         fingerprint: hash of names, shapes and a sample of the values, to notice another model.
         picture: channels, height and width that an image model reads; None for text.
@@ -29,8 +32,8 @@ class PublicModel:
     name: str
     task: str
     weights: str
-    weights_seed: int
-    num_labels: int | None
+    weights_seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]  # what torch takes
+    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None
     dtype: str
     fingerprint: str
     picture: tuple[int, int, int] | None = None

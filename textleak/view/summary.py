@@ -13,7 +13,7 @@ from rich.text import Text
 from textleak.events import Stop
 from textleak.view.glyphs import STYLES
 from textleak.view.statuses import ELSEWHERE, RIGHT, WRONG
-from textleak.words import count_of, seconds_in_words
+from textleak.words import count_of, printable, seconds_in_words
 
 
 def summary(result: Mapping[str, Any]) -> RenderableType:
@@ -176,11 +176,11 @@ def _texts(result: Mapping[str, Any]) -> Table:
     texts = _grid()
     for sentence in result.get("sentences", ()):
         if sentence.get("reference") is not None:
-            texts.add_row("reference", Text(str(sentence["reference"])))
+            texts.add_row("reference", Text(printable(str(sentence["reference"]), kept="\n")))
         if sentence.get("recovered") is not None:
             texts.add_row("recovered", _marked(sentence))
     for text in result.get("surplus", ()):
-        texts.add_row("surplus", Text(str(text), style="bright_black"))
+        texts.add_row("surplus", Text(printable(str(text), kept="\n"), style="bright_black"))
     return texts
 
 
@@ -188,14 +188,14 @@ def _marked(sentence: Mapping[str, Any]) -> Text:
     """The recovered text, its words green where they are right, yellow elsewhere, red where wrong."""
     reference, recovered = sentence.get("reference"), str(sentence["recovered"])
     if reference is None:
-        return Text(recovered)
+        return Text(printable(recovered, kept="\n"))
     if sentence.get("exact"):
-        return Text(recovered, style="green")
+        return Text(printable(recovered, kept="\n"), style="green")
     true = str(reference).lower().split()
     left = Counter(true)
     text = Text()
     for index, word in enumerate(recovered.split(" ")):
         at_home = index < len(true) and true[index] == word.lower()
         style = STYLES[RIGHT] if at_home else STYLES[ELSEWHERE] if left[word.lower()] else STYLES[WRONG]
-        text.append(" " if index else "").append(word, style=style)
+        text.append(" " if index else "").append(printable(word, kept="\n"), style=style)
     return text

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from textleak.events import Event, Finished, Progress, Sentence, Started, Truth
+from textleak.foreign import open_regular
 from textleak.runs import RunFolder, parse_line, read_run
 from textleak.scoring import output_ids
 from textleak.view import POINTS_KEPT, PhaseSpan, Point, ViewState, match_rate_of
@@ -272,7 +273,7 @@ class Recording:
         """Go over what was written since the last call, for at most so long; whether there was anything new."""
         until = time.perf_counter() + seconds
         try:
-            with self.folder.events_path.open("rb") as file:
+            with open_regular(self.folder.events_path) as file:
                 stat = os.fstat(file.fileno())
                 identity = stat.st_dev, stat.st_ino
                 if self._identity is not None and stat.st_size > self._size:
@@ -336,7 +337,7 @@ class Recording:
     def _event(self, kept: _Index, number: int) -> Progress | None:
         """A progress, read again from the file; None where it can't be."""
         try:
-            with self.folder.events_path.open("rb") as file:
+            with open_regular(self.folder.events_path) as file:
                 file.seek(kept.lines[kept.progress_events[number]])
                 timed = parse_line(file.readline())
         except OSError:
