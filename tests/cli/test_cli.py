@@ -385,7 +385,7 @@ def test_an_interrupt_while_the_answer_is_certified_keeps_it_too(toy, monkeypatc
 def test_a_program_that_is_ended_keeps_its_best_answer(toy, tmp_path, number):
     """By Ctrl-C, a scheduler, a closed terminal."""
     script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
         "from test_cli import ATTACKS, Fake\n"
         "from textleak.cli import main\n"
         "len(ATTACKS); ATTACKS.register('fake')(Fake); main()"

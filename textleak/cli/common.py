@@ -18,6 +18,7 @@ from textleak.errors import TextleakError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -167,6 +168,11 @@ def stderr() -> Console:
 
     _no_crash(sys.stderr)
     return Commentary(stderr=True, highlight=False)
+
+
+def loading() -> Status:
+    """What a person sees on a terminal's stderr while the model is loaded."""
+    return stderr().status("loading the model and computing the gradient…")
 
 
 def _no_crash(stream: object) -> None:

@@ -91,7 +91,7 @@ def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
     sentences = settings.batch()
     defenses = job.build_defenses(settings)
     threads = job.set_threads(settings.threads)
-    with common.stderr().status("loading the model and computing the gradient…"):
+    with common.loading():
         model = job.load(settings)
         shared, secret = share(
             model,

@@ -165,7 +165,7 @@ class Store:
             "settings": dict(settings),
             "batches": batches,
             "versions": runs.versions(),
-            "machine": runs.machine(),
+            "machine": runs.machine_facts(),
         }
         try:
             runs.write_json(self.folder.settings_path, facts)

@@ -19,8 +19,8 @@ from textleak.reports.analysis import Report
 from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
-from textleak.view import readable, seconds_in_words
-from textleak.words import count_of
+from textleak.runs import redacted_settings
+from textleak.words import count_of, readable, seconds_in_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -255,12 +255,10 @@ def _fenced(text: str, language: str) -> str:
 
 # How to do it again
 
-_PRIVATE = ("sentences", "labels")
-
 
 def settings_of(evaluation: Findings, redact: bool) -> Mapping[str, Any]:
     """What was asked for; without the private batch where the report is redacted."""
-    return {key: value for key, value in evaluation.settings.items() if not (redact and key in _PRIVATE)}
+    return redacted_settings(evaluation.settings) if redact else evaluation.settings
 
 
 def command(evaluation: Findings, *, redact: bool = False) -> str:

@@ -23,7 +23,8 @@ from textleak.events import Event, Finished, Progress, Sentence, Started, Truth
 from textleak.foreign import open_regular
 from textleak.runs import RunFolder, parse_line, read_run
 from textleak.scoring import output_ids
-from textleak.view import POINTS_KEPT, PhaseSpan, Point, ViewState, match_rate_of, seconds_in_words
+from textleak.view import POINTS_KEPT, PhaseSpan, Point, ViewState, match_rate_of
+from textleak.words import seconds_in_words
 
 Axis = Literal["steps", "evaluations", "seconds"]
 AXES: tuple[Axis, ...] = ("steps", "evaluations", "seconds")

@@ -21,8 +21,9 @@ from textual.widget import Widget
 from textual.widgets import Static, TextArea
 
 from textleak.errors import InputError, TextleakError
-from textleak.view import UNICODE, ViewState, loss_in_words, seconds_in_words
-from textleak.words import count_of
+from textleak.runs import without_truth
+from textleak.view import UNICODE, ViewState
+from textleak.words import count_of, loss_in_words, seconds_in_words
 from textleak_tui import export, fields, ladder
 from textleak_tui.child import Child, Failure
 from textleak_tui.fields import FIELDS, Catalog, Field
@@ -648,7 +649,7 @@ class DefenseScreen(Page):
         for rung in self.rungs:
             result = dict(rung.result) if rung.result is not None else None
             if blind and result is not None:
-                result = export.without_truth(result)
+                result = without_truth(result)
             found.append({"strength": rung.strength, "status": rung.status, "result": result})
         return {"defense": knob.defense, "option": knob.option, "rungs": found}
 

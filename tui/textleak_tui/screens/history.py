@@ -21,8 +21,8 @@ from textual.widgets import Button, DataTable, Input, Static
 from textual.worker import get_current_worker
 
 from textleak.runs import RunFolder
-from textleak.view import UNICODE, seconds_in_words
-from textleak.words import count_of
+from textleak.view import UNICODE
+from textleak.words import count_of, seconds_in_words
 from textleak_tui.listing import Order, Row, Shelf, arranged, when
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.replay import SIGNS

@@ -14,7 +14,8 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from textleak.errors import InputError
-from textleak.view import Point, ViewState, seconds_in_words
+from textleak.view import Point, ViewState
+from textleak.words import seconds_in_words
 from textleak_tui.recording import Axis, Recording, Standing, place_of
 from textleak_tui.screens.base import Page
 from textleak_tui.widgets import RunView
