@@ -63,8 +63,7 @@ def outcome(attack: str, shared: SharedGradient, model: object) -> tuple[str, Se
                     event for event in events if isinstance(event, Progress)
                 ]
     except InputError as error:
-        assert any(sentence in str(error) for sentence in sentences), error
-        return "refused", []
+        return "refused" if any(sentence in str(error) for sentence in sentences) else str(error), []
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "batch-norm-train"])
