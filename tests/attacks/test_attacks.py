@@ -17,7 +17,7 @@ from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin
-from textleak.attacks.dummies.matched import Dummies
+from textleak.attacks.dummies.text import Dummies
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, from_json, to_json

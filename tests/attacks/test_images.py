@@ -30,6 +30,7 @@ from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
 from textleak.matching import LBFGS, Adam, SquaredL2, minimise, minimise_in_turns
+from textleak.models.base import Modality
 from textleak.models.loading.images import load_image_model
 from textleak.private.secrets import ImageSecret
 from textleak.private.share import share
@@ -216,7 +217,7 @@ def test_every_attack_that_reads_pictures_takes_known_labels_and_several_candida
         events, recovery = run(attack, shared, model, steps=6, restarts=3)
         assert recovery.labels == secret.labels, attack
         assert max(len(getattr(event, "losses", ())) for event in events) == 3
-    assert [name for name in ATTACKS if getattr(ATTACKS[name], "reads_pictures", False)] == [
+    assert [name for name in ATTACKS if Modality.PICTURES in ATTACKS[name].reads] == [
         "cosine",
         "dlg",
         "idlg",

@@ -15,7 +15,7 @@ from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks import lamp as recipe
 from textleak.attacks.base import begin
-from textleak.attacks.dummies.matched import Dummies
+from textleak.attacks.dummies.text import Dummies
 from textleak.attacks.lamp import LAMP, move_span, move_token, norm_penalty, prefix_to_end, swap, tried_orders
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import view_of
@@ -24,8 +24,8 @@ from textleak.events import Phase, Progress, Recovery
 from textleak.jobs.text import build_attack
 from textleak.matching.discrete import Guess
 from textleak.models import TextModel
-from textleak.models.loading.quiet import quiet
 from textleak.models.prior import LanguagePrior
+from textleak.models.quiet import quiet
 from textleak.private.share import share
 from textleak.settings import load_run_config
 from textleak.shared.gradient import SharedGradient

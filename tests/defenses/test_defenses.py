@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_verification import truth, with_tokens
 from torch import Tensor
 
 from tests.conftest import ToyModel
+from tests.proof.test_certificate import truth, with_tokens
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin

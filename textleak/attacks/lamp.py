@@ -40,11 +40,10 @@ from textleak.attacks.dummies.matched import (
     EVERY,
     OTHERS_EVERY,
     STOPS,
-    Dummies,
     in_words,
-    known_lengths,
     progress_of,
 )
+from textleak.attacks.dummies.text import Dummies, known_lengths
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Tokens

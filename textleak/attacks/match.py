@@ -22,8 +22,8 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.dummies.text import Place, optimize
 from textleak.attacks.search.judge import Judge, Verdict
+from textleak.attacks.search.opened import Place, optimize
 from textleak.attacks.search.problem import TextProblem
 from textleak.attacks.search.search import Search
 from textleak.attacks.search.shapes import Shape, batch_shapes

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from textleak.errors import InputError
 from textleak.models.base import Modality, Model
-from textleak.models.loading.quiet import quiet
+from textleak.models.quiet import quiet
 from textleak.shared.public import PublicModel
 from textleak.words import count_of
 

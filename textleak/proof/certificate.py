@@ -19,7 +19,7 @@ from textleak.models.guesses import inputs_and_targets
 from textleak.models.text import TextExamples
 from textleak.models.vision import PictureExamples
 from textleak.numerics import exact
-from textleak.shared.effects import Clipped, Noised, nearest_accepted
+from textleak.shared.effects import nearest_accepted, of_batch
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
 
@@ -159,7 +159,7 @@ def _repeatable(view: View) -> bool:
     shared = view.shared
     if not view.has(Trait.REPEATABLE) or any(defense.effects is None for defense in shared.defenses):
         return False
-    return not any(isinstance(effect, Noised) for effect in shared.effects)
+    return not any(effect.unbounded for effect in shared.effects)
 
 
 def _distance(shared: SharedGradient, own: dict[str, Tensor]) -> float:
@@ -171,10 +171,7 @@ def _distance(shared: SharedGradient, own: dict[str, Tensor]) -> float:
         name: exact(own[name]) if name in own else torch.zeros_like(exact(gradient), device=device)
         for name, gradient in shared.gradients.items()
     }
-    effects = [
-        effect for effect in shared.effects if not (isinstance(effect, Clipped) and effect.per == "sample")
-    ]
-    nearest = nearest_accepted(full, shared.gradients, effects)
+    nearest = nearest_accepted(full, shared.gradients, of_batch(shared.effects))
     squared_distance = sum(float((nearest[name] - full[name]).square().sum()) for name in nearest)
     squared_norm = sum(float(value.square().sum()) for value in nearest.values())
     return (squared_distance / squared_norm) ** 0.5 if squared_norm else float("inf")

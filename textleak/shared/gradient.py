@@ -17,7 +17,7 @@ from torch import Tensor
 
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
-from textleak.shared.effects import Effect, Noised, Rounded, spacing
+from textleak.shared.effects import Effect, Noised
 from textleak.shared.known import UNTOLD, SideInformation
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense, PublicModel
 from textleak.shared.tensors import read_tensors
@@ -62,13 +62,7 @@ class SharedGradient:
     def deviation(self, name: str) -> float:
         """How far an entry of a tensor is from what the client computed, by noise and rounding: root mean square."""
         gradient = exact(self.gradients[name])
-        squared = self.noise_sigma**2
-        for effect in self.effects:
-            if isinstance(effect, Rounded):
-                # Uniform over a cell, or over two, weighted, where rounding is stochastic; 0 isn't rounded.
-                cells = spacing(gradient, effect.grid).where(gradient != 0, 0.0)
-                squared += float(cells.square().mean()) / (6 if effect.stochastic else 12)
-        return math.sqrt(squared)
+        return math.sqrt(sum(effect.variance(gradient) for effect in self.effects))
 
     def norm(self) -> float:
         """Global L2 norm."""

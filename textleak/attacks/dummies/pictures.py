@@ -19,7 +19,7 @@ from textleak.events import Tokens
 from textleak.matching import Leaves, Matcher, Objective, SquaredL2, Target
 from textleak.models.text import Targets
 from textleak.models.vision import ImageModel
-from textleak.shared.effects import Masked, hides_entries, lost_scale
+from textleak.shared.effects import hides_entries, lost_scale
 from textleak.shared.gradient import SharedGradient
 
 # A gradient this near to the shared one, relative to its norm, is the same to float32's rounding and then some, and its
@@ -141,7 +141,7 @@ class DummyPictures:
         Pruning leaves one: what is left is as it was.
         """
         if not all(
-            defense.effects is not None and all(isinstance(effect, Masked) for effect in defense.effects)
+            defense.effects is not None and all(effect.hides_entries for effect in defense.effects)
             for defense in self.shared.defenses
         ) or not isinstance(self.objective, SquaredL2):
             return None

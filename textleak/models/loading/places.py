@@ -160,7 +160,7 @@ def from_hub(hub_id: str) -> tuple[Place | None, str]:
         return None, why
     from huggingface_hub import snapshot_download
 
-    from textleak.models.loading.quiet import quiet
+    from textleak.models.quiet import quiet
 
     words = f"hub, {hub_id}"
     try:

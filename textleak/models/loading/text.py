@@ -18,7 +18,7 @@ from textleak.errors import InputError, unknown_name
 from textleak.models.loading import own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Place, find_place, not_at_hand
-from textleak.models.loading.quiet import quiet
+from textleak.models.quiet import quiet
 from textleak.models.text import Task, TextModel, Weights
 from textleak.seeds import seeded
 
