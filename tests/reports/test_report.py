@@ -33,7 +33,7 @@ from textleak.reports.settings import (
     value_of,
 )
 from textleak.reports.utility import Utility, UtilityRow, UtilityRun, write_utility
-from textleak.shared.gradient import SideInformation, hides_defense
+from textleak.shared.known import SideInformation, hides_defense
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "br", "line", "circle", "polygon", "polyline"}

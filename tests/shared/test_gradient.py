@@ -14,7 +14,8 @@ from tests.conftest import ToyModel
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.private.share import share
-from textleak.shared.gradient import PublicModel, SharedGradient, SideInformation
+from textleak.shared.gradient import PublicModel, SharedGradient
+from textleak.shared.known import SideInformation
 
 PUBLIC = PublicModel(
     name="toy",

@@ -20,10 +20,11 @@ from textual.widgets._footer import FooterKey
 
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.view import ViewState
-from textleak_tui import fields
-from textleak_tui.app import PLACES, TextleakApp, build_app
-from textleak_tui.fields import Catalog
+from textleak_tui import catalog
+from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.catalog import Catalog
 from textleak_tui.palette import commands
+from textleak_tui.places import PLACES
 from textleak_tui.screens.help import HelpScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.widgets import RunView
@@ -145,7 +146,7 @@ def _no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing() -> Catalog:
         return Catalog()
 
-    monkeypatch.setattr(fields, "list_catalog", nothing)
+    monkeypatch.setattr(catalog, "list_catalog", nothing)
 
 
 # The token grid
@@ -502,7 +503,7 @@ def test_everything_is_in_the_palette_with_a_plain_sentence() -> None:
         if isinstance(app.screen, CommandPalette):
             await pilot.press("enter")
             await pilot.pause(0.3)
-        assert app.blind
+        assert app.sight.blind
 
     shown(scene)
 

@@ -20,11 +20,13 @@ from textleak.runs import Recorder, RunFolder
 from textleak_tui import export, listing
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.listing import Order, arranged, read_row
+from textleak_tui.places import CompareRuns, OpenRun
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.compare import CompareScreen
+from textleak_tui.screens.delete import DeleteDialog
 from textleak_tui.screens.export import ExportDialog
-from textleak_tui.screens.history import DeleteDialog, HistoryScreen
+from textleak_tui.screens.history import HistoryScreen
 from textleak_tui.screens.replay import ReplayScreen
 
 TEXT = "the cat sat on the mat"
@@ -176,7 +178,7 @@ async def replay(app: TextleakApp, pilot: Pilot[None]) -> ReplayScreen:
 @pytest.fixture(autouse=True)
 def _no_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run screen, which isn't looked at here, stays empty: it asks other processes for names."""
-    monkeypatch.setattr("textleak_tui.screens.run.RunScreen", Page)
+    monkeypatch.setattr("textleak_tui.screens.run.RunScreen", lambda *_: Page("run"))
 
 
 @pytest.fixture
@@ -378,7 +380,7 @@ def test_a_run_that_goes_on_is_not_deleted(root):
 def test_a_finished_run_opens_at_its_answer_in_every_size(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         page = await replay(app, pilot)
-        assert page.event == len(page.recording) - 1
+        assert page.playback.event == len(page.recording) - 1
         for size in SIZES:
             await resized(pilot, size)
             text = screen(app)
@@ -395,22 +397,22 @@ def test_scrubbing_by_keys_and_by_mouse_shows_the_run_as_it_was(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         page = await replay(app, pilot)
         await pilot.press("home")
-        assert page.event == 0
+        assert page.playback.event == 0
         assert "No tokens at this place yet" in screen(app)
         await pilot.press("right", "right", "right", "right")
-        assert page.event == 4
+        assert page.playback.event == 4
         assert page.state.progress.step == 0
         assert "✗dog" in screen(app)
         await pilot.press("shift+right", "full_stop", "comma", "left")
-        assert page.event == 13
+        assert page.playback.event == 13
         await pilot.press("pagedown")
-        assert page.event > 14
+        assert page.playback.event > 14
         start, stop = page.scrubber._ends
         await pilot.click(page.scrubber, offset=(1 + start + (stop - start) // 2, 1))
         half = page.recording.extent("seconds") / 2
-        assert page.recording.value_at("seconds", page.event) == pytest.approx(half, abs=0.2)
+        assert page.recording.value_at("seconds", page.playback.event) == pytest.approx(half, abs=0.2)
         await pilot.press("end")
-        assert page.event == len(page.recording) - 1
+        assert page.playback.event == len(page.recording) - 1
 
     drive(root, look, run=root / "a-done")
 
@@ -419,16 +421,16 @@ def test_playing_goes_through_the_run_in_its_own_time(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         page = await replay(app, pilot)
         now = [0.0]
-        page.clock = lambda: now[0]
+        page.playback.clock = lambda: now[0]
 
         def tick(seconds: float) -> float:
             now[0] += seconds
             page._tick()
-            return page.recording.value_at("seconds", page.event)
+            return page.recording.value_at("seconds", page.playback.event)
 
-        assert page.speed == 1
+        assert page.playback.speed == 1
         await pilot.press("space")
-        assert page.playing
+        assert page.playback.playing
         assert tick(1.0) == pytest.approx(1.0)
         assert tick(0.5) == pytest.approx(1.5)
         await pilot.press("x")
@@ -440,9 +442,9 @@ def test_playing_goes_through_the_run_in_its_own_time(root):
         await pilot.press("space", "x")
         assert tick(0.05) == pytest.approx(3.3, abs=0.11)
         assert tick(9.0) == pytest.approx(page.recording.extent("seconds"))
-        assert not page.playing
+        assert not page.playback.playing
         await pilot.press("x", "space")
-        assert page.event == 0
+        assert page.playback.event == 0
         assert tick(4.0) == pytest.approx(1.0)
 
     drive(root, look, run=root / "a-done")
@@ -463,10 +465,10 @@ def test_a_run_that_another_process_writes_is_followed(tmp_path):
         assert "● live" in screen(app)
         assert "still being written" in screen(app)
         await pilot.press("left", "left")
-        held = page.event
+        held = page.playback.event
         recorder.record(events(20)[-1])
         await until(pilot, lambda: len(page.recording) > held + 3)
-        assert page.event == held
+        assert page.playback.event == held
         await pilot.press("f")
         assert page.state.progress.step == 19
         recorder.finish("stopped", result(0.5, outcome="stopped"))
@@ -488,7 +490,7 @@ def test_a_run_that_went_wrong_says_so(root):
 
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         for name, words in cases.items():
-            app.open_replay(root / name)
+            app.open_run(OpenRun(root / name))
             await replay(app, pilot)
             await pilot.press("space", "left", "x", "f", "end")
             assert words in re.sub(r"\s+", " ", screen(app))
@@ -615,7 +617,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 async def comparison(app: TextleakApp, pilot: Pilot[None], two: tuple[Path, Path]) -> CompareScreen:
     """The comparison of two runs, once it has read them."""
-    app.open_compare(*two)
+    app.compare_runs(CompareRuns(*two))
     await until(pilot, lambda: isinstance(app.screen, CompareScreen))
     page = app.screen
     assert isinstance(page, CompareScreen)

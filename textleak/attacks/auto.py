@@ -27,7 +27,8 @@ from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.found import Found
 from textleak.models import TextModel
 from textleak.proof.certificate import certify, own_gradient
-from textleak.shared.gradient import SharedGradient, SideInformation
+from textleak.shared.gradient import SharedGradient
+from textleak.shared.known import SideInformation
 
 
 @ATTACKS.register("auto")

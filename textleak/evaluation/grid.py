@@ -171,7 +171,7 @@ class Plan:
 
     def _told(self) -> list[tuple[tuple[Choice, ...], str | None]]:
         """Defenses with what the server knows; without a defense there is none to keep from it, where it knows more."""
-        from textleak.shared.gradient import hides_defense
+        from textleak.shared.known import hides_defense
 
         return [
             (defense, know)
@@ -202,7 +202,8 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
     from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
     from textleak.models.loading.places import find_place
     from textleak.models.loading.text import DTYPES, find_device
-    from textleak.shared.gradient import SideInformation, share_expression
+    from textleak.shared.gradient import share_expression
+    from textleak.shared.known import SideInformation
 
     if here:
         find_device(config.device, DTYPES[config.dtype])

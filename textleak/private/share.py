@@ -21,13 +21,8 @@ from textleak.models import Batch, Targets, TextModel
 from textleak.models.gradient import formed_gradient, formed_image_gradient
 from textleak.models.text import check_labels
 from textleak.models.vision import ImageModel
-from textleak.shared.gradient import (
-    PublicDefense,
-    SharedGradient,
-    SideInformation,
-    choose_shared,
-    hides_defense,
-)
+from textleak.shared.gradient import PublicDefense, SharedGradient, choose_shared
+from textleak.shared.known import SideInformation, hides_defense
 from textleak.words import count_of
 
 

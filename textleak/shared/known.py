@@ -1,0 +1,76 @@
+"""What a server knows beside the gradient, and how `--know` names it; no tensors, so that a form can read it too."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from textleak.errors import unknown_name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SideInformation:
+    """What the server knows beside the gradient; None is "not known".
+
+    Attributes:
+        batch_size: how many sentences, B.
+        lengths: tokens of each sentence, special tokens counted.
+        labels: class of each sentence, in the order of `lengths`.
+        batch_norm: mean and variance of each channel of what each batch norm read, by the module's name: of image
+            models whose batch norms use the batch's own.
+    """
+
+    batch_size: int | None = None
+    lengths: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | None = None
+    batch_norm: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None
+
+    @property
+    def size(self) -> int | None:
+        """How many samples were in the batch, B, from whatever tells it; None where nothing does."""
+        told = (self.batch_size, self.labels and len(self.labels), self.lengths and len(self.lengths))
+        return next((number for number in told if number), None)
+
+    KINDS = ("batch-size", "labels", "lengths")
+    PICTURE_KINDS = ("batch-norm", "batch-size", "labels")
+
+    @classmethod
+    def parse(cls, names: str | None, *, batch_size: int, kinds: Sequence[str] = KINDS) -> frozenset[str]:
+        """Which kinds a `--know` text names; None stands for the default (lengths too when B = 1).
+
+        "no-defense" is no kind, and the default where it stands alone; see `hides_defense`.
+
+        Args:
+            names: separated by commas, or "nothing".
+            batch_size: B.
+            kinds: those that there are: `KINDS` of text, `PICTURE_KINDS` of pictures.
+
+        Raises:
+            InputError: a name that isn't one of `kinds`.
+        """
+        if leaves_default(names):
+            return frozenset({"batch-size", "lengths"} if batch_size == 1 else {"batch-size"})
+        chosen = [name for name in _names(names) if name != NO_DEFENSE]
+        if chosen == ["nothing"]:
+            return frozenset()
+        for name in chosen:
+            if name not in kinds:
+                raise unknown_name("side information", name, [*kinds, NO_DEFENSE, "nothing"])
+        return frozenset(chosen)
+
+
+NO_DEFENSE = "no-defense"
+
+
+def leaves_default(know: str | None) -> bool:
+    """Whether a `--know` text names no side information, so that it is the default's."""
+    return know is None or set(_names(know)) == {NO_DEFENSE}
+
+
+def hides_defense(know: str | None) -> bool:
+    """Whether a `--know` text keeps the defenses from the server, which then takes the gradient for undefended."""
+    return NO_DEFENSE in _names(know)
+
+
+def _names(know: str | None) -> list[str]:
+    return [name.strip() for name in (know or "").split(",") if name.strip()]
