@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Static
 
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak_tui import export, listing
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.listing import Order, arranged, read_row
+from textleak_tui.palette import commands
 from textleak_tui.places import CompareRuns, OpenRun
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
@@ -254,6 +256,55 @@ def test_no_runs_and_no_matches_have_words(tmp_path, root):
 
     drive(tmp_path / "nothing", empty)
     drive(root, filtered)
+
+
+def test_what_is_typed_as_a_filter_is_seen(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        await pilot.press("slash", *"gaussian")
+        await pilot.pause()
+        assert page.words.size.height == 1
+        line = next(line for line in screen(app).splitlines() if "gaussian" in line)
+        assert line.strip() == "gaussian"
+
+    drive(root, look)
+
+
+def test_verified_and_not_verified_are_told_apart_by_a_filter(tmp_path):
+    for name, verified in (("a-yes", True), ("b-no", False), ("c-unsaid", None)):
+        end = Finished(outcome="done", result=result(verified=verified))
+        make(tmp_path, name, *events(3), end)
+    rows = [read_row(path) for path in sorted(tmp_path.iterdir())]
+
+    def names(words: str) -> str:
+        return "".join(sorted(row.path.name[0] for row in arranged(rows, Order.NEWEST, words)))
+
+    assert names("verified") == names("verif") == "a"
+    assert names("unverified") == names("not verified") == "b"
+    assert names("") == "abc"
+
+
+def test_the_palette_names_opening_a_run_once(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await history(app, pilot)
+        titles = [command.title for command in commands(app.screen)]
+        assert titles.count("Open") == 1
+        assert len(set(titles)) == len(titles)
+
+    drive(root, look)
+
+
+def test_the_dialog_that_asks_leaves_the_run_to_be_seen(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await history(app, pilot)
+        await pilot.press("slash", *"c-killed", "enter", "d")
+        await pilot.pause(0.1)
+        assert isinstance(app.screen, DeleteDialog)
+        assert "Delete this run?" in screen(app)
+        assert "✗ killed" in screen(app)
+        assert "gaussian:sigma=0.01" in screen(app)
+
+    drive(root, look)
 
 
 def test_rows_sort_by_what_a_person_asks_for(root):
@@ -591,6 +642,37 @@ def test_exports_go_beside_the_run_where_nothing_else_can_be_written(root, tmp_p
     assert place == root / "a-done" / "exports"
     bar = export.write(place, "a.md", "x | y")
     assert bar.read_text() == "x | y"
+
+
+def lit(app: TextleakApp) -> str:
+    """The place that the bar on top marks."""
+    (tab,) = app.screen.query(".here").results(Static)
+    return str(tab.content)
+
+
+def test_a_run_named_on_the_command_line_is_left_for_the_place_that_was_lit(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await replay(app, pilot)
+        assert "History" in lit(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, HistoryScreen))
+        assert "History" in lit(app)
+
+    drive(root, look, run=root / "a-done")
+
+
+def test_a_run_opened_from_another_place_is_left_for_that_one(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        app.switch_mode("run")
+        await pilot.pause()
+        page = app.screen
+        page.post_message(OpenRun(root / "a-done"))
+        await replay(app, pilot)
+        assert "Run" in lit(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is page)
+
+    drive(root, look)
 
 
 def test_screens_are_left_the_way_they_came(root):

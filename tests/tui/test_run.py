@@ -20,7 +20,7 @@ from textual.widgets import Static
 from tests.tui_speed import start_run
 from textleak.errors import InputError
 from textleak.runs import read_run
-from textleak.settings import load_run_config
+from textleak.settings import load_image_config, load_run_config
 from textleak_tui import catalog
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
@@ -31,7 +31,7 @@ from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Session
 from textleak_tui.settings import Memory
-from textleak_tui.setups import IMAGE, command_line
+from textleak_tui.setups import IMAGE, TEXT, command_line, settings_of
 
 CATALOG = Catalog.from_json(
     {
@@ -123,6 +123,44 @@ def test_the_command_line_says_what_the_form_says_and_nothing_that_is_a_default(
     assert " ".join(shlex.split(line)[2:]) == given
 
 
+def test_what_the_process_is_given_is_what_the_command_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both go through the settings of the library, and come out the same."""
+    from typer.testing import CliRunner
+
+    from textleak import cli
+
+    seen: list[object] = []
+    monkeypatch.setattr(cli.run, "_run", lambda settings, as_json: seen.append(settings) or 0)
+    monkeypatch.setattr(cli.image, "_run", lambda settings, as_json: seen.append(settings) or 0)
+    texts = {
+        "model": "gpt2",
+        "weights": "random",
+        "share": "attention",
+        "defenses": "gaussian:sigma=1e-3 sign",
+        "know": "lengths,no-defense",
+        "restarts": "3",
+        "steps": "20",
+        "seed": "7",
+        "threads": "1",
+    }
+    for setup, batch, load in (
+        (TEXT, ["one", "-two"], load_run_config),
+        (IMAGE, ["2", "13"], load_image_config),
+    ):
+        for values in ({}, texts):
+            line = shlex.split(command_line(batch, values, setup))
+            ended = CliRunner().invoke(cli.app, line[1:])
+            assert ended.exit_code == 0, ended.output
+            assert load(None, settings_of(batch, values, setup), ()) == seen.pop()
+
+
+def test_a_default_of_the_form_is_the_settings_own() -> None:
+    defaults = {field.name: field.default for field in FIELDS if field.default}
+    assert load_run_config(None, {"sentences": ["x"], **defaults}, ()) == load_run_config(
+        None, {"sentences": ["x"]}, ()
+    )
+
+
 def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line_has() -> None:
     """Each field's default and one more value go through the settings of `textleak run`."""
     values = {
@@ -169,6 +207,20 @@ def test_a_field_says_what_is_wrong_and_what_would_do(name: str, text: str, says
     with pytest.raises(InputError) as caught:
         field.check(text, CATALOG)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("know", "no-defense"),
+        ("know", "lengths, labels,no-defense"),
+        ("know", "nothing"),
+        ("defenses", "gaussian:sigma=1e-3 gaussian"),
+        ("defenses", ""),
+    ],
+)
+def test_a_field_takes_what_the_command_line_takes(name: str, text: str) -> None:
+    next(field for field in FIELDS if field.name == name).check(text, CATALOG)
 
 
 def test_an_error_stands_beside_its_field_and_nothing_starts(play: Callable[..., TextleakApp]) -> None:
@@ -459,6 +511,7 @@ def test_settings_that_the_attack_refuses_bring_one_back_to_the_form(
         assert not screen.live
         assert "weights" in words(screen.form.notice)
         assert screen.form.notice.region.height >= 2
+        assert app.memory.get("fields") is None
 
     play(scene)
     assert not list((tmp_path / "runs").glob("*/run.json"))

@@ -115,12 +115,12 @@ class TextleakApp(App[None]):
         return DefenseScreen(self.sessions, self.memory)
 
     def on_mount(self) -> None:
-        """Open the run screen, or the run that was named."""
+        """Open the run screen; or the run that was named, from the history, where one is after leaving it."""
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self.theme = LIGHT.name if self.memory.get("theme") == LIGHT.name else DARK.name
         self._hear_signals()
-        self.switch_mode("run")
+        self.switch_mode("run" if self._run_to_open is None else "history")
         if self._run_to_open is not None:
             self.open_run(OpenRun(self._run_to_open))
 

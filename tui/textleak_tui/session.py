@@ -65,6 +65,11 @@ class Session:
         return self.settled and self.child.exit_code == REFUSED and self.state.progress is None
 
     @property
+    def accepted(self) -> bool:
+        """Whether its settings could be used; False while that isn't known yet."""
+        return self.recording is not None or (self.settled and not self.refused)
+
+    @property
     def seconds(self) -> float:
         """Since the process was asked for, its loading included."""
         return self._clock() - self._began

@@ -193,12 +193,18 @@ class DefenseScreen(Page):
     async def _climb(self, knob: Knob) -> None:
         """One rung after another."""
         form = self.form
-        self.memory.keep("ladder", form.texts)
+        texts = form.texts
+
+        def changed() -> None:
+            if self.climb is not None and any(rung.session.accepted for rung in self.climb.rungs):
+                self.memory.keep("ladder", texts)
+            self._draw()
+
         self.climb = Climb(knob, form.strengths(), form.private_batch, form.values, self.sessions)
         self._editing = False
         self._lay_out()
         self.table.focus()
-        await self.climb.run(self._draw)
+        await self.climb.run(changed)
         self._lay_out()
 
     def action_stop(self) -> None:

@@ -55,7 +55,7 @@ class HistoryScreen(Page):
     DEFAULT_CSS = """
     HistoryScreen {
         & .summary { height: 1; padding: 0 2; color: $text-muted; }
-        & Input { height: 1; border: none; padding: 0 2; background: $panel; }
+        & Input, & Input:focus { height: 1; border: none; padding: 0 2; background: $panel; }
         & .nothing {
             height: 1fr; content-align: center middle; text-align: center; color: $text-muted; padding: 0 4;
         }

@@ -75,6 +75,7 @@ class RunScreen(Page):
         self.view = RunView()
         self.notice = Static("", classes="notice")
         self.session: Session | None = None
+        self._values: dict[str, str] = {}
         self._ticked = 0.0
         self._held: int | None = None
 
@@ -225,8 +226,8 @@ class RunScreen(Page):
 
     @work(exclusive=True, group="start")
     async def _start(self) -> None:
-        values, batch = self.form.values, self.form.private_batch
-        self.memory.keep(self._remembered, values)
+        self._values, batch = self.form.values, self.form.private_batch
+        values = self._values
         name = self.sessions.name(f"{Path(values['model']).name}-{values['attack']}")
         self.session = session = self.sessions.open(name)
         self._ticked, self._held = time.monotonic(), None
@@ -236,6 +237,7 @@ class RunScreen(Page):
         self.view.tokens.focus_tokens()
         self._draw()
         await session.start(self.setup.command, settings_of(batch, values, self.setup))
+        self._keep(session)
         self._draw()
         self.refresh_bindings()
 
@@ -249,6 +251,7 @@ class RunScreen(Page):
             self._ticked = now
             self._held = session.child.memory() or self._held
             news = True
+        self._keep(session)
         if session.refused and session.failure is not None:
             self._refuse(session.failure)
         elif not session.going:
@@ -256,6 +259,11 @@ class RunScreen(Page):
             self.refresh_bindings()
         elif news and self.is_current and self.live:
             self._draw()
+
+    def _keep(self, session: Session) -> None:
+        """Keep the form's texts, once it is known that they can be used."""
+        if session.accepted:
+            self.memory.keep(self._remembered, self._values)
 
     def _refuse(self, failure: Failure) -> None:
         """The settings can't be used: back to the form, with the reason."""

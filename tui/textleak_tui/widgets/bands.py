@@ -1,5 +1,8 @@
 """The columns of the token grid: one a position, with its number, token, bar of confidence and next candidates.
 
+The true tokens, where they are asked for, stand below the bars: in the place of one of the candidates or, where none
+are listed, of the blank line, so that nothing moves when they are shown or hidden.
+
 Long sentences wrap into bands and scroll. Drawn line by line, only what is visible, so that 512 tokens cost no more
 than twelve.
 """
@@ -112,7 +115,7 @@ class TokenBands(ScrollView, can_focus=True):
     @property
     def rows(self) -> int:
         """Lines of a band, the blank one below it included."""
-        return 3 + self.numbered + self.truth + self.listed
+        return 3 + self.numbered + self.listed
 
     @property
     def columns(self) -> int:
@@ -152,9 +155,14 @@ class TokenBands(ScrollView, can_focus=True):
             self.refresh()
 
     def lines_needed(self, *, numbered: bool, listed: int) -> int:
-        """How many lines everything takes, with or without numbers and candidates."""
-        rows = 3 + self.truth + numbered + listed
+        """How many lines everything takes, with or without numbers and candidates; the true tokens left out."""
+        rows = 3 + numbered + listed
         return sum(rows + band.headed for band in self.bands) - bool(self.bands)
+
+    @property
+    def lines_for_truth(self) -> int:
+        """Lines more than that for the true tokens: in the last band there is no blank line to stand in."""
+        return int(self.truth and not self.listed)
 
     def _arrange(self) -> None:
         """Where each band begins; only when the shape has changed."""
@@ -163,7 +171,7 @@ class TokenBands(ScrollView, can_focus=True):
         # A sentence that all but fits is made to fit: its longest tokens are cut.
         fits = FITTED <= spread < self._longest
         self._width = spread if fits else max(self._longest, min(SPREAD, spread))
-        shape = (tuple(map(len, self.sentences)), self.size.width, self._width, self.rows)
+        shape = (tuple(map(len, self.sentences)), self.size.width, self._width, self.rows, self.truth)
         if shape == self._shape:
             return
         self._shape = shape
@@ -174,7 +182,7 @@ class TokenBands(ScrollView, can_focus=True):
                 bands.append(Band(sentence=index, start=start, stop=stop, first=line, headed=start == 0))
                 line += self.rows + (start == 0)
         self.bands = bands
-        self.virtual_size = Size(self.size.width, max(0, line - 1))
+        self.virtual_size = Size(self.size.width, max(0, line - 1) + self.lines_for_truth)
         sentence = min(self.cursor[0], max(0, len(self.sentences) - 1))
         last = len(self.sentences[sentence]) - 1 if self.sentences else 0
         self.cursor = (sentence, max(0, min(self.cursor[1], last)))
@@ -192,9 +200,10 @@ class TokenBands(ScrollView, can_focus=True):
         self.refresh()
 
     def notify_style_update(self) -> None:
-        """Colors have changed."""
+        """Colors may have changed; those of the kinds of tokens follow only now."""
         super().notify_style_update()
         self.refresh()
+        self.call_after_refresh(self._moved)
 
     def in_view(self) -> tuple[int, int, int, int]:
         """Sentence in view, its first and last position in view (1-based), and how many it has."""
@@ -203,7 +212,7 @@ class TokenBands(ScrollView, can_focus=True):
             band
             for band in self.bands
             # A band is in view when its row of tokens is.
-            if top <= band.first + band.headed + self.numbered + self.truth < bottom
+            if top <= band.first + band.headed + self.numbered < bottom
         ] or self.bands[:1]
         if not seen:
             return 0, 0, 0, 0
@@ -221,13 +230,7 @@ class TokenBands(ScrollView, can_focus=True):
         row = line - band.first - band.headed
         if row < 0:
             return self._head(self.heads[band.sentence], width)
-        kinds = (
-            *(("number",) if self.numbered else ()),
-            *(("true",) if self.truth else ()),
-            "word",
-            "bar",
-            *(str(rank) for rank in range(self.listed)),
-        )
+        kinds = self._kinds()
         if row >= len(kinds):
             return Strip.blank(width, self.rich_style)
         segments: list[Segment] = []
@@ -235,6 +238,16 @@ class TokenBands(ScrollView, can_focus=True):
             segments += self._column(band.sentence, position, kinds[row])
             segments.append(Segment(" "))
         return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
+
+    def _kinds(self) -> tuple[str, ...]:
+        """What the lines of a band hold, from its top; a number stands for a candidate's rank."""
+        return (
+            *(("number",) if self.numbered else ()),
+            "word",
+            "bar",
+            *(("true",) if self.truth else ()),
+            *(str(rank) for rank in range(self.listed - self.truth)),
+        )
 
     def _head(self, head: Head, width: int) -> Strip:
         """The text so far, and how it stands."""
@@ -261,7 +274,8 @@ class TokenBands(ScrollView, can_focus=True):
             style = self._style("token--cursor") if here else self._style("token--number")
             return [Segment(set_cell_size(str(position + 1), width), style)]
         if kind == "true":
-            return [Segment(_fit(cell.true, width), self._style("token--true"))]
+            # Below its token, which has a mark before it.
+            return [Segment(_fit(f" {cell.true}", width), self._style("token--true"))]
         style = self._style(f"token--{cell.status}")
         if kind == "word":
             if (sentence, position) in self._flashing:
@@ -323,9 +337,8 @@ class TokenBands(ScrollView, can_focus=True):
         index = self._band_of_cursor()
         if index is not None:
             band = self.bands[index]
-            self.scroll_to_region(
-                Region(0, band.first, self.size.width, self.rows + band.headed - 1), animate=False
-            )
+            lines = self.rows + band.headed - 1 + self.lines_for_truth
+            self.scroll_to_region(Region(0, band.first, self.size.width, lines), animate=False)
         self.refresh()
         self._moved()
 

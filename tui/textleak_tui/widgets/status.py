@@ -65,6 +65,8 @@ def _parts(state: ViewState, pulse: Pulse, blind: bool) -> list[str]:
     parts = [f"{seconds_in_words(now)} elapsed"]
     if pulse.paused:
         parts.insert(0, "paused")
+    if state.finished is not None and state.finished.outcome != "done":
+        parts.insert(0, state.finished.outcome)
     rate = None if blind or not state.rates else state.rates[-1]
     if rate is not None:
         parts.append(f"match rate {rate:.2f}")

@@ -1,7 +1,7 @@
 """The token grid: one block a sentence, one column a position, every state by sign and by color.
 
-A column holds the position's number, the true token where it is asked for, the current token with its mark, a bar
-for the attack's confidence and, where there is room, the next three candidates.
+A column holds the position's number, the current token with its mark, a bar for the attack's confidence, the true
+token where it is asked for and, where there is room, the next candidates.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class TokenGrid(Vertical):
         # What doesn't fit anyway is scrolled through, and then the numbers help.
         numbered = numbered or (needed > lines and lines >= 12)
         self._bands.give(numbered=numbered, listed=listed)
-        return min(lines, max(5, needed))
+        return min(lines, max(5, needed + self._bands.lines_for_truth))
 
     def on_resize(self) -> None:
         """Other tokens are in view."""
