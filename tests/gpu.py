@@ -231,17 +231,17 @@ def recovery(
 
 def attacked(shared: Any, model: Any, options: dict[str, object]) -> Row:
     """One run of `match` to its end, with its certificate."""
-    from textleak import seeds
     from textleak.attacks import ATTACKS
-    from textleak.attacks.base import to_end
+    from textleak.attacks.base import begin, to_end
+    from textleak.clients.view import view_of
     from textleak.proof.certificate import certify
 
     start_peak(model.device)
     began = time.perf_counter()
-    steps = ATTACKS.build("match", options).run(shared, model, generator=seeds.generator(0, "attack"))
+    steps = begin(ATTACKS.build("match", options), shared, model, seed=0)
     recovery = to_end(steps)
     seconds = time.perf_counter() - began
-    certificate = certify(shared, model, recovery.sentences)
+    certificate = certify(view_of(shared, model), recovery.sentences)
     return {
         "ids": [[position.id for position in s.positions] for s in recovery.sentences],
         "evaluations": recovery.evaluations,
@@ -295,7 +295,7 @@ def batches(arguments: argparse.Namespace, device: str, clock: Clock, notes: lis
                 continue
             case = text_case(model, tokens=6 if arguments.quick else 14, candidates=candidates, seed=0)
             target = Target.from_gradients(case.gradients)
-            matcher = Matcher(model.network, target, SquaredL2())
+            matcher = Matcher.of(model.network, target, SquaredL2())
             works: dict[str, Callable[[], object]] = {
                 "value": lambda m=matcher, c=case: m.evaluate(c.losses, c.leaves),  # type: ignore[misc]
                 "value and gradient": lambda m=matcher, c=case: m.value_and_gradient(  # type: ignore[misc]
@@ -333,7 +333,7 @@ def memory_shortage(model: Any, shape: str) -> Row:
     def distances(matcher: Matcher) -> torch.Tensor:
         return matcher.value_and_gradient(case.losses, case.leaves, case.optimized)[0]
 
-    matcher = Matcher(model.network, target, SquaredL2())
+    matcher = Matcher.of(model.network, target, SquaredL2())
     start_peak(model.device)
     expected = distances(matcher)
     before = torch.cuda.memory_allocated(model.device)
@@ -342,7 +342,7 @@ def memory_shortage(model: Any, shape: str) -> Row:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((before + needed / 2) / total, model.device)
     try:
-        tight = Matcher(model.network, target, SquaredL2())
+        tight = Matcher.of(model.network, target, SquaredL2())
         found = distances(tight)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, model.device)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from textleak.api import attack, evaluate, recover, run, score
     from textleak.models import TextModel, load_model
-    from textleak.private.share import Secret, share
+    from textleak.private.secrets import Secret
+    from textleak.private.share import share
     from textleak.shared.gradient import SharedGradient
 
 __version__ = "0.1.0"
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Secret": "private.share",
+    "Secret": "private.secrets",
     "SharedGradient": "shared.gradient",
     "TextModel": "models",
     "attack": "api",

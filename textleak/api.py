@@ -6,13 +6,12 @@ import itertools
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks.base import Steps, to_end
+from textleak.attacks.base import Steps, begin, to_end
 from textleak.errors import InputError
 from textleak.events import Recovery
 from textleak.models import TextModel
-from textleak.private.share import Secret
+from textleak.private.secrets import Secret
 from textleak.scoring import Scores
 from textleak.scoring import score as score_recovery
 from textleak.settings import load_evaluation_config, load_run_config
@@ -37,16 +36,14 @@ def attack(
     Raises:
         InputError: an unknown attack or option, or a gradient that the attack can't work on.
     """
-    return ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(seed, "attack"))
+    return begin(ATTACKS.build(attack, options), shared, model, seed=seed)
 
 
 def recover(
     shared: SharedGradient, model: TextModel, attack: str = "match", *, seed: int = 0, **options: object
 ) -> Recovery:
     """Run an attack to its end; arguments and errors as for `textleak.attack`."""
-    return to_end(
-        ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(seed, "attack"))
-    )
+    return to_end(begin(ATTACKS.build(attack, options), shared, model, seed=seed))
 
 
 def score(recovery: Recovery, secret: Secret, model: TextModel) -> Scores:

@@ -25,6 +25,24 @@ def describe(name: str, cls: type[Any]) -> dict[str, Any]:
     return {"name": name, "summary": words.partition("\n")[0], "options": options}
 
 
+def catalog() -> dict[str, list[dict[str, Any]]]:
+    """All that a run can be set up with: attacks, defenses and image models, described."""
+    from textleak.attacks import ATTACKS
+    from textleak.defenses import DEFENSES
+    from textleak.models.loading.images import ALIASES
+
+    return {
+        "attacks": [
+            {**describe(name, ATTACKS[name]), "reads": sorted(kind.value for kind in ATTACKS[name].reads)}
+            for name in ATTACKS
+        ],
+        "defenses": [describe(name, DEFENSES[name]) for name in DEFENSES],
+        "image_models": [
+            {"name": name, "summary": one.summary, "options": []} for name, one in ALIASES.items()
+        ],
+    }
+
+
 def _default(field: dataclasses.Field[Any]) -> Any:  # noqa: ANN401
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()

@@ -9,6 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from textleak.words import printable
+
+# Characters of a part that are shown (our choice: a screenful). A name from a file may have a million.
+LONGEST = 2000
+
 
 class TextleakError(Exception):
     """An error in three parts.
@@ -17,15 +22,15 @@ class TextleakError(Exception):
         what: what is wrong, with the offending value.
         why: why that stops the work.
         fix: what to do about it.
+
+    Each part is kept as `shown` gives it.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.why = why
-        self.fix = fix
+        self.what, self.why, self.fix = map(shown, (what, why, fix))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         """All three parts, a line each."""
@@ -42,9 +47,17 @@ class AttackError(TextleakError):
     """An attack could not run to its end (exit code 1)."""
 
 
+def shown(text: str) -> str:
+    """A text as it can be shown: its middle left out where it is long, what a terminal would obey written out."""
+    if len(text) > LONGEST:
+        kept = LONGEST // 2
+        text = f"{text[:kept]} … ({len(text) - 2 * kept:,} characters left out) … {text[-kept:]}"
+    return printable(text, kept="\n\t")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, fix: str = "") -> InputError:
     """An `InputError` for a name that isn't one of `known`, with the nearest ones."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name[:LONGEST], names, n=3, cutoff=0.4)
     meant = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names)}."
     return InputError(f"Unknown {kind} {name!r}.", why=meant, fix=fix)

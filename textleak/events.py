@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -133,6 +135,12 @@ class Stop(enum.Enum):
     STOPPED = "Stopped on request; this is the best answer so far."
 
 
+def main_channel(sentences: Iterable[Sentence], default: str = "matching") -> str:
+    """What gave most of the tokens away, the first to be found of equals."""
+    channels = Counter(p.channel for s in sentences for p in s.positions if p.channel)
+    return max(channels, key=channels.__getitem__) if channels else default
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recovery:
     """What an attack ends with.
@@ -143,7 +151,7 @@ class Recovery:
         final_loss: the objective at the answer.
         steps: optimisation steps in all.
         evaluations: gradient evaluations in all, one a candidate.
-        channel: what gave most of the tokens away.
+        channel: what gave most of the tokens away; "" where that is what the sentences' tokens say.
         stages: figures a stage wants to report, for example {"continuous": Sentence tuple}: the answer as it
             stood when that stage ended, for scoring what each stage is worth.
         notes: sentences for a person: limits met, fall-backs taken.
@@ -155,9 +163,9 @@ class Recovery:
     sentences: tuple[Sentence, ...]
     stop: Stop
     final_loss: float | None
-    steps: int
-    evaluations: int
-    channel: str
+    steps: int = 0
+    evaluations: int = 0
+    channel: str = ""
     stages: dict[str, tuple[Sentence, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     gradient_distance: float | None = None
@@ -167,14 +175,13 @@ class Recovery:
     @classmethod
     def from_progress(cls, progress: Progress, stop: Stop) -> Recovery:
         """The answer that an attack had when it was interrupted."""
-        channels = [p.channel for s in progress.sentences for p in s.positions if p.channel]
         return cls(
             sentences=progress.sentences,
             stop=stop,
             final_loss=progress.loss,
             steps=progress.total_steps,
             evaluations=progress.evaluations,
-            channel=max(set(channels), key=channels.count) if channels else "matching",
+            channel=main_channel(progress.sentences),
             image=progress.image,
             labels=progress.labels,
         )

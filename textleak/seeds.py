@@ -7,6 +7,8 @@ the weights' seed is public: neither gives the defense's noise away to an attack
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -32,3 +34,11 @@ def of_batch(seed: int, batch: int) -> int:
 def generator(seed: int, stream: Stream) -> torch.Generator:
     """A CPU generator for one stream."""
     return torch.Generator().manual_seed(derive(seed, stream))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` on the CPU, and leave every global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

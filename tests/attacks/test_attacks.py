@@ -16,13 +16,16 @@ import torch
 from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks.dummies.matched import Dummies
+from textleak.attacks.base import begin
+from textleak.attacks.dummies.text import Dummies
+from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, from_json, to_json
 from textleak.exact.found import OPEN
 from textleak.models import TextModel
 from textleak.models.decoding import fixed_tokens
-from textleak.private.share import Secret, share
+from textleak.private.secrets import Secret
+from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +86,7 @@ def run(
     attack: str, shared: SharedGradient, model: TextModel, *, seed: int = 0, **options: object
 ) -> tuple[list[Phase | Progress], Recovery]:
     """All that an attack yields, and what it returns."""
-    steps = ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(seed, "attack"))
+    steps = begin(ATTACKS.build(attack, options), shared, model, seed=seed)
     events = []
     while True:
         try:
@@ -233,7 +236,7 @@ shared = SharedGradient.load(Path(gradient))
 public = shared.model
 model = load_model(folder, weights=public.weights, task=public.task, device="cpu", dtype=public.dtype,
                    weights_seed=public.weights_seed, num_labels=public.num_labels)
-steps = ATTACKS.build(attack, json.loads(options)).run(shared, model, generator=seeds.generator(0, "attack"))
+steps = begin(ATTACKS.build(attack, json.loads(options)), shared, model, seed=0)
 try:
     while True:
         next(steps)
@@ -345,7 +348,7 @@ def test_dummies_that_equal_the_truth_have_no_distance(
     leaves["labels"] = sure * torch.nn.functional.one_hot(targets.labels, model.classes).double()[None]
     if task == "masked-lm":
         leaves["places"] = sure * (targets.weights > 0).double()[None]
-    matcher = TextProblem(model=model, shared=shared, objective=CosineGlobal()).soft_matcher
+    matcher = TextProblem(view=view_of(shared, model), objective=CosineGlobal()).soft_matcher
     assert float(matcher.distances(dummies.losses, leaves, create_graph=False)) < 1e-12
     decoded = dummies.decode(leaves, 0)
     assert tokens(decoded) == [list(ids) for ids in secret.ids]

@@ -17,7 +17,8 @@ from textleak.exact.found import OPEN
 from textleak.exact.rows import EmbeddingRows, read_rows
 from textleak.models import TextModel
 from textleak.models.probes.sums import embedding_sum
-from textleak.private.share import Secret, share
+from textleak.private.secrets import Secret
+from textleak.private.share import share
 
 ONE = "the cat saw a cat"
 SEVERAL = ("the cat sat.", "a dog ran home.", "she saw the house.", "it was on time.")

@@ -13,8 +13,8 @@ from torch.nn import functional
 import textleak.attacks.cosine
 import textleak.attacks.dummies.matched
 import textleak.matching
-from textleak import seeds
 from textleak.attacks import ATTACKS
+from textleak.attacks.base import begin
 from textleak.attacks.dummies.moves import distance_of_places, moved
 from textleak.attacks.dummies.pictures import (
     DummyPictures,
@@ -23,13 +23,17 @@ from textleak.attacks.dummies.pictures import (
     numbers_determined,
     total_variation,
 )
+from textleak.clients import CLIENTS, composed
+from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
 from textleak.matching import LBFGS, Adam, SquaredL2, minimise, minimise_in_turns
+from textleak.models.base import Modality
 from textleak.models.loading.images import load_image_model
-from textleak.private.share import ImageSecret, share, share_images
+from textleak.private.secrets import ImageSecret
+from textleak.private.share import share
 from textleak.scoring.pixels import score_pictures
 from textleak.shared.gradient import SharedGradient
 
@@ -46,13 +50,13 @@ def pictures_of(model, count=1, seed=0):
 
 
 def from_disk(folder: Path, model, pictures, labels=None, **options) -> tuple[SharedGradient, ImageSecret]:
-    shared, secret = share_images(model, pictures, labels, **options)
+    shared, secret = share(model, pictures, labels, **options)
     shared.save(folder / "gradient.safetensors")
     return SharedGradient.load(folder / "gradient.safetensors"), secret
 
 
 def run(attack, shared, model, **options) -> tuple[list, Recovery]:
-    steps = ATTACKS.build(attack, options).run(shared, model, generator=seeds.generator(0, "attack"))
+    steps = begin(ATTACKS.build(attack, options), shared, model, seed=0)
     events = []
     while True:
         try:
@@ -194,9 +198,9 @@ def test_moves_keep_the_batch_and_fill_what_they_uncover_with_the_border():
 
 def test_waves_are_kept_within_the_range_of_pictures():
     model = model_of("resnet20", 8)
-    shared, _ = share_images(model, pictures_of(model), [2])
+    shared, _ = share(model, pictures_of(model), [2])
     settings = PictureSettings(smooth=4.0, boxed=True)
-    dummies = DummyPictures(model=model, shared=shared, objective=SquaredL2(), settings=settings)
+    dummies = DummyPictures(view=view_of(shared, model), objective=SquaredL2(), settings=settings)
     leaves = {"pixels 0": 3 * torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))}
     once = dummies.project(leaves)
     torch.testing.assert_close(dummies.project(once), once, atol=1e-5, rtol=1e-5)
@@ -213,7 +217,7 @@ def test_every_attack_that_reads_pictures_takes_known_labels_and_several_candida
         events, recovery = run(attack, shared, model, steps=6, restarts=3)
         assert recovery.labels == secret.labels, attack
         assert max(len(getattr(event, "losses", ())) for event in events) == 3
-    assert [name for name in ATTACKS if getattr(ATTACKS[name], "reads_pictures", False)] == [
+    assert [name for name in ATTACKS if Modality.PICTURES in ATTACKS[name].reads] == [
         "cosine",
         "dlg",
         "idlg",
@@ -371,9 +375,9 @@ def test_the_class_of_one_picture_and_the_classes_of_a_batch_are_read_off_the_he
     model = model_of("resnet20", 8, num_labels=10)
     generator = torch.Generator().manual_seed(0)
     for label in (0, 7):
-        shared, _ = share_images(model, pictures_of(model), [label])
+        shared, _ = share(model, pictures_of(model), [label])
         assert single_class(shared, model, generator) == label
-    shared, _ = share_images(model, pictures_of(model, 4), [1, 1, 5, 8])
+    shared, _ = share(model, pictures_of(model, 4), [1, 1, 5, 8])
     counts = class_counts(shared, model, 4, generator)
     assert [counts[1], counts[5], counts[8]] == [2, 1, 1]
 
@@ -390,16 +394,17 @@ def test_defended_gradients_are_attacked_to_the_end_of_the_steps(tmp_path):
 
 
 def test_known_statistics_of_batch_norms_are_compared_with_a_candidates_own(tmp_path):
-    model = model_of("resnet20:batch_norm=train,activation=sigmoid", 8, dtype="float64")
-    pictures = pictures_of(model, 2).double()
-    shared, _ = from_disk(tmp_path, model, pictures, [1, 3], know="batch-norm,batch-size,labels")
+    model = model_of("resnet20:activation=sigmoid", 8, dtype="float64")
+    pictures, client = pictures_of(model, 2).double(), composed([CLIENTS.build("batch-norm-train", {})])
+    know = "batch-norm,batch-size,labels"
+    shared, _ = from_disk(tmp_path, model, pictures, [1, 3], client=client, know=know)
     assert len(shared.known.batch_norm) == 21
     labels = torch.tensor([[1, 3]])
 
     def distance_of(shared, pictures, weight):
         settings = PictureSettings(batch_norm=weight)
         dummies = DummyPictures(
-            model=model, shared=shared, objective=SquaredL2(), settings=settings, labels_KB=labels
+            view=view_of(shared, model), objective=SquaredL2(), settings=settings, labels_KB=labels
         )
         leaves = dummies.start(1, torch.Generator().manual_seed(0))
         for b in range(2):
@@ -413,13 +418,13 @@ def test_known_statistics_of_batch_norms_are_compared_with_a_candidates_own(tmp_
     unknown, without = distance_of(shared, brighter, 0.0)
     assert known > 1.1 * unknown
     assert not torch.allclose(slopes["pixels 0"], without["pixels 0"])
-    untold, _ = from_disk(tmp_path, model, pictures, [1, 3])
+    untold, _ = from_disk(tmp_path, model, pictures, [1, 3], client=client)
     assert untold.known.batch_norm is None
     assert distance_of(untold, brighter, 0.1)[0] == pytest.approx(unknown)
     with pytest.raises(InputError, match="no batch norm"):
-        share_images(model_of(), pictures_of(model_of()), know="batch-norm")
+        share(model_of(), pictures_of(model_of()), know="batch-norm")
     with pytest.raises(InputError, match="lengths"):  # pictures have none
-        share_images(model, pictures, know="lengths")
+        share(model, pictures, know="lengths")
 
 
 @pytest.mark.parametrize("defense", ["prune", "topk"])
@@ -428,7 +433,7 @@ def test_entries_that_were_set_to_0_are_not_compared(tmp_path, defense):
     hides = DEFENSES.build(defense, {"ratio": 0.3} if defense == "prune" else {"ratio": 0.7})
     shared, secret = from_disk(tmp_path, model, pictures_of(model), defenses=[hides])
     dummies = DummyPictures(
-        model=model, shared=shared, objective=SquaredL2(), settings=PictureSettings(), labels_KB=None
+        view=view_of(shared, model), objective=SquaredL2(), settings=PictureSettings(), labels_KB=None
     )
     leaves = dummies.start(1, torch.Generator().manual_seed(0))
     leaves["pixels 0"] = model.normalized(secret.pictures_BCHW[:1])
@@ -451,9 +456,9 @@ def test_lenets_gradient_determines_8136_numbers_and_768_a_picture():
 
 def test_waves_stand_for_the_same_pictures_as_pixels():
     model = model_of(size=6, dtype="float64")
-    shared, _ = share_images(model, pictures_of(model).double(), [2])
+    shared, _ = share(model, pictures_of(model).double(), [2])
     settings = PictureSettings(smooth=2.0)
-    dummies = DummyPictures(model=model, shared=shared, objective=SquaredL2(), settings=settings)
+    dummies = DummyPictures(view=view_of(shared, model), objective=SquaredL2(), settings=settings)
     leaves = dummies.start(1, None)
     leaves["pixels 0"] = torch.zeros_like(leaves["pixels 0"])
     flat = torch.tensor(dummies.shown(leaves, 0, coarse=False)["image"])
@@ -472,9 +477,9 @@ def test_total_variation_is_the_mean_difference_of_neighbors():
 
 def test_the_slope_of_what_cosine_minimizes_is_its_derivative():
     model = model_of("lenet", 6, dtype="float64")
-    shared, _ = share_images(model, pictures_of(model).double(), [2])
+    shared, _ = share(model, pictures_of(model).double(), [2])
     settings = PictureSettings(total_variation=0.3)
-    dummies = DummyPictures(model=model, shared=shared, objective=SquaredL2(), settings=settings)
+    dummies = DummyPictures(view=view_of(shared, model), objective=SquaredL2(), settings=settings)
     leaves = dummies.start(1, torch.Generator().manual_seed(0))
     value, slopes = dummies.value_and_gradient(dummies.matcher, leaves)
     for name in dummies.free:
@@ -494,8 +499,8 @@ def test_a_long_run_shows_some_hundred_pictures_at_most():
 def test_pictures_of_another_size_or_without_a_label_each_are_refused():
     model = model_of(size=8)
     with pytest.raises(InputError, match="can't be shared"):
-        share_images(model, torch.rand(1, 3, 9, 9))
+        share(model, torch.rand(1, 3, 9, 9))
     with pytest.raises(InputError, match="2 labels for 1"):
-        share_images(model, pictures_of(model), [1, 2])
+        share(model, pictures_of(model), [1, 2])
     with pytest.raises(InputError, match="out of range"):
-        share_images(model, pictures_of(model), [5])
+        share(model, pictures_of(model), [5])

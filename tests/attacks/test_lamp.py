@@ -14,16 +14,18 @@ from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks import lamp as recipe
-from textleak.attacks.dummies.matched import Dummies
+from textleak.attacks.base import begin
+from textleak.attacks.dummies.text import Dummies
 from textleak.attacks.lamp import LAMP, move_span, move_token, norm_penalty, prefix_to_end, swap, tried_orders
 from textleak.attacks.search.problem import TextProblem
+from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery
 from textleak.jobs.text import build_attack
 from textleak.matching.discrete import Guess
 from textleak.models import TextModel
-from textleak.models.loading.quiet import quiet
 from textleak.models.prior import LanguagePrior
+from textleak.models.quiet import quiet
 from textleak.private.share import share
 from textleak.settings import load_run_config
 from textleak.shared.gradient import SharedGradient
@@ -39,7 +41,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def attack(
     shared: SharedGradient, model: TextModel, **options: object
 ) -> tuple[list[Phase | Progress], Recovery]:
-    steps = ATTACKS.build("lamp", {**QUICK, **options}).run(shared, model, generator=generator())
+    steps = begin(ATTACKS.build("lamp", {**QUICK, **options}), shared, model)
     events = []
     while True:
         try:
@@ -54,7 +56,7 @@ def a_run(model: TextModel, shared: SharedGradient, prior: object = None, **opti
     return recipe._Run(
         options=settings,
         problem=TextProblem(
-            model=model, shared=shared, objective=recipe._RECIPES[settings.variant].objective
+            view=view_of(shared, model), objective=recipe._RECIPES[settings.variant].objective
         ),
         dummies=Dummies(
             model=model,

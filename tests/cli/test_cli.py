@@ -130,6 +130,12 @@ def gradient_file(toy, tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def from_file(gradient_file, toy) -> list[str]:
+    """Attacks it; its model is a folder, which has to be named."""
+    return ["--gradients", str(gradient_file), *toy]
+
+
 # The contract
 
 
@@ -194,7 +200,7 @@ def test_json_has_the_fields_of_the_contract(toy):
 def test_a_right_answer_is_verified_without_the_truth(toy, tmp_path):
     path = tmp_path / "g.safetensors"
     invoke("share", *toy, "-s", "the cat sat", "--label", 0, "--out", path)
-    result = run_json("--gradients", path, "-a", "fake")
+    result = run_json("--gradients", path, *toy, "-a", "fake")
     assert result["verified"] is True
     assert result["gradient_distance"] < 1e-4
     assert result["token_match_rate"] is None
@@ -241,7 +247,7 @@ def test_without_json_stdout_holds_the_result_and_stderr_the_progress(toy):
 
 def test_the_gradient_is_kept_on_request(toy, tmp_path):
     run_json(*toy, "-a", "fake", "-s", "the cat sat", "--out", tmp_path / "here", "--save-gradients")
-    again = run_json("--gradients", tmp_path / "here" / "gradients.safetensors", "-a", "fake")
+    again = run_json("--gradients", tmp_path / "here" / "gradients.safetensors", *toy, "-a", "fake")
     assert again["batch_size"] == 1
 
 
@@ -272,20 +278,29 @@ def test_sharing_writes_the_gradient_and_the_truth_apart(gradient_file):
     assert json.loads(truth.read_text())["sentences"] == ["the cat sat"]
 
 
-def test_a_gradient_in_a_file_is_attacked_with_the_model_it_names(gradient_file):
-    result = run_json("--gradients", gradient_file, "-a", "fake")
+def test_a_gradient_in_a_file_is_attacked_without_the_truth(gradient_file, from_file):
+    result = run_json(*from_file, "-a", "fake")
     assert result["weights"] == "random"
     assert result["token_match_rate"] is None
     assert result["sentences"][0]["reference"] is None
     assert result["sentences"][0]["recovered"] == "the cat sat"
     truth = gradient_file.with_name("gradient.safetensors.truth.json")
-    assert run_json("--gradients", gradient_file, "--truth", truth, "-a", "fake")["token_match_rate"] == 1
+    assert run_json(*from_file, "--truth", truth, "-a", "fake")["token_match_rate"] == 1
 
 
-def test_the_attacker_can_be_told_less_than_the_file_says(gradient_file):
-    assert run_json("--gradients", gradient_file, "-a", "fake")["know"] == ["batch-size", "lengths"]
-    assert run_json("--gradients", gradient_file, "-a", "fake", "--know", "nothing")["know"] == []
-    refused = invoke("run", "--gradients", gradient_file, "-a", "fake", "--know", "labels", code=2)
+def test_an_alias_in_a_file_need_not_be_named(tmp_path):
+    path = tmp_path / "g.safetensors"
+    invoke("share", "-m", "bert-mini", "--weights", "random", "-s", "the cat sat", "--out", path)
+    result = run_json("--gradients", path, "-a", "fake")
+    assert (result["model"], result["weights"]) == ("bert-mini", "random")
+    assert result["sentences"][0]["recovered"] == "the cat sat"
+    assert "-bert-mini-fake-" in result["run_dir"]
+
+
+def test_the_attacker_can_be_told_less_than_the_file_says(from_file):
+    assert run_json(*from_file, "-a", "fake")["know"] == ["batch-size", "lengths"]
+    assert run_json(*from_file, "-a", "fake", "--know", "nothing")["know"] == []
+    refused = invoke("run", *from_file, "-a", "fake", "--know", "labels", code=2)
     assert "--know labels" in refused.stderr
 
 
@@ -308,13 +323,13 @@ def test_ci_fails_above_a_limit(toy, limit, code):
     assert "All of the text leaked" in done.stdout
 
 
-def test_ci_cannot_judge_what_has_no_truth(gradient_file):
-    done = invoke("run", "--gradients", gradient_file, "-a", "fake", "--fail-above", 0)
+def test_ci_cannot_judge_what_has_no_truth(from_file):
+    done = invoke("run", *from_file, "-a", "fake", "--fail-above", 0)
     assert "can't be judged" in done.stderr
 
 
-def test_ci_fails_on_a_verified_answer_without_the_truth(gradient_file):
-    done = invoke("run", "--gradients", gradient_file, "--fail-above", 0.2, "--seed", 0, code=3)
+def test_ci_fails_on_a_verified_answer_without_the_truth(from_file):
+    done = invoke("run", *from_file, "--fail-above", 0.2, "--seed", 0, code=3)
     assert "verified" in done.stderr
 
 
@@ -322,7 +337,7 @@ def test_a_record_names_the_defense_that_the_attack_was_not_told_of(toy, tmp_pat
     out = tmp_path / "defended"
     defended = ["--defense", "quantize:to=bf16", "-s", "the cat sat"]
     invoke("share", *toy, *defended, "--out", out)
-    for source in (["--gradients", out], [*toy, *defended]):
+    for source in (["--gradients", out, *toy], [*toy, *defended]):
         told = run_json(*source, "-a", "fake")
         untold = run_json(*source, "-a", "fake", "--know", "no-defense")
         assert told["defense"] == untold["defense"]
@@ -330,10 +345,10 @@ def test_a_record_names_the_defense_that_the_attack_was_not_told_of(toy, tmp_pat
         assert untold["know"] == [*told["know"], "no-defense"]
 
 
-def test_another_batch_s_truth_is_refused(gradient_file, tmp_path):
+def test_another_batch_s_truth_is_refused(from_file, tmp_path):
     other = tmp_path / "other.truth.json"
     other.write_text('{"sentences": ["x"], "ids": [[1, 2]], "labels": [0]}')
-    done = invoke("run", "--gradients", gradient_file, "--truth", other, "-a", "fake", code=2)
+    done = invoke("run", *from_file, "--truth", other, "-a", "fake", code=2)
     assert "doesn't fit" in done.stderr
 
 
@@ -370,7 +385,7 @@ def test_an_interrupt_while_the_answer_is_certified_keeps_it_too(toy, monkeypatc
 def test_a_program_that_is_ended_keeps_its_best_answer(toy, tmp_path, number):
     """By Ctrl-C, a scheduler, a closed terminal."""
     script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
         "from test_cli import ATTACKS, Fake\n"
         "from textleak.cli import main\n"
         "len(ATTACKS); ATTACKS.register('fake')(Fake); main()"
@@ -550,10 +565,12 @@ def damaged(path: Path, how: str) -> None:
         ("fingerprint", "of another model"),
     ],
 )
-def test_a_gradient_file_is_checked_before_it_is_used(gradient_file, tmp_path, monkeypatch, how, words):
+def test_a_gradient_file_is_checked_before_it_is_used(
+    gradient_file, from_file, tmp_path, monkeypatch, how, words
+):
     monkeypatch.chdir(tmp_path)
     damaged(gradient_file, how)
-    done = invoke("run", "--gradients", gradient_file, "-a", "fake", "--out", "here", code=2)
+    done = invoke("run", *from_file, "-a", "fake", "--out", "here", code=2)
     assert words in done.stderr
     assert not (tmp_path / "it-ran").exists()
     assert not (tmp_path / "here").exists()
@@ -567,10 +584,10 @@ def test_a_gradient_of_another_model_is_refused(gradient_file, toy_folder):
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"sentences": ["a"]}', '{"sentences": ["a"], "ids": [[99999]]}']
 )
-def test_a_truth_that_does_not_fit_is_refused(gradient_file, tmp_path, content):
+def test_a_truth_that_does_not_fit_is_refused(from_file, tmp_path, content):
     truth = tmp_path / "truth.json"
     truth.write_text(content)
-    done = invoke("run", "--gradients", gradient_file, "--truth", truth, "-a", "fake", code=2)
+    done = invoke("run", *from_file, "--truth", truth, "-a", "fake", code=2)
     assert "truth" in done.stderr
 
 

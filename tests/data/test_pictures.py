@@ -1,4 +1,4 @@
-"""Pictures of every kind are read with a word about each conversion, or refused; strips and GIFs are written."""
+"""Pictures of every kind are read with a word about each conversion, or refused."""
 
 import struct
 import zlib
@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from textleak.data.pictures import Film, as_bytes, chosen_pictures, read_picture, sample_paths, write_films
+from textleak.data.pictures import chosen_pictures, read_picture, sample_paths
 from textleak.errors import InputError
-from textleak.events import Progress
 
 SHAPE = (3, 32, 32)
 
@@ -164,23 +163,3 @@ def test_a_data_set_that_is_unknown_or_not_at_hand_is_said(monkeypatch):
         chosen_pictures([], [0], "cifar100", SHAPE)
     with pytest.raises(InputError, match="either of files"):
         chosen_pictures([Path("a.png")], [1], None, SHAPE)
-
-
-def test_a_runs_pictures_become_a_strip_a_grid_and_a_gif(tmp_path):
-    film = Film()
-    pictures = np.random.default_rng(0).random((2, 8, 8, 3))
-    for step in range(1, 101):
-        shown = pictures * step / 100
-        film.show(Progress(phase="continuous", step=step, total_steps=step, image=tuple(shown.tolist())))
-    originals = as_bytes(pictures[::-1])
-    write_films(tmp_path, film.frames, originals, (1, 0))
-    with Image.open(tmp_path / "recovery.gif") as gif:
-        assert gif.n_frames == 60
-    with (
-        Image.open(tmp_path / "recovered-0.png") as recovered,
-        Image.open(tmp_path / "original-0.png") as true,
-    ):
-        assert np.array_equal(np.asarray(recovered), np.asarray(true))
-    for name in ("strip.png", "grid.png"):
-        with Image.open(tmp_path / name) as sheet:
-            assert min(sheet.size) > 100

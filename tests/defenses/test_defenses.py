@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_verification import truth, with_tokens
 from torch import Tensor
 
 from tests.conftest import ToyModel
+from tests.proof.test_certificate import truth, with_tokens
 from textleak import seeds
 from textleak.attacks import ATTACKS
+from textleak.attacks.base import begin
 from textleak.attacks.search.problem import TextProblem
+from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES, Gradients, Step
 from textleak.defenses.largest import keep_largest
 from textleak.errors import InputError
@@ -31,7 +33,8 @@ from textleak.proof.certificate import certify, own_gradient
 from textleak.proof.likelihood import fit
 from textleak.settings import Choice
 from textleak.shared.effects import clip_factors, spacing
-from textleak.shared.gradient import PublicModel, SharedGradient
+from textleak.shared.gradient import SharedGradient
+from textleak.shared.public import PublicModel
 
 TWO = ("the cat sat on the mat", "a dog ran home.")
 
@@ -296,20 +299,20 @@ def test_the_true_batch_verifies_behind_a_defense_and_a_wrong_one_does_not(
     right = truth(model, TWO, (2, 1))
     at = len(model.prefix_ids) + 1
     new = next(int(i) for i in model.content_ids if int(i) != right[0].positions[at].id)
-    certificate = certify(shared, model, right)
+    certificate = certify(view_of(shared, model), right)
     assert certificate.verified is True
     assert certificate.gradient_distance is not None
     assert certificate.gradient_distance < 2e-6
-    wrong = certify(shared, model, (with_tokens(right[0], {at: new}), right[1]))
+    wrong = certify(view_of(shared, model), (with_tokens(right[0], {at: new}), right[1]))
     assert wrong.verified is False
-    assert certify(shared, model, truth(model, TWO, (2, 0))).verified is False
+    assert certify(view_of(shared, model), truth(model, TWO, (2, 0))).verified is False
 
 
 @pytest.mark.parametrize("spec", NOISY)
 def test_behind_noise_nothing_is_certain(spec: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO, (2, 1), defenses=build(spec))
-    assert certify(shared, model, truth(model, TWO, (2, 1))).verified is None
+    assert certify(view_of(shared, model), truth(model, TWO, (2, 1))).verified is None
 
 
 def test_half_precision_is_certified_by_the_same_computation(toy_model: ToyModel) -> None:
@@ -317,12 +320,12 @@ def test_half_precision_is_certified_by_the_same_computation(toy_model: ToyModel
     shared, _ = share(model, TWO[:1], (2,))
     (right,) = truth(model, TWO[:1], (2,))
     ids = [position.id for position in right.positions]
-    assert certify(shared, model, (right,)).verified is True
+    assert certify(view_of(shared, model), (right,)).verified is True
     for at in range(1, len(ids) - 2):
         swapped = with_tokens(right, {at: ids[at + 1], at + 1: ids[at]})
-        assert certify(shared, model, (swapped,)).verified is not True
+        assert certify(view_of(shared, model), (swapped,)).verified is not True
     # Elsewhere, where rounding differs, nothing is claimed that rounding could have made.
-    assert certify(shared, model.double(), (right,)).verified is None
+    assert certify(view_of(shared, model.double()), (right,)).verified is None
 
 
 def test_an_unclipped_gradient_is_its_own_factor() -> None:
@@ -394,7 +397,7 @@ def test_noise_is_cut_at_the_rank_that_the_batch_can_have(
     model = toy_model(family, task="classification")
     shared, _ = share(model, TWO, (2, 1), know="lengths,batch-size", defenses=build("gaussian:sigma=1e-9"))
     assert shared.known.lengths is not None
-    problem = TextProblem(model=model, shared=shared, objective=CosinePerTensor())
+    problem = TextProblem(view=view_of(shared, model), objective=CosinePerTensor())
     assert problem._highest_rank == sum(shared.known.lengths) * uses
 
 
@@ -411,7 +414,7 @@ def test_noise_is_cut_at_the_rank_that_the_batch_can_have(
 def test_the_true_batch_is_nearest_behind_a_defense(spec: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, TWO, (2, 1), defenses=build(spec))
-    problem = TextProblem(model=model, shared=shared, objective=CosinePerTensor())
+    problem = TextProblem(view=view_of(shared, model), objective=CosinePerTensor())
     right = Guess(secret.ids, (2, 1))
     others = [right.with_symbol(0, at, int(model.content_ids[at])) for at in range(1, 6)]
     distance, *wrong = problem.score([right, *others, right.with_class(1, 0)])
@@ -435,7 +438,7 @@ def test_what_the_true_text_leaves_of_a_noisy_gradient_is_noise(
 ) -> None:
     model = toy_model("bert", task="classification")
     shared = noisy(model, sigma, spec)
-    found = fit(shared, own_gradient(shared, model.double(), truth(model, TWO, (2, 1))))
+    found = fit(shared, own_gradient(view_of(shared, model.double()), truth(model, TWO, (2, 1))))
     assert found is not None
     assert found.plausible
 
@@ -444,10 +447,10 @@ def test_a_wrong_word_leaves_more_than_noise(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared = noisy(model, 1e-4)
     right = truth(model, TWO, (2, 1))
-    true = fit(shared, own_gradient(shared, model.double(), right))
+    true = fit(shared, own_gradient(view_of(shared, model.double()), right))
     at = len(model.prefix_ids) + 1
     wrong = (with_tokens(right[0], {at: int(model.content_ids[7])}), right[1])
-    other = fit(shared, own_gradient(shared, model.double(), wrong))
+    other = fit(shared, own_gradient(view_of(shared, model.double()), wrong))
     assert true is not None
     assert other is not None
     assert not other.plausible
@@ -458,7 +461,7 @@ def test_nothing_is_claimed_where_something_hides_the_noise(toy_model: ToyModel)
     model = toy_model("bert", task="classification")
     for specs in (["gaussian", "sign"], ["gaussian", "prune"], ["prune", "gaussian"], ["clip"], []):
         shared, _ = share(model, TWO, (2, 1), defenses=build(*specs))
-        assert fit(shared, own_gradient(shared, model.double(), truth(model, TWO, (2, 1)))) is None
+        assert fit(shared, own_gradient(view_of(shared, model.double()), truth(model, TWO, (2, 1)))) is None
 
 
 def test_the_deviation_of_rounded_entries_is_what_rounding_does() -> None:
@@ -494,7 +497,7 @@ SENTENCE = "the old doctor wrote a letter to the bank."
 
 def recovered(model: TextModel, spec: str, **options: Any) -> Recovery:
     shared, _ = share(model, [SENTENCE], (1,), share="no-embeddings", defenses=build(spec))
-    run = ATTACKS.build("match", options).run(shared, model, generator=seeds.generator(0, "attack"))
+    run = begin(ATTACKS.build("match", options), shared, model, seed=0)
     while True:
         try:
             next(run)

@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 import textleak
 from tests import synthetic
 from tests.kills import kill_until_done
-from textleak import settings as config
 from textleak.attacks import ATTACKS
 from textleak.cli import app, common, evaluate
 from textleak.data import sentences as datasets
@@ -35,7 +34,7 @@ from textleak.evaluation.engines import Local, Processes, Ray
 from textleak.evaluation.records import Cell, Record
 from textleak.evaluation.store import Store, read_records
 from textleak.events import Position, Progress, Recovery, Sentence, Stop
-from textleak.settings import EvaluationConfig, load_evaluation_config
+from textleak.settings import EVALUATIONS, EvaluationConfig, load_evaluation_config, preset_names
 
 QUICK = {"attack": ["dlg:steps=1,restarts=1"], "limit": 4, "threads": 1, "device": "cpu"}
 SENTENCES = """sentence	label	secrets
@@ -208,7 +207,7 @@ def test_other_sentences_under_the_same_name_are_another_identity(tmp_path):
     assert grid.plan(settings).identity != before
 
 
-@pytest.mark.parametrize("name", config.preset_names(config.EVALUATIONS))
+@pytest.mark.parametrize("name", preset_names(EVALUATIONS))
 def test_every_preset_can_be_used(name):
     settings = load_evaluation_config(name, {"data": ["sample"]})
     missing = [choice.name for choice in settings.attack if choice.name not in list(ATTACKS)]

@@ -16,7 +16,8 @@ from textleak import recover
 from textleak.defenses import DEFENSES
 from textleak.events import Recovery, Stop
 from textleak.models import TextModel, load_model
-from textleak.private.share import Secret, share
+from textleak.private.secrets import Secret
+from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
 
 WIDE = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 3}

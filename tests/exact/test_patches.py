@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks.base import to_end
+from textleak.attacks.base import begin, to_end
 from textleak.defenses import DEFENSES
 from textleak.events import Stop
 from textleak.exact.patches import read_patches
 from textleak.models.loading.images import load_image_model
-from textleak.private.share import share_images
+from textleak.private.share import share
 from textleak.scoring.pixels import psnr
 from textleak.shared.gradient import SharedGradient
 
@@ -35,17 +34,17 @@ def test_any_picture_comes_back_from_the_gradients_of_patches_and_positions(seed
     picture = torch.rand(
         1, *model.shape, generator=torch.Generator().manual_seed(seed)
     )  # noise: no prior helps
-    shared, _ = share_images(model, picture, share="embeddings")
+    shared, _ = share(model, picture, share="embeddings")
     assert len(shared.gradients) == 4
     assert psnr_of(model, read_patches(shared, model), picture[0]) >= 60
 
 
 def test_cosine_has_nothing_left_to_match_and_says_so(tmp_path):
     model = model_of()
-    shared, secret = share_images(model, pictures_of(model))
+    shared, secret = share(model, pictures_of(model))
     shared.save(tmp_path / "gradient.safetensors")
     shared = SharedGradient.load(tmp_path / "gradient.safetensors")
-    recovery = to_end(ATTACKS.build("cosine", {}).run(shared, model, generator=seeds.generator(0, "attack")))
+    recovery = to_end(begin(ATTACKS.build("cosine", {}), shared, model, seed=0))
     assert recovery.stop is Stop.MATCHED
     assert recovery.channel == "closed form"
     assert recovery.labels == secret.labels
@@ -55,7 +54,7 @@ def test_cosine_has_nothing_left_to_match_and_says_so(tmp_path):
 def test_noise_is_weighed_against_what_pixels_can_be_and_matching_goes_on_from_there():
     model = model_of()
     noise = DEFENSES.build("gaussian", {"sigma": 1e-4})
-    shared, secret = share_images(model, pictures_of(model), defenses=[noise])
+    shared, secret = share(model, pictures_of(model), defenses=[noise])
     picture = secret.pictures_BCHW[0]
     read = psnr_of(model, read_patches(shared, model), picture)
     plain = (
@@ -68,9 +67,7 @@ def test_noise_is_weighed_against_what_pixels_can_be_and_matching_goes_on_from_t
         .permute(2, 0, 3, 1, 4)
     )
     assert read > psnr_of(model, plain.reshape(model.shape), picture)
-    recovery = to_end(
-        ATTACKS.build("cosine", {"steps": 5}).run(shared, model, generator=seeds.generator(0, "attack"))
-    )
+    recovery = to_end(begin(ATTACKS.build("cosine", {"steps": 5}), shared, model, seed=0))
     assert recovery.channel == "matching"
     found = psnr(picture, torch.tensor(recovery.image[0]).permute(2, 0, 1))
     assert found > read - 1
@@ -88,7 +85,7 @@ def test_noise_is_weighed_against_what_pixels_can_be_and_matching_goes_on_from_t
 )
 def test_where_the_equations_are_not_whole_nothing_is_read(share, count, defense, name):
     model = model_of(name)
-    shared, _ = share_images(
+    shared, _ = share(
         model,
         pictures_of(model, count),
         share=share,

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import DECODERS, FAMILIES, ToyModel, toy_tokenizer
+from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
@@ -22,7 +23,8 @@ from textleak.exact.prefixes import causal_sentences
 from textleak.models import TextModel, load_model
 from textleak.models.decoding import to_sentence
 from textleak.models.probes.layers import layer_inputs
-from textleak.private.share import Secret, share
+from textleak.private.secrets import Secret
+from textleak.private.share import share
 from textleak.proof.certificate import certify
 from textleak.shared.gradient import SharedGradient
 
@@ -96,7 +98,7 @@ def test_a_language_models_batch_comes_back(
     found, _ = recovered(model, shared)
     assert Counter(found.rows) == Counter(secret.ids)
     assert (found.complete, found.notes) == (True, ())
-    assert certify(shared, model, tuple(to_sentence(model, row) for row in found.rows)).verified
+    assert certify(view_of(shared, model), tuple(to_sentence(model, row) for row in found.rows)).verified
 
 
 @pytest.mark.parametrize("family", DECODERS)

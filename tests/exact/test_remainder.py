@@ -16,7 +16,8 @@ from textleak.exact.subspace import layer_span, shared_spans
 from textleak.models import TextModel, load_model
 from textleak.models.probes.attention import first_attention
 from textleak.models.probes.layers import following_layers
-from textleak.private.share import Secret, share
+from textleak.private.secrets import Secret
+from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
 
 THREE = ("he sat on the mat", "we ran home", "a dog")

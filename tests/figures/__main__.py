@@ -20,6 +20,7 @@ import torch
 
 import textleak
 from textleak import scoring, seeds
+from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.proof.certificate import certify
 from textleak.settings import Choice, parse_assignment
@@ -83,7 +84,7 @@ def one_seed(options: argparse.Namespace, rows: list[str], seed: int) -> list[di
         recovery = textleak.recover(shared, model, options.attack, seed=seed, **settings)
         seconds, worked = time.perf_counter() - began, time.process_time() - began_working
         scores = scoring.score(recovery, secret, model)
-        certificate = certify(shared, model, recovery.sentences)
+        certificate = certify(view_of(shared, model), recovery.sentences)
         stages = {name: scoring.score_sentences(s, secret, model) for name, s in recovery.stages.items()}
         record = {
             "model": options.model,

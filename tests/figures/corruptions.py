@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 
 import textleak
+from textleak.clients.view import view_of
 from textleak.events import Sentence
 from textleak.models import TextModel
 from textleak.models.decoding import nearest_tokens, to_sentence
-from textleak.private.share import Secret, share
+from textleak.private.secrets import Secret
+from textleak.private.share import share
 from textleak.proof.certificate import certify
 from textleak.shared.gradient import SharedGradient
 
@@ -170,7 +172,7 @@ def _tried(
     secret: Secret,
 ) -> Trial:
     began = time.perf_counter()
-    certificate = certify(shared, model, recovery(model, rows, secret))
+    certificate = certify(view_of(shared, model), recovery(model, rows, secret))
     return Trial(
         model=model.name,
         share=chosen,

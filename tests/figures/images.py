@@ -20,11 +20,12 @@ import torch
 
 from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks.base import to_end
+from textleak.attacks.base import begin, to_end
+from textleak.clients import CLIENTS, composed
 from textleak.data.pictures import chosen_pictures
 from textleak.defenses import DEFENSES
 from textleak.models.loading.images import load_image_model
-from textleak.private.share import share_images
+from textleak.private.share import share
 from textleak.scoring.pixels import score_pictures
 from textleak.settings import Choice, parse_assignment
 from textleak.shared.gradient import SharedGradient
@@ -55,6 +56,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20, help="batches")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--know", default=None)
+    parser.add_argument(
+        "--client", action="append", default=[], help="name[:key=value,...], as for textleak image"
+    )
     parser.add_argument("--defense", action="append", metavar="SPEC", help="repeatable: a row each")
     parser.add_argument("--ladder", action="store_true", help="a row for each defense of DLG's paper")
     parser.add_argument("--seed", type=int, action="append")
@@ -83,24 +87,27 @@ def one_seed(options: argparse.Namespace, defense: str, seed: int) -> list[dict[
         settings |= parse_assignment(assignment)
     choices = () if defense == "none" else (Choice.model_validate(defense),)
     defenses = [DEFENSES.build(choice.name, choice.options) for choice in choices]
+    kinds = map(Choice.model_validate, options.client)
+    client = composed([CLIENTS.build(choice.name, choice.options) for choice in kinds])
     found = []
     for number in range(options.limit):
         first = options.first + number * options.batch_size
         indices = list(range(first, first + options.batch_size))
         pictures = chosen_pictures([], indices, options.dataset, model.shape)
         values_BCHW = torch.stack([picture.values_CHW for picture in pictures])
-        shared, secret = share_images(
-            model, values_BCHW, defenses=defenses, know=options.know, seed=1000 * seed + number
+        shared, secret = share(
+            model,
+            values_BCHW,
+            client=client,
+            defenses=defenses,
+            know=options.know,
+            seed=1000 * seed + number,
         )
         with tempfile.TemporaryDirectory() as folder:
             shared.save(Path(folder) / "gradient.safetensors")
             shared = SharedGradient.load(Path(folder) / "gradient.safetensors")
         began, cpu = time.perf_counter(), time.process_time()
-        steps = ATTACKS.build(options.attack, settings).run(
-            shared,
-            model,  # type: ignore[arg-type]
-            generator=seeds.generator(1000 * seed + number, "attack"),
-        )
+        steps = begin(ATTACKS.build(options.attack, settings), shared, model, seed=1000 * seed + number)
         recovery = to_end(steps)
         recovered_BCHW = torch.tensor(recovery.image).permute(0, 3, 1, 2)
         scores = score_pictures(secret.pictures_BCHW, secret.labels, recovered_BCHW, recovery.labels)

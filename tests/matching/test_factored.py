@@ -168,7 +168,7 @@ def test_moments_equal_those_of_formed_gradients(case):
     network = build(**options)
     names = all_names(network, without=() if ids else ("words.weight",))
     target = make_target(network, names, ids=ids)
-    matcher = Matcher(network, target, TAG())
+    matcher = Matcher.of(network, target, TAG())
     leaves = make_leaves(network, ids=ids)
     moments = matcher.moments(model_function(network), leaves)
     shared = {name: target.tensors[name].formed() for name in target.names}
@@ -193,7 +193,7 @@ def test_dummy_gradients_equal_those_of_the_formed_method(objective, options):
     target = make_target(network, all_names(network, without=("words.weight",)))
     names = target.names  # the key's bias, 0 in theory, is left out
     leaves = make_leaves(network)
-    matcher = Matcher(network, target, objective)
+    matcher = Matcher.of(network, target, objective)
     distances, gradients = matcher.value_and_gradient(model_function(network), leaves, leaves)
     shared = {name: target.tensors[name].formed() for name in names}
     for k in range(3):
@@ -224,7 +224,7 @@ def test_dummy_gradients_equal_those_of_the_formed_method(objective, options):
 )
 def test_dummy_gradients_equal_finite_differences(objective):
     network = build()
-    matcher = Matcher(network, make_target(network, all_names(network, ("words.weight",))), objective)
+    matcher = Matcher.of(network, make_target(network, all_names(network, ("words.weight",))), objective)
     leaves = make_leaves(network, 1, 1)
     function = model_function(network)
     _, gradients = matcher.value_and_gradient(function, leaves, ["embeddings", "labels"])
@@ -240,7 +240,7 @@ def test_dummy_gradients_equal_finite_differences(objective):
 
 def test_a_model_function_may_look_words_up_itself():
     network = build()
-    matcher = Matcher(network, make_target(network, all_names(network), ids=True), SquaredL2())
+    matcher = Matcher.of(network, make_target(network, all_names(network), ids=True), SquaredL2())
     leaves = make_leaves(network, 4, ids=True)
 
     def looked_up(some):
@@ -258,7 +258,7 @@ def test_a_model_function_may_look_words_up_itself():
 
 def test_candidates_do_not_mix():
     network = build()
-    matcher = Matcher(network, make_target(network, all_names(network, ("words.weight",))), SquaredL2())
+    matcher = Matcher.of(network, make_target(network, all_names(network, ("words.weight",))), SquaredL2())
     function, leaves = model_function(network), make_leaves(network, 4)
     together, gradients = matcher.value_and_gradient(function, leaves, ["embeddings"])
     for k in range(4):
@@ -269,7 +269,7 @@ def test_candidates_do_not_mix():
 
 def test_evaluation_needs_no_second_derivative_and_equals_the_differentiable_distance():
     network = build(tied=True)
-    matcher = Matcher(network, make_target(network, all_names(network), ids=True), CosinePerTensor())
+    matcher = Matcher.of(network, make_target(network, all_names(network), ids=True), CosinePerTensor())
     leaves = make_leaves(network, 5, ids=True)
     cheap = matcher.evaluate(model_function(network), leaves)
     assert not cheap.requires_grad
@@ -279,7 +279,7 @@ def test_evaluation_needs_no_second_derivative_and_equals_the_differentiable_dis
 def test_the_shared_sentence_has_distance_zero():
     network = build(tied=True, repeats=2)
     target = make_target(network, all_names(network), ids=True)
-    matcher = Matcher(network, target, SquaredL2())
+    matcher = Matcher.of(network, target, SquaredL2())
     distance = matcher.evaluate(model_function(network), make_leaves(network, 1, seed=9, ids=True))
     assert abs(distance.item()) <= 1e-12 * target.squared_norm
 
@@ -287,7 +287,7 @@ def test_the_shared_sentence_has_distance_zero():
 def test_tensors_of_weight_zero_are_never_computed():
     network = build(scale=True)
     target = make_target(network, all_names(network, ("words.weight",)))
-    matcher = Matcher(network, target, SquaredL2(weights={"scale.scale": 0.0}))
+    matcher = Matcher.of(network, target, SquaredL2(weights={"scale.scale": 0.0}))
     moments = matcher.moments(model_function(network), make_leaves(network))
     assert "scale.scale" not in moments.names
     assert matcher.formed_names == ()
@@ -303,7 +303,7 @@ def test_a_rule_that_is_wrong_for_this_network_gives_way_to_autograd():
         lambda m, args, out: functional.linear(2 * args[0], m.weight, m.bias)
     )
     names = all_names(network, ("words.weight",))
-    matcher = Matcher(network, make_target(network, names), SquaredL2())
+    matcher = Matcher.of(network, make_target(network, names), SquaredL2())
     leaves = make_leaves(network)
     distances = matcher.evaluate(model_function(network), leaves)
     assert matcher.formed_names == ("block.up.weight",)
@@ -315,14 +315,14 @@ def test_a_rule_that_is_wrong_for_this_network_gives_way_to_autograd():
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_word_embedding_that_is_not_looked_up_is_refused_not_matched_wrongly(tied):
     network = build(tied=tied)
-    matcher = Matcher(network, make_target(network, all_names(network), ids=True), SquaredL2())
+    matcher = Matcher.of(network, make_target(network, all_names(network), ids=True), SquaredL2())
     with pytest.raises(InputError, match=r"words\.weight is not all reached"):
         matcher.evaluate(model_function(network), make_leaves(network))
 
 
 def test_the_network_is_left_as_it_was():
     network = build(scale=True)
-    matcher = Matcher(network, make_target(network, all_names(network, ("words.weight",))), SquaredL2())
+    matcher = Matcher.of(network, make_target(network, all_names(network, ("words.weight",))), SquaredL2())
     matcher.evaluate(model_function(network), make_leaves(network))
     assert not any(p.requires_grad for p in network.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
@@ -333,7 +333,7 @@ def test_the_network_is_left_as_it_was():
 )
 def test_running_out_of_memory_halves_the_chunk_and_the_work_goes_on(error):
     network = build()
-    matcher = Matcher(
+    matcher = Matcher.of(
         network, make_target(network, all_names(network, ("words.weight",))), SquaredL2(), chunk=8
     )
     leaves, function = make_leaves(network, 9), model_function(network)
@@ -353,7 +353,7 @@ def test_running_out_of_memory_halves_the_chunk_and_the_work_goes_on(error):
 
 def test_running_out_of_memory_on_one_candidate_says_so():
     network = build()
-    matcher = Matcher(network, make_target(network, all_names(network, ("words.weight",))), SquaredL2())
+    matcher = Matcher.of(network, make_target(network, all_names(network, ("words.weight",))), SquaredL2())
     leaves = make_leaves(network, 2)
     matcher.evaluate(model_function(network), leaves)
 
@@ -366,7 +366,7 @@ def test_running_out_of_memory_on_one_candidate_says_so():
 
 def test_evaluations_are_counted():
     network = build()
-    matcher = Matcher(
+    matcher = Matcher.of(
         network, make_target(network, all_names(network, ("words.weight",))), SquaredL2(), chunk=2
     )
     matcher.evaluate(model_function(network), make_leaves(network, 5))
@@ -378,7 +378,7 @@ def test_an_unknown_parameter_is_an_input_error():
     network = build()
     target = Target.from_gradients({"block.quary.weight": torch.ones(2, 2)})
     with pytest.raises(InputError, match=r"block\.quary\.weight"):
-        Matcher(network, target, SquaredL2())
+        Matcher.of(network, target, SquaredL2())
 
 
 def test_the_engine_imports_torch_and_nothing_above_it():

@@ -143,7 +143,7 @@ def test_rows_that_no_gradient_reaches_are_skipped_without_a_trace():
     truth = dict(
         zip(names, torch.autograd.grad(losses(secret).sum(), list(network.parameters())), strict=True)
     )
-    matcher = Matcher(network.requires_grad_(False), Target.from_gradients(truth), SquaredL2())
+    matcher = Matcher.of(network.requires_grad_(False), Target.from_gradients(truth), SquaredL2())
     distances, gradients = matcher.value_and_gradient(losses, leaves, ["x", "labels"])
     assert matcher.formed_names == ()
     network.requires_grad_(True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from textleak.matching.factored import Capture
 from textleak.matching.whitening import WhitenedMatcher, Whitening
 
 INPUTS, OUTPUTS, TOKENS = 6, 4, 3
@@ -37,7 +38,9 @@ def matcher(layer: nn.Linear, shared: dict[str, Tensor], *, centered: bool) -> W
     arbitrary_NI = torch.randn(200, INPUTS, dtype=torch.float64) @ torch.randn(INPUTS, INPUTS).double() + 3
     whitening = Whitening.of(arbitrary_NI, centered=centered, transposed=False)
     biases = {"weight": "bias"} if centered else {}
-    return WhitenedMatcher(layer, shared, {"weight": whitening}, biases)
+    return WhitenedMatcher(
+        Capture(layer, ["weight"]), shared, {"weight": whitening}, biases, like=layer.weight
+    )
 
 
 @pytest.mark.parametrize("centered", [True, False])

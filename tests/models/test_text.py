@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.conftest import DECODERS, EVERY_TASK, FAMILIES, ToyModel
 from textleak.errors import InputError
 from textleak.models import Batch, Targets
-from textleak.models.loading.quiet import quiet
+from textleak.models.quiet import quiet
 from textleak.models.text import TextModel
 
 SENTENCES = ["the cat sat on the mat.", "nobody told john", "hello world, the secret meeting was moved!"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from textleak.clients import CLIENTS
 from textleak.errors import InputError
 from textleak.matching import Matcher, SquaredL2, Target
 from textleak.matching.factored import Capture
@@ -14,7 +15,7 @@ from textleak.models.text import Targets
 NETWORKS = [
     ("lenet", 12),
     ("resnet20", 8),
-    ("resnet20:batch_norm=train", 8),
+    ("resnet20, batches normalized", 8),
     ("resnet20:activation=sigmoid,strides=false", 8),
     ("resnet18", 32),
     ("vit", 8),
@@ -22,9 +23,11 @@ NETWORKS = [
 
 
 def small(name="lenet", size=12, seed=0, **options):
-    return load_image_model(
-        name, size=size, num_labels=5, dtype="float64", device="cpu", weights_seed=seed, **options
+    alias, _, how = name.partition(", ")
+    model = load_image_model(
+        alias, size=size, num_labels=5, dtype="float64", device="cpu", weights_seed=seed, **options
     )
+    return CLIENTS.build("batch-norm-train", {}).prepare(model) if how else model
 
 
 def losses_of(model):
@@ -67,7 +70,7 @@ def test_the_distance_of_a_candidate_does_not_depend_on_the_others(name, size):
     leaves = leaves_of(model, candidates=3)
     own = {key: leaf[1:2] for key, leaf in leaves.items()}
     target = Target.from_gradients({key: torch.ones_like(p) for key, p in model.parameters.items()})
-    matcher = Matcher(model.network, target, SquaredL2())
+    matcher = Matcher.of(model.network, target, SquaredL2())
     together = matcher.evaluate(losses_of(model), leaves)
     alone = matcher.evaluate(losses_of(model), own)
     assert torch.allclose(together[1:2], alone, rtol=1e-9)
@@ -84,7 +87,9 @@ def test_a_convolution_with_few_places_is_matched_by_factors_and_equals_its_grad
 
     parameters = dict(convolution.named_parameters())
     goal = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
-    found = Matcher(convolution, Target.from_gradients(goal), SquaredL2()).moments(losses, {"pixels": pixels})
+    found = Matcher.of(convolution, Target.from_gradients(goal), SquaredL2()).moments(
+        losses, {"pixels": pixels}
+    )
     for k in range(2):
         loss = convolution(pixels[k]).square().sum()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
@@ -94,7 +99,7 @@ def test_a_convolution_with_few_places_is_matched_by_factors_and_equals_its_grad
 
 
 def test_batch_norm_in_train_mode_equals_torchs_for_each_candidate():
-    trained, plain = small("resnet20:batch_norm=train", 8), small("resnet20", 8)
+    trained, plain = small("resnet20, batches normalized", 8), small("resnet20", 8)
     pixels = torch.randn(2, 3, *plain.shape, dtype=torch.float64)
     plain.network.train()
     losses = trained.loss(pixels, trained.targets([0, 1, 2]).expand(2))

@@ -14,7 +14,8 @@ from tests.conftest import EVERY_TASK, ToyModel
 from textleak import seeds
 from textleak.defenses import DEFENSES, Defense, Gradients, Step
 from textleak.errors import InputError
-from textleak.private.share import Secret, share
+from textleak.private.secrets import Secret
+from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
 
 ONE = ("the cat sat on the mat",)

@@ -10,6 +10,7 @@ import torch
 
 from tests.conftest import EVERY_TASK, ToyModel
 from textleak import seeds
+from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.events import Sentence
 from textleak.models import TextModel
@@ -56,7 +57,7 @@ def test_the_true_batch_verifies(family: str, task: str, toy_model: ToyModel) ->
     model = toy_model(family, task=task)
     labels = labels_for(task)
     shared, _ = share(model, TWO, labels, know="nothing")
-    certificate = certify(shared, model, truth(model, TWO, labels))
+    certificate = certify(view_of(shared, model), truth(model, TWO, labels))
     assert certificate.verified is True
     assert certificate.gradient_distance is not None
     assert certificate.gradient_distance < 1e-5
@@ -66,7 +67,7 @@ def test_the_true_batch_verifies(family: str, task: str, toy_model: ToyModel) ->
 def test_it_verifies_on_whatever_was_shared(share_: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO, (2, 1), share=share_)
-    assert certify(shared, model, truth(model, TWO, (2, 1))).verified is True
+    assert certify(view_of(shared, model), truth(model, TWO, (2, 1))).verified is True
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("float64", 1e-13), ("float32", 1e-5), ("bfloat16", 0.03)])
@@ -77,8 +78,8 @@ def test_a_clients_rounding_is_far_below_what_one_token_changes(
     shared, _ = share(model, TWO[:1], (2,))
     (right,) = truth(model, TWO[:1], (2,))
     wrong = with_tokens(right, {2: int(model.content_ids[5])})
-    assert certify(shared, model, (right,)).gradient_distance < rounding
-    certificate = certify(shared, model, (wrong,))
+    assert certify(view_of(shared, model), (right,)).gradient_distance < rounding
+    certificate = certify(view_of(shared, model), (wrong,))
     assert certificate.gradient_distance > 2 * rounding
     assert certificate.verified is False
 
@@ -92,7 +93,7 @@ def test_one_changed_token_does_not_verify(family: str, task: str, toy_model: To
     at = len(model.prefix_ids) + 1
     old = right[0].positions[at].id
     new = next(int(i) for i in model.content_ids if int(i) != old)
-    certificate = certify(shared, model, (with_tokens(right[0], {at: new}), right[1]))
+    certificate = certify(view_of(shared, model), (with_tokens(right[0], {at: new}), right[1]))
     assert certificate.verified is False
     assert certificate.gradient_distance > 1e-3
 
@@ -107,7 +108,8 @@ def test_two_swapped_tokens_do_not_verify(family: str, task: str, toy_model: Toy
     one, other = (right[0].positions[at + i].id for i in (0, 1))
     assert one != other
     assert (
-        certify(shared, model, (with_tokens(right[0], {at: other, at + 1: one}), right[1])).verified is False
+        certify(view_of(shared, model), (with_tokens(right[0], {at: other, at + 1: one}), right[1])).verified
+        is False
     )
 
 
@@ -117,15 +119,15 @@ def test_the_last_token_of_a_causal_model_counts(toy_model: ToyModel) -> None:
     (right,) = truth(model, TWO[:1], None)
     last = len(right.positions) - 1
     new = next(int(i) for i in model.content_ids if int(i) != right.positions[last].id)
-    assert certify(shared, model, (right,)).verified is True
-    assert certify(shared, model, (with_tokens(right, {last: new}),)).verified is False
+    assert certify(view_of(shared, model), (right,)).verified is True
+    assert certify(view_of(shared, model), (with_tokens(right, {last: new}),)).verified is False
 
 
 def test_a_wrong_class_does_not_verify(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO, (2, 1))
-    assert certify(shared, model, truth(model, TWO, (2, 0))).verified is False
-    assert certify(shared, model, truth(model, TWO, (1, 2))).verified is False
+    assert certify(view_of(shared, model), truth(model, TWO, (2, 0))).verified is False
+    assert certify(view_of(shared, model), truth(model, TWO, (1, 2))).verified is False
 
 
 def test_masks_in_the_wrong_place_do_not_verify(toy_model: ToyModel) -> None:
@@ -139,20 +141,20 @@ def test_masks_in_the_wrong_place_do_not_verify(toy_model: ToyModel) -> None:
             dataclasses.replace(p, masked=not p.special and not p.masked) for p in right.positions
         ),
     )
-    assert certify(shared, model, (right,)).verified is True
-    assert certify(shared, model, (moved,)).verified is False
+    assert certify(view_of(shared, model), (right,)).verified is True
+    assert certify(view_of(shared, model), (moved,)).verified is False
 
 
 def test_the_order_of_the_sentences_does_not_matter(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO, (2, 1))
-    assert certify(shared, model, truth(model, TWO, (2, 1))[::-1]).verified is True
+    assert certify(view_of(shared, model), truth(model, TWO, (2, 1))[::-1]).verified is True
 
 
 def test_a_missing_sentence_does_not_verify(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO, (2, 1))
-    assert certify(shared, model, truth(model, TWO, (2, 1))[:1]).verified is False
+    assert certify(view_of(shared, model), truth(model, TWO, (2, 1))[:1]).verified is False
 
 
 def test_an_open_position_is_no_answer(toy_model: ToyModel) -> None:
@@ -160,7 +162,7 @@ def test_an_open_position_is_no_answer(toy_model: ToyModel) -> None:
     shared, _ = share(model, TWO[:1], (2,))
     (right,) = truth(model, TWO[:1], (2,))
     for unfinished in ((with_tokens(right, {3: -1}),), ()):
-        certificate = certify(shared, model, unfinished)
+        certificate = certify(view_of(shared, model), unfinished)
         assert certificate.gradient_distance is None
         assert certificate.verified is False
 
@@ -168,7 +170,7 @@ def test_an_open_position_is_no_answer(toy_model: ToyModel) -> None:
 def test_noise_makes_the_question_meaningless(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO[:1], (2,), defenses=[DEFENSES.build("gaussian", {"sigma": 0.01})])
-    certificate = certify(shared, model, truth(model, TWO[:1], (2,)))
+    certificate = certify(view_of(shared, model), truth(model, TWO[:1], (2,)))
     assert certificate.verified is None
     assert certificate.gradient_distance is not None
     assert certificate.gradient_distance > 1e-3
@@ -177,7 +179,7 @@ def test_noise_makes_the_question_meaningless(toy_model: ToyModel) -> None:
 def test_the_model_is_left_as_it_was(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO[:1], (2,))
-    certify(shared, model, truth(model, TWO[:1], (2,)))
+    certify(view_of(shared, model), truth(model, TWO[:1], (2,)))
     assert model.dtype == torch.float32
     assert not any(p.requires_grad for p in model.parameters.values())
 
@@ -194,12 +196,14 @@ def test_a_sentence_that_leaves_next_to_no_gradient_is_not_vouched_for(toy_model
     shared, _ = share(model, TWO, labels)
     right = truth(model, TWO, labels)
     wrong = (right[0], with_tokens(right[1], {2: right[1].positions[3].id}))
-    certificate = certify(shared, model, wrong)
+    certificate = certify(view_of(shared, model), wrong)
     assert certificate.gradient_distance < 1e-4
     assert certificate.verified is None
-    assert certify(shared, model, right).verified is None
+    assert certify(view_of(shared, model), right).verified is None
     assert (
-        certify(shared, model, (with_tokens(right[0], {2: right[0].positions[3].id}), right[1])).verified
+        certify(
+            view_of(shared, model), (with_tokens(right[0], {2: right[0].positions[3].id}), right[1])
+        ).verified
         is False
     )
 
@@ -208,5 +212,5 @@ def test_a_certificate_leaves_the_gradient_as_it_was(toy_model: ToyModel) -> Non
     model = toy_model("bert", task="classification", dtype="float64")
     shared, _ = share(model, TWO, (2, 1))
     before = {name: gradient.clone() for name, gradient in shared.gradients.items()}
-    assert certify(shared, model, truth(model, TWO, (2, 1))).verified is True
+    assert certify(view_of(shared, model), truth(model, TWO, (2, 1))).verified is True
     assert all(torch.equal(gradient, before[name]) for name, gradient in shared.gradients.items())

@@ -197,7 +197,8 @@ def test_a_run_s_outcome_is_read_from_the_end_of_its_events_alone(folder, monkey
     folder.result_path.unlink()
     parsed = []
     monkeypatch.setattr(
-        runs, "parse_line", lambda line, parse=runs.parse_line: parsed.append(0) or parse(line)
+        "textleak.runs.reading.parse_line",
+        lambda line, parse=runs.parse_line: parsed.append(0) or parse(line),
     )
     assert read_run(folder.path).outcome == "stopped"
     assert len(parsed) == 1
@@ -354,6 +355,18 @@ def test_a_redacted_run_holds_no_text_anywhere(folder):
     assert not any(isinstance(event, Truth) for event in events_of(folder))
     assert written["token_match_rate"] == written["sentences"][0]["token_match_rate"] == 1.0
     assert written["sentences"][0]["reference"] is None
+
+
+def test_a_result_without_the_truth_is_what_an_attacker_could_write():
+    found = {"recovered": "a dog", "recovered_label": 0}
+    sentence = {**found, "reference": SECRET, "label": 1, "exact": False, "rouge1": 0.0, "token_recall": 0.0}
+    picture = {"recovered_label": 0, "label": 1, "psnr": 9.0, "mse": 0.1, "ssim": 0.2, "lpips": 0.5}
+    result = {"verified": False, "sentences": [sentence], "images": [picture], "token_match_rate": 0.0}
+    assert runs.without_truth(result) == {
+        "verified": False,
+        "sentences": [found],
+        "images": [{"recovered_label": 0}],
+    }
 
 
 def test_a_follower_sees_events_as_they_come(folder):

@@ -7,10 +7,16 @@ import random
 
 import pytest
 
-from textleak import settings as config
 from textleak.attacks import ATTACKS
 from textleak.errors import InputError
-from textleak.settings import Choice, load_client_config, load_run_config
+from textleak.settings import (
+    Choice,
+    load_client_config,
+    load_evaluation_config,
+    load_run_config,
+    preset_names,
+    read_preset,
+)
 
 ONE = {"sentences": ["hello there"]}
 
@@ -231,6 +237,15 @@ def test_sharing_knows_no_settings_of_an_attack(tmp_path):
         load_client_config(flags=ONE, assignments=["attack.steps=3"])
 
 
+def test_a_wrong_value_is_told_by_its_flag_where_it_has_one():
+    for flags, words in (
+        ({"limit": 0}, "--limit can't be 0"),
+        ({"num_labels": 1}, "setting num_labels can't be"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_evaluation_config(flags=flags)
+
+
 @pytest.mark.parametrize("text", ["seed", "=1", "attack..steps=1", "seed=[1"])
 def test_a_malformed_assignment_is_an_error(text):
     with pytest.raises(InputError):
@@ -242,12 +257,12 @@ def test_a_preset_must_hold_settings(tmp_path):
     for content in ("- a\n- b\n", "a: [1\n", ""):
         preset.write_text(content)
         with pytest.raises(InputError, match=r"mine\.yaml"):
-            config.read_preset(str(preset))
+            read_preset(str(preset))
 
 
 def test_every_preset_that_ships_can_be_read():
-    assert "quick" in config.preset_names()
-    for name in config.preset_names():
+    assert "quick" in preset_names()
+    for name in preset_names():
         if not name.startswith("evaluations/"):
             load_run_config(name, ONE)
 

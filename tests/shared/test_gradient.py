@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,11 @@ from safetensors.torch import save_file
 from tests.conftest import ToyModel
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
+from textleak.foreign import MIB
 from textleak.private.share import share
-from textleak.shared.gradient import PublicModel, SharedGradient
+from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation
+from textleak.shared.public import PublicDefense, PublicModel
 
 PUBLIC = PublicModel(
     name="toy",
@@ -101,6 +106,134 @@ def test_a_pickle_is_never_opened(how: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pickle, which is never opened"):
         SharedGradient.load(file)
     assert not mark.exists()
+
+
+def written(path: Path, tensors: dict[str, object], *, data: int = 0, length: int | None = None) -> Path:
+    """A safetensors file with this header and so many bytes of data, which take no room."""
+    header = json.dumps({"__metadata__": {"textleak": "1"}, **tensors}).encode()
+    with path.open("wb") as file:
+        file.write((len(header) if length is None else length).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + data)
+    return path
+
+
+def entry(start: object, end: object, *, dtype: object = "F32", shape: object = (1,)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "data", "why"),
+    [
+        ({"a": entry(0, 4)}, 3, "tells of"),
+        ({"a": entry(0, 4)}, 5, "tells of"),
+        ({}, 4, "tells of"),
+        ({"a": entry(0, 4), "b": entry(0, 4)}, 8, "the tensor b begins at byte 0, where 4"),
+        ({"a": entry(0, 4), "b": entry(8, 12)}, 12, "the tensor b begins at byte 8, where 4"),
+        ({"a": entry(-4, 0)}, 4, "begins at byte -4"),
+        ({"a": entry(0, 8)}, 8, "can't have 8 bytes"),
+        ({"a": entry(4, 0, shape=(-1,))}, 4, "can't be of shape"),
+        ({"a": entry(0, 4, shape=(True,))}, 4, "can't be of shape"),
+        ({"a": entry(0, 0, shape=(0, 1 << 70))}, 0, "can't be of shape"),
+        ({"a": entry(0, 4, shape=(1,) * 9)}, 4, "can't be of shape"),
+        ({"a": entry(0, 8, dtype="I64")}, 8, "of type I64, and a gradient is of F64"),
+        ({"a": entry(0, 1, dtype="BOOL")}, 1, "of type BOOL"),
+        ({"a": entry(0, 4, dtype=["F32"])}, 4, "not in the format"),
+        ({"a": entry(0, "4")}, 4, "not in the format"),
+        ({"a": {"dtype": "F32", "shape": [1]}}, 4, "not in the format"),
+        ({"a": None}, 0, "not in the format"),
+        ({"__metadata__": {"textleak": 1}}, 0, "metadata are not texts"),
+        ({"__metadata__": []}, 0, "metadata are not texts"),
+    ],
+)
+def test_a_header_that_lies_is_found_out(
+    tensors: dict[str, object], data: int, why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="not a readable safetensors file") as told:
+        SharedGradient.load(written(tmp_path / "gradient", tensors, data=data))
+    assert why in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"{", b"\xff", b'{"a": ' + b"9" * 5000 + b"}"])
+def test_a_header_that_is_no_object_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "gradient").write_bytes(len(content).to_bytes(8, "little") + content)
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        SharedGradient.load(tmp_path / "gradient")
+
+
+def test_a_header_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"header has 9 MiB.*8 MiB"):
+        SharedGradient.load(written(tmp_path / "gradient", {}, data=10 * MIB, length=9 * MIB))
+    with pytest.raises(InputError, match="header should have"):
+        SharedGradient.load(written(tmp_path / "gradient", {}, length=1 << 63))
+
+
+def test_a_file_larger_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "gradient", {"a": entry(0, 8 * MIB, shape=(2 * MIB,))}, data=8 * MIB)
+    monkeypatch.setattr("textleak.shared.tensors.memory_at_hand", lambda: 7 * MIB)
+    with pytest.raises(InputError, match="8 MiB, and there is memory for 7 MiB"):
+        SharedGradient.load(path)
+
+
+def test_a_file_of_holes_is_refused_though_it_would_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 40 << 30
+    try:
+        path = written(tmp_path / "gradient", {"a": entry(0, size, shape=(size // 4,))}, data=size)
+    except OSError:
+        pytest.skip("this file system has no such large files")
+    if path.stat().st_blocks * 512 >= size:
+        pytest.skip("this file system has no holes")
+    monkeypatch.setattr("textleak.shared.tensors.memory_at_hand", lambda: 2 * size)
+    began = time.perf_counter()
+    with pytest.raises(InputError, match="the rest are holes"):
+        SharedGradient.load(path)
+    assert time.perf_counter() - began < 1
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "gradient", {"a": entry(0, 8 * MIB, shape=(2 * MIB,))}, data=8 * MIB)
+    empty = torch.empty
+
+    def cut(*shape: object, **options: object) -> torch.Tensor:
+        os.truncate(path, 2 * MIB)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", cut)
+    with pytest.raises(InputError, match="ends within the tensor a"):
+        SharedGradient.load(path)
+
+
+def test_a_tensor_s_name_of_a_million_letters_is_not_repeated(tmp_path: Path) -> None:
+    name = "x" * 1_000_000
+    damaged = written(tmp_path / "damaged", {name: entry(0, 4, dtype="I32")}, data=4)
+    small(**{name: torch.tensor([float("nan")])}).save(tmp_path / "whole")
+    for path in (damaged, tmp_path / "whole"):
+        with pytest.raises(InputError) as told:
+            SharedGradient.load(path)
+        assert len(str(told.value)) < 5000
+    with pytest.raises(InputError, match="parameter in the shared gradient") as told:
+        small(**{name: torch.zeros(1)}).validate(parameters(**{"layer.weight": (3, 4), "layer.bias": (3,)}))
+    assert len(str(told.value)) < 5000
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"share": "\x1b]0;title\x07"},
+        {"model": dataclasses.replace(PUBLIC, name="\x1b[2J")},
+        {"defenses": (PublicDefense(name="clip\n"),)},
+        {"defenses": (PublicDefense(name="clip", options={"to": ["\x9b31m"]}),)},
+        {"share": "x" * 20_000},
+    ],
+)
+def test_metadata_that_a_terminal_would_obey_are_refused(hostile: dict[str, object], tmp_path: Path) -> None:
+    dataclasses.replace(small(), **hostile).save(tmp_path / "gradient")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a text that can't be shown") as told:
+        SharedGradient.load(tmp_path / "gradient")
+    assert all(letter.isprintable() or letter == "\n" for letter in str(told.value))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

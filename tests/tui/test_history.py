@@ -385,6 +385,16 @@ def test_a_result_that_makes_no_sense_breaks_only_its_own_row(root, broken):
     assert row.rate is None
 
 
+def test_nothing_in_a_row_is_obeyed_by_a_terminal(root):
+    hostile = dict.fromkeys(("model", "attack"), "\x1b[2J") | {
+        "defense": ["\x1b[2J"],
+        "sentences": ["\x1b[2J"],
+    }
+    (root / "a-done" / "run.json").write_text(json.dumps({"settings": hostile}))
+    row = read_row(root / "a-done")
+    assert (row.model, row.attack, row.defense, row.text) == ("\\x1b[2J",) * 4
+
+
 def test_blind_hides_rates_and_texts(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         await history(app, pilot)

@@ -42,7 +42,7 @@ CATALOG = Catalog.from_json(
                 "options": [{"name": "steps", "type": "int", "default": 40}],
             },
             {"name": "tag", "summary": "TAG.", "options": []},
-            {"name": "dlg", "summary": "DLG.", "options": [], "pictures": True},
+            {"name": "dlg", "summary": "DLG.", "options": [], "reads": ["pictures", "text"]},
         ],
         "defenses": [
             {
@@ -125,13 +125,20 @@ def test_the_command_line_says_what_the_form_says_and_nothing_that_is_a_default(
 
 def test_what_the_process_is_given_is_what_the_command_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both go through the settings of the library, and come out the same."""
+    import typer
     from typer.testing import CliRunner
 
     from textleak import cli
 
     seen: list[object] = []
-    monkeypatch.setattr(cli.run, "_run", lambda settings, as_json: seen.append(settings) or 0)
-    monkeypatch.setattr(cli.image, "_run", lambda settings, as_json: seen.append(settings) or 0)
+
+    def stop(prepare: Callable[[], object], *_: object) -> None:
+        seen.append(prepare())
+        raise typer.Exit
+
+    for command in (cli.run, cli.image):
+        monkeypatch.setattr(command, "_prepare", lambda settings: settings)
+    monkeypatch.setattr("textleak.cli.drive.carry_out", stop)
     texts = {
         "model": "gpt2",
         "weights": "random",

@@ -12,9 +12,22 @@ import time
 import pytest
 from rich.console import Console
 
-from textleak import view as live
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Started, Truth
-from textleak.view import LiveDisplay, LiveView, PlainDisplay, ViewState, picture, status_of, summary
+from textleak.view import (
+    POINTS_KEPT,
+    REFRESHES_A_SECOND,
+    LiveDisplay,
+    LiveView,
+    Newest,
+    PlainDisplay,
+    ViewState,
+    display_on,
+    picture,
+    remaining_seconds,
+    statuses_of,
+)
+from textleak.view.summary import summary
+from textleak.words import loss_in_words
 
 VOCABULARY = [
     "[CLS]",
@@ -109,9 +122,9 @@ RUNNING = after(
 
 def test_each_token_is_right_elsewhere_wrong_or_open():
     guess, truth = RUNNING.progress.sentences[0], TRUTH.sentences[0]
-    statuses = [status_of(position, truth) for position in guess.positions]
+    statuses = statuses_of(guess, truth)
     assert statuses == ["special", "right", "elsewhere", "wrong", "right", "open", "special"]
-    assert {status_of(position, None) for position in guess.positions} == {"special", "unknown", "open"}
+    assert set(statuses_of(guess, None)) == {"special", "unknown", "open"}
 
 
 def test_tokens_beyond_the_end_are_too_many():
@@ -121,9 +134,10 @@ def test_tokens_beyond_the_end_are_too_many():
 
 def test_a_special_token_in_a_word_s_place_is_wrong():
     guess = sentence("the", "[SEP]", "sat", "on", "mat")
-    statuses = [status_of(position, TRUTH.sentences[0]) for position in guess.positions]
+    statuses = statuses_of(guess, TRUTH.sentences[0])
     assert statuses == ["special", "right", "elsewhere", "right", "right", "right", "special"]
-    assert status_of(Position(position=1, id=99, text="[PAD]", special=True), TRUTH.sentences[0]) == "wrong"
+    padding = Position(position=1, id=99, text="[PAD]", special=True)
+    assert statuses_of(Sentence(positions=(padding,), text=""), TRUTH.sentences[0]) == ["wrong"]
 
 
 def test_the_view_tells_where_the_run_stands():
@@ -230,9 +244,9 @@ def test_progress_without_an_answer_keeps_the_answer_before():
 
 def test_the_time_that_is_left_is_judged_by_the_phase_s_own_speed():
     state = after(Phase(name="continuous"), progress(step=2), progress(step=4))
-    assert live.remaining_seconds(state, now=2.0) == pytest.approx(3.0)
-    assert live.remaining_seconds(state, now=3.0) == pytest.approx(2.0)
-    assert live.remaining_seconds(after(Phase(name="x")), now=1.0) is None
+    assert remaining_seconds(state, now=2.0) == pytest.approx(3.0)
+    assert remaining_seconds(state, now=3.0) == pytest.approx(2.0)
+    assert remaining_seconds(after(Phase(name="x")), now=1.0) is None
 
 
 def test_the_curve_keeps_its_length_however_many_losses_there_are():
@@ -243,7 +257,7 @@ def test_the_curve_keeps_its_length_however_many_losses_there_are():
             steps = [round(1 / loss) - 1 for loss in state.losses]
             assert steps[-1] == number
             assert len({after - before for before, after in itertools.pairwise(steps[:-1])}) <= 1
-    assert live.POINTS_KEPT / 2 <= len(state.points) <= live.POINTS_KEPT
+    assert POINTS_KEPT / 2 <= len(state.points) <= POINTS_KEPT
     assert state.seen == 5000
 
 
@@ -256,8 +270,17 @@ def test_the_match_rate_shown_is_the_one_that_scores_a_result():
     assert after(progress(sentence("the"))).match_rate() is None
 
 
+@pytest.mark.parametrize(
+    ("terminal", "name", "shown"),
+    [(True, "xterm", LiveDisplay), (True, "dumb", PlainDisplay), (False, "xterm", PlainDisplay)],
+)
+def test_only_a_terminal_that_can_draw_is_drawn_on(terminal, name, shown):
+    console = Console(file=io.StringIO(), force_terminal=terminal, _environ={"TERM": name})
+    assert type(display_on(console, LiveDisplay, PlainDisplay)) is shown
+
+
 def test_a_loss_is_never_shown_below_nothing():
-    assert [live.loss_in_words(loss) for loss in (None, 0.25, 1e-5, 0.0, -4.6e-9)] == [
+    assert [loss_in_words(loss) for loss in (None, 0.25, 1e-5, 0.0, -4.6e-9)] == [
         "?",
         "0.25",
         "1.0e-05",
@@ -285,7 +308,7 @@ def test_a_terminal_never_makes_the_attack_wait():
         spent = time.perf_counter() - began
         display.show(Finished(outcome="done"))
     assert spent < 1
-    assert file.getvalue().count("textleak") < 5 + 2 * live.REFRESHES_A_SECOND * (spent + 1)
+    assert file.getvalue().count("textleak") < 5 + 2 * REFRESHES_A_SECOND * (spent + 1)
     assert "done" in file.getvalue()
 
 
@@ -324,7 +347,7 @@ def test_what_is_typed_during_a_run_is_not_echoed_into_the_picture(monkeypatch):
 
 
 def test_progress_that_nobody_looked_at_loses_no_answer():
-    newest = live.Newest()
+    newest = Newest()
     for number, event in enumerate(
         (TRUTH, Phase(name="continuous"), progress(sentence("the")), progress(step=4), progress(step=5))
     ):
@@ -415,6 +438,14 @@ def test_the_summary_says_in_a_sentence_how_much_leaked():
 )
 def test_the_summary_fits_what_happened(changes, words):
     assert words in written({**RESULT, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"reference": None}, {"exact": True}, {"exact": False}])
+def test_no_text_in_the_summary_is_obeyed_by_a_terminal(changes):
+    sentence = {**RESULT["sentences"][0], "reference": "sat \x1b[2J", "recovered": "cat \x1b]0;x\x9c"}
+    text = written({**RESULT, "sentences": [{**sentence, **changes}], "surplus": ["\x1b[8m"]})
+    assert not {"\x1b", "\x9c"} & set(text)
+    assert "cat \\x1b]0;x\\x9c" in text
 
 
 def test_a_picture_is_an_svg_document():

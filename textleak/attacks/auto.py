@@ -10,25 +10,26 @@ It stops as soon as the answer's own gradient equals the shared one. There is no
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections import Counter
 from collections.abc import Generator
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 
-from textleak.attacks.base import ATTACKS, Steps, Totals
+from textleak.attacks.base import ATTACKS, Attack, Steps, Totals
 from textleak.attacks.embedding import Embedding
 from textleak.attacks.match import Match
-from textleak.attacks.span import answer, shown, spanned_sentences
+from textleak.attacks.span import Span, answer, shown, spanned_sentences
+from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop, main_channel
 from textleak.exact.found import Found
 from textleak.models import TextModel
+from textleak.models.base import Modality
 from textleak.proof.certificate import certify, own_gradient
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation
+from textleak.shared.traits import Trait
 
 
 @ATTACKS.register("auto")
@@ -41,59 +42,66 @@ class Auto:
     """
 
     name: ClassVar[str]
+    reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
+    needs: ClassVar[frozenset[Trait]] = frozenset()  # each channel has its own
 
     time_limit: Annotated[float, Field(gt=0)] | None = None
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how.
 
         Where matching can't work on what is known, the recovery holds what was found before it, which may be nothing;
         its notes say why.
         """
-        shared.validate(model.parameters)
-        run = _Run(shared, model, generator, self.time_limit)
-        return (yield from run.steps())
+        return (yield from _Run(view, generator).steps())
 
 
 class _Run:
     """One run: the answers so far."""
 
-    def __init__(
-        self,
-        shared: SharedGradient,
-        model: TextModel,
-        generator: torch.Generator,
-        time_limit: float | None,
-    ) -> None:
-        self.shared, self.model, self.generator = shared, model, generator
-        self.deadline = None if time_limit is None else time.monotonic() + time_limit
+    def __init__(self, view: View, generator: torch.Generator) -> None:
+        self.view, self.shared, self.model, self.generator = view, view.shared, view.model, generator
         self.answers: list[Recovery] = []
         self.notes: list[str] = []
         self.totals = Totals()
 
     def steps(self) -> Steps:
         """The channels, one after the other."""
-        if _shares_embeddings(self.model, self.shared):
-            recovery = yield from self.totals.followed(
-                Embedding().run(self.shared, self.model, generator=self.generator)
-            )
+        if _shares_embeddings(self.model, self.shared) and self._can(Embedding):
+            recovery = yield from self.totals.followed(Embedding().run(self.view, generator=self.generator))
             self.answers.append(recovery)
             if recovery.stop is Stop.VERIFIED:
                 return recovery
-        found = yield from self.totals.followed(
-            spanned_sentences(self.model, self.shared, time_limit=self._seconds_left())
-        )
-        self.notes += found.notes
-        recovery = answer(self.model, self.shared, found)
-        self.totals.evaluations += recovery.final_loss is not None  # it was put to the exact test
-        self.answers.append(recovery)
-        if recovery.stop is Stop.VERIFIED:
-            return self._last(recovery)
-        try:
-            self.answers.append((yield from self._matched(found)))
-        except InputError as error:  # matching has nothing to go by: what was found before is the answer
-            self.notes.append(" ".join(str(error).splitlines()))
+        found = Found()
+        if self._can(Span):
+            found = yield from self.totals.followed(spanned_sentences(self.view))
+            self.notes += found.notes
+            recovery = answer(self.view, found)
+            self.totals.evaluations += recovery.final_loss is not None  # it was put to the exact test
+            self.answers.append(recovery)
+            if recovery.stop is Stop.VERIFIED:
+                return self._last(recovery)
+        if self._can(Match):
+            try:
+                self.answers.append((yield from self._matched(found)))
+            except InputError as error:  # matching has nothing to go by: what was found before is the answer
+                self.notes.append(" ".join(str(error).splitlines()))
+        if not self.answers:
+            raise InputError(
+                f"No channel reads what this client sends ({self.shared.client.spec}).",
+                why=" ".join(self.notes),
+                fix="What leaks can't be told: that nothing was found here is no sign of safety.",
+            )
         return self._last(self._best())
+
+    def _can(self, attack: type[Attack]) -> bool:
+        """Whether a channel's needs are met; a note says what is missing."""
+        missing = [trait.value for trait in Trait if trait in attack.needs and not self.view.has(trait)]
+        if missing:
+            self.notes.append(
+                f"{attack.name} was left out; it relies on this, which isn't so here: {missing[0]}"
+            )
+        return not missing
 
     # Answers
 
@@ -103,24 +111,19 @@ class _Run:
         return next(verified, None) or max(self.answers, key=self._worth)
 
     def _worth(self, recovery: Recovery) -> tuple[float, float]:
-        distance = certify(self.shared, self.model, recovery.sentences).gradient_distance
+        distance = certify(self.view, recovery.sentences).gradient_distance
         certain = sum(p.confidence for s in recovery.sentences for p in s.positions if p.id >= 0)
         return (-float("inf") if distance is None else -distance, certain)
 
     def _last(self, recovery: Recovery) -> Recovery:
         """The recovery as the whole run's."""
-        channels = Counter(p.channel for s in recovery.sentences for p in s.positions if p.channel)
         return dataclasses.replace(
             recovery,
             steps=self.totals.steps,
             evaluations=self.totals.evaluations,
-            channel=max(channels, key=channels.__getitem__) if channels else recovery.channel,
+            channel=main_channel(recovery.sentences, recovery.channel),
             notes=tuple(dict.fromkeys((*self.notes, *recovery.notes))),
         )
-
-    def _seconds_left(self) -> float | None:
-        """For the next channel; a moment at least, as each has a first answer soon."""
-        return None if self.deadline is None else max(0.1, self.deadline - time.monotonic())
 
     # Matching
 
@@ -128,12 +131,12 @@ class _Run:
         """Matching of what is left; its answer joined with what was proved before."""
         proved = shown(self.model, self.shared, found) if found.rows and found.classes else ()
         left = self._without(proved, found.batch_size) if proved else self.shared
-        attack = Match(time_limit=self._seconds_left())
+        view = dataclasses.replace(self.view, shared=left)
         recovery = yield from self._joined(
-            self.totals.followed(attack.run(left, self.model, generator=self.generator)), proved
+            self.totals.followed(Match().run(view, generator=self.generator)), proved
         )
         if proved:
-            certificate = certify(self.shared, self.model, recovery.sentences)
+            certificate = certify(self.view, recovery.sentences)
             verified = bool(certificate.verified)
             recovery = dataclasses.replace(
                 recovery,
@@ -162,7 +165,7 @@ class _Run:
         left = (size or 0) - len(proved)
         if size is None or left <= 0 or self.shared.defenses:
             raise InputError("How many sentences are missing doesn't show, so matching has nothing to go by.")
-        own = own_gradient(self.shared, self.model.double(), proved)
+        own = own_gradient(self.view.double(), proved)
         gradients = {
             name: ((gradient.double() * size - own[name].to(gradient.device) * len(proved)) / left).to(
                 gradient.dtype

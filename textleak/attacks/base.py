@@ -1,17 +1,21 @@
-"""The shape of an attack."""
+"""The shape of an attack, all that it is given, and the one door to it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
-from typing import ClassVar, Protocol, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
-from textleak.events import Phase, Progress, Recovery
-from textleak.models import TextModel
+from textleak import seeds
+from textleak.clients.view import Clock, View, view_of
+from textleak.errors import InputError
+from textleak.events import Phase, Progress, Recovery, Stop, main_channel
+from textleak.models.base import Modality
 from textleak.registry import Registry
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 R = TypeVar("R")
 """What a part of an attack ends with."""
@@ -21,16 +25,23 @@ Steps = Generator[Phase | Progress, None, Recovery]
 
 
 class Attack(Protocol):
-    """A frozen keyword-only dataclass: its fields are its options, its repr is its recipe."""
+    """A frozen keyword-only dataclass: its fields are its options, its repr is its recipe.
+
+    Attributes:
+        name: as it was registered.
+        reads: what it can recover.
+        needs: what it relies on; a client that doesn't have it is refused before `run`.
+    """
 
     name: ClassVar[str]
+    reads: ClassVar[frozenset[Modality]]
+    needs: ClassVar[frozenset[Trait]]
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
-        """Attack one shared gradient.
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
+        """Attack what a server sees.
 
         Args:
-            shared: all that the server sees.
-            model: the public model.
+            view: all that it sees.
             generator: the only source of randomness.
 
         Raises:
@@ -39,6 +50,91 @@ class Attack(Protocol):
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "textleak.attacks")
+
+
+def begin(
+    attack: Attack,
+    shared: SharedGradient,
+    model: Any,  # noqa: ANN401 - either model
+    *,
+    seed: int = 0,
+    time_limit: float | None = None,
+) -> Steps:
+    """Start an attack: the one door to all of them.
+
+    Args:
+        attack: with its options.
+        shared: all that the server sees.
+        model: the public model.
+        seed: of the run; the attack gets its own stream of it.
+        time_limit: seconds after which the best answer so far is returned; an attack's own limit may be shorter.
+
+    Returns:
+        What is driven to its end: phases and progress, then the recovery.
+
+    Raises:
+        InputError: the attack can't read such a batch, relies on what this client doesn't have, or the gradient is
+            not one of this model's.
+    """
+    limits = [limit for limit in (time_limit, getattr(attack, "time_limit", None)) if limit is not None]
+    view = view_of(shared, model, clock=Clock.of(min(limits, default=None)))
+    check_reads(attack, view.model.modality)
+    missing = [trait for trait in Trait if trait in attack.needs and not view.has(trait)]
+    if missing:
+        able = _others(
+            lambda other: view.model.modality in other.reads and all(map(view.has, other.needs)),
+        )
+        raise InputError(
+            f"The attack {attack.name} can't work on what this client sends ({shared.client.spec}).",
+            why=f"It relies on this, which isn't so here: {missing[0].value}",
+            fix=f"Use --attack {able}." if able else "No attack here can do without it yet.",
+        )
+    steps = attack.run(view, generator=seeds.generator(seed, "attack"))
+    return _counted(steps, None if hasattr(attack, "time_limit") else view.clock)
+
+
+def check_reads(attack: Attack, modality: Modality) -> None:
+    """Make sure that an attack recovers batches of a kind.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    if modality not in attack.reads:
+        raise InputError(
+            f"The attack {attack.name} recovers {' and '.join(sorted(kind.value for kind in attack.reads))}, "
+            f"not {modality.value}.",
+            why="It works on what only such models have.",
+            fix=f"Use --attack {_others(lambda other: modality in other.reads)}.",
+        )
+
+
+def _others(fits: Callable[[type[Attack]], bool]) -> str:
+    """Names of the attacks that would do."""
+    return ", ".join(name for name in ATTACKS if fits(ATTACKS[name]))
+
+
+def _counted(steps: Steps, clock: Clock | None) -> Steps:
+    """An attack's events, and its recovery with what it took; ended by a clock that it doesn't look at itself."""
+    progress, totals = Progress(phase="", step=0), Totals()
+    part = totals.followed(steps)
+    while True:
+        try:
+            event = next(part)
+        except StopIteration as end:
+            recovery: Recovery = end.value
+            break
+        if isinstance(event, Progress):
+            progress = event.keeping(progress)
+        yield event
+        if clock is not None and clock.over and isinstance(event, Progress):
+            steps.close()
+            return Recovery.from_progress(progress, Stop.TIME)
+    return dataclasses.replace(
+        recovery,
+        steps=max(recovery.steps, totals.steps),
+        evaluations=max(recovery.evaluations, totals.evaluations),
+        channel=recovery.channel or main_channel(recovery.sentences),
+    )
 
 
 class Totals:

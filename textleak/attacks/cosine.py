@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Generator
 from typing import Annotated, ClassVar
 
@@ -28,14 +27,17 @@ from textleak.attacks.base import ATTACKS, Steps, Totals
 from textleak.attacks.dummies.matched import Matched, match_dummies
 from textleak.attacks.dummies.moves import distance_of_places, moved
 from textleak.attacks.dummies.pictures import PictureSettings, batch_size
+from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
 from textleak.exact.patches import read_patches
 from textleak.matching import Adam, CosineGlobal, MilestoneDecay
 from textleak.models import TextModel
+from textleak.models.base import Modality
 from textleak.models.vision import ImageModel
 from textleak.proof.certificate import certify_pictures
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 # Geiping et al. 2020, released code: the learning rate × 0.1 after these parts of the steps.
 _MILESTONES = (3 / 8, 5 / 8, 7 / 8)
@@ -92,7 +94,8 @@ class Cosine:
     """
 
     name: ClassVar[str]
-    reads_pictures: ClassVar[bool] = True
+    reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
 
     restarts: Annotated[int, Field(ge=1)] | None = None  # our choice; the paper's experiments take 1 to 16
     # Our choice, as many as LAMP's re-runs of DLG and TAG on text; images: up to 24,000.
@@ -114,27 +117,24 @@ class Cosine:
     refinement: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.2
     closed_form: bool = True  # our choice: with it matching alone can be measured too
 
-    def run(
-        self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
-    ) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how."""
+        shared, model = view.shared, view.model
         candidates = self.restarts or (1 if isinstance(model, TextModel) else _BEGIN)
         labels_KB = None
         if model.num_labels is not None and shared.known.labels is None:
             yield Phase(name="labels", detail="from the classification head's gradient")
             labels_KB = _labels(shared, model, candidates, generator)
-        began, totals = time.monotonic(), Totals()
+        totals = Totals()
         pictures = PictureSettings(total_variation=self.total_variation, boxed=self.boxed, kinks=self.kinks)
         if self.closed_form and isinstance(model, ImageModel):
             start_CHW = read_patches(shared, model)
             if start_CHW is not None:
-                read = yield from totals.followed(_read(shared, model, start_CHW, labels_KB))
+                read = yield from totals.followed(_read(view, start_CHW, labels_KB))
                 if read.stop is Stop.MATCHED:
                     return read
                 pictures = dataclasses.replace(pictures, start_KBCHW=start_CHW[None, None])
-        matched = functools.partial(
-            match_dummies, shared, model, objective=CosineGlobal(), generator=generator
-        )
+        matched = functools.partial(match_dummies, view, objective=CosineGlobal(), generator=generator)
         found = yield from totals.followed(
             matched(
                 optimiser=Adam(
@@ -145,7 +145,6 @@ class Cosine:
                 restarts=candidates,
                 steps=self.steps,
                 survivors={} if isinstance(model, TextModel) else {max(1, int(_EARLY * self.steps)): _GO_ON},
-                time_limit=self.time_limit,
                 labels_KB=labels_KB,
                 pictures=pictures,
             )
@@ -157,8 +156,7 @@ class Cosine:
             phase: str, start: PictureSettings, labels_KB: Tensor | None, steps: int, optimiser: Adam
         ) -> Generator[Phase | Progress, None, Matched | None]:
             """What matching comes to from some pictures; None where there is no time for it."""
-            left = None if self.time_limit is None else self.time_limit - (time.monotonic() - began)
-            if not steps or (left is not None and left <= 0):
+            if not steps or view.clock.over:
                 return None
             assert start.start_KBCHW is not None
             return (
@@ -167,7 +165,6 @@ class Cosine:
                         optimiser=optimiser,
                         restarts=len(start.start_KBCHW),
                         steps=steps,
-                        time_limit=left,
                         labels_KB=labels_KB,
                         pictures=start,
                         phase=phase,
@@ -255,12 +252,13 @@ def _stepped(steps: int, *parts: float) -> MilestoneDecay:
     return MilestoneDecay(milestones=tuple(int(part * steps) for part in parts))
 
 
-def _read(shared: SharedGradient, model: ImageModel, pixels_CHW: Tensor, labels_KB: Tensor | None) -> Steps:
+def _read(view: View, pixels_CHW: Tensor, labels_KB: Tensor | None) -> Steps:
     """Show a picture that was read off, and put it to the exact test."""
     yield Phase(name="closed form", detail="the gradients of patches and positions are equations for pixels")
+    shared, model = view.shared, view.model
     picture_1CHW = model.pictures(pixels_CHW.to(model.device, model.dtype)).clamp(0, 1)[None]
     labels = shared.known.labels or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
-    certificate = certify_pictures(shared, model, picture_1CHW, labels)
+    certificate = certify_pictures(view, picture_1CHW, labels)
     image = tuple(picture_1CHW.cpu().permute(0, 2, 3, 1).tolist())
     yield Progress(
         phase="closed form",

@@ -16,10 +16,10 @@ from torch import Tensor
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.dummies.matched import match_dummies
 from textleak.attacks.dummies.pictures import PictureSettings
+from textleak.clients.view import View
 from textleak.matching import LBFGS, Adam, Optimiser, SquaredL2
-from textleak.models import TextModel
-from textleak.models.vision import ImageModel
-from textleak.shared.gradient import SharedGradient
+from textleak.models.base import Modality
+from textleak.shared.traits import Trait
 
 
 @ATTACKS.register("dlg")
@@ -41,7 +41,8 @@ class DLG:
     """
 
     name: ClassVar[str]
-    reads_pictures: ClassVar[bool] = True
+    reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
 
     restarts: Annotated[int, Field(ge=1)] = 1  # Zhu et al. 2019, released code: one start
     # LAMP's re-run of DLG on text (dlg.sh). The released image code makes 300 calls of torch's L-BFGS, each
@@ -57,24 +58,15 @@ class DLG:
     # Zhu et al. 2019, sec. 4.3: batches converge when one sample at a time is updated; here all at once does too.
     one_at_a_time: Annotated[int, Field(ge=0)] = 0
 
-    def run(
-        self,
-        shared: SharedGradient,
-        model: TextModel | ImageModel,
-        *,
-        generator: torch.Generator,
-        labels_KB: Tensor | None = None,
-    ) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator, labels_KB: Tensor | None = None) -> Steps:
         """Attack; see the module's first lines for how. Labels that are given are held fixed, as iDLG's are."""
         matched = yield from match_dummies(
-            shared,
-            model,
+            view,
             objective=SquaredL2(),
             optimiser=self._optimiser(),
             double=self.optimizer == "lbfgs",
             restarts=self.restarts,
             steps=self.steps,
-            time_limit=self.time_limit,
             generator=generator,
             labels_KB=labels_KB,
             pictures=PictureSettings(

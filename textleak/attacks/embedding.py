@@ -15,6 +15,7 @@ import torch
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.search.labels import rank_labels
 from textleak.attacks.search.problem import TextProblem
+from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.classes import single_class
@@ -23,9 +24,11 @@ from textleak.exact.rows import EmbeddingRows, known_alone, read_rows
 from textleak.matching import CosinePerTensor
 from textleak.matching.discrete import Guess, Row
 from textleak.models import TextModel
+from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, to_sentence
 from textleak.proof.certificate import Certificate, certify
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 # Tokens shown for a position that stays open.
 _SHOWN = 16
@@ -33,17 +36,18 @@ _SHOWN = 16
 _CLASSES_TRIED = 8
 
 
-def embedding_rows(model: TextModel, shared: SharedGradient) -> Found | None:
+def embedding_rows(view: View) -> Found | None:
     """Sentences of the batch as far as the embeddings' gradients tell them; None where they tell nothing.
 
     In masked language modeling a token behind a mask is written as its id + V, as in `Guess`.
     """
-    seen = read_rows(model, shared)
-    return None if seen is None else found_in(model, shared, seen)
+    seen = read_rows(view.model, view.shared)
+    return None if seen is None else found_in(view, seen)
 
 
-def found_in(model: TextModel, shared: SharedGradient, seen: EmbeddingRows) -> Found | None:
+def found_in(view: View, seen: EmbeddingRows) -> Found | None:
     """The same from rows that were read already."""
+    model, shared = view.model, view.shared
     lengths, notes = _lengths(model, shared, seen), list(seen.notes)
     if not lengths:
         return None
@@ -53,7 +57,7 @@ def found_in(model: TextModel, shared: SharedGradient, seen: EmbeddingRows) -> F
         if model.num_labels is not None and not classes:
             classes = _class(model, shared, notes)
         if model.num_labels is None:
-            rows = [_with_labels(model, shared, rows[0], notes)]
+            rows = [_with_labels(view, rows[0], notes)]
     else:
         rows = [_masks_open(model, row) for row in rows]
         if model.num_labels is not None and not classes:
@@ -114,8 +118,9 @@ def _row(model: TextModel, shared: SharedGradient, seen: EmbeddingRows, length: 
     return tuple(row)
 
 
-def _with_labels(model: TextModel, shared: SharedGradient, row: Row, notes: list[str]) -> Row:
+def _with_labels(view: View, row: Row, notes: list[str]) -> Row:
     """Tokens that are labels only (a causal model's last one, those behind masks), where the last norm tells them."""
+    model = view.model
     hidden = [t for t, token in enumerate(row) if model.task == "masked-lm" and token == model.mask_id]
     open_ = hidden or [len(row) - 1]
     read = [token for t, token in enumerate(row) if t not in open_]
@@ -124,7 +129,7 @@ def _with_labels(model: TextModel, shared: SharedGradient, row: Row, notes: list
     behind = model.vocab_size if hidden else 0  # symbols of `Guess`
     places = [(0, t if hidden else t - 1) for t in open_]
     filled = tuple(behind if t in open_ else token for t, token in enumerate(row))
-    problem = TextProblem(model=model, shared=shared, objective=CosinePerTensor())
+    problem = TextProblem(view=view, objective=CosinePerTensor())
     ranked = rank_labels(problem, Guess((filled,)), places, keep=1)
     if not ranked:
         notes.append(
@@ -159,8 +164,10 @@ class Embedding:
     """Tokens and their order from the gradients of the embeddings alone; nothing is optimized, nothing guessed."""
 
     name: ClassVar[str]
+    reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.ADDITIVE})
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how.
 
         Raises:
@@ -168,10 +175,11 @@ class Embedding:
         """
         del generator  # nothing is drawn
         yield Phase(name="rows", detail="tokens and positions in the embeddings' gradients")
+        model, shared = view.model, view.shared
         seen = read_rows(model, shared)
         if seen is None:
             raise _nothing_shared(model)
-        found = found_in(model, shared, seen)
+        found = found_in(view, seen)
         sentences = () if found is None else _sentences(model, seen, found)
         yield Progress(phase="rows", step=1, steps=1, total_steps=1, sentences=sentences)
         certificate, stop, evaluations = Certificate(gradient_distance=None, verified=None), Stop.CONVERGED, 0
@@ -179,7 +187,7 @@ class Embedding:
             yield Phase(name="verify", detail="the answer's own gradient")
             for labelled in _labelled(model, sentences):
                 evaluations += 1
-                certificate = certify(shared, model, labelled)
+                certificate = certify(view, labelled)
                 if certificate.verified:
                     sentences, stop = labelled, Stop.VERIFIED
                     break

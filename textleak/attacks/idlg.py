@@ -14,12 +14,12 @@ from pydantic import Field
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.dlg import DLG
 from textleak.attacks.dummies.pictures import batch_size
+from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase
 from textleak.exact.classes import single_class
-from textleak.models import TextModel
-from textleak.models.vision import ImageModel
-from textleak.shared.gradient import SharedGradient
+from textleak.models.base import Modality
+from textleak.shared.traits import Trait
 
 
 @ATTACKS.register("idlg")
@@ -38,7 +38,8 @@ class IDLG:
     """
 
     name: ClassVar[str]
-    reads_pictures: ClassVar[bool] = True
+    reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
 
     restarts: Annotated[int, Field(ge=1)] = 1  # Zhao et al. 2020, released code: one start
     steps: Annotated[int, Field(ge=1)] = 2500  # as for DLG; released image code: 300 calls of torch's L-BFGS
@@ -48,14 +49,13 @@ class IDLG:
     spread: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.3
     smooth: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 2.0
 
-    def run(
-        self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
-    ) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how.
 
         Raises:
             InputError: not classification, more than one sentence, or a head whose gradient was not shared.
         """
+        shared, model = view.shared, view.model
         if model.num_labels is None:
             raise InputError(
                 f"iDLG reads a class off a classification head, and the task is {model.task}.",
@@ -74,4 +74,4 @@ class IDLG:
             yield Phase(name="labels", detail="the class whose entry of the bias gradient is negative")
             labels_KB = torch.full((self.restarts, 1), single_class(shared, model, generator))
         # All options are DLG's too.
-        return (yield from DLG(**vars(self)).run(shared, model, generator=generator, labels_KB=labels_KB))
+        return (yield from DLG(**vars(self)).run(view, generator=generator, labels_KB=labels_KB))

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
@@ -41,12 +40,12 @@ from textleak.attacks.dummies.matched import (
     EVERY,
     OTHERS_EVERY,
     STOPS,
-    Dummies,
     in_words,
-    known_lengths,
     progress_of,
 )
+from textleak.attacks.dummies.text import Dummies, known_lengths
 from textleak.attacks.search.problem import TextProblem
+from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Tokens
 from textleak.matching import (
     TAG,
@@ -57,9 +56,9 @@ from textleak.matching import (
     StepDecay,
     minimise,
 )
-from textleak.models import TextModel
+from textleak.models.base import Modality
 from textleak.models.prior import LanguagePrior
-from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 Order = tuple[int, ...]
 """Which of a row's tokens stands at each place after a move."""
@@ -104,6 +103,8 @@ class LAMP:
     """
 
     name: ClassVar[str]
+    reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
 
     variant: Literal["cos", "l1l2"] = "cos"
     restarts: Annotated[int, Field(ge=1)] = 1  # released code: one candidate
@@ -119,14 +120,15 @@ class LAMP:
     burn_in: Annotated[float, Field(ge=0, le=1)] = 0.1  # released code, swap_burnin
     time_limit: Annotated[float, Field(gt=0)] | None = None
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how.
 
         Raises:
             InputError: lengths that aren't known, a prior that can't be had, or nothing that dummies leave a trace in.
         """
         recipe = _RECIPES[self.variant]
-        problem = TextProblem(model=model, shared=shared, objective=recipe.objective)
+        problem = TextProblem(view=view, objective=recipe.objective)
+        shared, model = view.shared, problem.model
         known = shared.known.labels
         dummies = Dummies(
             model=model,
@@ -161,8 +163,7 @@ class _Run:
     generator: torch.Generator
 
     def __post_init__(self) -> None:
-        """The clock starts, and what can be refused is refused before the first phase."""
-        self.started = time.monotonic()
+        """What can be refused is refused before the first phase."""
         self.model = self.problem.model
         self.matcher = self.problem.soft_matcher
         recipe = _RECIPES[self.options.variant]
@@ -186,7 +187,7 @@ class _Run:
             Adam(learning_rate=options.learning_rate, schedule=StepDecay(gamma=0.89, every=50)),
             steps=options.steps,
             wrt=dummies.free,
-            time_limit=self._left(),
+            time_limit=self.problem.view.clock.left,
         )
         step, again = next(run), 0
         others: tuple[Tokens, ...] = ()
@@ -218,11 +219,6 @@ class _Run:
             channel="matching",
             notes=tuple(self._notes(again)),
         )
-
-    def _left(self) -> float | None:
-        """Seconds to the time limit."""
-        limit = self.options.time_limit
-        return None if limit is None else max(0.0, limit - (time.monotonic() - self.started))
 
     def _notes(self, again: int) -> Iterator[str]:
         if self.prior is None:
@@ -268,7 +264,7 @@ class _Run:
         """The leaves of least distance, and that distance; at least the first ones even when time is up."""
         tried = 2 * k * self.options.starts + (0 if best is None else self.options.starts)
         for free in batches:
-            if best is not None and self._left() == 0:
+            if best is not None and self.problem.view.clock.over:
                 break
             distances_M = self._distances(free)
             m = int(distances_M.argmin())

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Annotated, ClassVar
 
@@ -23,22 +22,23 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.dummies.text import Place, optimize
 from textleak.attacks.search.judge import Judge, Verdict
+from textleak.attacks.search.opened import Place, optimize
 from textleak.attacks.search.problem import TextProblem
 from textleak.attacks.search.search import Search
 from textleak.attacks.search.shapes import Shape, batch_shapes
+from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens, main_channel
 from textleak.exact.classes import single_class
 from textleak.exact.prefixes import extend_prefixes
 from textleak.exact.proposals import Proposals, span_proposals
 from textleak.matching import CosinePerTensor, Matcher, Step
 from textleak.matching.discrete import Guess, Row, SearchStep
-from textleak.models import TextModel
+from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.proof.certificate import certify
-from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 # All constants of the continuous stage are our choice, measured on minilm (README, "What each stage is worth").
 # Dummies start at the mask token's embedding plus noise of this part of the table's standard deviation.
@@ -87,6 +87,8 @@ class Match:
     """
 
     name: ClassVar[str]
+    reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
 
     restarts: Annotated[int, Field(ge=1)] = 8
     steps: Annotated[int, Field(ge=1)] = 40
@@ -98,9 +100,9 @@ class Match:
     solved_at: Annotated[float, Field(gt=0)] = 1e-3
     time_limit: Annotated[float, Field(gt=0)] | None = None
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how."""
-        problem = TextProblem(model=model, shared=shared, objective=CosinePerTensor())
+        problem = TextProblem(view=view, objective=CosinePerTensor())
         return (yield from _Run(options=self, problem=problem, generator=generator).steps())
 
 
@@ -112,7 +114,6 @@ class _Run:
         self.problem = problem
         self.model = problem.model
         self.generator = generator
-        self.started = time.monotonic()
         self.search: Search | None = None
         self.before: Search | None = None  # the one among the span's proposals
         self.optimizer_steps = 0
@@ -223,7 +224,7 @@ class _Run:
                 yield self._progress("verify", 1)
                 return
             shown = self.search.sentences()
-            certificate = certify(self.problem.shared, self.model, shown)
+            certificate = certify(self.problem.view, shown)
             self.verified = bool(certificate.verified)
             self.gradient_distance = certificate.gradient_distance if self.verified else None
             yield self._progress("verify", 1)
@@ -454,8 +455,7 @@ class _Run:
 
     def _spent(self) -> bool:
         """Whether the budget or the time is used up."""
-        limit = self.options.time_limit
-        if limit is not None and time.monotonic() - self.started > limit:
+        if self.problem.view.clock.over:
             return True
         return self._evaluations() + (_STEP_COST - 1) * self.optimizer_evaluations >= self.options.budget
 
@@ -555,9 +555,8 @@ class _Run:
         if self._noisy and not self._certain():
             self._put_to_the_test(self.search.beam[0][0])
         sentences = self.search.sentences(verified=self._certain())
-        channels = [p.channel for s in sentences for p in s.positions if p.channel]
         late = self._spent() and not self._certain()
-        timed = self.options.time_limit is not None
+        timed = self.problem.view.clock.deadline is not None
         return Recovery(
             sentences=sentences,
             stop=Stop.VERIFIED
@@ -570,7 +569,7 @@ class _Run:
             final_loss=self.search.beam[0][1],
             steps=self.optimizer_steps,
             evaluations=self._evaluations(),
-            channel=max(set(channels), key=channels.count) if channels else "matching",
+            channel=main_channel(sentences),
             stages=self.stages,
             gradient_distance=self.gradient_distance,
             notes=(

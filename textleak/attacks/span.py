@@ -15,15 +15,18 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
+from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.found import OPEN, Found
 from textleak.exact.grouping import encoder_sentences
 from textleak.exact.prefixes import causal_sentences
 from textleak.models import TextModel
+from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, to_sentence
 from textleak.models.probes.layers import sees_ahead
 from textleak.proof.certificate import Certificate, certify
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 # Tokens shown for a position that stays open.
 _SHOWN = 16
@@ -39,16 +42,17 @@ class Span:
     """
 
     name: ClassVar[str]
+    reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.ADDITIVE, Trait.IN_SPAN})
 
     time_limit: Annotated[float, Field(gt=0)] | None = None
 
-    def run(self, shared: SharedGradient, model: TextModel, *, generator: torch.Generator) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how."""
         del generator  # nothing is drawn
-        shared.validate(model.parameters)
-        found = yield from spanned_sentences(model, shared, time_limit=self.time_limit)
+        found = yield from spanned_sentences(view)
         yield Phase(name="verify", detail="the answer's own gradient")
-        recovery = answer(model, shared, found)
+        recovery = answer(view, found)
         yield Progress(
             phase="verify",
             step=1,
@@ -60,21 +64,20 @@ class Span:
         return recovery
 
 
-def spanned_sentences(
-    model: TextModel, shared: SharedGradient, *, time_limit: float | None = None
-) -> Generator[Phase | Progress, None, Found]:
+def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
-    if sees_ahead(model):
-        return (yield from encoder_sentences(model, shared, time_limit=time_limit))
-    return (yield from causal_sentences(model, shared))
+    if sees_ahead(view.model):
+        return (yield from encoder_sentences(view.model, view.shared, time_limit=view.clock.left))
+    return (yield from causal_sentences(view.model, view.shared))
 
 
-def answer(model: TextModel, shared: SharedGradient, found: Found) -> Recovery:
+def answer(view: View, found: Found) -> Recovery:
     """What was found as a recovery, put to the exact test where it is whole."""
+    model, shared = view.model, view.shared
     sentences = shown(model, shared, found)
     certificate = Certificate(gradient_distance=None, verified=False)
     if found.complete and not any(token == OPEN for row in found.rows for token in row):
-        certificate = certify(shared, model, sentences)
+        certificate = certify(view, sentences)
     return Recovery(
         sentences=sentences,
         stop=Stop.VERIFIED if certificate.verified else Stop.CONVERGED,

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.dummies.matched import match_dummies
+from textleak.clients.view import View
 from textleak.matching import Adam, objectives
-from textleak.models import TextModel
-from textleak.models.vision import ImageModel
-from textleak.shared.gradient import SharedGradient
+from textleak.models.base import Modality
+from textleak.shared.traits import Trait
 
 
 @ATTACKS.register("tag")
@@ -33,7 +33,8 @@ class TAG:
     """
 
     name: ClassVar[str]
-    reads_pictures: ClassVar[bool] = True
+    reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
 
     restarts: Annotated[int, Field(ge=1)] = 1  # LAMP's re-run of TAG: one start
     steps: Annotated[int, Field(ge=1)] = 2500  # LAMP's re-run of TAG (tag.sh)
@@ -42,18 +43,14 @@ class TAG:
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     time_limit: Annotated[float, Field(gt=0)] | None = None
 
-    def run(
-        self, shared: SharedGradient, model: TextModel | ImageModel, *, generator: torch.Generator
-    ) -> Steps:
+    def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how."""
         matched = yield from match_dummies(
-            shared,
-            model,
+            view,
             objective=objectives.TAG(alpha=self.alpha),
             optimiser=Adam(learning_rate=self.learning_rate),
             restarts=self.restarts,
             steps=self.steps,
-            time_limit=self.time_limit,
             generator=generator,
         )
         return matched.recovery

@@ -124,6 +124,7 @@ def text_case(model: TextModel, *, tokens: int, candidates: int, seed: int) -> T
     from textleak.errors import InputError
     from textleak.models import Batch
     from textleak.models.gradient import formed_gradient
+    from textleak.models.text import TextExamples
 
     generator = torch.Generator().manual_seed(seed)
     around = len(model.prefix_ids) + len(model.suffix_ids)
@@ -139,7 +140,7 @@ def text_case(model: TextModel, *, tokens: int, candidates: int, seed: int) -> T
     read, targets = model.targets(batch, None, generator)
     table = model.word_embedding.weight
     names = [name for name, parameter in model.parameters.items() if parameter is not table]
-    gradients = formed_gradient(model, read, targets, names)
+    gradients = formed_gradient(model, TextExamples(batch=read, targets=targets), names)
     K = candidates
     noise = torch.randn((K, 1, tokens, model.embedding_size), generator=generator)
     leaves = {

@@ -18,6 +18,7 @@ from textleak.errors import TextleakError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,6 +81,15 @@ Share = Annotated[
         show_default="all",
     ),
 ]
+Clients = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--client",
+        metavar="SPEC",
+        help="How the client trains: name[:key=value,...]; repeat it, kinds are composed in order.",
+        show_default="one-step",
+    ),
+]
 Defenses = Annotated[
     list[str] | None,
     typer.Option(
@@ -91,8 +101,8 @@ Know = Annotated[
     typer.Option(
         "--know",
         metavar="TEXT",
-        help="lengths,labels,batch-size, or nothing: what the attacker is told; with no-defense, that the gradient "
-        "wasn't defended.",
+        help="lengths,labels,batch-size, or nothing: what the attacker is told; with no-defense or no-client, not what "
+        "was done to the gradient, or not how the client trains.",
         show_default="batch-size; lengths when B = 1",
     ),
 ]
@@ -158,6 +168,11 @@ def stderr() -> Console:
 
     _no_crash(sys.stderr)
     return Commentary(stderr=True, highlight=False)
+
+
+def loading() -> Status:
+    """What a person sees on a terminal's stderr while the model is loaded."""
+    return stderr().status("loading the model and computing the gradient…")
 
 
 def _no_crash(stream: object) -> None:

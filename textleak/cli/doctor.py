@@ -53,7 +53,7 @@ def examine() -> dict[str, Any]:
         devices.append("mps")
     return {
         "versions": runs.versions(),
-        "machine": runs.machine(),
+        "machine": runs.machine_facts(),
         "device": str(device),
         "devices": devices,
         "threads": threads,

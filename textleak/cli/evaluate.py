@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textleak.cli import common
-from textleak.words import count_of
+from textleak.words import count_of, seconds_in_words
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from textleak.evaluation.answers import Records
     from textleak.evaluation.drive import Evaluation
     from textleak.evaluation.engines import Engine
     from textleak.evaluation.records import Record
-    from textleak.evaluation.table import Display
     from textleak.settings import EvaluationConfig
 
 _GRID = "repeat it, or separate with commas"
@@ -83,6 +80,14 @@ def command(
         ),
     ] = None,
     share: Annotated[list[str] | None, _several("--share", "As for run; repeatable.", "all")] = None,
+    client: Annotated[
+        list[str] | None,
+        _several(
+            "--client",
+            "How one cell's client trains, repeatable: name[:key=value,...], several composed as a+b, or one-step.",
+            "one-step",
+        ),
+    ] = None,
     defense: Annotated[
         list[str] | None,
         _several(
@@ -163,6 +168,7 @@ def command(
             task=task,
             attack=attack,
             share=share,
+            client=client,
             defense=defense,
             know=know,
             seed=seed,
@@ -228,10 +234,16 @@ def _say_notes(notes: Iterable[str]) -> None:
 
 def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str:
     """Compute what is left, watched; "done" or "interrupted"."""
+    from functools import partial
+
+    from textleak.evaluation.table import LiveTable, PlainLines
+    from textleak.view import display_on
+
     loud: set[str] = set()
     console = common.stderr()
+    live, plain = partial(LiveTable, evaluation), partial(PlainLines, evaluation)
     try:
-        with _display(evaluation, console) as display:
+        with display_on(console, live, plain) as display:
             for record in evaluation.run(engine, retry_failed=retry_failed):
                 display.show(record)
                 if record.weights == "random" and record.cell.model not in loud:
@@ -248,17 +260,6 @@ def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str
         )
         return "interrupted"
     return "done"
-
-
-def _display(evaluation: Evaluation, console: Console) -> Display:
-    """The table on a terminal, lines elsewhere."""
-    from textleak.evaluation.table import LiveTable, PlainLines
-
-    return (
-        LiveTable(evaluation, console)
-        if console.is_terminal and not console.is_dumb_terminal
-        else PlainLines(evaluation, console)
-    )
 
 
 def _answer(evaluation: Evaluation, outcome: str, *, csv: Path | None, as_json: bool) -> None:
@@ -323,7 +324,6 @@ def _dry_run(settings: EvaluationConfig, name: str, *, workers: int, here: bool,
 
     from textleak.evaluation import drive, table
     from textleak.evaluation.grid import MANY, plan
-    from textleak.view import seconds_in_words
 
     found = plan(settings, here=here)
     folder = drive.folder_of(found, name)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, drive
 
 if TYPE_CHECKING:
     from textleak.jobs.images import ImageJob
     from textleak.settings import ImageConfig
+    from textleak.view.films import Film
 
 
 @common.guarded
@@ -60,6 +61,7 @@ def command(
         typer.Option("--attack", "-a", metavar="TEXT", help="dlg | idlg | cosine | tag", show_default="dlg"),
     ] = None,
     share: common.Share = None,
+    client: common.Clients = None,
     defense: common.Defenses = None,
     know: Annotated[
         str | None,
@@ -91,6 +93,7 @@ def command(
 ) -> None:
     """Recover the pictures behind one shared gradient, live."""
     from textleak.settings import load_image_config
+    from textleak.view.films import Film
 
     settings = load_image_config(
         config,
@@ -103,6 +106,7 @@ def command(
             labels=label,
             attack=attack,
             share=share,
+            client=client,
             defenses=defense,
             know=know,
             restarts=restarts,
@@ -116,58 +120,33 @@ def command(
         ),
         assignments or (),
     )
-    code = _run(settings, as_json=json_)
-    if code:
-        raise typer.Exit(code)
-
-
-def _run(settings: ImageConfig, *, as_json: bool) -> int:
-    """Prepare, drive and report one run; the exit code."""
-    from textleak.cli.run import FailedError, drive
-    from textleak.data.pictures import Film
-    from textleak.runs import RunFolder, check_out
-
-    check_out(settings.out)
-    job = _prepare(settings)
-    folder = RunFolder.create(settings.out, name=job.name)
     film = Film()
-    try:
-        result = drive(job, folder, [film.show])
-    except FailedError as failure:
-        return failure.code
+    done = drive.carry_out(lambda: _prepare(settings), settings.out, [film.show])
     if not settings.redact:
-        _write(job, folder.path, film.frames, result)
-    if as_json:
-        common.print_json(result)
-    else:
-        from textleak.view.pictures import image_summary
-
-        common.stdout().print(image_summary(result))
-    return common.INTERRUPTED if result["outcome"] == "interrupted" else 0
+        _write(done, film)
+    drive.answer(done.result, as_json=json_)
 
 
 def _prepare(settings: ImageConfig) -> ImageJob:
     """Load and check everything, and say what the run works on."""
     from rich.text import Text
 
-    from textleak.cli.run import say_run
     from textleak.jobs.images import prepare
 
-    console = common.stderr()
-    with console.status("loading the model and computing the gradient…"):
+    with common.loading():
         job = prepare(settings)
     for words in job.warnings():
-        console.print(Text(words, style="yellow"), soft_wrap=True)
+        common.stderr().print(Text(words, style="yellow"), soft_wrap=True)
     facts = job.settings()
     channels, height, width = facts["picture_shape"]
     size = f"{facts['batch_size']} in the batch, {height} x {width} pixels, {channels} channels"
-    say_run(job, f"{facts['weights']} weights", size)
+    drive.say_run(job, f"{facts['weights']} weights", size)
     return job
 
 
-def _write(job: ImageJob, folder: Path, frames: Any, result: dict[str, Any]) -> None:  # noqa: ANN401
+def _write(done: drive.Done[ImageJob], film: Film) -> None:
     """The strip, the GIF and the pictures, into the run folder."""
-    from textleak.data.pictures import as_bytes, write_films
+    from textleak.view.films import as_bytes, write_films
 
-    originals = as_bytes(job.secret.pictures_BCHW.permute(0, 2, 3, 1))
-    write_films(folder, frames, originals, [image["recovered"] for image in result["images"]])
+    originals = as_bytes(done.job.secret.pictures_BCHW.permute(0, 2, 3, 1))
+    write_films(done.folder, film.frames, originals, [image["recovered"] for image in done.result["images"]])

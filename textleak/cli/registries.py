@@ -1,4 +1,4 @@
-"""`textleak attacks` and `textleak defenses`: what there is, and what options each takes."""
+"""`textleak attacks`, `textleak clients` and `textleak defenses`: what there is, and what options each takes."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def defenses(name: Name = None, json_: common.Json = False) -> None:
     from textleak.defenses import DEFENSES
 
     _show(DEFENSES, name, as_json=json_, how="--defense NAME:OPTION=VALUE,...")
+
+
+def clients(name: Name = None, json_: common.Json = False) -> None:
+    """List how clients may train, or one kind with its options."""
+    from textleak.clients import CLIENTS
+
+    _show(CLIENTS, name, as_json=json_, how="--client NAME:OPTION=VALUE,...")
 
 
 def _show(registry: Registry[Any], name: str | None, *, as_json: bool, how: str) -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, drive
 
 if TYPE_CHECKING:
-    from textleak.events import Event
-    from textleak.jobs.images import ImageJob
     from textleak.jobs.text import Job
-    from textleak.runs import RunFolder
     from textleak.settings import RunConfig
-    from textleak.view import Display
 
 
 @common.guarded
@@ -50,7 +45,9 @@ def command(
     gradients: Annotated[
         Path | None,
         typer.Option(
-            "--gradients", metavar="FILE", help="Attack a gradient in a file instead of --sentence."
+            "--gradients",
+            metavar="FILE",
+            help="Attack a gradient in a file instead of --sentence; --model names its model, unless that is an alias.",
         ),
     ] = None,
     truth: Annotated[
@@ -60,6 +57,7 @@ def command(
         ),
     ] = None,
     share: common.Share = None,
+    client: common.Clients = None,
     defense: common.Defenses = None,
     know: common.Know = None,
     restarts: common.Restarts = None,
@@ -102,6 +100,7 @@ def command(
             gradients=gradients,
             truth=truth,
             share=share,
+            client=client,
             defenses=defense,
             know=know,
             restarts=restarts,
@@ -116,29 +115,10 @@ def command(
         ),
         assignments or (),
     )
-    code = _run(settings, as_json=json_)
-    if code:
-        raise typer.Exit(code)
-
-
-def _run(settings: RunConfig, *, as_json: bool) -> int:
-    """Prepare, drive and report one run; the exit code."""
-    from textleak.runs import RunFolder, check_out
-
-    check_out(settings.out)
-    job = _prepare(settings)
-    folder = RunFolder.create(settings.out, name=job.name)
-    try:
-        result = drive(job, folder)
-    except FailedError as failure:
-        return failure.code
-    if as_json:
-        common.print_json(result)
-    else:
-        from textleak.view import summary
-
-        common.stdout().print(summary(result))
-    return _exit_code(result, settings.fail_above)
+    done = drive.carry_out(lambda: _prepare(settings), settings.out)
+    drive.answer(done.result, as_json=json_)
+    if settings.fail_above is not None and _above(done.result, settings.fail_above):
+        raise typer.Exit(common.ABOVE)
 
 
 def _prepare(settings: RunConfig) -> Job:
@@ -153,7 +133,7 @@ def _prepare(settings: RunConfig) -> Job:
             style="yellow",
             soft_wrap=True,
         )
-    with console.status("loading the model and computing the gradient…"):
+    with common.loading():
         job = prepare(settings)
     common.say_weights(job.model.weights, job.model.source, job.model.name)
     facts = job.settings()
@@ -161,106 +141,27 @@ def _prepare(settings: RunConfig) -> Job:
     size = (
         f"n = {facts['tokens']}, n/D = {facts['tokens_per_hidden']:.2g}" if facts["tokens"] else "n not known"
     )
-    say_run(job, f"{facts['task']}, {facts['weights']} weights", f"{batch}, {size}")
+    drive.say_run(job, f"{facts['task']}, {facts['weights']} weights", f"{batch}, {size}")
     return job
 
 
-def say_run(job: Job | ImageJob, kind: str, size: str) -> None:
-    """On stderr, what a run works on.
-
-    Args:
-        job: the run.
-        kind: of model, in words.
-        size: of the batch, in words.
-    """
-    from rich.text import Text
-
-    facts = job.settings()
-    threads = f"{job.threads} thread{'s' if job.threads != 1 else ''}"
-    words = (
-        f"{facts['model']} ({kind}) on {facts['device']}, {facts['dtype']}, {threads}; {size}; "
-        f"loaded in {job.seconds_to_load:.1f} s"
-    )
-    common.stderr().print(Text(words, style="bright_black"), soft_wrap=True)
-
-
-class FailedError(Exception):
-    """The run ended without a result, and has said so."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-def drive(
-    job: Job | ImageJob, folder: RunFolder, viewers: Sequence[Callable[[Event], None]] = ()
-) -> dict[str, Any]:
-    """Run the attack with its view, its records and other viewers; the result as it was written."""
-    from textleak.errors import InputError, TextleakError
-    from textleak.jobs.text import carry_out
-    from textleak.runs import Recorder
-
-    redact = job.config.redact
-    if job.config.save_gradients:
-        job.shared.save(folder.gradients_path)
-    try:
-        with (
-            _display() as display,
-            Recorder(folder, job.settings(), redact=redact, viewers=[display.show, *viewers]) as recorder,
-        ):
-            try:
-                return carry_out(job, recorder)
-            except InputError:
-                raise
-            except TextleakError as error:
-                recorder.fail(error)
-                raise
-            except Exception as error:
-                bug = error
-                recorder.fail(error)
-    except InputError:
-        # The attack itself says that this can't be attacked: nothing half-written is left.
-        folder.discard()
-        raise
-    common.report_bug(bug, folder.traceback_path, redact=redact)
-    raise FailedError(1)
-
-
-def _display() -> Display:
-    """The picture on a terminal, lines elsewhere."""
-    from textleak.view import LiveDisplay, PlainDisplay
-
-    console = common.stderr()
-    return (
-        LiveDisplay(console)
-        if console.is_terminal and not console.is_dumb_terminal
-        else PlainDisplay(console)
-    )
-
-
-def _exit_code(result: dict[str, Any], fail_above: float | None) -> int:
-    if result["outcome"] == "interrupted":
-        return common.INTERRUPTED
-    if fail_above is None:
-        return 0
+def _above(result: dict[str, Any], limit: float) -> bool:
+    """Whether more leaked than `--fail-above` allows, said on stderr."""
     rate = result["token_match_rate"]
     console = common.stderr()
     if rate is None and result["verified"]:
         console.print(
-            f"All of the text was recovered (verified), which is above --fail-above {fail_above}.",
+            f"All of the text was recovered (verified), which is above --fail-above {limit}.",
             style="bold red",
         )
-        return common.ABOVE
+        return True
     if rate is None:
         console.print(
             "--fail-above can't be judged: without the truth there is no token match rate (give --truth).",
             style="yellow",
             soft_wrap=True,
         )
-        return 0
-    if rate > fail_above:
-        console.print(
-            f"The token match rate {rate:.3f} is above --fail-above {fail_above}.", style="bold red"
-        )
-        return common.ABOVE
-    return 0
+        return False
+    if rate > limit:
+        console.print(f"The token match rate {rate:.3f} is above --fail-above {limit}.", style="bold red")
+    return bool(rate > limit)

@@ -28,6 +28,7 @@ def command(
     label: common.Labels = None,
     task: common.Task = None,
     share: common.Share = None,
+    client: common.Clients = None,
     defense: common.Defenses = None,
     know: common.Know = None,
     seed: common.Seed = None,
@@ -50,6 +51,7 @@ def command(
             labels=label,
             task=task,
             share=share,
+            client=client,
             defenses=defense,
             know=know,
             seed=seed,
@@ -79,7 +81,7 @@ def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
     from textleak import runs
     from textleak.errors import InputError
     from textleak.jobs import text as job
-    from textleak.private import share as client
+    from textleak.private.share import share
 
     if out.is_dir():
         raise InputError(
@@ -89,13 +91,14 @@ def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
     sentences = settings.batch()
     defenses = job.build_defenses(settings)
     threads = job.set_threads(settings.threads)
-    with common.stderr().status("loading the model and computing the gradient…"):
+    with common.loading():
         model = job.load(settings)
-        shared, secret = client.share(
+        shared, secret = share(
             model,
             sentences,
             settings.labels or None,
             share=settings.share,
+            client=job.build_client(settings),
             defenses=defenses,
             know=settings.know,
             seed=settings.seed,
@@ -115,6 +118,7 @@ def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
         "truth": str(truth),
         **job.model_facts(model),
         "share": shared.share,
+        "client": [choice.spec for choice in settings.client],
         "defense": [choice.spec for choice in settings.defenses],
         "threads": threads,
         "seed": settings.seed,

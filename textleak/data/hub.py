@@ -29,7 +29,9 @@ def load_dataset(hub_id: str, configuration: str | None = None, *, split: str = 
         bars = datasets.utils.logging.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
-            return datasets.load_dataset(hub_id, configuration, split=split, **options)
+            return datasets.load_dataset(
+                hub_id, configuration, split=split, trust_remote_code=False, **options
+            )
         finally:
             if bars:
                 datasets.enable_progress_bars()

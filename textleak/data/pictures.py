@@ -1,4 +1,4 @@
-"""Picture files: read into values 0 to 1 with a word about every conversion, and written as strips, grids and GIFs.
+"""Picture files: read into values 0 to 1 with a word about every conversion.
 
 This room knows files and Pillow. It knows no model, no attack and no gradient.
 
@@ -8,18 +8,18 @@ Shapes: B pictures, C color channels (1 or 3), H and W height and width.
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from textleak import foreign
 from textleak.data.hub import load_dataset
 from textleak.errors import InputError, unknown_name
 
@@ -35,6 +35,8 @@ DATASETS = {
     "mnist": ("ylecun/mnist", "image", "label"),
 }
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# Others that Pillow knows start programs: Ghostscript, for PostScript.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Exif 2.3, sec. 4.6.4: the tag of a picture's orientation; from 5 on, rows and columns change places.
 _ORIENTATION, _FIRST_ON_ITS_SIDE = 0x0112, 5
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -57,14 +59,11 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-# Reading
-
-
 def read_picture(path: Path, shape: Shape, *, label: int | None = None) -> Picture:
     """Read a picture file at a size and number of channels.
 
     Args:
-        path: any format that Pillow reads.
+        path: PNG, JPEG, WebP, BMP, GIF, TIFF, PPM or PGM.
         shape: channels, height and width wanted.
         label: the class, where it is known.
 
@@ -77,7 +76,11 @@ def read_picture(path: Path, shape: Shape, *, label: int | None = None) -> Pictu
         raise InputError(f"{path} is a folder.", fix="Give a picture file, or --dataset FOLDER with --index.")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path} is empty: 0 bytes.", fix="Give a picture file.")
-    with _reading(str(path)), Image.open(path) as image:
+    with (
+        _reading(str(path)),
+        foreign.open_regular(path, most=foreign.MOST) as file,
+        Image.open(file, formats=_FORMATS) as image,
+    ):
         notes = []
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
@@ -106,7 +109,7 @@ def _reading(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise InputError(
             f"{name} is not a picture that can be read.",
-            why="Its content is none of the formats that Pillow knows.",
+            why="Its content is none of the formats that are read.",
             fix="Give a PNG, JPEG, WebP, GIF, BMP or TIFF file.",
         ) from None
     except too_large as error:
@@ -277,129 +280,3 @@ def _of_hub(name: str, indices: Sequence[int], shape: Shape) -> tuple[Picture, .
             picture = _picture(row[column], shape, name=f"{name} {index}", label=int(row[label_column]))
         found.append(picture)
     return tuple(found)
-
-
-# Writing
-
-
-Frames = Sequence[tuple[int, np.ndarray]]
-"""Step and pictures (B, H, W, C) in bytes."""
-
-_GAP = 4
-_TEXT_ROW = 14
-_BACKGROUND = (255, 255, 255)
-_MOST_FRAMES = 60  # in a strip or a GIF; longer runs are thinned evenly (our choice)
-_A_ROW = 12
-
-
-def as_bytes(pictures: Any) -> np.ndarray:  # noqa: ANN401 - nested lists, arrays or a tensor
-    """Pictures (B, H, W, C) of values 0 to 1 as bytes."""
-    array = np.asarray(pictures, dtype=np.float64)
-    return (array.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-class Film:
-    """Keeps the pictures of a run's progress: a viewer of its events."""
-
-    def __init__(self) -> None:
-        self.frames: list[tuple[int, np.ndarray]] = []
-
-    def show(self, event: object) -> None:
-        """Take in one more event."""
-        from textleak.events import Progress
-
-        if isinstance(event, Progress) and event.image:
-            self.frames.append((event.total_steps, as_bytes(event.image)))
-
-
-def write_films(folder: Path, frames: Frames, originals: np.ndarray, order: Sequence[int | None]) -> None:
-    """Write strip.png, recovery.gif, grid.png and each picture of a run into its folder.
-
-    Args:
-        folder: where to.
-        frames: pictures along the run, the answer last.
-        originals: (B, H, W, C) in bytes.
-        order: for each original the recovered picture that it is compared with.
-    """
-    if not frames:
-        return
-    frames = _thinned(frames)
-    blank = np.full_like(originals[0], 255)
-    films = [
-        [(step, blank if index is None else pictures[index]) for step, pictures in frames] for index in order
-    ]
-    _strip(films, originals).save(folder / "strip.png")
-    last = [film[-1][1] for film in films]
-    _grid(originals, last).save(folder / "grid.png")
-    pages = [_grid(originals, [film[k][1] for film in films]) for k in range(len(frames))]
-    durations = [120] * (len(pages) - 1) + [2000]  # ms
-    pages[0].save(folder / "recovery.gif", save_all=True, append_images=pages[1:], duration=durations, loop=0)
-    for number, (original, picture) in enumerate(zip(originals, last, strict=True)):
-        _enlarged(original, 1).save(folder / f"original-{number}.png")
-        _enlarged(picture, 1).save(folder / f"recovered-{number}.png")
-
-
-def _thinned(frames: Frames) -> Frames:
-    if len(frames) <= _MOST_FRAMES:
-        return frames
-    return [frames[round(k * (len(frames) - 1) / (_MOST_FRAMES - 1))] for k in range(_MOST_FRAMES)]
-
-
-def _enlarged(picture_HWC: np.ndarray, scale: int) -> Image:
-    from PIL import Image
-
-    plain = picture_HWC[..., 0] if picture_HWC.shape[-1] == 1 else picture_HWC
-    image = Image.fromarray(plain).convert("RGB")
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-
-
-def _scale(picture_HWC: np.ndarray) -> int:
-    """How much a picture is enlarged, so that a person sees something."""
-    side: int = max(picture_HWC.shape[:2])
-    return max(1, 96 // side)
-
-
-def _strip(films: Sequence[Frames], originals: np.ndarray) -> Image:
-    """Each picture's recovery in rows, step by step, the original at the left of each row."""
-    from PIL import Image, ImageDraw
-
-    scale = _scale(originals[0])
-    height, width = (side * scale for side in originals.shape[1:3])
-    rows = math.ceil(len(films[0]) / _A_ROW)
-    columns = min(_A_ROW, len(films[0])) + 1
-    sheet = Image.new(
-        "RGB",
-        (columns * (width + _GAP) + _GAP, len(films) * rows * (height + _TEXT_ROW + _GAP) + _GAP),
-        _BACKGROUND,
-    )
-    pen = ImageDraw.Draw(sheet)
-    for number, film in enumerate(films):
-        for row in range(rows):
-            y = (number * rows + row) * (height + _TEXT_ROW + _GAP) + _GAP
-            cells: list[tuple[str, np.ndarray]] = [("original", originals[number])]
-            cells += [(f"{step}", picture) for step, picture in film[row * _A_ROW : (row + 1) * _A_ROW]]
-            for column, (words, picture) in enumerate(cells):
-                x = column * (width + _GAP) + _GAP
-                pen.text((x, y), words, fill=(90, 90, 90))
-                sheet.paste(_enlarged(picture, scale), (x, y + _TEXT_ROW))
-    return sheet
-
-
-def _grid(originals: np.ndarray, recovered: Sequence[np.ndarray]) -> Image:
-    """Originals in the upper row, below each what was recovered of it."""
-    from PIL import Image, ImageDraw
-
-    scale = _scale(originals[0])
-    height, width = (side * scale for side in originals.shape[1:3])
-    shown = len(originals)
-    sheet = Image.new(
-        "RGB", (max(80, shown * (width + _GAP) + _GAP), 2 * (height + _TEXT_ROW + _GAP) + _GAP), _BACKGROUND
-    )
-    pen = ImageDraw.Draw(sheet)
-    for row, (words, pictures) in enumerate((("original", originals), ("recovered", recovered))):
-        y = row * (height + _TEXT_ROW + _GAP) + _GAP
-        pen.text((_GAP, y), words, fill=(90, 90, 90))
-        for number, picture in enumerate(pictures):
-            x = number * (width + _GAP) + _GAP
-            sheet.paste(_enlarged(picture, scale), (x, y + _TEXT_ROW))
-    return sheet

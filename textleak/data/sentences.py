@@ -18,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from textleak import foreign
 from textleak.data.hub import load_dataset
 from textleak.data.planted import holds
 from textleak.errors import InputError, unknown_name
@@ -169,7 +170,7 @@ def _examples(name: str, config: EvaluationConfig, passed: _Passed) -> Iterator[
 def _read_text(path: Path) -> str:
     """A file's text; the error names the line that isn't UTF-8."""
     try:
-        content = path.read_bytes()
+        content = foreign.read(path, most=foreign.MOST_ROWS)
     except OSError as error:
         raise InputError(f"{path} can't be read.", why=f"{error.strerror or error}.") from None
     for mark, encoding in _OTHER_MARKS:

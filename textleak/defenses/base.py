@@ -13,7 +13,7 @@ from torch import Tensor
 from textleak.errors import InputError
 from textleak.registry import Registry
 from textleak.shared.effects import Effect
-from textleak.shared.gradient import PublicDefense
+from textleak.shared.public import PublicDefense
 
 Gradients = dict[str, Tensor]
 

@@ -81,8 +81,8 @@ def folder_of(found: Plan, name: str) -> Path:
         found: the plan.
         name: words to tell it by, for example the preset's name.
     """
-    words = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
-    return found.config.out or runs.runs_folder() / f"evaluation-{words[:40]}-{found.identity[:8]}"
+    words = runs.as_file_name(name)[:40]
+    return found.config.out or runs.runs_folder() / f"evaluation-{words}-{found.identity[:8]}"
 
 
 def begin(

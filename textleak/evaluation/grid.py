@@ -98,6 +98,10 @@ class Plan:
         plain["attack"] = [choice.spec for choice in config.attack]
         plain["limits"] = [self._limit(choice) for choice in config.attack]
         plain["defense"] = ["+".join(c.spec for c in several) or "none" for several in config.defense]
+        if any(config.client):  # folders of before clients were told apart have none
+            plain["client"] = ["+".join(c.spec for c in several) or "one-step" for several in config.client]
+        else:
+            del plain["client"]
         most = max((self._limit(choice) for choice in config.attack), default=0)
         plain["sentences"] = {name: data.digest(most) for name, data in self.data.items()}
         return plain
@@ -111,11 +115,12 @@ class Plan:
     def cells(self) -> Iterator[tuple[Cell, int]]:
         """Each cell of the grid and how many batches it has; those of one model follow each other."""
         config = self.config
-        for model, seed, data, share, (defense, know), size, attack in itertools.product(
+        for model, seed, data, share, client, (defense, know), size, attack in itertools.product(
             config.model,
             config.seed,
             self.data,
             config.share,
+            config.client,
             self._told(),
             config.batch_size,
             config.attack,
@@ -128,6 +133,7 @@ class Plan:
                 task=config.task,
                 attack=attack.spec,
                 share=share,
+                client=tuple(choice.spec for choice in client),
                 defense=tuple(choice.spec for choice in defense),
                 know=know,
                 seed=seed,
@@ -137,7 +143,7 @@ class Plan:
     def batches(self) -> int:
         """How many batches there are, counted without listing the grid."""
         config = self.config
-        others = (config.model, config.seed, config.share, self._told())
+        others = (config.model, config.seed, config.share, config.client, self._told())
         return math.prod(map(len, others)) * sum(
             self._batches(data, attack, size)
             for data in self.data
@@ -194,15 +200,16 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
         here: batches are computed on this machine, which must have the device.
 
     Raises:
-        InputError: data that can't be had, an unknown model, attack, defense, option, device or kind of knowledge, an
-            expression that is none, or a cell without a batch.
+        InputError: data that can't be had, an unknown model, attack, client, defense, option, device or kind of
+            knowledge, an expression that is none, or a cell without a batch.
     """
     from textleak.attacks import ATTACKS
+    from textleak.clients import CLIENTS, composed
     from textleak.defenses import DEFENSES, check_order
     from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
     from textleak.models.loading.places import find_place
     from textleak.models.loading.text import DTYPES, find_device
-    from textleak.shared.gradient import share_expression
+    from textleak.shared.choice import share_expression
     from textleak.shared.known import SideInformation
 
     if here:
@@ -211,6 +218,8 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
         find_place(model, CATALOG.get(model) or BY_HUB_ID.get(model), "random")
     for attack in config.attack:
         ATTACKS.build(attack.name, attack.options)
+    for several in config.client:
+        composed([CLIENTS.build(choice.name, choice.options) for choice in several])
     for several in config.defense:
         defenses = [DEFENSES.build(choice.name, choice.options) for choice in several]
         check_order(defenses)

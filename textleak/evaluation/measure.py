@@ -5,27 +5,32 @@ An engine calls `measure` in its own process or in any other; nothing but plain 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from textleak import runs, scoring, seeds
-from textleak.attacks import ATTACKS, Attack
-from textleak.attacks.base import Steps
+from textleak.attacks.base import ATTACKS, begin, to_end
+from textleak.clients import CLIENTS, composed
+from textleak.clients.view import view_of
 from textleak.data.planted import holds
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
-from textleak.events import Progress, Recovery, Stop
 from textleak.jobs import text as job
 from textleak.models import TextModel, load_model
-from textleak.private.share import Secret, share
+from textleak.private.secrets import Secret
+from textleak.private.share import share
 from textleak.proof.certificate import certificate_of
+from textleak.registry import Registry
 from textleak.settings import Choice, EvaluationConfig
 from textleak.shared.gradient import SharedGradient
+
+T = TypeVar("T")
 
 
 def measure(work: Work, order: Order) -> Record:
@@ -48,13 +53,14 @@ def _measured(work: Work, order: Order) -> Record:
     cell, config = work.cell, order.config
     threads = job.set_threads(order.threads)
     model = _model(cell.model, cell.seed, config)
-    attack, limit = _attack(cell.attack, config.time_limit)
+    choice = Choice.model_validate(cell.attack)
+    attack = ATTACKS.build(choice.name, choice.options)
     seed = seeds.of_batch(cell.seed, work.batch)
     shared, secret = _client(work, model, seed)
     began, began_working = time.perf_counter(), time.process_time()
-    recovery = _within(attack.run(shared, model, generator=seeds.generator(seed, "attack")), limit)
+    recovery = to_end(begin(attack, shared, model, seed=seed, time_limit=config.time_limit))
     seconds, worked = time.perf_counter() - began, time.process_time() - began_working
-    certificate = certificate_of(recovery, shared, model)
+    certificate = certificate_of(recovery, view_of(shared, model))
     scores = scoring.score(recovery, secret, model)
     outputs = (*(score.recovered for score in scores.sentences), *scores.surplus)
     tokens = sum(map(len, secret.ids))
@@ -113,26 +119,16 @@ def _loaded(
     )
 
 
-def _attack(spec: str, time_limit: float | None) -> tuple[Attack, float | None]:
-    """The attack, told the time limit (or a shorter one of its own); the limit to end it at where it can't be told."""
-    choice = Choice.model_validate(spec)
-    options = dict(choice.options)
-    if time_limit is None or "time_limit" not in {f.name for f in dataclasses.fields(ATTACKS[choice.name])}:  # type: ignore[arg-type]
-        return ATTACKS.build(choice.name, options), time_limit
-    options["time_limit"] = min(time_limit, options.get("time_limit") or time_limit)
-    return ATTACKS.build(choice.name, options), None
-
-
 def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Secret]:
     """What the server reads from the client's file, and the truth."""
     labels = [example.label for example in work.examples if example.label is not None]
-    choices = [Choice.model_validate(spec) for spec in work.cell.defense]
     shared, secret = share(
         model,
         [example.sentence for example in work.examples],
         None if model.num_labels is None or len(labels) < len(work.examples) else labels,
         share=work.cell.share,
-        defenses=[DEFENSES.build(choice.name, choice.options) for choice in choices],
+        client=composed(_built(CLIENTS, work.cell.client)),
+        defenses=_built(DEFENSES, work.cell.defense),
         know=work.cell.know,
         seed=seed,
     )
@@ -150,21 +146,10 @@ def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Se
         ) from None
 
 
-def _within(steps: Steps, time_limit: float | None) -> Recovery:
-    """An attack's answer, or its best one at the first progress after the time limit."""
-    deadline = None if time_limit is None else time.monotonic() + time_limit
-    progress = Progress(phase="", step=0)
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            recovery: Recovery = end.value
-            return recovery
-        if isinstance(event, Progress):
-            progress = event.keeping(progress)
-            if deadline is not None and time.monotonic() >= deadline:
-                steps.close()
-                return Recovery.from_progress(progress, Stop.TIME)
+def _built(registry: Registry[T], specs: Sequence[str]) -> list[T]:
+    """What some specs name, in order."""
+    choices = map(Choice.model_validate, specs)
+    return [registry.build(choice.name, choice.options) for choice in choices]
 
 
 def _planted(secrets: tuple[str, ...], outputs: tuple[str, ...]) -> tuple[PlantedSecret, ...]:

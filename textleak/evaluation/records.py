@@ -29,6 +29,7 @@ class Cell:
         task: as asked for.
         attack: name and options as `name:key=value,...`.
         share: what the client shares.
+        client: specs of how it trains, empty for one plain step.
         defense: specs in order, empty for none.
         know: what the attacker is told; None for the default.
         seed: of everything that is drawn.
@@ -41,6 +42,7 @@ class Cell:
     task: str = "auto"
     attack: str = "match"
     share: str = "all"
+    client: tuple[str, ...] = ()
     defense: tuple[str, ...] = ()
     know: str | None = None
     seed: int = 0

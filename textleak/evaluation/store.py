@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from textleak import runs
+from textleak import foreign, runs
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import Key, key_of
 from textleak.evaluation.records import Record, from_json, to_json
@@ -47,7 +47,7 @@ class EvaluationFolder:
             InputError: there is none, or it can't be read.
         """
         try:
-            facts = json.loads(self.settings_path.read_text("utf-8"))
+            facts = json.loads(foreign.read(self.settings_path))
             if not isinstance(facts.get("settings"), dict) or not isinstance(facts.get("identity"), str):
                 raise TypeError("it has no settings")
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -69,7 +69,12 @@ def read_records(folder: Path) -> list[Record]:
     found = EvaluationFolder(path=folder)
     identity = found.facts()["identity"]
     records: dict[Key, Record] = {}
-    content = found.records_path.read_bytes() if found.records_path.exists() else b""
+    content = b""
+    if found.records_path.exists():
+        try:
+            content = foreign.read(found.records_path, most=foreign.MOST_ROWS)
+        except OSError as error:
+            raise InputError(f"{found.records_path} can't be read.", why=f"{error}.") from None
     for record in _parsed(content, identity, found.records_path):
         records[key_of(record)] = record
     return list(records.values())
@@ -160,7 +165,7 @@ class Store:
             "settings": dict(settings),
             "batches": batches,
             "versions": runs.versions(),
-            "machine": runs.machine(),
+            "machine": runs.machine_facts(),
         }
         try:
             runs.write_json(self.folder.settings_path, facts)

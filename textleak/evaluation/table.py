@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -18,7 +18,7 @@ from rich.text import Text
 from textleak.evaluation.answers import FIGURES, Records, defense_of
 from textleak.evaluation.drive import Evaluation
 from textleak.evaluation.records import Cell, Record, cut_off_in_words
-from textleak.view import seconds_in_words
+from textleak.words import seconds_in_words
 
 # Plain lines follow each other no faster than this (our choice).
 _BETWEEN_LINES = 2.0
@@ -192,18 +192,6 @@ def _figures(row: Row) -> dict[str, Text]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-class Display(Protocol):
-    """Who watches an evaluation."""
-
-    def show(self, record: Record) -> None:
-        """A batch has been recorded."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
 
 
 class LiveTable:

@@ -26,7 +26,7 @@ class Found:
         notes: sentences for a person: limits met, what stayed open and why.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
     confidence: tuple[tuple[float, ...], ...] = ()
     classes: tuple[int, ...] = ()
     batch_size: int | None = None

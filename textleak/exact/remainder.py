@@ -21,9 +21,10 @@ from torch import Tensor
 
 from textleak.exact.subspace import InputSpan, as_rows, span_of, spectrum_end
 from textleak.matching.discrete import Row
-from textleak.models import Batch, Targets, TextModel
+from textleak.models import Batch, TextModel
 from textleak.models.gradient import formed_gradient
 from textleak.models.probes.layers import LinearLayer, layer_inputs
+from textleak.models.text import TextExamples
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
@@ -176,12 +177,13 @@ class Remainder:
     def _gradients(self, model: TextModel, row: Row) -> list[dict[str, Tensor]]:
         """The gradients of the sentence alone with each label but the last, at the layers of `inputs`."""
         names = [layer.weight_name for input_ in self.inputs for layer in input_.layers]
-        formed = [formed_gradient(model, *_alone(model, row, [c]), names) for c in range(model.classes - 1)]
+        formed = [formed_gradient(model, _alone(model, row, [c]), names) for c in range(model.classes - 1)]
         return [{name: exact(g) for name, g in gradients.items()} for gradients in formed]
 
     def _chances(self, row: Row) -> Tensor:
         """The model's prediction for the sentence, (C,): from the losses of all labels."""
-        batch, targets = _alone(self.exact, row, range(self.exact.classes))
+        alone = _alone(self.exact, row, range(self.exact.classes))
+        batch, targets = alone.batch, alone.targets
         labels_C1L, weights_C1L = targets.labels[:, None], targets.weights[:, None] * len(targets.weights)
         with torch.no_grad():
             losses_C = self.exact.loss(
@@ -202,11 +204,12 @@ def _about_largest(matrix_OI: Tensor) -> float:
     return math.sqrt(float(vector_I.norm()))
 
 
-def _alone(model: TextModel, row: Row, labels: Sequence[int]) -> tuple[Batch, Targets]:
+def _alone(model: TextModel, row: Row, labels: Sequence[int]) -> TextExamples:
     """The sentence, once with each label."""
     ids_BT = torch.tensor([row], device=model.device).expand(len(labels), -1)
     batch = Batch(ids_BT=ids_BT, mask_BT=torch.ones_like(ids_BT))
-    return model.targets(batch, labels, torch.Generator())
+    batch, targets = model.targets(batch, labels, torch.Generator())
+    return TextExamples(batch=batch, targets=targets)
 
 
 def _combined(by_class: Sequence[Mapping[str, Tensor]], parts_C: Tensor) -> dict[str, Tensor]:

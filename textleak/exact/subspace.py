@@ -20,7 +20,6 @@ from textleak.exact.completion import completed
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer, LocalLayer, layer_inputs, local_layers
 from textleak.numerics import exact
-from textleak.shared.effects import Masked, Rounded, Signed
 from textleak.shared.gradient import SharedGradient
 
 # The spectrum ends clearly where a singular value within this factor of rounding (eps times the largest) follows one
@@ -236,10 +235,10 @@ def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer]) -> InputSp
     """The span of the input that `layers` share."""
     gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
     names = [layer.name for layer in layers]
-    kinds = {type(effect) for effect in shared.effects}
-    if shared.noise_sigma > 0 or not kinds & {Masked, Rounded, Signed}:
+    bent = [effect for effect in shared.effects if effect.leaves_grid]
+    if shared.noise_sigma > 0 or not bent:
         return input_span(gradients, names, sigma=shared.noise_sigma)
-    if kinds & {Masked} and not kinds & {Rounded, Signed} and shared.known.lengths is not None:
+    if all(effect.hides_entries for effect in bent) and shared.known.lengths is not None:
         whole_OI = completed(torch.cat(gradients), sum(shared.known.lengths))
         if whole_OI is not None:
             return input_span([whole_OI.to(gradients[0])], names)

@@ -6,13 +6,21 @@ As `textleak.jobs.text` for text, and driven in the same way.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
 from textleak.data.pictures import Picture, chosen_pictures
-from textleak.errors import InputError
 from textleak.events import Recovery, Truth
-from textleak.jobs.text import build_attack, build_defenses, outcome_facts, run_facts, set_threads, told_to
+from textleak.jobs.text import (
+    build_attack,
+    build_client,
+    build_defenses,
+    outcome_facts,
+    run_facts,
+    set_threads,
+    told_to,
+)
 from textleak.settings import ImageConfig
 
 if TYPE_CHECKING:
@@ -20,9 +28,11 @@ if TYPE_CHECKING:
 
     from textleak.attacks import Attack
     from textleak.attacks.base import Steps
+    from textleak.clients.view import View
     from textleak.models.vision import ImageModel
-    from textleak.private.share import ImageSecret
-    from textleak.shared.gradient import PublicDefense, SharedGradient
+    from textleak.private.secrets import ImageSecret
+    from textleak.shared.gradient import SharedGradient
+    from textleak.shared.public import PublicClient, PublicDefense
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,11 @@ class ImageJob:
         """What the client did before sharing, whether the attack is told or not."""
         return self.secret.defenses
 
+    @property
+    def client(self) -> PublicClient:
+        """How the client trained, likewise."""
+        return self.secret.client
+
     def settings(self) -> dict[str, Any]:
         """What the run works on, as plain values: the head of its result, and what viewers show."""
         from textleak.attacks.dummies.pictures import numbers_determined
@@ -72,7 +87,7 @@ class ImageJob:
             "batch_size": count,
             "picture_shape": list(self.model.shape),
             "numbers": count * self.model.numbers,
-            "numbers_determined": numbers_determined(self.model, self.shared.gradients, count),
+            "numbers_determined": numbers_determined(self.view.model, self.shared.gradients, count),
             "pictures": [picture.name for picture in self.pictures],
             "conversions": {picture.name: list(picture.notes) for picture in self.pictures if picture.notes},
             "labels": list(self.secret.labels),
@@ -93,11 +108,16 @@ class ImageJob:
 
     def steps(self) -> Steps:
         """The attack, ready to be driven."""
-        from textleak import seeds
+        from textleak.attacks.base import begin
 
-        generator = seeds.generator(self.config.seed, "attack")
-        # An attack that reads pictures takes an image model, as `prepare` has made sure.
-        return self.attack.run(self.shared, self.model, generator=generator)  # type: ignore[arg-type]
+        return begin(self.attack, self.shared, self.model, seed=self.config.seed)
+
+    @functools.cached_property
+    def view(self) -> View:
+        """What the server makes of what was shared."""
+        from textleak.clients.view import view_of
+
+        return view_of(self.shared, self.model)
 
     def recovered(self, recovery: Recovery) -> Tensor:
         """The answer's pictures, (B, channels, height, width)."""
@@ -131,7 +151,7 @@ class ImageJob:
         pictures_BCHW = self.recovered(recovery)
         certificate = Certificate(gradient_distance=None, verified=None)
         if certified:
-            certificate = certify_pictures(self.shared, self.model, pictures_BCHW, recovery.labels)
+            certificate = certify_pictures(self.view, pictures_BCHW, recovery.labels)
         scores = score_pictures(
             self.secret.pictures_BCHW, self.secret.labels, pictures_BCHW, recovery.labels
         ).to_json()
@@ -166,16 +186,14 @@ def prepare(config: ImageConfig) -> ImageJob:
 
     began = time.perf_counter()
     attack = build_attack(config)
-    if not getattr(attack, "reads_pictures", False):
-        raise InputError(
-            f"The attack {attack.name} recovers text, not pictures.",
-            why="It searches over tokens, or reads them off layers that only text models have.",
-            fix="Use --attack dlg, idlg, cosine or tag.",
-        )
+    from textleak.attacks.base import check_reads
+    from textleak.models.base import Modality
+
+    check_reads(attack, Modality.PICTURES)
     defenses = build_defenses(config)
     threads = set_threads(config.threads)
     from textleak.models.loading.images import load_image_model
-    from textleak.private.share import share_images
+    from textleak.private.share import share
 
     model = load_image_model(
         config.model,
@@ -192,11 +210,12 @@ def prepare(config: ImageConfig) -> ImageJob:
 
     own = [picture.label for picture in pictures if picture.label is not None]
     labels = config.labels or (own if len(own) == len(pictures) and max(own) < model.num_labels else None)
-    shared, secret = share_images(
+    shared, secret = share(
         model,
         torch.stack([picture.values_CHW for picture in pictures]),
         labels,
         share=config.share,
+        client=build_client(config),
         defenses=defenses,
         know=config.know,
         seed=config.seed,

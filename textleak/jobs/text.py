@@ -1,13 +1,14 @@
 """One run from its settings to its result: load, share or read a gradient, attack, score, certify.
 
 `prepare` does everything that can be the caller's fault, so that a run folder is made only for a run that can
-go. `carry_out` drives it into a run folder's recorder; a caller without one drives `Job.steps()` and hands the
+go. `drive` takes it to its end in a run folder's recorder; a caller without one drives `Job.steps()` and hands the
 recovery to `Job.result`. Who shows what happens is the caller's affair.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -21,13 +22,16 @@ from textleak.settings import Choice, ClientConfig, ImageConfig, RunConfig
 if TYPE_CHECKING:
     from textleak.attacks import Attack
     from textleak.attacks.base import Steps
+    from textleak.clients import Client
+    from textleak.clients.view import View
     from textleak.defenses import Defense
     from textleak.jobs.images import ImageJob
     from textleak.models import TextModel
     from textleak.models.vision import ImageModel
-    from textleak.private.share import Secret
+    from textleak.private.secrets import Secret
     from textleak.proof.certificate import Certificate
-    from textleak.shared.gradient import PublicDefense, SharedGradient
+    from textleak.shared.gradient import SharedGradient
+    from textleak.shared.public import PublicClient, PublicDefense
 
 SCORES = ("token_match_rate", "token_recall", "exact_rate", "rouge1", "rouge2", "rougeL")
 WORD_SCORES = ("rouge1_words", "rouge2_words", "rougeL_words")
@@ -44,6 +48,7 @@ class Job:
         model: the public model.
         secret: what was really in the batch, for scoring; None where that isn't known.
         defenses: what the client did before sharing, whether the attack is told or not.
+        client: how the client trained, likewise.
         threads: CPU threads in use.
         seconds_to_load: from the settings to here.
     """
@@ -54,13 +59,14 @@ class Job:
     model: TextModel
     secret: Secret | None
     defenses: tuple[PublicDefense, ...]
+    client: PublicClient
     threads: int
     seconds_to_load: float
 
     @property
     def name(self) -> str:
         """Model and attack in two words, for a folder's name."""
-        return f"{self.config.model.rstrip('/').rpartition('/')[2]}-{self.attack.name}"
+        return f"{self.model.name.rstrip('/').rpartition('/')[2]}-{self.attack.name}"
 
     def settings(self) -> dict[str, Any]:
         """What the run works on, as plain values: the head of its result, and what viewers show."""
@@ -99,10 +105,16 @@ class Job:
 
     def steps(self) -> Steps:
         """The attack, ready to be driven."""
-        from textleak import seeds
+        from textleak.attacks.base import begin
 
-        generator = seeds.generator(self.config.seed, "attack")
-        return self.attack.run(self.shared, self.model, generator=generator)
+        return begin(self.attack, self.shared, self.model, seed=self.config.seed)
+
+    @functools.cached_property
+    def view(self) -> View:
+        """What the server makes of what was shared."""
+        from textleak.clients.view import view_of
+
+        return view_of(self.shared, self.model)
 
     def result(
         self,
@@ -126,7 +138,7 @@ class Job:
 
         certificate = Certificate(gradient_distance=None, verified=None)
         if certified or recovery.stop is Stop.VERIFIED:
-            certificate = certificate_of(recovery, self.shared, self.model)
+            certificate = certificate_of(recovery, self.view)
         private = ("sentences", "labels")
         return {
             **{key: value for key, value in self.settings().items() if key not in private},
@@ -206,6 +218,8 @@ def prepare(config: RunConfig) -> Job:
     attack = build_attack(config)
     defenses = build_defenses(config)
     threads = set_threads(config.threads)
+    from textleak.shared.public import ONE_STEP
+
     secret: Secret | None
     if config.gradients is None:
         from textleak.private.share import share
@@ -216,14 +230,16 @@ def prepare(config: RunConfig) -> Job:
             sentences,
             config.labels or None,
             share=config.share,
+            client=build_client(config),
             defenses=defenses,
             know=config.know,
             seed=config.seed,
         )
-        done = secret.defenses
+        done, client = secret.defenses, secret.client
     else:
         model, shared, secret = _read(config)
         done = shared.defenses or (secret.defenses if secret else ())
+        client = shared.client if secret is None or shared.client != ONE_STEP else secret.client
         shared = _tell_less(shared, config)
     return Job(
         config=config,
@@ -232,6 +248,7 @@ def prepare(config: RunConfig) -> Job:
         model=model,
         secret=secret,
         defenses=done,
+        client=client,
         threads=threads,
         seconds_to_load=time.perf_counter() - began,
     )
@@ -257,6 +274,13 @@ def build_defenses(config: ClientConfig | ImageConfig) -> tuple[Defense, ...]:
     from textleak.defenses import DEFENSES
 
     return tuple(DEFENSES.build(choice.name, choice.options) for choice in config.defenses)
+
+
+def build_client(config: ClientConfig | ImageConfig) -> Client:
+    """How the settings say that the client trains, its options checked."""
+    from textleak.clients import CLIENTS, composed
+
+    return composed([CLIENTS.build(choice.name, choice.options) for choice in config.client])
 
 
 def set_threads(threads: int | None) -> int:
@@ -307,6 +331,7 @@ def run_facts(job: Job | ImageJob) -> dict[str, Any]:
         "attack": job.attack.name,
         "attack_options": dataclasses.asdict(job.attack),  # type: ignore[call-overload]
         "share": job.shared.share,
+        "client": [Choice(name=name, options=options).spec for name, options in job.client.kinds],
         "defense": [Choice(name=d.name, options=d.options).spec for d in job.defenses],
         "epsilon": finite(next((d.epsilon for d in job.defenses if d.epsilon is not None), None)),
         "threads": job.threads,
@@ -315,10 +340,11 @@ def run_facts(job: Job | ImageJob) -> dict[str, Any]:
 
 
 def told_to(job: Job | ImageJob, kinds: Iterable[str]) -> list[str]:
-    """What a run's attack is told, as `--know` names it: some kinds of side information, and whether of the defense."""
-    from textleak.shared.known import NO_DEFENSE
+    """What a run's attack is told, as `--know` names it: kinds of side information, and what is kept from it."""
+    from textleak.shared.known import NO_CLIENT, NO_DEFENSE
 
-    return [*kinds, *([NO_DEFENSE] if job.defenses and not job.shared.defenses else [])]
+    hidden = [NO_DEFENSE] if job.defenses and not job.shared.defenses else []
+    return [*kinds, *hidden, *([NO_CLIENT] if job.client != job.shared.client else [])]
 
 
 def outcome_facts(
@@ -342,15 +368,27 @@ def outcome_facts(
 
 
 def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
-    """A gradient from a file, the model it names, and the truth where a file of it was given."""
+    """A gradient from a file, its model, and the truth where a file of it was given.
+
+    The model is the one that the settings name, else the one that the file names: only an alias, and nothing is
+    downloaded for it.
+    """
+    from textleak.clients.view import view_of
     from textleak.models import load_model
-    from textleak.private.share import Secret
+    from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
+    from textleak.private.secrets import Secret
     from textleak.shared.gradient import SharedGradient
 
     assert config.gradients is not None
     shared = SharedGradient.load(config.gradients)
     secret = None if config.truth is None else Secret.load(config.truth)
     public, given = shared.model, config.model_fields_set
+    if "model" not in given and public.name not in CATALOG and public.name not in BY_HUB_ID:
+        raise InputError(
+            f"{config.gradients} names the model {public.name!r}, which no file can have loaded.",
+            why="It could be anything from anywhere: a file has only an alias loaded (`textleak models`).",
+            fix="Name it yourself, if you trust it: --model NAME.",
+        )
     model = load_model(
         config.model if "model" in given else public.name,
         weights=config.weights if "weights" in given else public.weights,
@@ -359,15 +397,16 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
         dtype=config.dtype if "dtype" in given else public.dtype,
         weights_seed=public.weights_seed,
         num_labels=config.num_labels if "num_labels" in given else public.num_labels or 2,
+        download="model" in given,
     )
-    shared.validate(model.parameters)
+    view_of(shared, model)  # names and shapes
     if model.fingerprint != shared.model.fingerprint:
         raise InputError(
             f"{config.gradients} is a gradient of another model than the {model.name} that was loaded.",
             why=f"The weights differ: the file names {public.name} ({public.weights}, {public.dtype}), "
             f"loaded was {model.source}.",
-            fix="Leave --model, --weights and --task out to load what the file names, or make the same "
-            "weights available here.",
+            fix="Load the model that the client used (--model, --weights, --task), or make the same weights "
+            "available here.",
         )
     if secret is not None:
         _check_truth(secret, shared, model, config)
@@ -390,10 +429,13 @@ def _check_truth(secret: Secret, shared: SharedGradient, model: TextModel, confi
 
 def _tell_less(shared: SharedGradient, config: RunConfig) -> SharedGradient:
     """The gradient with no more side information than `--know` names."""
-    from textleak.shared.known import SideInformation, hides_defense, leaves_default
+    from textleak.shared.known import SideInformation, hides_client, hides_defense, leaves_default
+    from textleak.shared.public import ONE_STEP
 
     if hides_defense(config.know):
         shared = dataclasses.replace(shared, defenses=())
+    if hides_client(config.know):
+        shared = dataclasses.replace(shared, client=ONE_STEP)
     if config.know is None or leaves_default(config.know):
         return shared
     told = SideInformation.parse(config.know, batch_size=shared.known.batch_size or 0)
@@ -413,7 +455,7 @@ def outcome_of(recovery: Recovery) -> str:
     return {Stop.INTERRUPTED: "interrupted", Stop.STOPPED: "stopped"}.get(recovery.stop, "done")
 
 
-def carry_out(job: Job | ImageJob, recorder: Recorder) -> dict[str, Any]:
+def drive(job: Job | ImageJob, recorder: Recorder) -> dict[str, Any]:
     """Record the truth, drive the attack to its end or to an interrupt, certify; the result as it was written."""
     truth = job.truth()
     if truth is not None:

@@ -78,7 +78,7 @@ def benchmark(
     """
     dummies = tuple(wrt)
     target = Target.from_gradients(gradients)
-    matcher = Matcher(network, target, objective)
+    matcher = Matcher.of(network, target, objective)
     parameters = dict(network.named_parameters())
     matched = {name: parameters[name] for name in target.names if objective.weights.get(name, 1.0)}
     shared = {name: gradients[name].detach() for name in matched}

@@ -6,7 +6,7 @@ Shapes: K candidates, P matched tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,35 @@ Answer = TypeVar("Answer")
 _FIRST_CHUNK = {"cpu": 64, "cuda": 1024}
 
 
+class GradientSource(Protocol):
+    """Where candidates' gradients come from: a backward pass (`Capture`), or whatever else a client does."""
+
+    @property
+    def formed_names(self) -> tuple[str, ...]:
+        """Parameters whose gradients are formed one candidate at a time; final after `check`."""
+
+    def check(self, model_function: ModelFunction, leaves: Leaves) -> None:
+        """Make sure on a few candidates that what is found is right, and find out how."""
+
+    def contributions(
+        self, model_function: ModelFunction, leaves: Leaves, *, create_graph: bool
+    ) -> tuple[Tensor, dict[str, list[Contribution]]]:
+        """Losses (K,), and for each parameter what its gradient is made of."""
+
+
+def matched_names(target: Target, objective: Objective) -> list[str]:
+    """Parameters whose gradients an objective looks at: those that it weighs 0 are never computed."""
+    return [name for name in target.names if objective.weights.get(name, 1.0) != 0.0]
+
+
 class Matcher:
     """Compares candidates' gradients with a shared gradient.
 
     Args:
-        network: the network that model functions call.
+        source: gives candidates' gradients, of `matched_names` at least.
         target: the shared gradient, of the tensors to be matched and no others.
-        objective: turns moments into one distance a candidate; tensors that it weighs 0 are never computed.
+        objective: turns moments into one distance a candidate.
         chunk: candidates a call of the network, at most; halved for good whenever memory runs out.
-        kinks: see `CheapSecondDerivatives`: gradients of distances then point where ReLUs would switch, too, and are
-            no longer the derivative. 0 for the derivative.
 
     Attributes:
         evaluations: candidates evaluated so far, with or without a gradient.
@@ -42,25 +61,30 @@ class Matcher:
 
     def __init__(
         self,
-        network: nn.Module,
+        source: GradientSource,
         target: Target,
         objective: Objective,
         *,
         chunk: int | None = None,
-        kinks: float = 0.0,
     ) -> None:
         self.target = target
         self.objective = objective
         self.evaluations = 0
         self.chunk = chunk
-        names = [name for name in target.names if objective.weights.get(name, 1.0) != 0.0]
-        self._capture = Capture(network, names, kinks=kinks)
+        self._source = source
         self._checked: set[tuple[str, ...]] = set()
+
+    @classmethod
+    def of(
+        cls, network: nn.Module, target: Target, objective: Objective, *, chunk: int | None = None
+    ) -> Self:
+        """A matcher of gradients by one backward pass of a network."""
+        return cls(Capture(network, matched_names(target, objective)), target, objective, chunk=chunk)
 
     @property
     def formed_names(self) -> tuple[str, ...]:
         """Parameters whose gradients are formed one candidate at a time; final after the first call."""
-        return self._capture.formed_names
+        return self._source.formed_names
 
     def moments(
         self, model_function: ModelFunction, leaves: Leaves, *, create_graph: bool = False
@@ -81,10 +105,10 @@ class Matcher:
     ) -> dict[str, list[Contribution]]:
         """What each matched tensor's gradient is made of; every rule is checked on the first call."""
         if tuple(leaves) not in self._checked:
-            self._capture.check(model_function, leaves)
+            self._source.check(model_function, leaves)
             self._checked.add(tuple(leaves))
         self.evaluations += candidates_of(leaves)
-        return self._capture.contributions(model_function, leaves, create_graph=create_graph)[1]
+        return self._source.contributions(model_function, leaves, create_graph=create_graph)[1]
 
     def distances(
         self, model_function: ModelFunction, leaves: Leaves, *, create_graph: bool = True

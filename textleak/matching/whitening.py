@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from textleak.matching.factored import Leaves, ModelFunction
-from textleak.matching.matcher import Matcher
+from textleak.matching.matcher import GradientSource, Matcher
 from textleak.matching.objectives import CosinePerTensor
 from textleak.matching.rules import Contribution, Outer
 from textleak.matching.target import Target
@@ -58,27 +58,28 @@ class WhitenedMatcher(Matcher):
     """Mean over layers of 1 − cosine of the whitened gradients; otherwise a `Matcher`.
 
     Args:
-        network: the network that model functions call.
+        source: gives candidates' gradients of those weights.
         gradients: the shared gradient by parameter name.
         whitenings: by name of the weight; each must be in `gradients`.
         biases: name of the bias beside a weight, for those whose whitening is centered.
+        like: a tensor of the type and on the device that the network computes in.
         chunk: candidates a call of the network at most.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        source: GradientSource,
         gradients: Mapping[str, Tensor],
         whitenings: Mapping[str, Whitening],
         biases: Mapping[str, str],
         *,
+        like: Tensor,
         chunk: int | None = None,
     ) -> None:
-        weight = next(network.parameters())
         target = Target.from_gradients(
-            {name: gradients[name] for name in whitenings}, dtype=weight.dtype, device=weight.device
+            {name: gradients[name] for name in whitenings}, dtype=like.dtype, device=like.device
         )
-        super().__init__(network, target, CosinePerTensor(), chunk=chunk)
+        super().__init__(source, target, CosinePerTensor(), chunk=chunk)
         self._whitenings: dict[str, tuple[Tensor, Tensor, bool]] = {}
         self._goals: dict[str, Tensor] = {}
         for name in target.names:
@@ -88,10 +89,10 @@ class WhitenedMatcher(Matcher):
             if name in biases:
                 goal_OI = goal_OI - torch.outer(gradients[biases[name]].to(goal_OI), whitening.mean_I)
             goal_OI = goal_OI @ whitening.matrix_II
-            self._goals[name] = (goal_OI / goal_OI.norm()).to(weight)
+            self._goals[name] = (goal_OI / goal_OI.norm()).to(like)
             self._whitenings[name] = (
-                whitening.mean_I.to(weight),
-                whitening.matrix_II.to(weight),
+                whitening.mean_I.to(like),
+                whitening.matrix_II.to(like),
                 whitening.transposed,
             )
 

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from textleak.models.text import Batch, Targets, TextModel
-from textleak.models.vision import ImageModel
+from textleak.models.base import Examples, Model, Tensors
 
 
-def formed_gradient(
-    model: TextModel, batch: Batch, targets: Targets, names: Sequence[str]
-) -> dict[str, Tensor]:
+def formed_gradient(model: Model, batch: Examples, names: Sequence[str]) -> Tensors:
     """The gradient of the batch's loss for the named parameters, formed by autograd as in training.
 
     Parameters that the loss doesn't reach are left out.
     """
-    return _formed(
-        lambda: model.loss(batch.ids_BT[None], batch.mask_BT[None], targets.expand(1)),
-        model.parameters,
-        names,
-    )
-
-
-def formed_image_gradient(
-    model: ImageModel, pixels_BCHW: Tensor, targets: Targets, names: Sequence[str]
-) -> dict[str, Tensor]:
-    """The same of a batch of pictures."""
-    return _formed(lambda: model.loss(pixels_BCHW[None], targets.expand(1)), model.parameters, names)
-
-
-def _formed(
-    loss: Callable[[], Tensor], every: Mapping[str, nn.Parameter], names: Sequence[str]
-) -> dict[str, Tensor]:
-    parameters = [every[name] for name in names]
+    parameters = [model.parameters[name] for name in names]
     before = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        gradients = torch.autograd.grad(loss().sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(batch.loss(model), parameters, allow_unused=True)
     finally:
         for parameter, required in zip(parameters, before, strict=True):
             parameter.requires_grad_(required)

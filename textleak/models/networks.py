@@ -149,3 +149,8 @@ def with_batch_statistics(network: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, BatchStatisticsNorm(child))
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether a network normalizes by statistics of batches that it has seen."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())

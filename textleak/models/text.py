@@ -16,20 +16,19 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from textleak.errors import InputError
-from textleak.models.loading.quiet import quiet
-from textleak.shared.gradient import PublicModel
+from textleak.models.base import Modality, Model
+from textleak.models.quiet import quiet
+from textleak.shared.public import PublicModel
 from textleak.words import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from textleak.models.vision import ImageModel
 
 Task = Literal["classification", "causal-lm", "masked-lm"]
 Weights = Literal["pretrained", "random"]
@@ -90,10 +89,41 @@ class Targets:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextExamples:
+    """Sentences as the network reads them, and what their loss is taken against.
+
+    Attributes:
+        batch: what the network reads (B, T).
+        targets: labels and weights of its predictions (B, L).
+    """
+
+    batch: Batch
+    targets: Targets
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.batch.ids_BT)
+
+    def only(self, rows: slice) -> TextExamples:
+        """Some of the sentences; the loss is the mean over these."""
+        weights = self.targets.weights[rows]
+        return TextExamples(
+            batch=Batch(ids_BT=self.batch.ids_BT[rows], mask_BT=self.batch.mask_BT[rows]),
+            targets=Targets(labels=self.targets.labels[rows], weights=weights / weights.sum()),
+        )
+
+    def loss(self, model: Model) -> Tensor:
+        """The batch's loss on a text model, a scalar."""
+        assert isinstance(model, TextModel)
+        inputs, mask = self.batch.ids_BT[None], self.batch.mask_BT[None]
+        return model.loss(inputs, mask, self.targets.expand(1)).sum()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TextModel:
     """A public model: network, tokenizer, and where its weights came from.
 
-    The network is in eval mode with eager attention and frozen parameters. Nothing here changes it.
+    The network has eager attention and frozen parameters. Nothing here changes it.
 
     Attributes:
         name: alias, hub id, folder or file as it was asked for.
@@ -104,7 +134,10 @@ class TextModel:
         source: where the weights came from, in words.
         weights_seed: seed of the weights that were drawn (all of them, or a missing head).
         num_labels: classes for classification, else None.
+        trained: names of the parameters that training moves; None for all.
     """
+
+    modality: ClassVar[Modality] = Modality.TEXT
 
     name: str
     task: Task
@@ -114,10 +147,11 @@ class TextModel:
     source: str
     weights_seed: int = 0
     num_labels: int | None = None
+    trained: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Freeze the network, and look at it once while nobody has put hooks on it."""
-        self.network.eval().requires_grad_(False)
+        self.network.requires_grad_(False)
         self.network.config.use_cache = False
         text_config = self.network.config.get_text_config()
         if text_config.pad_token_id is None:  # decoders that were trained without padding
@@ -240,6 +274,11 @@ class TextModel:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by name; a tied one once, under its first name."""
         return dict(self.network.named_parameters())
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Names of the parameters that training moves."""
+        return tuple(self.parameters) if self.trained is None else self.trained
 
     @cached_property
     def embedding_names(self) -> frozenset[str]:
@@ -496,7 +535,7 @@ class TextModel:
         module: nn.Module | None = self.network.get_output_embeddings()
         return module
 
-    def double(self) -> TextModel:
+    def double(self) -> Self:
         """A copy in float64, for verification; on the CPU where the device has no float64. Itself if it is that."""
         if self.dtype == torch.float64:
             return self
@@ -506,8 +545,11 @@ class TextModel:
             id(p): nn.Parameter(p.detach().to(device=device, dtype=torch.float64), requires_grad=False)
             for p in self.network.parameters()
         }
-        network = copy.deepcopy(self.network, copies).to(device).double()
-        return dataclasses.replace(self, network=network)
+        return self.with_network(copy.deepcopy(self.network, copies).to(device).double())
+
+    def with_network(self, network: nn.Module) -> Self:
+        """The same model around another network of the same kind."""
+        return dataclasses.replace(self, network=cast("PreTrainedModel", network))
 
 
 def check_labels(labels: Sequence[int], num_labels: int, name: str) -> None:
@@ -525,9 +567,7 @@ def check_labels(labels: Sequence[int], num_labels: int, name: str) -> None:
             )
 
 
-def public_model(
-    model: TextModel | ImageModel, *, picture: tuple[int, int, int] | None = None
-) -> PublicModel:
+def public_model(model: Model, *, picture: tuple[int, int, int] | None = None) -> PublicModel:
     """What both sides need to know to load the same model.
 
     Args:

@@ -11,14 +11,15 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from textleak.models.base import Modality, Model
 from textleak.models.networks import BatchStatisticsNorm
 from textleak.models.text import Targets, Weights, attends, check_labels, fingerprint_of, public_model
-from textleak.shared.gradient import PublicModel
+from textleak.shared.public import PublicModel
 
 ImageTask = Literal["image-classification"]
 
@@ -41,8 +42,38 @@ class LayerCall:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PictureExamples:
+    """Pictures as the network reads them, and what their loss is taken against.
+
+    Attributes:
+        pixels_BCHW: as `ImageModel.normalized` gives them.
+        targets: labels and weights, (B, 1).
+    """
+
+    pixels_BCHW: Tensor
+    targets: Targets
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.pixels_BCHW)
+
+    def only(self, rows: slice) -> PictureExamples:
+        """Some of the pictures; the loss is the mean over these."""
+        weights = self.targets.weights[rows]
+        return PictureExamples(
+            pixels_BCHW=self.pixels_BCHW[rows],
+            targets=Targets(labels=self.targets.labels[rows], weights=weights / weights.sum()),
+        )
+
+    def loss(self, model: Model) -> Tensor:
+        """The batch's loss on an image model, a scalar."""
+        assert isinstance(model, ImageModel)
+        return model.loss(self.pixels_BCHW[None], self.targets.expand(1)).sum()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageModel:
-    """A public image classifier; frozen, in eval mode, and nothing here changes it.
+    """A public image classifier; frozen, and nothing here changes it.
 
     Attributes:
         name: alias with its options, hub id or folder as it was asked for.
@@ -55,6 +86,8 @@ class ImageModel:
         mean: taken off each channel of a picture before the network reads it.
         deviation: what each channel is divided by after that.
     """
+
+    modality: ClassVar[Modality] = Modality.PICTURES
 
     name: str
     network: nn.Module
@@ -69,7 +102,7 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         """Freeze the network."""
-        self.network.eval().requires_grad_(False)
+        self.network.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +129,11 @@ class ImageModel:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by name."""
         return dict(self.network.named_parameters())
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Names of the parameters that training moves: all."""
+        return tuple(self.parameters)
 
     @property
     def embedding_names(self) -> frozenset[str]:
@@ -232,7 +270,11 @@ class ImageModel:
                 handle.remove()
         return found
 
-    def double(self) -> ImageModel:
+    def double(self) -> Self:
         """A copy in float64; on the CPU where the device has no float64."""
         device = torch.device("cpu") if self.device.type == "mps" else self.device
-        return dataclasses.replace(self, network=copy.deepcopy(self.network).to(device).double())
+        return self.with_network(copy.deepcopy(self.network).to(device).double())
+
+    def with_network(self, network: nn.Module) -> Self:
+        """The same model around another network of the same kind."""
+        return dataclasses.replace(self, network=network)

@@ -12,14 +12,16 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from textleak.clients.view import View
 from textleak.events import Recovery, Sentence, Stop
-from textleak.models import Batch, Targets, TextModel
-from textleak.models.gradient import formed_gradient, formed_image_gradient
+from textleak.models import Batch, TextModel
 from textleak.models.guesses import inputs_and_targets
-from textleak.models.vision import ImageModel
+from textleak.models.text import TextExamples
+from textleak.models.vision import PictureExamples
 from textleak.numerics import exact
-from textleak.shared.effects import Clipped, Noised, clip_factors, nearest_accepted
+from textleak.shared.effects import nearest_accepted, of_batch
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 # Relative distance up to which gradients count as equal. Our choice: far above what float32 rounding does to a
 # gradient, far below what a changed token does. Where a defense hides part of a change, less (measured on minilm and
@@ -59,26 +61,26 @@ class Certificate:
     verified: bool | None
 
 
-def certificate_of(recovery: Recovery, shared: SharedGradient, model: TextModel) -> Certificate:
+def certificate_of(recovery: Recovery, view: View) -> Certificate:
     """The certificate of an attack's answer: its own where it has certified it itself, else `certify`'s."""
     if recovery.stop is Stop.VERIFIED and recovery.gradient_distance is not None:
         return Certificate(gradient_distance=recovery.gradient_distance, verified=True)
-    return certify(shared, model, recovery.sentences)
+    return certify(view, recovery.sentences)
 
 
-def certify(shared: SharedGradient, model: TextModel, sentences: tuple[Sentence, ...]) -> Certificate:
+def certify(view: View, sentences: tuple[Sentence, ...]) -> Certificate:
     """Form the gradient of `sentences` in float64 and compare.
 
     Args:
-        shared: the shared gradient.
-        model: the public model, in any precision.
+        view: what the server sees, with the model in any precision.
         sentences: a recovery's answer.
     """
-    meaningful = _repeatable(shared)
+    shared, model = view.shared, view.model
+    meaningful = _repeatable(view)
     complete = bool(sentences) and all(s.positions and all(p.id >= 0 for p in s.positions) for s in sentences)
     if not complete:
         return Certificate(gradient_distance=None, verified=False if meaningful else None)
-    distance = _distance(shared, own_gradient(shared, model.double(), sentences))
+    distance = _distance(shared, own_gradient(view.double(), sentences))
     if not meaningful:
         return Certificate(gradient_distance=distance, verified=None)
     if shared.model.dtype not in _HALVES:
@@ -88,44 +90,35 @@ def certify(shared: SharedGradient, model: TextModel, sentences: tuple[Sentence,
         return Certificate(gradient_distance=distance, verified=equal if shows or not equal else None)
     verified: bool | None = False if distance > _BEYOND_ROUNDING else None
     if verified is None and str(model.dtype) == f"torch.{shared.model.dtype}":
-        again = _distance(shared, own_gradient(shared, model, sentences))
+        again = _distance(shared, own_gradient(view, sentences))
         verified = True if again <= _EQUAL_IN_HALVES else None
     return Certificate(gradient_distance=distance, verified=verified)
 
 
-def certify_pictures(
-    shared: SharedGradient, model: ImageModel, pictures_BCHW: Tensor, labels: tuple[int, ...]
-) -> Certificate:
-    """As `certify`, for pictures of values 0 to 1 with their classes; with any defense, nothing is verified."""
+def certify_pictures(view: View, pictures_BCHW: Tensor, labels: tuple[int, ...]) -> Certificate:
+    """As `certify`, for pictures of values 0 to 1 with their classes."""
+    shared, meaningful = view.shared, _repeatable(view)
     if not len(pictures_BCHW):
-        return Certificate(gradient_distance=None, verified=None if shared.defenses else False)
-    double = model.double()
-    pixels_BCHW = double.normalized(pictures_BCHW.to(device=double.device, dtype=torch.float64))
-    own = formed_image_gradient(double, pixels_BCHW, double.targets(labels), list(shared.gradients))
-    distance = _distance(dataclasses.replace(shared, defenses=()), own)
+        return Certificate(gradient_distance=None, verified=False if meaningful else None)
+    double = view.double()
+    pixels_BCHW = double.model.normalized(pictures_BCHW.to(device=double.model.device, dtype=torch.float64))
+    examples = PictureExamples(pixels_BCHW=pixels_BCHW, targets=double.model.targets(labels))
+    distance = _distance(shared, double.own(examples))
     exact_enough = distance <= _EQUAL_PICTURES and shared.model.dtype not in _HALVES
-    return Certificate(gradient_distance=distance, verified=None if shared.defenses else exact_enough)
+    return Certificate(gradient_distance=distance, verified=exact_enough if meaningful else None)
 
 
-def own_gradient(
-    shared: SharedGradient, model: TextModel, sentences: tuple[Sentence, ...]
-) -> dict[str, Tensor]:
+def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tensor]:
     """The gradient that a client with `sentences` has before the defenses of its batch, on the shared parameters.
 
     Args:
-        shared: the shared gradient: which parameters, and whether each sample was clipped.
-        model: in the precision wanted.
+        view: what the server sees, with the model in the precision wanted.
         sentences: every position filled.
     """
-    batch, targets = _read(model, sentences)
-    names = list(shared.gradients)
-    clips = [e.max_norm for e in shared.effects if isinstance(e, Clipped) and e.per == "sample"]
-    if clips:
-        return _mean_of_clipped(model, batch, targets, names, clips)
-    return formed_gradient(model, batch, targets, names)
+    return view.own(_read(view.model, sentences))
 
 
-def _read(model: TextModel, sentences: tuple[Sentence, ...]) -> tuple[Batch, Targets]:
+def _read(model: TextModel, sentences: tuple[Sentence, ...]) -> TextExamples:
     """The sentences as the network reads them, and what it is asked to predict."""
     longest = max(len(sentence.positions) for sentence in sentences)
     shape = (len(sentences), longest)
@@ -144,14 +137,15 @@ def _read(model: TextModel, sentences: tuple[Sentence, ...]) -> tuple[Batch, Tar
         labels=torch.tensor([s.label or 0 for s in sentences]).to(model.device),
         hidden=hidden_BT.to(model.device),
     )
-    return Batch(ids_BT=inputs_BT, mask_BT=mask_BT.to(model.device)), targets
+    return TextExamples(batch=Batch(ids_BT=inputs_BT, mask_BT=mask_BT.to(model.device)), targets=targets)
 
 
 def _faintest(model: TextModel, sentences: tuple[Sentence, ...]) -> float:
     """The smallest part that a sentence has in the gradient, seen at the embeddings; 1 for a single one."""
     if len(sentences) == 1:
         return 1.0
-    batch, targets = _read(model, sentences)
+    examples = _read(model, sentences)
+    batch, targets = examples.batch, examples.targets
     embeddings_BTE = model.embed(batch.ids_BT).detach().requires_grad_(True)
     with torch.enable_grad():
         loss = model.loss(embeddings_BTE[None], batch.mask_BT[None], targets.expand(1))
@@ -160,32 +154,12 @@ def _faintest(model: TextModel, sentences: tuple[Sentence, ...]) -> float:
     return float(norms_B.min() / norms_B.norm().clamp_min(torch.finfo(norms_B.dtype).tiny))
 
 
-def _mean_of_clipped(
-    model: TextModel, batch: Batch, targets: Targets, names: list[str], clips: list[float]
-) -> dict[str, Tensor]:
-    """The mean of the samples' gradients, each clipped on the shared parameters."""
-    samples = []
-    for row in range(len(batch.ids_BT)):
-        one = slice(row, row + 1)
-        weights = targets.weights[one]
-        sample = formed_gradient(
-            model,
-            Batch(ids_BT=batch.ids_BT[one], mask_BT=batch.mask_BT[one]),
-            Targets(labels=targets.labels[one], weights=weights / weights.sum()),
-            names,
-        )
-        for max_norm in clips:
-            factors = clip_factors(sample, max_norm, "all")
-            sample = {name: value * factors[name] for name, value in sample.items()}
-        samples.append(sample)
-    return {name: torch.stack([sample[name] for sample in samples]).mean(0) for name in samples[0]}
-
-
-def _repeatable(shared: SharedGradient) -> bool:
-    """Whether all that the defenses do is known, and none of it is noise without bounds."""
-    if any(defense.effects is None for defense in shared.defenses):
+def _repeatable(view: View) -> bool:
+    """Whether all that client and defenses do is known, and none of it is drawn or noise without bounds."""
+    shared = view.shared
+    if not view.has(Trait.REPEATABLE) or any(defense.effects is None for defense in shared.defenses):
         return False
-    return not any(isinstance(effect, Noised) for effect in shared.effects)
+    return not any(effect.unbounded for effect in shared.effects)
 
 
 def _distance(shared: SharedGradient, own: dict[str, Tensor]) -> float:
@@ -197,10 +171,7 @@ def _distance(shared: SharedGradient, own: dict[str, Tensor]) -> float:
         name: exact(own[name]) if name in own else torch.zeros_like(exact(gradient), device=device)
         for name, gradient in shared.gradients.items()
     }
-    effects = [
-        effect for effect in shared.effects if not (isinstance(effect, Clipped) and effect.per == "sample")
-    ]
-    nearest = nearest_accepted(full, shared.gradients, effects)
+    nearest = nearest_accepted(full, shared.gradients, of_batch(shared.effects))
     squared_distance = sum(float((nearest[name] - full[name]).square().sum()) for name in nearest)
     squared_norm = sum(float(value.square().sum()) for value in nearest.values())
     return (squared_distance / squared_norm) ** 0.5 if squared_norm else float("inf")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from textleak.numerics import exact
-from textleak.shared.effects import Clipped, Effect, Masked, Noised, stages
+from textleak.shared.effects import Effect, Noised, of_batch, stages
 from textleak.shared.gradient import SharedGradient
 
 # Above what noise alone does in the strongest direction of the worst of a few hundred tensors, in units of that
@@ -78,11 +78,11 @@ def fit(shared: SharedGradient, own: dict[str, Tensor]) -> Fit | None:
 def _noises(effects: tuple[Effect, ...]) -> tuple[list[Noised], list[Effect]]:
     """The noises that end the effects, and what comes before; no noises where something hides what comes before."""
     noises: list[Noised] = []
-    before = [effect for effect in effects if not (isinstance(effect, Clipped) and effect.per == "sample")]
+    before = of_batch(effects)
     while before and isinstance(last := before[-1], Noised):
         noises.append(last)
         before.pop()
-    hidden = any(isinstance(effect, Noised | Masked) for effect in before)
+    hidden = any(effect.unbounded or effect.hides_entries for effect in before)
     return ([], []) if hidden else (noises, before)
 
 

@@ -19,8 +19,8 @@ from textleak.reports.analysis import Report
 from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
-from textleak.view import readable, seconds_in_words
-from textleak.words import count_of
+from textleak.runs import redacted_settings
+from textleak.words import count_of, readable, seconds_in_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -255,12 +255,10 @@ def _fenced(text: str, language: str) -> str:
 
 # How to do it again
 
-_PRIVATE = ("sentences", "labels")
-
 
 def settings_of(evaluation: Findings, redact: bool) -> Mapping[str, Any]:
     """What was asked for; without the private batch where the report is redacted."""
-    return {key: value for key, value in evaluation.settings.items() if not (redact and key in _PRIVATE)}
+    return redacted_settings(evaluation.settings) if redact else evaluation.settings
 
 
 def command(evaluation: Findings, *, redact: bool = False) -> str:
@@ -274,7 +272,7 @@ def command(evaluation: Findings, *, redact: bool = False) -> str:
 # What `textleak eval` takes as a flag, in the order of its help; the rest goes through --set.
 _FLAGS = (
     *("data", "column", "label_column", "limit", "max_words", "batch_size", "model", "weights", "task"),
-    *("attack", "share", "defense", "know", "seed", "time_limit", "device", "threads"),
+    *("attack", "share", "client", "defense", "know", "seed", "time_limit", "device", "threads"),
 )
 _SET = ("num_labels", "dtype")
 
@@ -316,6 +314,7 @@ def _run_command(settings: Mapping[str, Any], know: str | None, *, redact: bool)
         labels = () if redact else settings.get("labels") or ()
         words += [word for label in labels for word in ("--label", str(label))]
         words += ["--share", settings.get("share", "all")]
+        words += [word for spec in settings.get("client") or () for word in ("--client", spec)]
         words += [word for spec in settings.get("defense", ()) for word in ("--defense", spec)]
     words += ["--know", know or "nothing"]
     words += ["--attack", settings.get("attack", "")]

@@ -118,6 +118,7 @@ def _of_run(run: RunRecord) -> Findings:
         task=facts.get("task") or "auto",
         attack=str(facts.get("attack", "")),
         share=facts.get("share") or "all",
+        client=tuple(facts.get("client") or ()),
         defense=tuple(facts.get("defense") or ()),
         know=_know(facts.get("know") or ()),
         seed=facts.get("seed") or 0,
@@ -153,8 +154,8 @@ def _of_run(run: RunRecord) -> Findings:
 
 
 def _know(kinds: Sequence[str]) -> str:
-    """What a run's attack was told as a `--know` text, in which "no-defense" alone would stand for the default."""
-    return ",".join(kinds if {*kinds} - {"no-defense"} else ("nothing", *kinds))
+    """What a run's attack was told as a `--know` text, in which what hides something would stand for the default."""
+    return ",".join(kinds if {*kinds} - {"no-defense", "no-client"} else ("nothing", *kinds))
 
 
 def _record_of(result: Mapping[str, Any], cell: Cell) -> Record:

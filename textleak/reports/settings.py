@@ -12,7 +12,7 @@ from textleak.errors import InputError
 from textleak.evaluation.records import Cell
 
 # What distinguishes settings, in the order in which a reader wants to be told; seeds are pooled.
-AXES = ("data", "model", "weights", "task", "share", "batch_size", "defense", "know", "attack")
+AXES = ("data", "model", "weights", "task", "share", "client", "batch_size", "defense", "know", "attack")
 # Of these, who attacks: the attack and what it is told.
 OPPONENT = ("know", "attack")
 TITLES = {
@@ -21,6 +21,7 @@ TITLES = {
     "weights": "weights",
     "task": "task",
     "share": "shared",
+    "client": "client",
     "batch_size": "B",
     "defense": "defense",
     "know": "told",
@@ -53,8 +54,8 @@ def varying(settings: Iterable[Setting]) -> tuple[str, ...]:
 
 def in_words(axis: str, value: Any) -> str:  # noqa: ANN401 - the axes' own types
     """A value as a table's cell shows it."""
-    if axis == "defense":
-        return " + ".join(value) or "none"
+    if axis in ("client", "defense"):
+        return " + ".join(value) or ("none" if axis == "defense" else "one-step")
     return "by default" if value is None else str(value)
 
 
@@ -94,9 +95,10 @@ def _named(setting: Setting, axis: str) -> str:
 def _told(know: str | None) -> str:
     """What an attack was told, "" for the usual."""
     kinds = [] if know is None else [kind.strip() for kind in know.split(",")]
-    told = [kind for kind in kinds if kind != "no-defense"]
+    hidden = {"no-defense": "not told the defense", "no-client": "not told how the client trains"}
+    told = [kind for kind in kinds if kind not in hidden]
     words = [f"told {' and '.join(told)}"] if told else []
-    return ", ".join([*words, *(["not told the defense"] if "no-defense" in kinds else [])])
+    return ", ".join([*words, *(words for kind, words in hidden.items() if kind in kinds)])
 
 
 def opponents(settings: Iterable[Setting], axes: Collection[str]) -> dict[Setting, str]:

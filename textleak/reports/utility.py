@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from textleak import foreign
 from textleak.errors import InputError
 
 FORMAT_VERSION = 1
@@ -102,7 +103,7 @@ def read_utility(path: Path) -> Utility:
         InputError: no such file, or something else.
     """
     try:
-        return TypeAdapter(Utility).validate_json(path.read_bytes())
+        return TypeAdapter(Utility).validate_json(foreign.read(path))
     except (OSError, ValidationError) as error:
         raise InputError(
             f"{path} can't be read as a table of what defenses cost.",

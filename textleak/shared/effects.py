@@ -1,16 +1,16 @@
 """What defenses do to a gradient, in a few words that a server can use without knowing the defense.
 
-A defense says which of these it does, in order, with their strength; what its generator drew is not among them. A
-server can then ask which gradients could have become the one that it saw (`nearest_accepted`), and an attack which
-entries it can compare and how far it can trust them.
+A new effect is one class here. A defense says which of these it does, in order, with their strength; what its generator
+drew is not among them. A server can then ask which gradients could have become the one that it saw
+(`nearest_accepted`), and an attack which entries it can compare and how far it can trust them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,47 +19,178 @@ from torch import Tensor
 from textleak.numerics import exact
 
 Grid = Literal["float16", "bfloat16", "int8"]
+Scale = Literal["all", "layer", "tensor"]
 
 # Bits of the mantissa that are stored, and the exponent of the smallest normal number (IEEE 754 binary16; bfloat16).
 _FLOATING = {"float16": (10, -14), "bfloat16": (7, -126)}
 _INT8_STEPS = 127
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """One tensor of a candidate as an effect meets it.
+
+    Attributes:
+        own: the candidate's, before the effect.
+        seen: the shared one.
+        factor: what clipping multiplied it by.
+        bound: how large an entry that was set to 0 can have been.
+    """
+
+    own: Tensor
+    seen: Tensor
+    factor: float = 1.0
+    bound: float = math.inf
+
+
+class _Does:
+    """What an effect does where it doesn't say otherwise: nothing.
+
+    Attributes:
+        hides_entries: whether entries were set to 0, so that nothing is known of them.
+        leaves_grid: whether what isn't the batch's fills the spectrum of a gradient.
+        before_mean: whether it is done to each sample.
+        unbounded: whether it may have changed an entry by any amount.
+    """
+
+    hides_entries: ClassVar[bool] = False
+    leaves_grid: ClassVar[bool] = False
+    unbounded: ClassVar[bool] = False
+
+    @property
+    def before_mean(self) -> bool:
+        return False
+
+    @property
+    def lost_scale(self) -> Scale | None:
+        """Which tensors had their norm changed by one unknown factor; None for none."""
+        return None
+
+    def factors(self, gradient: dict[str, Tensor]) -> dict[str, float]:
+        """What each tensor is multiplied by; empty where that is 1."""
+        del gradient
+        return {}
+
+    def repeat(self, stage: Stage) -> Tensor:
+        """The effect on a candidate, as far as a server can repeat it."""
+        return stage.own
+
+    def bounds(self, low: Tensor, high: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Between what an entry lay before, given that it lay between `low` and `high` after."""
+        del stage
+        return low, high
+
+    def variance(self, gradient: Tensor) -> float:
+        """Mean squared change of an entry, float64 gradient given."""
+        del gradient
+        return 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
-class Clipped:
+class Clipped(_Does):
     """Scaled down to a norm of at most `max_norm`: all tensors together, each layer's, or each sample's."""
 
     kind: Literal["clipped"] = "clipped"
     max_norm: float
     per: Literal["all", "layer", "sample"] = "all"
 
+    @property
+    def before_mean(self) -> bool:
+        """Where it is each sample's."""
+        return self.per == "sample"
+
+    @property
+    def lost_scale(self) -> Scale | None:
+        """That of what was clipped together."""
+        return "layer" if self.per == "layer" else "all"
+
+    def factors(self, gradient: dict[str, Tensor]) -> dict[str, float]:
+        """At most 1."""
+        return clip_factors(gradient, self.max_norm, self.per)
+
+    def repeat(self, stage: Stage) -> Tensor:
+        """Scaled as the candidate would have been."""
+        return stage.own * stage.factor
+
+    def bounds(self, low: Tensor, high: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Scaled back."""
+        return low / stage.factor, high / stage.factor
+
 
 @dataclass(frozen=True, kw_only=True)
-class Masked:
+class Masked(_Does):
     """Entries set to 0; those left are the largest of each tensor or of all, or any."""
+
+    hides_entries: ClassVar[bool] = True
+    leaves_grid: ClassVar[bool] = True
 
     kind: Literal["masked"] = "masked"
     left: Literal["largest-of-tensor", "largest-of-all", "any"] = "any"
 
+    def repeat(self, stage: Stage) -> Tensor:
+        """With the same entries left."""
+        return stage.own * (stage.seen != 0).to(stage.own)
+
+    def bounds(self, low: Tensor, high: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Anything that the rest didn't crowd out."""
+        empty = stage.seen == 0
+        return low.masked_fill(empty, -stage.bound), high.masked_fill(empty, stage.bound)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Rounded:
+class Rounded(_Does):
     """Rounded to a grid: to the nearest point, or up and down with chances that keep the mean."""
+
+    leaves_grid: ClassVar[bool] = True
 
     kind: Literal["rounded"] = "rounded"
     grid: Grid
     stochastic: bool = False
 
+    def repeat(self, stage: Stage) -> Tensor:
+        """To the nearest point; what was drawn can't be repeated."""
+        return stage.own if self.stochastic else rounded(stage.own, spacing(stage.own, self.grid))
+
+    def bounds(self, low: Tensor, high: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Anything within the cell, or within two."""
+        around = stage.own if self.grid == "int8" else torch.maximum(-low, high)
+        reach = spacing(around, self.grid) * (1.0 if self.stochastic else 0.5)
+        return low - reach, high + reach
+
+    def variance(self, gradient: Tensor) -> float:
+        """Uniform over a cell, or over two, weighted, where rounding is stochastic; 0 isn't rounded."""
+        cells = spacing(gradient, self.grid).where(gradient != 0, 0.0)
+        return float(cells.square().mean()) / (6 if self.stochastic else 12)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Signed:
+class Signed(_Does):
     """Only signs are left: −1, 0 and 1."""
+
+    leaves_grid: ClassVar[bool] = True
 
     kind: Literal["signed"] = "signed"
 
+    @property
+    def lost_scale(self) -> Scale | None:
+        """Each tensor's."""
+        return "tensor"
+
+    def repeat(self, stage: Stage) -> Tensor:
+        """The candidate's signs."""
+        return stage.own.sign()
+
+    def bounds(self, low: Tensor, high: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Anything of that sign."""
+        del stage
+        return (
+            low.masked_fill(low > 0, 0.0).masked_fill(low < 0, -math.inf),
+            high.masked_fill(high < 0, 0.0).masked_fill(high > 0, math.inf),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Noised:
+class Noised(_Does):
     """Independent noise of mean 0 on every entry.
 
     Attributes:
@@ -67,9 +198,16 @@ class Noised:
         kurtosis: its fourth moment in units of sigma⁴: 3 for Gaussian noise, 6 for Laplace's.
     """
 
+    unbounded: ClassVar[bool] = True
+
     kind: Literal["noised"] = "noised"
     sigma: float
     kurtosis: float = 3.0
+
+    def variance(self, gradient: Tensor) -> float:
+        """The noise's."""
+        del gradient
+        return self.sigma**2
 
 
 Effect = Annotated[Clipped | Masked | Rounded | Signed | Noised, Field(discriminator="kind")]
@@ -77,18 +215,21 @@ Effect = Annotated[Clipped | Masked | Rounded | Signed | Noised, Field(discrimin
 
 def hides_entries(effects: Iterable[Effect]) -> bool:
     """Whether entries were set to 0: nothing is known of them."""
-    return any(isinstance(effect, Masked) for effect in effects)
+    return any(effect.hides_entries for effect in effects)
 
 
-def lost_scale(effects: Iterable[Effect]) -> Literal["all", "layer", "tensor"] | None:
+def lost_scale(effects: Iterable[Effect]) -> Scale | None:
     """Which tensors had their norm changed by one unknown factor: all together, each layer's or each; None for none."""
-    lost: Literal["all", "layer", "tensor"] | None = None
-    for effect in effects:
-        if isinstance(effect, Clipped):
-            lost = "layer" if effect.per == "layer" else lost or "all"
-        elif isinstance(effect, Signed):
-            lost = "tensor"
-    return lost
+    lost = [effect.lost_scale for effect in effects if effect.lost_scale is not None]
+    finer = [
+        scale for scale in lost if scale != "all"
+    ]  # clipping all together afterwards leaves these unknown
+    return (finer or lost)[-1] if lost else None
+
+
+def of_batch(effects: Iterable[Effect]) -> list[Effect]:
+    """Those that are done to the batch's gradient, in order."""
+    return [effect for effect in effects if not effect.before_mean]
 
 
 def spacing(values: Tensor, grid: Grid) -> Tensor:
@@ -124,6 +265,19 @@ def clip_factors(gradient: dict[str, Tensor], max_norm: float, per: str) -> dict
     return factors
 
 
+def clipped_samples(effects: Iterable[Effect]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+    """What the effects do to one sample's gradient, before the mean over the batch; None where they do nothing."""
+    clips = [effect.max_norm for effect in effects if isinstance(effect, Clipped) and effect.before_mean]
+
+    def clipped(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        for max_norm in clips:
+            factors = clip_factors(gradient, max_norm, "all")
+            gradient = {name: value * factors[name] for name, value in gradient.items()}
+        return gradient
+
+    return clipped if clips else None
+
+
 def stages(
     own: dict[str, Tensor], seen: dict[str, Tensor], effects: Sequence[Effect]
 ) -> tuple[list[dict[str, Tensor]], list[dict[str, float]]]:
@@ -136,10 +290,10 @@ def stages(
     factors: list[dict[str, float]] = []
     for effect in effects:
         now = found[-1]
-        factors.append(clip_factors(now, effect.max_norm, effect.per) if isinstance(effect, Clipped) else {})
+        factors.append(effect.factors(now))
         found.append(
             {
-                name: _repeated(value, seen[name], effect, factors[-1].get(name, 1.0))
+                name: effect.repeat(Stage(own=value, seen=seen[name], factor=factors[-1].get(name, 1.0)))
                 for name, value in now.items()
             }
         )
@@ -165,40 +319,20 @@ def nearest_accepted(
     bounds = {"largest-of-all": min(smallest.values(), default=math.inf), "any": math.inf}
     nearest = {}
     for name, value in seen.items():
-        low = high = exact(value).to(own[name].device)
-        empty = low == 0
+        low = high = shared = exact(value).to(own[name].device)
         for index in reversed(range(len(effects))):
             effect = effects[index]
-            if isinstance(effect, Clipped):
-                low, high = low / factors[index][name], high / factors[index][name]
-            elif isinstance(effect, Masked):
-                # What was done to those left, after, hides how large they were.
-                bound = bounds.get(effect.left, smallest[name]) if effect is effects[-1] else math.inf
-                low, high = low.masked_fill(empty, -bound), high.masked_fill(empty, bound)
-            elif isinstance(effect, Rounded):
-                around = before[index][name] if effect.grid == "int8" else torch.maximum(-low, high)
-                reach = spacing(around, effect.grid) * (1.0 if effect.stochastic else 0.5)
-                low, high = low - reach, high + reach
-            elif isinstance(effect, Signed):
-                low, high = (
-                    low.masked_fill(low > 0, 0.0).masked_fill(low < 0, -math.inf),
-                    high.masked_fill(high < 0, 0.0).masked_fill(high > 0, math.inf),
-                )
+            # What was done to those left, after, hides how large they were.
+            left = effect.left if isinstance(effect, Masked) and effect is effects[-1] else "any"
+            stage = Stage(
+                own=before[index][name],
+                seen=shared,
+                factor=factors[index].get(name, 1.0),
+                bound=bounds.get(left, smallest[name]),
+            )
+            low, high = effect.bounds(low, high, stage)
         nearest[name] = own[name].clamp(low, high)
     return nearest
-
-
-def _repeated(value: Tensor, seen: Tensor, effect: Effect, factor: float) -> Tensor:
-    """The effect on a candidate's gradient, as far as the server can repeat it."""
-    if isinstance(effect, Clipped):
-        return value * factor
-    if isinstance(effect, Masked):
-        return value * (seen != 0).to(value)
-    if isinstance(effect, Signed):
-        return value.sign()
-    if isinstance(effect, Rounded) and not effect.stochastic:
-        return rounded(value, spacing(value, effect.grid))
-    return value
 
 
 def _smallest(value: Tensor) -> float:

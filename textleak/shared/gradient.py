@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -19,52 +17,14 @@ from torch import Tensor
 
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
-from textleak.shared.effects import Effect, Noised, Rounded, spacing
-from textleak.shared.known import SideInformation
+from textleak.shared.effects import Effect, Noised
+from textleak.shared.known import UNTOLD, SideInformation
+from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense, PublicModel
+from textleak.shared.tensors import read_tensors
 
-FORMAT_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PublicModel:
-    """The model both sides know, as far as is needed to load the same one again.
-
-    Attributes:
-        name: alias, hub id or folder as it was asked for.
-        task: "classification", "causal-lm" or "masked-lm"; "image-classification" for pictures.
-        weights: "pretrained" or "random".
-        weights_seed: seed of the weights that were drawn at random (all of them, or a classification head).
-        num_labels: classes of a classification head, None for the other tasks.
-        dtype: for example "float32".
-        fingerprint: hash of names, shapes and a sample of the values, to notice another model.
-        picture: channels, height and width that an image model reads; None for text.
-    """
-
-    name: str
-    task: str
-    weights: str
-    weights_seed: int
-    num_labels: int | None
-    dtype: str
-    fingerprint: str
-    picture: tuple[int, int, int] | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PublicDefense:
-    """A defense as the server knows it: its name and strength, never its noise.
-
-    Attributes:
-        name: as it was registered.
-        options: its settings.
-        effects: what it does to a gradient, in order; None where it doesn't say.
-        epsilon: the differential privacy that it accounts for, None where it accounts for none.
-    """
-
-    name: str
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    effects: tuple[Effect, ...] | None = None
-    epsilon: float | None = None
+FORMAT_VERSION = 2
+_READ = ("1", "2")  # files of version 1 have no client: they are of one plain step
+_LONGEST_TEXT = 10_000  # characters in a name or an expression (our choice)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,18 +38,21 @@ class SharedGradient:
         known: side information.
         defenses: what the client did before sharing, in order, as far as the server is told: a server that doesn't
             know of them holds none, and takes the gradient for what the client computed.
+        client: how the client trained; a server that isn't told takes it for one plain step.
     """
 
     gradients: dict[str, Tensor]
     model: PublicModel
     share: str
-    known: SideInformation = dataclasses.field(default_factory=SideInformation)
+    known: SideInformation = UNTOLD
     defenses: tuple[PublicDefense, ...] = ()
+    client: PublicClient = ONE_STEP
 
     @property
     def effects(self) -> tuple[Effect, ...]:
-        """What all defenses do, in order, as far as they say."""
-        return tuple(effect for defense in self.defenses for effect in defense.effects or ())
+        """What the client's procedure and all defenses do, in order, as far as they say."""
+        defended = (effect for defense in self.defenses for effect in defense.effects or ())
+        return (*self.client.effects, *defended)
 
     @property
     def noise_sigma(self) -> float:
@@ -99,13 +62,7 @@ class SharedGradient:
     def deviation(self, name: str) -> float:
         """How far an entry of a tensor is from what the client computed, by noise and rounding: root mean square."""
         gradient = exact(self.gradients[name])
-        squared = self.noise_sigma**2
-        for effect in self.effects:
-            if isinstance(effect, Rounded):
-                # Uniform over a cell, or over two, weighted, where rounding is stochastic; 0 isn't rounded.
-                cells = spacing(gradient, effect.grid).where(gradient != 0, 0.0)
-                squared += float(cells.square().mean()) / (6 if effect.stochastic else 12)
-        return math.sqrt(squared)
+        return math.sqrt(sum(effect.variance(gradient) for effect in self.effects))
 
     def norm(self) -> float:
         """Global L2 norm."""
@@ -126,6 +83,7 @@ class SharedGradient:
             "share": self.share,
             "known": _dump(self.known),
             "defenses": _dump(self.defenses),
+            "client": _dump(self.client),
         }
         partial = path.with_name(path.name + ".partial")
         try:
@@ -142,28 +100,26 @@ class SharedGradient:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, not safetensors (a pickle is never opened), truncated, without
-                textleak's metadata, or with values that are not finite.
+            InputError: no such file, not safetensors (a pickle is never opened), truncated, too large for the
+                memory, without textleak's metadata, or with values that are not finite.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise InputError(
                 f"There is no gradient file {path}.", fix="`textleak share --out FILE` writes one."
             )
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                gradients = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+            header, gradients = read_tensors(path)
+        except OSError as error:
+            raise InputError(f"{path} can't be read as a gradient.", why=f"{error}.") from None
+        except ValueError as error:
             raise InputError(
                 f"{path} is not a readable safetensors file.",
                 why=f"{error}. It may be truncated, or a pickle, which is never opened as it can run code.",
                 fix="Write it again with `textleak share --out FILE`.",
             ) from None
-        if header.get("textleak") != str(FORMAT_VERSION):
+        if header.get("textleak") not in _READ:
             raise InputError(
-                f"{path} carries no textleak metadata of version {FORMAT_VERSION}.",
+                f"{path} carries no textleak metadata of version {' or '.join(_READ)}.",
                 why="Without it nobody can say which model and parameters the tensors belong to.",
                 fix="Write it with `textleak share --out FILE` or `SharedGradient.save`.",
             )
@@ -174,9 +130,16 @@ class SharedGradient:
                 share=header["share"],
                 known=TypeAdapter(SideInformation).validate_json(header["known"]),
                 defenses=TypeAdapter(tuple[PublicDefense, ...]).validate_json(header["defenses"]),
+                client=TypeAdapter(PublicClient).validate_json(header.get("client", "{}")),
             )
         except (KeyError, ValidationError) as error:
             raise InputError(f"The metadata of {path} is damaged.", why=str(error)) from None
+        for text in _texts([shared.share, json.loads(header["model"]), json.loads(header["defenses"])]):
+            if len(text) > _LONGEST_TEXT or not text.isprintable():
+                raise InputError(
+                    f"The metadata of {path} hold a text that can't be shown.",
+                    why=f"It has {len(text):,} characters and begins with {text[:40]!r}.",
+                )
         shared.check_finite(str(path))
         return shared
 
@@ -217,54 +180,16 @@ class SharedGradient:
                 raise InputError(f"The gradient of {name} has dtype {gradient.dtype}, not a floating one.")
 
 
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
 def _dump(value: object) -> str:
     return json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"))
-
-
-def share_expression(share: str) -> re.Pattern[str]:
-    """What is searched for in parameter names where `share` is none of the three words.
-
-    Raises:
-        InputError: it is malformed.
-    """
-    try:
-        return re.compile(share)
-    except re.error as error:
-        raise InputError(
-            f"--share {share!r} is not a regular expression.", why=f"{error}.", fix=_SHARE_FIX
-        ) from None
-
-
-def choose_shared(
-    share: str, names: list[str], *, embeddings: frozenset[str], attention: frozenset[str]
-) -> list[str]:
-    """The parameters whose gradients leave the client.
-
-    Args:
-        share: "all", "no-embeddings", "attention", or a regular expression searched for in each name.
-        names: all parameter names.
-        embeddings: names of every embedding, the output head and what is tied to them.
-        attention: names of query, key and value parameters.
-
-    Raises:
-        InputError: an expression that is malformed or matches nothing.
-    """
-    if share == "all":
-        return names
-    if share == "no-embeddings":
-        return [name for name in names if name not in embeddings]
-    if share == "attention":
-        chosen = [name for name in names if name in attention]
-    else:
-        expression = share_expression(share)
-        chosen = [name for name in names if expression.search(name)]
-    if not chosen:
-        raise InputError(
-            f"--share {share!r} matches none of the {len(names)} parameters.",
-            why=f"They are called like {names[0]} and {names[-1]}.",
-            fix=_SHARE_FIX,
-        )
-    return chosen
-
-
-_SHARE_FIX = "Use all, no-embeddings, attention, or an expression that matches parameter names."

@@ -1,4 +1,4 @@
-"""What a server knows beside the gradient, and how `--know` names it; no tensors, so that a form can read it too."""
+"""What the server knows beside the gradient: side information, and how `--know` names it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SideInformation:
     def parse(cls, names: str | None, *, batch_size: int, kinds: Sequence[str] = KINDS) -> frozenset[str]:
         """Which kinds a `--know` text names; None stands for the default (lengths too when B = 1).
 
-        "no-defense" is no kind, and the default where it stands alone; see `hides_defense`.
+        "no-defense" and "no-client" are no kinds, and the default where they stand alone; see `hides_defense`.
 
         Args:
             names: separated by commas, or "nothing".
@@ -50,26 +50,36 @@ class SideInformation:
         """
         if leaves_default(names):
             return frozenset({"batch-size", "lengths"} if batch_size == 1 else {"batch-size"})
-        chosen = [name for name in _names(names) if name != NO_DEFENSE]
+        chosen = [name for name in _names(names) if name not in _HIDDEN]
         if chosen == ["nothing"]:
             return frozenset()
         for name in chosen:
             if name not in kinds:
-                raise unknown_name("side information", name, [*kinds, NO_DEFENSE, "nothing"])
+                raise unknown_name("side information", name, [*kinds, *_HIDDEN, "nothing"])
         return frozenset(chosen)
 
 
-NO_DEFENSE = "no-defense"
+UNTOLD = SideInformation()
+"""Nothing beside the gradient."""
+
+NO_DEFENSE, NO_CLIENT = "no-defense", "no-client"
+_HIDDEN = (NO_DEFENSE, NO_CLIENT)
 
 
 def leaves_default(know: str | None) -> bool:
     """Whether a `--know` text names no side information, so that it is the default's."""
-    return know is None or set(_names(know)) == {NO_DEFENSE}
+    names = set(_names(know))
+    return know is None or (bool(names) and names <= set(_HIDDEN))
 
 
 def hides_defense(know: str | None) -> bool:
     """Whether a `--know` text keeps the defenses from the server, which then takes the gradient for undefended."""
     return NO_DEFENSE in _names(know)
+
+
+def hides_client(know: str | None) -> bool:
+    """Whether a `--know` text keeps the client's procedure from the server, which then takes it for one plain step."""
+    return NO_CLIENT in _names(know)
 
 
 def _names(know: str | None) -> list[str]:

@@ -1,21 +1,18 @@
-"""Pictures in a terminal, and what a run on pictures leaves on the screen.
+"""Pictures in a terminal.
 
 Two pixels share a cell, the upper as the sign's color and the lower as the background. Made of nothing but events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 from scipy.optimize import linear_sum_assignment
 
-from textleak.events import Progress, Stop
-from textleak.words import count_of
+from textleak.events import Progress
 
 _GAP = 2  # columns between pictures
 _SMALLEST = 8  # pixels of a picture that still shows something
@@ -144,59 +141,3 @@ def _beside(blocks: Sequence[Sequence[Text]]) -> list[Text]:
             line.append(" " * _GAP)
         lines.append(line)
     return lines
-
-
-def image_summary(result: Mapping[str, Any]) -> RenderableType:
-    """What a finished run on pictures leaves on the screen: a sentence, the figures, where the pictures are."""
-    parts: list[RenderableType] = []
-    if result.get("outcome") == "interrupted":
-        parts.append(Text(Stop.INTERRUPTED.value, style="yellow"))
-    style = "bold red" if result["psnr"] >= 20 else "bold yellow" if result["psnr"] >= 12 else "bold green"
-    parts.append(Text(how_much(result), style=style))
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bright_black", no_wrap=True)
-    table.add_column()
-    for number, image in enumerate(result["images"]):
-        words = f"PSNR {image['psnr']:.1f} dB   MSE {image['mse']:.1e}   SSIM {image['ssim']:.3f}"
-        if image.get("lpips") is not None:
-            words += f"   LPIPS {image['lpips']:.3f}"
-        if image["label"] is not None:
-            right = image["label"] == image["recovered_label"]
-            words += f"   label {image['recovered_label']}, " + (
-                "right" if right else f"wrong: it is {image['label']}"
-            )
-        table.add_row(f"picture {number + 1}", words)
-    distance = result.get("gradient_distance")
-    if distance is not None:
-        words = f"{distance:.1e} from the shared one (relative)"
-        if result.get("defense"):
-            words += ", which was changed before it was shared"
-        table.add_row("own gradient", words)
-    table.add_row("ended because", Text(str(result["stop"])))
-    if result.get("weights") == "random":
-        table.add_row("weights", "random")
-    seconds = result["seconds"]
-    table.add_row("took", f"{seconds:.1f} s, {count_of(result['evaluations'], 'evaluation')}")
-    parts.append(table)
-    parts.extend(Text(f"Note: {note}", style="yellow") for note in result.get("notes", ()))
-    if result.get("run_dir"):
-        parts += [
-            Text(""),
-            Text.assemble(("run folder ", "bright_black"), str(result["run_dir"])),
-            Text("  strip.png, recovery.gif, grid.png", style="bright_black"),
-        ]
-    return Group(*parts)
-
-
-def how_much(result: Mapping[str, Any]) -> str:
-    """One sentence: how much of the pictures leaked."""
-    psnr, count = result["psnr"], len(result["images"])
-    what = "The picture" if count == 1 else f"The {count} pictures"
-    # Our choice: at 30 dB an eye hardly tells the difference, at 20 dB it sees what is shown.
-    if psnr >= 30:
-        return f"{what} leaked: PSNR {psnr:.1f} dB, hardly to be told from the original."
-    if psnr >= 20:
-        return f"{what} leaked in outline and color: PSNR {psnr:.1f} dB."
-    if psnr >= 12:
-        return f"Little of it leaked: PSNR {psnr:.1f} dB."
-    return f"Nothing to be recognized was recovered: PSNR {psnr:.1f} dB."

@@ -91,9 +91,9 @@ def _on_text(settings: Mapping[str, Any], folder: Path) -> None:
 
 
 def _on_pictures(settings: Mapping[str, Any], folder: Path) -> None:
-    from textleak.data.pictures import Film, as_bytes, write_films
     from textleak.jobs.images import prepare
     from textleak.settings import load_image_config
+    from textleak.view.films import Film, as_bytes, write_films
 
     job, film = prepare(load_image_config(None, settings, ())), Film()
     result = _record(job, runs.RunFolder.create(folder, name=job.name), film)
@@ -103,14 +103,14 @@ def _on_pictures(settings: Mapping[str, Any], folder: Path) -> None:
 
 def _record(job: Job | ImageJob, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]:  # noqa: ANN401
     """Drive an attack into its folder; the result."""
-    from textleak.jobs.text import carry_out
+    from textleak.jobs.text import drive
 
     display = PlainDisplay(_Commentary(stderr=True, highlight=False))
     shows = [viewer.show for viewer in (display, *viewers)]
     try:
         with display, runs.Recorder(folder, job.settings(), viewers=shows) as recorder:
             try:
-                return carry_out(job, recorder)
+                return drive(job, recorder)
             except InputError:
                 raise
             except Exception as error:

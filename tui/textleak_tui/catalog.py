@@ -73,25 +73,9 @@ async def list_catalog() -> Catalog:
 
 def main() -> None:
     """Write the catalog to standard output."""
-    from textleak.attacks import ATTACKS
-    from textleak.defenses import DEFENSES
-    from textleak.describe import describe
-    from textleak.models.loading.images import ALIASES
+    from textleak import describe
 
-    catalog = Catalog(
-        attacks=tuple(
-            {
-                **describe(name, ATTACKS[name]),
-                "pictures": bool(getattr(ATTACKS[name], "reads_pictures", False)),
-            }
-            for name in ATTACKS
-        ),
-        defenses=tuple(describe(name, DEFENSES[name]) for name in DEFENSES),
-        image_models=tuple(
-            {"name": name, "summary": one.summary, "options": []} for name, one in ALIASES.items()
-        ),
-    )
-    sys.stdout.write(json.dumps(catalog.to_json(), default=str))
+    sys.stdout.write(json.dumps(describe.catalog(), default=str))
 
 
 if __name__ == "__main__":

@@ -13,16 +13,12 @@ from typing import Any
 
 from textleak.errors import InputError, TextleakError
 from textleak.events import Finished, to_json
-from textleak.runs import read_run
-from textleak.view import ViewState, how_much, loss_in_words, seconds_in_words
-from textleak.words import count_of
+from textleak.runs import read_run, redacted_settings, without_truth
+from textleak.view import ViewState, how_much
+from textleak.words import count_of, loss_in_words, seconds_in_words
 from textleak_tui.climb import Climb
 
 EXPORTS = "textleak-exports"
-# What an attacker doesn't know: left out of what is written while blind.
-_TRUTH = ("reference", "reference_tokens", "label", "exact", "token_match_rate", "token_recall", "exact_rate")
-_SCORES = ("rouge1", "rouge2", "rougeL", "rouge1_words", "rouge2_words", "rougeL_words", "stages", "surplus")
-_PICTURE_SCORES = ("psnr", "mse", "ssim", "pictures", "conversions")
 
 
 def export_folder(run: Path, base: Path | None = None) -> Path:
@@ -154,10 +150,9 @@ def run_json(run: Path, state: ViewState, *, blind: bool = False) -> dict[str, A
     result, settings, outcome = _records(run, state)
     if result is not None:
         return without_truth(result) if blind else dict(result)
-    found: dict[str, Any] = {**settings, "outcome": outcome, "seconds": state.t}
-    if blind:
-        found = {key: value for key, value in found.items() if key not in ("sentences", "labels")}
-    elif (rate := state.match_rate()) is not None:
+    shown = redacted_settings(settings) if blind else settings
+    found: dict[str, Any] = {**shown, "outcome": outcome, "seconds": state.t}
+    if not blind and (rate := state.match_rate()) is not None:
         found["token_match_rate"] = rate
     if state.finished is not None and state.finished.error:
         found["error"] = state.finished.error
@@ -166,19 +161,6 @@ def run_json(run: Path, state: ViewState, *, blind: bool = False) -> dict[str, A
         # JSON knows no infinity: a diverged candidate's loss is written as null.
         found["progress"] = json.loads(json.dumps(found["progress"]), parse_constant=lambda _: None)
     return found
-
-
-def without_truth(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result as an attacker could write it."""
-    hidden = (*_TRUTH, *_SCORES, *_PICTURE_SCORES)
-    kept = {key: value for key, value in result.items() if key not in hidden}
-    for samples in ("sentences", "images"):
-        if samples in result:
-            kept[samples] = [
-                {key: value for key, value in sample.items() if key not in hidden}
-                for sample in result[samples]
-            ]
-    return kept
 
 
 def summary(run: Path, state: ViewState, *, blind: bool = False) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +302,8 @@ def _check_image_model(text: str, catalog: Catalog) -> None:
 def _check_image_attack(text: str, catalog: Catalog) -> None:
     check_attack(text, catalog)
     found = catalog.attack(text)
-    if found is not None and not found.get("pictures", True):
-        names = [str(one["name"]) for one in catalog.attacks if one.get("pictures")]
+    if found is not None and not _reads_pictures(found):
+        names = [str(one["name"]) for one in catalog.attacks if _reads_pictures(one)]
         raise InputError(f"{text} recovers text, not pictures.", fix=f"Choose {', '.join(names)}.")
 
 
@@ -312,7 +312,11 @@ def _image_models(catalog: Catalog) -> list[Option]:
 
 
 def _image_attacks(catalog: Catalog) -> list[Option]:
-    return _attacks(Catalog(attacks=tuple(one for one in catalog.attacks if one.get("pictures"))))
+    return _attacks(Catalog(attacks=tuple(filter(_reads_pictures, catalog.attacks))))
+
+
+def _reads_pictures(attack: Mapping[str, Any]) -> bool:
+    return "pictures" in attack.get("reads", ())
 
 
 def _named(name: str, **changes: Any) -> Field:  # noqa: ANN401

@@ -11,6 +11,7 @@ from typing import Any
 
 from textleak.errors import InputError
 from textleak.runs import list_runs, read_run
+from textleak.words import printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,15 +141,15 @@ def read_row(path: Path) -> Row:
         return Row(
             path=path,
             started=_time(record.facts.get("started")),
-            model=f"{settings.get('model', '?')}{weights}",
-            attack=str(settings.get("attack", "?")),
-            defense=" ".join(map(str, settings.get("defense") or ())),
+            model=printable(f"{settings.get('model', '?')}{weights}"),
+            attack=printable(str(settings.get("attack", "?"))),
+            defense=printable(" ".join(map(str, settings.get("defense") or ()))),
             rate=_number(result.get("token_match_rate")),
             psnr=_number(result.get("psnr")),
             verified=result.get("verified") if isinstance(result.get("verified"), bool) else None,
             seconds=_number(result.get("seconds")),
             outcome=record.outcome,
-            text=str(sentences[0] or "") if sentences else "",
+            text=printable(str(sentences[0] or ""), kept="\n") if sentences else "",
         )
     except InputError as error:
         return Row(path=path, problem=error.why)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from textleak.events import Finished, Progress, Sentence, Truth
+from textleak.foreign import open_regular
 from textleak.runs import RunFolder, parse_line, read_run
 from textleak.view import PhaseSpan, Point, ViewState
 from textleak_tui.index import Axis, Index
@@ -88,7 +89,7 @@ class Recording:
         """Go over what was written since the last call, for at most so long; whether there was anything new."""
         until = time.perf_counter() + seconds
         try:
-            with self.folder.events_path.open("rb") as file:
+            with open_regular(self.folder.events_path) as file:
                 stat = os.fstat(file.fileno())
                 identity = stat.st_dev, stat.st_ino
                 if self._identity is not None and stat.st_size > self._size:
@@ -152,7 +153,7 @@ class Recording:
     def _event(self, kept: Index, number: int) -> Progress | None:
         """A progress, read again from the file; None where it can't be."""
         try:
-            with self.folder.events_path.open("rb") as file:
+            with open_regular(self.folder.events_path) as file:
                 file.seek(kept.lines[kept.progress_events[number]])
                 timed = parse_line(file.readline())
         except OSError:

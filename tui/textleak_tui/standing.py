@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from textleak.view import seconds_in_words
+from textleak.words import seconds_in_words
 
 # Our choice: a run writes 20 times a second at first and, after hours, every few seconds; a step of a large model
 # may take a minute.

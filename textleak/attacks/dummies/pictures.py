@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Tokens
 from textleak.matching import Leaves, Matcher, Objective, SquaredL2, Target
 from textleak.models.text import Targets
 from textleak.models.vision import ImageModel
-from textleak.shared.effects import Masked, hides_entries, lost_scale
+from textleak.shared.effects import hides_entries, lost_scale
 from textleak.shared.gradient import SharedGradient
 
 # A gradient this near to the shared one, relative to its norm, is the same to float32's rounding and then some, and its
@@ -94,15 +95,21 @@ class DummyPictures:
         labels_KB: classes that are held fixed; None where soft labels are optimized.
     """
 
-    model: ImageModel
-    shared: SharedGradient
+    view: View
     objective: Objective
     settings: PictureSettings
     labels_KB: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        """Check the gradient against the model."""
-        self.shared.validate(self.model.parameters)
+    @property
+    def model(self) -> ImageModel:
+        """The public model."""
+        model: ImageModel = self.view.model
+        return model
+
+    @property
+    def shared(self) -> SharedGradient:
+        """The shared gradient."""
+        return self.view.shared
 
     @cached_property
     def batch_size(self) -> int:
@@ -125,7 +132,7 @@ class DummyPictures:
             dtype=self.model.dtype,
             device=self.model.device,
         )
-        return Matcher(self.model.network, target, self.objective, kinks=self.settings.kinks)
+        return self.view.matcher(target, self.objective, kinks=self.settings.kinks)
 
     @property
     def tolerance(self) -> float | None:
@@ -134,7 +141,7 @@ class DummyPictures:
         Pruning leaves one: what is left is as it was.
         """
         if not all(
-            defense.effects is not None and all(isinstance(effect, Masked) for effect in defense.effects)
+            defense.effects is not None and all(effect.hides_entries for effect in defense.effects)
             for defense in self.shared.defenses
         ) or not isinstance(self.objective, SquaredL2):
             return None

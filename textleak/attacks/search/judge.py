@@ -16,9 +16,9 @@ from functools import cached_property
 import torch
 
 from textleak.attacks.search.problem import TextProblem
+from textleak.clients.view import View
 from textleak.events import Sentence
 from textleak.matching.discrete import Guess, Scores, class_changes, substitutions
-from textleak.models import TextModel
 from textleak.models.decoding import nearest_tokens, to_sentence, unreachable_tokens
 from textleak.proof.certificate import certify, own_gradient
 from textleak.proof.likelihood import Fit, fit
@@ -70,9 +70,9 @@ class Judge:
         self._fits: dict[Guess, Fit | None] = {}
 
     @cached_property
-    def _exact(self) -> TextModel:
-        """The model in float64: made only where a likelihood is asked for."""
-        return self.problem.model.double()
+    def _exact(self) -> View:
+        """The view in float64: made only where a likelihood is asked for."""
+        return self.problem.view.double()
 
     def has_judged(self, guess: Guess) -> bool:
         """Whether it has been put to the test."""
@@ -91,7 +91,7 @@ class Judge:
 
     def _judge(self, guess: Guess, scores: Scores) -> Verdict:
         if self.problem.shared.noise_sigma == 0:
-            certificate = certify(self.problem.shared, self.problem.model, self._sentences(guess))
+            certificate = certify(self.problem.view, self._sentences(guess))
             return Verdict(
                 verified=bool(certificate.verified),
                 gradient_distance=certificate.gradient_distance if certificate.verified else None,
@@ -114,7 +114,7 @@ class Judge:
 
     def _fit(self, guess: Guess) -> Fit | None:
         if guess not in self._fits:
-            own = own_gradient(self.problem.shared, self._exact, self._sentences(guess))
+            own = own_gradient(self._exact, self._sentences(guess))
             self._fits[guess] = fit(self.problem.shared, own)
         return self._fits[guess]
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.matching import Leaves, Matcher, Objective, Target
 from textleak.matching.discrete import Guess
@@ -39,20 +40,25 @@ class TextProblem:
     """Scores guesses of a batch by the distance of their gradient from the shared one.
 
     Attributes:
-        model: the public model.
-        shared: the shared gradient.
+        view: what the server sees.
         objective: the distance.
         drop_below: tensors whose norm is below this part of the largest one's are only rounding, and left out.
     """
 
-    model: TextModel
-    shared: SharedGradient
+    view: View
     objective: Objective
     drop_below: float = 1e-6  # our choice: float32 rounding of a gradient that is 0 in theory (key biases)
 
-    def __post_init__(self) -> None:
-        """Check the gradient against the model."""
-        self.shared.validate(self.model.parameters)
+    @property
+    def model(self) -> TextModel:
+        """The public model."""
+        model: TextModel = self.view.model
+        return model
+
+    @property
+    def shared(self) -> SharedGradient:
+        """The shared gradient."""
+        return self.view.shared
 
     @property
     def vocab_size(self) -> int:
@@ -102,7 +108,7 @@ class TextProblem:
     @cached_property
     def matcher(self) -> Matcher:
         """Matches every shared parameter, from ids."""
-        return Matcher(self.model.network, self._target(list(self.shared.gradients)), self.objective)
+        return self.view.matcher(self._target(list(self.shared.gradients)), self.objective)
 
     @cached_property
     def soft_matcher(self) -> Matcher:
@@ -119,7 +125,7 @@ class TextProblem:
                 why="Dummy embeddings leave no trace in it, so there is nothing to match.",
                 fix="Share more (--share all), or choose an attack that reads embedding rows.",
             )
-        return Matcher(self.model.network, self._target(names), self.objective)
+        return self.view.matcher(self._target(names), self.objective)
 
     @cached_property
     def whitened(self) -> Matcher | None:
@@ -138,7 +144,7 @@ class TextProblem:
         inputs = arbitrary_inputs(self.model, tuple(layer.name for layer in layers))
         biases = {layer.weight_name: layer.bias_name for layer in layers if layer.bias_name in shared}
         return WhitenedMatcher(
-            self.model.network,
+            self.view.client.source(self.model.network, [layer.weight_name for layer in layers]),
             shared,
             {
                 layer.weight_name: Whitening.of(
@@ -147,6 +153,7 @@ class TextProblem:
                 for layer in layers
             },
             {weight: bias for weight, bias in biases.items() if bias is not None},
+            like=self.table_VE,
         )
 
     # From guesses

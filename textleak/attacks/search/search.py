@@ -13,8 +13,8 @@ from functools import cached_property
 
 import torch
 
-from textleak.attacks.dummies.text import Place, pulls
 from textleak.attacks.search.labels import rank_labels
+from textleak.attacks.search.opened import Place, pulls
 from textleak.attacks.search.problem import TextProblem
 from textleak.attacks.search.shapes import Shape
 from textleak.events import Sentence

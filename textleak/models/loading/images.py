@@ -13,12 +13,14 @@ from torch import nn
 
 import textleak.models.rules.images  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
+from textleak.models.loading import own_code
 from textleak.models.loading.places import Place, find_place, not_at_hand
-from textleak.models.loading.quiet import quiet
-from textleak.models.loading.text import DTYPES, find_device, seeded, unreadable
-from textleak.models.networks import CifarResNet, LeNet, draw_uniformly, with_batch_statistics
+from textleak.models.loading.text import DTYPES, find_device, reading, weights_options
+from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
+from textleak.models.quiet import quiet
 from textleak.models.text import Weights
 from textleak.models.vision import ImageModel
+from textleak.seeds import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -51,15 +53,14 @@ class ImageAlias:
 ALIASES: dict[str, ImageAlias] = {
     "lenet": ImageAlias(summary="LeNet of DLG's code: sigmoid, weights U(-0.5, 0.5)", size=32),
     "resnet20": ImageAlias(
-        summary="ResNet-20 for CIFAR; activation=relu|sigmoid, strides, batch_norm=eval|train",
+        summary="ResNet-20 for CIFAR; activation=relu|sigmoid, strides",
         size=32,
-        options={"activation": "relu", "strides": True, "batch_norm": "eval"},
+        options={"activation": "relu", "strides": True},
         normalized=_CIFAR,
     ),
     "resnet18": ImageAlias(
-        summary="ResNet-18 as transformers has it; batch_norm=eval|train",
+        summary="ResNet-18 as transformers has it",
         size=64,
-        options={"batch_norm": "eval"},
         hugging_face=(
             "resnet",
             {
@@ -143,7 +144,7 @@ def load_image_model(
         built = _of_hugging_face(name, weights, seed=weights_seed, classes=num_labels, size=size)
     model = ImageModel(
         name=name,
-        network=built.network.to(device=where, dtype=DTYPES[dtype]),
+        network=built.network.to(device=where, dtype=DTYPES[dtype]).eval(),
         weights=built.weights,
         source=built.source,
         weights_seed=weights_seed,
@@ -172,7 +173,6 @@ def _options(name: str, alias: ImageAlias, spec: str) -> dict[str, Any]:
     options = dict(alias.options)
     allowed = {
         "activation": ("relu", "sigmoid"),
-        "batch_norm": ("eval", "train"),
         "strides": ("true", "false"),
     }
     for part in filter(None, spec.split(",")):
@@ -215,8 +215,6 @@ def _of_alias(
                 )
         if name == "lenet" or options["activation"] == "sigmoid":
             draw_uniformly(network, torch.Generator().manual_seed(seed))
-    if options.get("batch_norm") == "train":
-        with_batch_statistics(network)
     mean, deviation = alias.normalized or ((0.0,) * channels, (1.0,) * channels)
     if len(mean) != channels:  # gray: the mean of the colors
         mean, deviation = (sum(mean) / len(mean),) * channels, (sum(deviation) / len(deviation),) * channels
@@ -242,14 +240,9 @@ def _network(config: PreTrainedConfig, seed: int) -> nn.Module:
 
     with quiet(), seeded(seed):
         network: nn.Module = AutoModelForImageClassification.from_config(
-            config, attn_implementation=_attention(config), dtype=torch.float32
+            config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
         )
     return network
-
-
-def _attention(config: PreTrainedConfig) -> str | None:
-    """Attention that can be differentiated twice, where there is any."""
-    return "eager" if hasattr(config, "num_attention_heads") else None
 
 
 def _of_hugging_face(name: str, weights: str, *, seed: int, classes: int | None, size: int | None) -> _Built:
@@ -268,31 +261,31 @@ def _of_hugging_face(name: str, weights: str, *, seed: int, classes: int | None,
     pretrained = weights != "random" and place.has_weights
     if weights == "pretrained" and not pretrained:
         raise not_at_hand(name, None, f"{place.words} holds a configuration without weights")
-    try:
-        with quiet(), seeded(seed):
-            config = AutoConfig.from_pretrained(place.folder, local_files_only=True)
-            if type(config) not in AutoModelForImageClassification._model_mapping:
-                raise InputError(
-                    f"{name!r} ({config.model_type}) is not an image classifier.",
-                    fix="`textleak run` attacks text models.",
-                )
-            if classes is not None:
-                config.num_labels = classes
-            if pretrained:
-                network: nn.Module = AutoModelForImageClassification.from_pretrained(
-                    place.folder,
-                    config=config,
-                    attn_implementation=_attention(config),
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
-                )
-            else:
-                network = _network(config, seed)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file fails in as many ways as there are formats
-        raise unreadable(f"The model {name!r}", place, error) from error
+    own_code.check_parts(name, place)
+    with reading(name, place, "configuration"):
+        config = AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
+    if type(config) not in AutoModelForImageClassification._model_mapping:
+        if hasattr(config, "auto_map"):
+            raise own_code.needs_own_code(name)
+        raise InputError(
+            f"{name!r} ({config.model_type}) is not an image classifier.",
+            fix="`textleak run` attacks text models.",
+        )
+    if classes is not None:
+        config.num_labels = classes
+    with reading(name, place, "weights"), seeded(seed):
+        if pretrained:
+            network: nn.Module = AutoModelForImageClassification.from_pretrained(
+                place.folder,
+                config=config,
+                attn_implementation="eager",
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
+                **own_code.LOCAL,
+                **weights_options(place.folder),
+            )
+        else:
+            network = _network(config, seed)
     channels = int(getattr(config, "num_channels", 3))
     own_size, mean, deviation = _preprocessing(place, channels)
     side = size or _side(getattr(config, "image_size", None)) or own_size or 224

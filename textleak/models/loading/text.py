@@ -15,11 +15,12 @@ import torch
 
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
-from textleak.models.loading import vocabulary
+from textleak.models.loading import own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Place, find_place, not_at_hand
-from textleak.models.loading.quiet import quiet
+from textleak.models.quiet import quiet
 from textleak.models.text import Task, TextModel, Weights
+from textleak.seeds import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -41,8 +42,9 @@ def load_model(
     dtype: str = "float32",
     weights_seed: int = 0,
     num_labels: int = 2,
+    download: bool = True,
 ) -> TextModel:
-    """Load the public model that client and attacker share.
+    """Load the public model that client and attacker share. No code that a checkpoint brings along is run.
 
     Args:
         name: alias, hub id, folder, or .gguf file (or a folder that holds one).
@@ -53,9 +55,11 @@ def load_model(
         dtype: "float32", "float64" or "bfloat16".
         weights_seed: seed of weights that are drawn: all of them, or a head that the checkpoint lacks.
         num_labels: classes of a classification head, at least 2.
+        download: whether the hub may be asked for what isn't on this machine.
 
     Raises:
-        InputError: an unknown name or option, weights that can't be had, a device that isn't there.
+        InputError: an unknown name or option, weights that can't be had, a checkpoint that needs code of its own, a
+            device that isn't there.
     """
     if weights not in ("auto", *get_args(Weights)):
         raise unknown_name("kind of weights", weights, ("auto", *get_args(Weights)))
@@ -67,10 +71,12 @@ def load_model(
         raise InputError(f"num_labels={num_labels} can't be used.", why="A classification needs two classes.")
     where = find_device(device, DTYPES[dtype])
     entry = CATALOG.get(name) or BY_HUB_ID.get(name)
-    place, missing = find_place(name, entry, weights)
+    place, missing = find_place(name, entry, weights, download=download)
     if place is not None and weights != "random" and not place.has_weights:
         if weights == "pretrained":
-            raise not_at_hand(name, entry, f"{place.words} holds a configuration without weights")
+            raise not_at_hand(
+                name, entry, f"{place.words} holds a configuration without weights", download=download
+            )
         weights = "random"
     if place is not None and weights == "random":
         built = _random_in(name, place, entry, task=task, seed=weights_seed, num_labels=num_labels)
@@ -80,11 +86,11 @@ def load_model(
     elif entry is not None and weights != "pretrained":
         built = _random_alias(entry, missing, task=task, seed=weights_seed, num_labels=num_labels)
     else:
-        raise not_at_hand(name, entry, missing)
+        raise not_at_hand(name, entry, missing, download=download)
     return TextModel(
         name=name,
         task=built.task,
-        network=built.network.to(device=where, dtype=DTYPES[dtype]),
+        network=built.network.to(device=where, dtype=DTYPES[dtype]).eval(),
         tokenizer=built.tokenizer,
         weights=built.weights,
         source=built.source,
@@ -137,14 +143,6 @@ class _Built:
     source: str
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` on the CPU, and leave every global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, type[PreTrainedModel]]:
     """The task and the Auto class that builds it; what an architecture can do is transformers' own table."""
     from transformers import (
@@ -171,6 +169,8 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
     if task == "auto":
         chosen = "causal-lm" if "causal-lm" in able else "classification"
     if chosen not in able:
+        if not able and hasattr(config, "auto_map"):
+            raise own_code.needs_own_code(name)
         raise InputError(
             f"{name!r} ({config.model_type}) can't do {chosen}.",
             why=f"transformers has it for {', '.join(able) or 'none of the tasks here'}.",
@@ -179,49 +179,45 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
     return chosen, able[chosen]
 
 
-def unreadable(what: str, place: Place, error: Exception) -> InputError:
-    """The error for a checkpoint that something went wrong with."""
-    return InputError(
-        f"{what} can't be read from {place.words}.",
-        why=(str(error).strip().splitlines() or [type(error).__name__])[0],
-        fix="Check that the checkpoint is complete, or choose another --model.",
-    )
-
-
 @contextmanager
-def _reading(name: str, place: Place, what: str) -> Iterator[None]:
+def reading(name: str, place: Place, what: str) -> Iterator[None]:
     """Turn whatever goes wrong in reading a checkpoint into an `InputError` that says where; keep quiet."""
     if place.gguf is not None and importlib.util.find_spec("gguf") is None:
         raise _package_missing(name, place, "the package gguf")
     try:
-        with quiet():
+        with quiet(), own_code.refused(name):
             yield
+    except InputError:
+        raise
     except ImportError as error:
         raise _package_missing(name, place, str(error).strip().splitlines()[0]) from error
     except Exception as error:  # a damaged file fails in as many ways as there are formats
-        raise unreadable(f"The {what} of the model {name!r}", place, error) from error
+        raise InputError(
+            f"The {what} of the model {name!r} can't be read from {place.words}.",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            fix="Check that the checkpoint is complete, or choose another --model.",
+        ) from error
 
 
 def _read_config(name: str, place: Place, entry: Entry | None) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    with _reading(name, place, "configuration"):
+    own_code.check_parts(name, place)
+    with reading(name, place, "configuration"):
         if place.gguf is not None:
-            return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, local_files_only=True)
+            return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, **own_code.LOCAL)
         settings = json.loads((place.folder / "config.json").read_text("utf-8"))
         if entry is not None and "model_type" not in settings:  # checkpoints of 2019 and 2020 don't say
             return AutoConfig.for_model(entry.model_type, **settings)
-        return AutoConfig.from_pretrained(place.folder, local_files_only=True)
+        return AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
 
 
 def _read_tokenizer(name: str, place: Place, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     options = {} if place.gguf is None else {"gguf_file": place.gguf}
-    with _reading(name, place, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            place.folder, config=config, local_files_only=True, **options
-        )
+    with reading(name, place, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, config=config, **own_code.LOCAL, **options)
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
             raise ValueError("Its vocabulary is empty.")  # what transformers makes of missing files
     return tokenizer
@@ -238,7 +234,7 @@ def _package_missing(name: str, place: Place, what: str) -> InputError:
 @contextmanager
 def _reading_gguf_once() -> Iterator[None]:
     """Parse a GGUF file once for configuration, tokenizer and weights: seconds each time otherwise."""
-    if importlib.util.find_spec("gguf") is None:  # `_reading` says so
+    if importlib.util.find_spec("gguf") is None:  # `reading` says so
         yield
         return
     import gguf
@@ -259,7 +255,7 @@ def _pretrained(
     if chosen == "classification":
         config.num_labels = num_labels
     tokenizer = _read_tokenizer(name, place, config)
-    with _reading(name, place, "weights"), seeded(seed):
+    with reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
             network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
         else:
@@ -288,11 +284,18 @@ def _fill_from_folder(
         config=config,
         attn_implementation="eager",
         dtype=torch.float32,
-        local_files_only=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
+        **own_code.LOCAL,
+        **weights_options(folder),
     )
     return network, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+
+
+def weights_options(folder: Path) -> dict[str, Any]:
+    """How a folder's weights are read: safetensors where there are any, else pickles of nothing but tensors."""
+    safe = any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
+    return {"use_safetensors": True if safe else None, "weights_only": True}
 
 
 def _fill_from_gguf(
@@ -302,7 +305,7 @@ def _fill_from_gguf(
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     # Not from_pretrained, which asks for a package (accelerate) that only its other uses need.
-    network = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    network = _built(auto, config)
     tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=network)["tensors"]
     network.load_state_dict(tensors, strict=False)
     network.tie_weights()
@@ -314,9 +317,13 @@ def _fill_from_gguf(
     return network, {name for name, parameter in network.named_parameters() if id(parameter) not in filled}
 
 
+def _built(auto: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    return auto.from_config(config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False)
+
+
 def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     with quiet(), seeded(seed):
-        return auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        return _built(auto, config)
 
 
 def _random_in(
@@ -328,9 +335,11 @@ def _random_in(
     if chosen == "classification":
         config.num_labels = num_labels
     tokenizer = _read_tokenizer(name, place, config)
+    with own_code.refused(name):
+        network = _draw(auto, config, seed)
     return _Built(
         task=chosen,
-        network=_draw(auto, config, seed),
+        network=network,
         tokenizer=tokenizer,
         weights="random",
         source=f"random, seed {seed}; shape and tokenizer of {place.words}",

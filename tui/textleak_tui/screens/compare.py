@@ -15,8 +15,8 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from textleak.errors import InputError
-from textleak.view import ViewState, loss_in_words, seconds_in_words
-from textleak.words import count_of
+from textleak.view import ViewState
+from textleak.words import count_of, loss_in_words, seconds_in_words
 from textleak_tui.index import AXES, Axis
 from textleak_tui.playback import speed_after, speed_in_words
 from textleak_tui.recording import Recording

@@ -13,7 +13,8 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from textleak.errors import InputError
-from textleak.view import ViewState, seconds_in_words
+from textleak.view import ViewState
+from textleak.words import seconds_in_words
 from textleak_tui.playback import Playback, speed_in_words
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page

@@ -12,7 +12,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widget import Widget
 
-from textleak.view import UNICODE, ViewState, loss_in_words
+from textleak.view import UNICODE, ViewState
+from textleak.words import loss_in_words
 
 
 class CandidateList(Widget, can_focus=True):

@@ -10,7 +10,8 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from textleak.view import ViewState, loss_in_words
+from textleak.view import ViewState
+from textleak.words import loss_in_words
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # Losses below it are drawn there: a verified answer's is 0, which has no logarithm.

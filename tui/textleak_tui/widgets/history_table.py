@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.text import Text
 
-from textleak.view import UNICODE, seconds_in_words
+from textleak.view import UNICODE
+from textleak.words import seconds_in_words
 from textleak_tui.listing import Row, when
 from textleak_tui.standing import SIGNS
 from textleak_tui.widgets.run_table import RunTable, short

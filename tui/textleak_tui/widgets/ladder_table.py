@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from textleak.view import UNICODE, loss_in_words, seconds_in_words
+from textleak.view import UNICODE
+from textleak.words import loss_in_words, seconds_in_words
 from textleak_tui.climb import Rung
 from textleak_tui.widgets.run_table import RunTable, short
 

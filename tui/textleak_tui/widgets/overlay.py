@@ -11,7 +11,8 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from textleak.view import Point, loss_in_words
+from textleak.view import Point
+from textleak.words import loss_in_words
 from textleak_tui.index import Axis, place_of
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))

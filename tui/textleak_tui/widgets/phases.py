@@ -9,7 +9,8 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from textleak.view import UNICODE, PhaseSpan, ViewState, seconds_in_words
+from textleak.view import UNICODE, PhaseSpan, ViewState
+from textleak.words import seconds_in_words
 from textleak_tui.standing import SIGNS
 
 

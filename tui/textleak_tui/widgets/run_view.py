@@ -271,6 +271,4 @@ def answer_of_pictures(result: Mapping[str, object], *, blind: bool = False) -> 
             f": its own gradient is {distance:.1e} from the shared one" if isinstance(distance, float) else ""
         )
         return f"A picture was found{told}; without the true one nobody can say how near it is."
-    from textleak.view.pictures import how_much
-
     return how_much(result)

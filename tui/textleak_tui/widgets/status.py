@@ -7,7 +7,8 @@ import dataclasses
 from rich.text import Text
 from textual.widget import Widget
 
-from textleak.view import UNICODE, ViewState, loss_in_words, remaining_seconds, seconds_in_words
+from textleak.view import UNICODE, ViewState, remaining_seconds
+from textleak.words import loss_in_words, seconds_in_words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

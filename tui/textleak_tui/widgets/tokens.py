@@ -12,7 +12,8 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from textleak.events import Position, Sentence
-from textleak.view import OPEN, SPECIAL, UNICODE, ViewState, readable, right_of, statuses_of, surplus_of
+from textleak.view import OPEN, SPECIAL, UNICODE, ViewState, right_of, statuses_of, surplus_of
+from textleak.words import readable
 from textleak_tui.widgets.bands import Cell, Head, TokenBands
 from textleak_tui.widgets.pictures import Pictures
 

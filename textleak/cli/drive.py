@@ -1,0 +1,127 @@
+"""What `run` and `image` do alike: prepare, drive the attack with its view and its records, say what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import typer
+
+from textleak.cli import common
+from textleak.words import count_of
+
+if TYPE_CHECKING:
+    from textleak.events import Event
+    from textleak.jobs.images import ImageJob
+    from textleak.jobs.text import Job
+    from textleak.runs import RunFolder
+
+AnyJob = TypeVar("AnyJob", bound="Job | ImageJob")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Done(Generic[AnyJob]):
+    """A run that came to an end.
+
+    Attributes:
+        job: what ran.
+        folder: its run folder.
+        result: as it was written there.
+    """
+
+    job: AnyJob
+    folder: Path
+    result: dict[str, Any]
+
+
+def carry_out(
+    prepare: Callable[[], AnyJob], out: Path | None, viewers: Sequence[Callable[[Event], None]] = ()
+) -> Done[AnyJob]:
+    """Prepare a run and drive it to its end, shown on stderr and recorded in its folder.
+
+    Args:
+        prepare: loads and checks everything, and says what the run works on.
+        out: the run folder; None for a new one.
+        viewers: of its events, besides the display.
+
+    Raises:
+        TextleakError: it can't be run, or failed.
+        typer.Exit: a bug ended it, and has been reported.
+    """
+    from textleak.runs import RunFolder, check_out
+
+    check_out(out)
+    job = prepare()
+    folder = RunFolder.create(out, name=job.name)
+    return Done(job=job, folder=folder.path, result=_drive(job, folder, viewers))
+
+
+def _drive(
+    job: Job | ImageJob, folder: RunFolder, viewers: Sequence[Callable[[Event], None]]
+) -> dict[str, Any]:
+    """Run the attack with its view, its records and other viewers; the result as it was written."""
+    from textleak.errors import InputError, TextleakError
+    from textleak.jobs.text import drive
+    from textleak.runs import Recorder
+    from textleak.view import LiveDisplay, PlainDisplay, display_on
+
+    redact = job.config.redact
+    if job.config.save_gradients:
+        job.shared.save(folder.gradients_path)
+    try:
+        with (
+            display_on(common.stderr(), LiveDisplay, PlainDisplay) as display,
+            Recorder(folder, job.settings(), redact=redact, viewers=[display.show, *viewers]) as recorder,
+        ):
+            try:
+                return drive(job, recorder)
+            except InputError:
+                raise
+            except TextleakError as error:
+                recorder.fail(error)
+                raise
+            except Exception as error:
+                bug = error
+                recorder.fail(error)
+    except InputError:
+        # The attack itself says that this can't be attacked: nothing half-written is left.
+        folder.discard()
+        raise
+    common.report_bug(bug, folder.traceback_path, redact=redact)
+    raise typer.Exit(1)
+
+
+def say_run(job: Job | ImageJob, kind: str, size: str) -> None:
+    """On stderr, what a run works on.
+
+    Args:
+        job: the run.
+        kind: of model, in words.
+        size: of the batch, in words.
+    """
+    from rich.text import Text
+
+    facts = job.settings()
+    words = (
+        f"{facts['model']} ({kind}) on {facts['device']}, {facts['dtype']}, {count_of(job.threads, 'thread')}; "
+        f"{size}; loaded in {job.seconds_to_load:.1f} s"
+    )
+    common.stderr().print(Text(words, style="bright_black"), soft_wrap=True)
+
+
+def answer(result: dict[str, Any], *, as_json: bool) -> None:
+    """The result on stdout.
+
+    Raises:
+        typer.Exit: the run was interrupted.
+    """
+    if as_json:
+        common.print_json(result)
+    else:
+        from textleak.view.summary import summary
+
+        common.stdout().print(summary(result))
+    if result["outcome"] == "interrupted":
+        raise typer.Exit(common.INTERRUPTED)

@@ -1,0 +1,219 @@
+"""The shape of a client: how it prepares the model, runs it on a batch, and makes of that what it sends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from textleak.errors import InputError
+from textleak.matching.factored import Capture
+from textleak.matching.matcher import GradientSource
+from textleak.models.base import Examples, M, Modality, Model, Tensors
+from textleak.models.gradient import formed_gradient
+from textleak.registry import Registry
+from textleak.seeds import seeded
+from textleak.shared.effects import Effect
+from textleak.shared.public import PublicClient
+from textleak.shared.traits import Trait
+
+GradientOf = Callable[[Model, Examples], Tensors]
+"""The gradient of a batch on a model, with what defenses do to each sample of it."""
+
+OnSample = Callable[[Tensors], Tensors]
+"""What is done to one sample's gradient."""
+
+EVERY_TRAIT = frozenset(Trait)
+
+
+def gradient_of(
+    names: Sequence[str], on_sample: OnSample | None = None, draws: torch.Generator | None = None
+) -> GradientOf:
+    """How gradients of a batch are taken, as a client and its server both do it.
+
+    Args:
+        names: parameters whose gradients are wanted.
+        on_sample: what is done to each sample's gradient before the mean over the batch; None for nothing.
+        draws: what the network draws while it runs (dropout) comes from it; None where it draws nothing.
+    """
+
+    def one(model: Model, batch: Examples) -> Tensors:
+        if draws is None:
+            return formed_gradient(model, batch, names)
+        with seeded(int(torch.randint(2**62, (), generator=draws))):
+            return formed_gradient(model, batch, names)
+
+    def mean_of_samples(model: Model, batch: Examples) -> Tensors:
+        assert on_sample is not None
+        total: Tensors = {}
+        for b in range(len(batch)):
+            for name, value in on_sample(one(model, batch.only(slice(b, b + 1)))).items():
+                part = value / len(batch)
+                total[name] = total[name] + part if name in total else part
+        return total
+
+    return one if on_sample is None else mean_of_samples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Client:
+    """A kind of client; override what differs from one backward pass of the mean loss at the public weights.
+
+    Attributes:
+        name: as it was registered.
+        reads: what it can train on.
+    """
+
+    name: ClassVar[str] = "one-step"
+    reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
+
+    def prepare(self, model: M) -> M:
+        """The public model as this client trains it, adapters inserted, say; the model itself stays as it is."""
+        return model
+
+    def running(self, batch: Examples) -> Examples:
+        """The batch as the network is run on it: with dropout, in another precision."""
+        return batch
+
+    def update(
+        self, model: Model, batch: Examples, gradient_of: GradientOf, draws: torch.Generator
+    ) -> Tensors:
+        """What the client sends, before the defenses of the batch.
+
+        Args:
+            model: as `prepare` made it.
+            batch: as `running` made it.
+            gradient_of: gives the gradient of (a part of) the batch.
+            draws: the client's own randomness.
+        """
+        del draws
+        return gradient_of(model, batch)
+
+    def as_gradient(self, sent: Tensors, model: Model) -> Tensors:
+        """What a server takes for the gradient."""
+        del model
+        return sent
+
+    def trained(self, model: Model, shared: Sequence[str]) -> Sequence[str]:
+        """Parameters whose gradients `update` needs, of those that are shared and all that are trainable."""
+        del model
+        return shared
+
+    def traits(self, model: Model) -> frozenset[Trait]:
+        """What an attack may rely on."""
+        del model
+        return EVERY_TRAIT
+
+    def effects(self, model: Model) -> tuple[Effect, ...]:
+        """What the procedure itself does to the gradient that a server makes of it, in order."""
+        del model
+        return ()
+
+    def source(self, network: nn.Module, names: Iterable[str], *, kinks: float = 0.0) -> GradientSource:
+        """Where the engine takes candidates' gradients from; for `kinks` see `matching.factored.Capture`."""
+        return Capture(network, names, kinks=kinks)
+
+    def public(self, model: Model) -> PublicClient:
+        """What the server knows of it."""
+        return PublicClient(kinds=self.kinds, traits=self.traits(model), effects=self.effects(model))
+
+    @property
+    def kinds(self) -> tuple[tuple[str, dict[str, object]], ...]:
+        """Names and options of the kinds that it is composed of; none for one plain step."""
+        options = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return ((self.name, options),)
+
+
+CLIENTS: Registry[Client] = Registry("client", "textleak.clients")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Composed(Client):
+    """Several kinds, one after the other; at most one of them sends something of its own.
+
+    Attributes:
+        parts: the kinds, in order.
+    """
+
+    parts: tuple[Client, ...] = ()
+
+    @property
+    def _updates(self) -> Client:
+        """The kind that says what is sent."""
+        own = [part for part in self.parts if type(part).update is not Client.update]
+        return own[0] if own else _ONE_STEP
+
+    def prepare(self, model: M) -> M:
+        """By every kind, in order."""
+        for part in self.parts:
+            model = part.prepare(model)
+        return model
+
+    def running(self, batch: Examples) -> Examples:
+        """By every kind, the first one innermost."""
+        for part in self.parts:
+            batch = part.running(batch)
+        return batch
+
+    def update(
+        self, model: Model, batch: Examples, gradient_of: GradientOf, draws: torch.Generator
+    ) -> Tensors:
+        """As the one kind that overrides it."""
+        return self._updates.update(model, batch, gradient_of, draws)
+
+    def as_gradient(self, sent: Tensors, model: Model) -> Tensors:
+        """As the one kind that sends something else."""
+        return self._updates.as_gradient(sent, model)
+
+    def trained(self, model: Model, shared: Sequence[str]) -> Sequence[str]:
+        """As the one kind that sends something else."""
+        return self._updates.trained(model, shared)
+
+    def traits(self, model: Model) -> frozenset[Trait]:
+        """Those that every kind leaves."""
+        return frozenset.intersection(EVERY_TRAIT, *(part.traits(model) for part in self.parts))
+
+    def effects(self, model: Model) -> tuple[Effect, ...]:
+        """Of all kinds, in order."""
+        return tuple(effect for part in self.parts for effect in part.effects(model))
+
+    def source(self, network: nn.Module, names: Iterable[str], *, kinks: float = 0.0) -> GradientSource:
+        """Of the first kind that has its own."""
+        own = [part for part in self.parts if type(part).source is not Client.source]
+        return (own[0] if own else _ONE_STEP).source(network, names, kinks=kinks)
+
+    @property
+    def kinds(self) -> tuple[tuple[str, dict[str, object]], ...]:
+        """Those of all parts."""
+        return tuple(kind for part in self.parts for kind in part.kinds)
+
+
+_ONE_STEP = Client()
+
+
+def composed(parts: Sequence[Client] = ()) -> Client:
+    """One client of several kinds, in order; of none, one plain step.
+
+    Raises:
+        InputError: more than one of them says what is sent.
+    """
+    own = [part.name for part in parts if type(part).update is not Client.update]
+    if len(own) > 1:
+        raise InputError(
+            f"The clients {' and '.join(own)} can't be composed.",
+            why="Each of them says what leaves the device.",
+            fix=f"Keep one of them; others, like {'accumulate' if 'fedavg' in own else 'fedavg'}, have options for it.",
+        )
+    return Composed(parts=tuple(part for part in parts if part.name != _ONE_STEP.name))
+
+
+def client_of(public: PublicClient) -> Client:
+    """The client that travels with a gradient, its options checked.
+
+    Raises:
+        InputError: a kind that isn't registered here, or options that it doesn't take.
+    """
+    return composed([CLIENTS.build(name, options) for name, options in public.kinds])

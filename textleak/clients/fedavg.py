@@ -1,0 +1,143 @@
+"""Federated averaging: some optimizer steps on the client's own data; what moved is sent (McMahan et al. 2017)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from textleak.clients.base import CLIENTS, EVERY_TRAIT, Client, GradientOf
+from textleak.errors import InputError
+from textleak.models.base import Examples, Model, Tensors
+from textleak.shared.traits import Trait
+
+_Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Part = Annotated[float, Field(ge=0, lt=1)]
+
+
+@CLIENTS.register("fedavg")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FedAvg(Client):
+    """Steps of SGD or AdamW, as torch has them, on the batch in its order; the weights or their difference leave.
+
+    Attributes:
+        optimizer: "sgd" or "adamw".
+        lr: learning rate; None for 1e-2 with sgd and 5e-5 with adamw.
+        steps: of the optimizer; None for one pass over the data, or as many as `epochs`.
+        epochs: passes over the data; not together with steps.
+        batch_size: samples of a step, taken in order and begun again at the end; None for all of them.
+        max_grad_norm: each step's gradient is clipped to this norm first; None for no clipping.
+        momentum: of sgd.
+        beta1, beta2, eps: of adamw.
+        weight_decay: of either.
+        share: "update" for the weights' difference, "weights" for the weights after the last step.
+    """
+
+    name: ClassVar[str]
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: _Rate | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    max_grad_norm: _Rate | None = None
+    momentum: _Part = 0.0
+    beta1: _Part = 0.9
+    beta2: _Part = 0.999
+    eps: _Rate = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    share: Literal["update", "weights"] = "update"
+
+    def __post_init__(self) -> None:
+        """Check what contradicts itself."""
+        if self.steps is not None and self.epochs is not None:
+            raise InputError(
+                f"fedavg was given steps={self.steps} and epochs={self.epochs}.",
+                why="Either says how long the client trains.",
+                fix="Keep one of them.",
+            )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.lr or (1e-2 if self.optimizer == "sgd" else 5e-5)  # AdamW: Hugging Face TrainingArguments
+
+    @property
+    def _single(self) -> bool:
+        """Whether it is one step, whatever the batch."""
+        whole = self.batch_size is None and self.epochs in (None, 1)
+        return self.steps == 1 or (self.steps is None and whole)
+
+    def step_batches(self, batch: Examples) -> Iterator[Examples]:
+        """What each step is taken on."""
+        size = min(self.batch_size or len(batch), len(batch))
+        starts = range(0, len(batch), size)
+        count = self.steps or (self.epochs or 1) * len(starts)
+        for step in range(count):
+            start = starts[step % len(starts)]
+            yield batch.only(slice(start, start + size))
+
+    def update(
+        self, model: Model, batch: Examples, gradient_of: GradientOf, draws: torch.Generator
+    ) -> Tensors:
+        """The weights' difference after the local steps, or the weights."""
+        del draws
+        local = model.with_network(copy.deepcopy(model.network))
+        parts = list(self.step_batches(batch))
+        first = gradient_of(local, parts[0])
+        moved = {name: local.parameters[name] for name in first}
+        before = {name: parameter.detach().clone() for name, parameter in moved.items()}
+        optimizer = self._optimizer(list(moved.values()))
+        for number, part in enumerate(parts):
+            gradient = first if number == 0 else gradient_of(local, part)
+            for name, parameter in moved.items():
+                parameter.grad = gradient[name]
+            if self.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(list(moved.values()), self.max_grad_norm)
+            optimizer.step()
+        after = {name: parameter.detach() for name, parameter in moved.items()}
+        if self.share == "weights":
+            return after
+        return {name: after[name] - before[name] for name in after}
+
+    def _optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, lr=self.rate, momentum=self.momentum, weight_decay=self.weight_decay
+            )
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(
+            parameters, lr=self.rate, betas=betas, eps=self.eps, weight_decay=self.weight_decay
+        )
+
+    def trained(self, model: Model, shared: Sequence[str]) -> Sequence[str]:
+        """All that is trained: later steps and clipping depend on it."""
+        del shared
+        return model.trainable
+
+    def as_gradient(self, sent: Tensors, model: Model) -> Tensors:
+        """The mean gradient of the steps, as far as the update shows it."""
+        moved = {
+            name: value - model.parameters[name].detach() if self.share == "weights" else value
+            for name, value in sent.items()
+        }
+        return {name: -value / self.rate for name, value in moved.items()}
+
+    def traits(self, model: Model) -> frozenset[Trait]:
+        """One step of plain SGD is a gradient; clipping hides its scale, more steps move the weights."""
+        del model
+        lost: set[Trait] = set()
+        if self.max_grad_norm is not None:
+            lost |= {Trait.SCALED}
+        if not self._single:
+            lost |= {Trait.ONE_POINT, Trait.ADDITIVE, Trait.IN_SPAN, Trait.SCALED}
+        if self.optimizer == "adamw" or self.momentum:
+            lost |= {Trait.SCALED}
+        if self.optimizer == "adamw":
+            lost |= {Trait.ADDITIVE, Trait.IN_SPAN}
+        return EVERY_TRAIT - lost

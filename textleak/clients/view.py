@@ -1,0 +1,96 @@
+"""All that a server has of a client: what was shared, the public model, and the procedure to replay on a guess."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any, Self
+
+import torch
+
+from textleak.clients.base import Client, client_of, gradient_of
+from textleak.matching import Matcher, Objective, Target
+from textleak.matching.matcher import matched_names
+from textleak.models.base import Examples, Tensors
+from textleak.shared.effects import clipped_samples
+from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clock:
+    """When an attack has to end.
+
+    Attributes:
+        deadline: in seconds of `time.monotonic`; None for no limit.
+    """
+
+    deadline: float | None = None
+
+    @classmethod
+    def of(cls, limit: float | None) -> Clock:
+        """One that rings after so many seconds; None for never."""
+        return cls(deadline=None if limit is None else time.monotonic() + limit)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to the end, at least 0; None for no limit."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        """Whether time is up."""
+        return self.left == 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """All that a server has.
+
+    Attributes:
+        shared: what was shared; its gradients are what the client's procedure makes of what it sent.
+        model: the public model as the client trains it, a `TextModel` or an `ImageModel`.
+        client: the client's procedure.
+        clock: when the attack has to end.
+    """
+
+    shared: SharedGradient
+    model: Any
+    client: Client
+    clock: Clock = Clock()
+
+    def own(self, guess: Examples) -> Tensors:
+        """What the client would have sent if the batch were `guess`, as a gradient, before the batch's defenses."""
+        client, names = self.client, list(self.shared.gradients)
+        gradient = gradient_of(client.trained(self.model, names), clipped_samples(self.shared.effects))
+        sent = client.update(self.model, client.running(guess), gradient, torch.Generator())
+        made = client.as_gradient(sent, self.model)
+        return {name: made[name] for name in names if name in made}
+
+    def matcher(self, target: Target, objective: Objective, *, kinks: float = 0.0) -> Matcher:
+        """Compares candidates' gradients with a target, by the client's own way to gradients."""
+        names = matched_names(target, objective)
+        return Matcher(self.client.source(self.model.network, names, kinks=kinks), target, objective)
+
+    def double(self) -> Self:
+        """The same with the model in float64."""
+        return dataclasses.replace(self, model=self.model.double())
+
+    def has(self, trait: Trait) -> bool:
+        """Whether an attack may rely on something of how the client computes."""
+        return trait in self.client.traits(self.model)
+
+
+def view_of(shared: SharedGradient, model: Any, *, clock: Clock = Clock()) -> View:  # noqa: ANN401 - either model
+    """What a server makes of a shared gradient and the public model.
+
+    Raises:
+        InputError: a client of a kind that isn't known here, or gradients of another model.
+    """
+    client = client_of(shared.client)
+    prepared = client.prepare(model)
+    shared.validate(prepared.parameters)
+    gradients = client.as_gradient(shared.gradients, prepared)
+    return View(
+        shared=dataclasses.replace(shared, gradients=gradients), model=prepared, client=client, clock=clock
+    )

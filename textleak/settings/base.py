@@ -1,0 +1,63 @@
+"""What all settings have in common: frozen, no unknown key, and words for a value that can't be used."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from textleak.errors import InputError, unknown_name
+
+Checked = TypeVar("Checked", bound="Settings")
+DType = Literal["float32", "float64", "bfloat16"]
+
+
+class Settings(BaseModel):
+    """Settings of one kind.
+
+    Attributes:
+        flags: of the settings whose flag has another name than they have; "" where there is none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    flags: ClassVar[Mapping[str, str]] = {}
+
+
+def unknown_setting(key: str, known: Iterable[str], where: str) -> InputError:
+    """An error for a key that no setting has, with the nearest names."""
+    written = "with its name, -a NAME:KEY=VALUE" if "batch_size" in known else "attack.KEY"
+    fix = f"An attack's own options are written {written}; `textleak attacks NAME` lists them."
+    return unknown_name(f"setting{where and f' in {where}'}", key, known, fix=fix)
+
+
+def validated(kind: type[Checked], settings: Mapping[str, Any]) -> Checked:
+    """Settings of a kind.
+
+    Raises:
+        InputError: an unknown key, or a value that can't be used.
+    """
+    try:
+        return kind.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown_setting(str(first["loc"][-1]), kind.model_fields, "") from None
+        value = first.get("input")
+        fix = ""
+        if first["type"] == "literal_error":
+            allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+            near = difflib.get_close_matches(str(value), allowed, n=2, cutoff=0.4)
+            fix = f"Did you mean {' or '.join(near)}?" if near else ""
+        message = str(first["msg"])
+        raise InputError(f"{flag(kind, key)} can't be {value!r}.", why=f"{message}.", fix=fix) from None
+
+
+def flag(kind: type[Settings], key: str) -> str:
+    """A setting as a person knows it: the command's flag, where there is one."""
+    name = key.partition(".")[0]
+    own = f"--{name.replace('_', '-')}" if name in kind.model_fields else ""
+    return kind.flags.get(name, own) or f"The setting {key}"

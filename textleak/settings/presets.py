@@ -1,0 +1,110 @@
+"""Layers of settings: presets in YAML files, `--set KEY=VALUE`, and how one is laid over another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from textleak import foreign
+from textleak.errors import InputError, unknown_name
+from textleak.settings.base import unknown_setting
+from textleak.settings.specs import Loader, key_and_value, read
+
+EVALUATIONS = "evaluations"
+MOST_PRESET = foreign.MIB  # bytes of a file (our choice): no preset is near it
+# Where a batch may come from: naming one sets aside what a layer below named.
+_SOURCES = frozenset({"sentences", "file", "gradients"})
+
+
+def lay_over(below: dict[str, Any], above: Mapping[str, Any], default_attack: str) -> None:
+    """Put `above` over `below`; an attack's options stay only while the attack does."""
+    if _SOURCES & above.keys():
+        for key in (_SOURCES | {"truth", "labels"}) - above.keys():
+            below.pop(key, None)
+    for key, value in above.items():
+        if key != "attack":
+            below[key] = value
+            continue
+        new = read(value)
+        old = below.get("attack", {})
+        if not isinstance(new, Mapping):
+            below[key] = value
+            continue
+        same = "name" not in new or new["name"] == old.get("name", default_attack)
+        options = {**(old.get("options", {}) if same else {}), **new.get("options", {})}
+        name = new.get("name", old.get("name", default_attack))
+        below[key] = {"name": name, "options": options}
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`a.b=value` as `{"a": {"b": value}}`; the value is YAML.
+
+    Raises:
+        InputError: no equals sign, no key, or a value that isn't YAML.
+    """
+    dotted, value = key_and_value(text)
+    setting: Any = value
+    for part in reversed(dotted.split(".")):
+        if not part:
+            raise InputError(f"--set {text!r} has an empty key.", fix="Write KEY=VALUE, for example seed=1.")
+        setting = {part: setting}
+    assert isinstance(setting, dict)
+    return setting
+
+
+def presets_folder() -> Path:
+    """Where presets lie: inside the installed package, else in the checkout beside it."""
+    installed = Path(str(files("textleak") / "configs"))
+    return installed if installed.is_dir() else installed.parent.parent / "configs"
+
+
+def preset_names(folder: str = "") -> list[str]:
+    """Names that `-c` takes: file names without their ending, with the folder where they lie in one.
+
+    Args:
+        folder: "evaluations" for those of `textleak eval`, "" for all others.
+    """
+    root = presets_folder()
+    names = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return [name for name in names if name.startswith(f"{EVALUATIONS}/") == (folder == EVALUATIONS)]
+
+
+def read_preset(name: str, folder: str = "") -> dict[str, Any]:
+    """The settings in a preset.
+
+    Args:
+        name: a name of `preset_names`, its last part, or a path to a YAML file.
+        folder: as for `preset_names`.
+
+    Raises:
+        InputError: unknown (with the nearest names), unreadable, or not a mapping.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        known = preset_names(folder)
+        found = [candidate for candidate in known if name in (candidate, candidate.rpartition("/")[2])]
+        if not found:
+            raise unknown_name(
+                "config", name, known or ["(none)"], fix="Give one of the presets, or a path to a YAML file."
+            )
+        path = presets_folder() / f"{found[0]}.yaml"
+    try:
+        content = yaml.load(foreign.read(path, most=MOST_PRESET).decode("utf-8"), Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"The config {path} can't be read.", why=str(error)) from None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"The config {path} holds no settings.", fix="Write `key: value` lines, for example seed: 1."
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def check_keys(settings: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise for a key that isn't known, and say where it stands."""
+    for key in settings:
+        if key not in known:
+            raise unknown_setting(key, known, where)

@@ -1,0 +1,288 @@
+"""The settings of `textleak run`, `image` and `share`: what a client does, and what an attack."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field, field_validator
+
+from textleak import foreign
+from textleak.errors import InputError
+from textleak.settings.base import DType, Settings, flag, validated
+from textleak.settings.choices import Choice
+from textleak.settings.presets import check_keys, lay_over, parse_assignment, read_preset
+
+Config = TypeVar("Config", bound="_ClientSettings")
+DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "match", "dlg"
+# Bytes of a file of sentences (our choice): no batch that can be attacked is near it.
+MOST_SENTENCES = 64 * foreign.MIB
+
+
+class _ClientSettings(Settings):
+    """What a client's settings have in common, whatever its batch is made of."""
+
+    flags: ClassVar[Mapping[str, str]] = {
+        "sentences": "--sentence",
+        "images": "--image",
+        "indices": "--index",
+        "labels": "--label",
+        "defenses": "--defense",
+        **dict.fromkeys(("num_labels", "dtype", "size", "channels"), ""),
+    }
+
+    weights: Literal["auto", "pretrained", "random"] = "auto"
+    labels: tuple[int, ...] = ()
+    share: str = "all"
+    client: tuple[Choice, ...] = ()
+    defenses: tuple[Choice, ...] = ()
+    know: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    dtype: DType = "float32"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    out: Path | None = None
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _short_names(cls, value: object) -> object:
+        return {"bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}.get(str(value), value)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_label(cls, value: object) -> object:
+        return (value,) if isinstance(value, int | str) else value
+
+    @field_validator("client", "defenses", mode="before")
+    @classmethod
+    def _one_or_several_choices(cls, value: object) -> object:
+        return (value,) if isinstance(value, str | Mapping) else value or ()
+
+
+class _AttackSettings(Settings):
+    """What the settings of an attack have in common."""
+
+    attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_ATTACK))
+    restarts: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    save_gradients: bool = False
+    redact: bool = False
+
+    def attack_options(self) -> dict[str, Any]:
+        """The attack's options, K and steps included where they were given."""
+        given = {"restarts": self.restarts, "steps": self.steps}
+        return {**self.attack.options, **{key: value for key, value in given.items() if value is not None}}
+
+
+class ClientConfig(_ClientSettings):
+    """What a client needs to compute a gradient: the settings that `run` and `share` have in common.
+
+    Attributes:
+        model: alias, hub id, folder, or folder and .gguf file.
+        weights: "auto" takes pretrained weights if they can be had, else random ones.
+        task: "auto", "classification", "causal-lm" or "masked-lm".
+        num_labels: classes of a classification head.
+        sentences: the private batch.
+        file: a text file with one sentence a line, instead of `sentences`.
+        labels: one class a sentence; drawn from the seed where empty.
+        share: "all", "no-embeddings", "attention" or an expression on parameter names.
+        client: how the client trains: kinds that are composed in order; none for one plain step.
+        defenses: what the client does before sharing, in order.
+        know: what the attacker is told: "lengths,labels,batch-size" or "nothing"; None for the batch size,
+            and the lengths too when there is one sentence.
+        seed: splits into independent streams for weights, client, defense and attack.
+        dtype: precision of the model.
+        device: "auto", "cpu", "cuda[:N]" or "mps".
+        threads: CPU threads; None for the cores at hand.
+    """
+
+    model: str = "bert-tiny"
+    task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
+    num_labels: Annotated[int, Field(ge=2)] = 2
+    sentences: tuple[str, ...] = ()
+    file: Path | None = None
+
+    @field_validator("sentences", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    def batch(self) -> tuple[str, ...]:
+        """The sentences, from the file where one is named (blank lines left out).
+
+        Raises:
+            InputError: no such file, not text, or no sentence in it.
+        """
+        if self.file is None:
+            return self.sentences
+        try:
+            text = foreign.read(self.file, most=MOST_SENTENCES, pipes=True).decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.file} can't be read as sentences.",
+                why=str(error),
+                fix="Give --file a UTF-8 text file with one sentence a line.",
+            ) from None
+        sentences = tuple(line.strip() for line in io.StringIO(text, newline=None) if line.strip())
+        if not sentences:
+            raise InputError(f"{self.file} has no sentence in it.", fix="Write one sentence a line.")
+        return sentences
+
+
+class RunConfig(ClientConfig, _AttackSettings):
+    """The settings of `textleak run`.
+
+    Attributes:
+        attack: its name and its own options (`--set attack.KEY=VALUE`).
+        restarts: candidates attacked at once, K; None for the attack's own default.
+        steps: at most so many; None for the attack's own default.
+        prior: language model that judges texts, for attacks that have one (`attack.prior`).
+        gradients: attack a gradient read from this file instead of sentences.
+        truth: what that gradient was computed from, for scoring.
+        out: the run folder; None for a new one in the usual place.
+        save_gradients: keep the shared gradient in the run folder.
+        redact: no text, no token and no truth in any record.
+        fail_above: exit code 3 when the token match rate is above it.
+    """
+
+    prior: str | None = None
+    gradients: Path | None = None
+    truth: Path | None = None
+    fail_above: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+
+    def attack_options(self) -> dict[str, Any]:
+        """The attack's options, the prior included where one was given."""
+        return {**super().attack_options(), **({} if self.prior is None else {"prior": self.prior})}
+
+
+class ImageConfig(_ClientSettings, _AttackSettings):
+    """The settings of `textleak image`; those that it shares with `RunConfig` mean the same.
+
+    Attributes:
+        model: alias with its options, hub id or folder of an image classifier.
+        num_labels: classes; None for 100, or for what a checkpoint has.
+        size: height and width of a picture; None for the model's own.
+        channels: 3, or 1 for gray pictures.
+        images: picture files, the private batch.
+        indices: or numbers of pictures in `dataset`; the first where none is given.
+        dataset: "cifar100", "cifar10", "mnist" or a folder; None for the sample pictures.
+    """
+
+    model: str = "lenet"
+    num_labels: Annotated[int, Field(ge=2)] | None = None
+    size: Annotated[int, Field(ge=1)] | None = None
+    channels: Literal[1, 3] = 3
+    images: tuple[Path, ...] = ()
+    indices: tuple[int, ...] = ()
+    dataset: str | None = None
+    attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_IMAGE_ATTACK))
+
+    @field_validator("images", "indices", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str | int | Path) else value
+
+
+def load_run_config(
+    preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> RunConfig:
+    """Settings of a run from a preset, flags and `key=value` texts, later ones winning.
+
+    Args:
+        preset: a name under `configs/` or a path to a YAML file.
+        flags: settings by name; those that are None or empty were not given.
+        assignments: as `--set` takes them; dotted keys reach inside, values are YAML.
+
+    Raises:
+        InputError: an unknown preset or key (with the nearest names), a value that can't be used, or settings
+            that contradict each other.
+    """
+    return _load(RunConfig, preset, flags, assignments)
+
+
+def load_image_config(
+    preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> ImageConfig:
+    """Settings of `textleak image`: as `load_run_config`."""
+    return _load(ImageConfig, preset, flags, assignments)
+
+
+def load_client_config(
+    preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> ClientConfig:
+    """Settings of `textleak share`: as `load_run_config`; what a preset says of an attack is passed over."""
+    return _load(ClientConfig, preset, flags, assignments)
+
+
+def _load(
+    kind: type[Config],
+    preset: str | None,
+    flags: Mapping[str, Any] | None,
+    assignments: Sequence[str],
+) -> Config:
+    default = DEFAULT_IMAGE_ATTACK if kind is ImageConfig else DEFAULT_ATTACK
+    merged: dict[str, Any] = {}
+    if preset is not None:
+        from_file = read_preset(preset)
+        check_keys(from_file, {**RunConfig.model_fields, **kind.model_fields}, preset)
+        kept = {key: value for key, value in from_file.items() if key in kind.model_fields}
+        lay_over(merged, kept, default)
+    given = {key: value for key, value in (flags or {}).items() if value not in (None, (), [], "")}
+    lay_over(merged, given, default)
+    for assignment in assignments:
+        setting = parse_assignment(assignment)
+        check_keys(setting, kind.model_fields, "--set")
+        lay_over(merged, setting, default)
+        of_attack = setting.get("attack")
+        for key in ("restarts", "steps", "prior"):  # the same setting under its longer name
+            if isinstance(of_attack, Mapping) and key in of_attack:
+                merged.pop(key, None)
+    config = validated(kind, merged)
+    if isinstance(config, ClientConfig):
+        _check_batch(config)
+    if isinstance(config, RunConfig) and config.gradients:
+        for key in ("share", "client", "defenses"):
+            if key in given:
+                raise InputError(
+                    f"{flag(kind, key)} was given with --gradients.",
+                    why="What the client shared, and how it defended it, is fixed in the file.",
+                    fix=f"Leave {flag(kind, key)} out, or give it to `textleak share`.",
+                )
+    return config
+
+
+def _check_batch(config: ClientConfig) -> None:
+    """Raise where the settings contradict each other."""
+    sources = ["sentences"] if config.sentences else []
+    sources += ["file"] if config.file else []
+    if isinstance(config, RunConfig):
+        sources += ["gradients"] if config.gradients else []
+        if config.truth and not config.gradients:
+            raise InputError(
+                f"--truth {config.truth} was given without --gradients.",
+                why="With sentences the truth is known already.",
+                fix="Leave it out, or name the gradient file with --gradients.",
+            )
+        if config.gradients and config.labels:
+            raise InputError(
+                "--label was given with --gradients.",
+                why="The labels of a gradient in a file are fixed; an attack finds them.",
+                fix="Leave --label out.",
+            )
+    if not sources:
+        raise InputError(
+            "There is nothing to attack."
+            if isinstance(config, RunConfig)
+            else "There is no sentence to share.",
+            why="No sentence, file or gradient was given.",
+            fix='Give --sentence "some text", --file PATH'
+            + (" or --gradients FILE." if isinstance(config, RunConfig) else "."),
+        )
+    if len(sources) > 1:
+        raise InputError(
+            f"{' and '.join(sources)} were given together.",
+            why="A run has one batch.",
+            fix="Choose one of them.",
+        )

@@ -1,0 +1,127 @@
+"""How an attack or a defense is written, `name[:key=value,...]`, and read again; values are YAML."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+from textleak.errors import InputError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1, but for 1e-3, which it takes for a text as it has no dot."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def split_composition(text: str, kind: str) -> tuple[str, ...]:
+    """The parts of several choices in order, `a:x=1+b`; `kind` is "client" or "defense"."""
+    return tuple(part.strip() for part in _split(text, _PLUS, functools.partial(_begins_choice, kind=kind)))
+
+
+def _begins_choice(before: str, after: str, *, kind: str) -> bool:
+    """Whether a plus between two texts separates choices: it may also belong to an expression or to 1e+3."""
+    if ":" not in before:
+        return True  # no name has a plus in it
+    name = re.match(r"\s*([\w.-]+)\s*(?=(:\s*\w+\s*=)|[:+]|$)", after)
+    return name is not None and (name[2] is not None or name[1] in _registered(kind))
+
+
+def _registered(kind: str) -> list[str]:
+    """Names of the clients or defenses there are."""
+    if kind == "client":
+        from textleak.clients import CLIENTS
+
+        return list(CLIENTS)
+    from textleak.defenses import DEFENSES
+
+    return list(DEFENSES)
+
+
+def read(value: Any) -> Any:  # noqa: ANN401 - whatever YAML or a flag held
+    """A choice as `{"name": ..., "options": {...}}`, from a text or from options beside the name."""
+    if isinstance(value, str):
+        name, _, rest = value.partition(":")
+        pairs = [part for part in _split(rest, _BETWEEN_OPTIONS) if part.strip()]
+        return {"name": name.strip(), "options": dict(key_and_value(part) for part in pairs)}
+    if isinstance(value, Mapping):
+        fields = {key: item for key, item in value.items() if key in ("name", "options")}
+        options = {key: item for key, item in value.items() if key not in fields}
+        return {**fields, "options": {**(fields.get("options") or {}), **options}}
+    return value
+
+
+# A quoted value as YAML writes it, passed over in the search for what separates options.
+_QUOTED = r"""(?<=[=\s\[{,:])(?:'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")"""
+# A comma before another option or the end; any other belongs to a value, as in an expression's {0,1}.
+_BETWEEN_OPTIONS = re.compile(rf"{_QUOTED}|(,)(?=\s*(?:[\w.-]+\s*=|,|$))")
+_PLUS = re.compile(rf"{_QUOTED}|(\+)")
+
+
+def _split(
+    text: str, separator: re.Pattern[str], separates: Callable[[str, str], bool] = lambda _, __: True
+) -> list[str]:
+    """The parts between the matches of a pattern's first group, where these do separate what is before and after."""
+    parts, begin = [], 0
+    for match in separator.finditer(text):
+        if match[1] and separates(text[begin : match.start()], text[match.end() :]):
+            parts.append(text[begin : match.start()])
+            begin = match.end()
+    return [*parts, text[begin:]]
+
+
+def written(name: str, options: Mapping[str, Any]) -> str:
+    """A choice as a text that is read as the same choice again."""
+    listed = ",".join(f"{key}={_written(value)}" for key, value in options.items())
+    return f"{name}:{listed}" if listed else name
+
+
+def _written(value: object) -> str:
+    """An option's value as it is read back: plain where that does, else quoted."""
+    ways = [str(value)]
+    try:
+        for style in ("'", '"') if isinstance(value, str) and value.isprintable() else ('"',):
+            ways.append(yaml.safe_dump(value, default_style=style, width=math.inf).strip())
+        ways.insert(1, yaml.safe_dump(value, default_flow_style=True, width=math.inf).partition("\n")[0])
+    except yaml.YAMLError:  # nothing that a file could hold
+        return ways[0]
+    return next((way for way in ways if _reads_as(way, value)), ways[-1])
+
+
+def _reads_as(text: str, value: object) -> bool:
+    """Whether a written value is read back, with another option behind it and in a row of defenses."""
+    if text == value and re.search(r"""\+\s*[^\W\d]|(?:^|[=\s\[{,:])['"]""", text):
+        return False  # a plus may begin another defense, a quotation mark would go on into the next option
+    try:
+        options = read(f"x:a={text},b=0")["options"]
+    except InputError:
+        return False
+    plain = list(value) if isinstance(value, tuple) else value
+    found = options.get("a")
+    return (
+        options.keys() == {"a", "b"} and found == plain and isinstance(found, bool) == isinstance(plain, bool)
+    )
+
+
+def key_and_value(text: str) -> tuple[str, Any]:
+    """`key=value`, the value as YAML reads it.
+
+    Raises:
+        InputError: no equals sign, no key, or a value that isn't YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{text!r} is not KEY=VALUE.", fix="Write for example attack.span_proposals=false.")
+    try:
+        parsed = yaml.load(value, Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"The value of {text!r} can't be read.", why=f"{error}.") from None
+    return key.strip(), parsed

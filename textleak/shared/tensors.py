@@ -1,0 +1,120 @@
+"""A safetensors file of an unknown sender, read into memory of its own.
+
+Not through a memory map: a file that is cut short while it is mapped ends the process. The header says how large each
+tensor is, and is held against the file and the memory before any of it is taken. Format:
+https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textleak.foreign import MIB, UnreadError, in_words, memory_at_hand, open_regular
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Our choices: 100 bytes a tensor are usual, so it has room for 80,000 tensors; and no parameter has 9 dimensions.
+MOST_HEADER = 8 * MIB
+MOST_DIMENSIONS = 8
+_LONGEST = 1 << 48  # of a dimension: beyond any address
+# Where the system doesn't say how much memory there is.
+MOST_BYTES = 64 * 1024 * MIB
+# Smaller files may have any holes: they cost little, and a file system that compresses makes holes too.
+_SPARSE_FROM = 1024 * MIB
+_BLOCK = 512  # bytes in a unit of `st_blocks`, POSIX
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file, these sorted by name.
+
+    Raises:
+        UnreadError: not a regular file, or one that is larger than the memory or mostly holes.
+        ValueError: not in the format, truncated, or values that aren't floating numbers.
+        OSError: it isn't there, or may not be read.
+    """
+    with open_regular(path) as file:
+        size = _size(file)
+        metadata, entries, begin = _header(file, size)
+        parts = sorted((_part(name, entry) for name, entry in entries.items()), key=lambda part: part[3:])
+        told = 0
+        for name, _, _, start, end in parts:
+            if start != told:
+                raise ValueError(f"the tensor {name} begins at byte {start:,}, where {told:,} were told of")
+            told = end
+        if begin + told != size:
+            raise ValueError(f"its header tells of {begin + told:,} bytes, and it has {size:,}")
+        tensors = {name: _read(file, name, dtype, shape) for name, dtype, shape, _, _ in parts}
+        return metadata, dict(sorted(tensors.items()))
+
+
+def _size(file: BufferedReader) -> int:
+    found = os.fstat(file.fileno())
+    most = memory_at_hand() or MOST_BYTES
+    if found.st_size > most:
+        raise UnreadError(f"it has {in_words(found.st_size)}, and there is memory for {in_words(most)}")
+    blocks = getattr(found, "st_blocks", 0)  # 0 where a file system doesn't tell
+    if found.st_size > _SPARSE_FROM and 0 < blocks * _BLOCK < found.st_size // 2:
+        raise UnreadError(
+            f"of its {in_words(found.st_size)} no more than {in_words(blocks * _BLOCK)} were ever written, the rest "
+            "are holes"
+        )
+    return found.st_size
+
+
+def _header(file: BufferedReader, size: int) -> tuple[dict[str, str], dict[str, Any], int]:
+    """Metadata, what is said of each tensor, and where the first one begins."""
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError(f"its header should have {length:,} bytes, and the file has {size:,}")
+    if length > MOST_HEADER:
+        raise ValueError(
+            f"its header has {in_words(length)}, and no more than {in_words(MOST_HEADER)} are read"
+        )
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")  # noqa: TRY004 - of the file, not of a call
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not texts by name")
+    return metadata, header, 8 + length
+
+
+def _part(name: str, entry: object) -> tuple[str, torch.dtype, tuple[int, ...], int, int]:
+    """Name, type, shape, and the bytes from which and up to which a tensor goes, checked."""
+    match entry:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise ValueError(f"what its header says of the tensor {name} is not in the format")
+    if kind not in DTYPES:
+        raise ValueError(f"the tensor {name} is of type {kind}, and a gradient is of {', '.join(DTYPES)}")
+    if len(shape) > MOST_DIMENSIONS or not all(
+        type(length) is int and 0 <= length < _LONGEST for length in shape
+    ):
+        raise ValueError(f"the tensor {name} can't be of shape {shape}")
+    if end - start != math.prod(shape) * DTYPES[kind].itemsize:
+        raise ValueError(
+            f"the tensor {name} of shape {shape} and type {kind} can't have {end - start:,} bytes"
+        )
+    return name, DTYPES[kind], tuple(shape), start, end
+
+
+def _read(file: BufferedReader, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The next tensor of the file."""
+    try:
+        tensor = torch.empty(shape, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        raise UnreadError(f"there is no memory for the tensor {name}: {error}") from None
+    if tensor.numel() and file.readinto(tensor.view(-1).view(torch.uint8).numpy().data) < tensor.nbytes:
+        raise ValueError(f"it ends within the tensor {name}")
+    return tensor

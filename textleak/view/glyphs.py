@@ -1,0 +1,59 @@
+"""The signs and colors that views are drawn with, with Unicode and without."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from textleak.view.statuses import ELSEWHERE, OPEN, RIGHT, SPECIAL, UNKNOWN, WRONG
+
+STYLES = {
+    RIGHT: "green",
+    ELSEWHERE: "yellow",
+    WRONG: "red",
+    UNKNOWN: "cyan",
+    SPECIAL: "bright_black",
+    OPEN: "bright_black",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glyphs:
+    """The signs that the view is drawn with, so that it can do without Unicode."""
+
+    marks: Mapping[str, str]
+    done: str
+    now: str
+    failed: str
+    dot: str
+    ellipsis: str
+    bar: str
+    rest: str
+    steps: str
+    space: str
+
+
+UNICODE = Glyphs(
+    marks={RIGHT: "✓", ELSEWHERE: "~", WRONG: "✗", UNKNOWN: "•", SPECIAL: "·", OPEN: "?"},
+    done="✓",
+    now="●",
+    failed="✗",
+    dot=" · ",
+    ellipsis="…",
+    bar="━",
+    rest="╌",
+    steps="▁▂▃▄▅▆▇█",
+    space="␣",
+)
+ASCII = Glyphs(
+    marks={RIGHT: "+", ELSEWHERE: "~", WRONG: "x", UNKNOWN: "*", SPECIAL: ".", OPEN: "?"},
+    done="+",
+    now="*",
+    failed="x",
+    dot=" - ",
+    ellipsis="...",
+    bar="=",
+    rest="-",
+    steps="_.-=+*#@",
+    space="_",
+)
