@@ -49,9 +49,13 @@ class Row:
     @property
     def words(self) -> str:
         """What a filter looks in."""
-        verified = {True: "verified", False: "unverified", None: ""}[self.verified]
-        parts = (self.path.name, self.model, self.attack, self.defense, self.outcome, self.text, verified)
+        parts = (self.path.name, self.model, self.attack, self.defense, self.outcome, self.text)
         return " ".join(parts).casefold()
+
+    def has(self, word: str) -> bool:
+        """Whether a filter's word, in lower case, is among its words or is the beginning of its certificate."""
+        certificate = {True: "verified", False: "unverified", None: ""}[self.verified]
+        return word in self.words or certificate.startswith(word)
 
 
 class Order(enum.Enum):
@@ -75,8 +79,8 @@ _KEYS: Mapping[Order, Callable[[Row], Any]] = {
 
 def arranged(rows: Iterable[Row], order: Order, wanted: str) -> list[Row]:
     """The rows that have every word of `wanted`, in order; among equals the newest first."""
-    words = wanted.casefold().split()
-    found = [row for row in rows if all(word in row.words for word in words)]
+    words = wanted.casefold().replace("not verified", "unverified").split()
+    found = [row for row in rows if all(map(row.has, words))]
     found.sort(key=lambda row: row.started.timestamp() if row.started else 0.0, reverse=True)
     return sorted(found, key=_KEYS[order], reverse=order in (Order.RATE, Order.SLOWEST))
 
