@@ -79,10 +79,9 @@ class Certificate:
     reason: str | None = None
     rivals: tuple[str, ...] = ()
 
-    @property
-    def settled(self) -> bool:
-        """Whether no text can fit better: it is proved, or others fit as well."""
-        return bool(self.verified or self.rivals)
+    def stop(self, otherwise: Stop) -> Stop:
+        """Why an attack ends with this answer: none can fit better, or what it says itself."""
+        return Stop.VERIFIED if self.verified else Stop.UNTOLD if self.rivals else otherwise
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -106,8 +105,7 @@ def certify(view: View, sentences: tuple[Sentence, ...]) -> Certificate:
         sentences: a recovery's answer.
     """
     untold = _unrepeatable(view)
-    complete = bool(sentences) and all(s.positions and all(p.id >= 0 for p in s.positions) for s in sentences)
-    if not complete:
+    if not _complete(sentences):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
     comparison = _Comparison(view, _guess(view.model, sentences))
     if untold:
@@ -287,6 +285,11 @@ def _of_pictures(view: View, pictures_BCHW: Tensor, labels: tuple[int, ...]) -> 
     return view.own(PictureExamples(pixels_BCHW=pixels_BCHW, targets=model.targets(labels)))
 
 
+def distance_of(view: View, sentences: tuple[Sentence, ...]) -> float | None:
+    """`Certificate.gradient_distance` of an answer, without a word on what it proves."""
+    return _Comparison(view, _guess(view.model, sentences)).distance if _complete(sentences) else None
+
+
 def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tensor]:
     """The gradient that a client with `sentences` has before the defenses of its batch, on the shared parameters.
 
@@ -340,6 +343,11 @@ def _named(model: TextModel, guess: Guess, rival: Guess) -> str:
             text = repr(model.decode([symbol % model.vocab_size for symbol in symbols]))
             words.append(text if label == old[1] else f"{text} of class {label}")
     return " with ".join(words)
+
+
+def _complete(sentences: tuple[Sentence, ...]) -> bool:
+    """Whether every position is filled."""
+    return bool(sentences) and all(s.positions and all(p.id >= 0 for p in s.positions) for s in sentences)
 
 
 def _unrepeatable(view: View) -> str | None:

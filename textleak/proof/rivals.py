@@ -55,15 +55,19 @@ def lines_of(guess: Guess) -> tuple[Line, ...]:
 # Which they are
 
 
-def alike(model: TextModel, guess: Guess, *, classes: bool = True) -> Iterator[Guess]:
+def alike(
+    model: TextModel, guess: Guess, *, classes: bool = True, excluded: frozenset[int] = frozenset()
+) -> Iterator[Guess]:
     """The texts nearest to a guess: two neighbors swapped, a similar token at one place, another class.
 
     Args:
         model: whose embeddings tell which tokens are similar.
         guess: the text.
         classes: whether another class is one.
+        excluded: tokens that no text has; special ones always are.
     """
     V, table_VE = model.vocab_size, model.word_embedding.weight.detach()
+    excluded |= model.special_ids
     for row, symbols in enumerate(guess.rows):
         places = _places(model, symbols)
         for t, after in itertools.pairwise(places):
@@ -73,7 +77,7 @@ def alike(model: TextModel, guess: Guess, *, classes: bool = True) -> Iterator[G
             continue
         tokens = torch.tensor([symbols[t] % V for t in places], device=table_VE.device)
         near = nearest_tokens(
-            table_VE[tokens], table_VE, candidates=_NEAREST + 1, metric="l2", excluded=model.special_ids
+            table_VE[tokens], table_VE, candidates=_NEAREST + 1, metric="l2", excluded=excluded
         )
         for t, ids in zip(places, near.ids_NC.tolist(), strict=True):
             others = [id_ for id_ in ids if id_ != symbols[t] % V][:_NEAREST]

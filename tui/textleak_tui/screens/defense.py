@@ -555,7 +555,7 @@ class DefenseScreen(Page):
                 rate.append(UNICODE.bar * filled, style=colors["success"])
                 rate.append(UNICODE.rest * (8 - filled), style=colors["border-blurred"])
         verified = None if rung.result is None else rung.result.get("verified")
-        known = {True: "✓ yes", False: "✗ no"}.get(verified, "can't be said") if rung.result else ""  # type: ignore[arg-type]
+        known = {True: "✓ yes", False: "✗ no"}.get(verified, "can't be told") if rung.result else ""  # type: ignore[arg-type]
         loss = rung.state.progress.loss if rung.state.progress else None
         shown = rung.state.progress.sentences if rung.state.progress else ()
         cells = {

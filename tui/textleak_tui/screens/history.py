@@ -238,7 +238,7 @@ class HistoryScreen(Page):
         sign = SIGNS.get(row.outcome, "?")
         model = row.model or row.path.name
         model = f"{_short(model.removesuffix(' (random)'), 18)} {row.attack}" if narrow else _short(model, 26)
-        verified = {True: "✓ yes", False: "✗ no", None: ""}[row.verified]
+        verified = {True: "✓ yes", False: "✗ no", None: "" if row.told else "can't tell"}[row.verified]
         rate = Text("")
         if row.psnr is not None:
             rate = Text("····" if blind else f"{row.psnr:.1f} dB")
@@ -468,6 +468,8 @@ def _in_words(row: Row, *, blind: bool) -> str:
         parts.append(f"The pictures' PSNR is {row.psnr:.1f} dB.")
     if row.verified:
         parts.append("Verified.")
+    elif not row.told:
+        parts.append("Whether it is verified can't be told.")
     return " ".join(parts)
 
 
