@@ -17,7 +17,7 @@ from torch import Tensor
 
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
-from textleak.shared.effects import Effect, Noised
+from textleak.shared.effects import STORED, Effect, Noised, Rounded
 from textleak.shared.known import UNTOLD, SideInformation
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense, PublicModel
 from textleak.shared.tensors import read_tensors
@@ -53,6 +53,18 @@ class SharedGradient:
         """What the client's procedure and all defenses do, in order, as far as they say."""
         defended = (effect for defense in self.defenses for effect in defense.effects or ())
         return (*self.client.effects, *defended)
+
+    @property
+    def seen_effects(self) -> tuple[Effect, ...]:
+        """What was done to the gradient before it was seen: `effects`, and rounding to what it is stored in.
+
+        A client that computes in float32 may send, or save, float16: its tensors' type says so.
+        """
+        stored = {str(gradient.dtype).removeprefix("torch.") for gradient in self.gradients.values()}
+        grid = next((grid for grid in STORED if stored == {grid}), None)
+        if grid is None or self.model.dtype in STORED:
+            return self.effects
+        return (*self.effects, Rounded(grid=grid))
 
     @property
     def noise_sigma(self) -> float:
