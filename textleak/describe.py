@@ -1,4 +1,4 @@
-"""What a registered attack or defense is in plain values, for listings, forms and documents."""
+"""What a registered attack, client or defense is in plain values, for listings, forms and documents."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def describe(name: str, cls: type[Any]) -> dict[str, Any]:
 
 
 def catalog() -> dict[str, list[dict[str, Any]]]:
-    """All that a run can be set up with: attacks, defenses and image models, described."""
+    """All that a run can be set up with: attacks, clients, defenses and image models, described."""
     from textleak.attacks import ATTACKS
+    from textleak.clients import CLIENTS
     from textleak.defenses import DEFENSES
     from textleak.models.loading.images import ALIASES
 
@@ -36,6 +37,7 @@ def catalog() -> dict[str, list[dict[str, Any]]]:
             {**describe(name, ATTACKS[name]), "reads": sorted(kind.value for kind in ATTACKS[name].reads)}
             for name in ATTACKS
         ],
+        "clients": [describe(name, CLIENTS[name]) for name in CLIENTS],
         "defenses": [describe(name, DEFENSES[name]) for name in DEFENSES],
         "image_models": [
             {"name": name, "summary": one.summary, "options": []} for name, one in ALIASES.items()

@@ -14,7 +14,6 @@ from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks import lamp as recipe
-from textleak.attacks.base import begin
 from textleak.attacks.dummies.text import Dummies
 from textleak.attacks.lamp import LAMP, move_span, move_token, norm_penalty, prefix_to_end, swap, tried_orders
 from textleak.attacks.search.problem import TextProblem
@@ -41,7 +40,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def attack(
     shared: SharedGradient, model: TextModel, **options: object
 ) -> tuple[list[Phase | Progress], Recovery]:
-    steps = begin(ATTACKS.build("lamp", {**QUICK, **options}), shared, model)
+    steps = ATTACKS.build("lamp", {**QUICK, **options}).run(view_of(shared, model), generator=generator())
     events = []
     while True:
         try:

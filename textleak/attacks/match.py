@@ -14,8 +14,9 @@ Shapes: K candidates, B sentences, T tokens, E embedding size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -37,7 +38,7 @@ from textleak.matching import CosinePerTensor, Matcher, Step
 from textleak.matching.discrete import Guess, Row, SearchStep
 from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
-from textleak.proof.certificate import certify
+from textleak.proof.certificate import Certificate, certify
 from textleak.shared.traits import Trait
 
 # All constants of the continuous stage are our choice, measured on minilm (README, "What each stage is worth").
@@ -102,15 +103,28 @@ class Match:
 
     def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how."""
-        problem = TextProblem(view=view, objective=CosinePerTensor())
-        return (yield from _Run(options=self, problem=problem, generator=generator).steps())
+        return (yield from matching(view, generator, options=self))
+
+
+Test = Callable[[tuple[Sentence, ...]], Certificate]
+"""Puts an answer to the exact test."""
+
+
+def matching(
+    view: View, generator: torch.Generator, *, options: Match | None = None, test: Test | None = None
+) -> Steps:
+    """The attack, its answers put to another test than the view's own where one is given."""
+    problem = TextProblem(view=view, objective=CosinePerTensor())
+    test = test or functools.partial(certify, view)
+    return (yield from _Run(options or Match(), problem, generator, test).steps())
 
 
 class _Run:
     """One run of the attack: what it has found so far."""
 
-    def __init__(self, *, options: Match, problem: TextProblem, generator: torch.Generator) -> None:
+    def __init__(self, options: Match, problem: TextProblem, generator: torch.Generator, test: Test) -> None:
         self.options = options
+        self.test = test
         self.problem = problem
         self.model = problem.model
         self.generator = generator
@@ -119,7 +133,7 @@ class _Run:
         self.optimizer_steps = 0
         self.optimizer_evaluations = 0
         self.earlier_evaluations = 0
-        self.verified = False
+        self.settled: Stop | None = None  # why the best guess can't be bettered, where it can't
         self.judge = Judge(problem)
         self.verdict: Verdict | None = None
         self.judged_at = -1
@@ -223,10 +237,7 @@ class _Run:
                     self._put_to_the_test(best)  # it was found right after another one was
                 yield self._progress("verify", 1)
                 return
-            shown = self.search.sentences()
-            certificate = certify(self.problem.view, shown)
-            self.verified = bool(certificate.verified)
-            self.gradient_distance = certificate.gradient_distance if self.verified else None
+            self._note(self.test(self.search.sentences()))
             yield self._progress("verify", 1)
             if self._finished():
                 return
@@ -420,15 +431,21 @@ class _Run:
         """
         if self.search is None or self._noisy:
             return False
-        return self.search.beam[0][1] <= _ROUNDING and not self.verified
+        return self.search.beam[0][1] <= _ROUNDING and self.settled is None
 
     def _certain(self) -> bool:
         """Whether the best guess is the answer, by its gradient or by likelihood."""
-        return self.verified or (self.verdict is not None and self.verdict.settled)
+        return self.settled in (Stop.VERIFIED, Stop.LIKELIEST)
 
     def _finished(self) -> bool:
         """Whether there is an answer that nothing can better, or no more to spend."""
-        return self._certain() or self._spent()
+        return self.settled is not None or self._spent()
+
+    def _note(self, certificate: Certificate) -> None:
+        """Keep what the exact test says of the best guess."""
+        stop = certificate.stop(Stop.CONVERGED)
+        self.settled = stop if stop.settled else None
+        self.gradient_distance = certificate.gradient_distance if certificate.verified else None
 
     def _judged(self, step: SearchStep) -> bool:
         """Behind a defense, where no distance falls to 0: whether the best guess is the answer all the same.
@@ -449,9 +466,12 @@ class _Run:
         while self.verdict.better is not None:
             self.search.put_first(self.verdict.better)
             self.verdict = self.judge.verdict(self.verdict.better, self.search.scores)
-        self.verified = self.verdict.verified
-        self.gradient_distance = self.verdict.gradient_distance
-        return self.verdict.settled
+        self.settled = None
+        if self.verdict.certificate is not None:
+            self._note(self.verdict.certificate)
+        elif self.verdict.likeliest:
+            self.settled = Stop.LIKELIEST
+        return self.settled is not None
 
     def _spent(self) -> bool:
         """Whether the budget or the time is used up."""
@@ -555,17 +575,11 @@ class _Run:
         if self._noisy and not self._certain():
             self._put_to_the_test(self.search.beam[0][0])
         sentences = self.search.sentences(verified=self._certain())
-        late = self._spent() and not self._certain()
         timed = self.problem.view.clock.deadline is not None
+        spent = (Stop.TIME if timed else Stop.STEPS) if self._spent() else Stop.CONVERGED
         return Recovery(
             sentences=sentences,
-            stop=Stop.VERIFIED
-            if self.verified
-            else Stop.LIKELIEST
-            if self._certain()
-            else (Stop.TIME if timed else Stop.STEPS)
-            if late
-            else Stop.CONVERGED,
+            stop=self.settled or spent,
             final_loss=self.search.beam[0][1],
             steps=self.optimizer_steps,
             evaluations=self._evaluations(),

@@ -361,8 +361,9 @@ def outcome_facts(
         "final_loss": finite(recovery.final_loss),
         "gradient_distance": finite(certificate.gradient_distance),
         "verified": certificate.verified,
+        "verified_reason": certificate.reason,
         "channel": recovery.channel,
-        "notes": list(recovery.notes),
+        "notes": [*recovery.notes, *certificate.notes],
         "run_dir": run_dir,
     }
 

@@ -109,12 +109,24 @@ def _plain(value: object, depth: int = DEEPEST) -> Any:  # noqa: ANN401 - whatev
     return None
 
 
-_NAMES = ("model", "weights", "task", "attack", "share", "device", "dtype", "channel", "outcome", "stop")
+_NAMES = (
+    "model",
+    "weights",
+    "task",
+    "attack",
+    "share",
+    "device",
+    "dtype",
+    "channel",
+    "outcome",
+    "stop",
+    "verified_reason",
+)
 _SCORES = ("token_match_rate", "token_recall", "exact_rate", "rouge1", "rouge2", "rougeL")
 _FIGURES = ("tokens_per_hidden", "epsilon", "psnr", "mse", "ssim", "gradient_distance", "final_loss")
 _COUNTS = ("batch_size", "tokens", "hidden_size", "seed", "threads", "steps", "evaluations")
 _ANY: dict[str, Check] = {
-    **dict.fromkeys(_NAMES, name_of),
+    **dict.fromkeys((*_NAMES, "verified_reason"), name_of),
     **dict.fromkeys((*_SCORES, *(f"{score}_words" for score in _SCORES[3:])), _share),
     **dict.fromkeys(_FIGURES, number_of),
     **dict.fromkeys(_COUNTS, count_of),

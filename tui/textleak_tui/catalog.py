@@ -15,9 +15,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """What there is to choose from, attacks and defenses described as by `textleak attacks --json`."""
+    """What there is to choose from, attacks, clients and defenses described as by `textleak attacks --json`."""
 
     attacks: tuple[Mapping[str, Any], ...] = ()
+    clients: tuple[Mapping[str, Any], ...] = ()
     defenses: tuple[Mapping[str, Any], ...] = ()
     image_models: tuple[Mapping[str, Any], ...] = ()
 
@@ -43,7 +44,7 @@ class Catalog:
         found = value if isinstance(value, dict) else {}
         kinds = {
             name: tuple(one for one in kind if isinstance(one, dict) and {"name", "options"} <= one.keys())
-            for name in ("attacks", "defenses", "image_models")
+            for name in ("attacks", "clients", "defenses", "image_models")
             if isinstance(kind := found.get(name), list)
         }
         return cls(**kinds)

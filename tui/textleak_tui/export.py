@@ -256,9 +256,11 @@ def _figures(
         )
         found.append(("recall; ROUGE-1/2/L", f"{result.get('token_recall') or 0:.2f}; {rouge}"))
     verified = result.get("verified")
-    words = {True: "yes", False: "no", None: "can't be said"}[
-        verified if isinstance(verified, bool) else None
-    ]
+    words = {
+        True: "yes",
+        False: "no",
+        None: "can't be told" if result.get("verified_reason") else "can't be said",
+    }[verified if isinstance(verified, bool) else None]
     distance = result.get("gradient_distance")
     found.append(
         ("verified", words + (f" (relative distance {distance:.1e})" if distance is not None else ""))

@@ -30,7 +30,8 @@ class Row:
         defense: the specs, "" for none.
         rate: the token match rate; None where there is none.
         psnr: for pictures, their mean PSNR in dB.
-        verified: the certificate; None where there is none.
+        verified: the certificate; None where there is none, or where it can't be told.
+        told: whether it can be told.
         seconds: how long the attack took.
         outcome: as `RunRecord.outcome`, or "broken".
         text: the first sentence, "" where it isn't known.
@@ -45,6 +46,7 @@ class Row:
     rate: float | None = None
     psnr: float | None = None
     verified: bool | None = None
+    told: bool = True
     seconds: float | None = None
     outcome: str = "broken"
     text: str = ""
@@ -62,9 +64,10 @@ class Row:
         return " ".join(parts).casefold()
 
     def has(self, word: str) -> bool:
-        """Whether a filter's word, in lower case, is among its words or is the beginning of its certificate."""
-        certificate = {True: "verified", False: "unverified", None: ""}[self.verified]
-        return word in self.words or certificate.startswith(word)
+        """Whether a filter's word, in lower case, is among its words or begins one of its certificate's."""
+        unsaid = "" if self.told else "can't be told"
+        certificate = {True: "verified", False: "unverified", None: unsaid}[self.verified]
+        return word in self.words or any(part.startswith(word) for part in certificate.split())
 
 
 class Order(enum.Enum):
@@ -160,6 +163,7 @@ def read_row(path: Path) -> Row:
         rate=result.get("token_match_rate"),
         psnr=result.get("psnr"),
         verified=result.get("verified"),
+        told=not result.get("verified_reason"),
         seconds=result.get("seconds"),
         outcome=outcome,
         text=printable(bounds.cut(texts[0] or "", LONGEST_SHOWN), kept="\n") if texts else "",

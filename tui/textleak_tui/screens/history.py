@@ -327,4 +327,6 @@ def _in_words(row: Row, *, blind: bool) -> str:
         parts.append(f"The pictures' PSNR is {row.psnr:.1f} dB.")
     if row.verified:
         parts.append("Verified.")
+    elif not row.told:
+        parts.append("Whether it is verified can't be told.")
     return " ".join(parts)

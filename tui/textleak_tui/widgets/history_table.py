@@ -96,7 +96,7 @@ class HistoryTable(RunTable):
         sign = SIGNS.get(row.outcome, "?")
         model = row.model or row.name
         model = f"{short(model.removesuffix(' (random)'), 18)} {row.attack}" if narrow else short(model, 26)
-        verified = {True: "✓ yes", False: "✗ no", None: ""}[row.verified]
+        verified = {True: "✓ yes", False: "✗ no", None: "" if row.told else "can't tell"}[row.verified]
         rate = Text("")
         if row.psnr is not None:
             rate = Text("····" if blind else f"{row.psnr:.1f} dB")

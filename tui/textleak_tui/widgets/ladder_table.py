@@ -71,7 +71,7 @@ class LadderTable(RunTable):
                 filled = round(rung.rate * 8)
                 rate.append(UNICODE.bar * filled, style=colors["success"])
                 rate.append(UNICODE.rest * (8 - filled), style=colors["border-blurred"])
-        verified = {True: "✓ yes", False: "✗ no", None: "can't be said"}
+        verified = {True: "✓ yes", False: "✗ no", None: "can't be told"}
         loss = progress.loss if progress else None
         shown = progress.sentences if progress else ()
         cells = {

@@ -253,9 +253,15 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
     if verified:
         words.append("✓ verified" + ("" if short else ": its own gradient equals the shared one"))
     elif verified is None:
-        words.append(
-            "can't be verified" + ("" if short else ", as the gradient was changed before it was shared")
-        )
+        reason = result.get("verified_reason")
+        if reason:
+            words.append(
+                "whether it is the text can't be told" + ("" if short else f". {str(reason).rstrip('.')}")
+            )
+        else:
+            words.append(
+                "can't be verified" + ("" if short else ", as the gradient was changed before it was shared")
+            )
     else:
         words.append("✗ not verified" + ("" if short else ": its own gradient differs from the shared one"))
     if short and rate is not None:
