@@ -52,6 +52,7 @@ from textleak.matching import (
     Adam,
     CosinePerTensor,
     Leaves,
+    Limits,
     Objective,
     StepDecay,
     minimise,
@@ -185,20 +186,19 @@ class _Run:
             self._value_and_gradient,
             {**dummies.given(options.restarts), **begin},
             Adam(learning_rate=options.learning_rate, schedule=StepDecay(gamma=0.89, every=50)),
-            steps=options.steps,
+            limits=Limits(steps=options.steps, seconds=self.problem.view.clock.left),
             wrt=dummies.free,
-            time_limit=self.problem.view.clock.left,
         )
         step, again = next(run), 0
         others: tuple[Tokens, ...] = ()
         while True:
             again += len(step.restarted)
             moved, detail = None, ""
-            if step.step in rounds and step.stop is None:
+            if step.step in rounds and step.ending is None:
                 moved, detail = self._move(step.points)
             if step.step == 1 or step.step % OTHERS_EVERY == 0:
                 others = dummies.others(step.best)
-            if step.step == 1 or step.step % EVERY == 0 or step.stop is not None or moved is not None:
+            if step.step == 1 or step.step % EVERY == 0 or step.ending is not None or moved is not None:
                 last = progress_of(step, options.steps, dummies, others)
                 last = dataclasses.replace(
                     last,
@@ -207,12 +207,12 @@ class _Run:
                     detail=last.detail or detail,
                 )
                 yield last
-            if step.stop is not None:
+            if step.ending is not None:
                 break
             step = run.send(moved)
         return Recovery(
             sentences=last.sentences,
-            stop=STOPS[step.stop],
+            stop=STOPS[step.ending],
             final_loss=last.loss,
             steps=last.step,
             evaluations=last.evaluations,

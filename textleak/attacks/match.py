@@ -33,7 +33,7 @@ from textleak.events import Phase, Progress, Recovery, Sentence, Stop, Tokens, m
 from textleak.exact.classes import single_class
 from textleak.exact.prefixes import extend_prefixes
 from textleak.exact.proposals import Proposals, span_proposals
-from textleak.matching import CosinePerTensor, Matcher, Step
+from textleak.matching import CosinePerTensor, Iterate, Matcher
 from textleak.matching.discrete import Guess, Row, SearchStep
 from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
@@ -388,7 +388,7 @@ class _Run:
         return found
 
     def _decode(
-        self, bases: list[Guess], opened: list[list[Place]], step: Step, *, tokens: int
+        self, bases: list[Guess], opened: list[list[Place]], step: Iterate, *, tokens: int
     ) -> list[Guess]:
         """Each candidate's guess by nearest neighbor; its two nearest tokens a place go to the pool."""
         search = self.search
@@ -483,7 +483,7 @@ class _Run:
         return tuple(tuple(zip(row, self.model.token_texts(row), strict=True)) for row in rows)
 
     def _continuous_progress(
-        self, bases: list[Guess], opened: list[list[Place]], step: Step, steps: int
+        self, bases: list[Guess], opened: list[list[Place]], step: Iterate, steps: int
     ) -> Progress:
         losses = step.best_losses_K.tolist()
         return Progress(
@@ -504,7 +504,7 @@ class _Run:
         scored = [search for search in (self.search, self.before) if search is not None and search.beam]
         return scored[0].sentences() if scored else ()
 
-    def _nearest(self, k: int, base: Guess, places: list[Place], step: Step) -> Guess:
+    def _nearest(self, k: int, base: Guess, places: list[Place], step: Iterate) -> Guess:
         """What candidate k's dummies decode to."""
         assert self.search is not None
         rows, columns = zip(*places, strict=True)
@@ -515,7 +515,7 @@ class _Run:
         return base
 
     def _decoded_sentences(
-        self, bases: list[Guess], opened: list[list[Place]], step: Step
+        self, bases: list[Guess], opened: list[list[Place]], step: Iterate
     ) -> tuple[Sentence, ...]:
         """What the best candidate's dummies decode to; a token's confidence is its cosine similarity."""
         assert self.search is not None

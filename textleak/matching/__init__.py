@@ -8,16 +8,27 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both.
 - kernels.py: a network's usual operations with cheap second derivatives.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
-- optimisers.py: Adam and L-BFGS, asked for points and told their worth.  driver.py: the one loop around them.
+- optimisers.py: Adam and L-BFGS, asked for points and told their worth.  policies.py: patience and races, around them.
+- driver.py: the one loop, its limits and its ending.
 - discrete.py: search over sequences of symbols.  bench.py: factored against formed gradients.
 """
 
 from textleak.matching.bench import BenchRow, benchmark
-from textleak.matching.driver import ObjectiveFunction, Step, Stop, minimise, minimise_in_turns
+from textleak.matching.driver import (
+    Ending,
+    Iterate,
+    Limits,
+    ObjectiveFunction,
+    Project,
+    Turns,
+    minimise,
+    minimise_in_turns,
+)
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.matcher import Matcher
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
 from textleak.matching.optimisers import LBFGS, Adam, LinearDecay, MilestoneDecay, Optimiser, StepDecay
+from textleak.matching.policies import Patient, Race
 from textleak.matching.rules import (
     Call,
     Contribution,
@@ -41,8 +52,11 @@ __all__ = [
     "Contribution",
     "CosineGlobal",
     "CosinePerTensor",
+    "Ending",
     "Formed",
+    "Iterate",
     "Leaves",
+    "Limits",
     "LinearDecay",
     "Matcher",
     "MilestoneDecay",
@@ -52,14 +66,16 @@ __all__ = [
     "ObjectiveFunction",
     "Optimiser",
     "Outer",
+    "Patient",
+    "Project",
+    "Race",
     "Rows",
     "SquaredL2",
-    "Step",
     "StepDecay",
-    "Stop",
     "Sum",
     "Target",
     "TargetTensor",
+    "Turns",
     "benchmark",
     "find_rule",
     "minimise",

@@ -31,8 +31,20 @@ from textleak.attacks.dummies.text import Dummies, known_lengths
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Stop, Tokens
-from textleak.matching import Leaves, Matcher, Objective, Optimiser, Step, minimise, minimise_in_turns
-from textleak.matching import Stop as DriverStop
+from textleak.matching import (
+    Ending,
+    Iterate,
+    Leaves,
+    Limits,
+    Matcher,
+    Objective,
+    Optimiser,
+    Patient,
+    Race,
+    Turns,
+    minimise,
+    minimise_in_turns,
+)
 from textleak.models import TextModel
 from textleak.words import count_of
 
@@ -42,10 +54,10 @@ EVERY = 5
 OTHERS_EVERY = 50
 
 STOPS = {
-    DriverStop.CONVERGED: Stop.CONVERGED,
-    DriverStop.STEPS: Stop.STEPS,
-    DriverStop.TIME: Stop.TIME,
-    DriverStop.TOLERANCE: Stop.MATCHED,
+    Ending.CONVERGED: Stop.CONVERGED,
+    Ending.STEPS: Stop.STEPS,
+    Ending.TIME: Stop.TIME,
+    Ending.TOLERANCE: Stop.MATCHED,
 }
 
 
@@ -174,30 +186,20 @@ def match_dummies(
         return dummies.value_and_gradient(matcher, leaves)
 
     leaves = dummies.start(restarts, generator)
+    limits = Limits(steps=steps, seconds=view.clock.left, tolerance=dummies.tolerance)
     if len(dummies.turns) > 1:
-        run = minimise_in_turns(
-            objective_fn,
-            leaves,
-            optimiser,
-            steps=steps,
-            turns=dummies.turns,
-            each=pictures.one_at_a_time,
-            time_limit=view.clock.left,
-            tolerance=dummies.tolerance,
-        )
+        turns = Turns(groups=dummies.turns, each=pictures.one_at_a_time)
+        run = minimise_in_turns(objective_fn, leaves, optimiser, limits=limits, turns=turns)
     else:
+        if dummies.patience is not None:
+            optimiser = Patient(optimiser=optimiser, patience=dummies.patience)
         run = minimise(
             objective_fn,
             leaves,
-            optimiser,
-            steps=steps,
+            Race(optimiser=optimiser, survivors=survivors) if survivors else optimiser,
+            limits=limits,
             wrt=dummies.free,
-            generator=generator,
-            reinitialise=lambda _, generator: {n: leaf[0] for n, leaf in dummies.draw(1, generator).items()},
-            time_limit=view.clock.left,
-            tolerance=dummies.tolerance,
-            patience=dummies.patience,
-            survivors=survivors,
+            reinitialise=lambda _: {n: leaf[0] for n, leaf in dummies.draw(1, generator).items()},
             project=dummies.project if pictures.boxed else None,
         )
     last: Progress | None = None
@@ -207,15 +209,15 @@ def match_dummies(
         again += len(step.restarted)
         if step.step == 1 or step.step % OTHERS_EVERY == 0:
             others = dummies.others(step.best)
-        if step.step == 1 or step.step % EVERY == 0 or step.stop is not None:
+        if step.step == 1 or step.step % EVERY == 0 or step.ending is not None:
             last = progress_of(step, steps, dummies, others, phase)
             yield last
     assert last is not None
-    assert step.stop is not None
+    assert step.ending is not None
     shown = dummies.shown(step.best, last.candidate, coarse=False)
     recovery = Recovery(
         **{"sentences": (), **shown},
-        stop=STOPS[step.stop],
+        stop=STOPS[step.ending],
         final_loss=last.loss,
         steps=last.step,
         evaluations=last.evaluations,
@@ -237,11 +239,11 @@ def in_words(candidates: int, dummies: StandIns) -> str:
 
 
 def progress_of(
-    step: Step, steps: int, dummies: StandIns, others: tuple[Tokens, ...], phase: str = "continuous"
+    step: Iterate, steps: int, dummies: StandIns, others: tuple[Tokens, ...], phase: str = "continuous"
 ) -> Progress:
     """A step of the driver as viewers are told of it."""
     best = int(step.best_losses_K.argmin())
-    shows = step.stop is not None or dummies.shows(step.step)
+    shows = step.ending is not None or dummies.shows(step.step)
     again = ", ".join(str(k) for k in step.restarted)
     return Progress(
         phase=phase,

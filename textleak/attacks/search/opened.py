@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from textleak.attacks.search.problem import TextProblem
-from textleak.matching import Adam, Leaves, LinearDecay, Matcher, Step, minimise
+from textleak.matching import Adam, Iterate, Leaves, Limits, LinearDecay, Matcher, minimise
 from textleak.matching.discrete import Guess
 
 Place = tuple[int, int]
@@ -28,7 +28,7 @@ def optimize(
     learning_rate: float,
     noise: float = 0.0,
     generator: torch.Generator | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Iterate]:
     """Optimize K candidates; each holds its base's tokens but at the places that are opened.
 
     Open places start at `problem.open_embedding`. Where labels are tokens they are as open as these: soft labels
@@ -67,7 +67,7 @@ def optimize(
         return values, gradients
 
     adam = Adam(learning_rate=learning_rate, schedule=LinearDecay(steps=steps))
-    return minimise(objective, {**leaves, "free": free_KBT}, adam, steps=steps, wrt=wrt)
+    return minimise(objective, {**leaves, "free": free_KBT}, adam, limits=Limits(steps=steps), wrt=wrt)
 
 
 def pulls(
