@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-import textleak.attacks.cosine
 import textleak.attacks.dummies.matched
 import textleak.matching
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin
 from textleak.attacks.dummies.moves import distance_of_places, moved
+from textleak.attacks.dummies.onward import Onward
 from textleak.attacks.dummies.pictures import (
     DummyPictures,
     PictureSettings,
@@ -158,15 +158,16 @@ def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_ne
     picture_1CHW = pictures_of(model)
     shared, secret = from_disk(tmp_path, model, picture_1CHW)
     misplaced_1CHW = moved(picture_1CHW, 0, 4)[4]
-    really = textleak.attacks.cosine.match_dummies
+    really = Onward.matched
 
-    def match_dummies(*arguments, pictures, phase="continuous", **options):
+    def matched(self, optimiser, *, steps, pictures, phase="continuous", **options):
         if phase == "continuous":
             pictures = dataclasses.replace(pictures, start_KBCHW=model.normalized(misplaced_1CHW)[None])
-            options["steps"] = 1
-        return (yield from really(*arguments, pictures=pictures, phase=phase, **options))
+            steps = 1
+        run = really(self, optimiser, steps=steps, pictures=pictures, phase=phase, **options)
+        return (yield from run)
 
-    monkeypatch.setattr(textleak.attacks.cosine, "match_dummies", match_dummies)
+    monkeypatch.setattr(Onward, "matched", matched)
     options = {"restarts": restarts, "steps": 400, "refinement": 0}
     _, stayed = run("cosine", shared, model, **options, moves=0)
     events, recovery = run("cosine", shared, model, **options, moves=2)
