@@ -5,8 +5,9 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 
 - rules.py: how a layer's input and output gradient make its parameters' gradients; `register_rule` adds one.
 - factored.py: the candidates' gradients as factors, by hooks and one call of autograd.
-- target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both.
-- kernels.py: a network's usual operations with cheap second derivatives.
+- target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both, those of most
+  tensors together (plan.py), of the others one by one (single.py).
+- kernels.py: a network's usual operations with cheap second derivatives.  linear.py: products by a constant weight.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
 - optimisers.py: Adam and L-BFGS, asked for points and told their worth.  policies.py: patience and races, around them.
 - driver.py: the one loop, its limits and its ending.
@@ -40,7 +41,7 @@ from textleak.matching.rules import (
     register_rule,
     scale_and_bias,
 )
-from textleak.matching.target import Target, TargetTensor
+from textleak.matching.target import Damage, Target, TargetTensor
 
 __all__ = [
     "LBFGS",
@@ -52,6 +53,7 @@ __all__ = [
     "Contribution",
     "CosineGlobal",
     "CosinePerTensor",
+    "Damage",
     "Ending",
     "Formed",
     "Iterate",

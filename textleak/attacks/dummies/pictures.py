@@ -16,7 +16,7 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Tokens
-from textleak.matching import Leaves, Matcher, Objective, Project, SquaredL2, Target, Turns
+from textleak.matching import Damage, Leaves, Matcher, Objective, Project, SquaredL2, Target, Turns
 from textleak.models.text import Targets
 from textleak.models.vision import ImageModel
 from textleak.shared.effects import hides_entries, lost_scale
@@ -124,13 +124,9 @@ class DummyPictures:
     def matcher(self) -> Matcher:
         """Matches every shared parameter."""
         effects = self.shared.effects
+        damage = Damage(masked=hides_entries(effects), masked_rows=None, rescaled=lost_scale(effects))
         target = Target.from_gradients(
-            self.shared.gradients,
-            masked=hides_entries(effects),
-            masked_rows=None,
-            rescaled=lost_scale(effects),
-            dtype=self.model.dtype,
-            device=self.model.device,
+            self.shared.gradients, damage, dtype=self.model.dtype, device=self.model.device
         )
         return self.view.matcher(target, self.objective, kinks=self.settings.kinks)
 
