@@ -9,7 +9,7 @@ from textleak.errors import InputError
 from textleak.matching import Matcher, SquaredL2, Target
 from textleak.matching.factored import Capture
 from textleak.matching.single import form
-from textleak.models.text import Targets
+from textleak.models.batches import Targets
 from textleak.models.loading.images import load_image_model
 
 NETWORKS = [

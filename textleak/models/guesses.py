@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from textleak.models.text import Targets, TextModel
+from textleak.models.batches import Targets
+from textleak.models.text import TextModel
 
 
 def inputs_and_targets(

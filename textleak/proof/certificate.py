@@ -15,8 +15,8 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.events import Recovery, Sentence, Stop
 from textleak.models import Batch, TextModel
+from textleak.models.batches import TextExamples
 from textleak.models.guesses import inputs_and_targets
-from textleak.models.text import TextExamples
 from textleak.models.vision import PictureExamples
 from textleak.numerics import exact
 from textleak.shared.effects import nearest_accepted, of_batch

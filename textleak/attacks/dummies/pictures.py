@@ -17,7 +17,7 @@ from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Tokens
 from textleak.matching import Damage, Leaves, Matcher, Objective, Project, SquaredL2, Target, Turns
-from textleak.models.text import Targets
+from textleak.models.batches import Targets
 from textleak.models.vision import ImageModel
 from textleak.shared.effects import hides_entries, lost_scale
 from textleak.shared.gradient import SharedGradient

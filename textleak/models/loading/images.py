@@ -13,12 +13,12 @@ from torch import nn
 
 import textleak.models.rules.images  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
+from textleak.models.base import Weights
 from textleak.models.loading import own_code
 from textleak.models.loading.places import Place, find_place, not_at_hand
 from textleak.models.loading.text import DTYPES, find_device, reading, weights_options
 from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
 from textleak.models.quiet import quiet
-from textleak.models.text import Weights
 from textleak.models.vision import ImageModel
 from textleak.seeds import seeded
 

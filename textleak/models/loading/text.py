@@ -15,11 +15,12 @@ import torch
 
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
+from textleak.models.base import Weights
 from textleak.models.loading import own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Place, find_place, not_at_hand
 from textleak.models.quiet import quiet
-from textleak.models.text import Task, TextModel, Weights
+from textleak.models.text import Task, TextModel
 from textleak.seeds import seeded
 
 if TYPE_CHECKING:
