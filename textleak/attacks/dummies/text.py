@@ -204,8 +204,7 @@ class Dummies:
                 ranked[t], hidden[t] = [(token, 1.0)], False
         return to_sentence(
             model,
-            [pairs[0][0] for pairs in ranked],
-            masked=hidden,
+            [pairs[0][0] + model.vocab_size * masked for pairs, masked in zip(ranked, hidden, strict=True)],
             confidence=[pairs[0][1] for pairs in ranked],
             channels=["" if token >= 0 else "matching" for token in fixed_T.tolist()],
             candidates=[pairs[1:] for pairs in ranked],

@@ -140,12 +140,10 @@ class Judge:
                 yield from class_changes(guess, row, range(model.num_labels or 0))
 
     def _sentences(self, guess: Guess) -> tuple[Sentence, ...]:
-        V = self.problem.vocab_size
         return tuple(
             to_sentence(
                 self.problem.model,
-                [symbol % V for symbol in symbols],
-                masked=[symbol >= V for symbol in symbols],
+                symbols,
                 label=guess.classes[row] if guess.classes else None,
             )
             for row, symbols in enumerate(guess.rows)
