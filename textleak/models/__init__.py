@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from textleak.models.batches import Batch, Targets
     from textleak.models.loading.listing import ModelRow, describe
-    from textleak.models.loading.text import find_device, load_model
+    from textleak.models.loading.request import find_device
+    from textleak.models.loading.text import load_model
     from textleak.models.text import TextModel
 
 __all__ = ["Batch", "ModelRow", "Targets", "TextModel", "describe", "find_device", "load_model"]
@@ -23,7 +24,7 @@ _HOMES = {
     "Targets": "batches",
     "TextModel": "text",
     "describe": "loading.listing",
-    "find_device": "loading.text",
+    "find_device": "loading.request",
     "load_model": "loading.text",
 }
 
