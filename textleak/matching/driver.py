@@ -104,9 +104,6 @@ def minimise(
 ) -> Generator[Iterate, dict[str, Tensor] | None, None]:
     """Minimize every candidate's loss on its own.
 
-    A caller that knows better sends leaves: these are evaluated next in place of `points`, and the optimizer remembers
-    everything else.
-
     Args:
         objective_fn: losses and gradients of the candidates it is given, which may be some of them.
         leaves: all tensors that `objective_fn` reads, K first; they are left as they are.
@@ -117,7 +114,8 @@ def minimise(
         project: applied to the points after each step, if they have to stay in some range.
 
     Yields:
-        An `Iterate` after each step; the last one says why it is the last.
+        An `Iterate` after each step; the last one says why it is the last. A caller that knows better sends leaves:
+        these are evaluated next in place of `points`, and the optimizer remembers everything else.
     """
     flat = _Flattening.of(leaves, wrt)
     fixed = {name: leaf.detach() for name, leaf in leaves.items() if name not in flat.shapes}
@@ -139,8 +137,7 @@ def minimise(
         if project is not None:
             state.place(flat.of_leaves(project(flat.leaves(state.ask()))))
         restarted = () if limits.reached_by(best.losses_K) else _restart(state, best, flat, reinitialise)
-        seconds = time.monotonic() - began
-        ending = limits.ending(step, seconds, best.losses_K, state.active_K)
+        ending = limits.ending(step, time.monotonic() - began, best.losses_K, state.active_K)
         moved = yield Iterate(
             step=step,
             losses_K=losses_K.clone(),
