@@ -124,6 +124,7 @@ class Stop(enum.Enum):
     """Why an attack ended; the value is the sentence a person reads."""
 
     VERIFIED = "The recovered tokens' own gradient equals the shared one."
+    UNTOLD = "The recovered tokens' own gradient equals the shared one, but so do those of other texts."
     LIKELIEST = (
         "All that the recovered text leaves of the shared gradient is noise; no text near it does that."
     )
@@ -133,6 +134,11 @@ class Stop(enum.Enum):
     TIME = "The time limit was reached."
     INTERRUPTED = "Interrupted; this is the best answer so far."
     STOPPED = "Stopped on request; this is the best answer so far."
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that is searched for can be better."""
+        return self in (Stop.VERIFIED, Stop.UNTOLD)
 
 
 def main_channel(sentences: Iterable[Sentence], default: str = "matching") -> str:

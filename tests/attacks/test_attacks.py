@@ -226,8 +226,8 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from textleak import seeds
 from textleak.attacks import ATTACKS
+from textleak.attacks.base import begin
 from textleak.shared.gradient import SharedGradient
 from textleak.models import load_model
 

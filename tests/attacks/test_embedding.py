@@ -10,6 +10,7 @@ import torch
 from tests.conftest import EVERY_TASK, ToyModel
 from textleak import recover
 from textleak.attacks.embedding import embedding_rows
+from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
@@ -176,7 +177,7 @@ def test_what_a_batch_leaves_open_is_open_with_the_tokens_that_could_stand_there
             if position.id == OPEN:
                 assert token in {c.id for c in position.candidates}
             assert {c.id for c in position.candidates} <= set().union(*truth)
-    found = embedding_rows(model, shared)
+    found = embedding_rows(view_of(shared, model))
     assert found is not None
     assert not found.complete
     assert all(truth[t] <= set(found.sets[t]) for t in range(len(truth)))
@@ -185,7 +186,7 @@ def test_what_a_batch_leaves_open_is_open_with_the_tokens_that_could_stand_there
 def test_the_longest_sentence_shows_without_being_told(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, SEVERAL, seed=1, know="batch-size")
-    found = embedding_rows(model, shared)
+    found = embedding_rows(view_of(shared, model))
     assert found is not None
     assert len(found.rows) == len(SEVERAL)
     assert max(map(len, found.rows)) == max(map(len, secret.ids))
@@ -240,7 +241,7 @@ def test_noise_above_every_row_leaves_nothing(toy_model: ToyModel) -> None:
 def test_a_share_without_embeddings_is_refused_with_what_would_do(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, [ONE], share="no-embeddings")
-    assert embedding_rows(model, shared) is None
+    assert embedding_rows(view_of(shared, model)) is None
     with pytest.raises(InputError, match="embedding") as told:
         recover(shared, model, "embedding")
     assert "word_embeddings" in str(told.value)

@@ -13,7 +13,6 @@ import torch
 from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks.base import begin
 from textleak.attacks.dummies.orders import (
     inner_length,
     move_span,
@@ -52,7 +51,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def attack(
     shared: SharedGradient, model: TextModel, **options: object
 ) -> tuple[list[Phase | Progress], Recovery]:
-    steps = begin(ATTACKS.build("lamp", {**QUICK, **options}), shared, model)
+    steps = ATTACKS.build("lamp", {**QUICK, **options}).run(view_of(shared, model), generator=generator())
     events = []
     while True:
         try:

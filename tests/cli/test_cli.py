@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from textleak.attacks import ATTACKS
 from textleak.cli import app
 from textleak.cli.registries import describe
 from textleak.events import Phase, Position, Progress, Recovery, Sentence, Stop
+from textleak.models.base import Modality
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +31,7 @@ RUN_KEYS = set(
     """
     model weights task attack share defense device dtype threads seed versions batch_size tokens hidden_size
     tokens_per_hidden steps evaluations seconds seconds_to_load sentences token_match_rate token_recall
-    exact_rate rouge1 rouge2 rougeL final_loss gradient_distance verified channel run_dir
+    exact_rate rouge1 rouge2 rougeL final_loss gradient_distance verified channel client run_dir
     """.split()  # noqa: SIM905
 )
 MORE_RUN_KEYS = set(
@@ -57,12 +59,16 @@ class Fake:
             however long.
     """
 
+    reads: ClassVar = frozenset({Modality.TEXT})
+    needs: ClassVar = frozenset()
+
     answers: str = "the cat sat"
     ends: str = "well"
     steps: int = 3
     restarts: int = 1
 
-    def run(self, shared, model, *, generator):
+    def run(self, view, *, generator):
+        model = view.model
         batch = model.encode(self.answers.split("|"))
         sentences = tuple(
             Sentence(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -34,6 +35,7 @@ from textleak.evaluation.engines import Local, Processes, Ray
 from textleak.evaluation.records import Cell, Record
 from textleak.evaluation.store import Store, read_records
 from textleak.events import Position, Progress, Recovery, Sentence, Stop
+from textleak.models.base import Modality
 from textleak.settings import EVALUATIONS, EvaluationConfig, load_evaluation_config, preset_names
 
 QUICK = {"attack": ["dlg:steps=1,restarts=1"], "limit": 4, "threads": 1, "device": "cpu"}
@@ -60,8 +62,11 @@ def attacks(monkeypatch):
     def file(name: str, run) -> None:
         @dataclasses.dataclass(frozen=True, kw_only=True)
         class Fake:
-            def run(self, shared, model, *, generator):
-                return run(shared, model)
+            reads: ClassVar = frozenset({Modality.TEXT})
+            needs: ClassVar = frozenset()
+
+            def run(self, view, *, generator):
+                return run(view.shared, view.model)
 
         Fake.name = name
         list(ATTACKS)  # load the others first
@@ -1152,7 +1157,7 @@ def test_the_table_counts_as_verified_what_can_be():
     for batch in (0, 1):  # behind noise nobody can tell
         records[second, batch] = dataclasses.replace(records[second, batch], verified=None)
     records[first, 1] = dataclasses.replace(records[first, 0], batch=1, verified=None)
-    assert [(row.verified, row.verifiable) for row in table.rows(evaluation)] == [
+    assert [(row.counts.verified, row.counts.verifiable) for row in table.rows(evaluation)] == [
         (1, 1),
         (0, 0),
         (0, 0),
@@ -1167,7 +1172,7 @@ def test_the_table_says_what_the_time_limit_ended():
     assert "time limit 4 s" in text
     assert "The time limit ended 1 of 3 batches before they were done" in text
     assert "1/2" in next(line for line in text.splitlines() if "dlg" in line and "bert-tiny" in line)
-    assert [row.cut_off for row in table.rows(four_cells())] == [0, 1, 0, 0]
+    assert [row.counts.cut_off for row in table.rows(four_cells())] == [0, 1, 0, 0]
 
 
 def test_nothing_is_drawn_over_the_warning_of_random_weights(toy, monkeypatch):

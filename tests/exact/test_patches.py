@@ -74,7 +74,7 @@ def test_noise_is_weighed_against_what_pixels_can_be_and_matching_goes_on_from_t
 
 
 @pytest.mark.parametrize(
-    ("share", "count", "defense", "name"),
+    ("chosen", "count", "defense", "name"),
     [
         ("all", 2, None, "vit"),
         ("layers", 1, None, "vit"),
@@ -83,12 +83,12 @@ def test_noise_is_weighed_against_what_pixels_can_be_and_matching_goes_on_from_t
         ("all", 1, None, "resnet20"),
     ],
 )
-def test_where_the_equations_are_not_whole_nothing_is_read(share, count, defense, name):
+def test_where_the_equations_are_not_whole_nothing_is_read(chosen, count, defense, name):
     model = model_of(name)
     shared, _ = share(
         model,
         pictures_of(model, count),
-        share=share,
+        share=chosen,
         defenses=[DEFENSES.build(*defense)] if defense else [],
     )
     assert read_patches(shared, model) is None

@@ -20,7 +20,7 @@ from textleak.foreign import MIB
 from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation
-from textleak.shared.public import PublicDefense, PublicModel
+from textleak.shared.public import PublicClient, PublicDefense, PublicModel
 
 PUBLIC = PublicModel(
     name="toy",
@@ -220,12 +220,34 @@ def test_a_tensor_s_name_of_a_million_letters_is_not_repeated(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    "known",
+    [
+        {"batch_size": 0},
+        {"batch_size": 10**9},
+        {"lengths": ()},
+        {"lengths": (0,)},
+        {"lengths": (10**9,)},
+        {"labels": (-1,)},
+        {"labels": (2,)},
+        {"batch_size": 2, "lengths": (5,)},
+        {"lengths": (5, 6), "labels": (1,)},
+    ],
+)
+def test_side_information_that_can_t_be_true_is_refused(known: dict[str, object], tmp_path: Path) -> None:
+    told = SideInformation(**known)  # type: ignore[arg-type]
+    dataclasses.replace(small(), known=told).save(tmp_path / "gradient")
+    with pytest.raises(InputError, match=r"metadata of .* (is damaged|contradict themselves)"):
+        SharedGradient.load(tmp_path / "gradient")
+
+
+@pytest.mark.parametrize(
     "hostile",
     [
         {"share": "\x1b]0;title\x07"},
         {"model": dataclasses.replace(PUBLIC, name="\x1b[2J")},
         {"defenses": (PublicDefense(name="clip\n"),)},
         {"defenses": (PublicDefense(name="clip", options={"to": ["\x9b31m"]}),)},
+        {"client": PublicClient(kinds=(("fedavg", {"optimizer": "\x1b[2J"}),))},
         {"share": "x" * 20_000},
     ],
 )

@@ -15,15 +15,16 @@ import pytest
 from rich.cells import cell_len
 from textual.command import CommandPalette
 from textual.pilot import Pilot
-from textual.widgets import ContentSwitcher, Footer, Static
+from textual.widgets import ContentSwitcher, Footer, OptionList, Static
 from textual.widgets._footer import FooterKey
 
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.view import ViewState
-from textleak_tui import fields
-from textleak_tui.app import PLACES, TextleakApp, build_app
-from textleak_tui.fields import Catalog
+from textleak_tui import catalog
+from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.catalog import Catalog
 from textleak_tui.palette import commands
+from textleak_tui.places import PLACES
 from textleak_tui.screens.help import HelpScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.widgets import RunView
@@ -145,7 +146,7 @@ def _no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing() -> Catalog:
         return Catalog()
 
-    monkeypatch.setattr(fields, "list_catalog", nothing)
+    monkeypatch.setattr(catalog, "list_catalog", nothing)
 
 
 # The token grid
@@ -186,6 +187,32 @@ def test_the_truth_is_hidden_until_asked_for_and_blind_hides_every_comparison() 
     shown(scene)
 
 
+LONG_WORDS = [f"word{number}" for number in range(60)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("words", [WORDS, LONG_WORDS], ids=["short", "long"])
+def test_showing_the_truth_moves_nothing(size: tuple[int, int], words: list[str]) -> None:
+    first = state(progress(0, sentence(*words, "nothing")), truth=(sentence(*words, "zebra"),))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        def places() -> list[int]:
+            lines = enumerate(picture(app).splitlines())
+            return [y for y, line in lines if f"✓{words[0]} " in line or f"✓{words[6]} " in line]
+
+        before = places()
+        assert before
+        for truth in (True, False):
+            view.show(first, truth=truth)
+            await pilot.pause(0.1)
+            assert places() == before
+            await pilot.press("end")
+            assert ("zebra" in picture(app)) == truth
+            await pilot.press("home")
+
+    shown(scene, size, first)
+
+
 def test_arrow_keys_and_clicks_pick_a_position_and_it_is_told_in_words() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         await pilot.press("right", "right")
@@ -200,6 +227,24 @@ def test_arrow_keys_and_clicks_pick_a_position_and_it_is_told_in_words() -> None
         column = picture(app).splitlines()[row].index("~friday")
         await pilot.click(offset=(column + 1, row))
         assert "position 6  ~ friday  in the sentence, not here" in picture(app)
+
+    shown(scene)
+
+
+def test_the_position_in_focus_is_told_in_the_theme_s_own_colors() -> None:
+    def papers(app: TextleakApp) -> set[tuple[int, int, int]]:
+        strip = next(
+            strip
+            for strip in app.screen._compositor.render_strips()
+            if "position 1" in "".join(segment.text for segment in strip)
+        )
+        return {tuple(segment.style.bgcolor.triplet) for segment in strip if segment.style}
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        dark = papers(app)
+        await pilot.press("f8")
+        await pilot.pause(0.1)
+        assert not papers(app) & dark
 
     shown(scene)
 
@@ -310,6 +355,21 @@ def test_phases_are_a_timeline_with_their_times() -> None:
     shown(scene)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "sign"), [("stopped", "■"), ("interrupted", "■"), ("failed", "✗"), ("done", "✓")]
+)
+def test_how_a_run_ended_is_told_by_its_last_phase_and_in_a_word(outcome: str, sign: str) -> None:
+    result = None if outcome == "failed" else RESULT
+    ended = state(progress(0, sentence(*WORDS)), Finished(outcome=outcome, result=result))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "✓ labels 0.5 s" in picture(app)
+        assert f"{sign} continuous" in picture(app)
+        assert view.status.render().plain.startswith(outcome) == (outcome != "done")
+
+    shown(scene, first=ended)
+
+
 def test_candidates_are_ranked_and_another_one_can_be_followed() -> None:
     others = tuple(
         (tuple((9, word) for word in ("[CLS]", *[name] * 7, "[SEP]")),) for name in ("one", "two", "three")
@@ -354,6 +414,18 @@ def test_the_label_is_shown_with_its_probability_and_judged_unless_blind() -> No
         assert "✓ right" not in picture(app)
 
     shown(scene)
+
+
+def test_a_class_that_is_no_more_probable_than_another_is_not_judged() -> None:
+    tied = dataclasses.replace(sentence(*WORDS), label_posterior=(0.498, 0.502))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        drawn = view.labels.render().plain
+        assert "0.50" in drawn
+        assert "? undecided" in drawn
+        assert "right" not in drawn
+
+    shown(scene, first=state(progress(0, tied)))
 
 
 def test_a_falling_curve_falls_and_a_flat_one_is_flat() -> None:
@@ -502,9 +574,34 @@ def test_everything_is_in_the_palette_with_a_plain_sentence() -> None:
         if isinstance(app.screen, CommandPalette):
             await pilot.press("enter")
             await pilot.pause(0.3)
-        assert app.blind
+        assert app.sight.blind
 
     shown(scene)
+
+
+def test_the_palette_lists_each_command_once_and_not_itself() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        await pilot.press("ctrl+p")
+        await pilot.pause(0.3)
+        titles = [
+            str(option.prompt).partition("\n")[0] for option in app.screen.query_one(OptionList).options
+        ]
+        assert "Truth" in titles
+        assert len(set(titles)) == len(titles)
+        assert not any("palette" in title.lower() for title in titles)
+
+    shown(scene)
+
+
+def test_a_dialog_leaves_what_it_is_about_to_be_seen() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        await pilot.press("question_mark")
+        await pilot.pause()
+        # The help is 96 wide; the panes at the sides of it are still there, if darker.
+        assert "Tokens" in picture(app)
+        assert "╭" in picture(app).splitlines()[4][:10]
+
+    shown(scene, (160, 48))
 
 
 def test_help_tells_what_the_signs_mean() -> None:

@@ -6,9 +6,9 @@ import asyncio
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from textual.pilot import Pilot
@@ -16,14 +16,15 @@ from textual.pilot import Pilot
 from textleak.errors import InputError
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Truth
 from textleak.runs import Recorder, RunFolder
-from textleak_tui import export, fields, ladder
+from textleak_tui import catalog, export, ladder
 from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.catalog import Catalog
 from textleak_tui.child import Child, Failure
-from textleak_tui.fields import Catalog
 from textleak_tui.ladder import Knob, knob_named, knobs, strengths, verdict
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.defense import DefenseScreen
 from textleak_tui.screens.replay import ReplayScreen
+from textleak_tui.session import Sessions
 
 CATALOG = Catalog.from_json(
     {
@@ -137,24 +138,24 @@ def answer(*words: str) -> Sentence:
     )
 
 
-class FakeChild:
+class FakeChild(Child):
     """A process that writes a run: the more noise, the less of it is right."""
 
-    arguments: ClassVar[list[list[str]]] = []
-    going = 0
+    started: ClassVar[list[dict[str, Any]]] = []
+    going_on = 0
     hold = False
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.stopped = False
-        self.ended = False
+        super().__init__(folder)
+        self._over = False
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, arguments: Sequence[str]) -> None:
-        assert FakeChild.going == 0, "one after another"
-        FakeChild.going += 1
-        FakeChild.arguments.append(list(arguments))
-        self._task = asyncio.create_task(self._run(" ".join(arguments)))
+    async def start(self, command: str, settings: Mapping[str, Any]) -> None:
+        assert command == "run"
+        assert FakeChild.going_on == 0, "one after another"
+        FakeChild.going_on += 1
+        FakeChild.started.append(dict(settings))
+        self._task = asyncio.create_task(self._run(" ".join(settings.get("defenses", []))))
 
     async def _run(self, words: str) -> None:
         await asyncio.sleep(0.05)
@@ -166,7 +167,7 @@ class FakeChild:
                 found = answer(*("a", "bb", "ccc", "dddd")[:right], *["x" * 9] * (4 - right))
                 recorder.record(Progress(phase="continuous", step=1, loss=0.5, sentences=(found,)))
                 recorder.record(Phase(name="verify"))
-                while FakeChild.hold and not self.stopped:
+                while FakeChild.hold and not self.stopping:
                     await asyncio.sleep(0.02)
                 result = {
                     "token_match_rate": right / 4,
@@ -174,15 +175,19 @@ class FakeChild:
                     "seconds": 3.0,
                     "sentences": [],
                 }
-                recorder.record(Finished(outcome="stopped" if self.stopped else "done", result=result))
-        self.ended = True
-        FakeChild.going -= 1
+                recorder.record(Finished(outcome="stopped" if self.stopping else "done", result=result))
+        self._over = True
+        FakeChild.going_on -= 1
+
+    @property
+    def ended(self) -> bool:
+        return self._over
 
     def stop(self) -> None:
-        self.stopped = True
+        self.stopping += 1
 
-    async def end(self) -> None:
-        self.stopped = True
+    async def end(self, seconds: float = 0.0) -> None:
+        self.stopping += 1
         if self._task is not None:
             await self._task
 
@@ -198,11 +203,10 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0.05)
         return CATALOG
 
-    monkeypatch.setattr(fields, "list_catalog", listed)
-    monkeypatch.setattr("textleak_tui.screens.run.RunScreen", Page)
-    monkeypatch.setattr("textleak_tui.screens.defense.Child", FakeChild)
-    monkeypatch.setattr(FakeChild, "arguments", [])
-    monkeypatch.setattr(FakeChild, "going", 0)
+    monkeypatch.setattr(catalog, "list_catalog", listed)
+    monkeypatch.setattr("textleak_tui.screens.run.RunScreen", lambda *_: Page("run"))
+    monkeypatch.setattr(FakeChild, "started", [])
+    monkeypatch.setattr(FakeChild, "going_on", 0)
     monkeypatch.setattr(FakeChild, "hold", False)
 
 
@@ -212,11 +216,12 @@ def drive(
     *,
     size: tuple[int, int] = (120, 40),
     settings: Path | None = None,
+    child: type[Child] = FakeChild,
 ) -> None:
     """The app at its defense screen."""
 
     async def session() -> None:
-        app = build_app(root=root, settings_path=settings)
+        app = build_app(sessions=Sessions(root, child), settings_path=settings)
         async with app.run_test(size=size, notifications=True) as pilot:
             app.switch_mode("defenses")
             await pilot.pause()
@@ -248,9 +253,9 @@ def test_a_ladder_runs_rung_by_rung_and_says_what_it_found(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
 
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        app = page.textleak
+        app = page.app
         assert "Nothing has run yet" in screen(app)
-        await until(pilot, lambda: page.catalog.defenses)
+        await until(pilot, lambda: page.form.catalog.defenses)
         await pilot.press(*"a bb")
         assert "$ textleak run --defense gaussian:sigma=0.0001 --sentence 'a bb'" in screen(app)
         await pilot.press("f5")
@@ -271,12 +276,15 @@ def test_a_ladder_runs_rung_by_rung_and_says_what_it_found(tmp_path, monkeypatch
         assert "0.25" not in screen(app)
         await pilot.press("b", "up", "enter")
         await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
-        assert app.screen.folder == page.rungs[2].folder
+        assert app.screen.folder == page.rungs[2].session.folder
 
     drive(tmp_path / "runs", look)
-    assert [" ".join(words) for words in FakeChild.arguments] == [
-        "--sentence a bb",
-        *(f"--defense gaussian:sigma={sigma} --sentence a bb" for sigma in ("0.0001", "0.001", "0.01")),
+    assert FakeChild.started == [
+        {"sentences": ["a bb"]},
+        *(
+            {"defenses": [f"gaussian:sigma={sigma}"], "sentences": ["a bb"]}
+            for sigma in ("0.0001", "0.001", "0.01")
+        ),
     ]
     (folder,) = (tmp_path / export.EXPORTS).iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["ladder.json", "ladder.md", "screen.svg"]
@@ -290,18 +298,18 @@ def test_stopping_keeps_the_best_answer_and_leaves_out_the_rest(tmp_path, monkey
     monkeypatch.setattr(FakeChild, "hold", True)
 
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        await until(pilot, lambda: page.catalog.defenses)
+        await until(pilot, lambda: page.form.catalog.defenses)
         await pilot.press("a", "enter")
         await until(pilot, lambda: page.rungs and page.rungs[0].status == "running")
         await pilot.pause(0.1)
-        assert "0 of 4 rungs are done" in screen(page.textleak)
-        assert "● verify" in screen(page.textleak) or "● continuous" in screen(page.textleak)
+        assert "0 of 4 rungs are done" in screen(page.app)
+        assert "● verify" in screen(page.app) or "● continuous" in screen(page.app)
         await pilot.press("x")
         await until(pilot, lambda: not page.going)
         assert [rung.status for rung in page.rungs] == ["stopped", "not run", "not run", "not run"]
-        assert len(FakeChild.arguments) == 1
+        assert len(FakeChild.started) == 1
         await pilot.pause(0.1)
-        assert "■ stopped" in screen(page.textleak)
+        assert "■ stopped" in screen(page.app)
         monkeypatch.setattr(FakeChild, "hold", False)
         await pilot.press("n", "f5")
         await until(pilot, lambda: page.rungs[0].status == "done")
@@ -313,19 +321,19 @@ def test_quitting_ends_the_rung_that_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(FakeChild, "hold", True)
 
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        await until(pilot, lambda: page.catalog.defenses)
+        await until(pilot, lambda: page.form.catalog.defenses)
         await pilot.press("a", "f5")
         await until(pilot, lambda: page.rungs and page.rungs[0].status == "running")
 
     drive(tmp_path, look)
-    assert FakeChild.going == 0
-    assert len(FakeChild.arguments) == 1
+    assert FakeChild.going_on == 0
+    assert len(FakeChild.started) == 1
 
 
 def test_another_defense_brings_its_own_rungs_unless_some_were_written(tmp_path):
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        await until(pilot, lambda: page.catalog.defenses)
-        knob, rungs = page.rows["knob"].box.input, page.rows["rungs"].box.input
+        await until(pilot, lambda: page.form.catalog.defenses)
+        knob, rungs = page.form.rows["knob"].box.input, page.form.rows["rungs"].box.input
         knob.value = "prune ratio"
         await pilot.pause()
         assert rungs.value == "none, 0.5, 0.9, 0.99"
@@ -334,7 +342,7 @@ def test_another_defense_brings_its_own_rungs_unless_some_were_written(tmp_path)
         knob.value = "topk ratio"
         await pilot.pause()
         assert rungs.value == "none, 0.7"
-        assert "--defense topk:ratio=0.7" in screen(page.textleak)
+        assert "--defense topk:ratio=0.7" in screen(page.app)
 
     drive(tmp_path, look)
 
@@ -348,15 +356,15 @@ def test_what_is_wrong_is_said_beside_the_field_and_nothing_starts(tmp_path):
     }
 
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        await until(pilot, lambda: page.catalog.defenses)
+        await until(pilot, lambda: page.form.catalog.defenses)
         await pilot.press("f5")
-        assert "Type a sentence" in screen(page.textleak)
+        assert "Type a sentence" in screen(page.app)
         await pilot.press("a")
         for field, (value, words) in cases.items():
-            box = page.rows[field].box.input
+            box = page.form.rows[field].box.input
             before, box.value = box.value, value
             await pilot.pause()
-            assert words in screen(page.textleak)
+            assert words in screen(page.app)
             await pilot.press("f5")
             await pilot.pause(0.1)
             assert not page.rungs
@@ -374,11 +382,11 @@ def test_a_ladder_asked_for_before_the_defenses_are_known_starts_when_they_are(t
         await answer.wait()
         return CATALOG
 
-    monkeypatch.setattr(fields, "list_catalog", later)
+    monkeypatch.setattr(catalog, "list_catalog", later)
 
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
         await pilot.press("a", "f5")
-        assert "starts as soon as that is known" in screen(page.textleak)
+        assert "starts as soon as that is known" in screen(page.app)
         answer.set()
         await until(pilot, lambda: page.rungs)
 
@@ -389,14 +397,14 @@ def test_the_ladder_is_remembered_but_never_the_sentence(tmp_path):
     settings = tmp_path / "settings.json"
 
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        await until(pilot, lambda: page.catalog.defenses)
-        page.rows["rungs"].box.input.value = "none, 0.5"
+        await until(pilot, lambda: page.form.catalog.defenses)
+        page.form.rows["rungs"].box.input.value = "none, 0.5"
         await pilot.press(*"secret", "f5")
         await until(pilot, lambda: page.rungs and not page.going)
 
     async def again(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        assert page.rows["rungs"].box.input.value == "none, 0.5"
-        await until(pilot, lambda: "0.5" in screen(page.textleak))
+        assert page.form.rows["rungs"].box.input.value == "none, 0.5"
+        await until(pilot, lambda: "0.5" in screen(page.app))
 
     drive(tmp_path / "runs", look, settings=settings)
     assert "secret" not in settings.read_text()
@@ -405,12 +413,13 @@ def test_the_ladder_is_remembered_but_never_the_sentence(tmp_path):
 
 def test_the_ladder_fits_every_size(tmp_path):
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        app = page.textleak
-        await until(pilot, lambda: page.catalog.defenses)
+        app = page.app
+        await until(pilot, lambda: page.form.catalog.defenses)
         await pilot.press("a", "f5")
         await until(pilot, lambda: page.rungs and not page.going)
         for size in SIZES:
             await pilot.resize_terminal(*size)
+            await pilot.pause(0.1)
             await until(pilot, lambda: "✓ done" in screen(app))
             text = screen(app)
             assert max(map(len, text.splitlines())) <= size[0]
@@ -432,13 +441,12 @@ def test_a_ladder_of_real_runs(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tui")]))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("textleak_tui.screens.defense.Child", Child)
 
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
-        await until(pilot, lambda: page.catalog.defenses)
-        page.textleak.remember("fields", {"weights": "random", "steps": "3", "threads": "1"})
-        page.rows["attack"].box.input.value = "dlg"
-        page.rows["rungs"].box.input.value = "none, 0.5"
+        await until(pilot, lambda: page.form.catalog.defenses)
+        page.memory.keep("fields", {"weights": "random", "steps": "3", "threads": "1"})
+        page.form.rows["attack"].box.input.value = "dlg"
+        page.form.rows["rungs"].box.input.value = "none, 0.5"
         await pilot.press(*"the cat", "f5")
         await until(pilot, lambda: page.rungs and not page.going, seconds=240, every=0.5)
         assert [rung.status for rung in page.rungs] == ["done", "done"]
@@ -447,4 +455,4 @@ def test_a_ladder_of_real_runs(tmp_path, monkeypatch):
         assert {rung.result["seed"] for rung in page.rungs} == {0}
         assert len(list(tmp_path.iterdir())) == 2
 
-    drive(tmp_path, look)
+    drive(tmp_path, look, child=Child)

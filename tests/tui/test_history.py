@@ -14,17 +14,21 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Static
 
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak_tui import export, listing
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.listing import Order, arranged, read_row
+from textleak_tui.palette import commands
+from textleak_tui.places import CompareRuns, OpenRun
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.compare import CompareScreen
+from textleak_tui.screens.delete import DeleteDialog
 from textleak_tui.screens.export import ExportDialog
-from textleak_tui.screens.history import DeleteDialog, HistoryScreen
+from textleak_tui.screens.history import HistoryScreen
 from textleak_tui.screens.replay import ReplayScreen
 
 TEXT = "the cat sat on the mat"
@@ -176,7 +180,7 @@ async def replay(app: TextleakApp, pilot: Pilot[None]) -> ReplayScreen:
 @pytest.fixture(autouse=True)
 def _no_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run screen, which isn't looked at here, stays empty: it asks other processes for names."""
-    monkeypatch.setattr("textleak_tui.screens.run.RunScreen", Page)
+    monkeypatch.setattr("textleak_tui.screens.run.RunScreen", lambda *_: Page("run"))
 
 
 @pytest.fixture
@@ -252,6 +256,55 @@ def test_no_runs_and_no_matches_have_words(tmp_path, root):
 
     drive(tmp_path / "nothing", empty)
     drive(root, filtered)
+
+
+def test_what_is_typed_as_a_filter_is_seen(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        await pilot.press("slash", *"gaussian")
+        await pilot.pause()
+        assert page.words.size.height == 1
+        line = next(line for line in screen(app).splitlines() if "gaussian" in line)
+        assert line.strip() == "gaussian"
+
+    drive(root, look)
+
+
+def test_verified_and_not_verified_are_told_apart_by_a_filter(tmp_path):
+    for name, verified in (("a-yes", True), ("b-no", False), ("c-unsaid", None)):
+        end = Finished(outcome="done", result=result(verified=verified))
+        make(tmp_path, name, *events(3), end)
+    rows = [read_row(path) for path in sorted(tmp_path.iterdir())]
+
+    def names(words: str) -> str:
+        return "".join(sorted(row.path.name[0] for row in arranged(rows, Order.NEWEST, words)))
+
+    assert names("verified") == names("verif") == "a"
+    assert names("unverified") == names("not verified") == "b"
+    assert names("") == "abc"
+
+
+def test_the_palette_names_opening_a_run_once(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await history(app, pilot)
+        titles = [command.title for command in commands(app.screen)]
+        assert titles.count("Open") == 1
+        assert len(set(titles)) == len(titles)
+
+    drive(root, look)
+
+
+def test_the_dialog_that_asks_leaves_the_run_to_be_seen(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await history(app, pilot)
+        await pilot.press("slash", *"c-killed", "enter", "d")
+        await pilot.pause(0.1)
+        assert isinstance(app.screen, DeleteDialog)
+        assert "Delete this run?" in screen(app)
+        assert "✗ killed" in screen(app)
+        assert "gaussian:sigma=0.01" in screen(app)
+
+    drive(root, look)
 
 
 def test_rows_sort_by_what_a_person_asks_for(root):
@@ -388,7 +441,7 @@ def test_a_run_that_goes_on_is_not_deleted(root):
 def test_a_finished_run_opens_at_its_answer_in_every_size(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         page = await replay(app, pilot)
-        assert page.event == len(page.recording) - 1
+        assert page.playback.event == len(page.recording) - 1
         for size in SIZES:
             await resized(pilot, size)
             text = screen(app)
@@ -405,22 +458,22 @@ def test_scrubbing_by_keys_and_by_mouse_shows_the_run_as_it_was(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         page = await replay(app, pilot)
         await pilot.press("home")
-        assert page.event == 0
+        assert page.playback.event == 0
         assert "No tokens at this place yet" in screen(app)
         await pilot.press("right", "right", "right", "right")
-        assert page.event == 4
+        assert page.playback.event == 4
         assert page.state.progress.step == 0
         assert "✗dog" in screen(app)
         await pilot.press("shift+right", "full_stop", "comma", "left")
-        assert page.event == 13
+        assert page.playback.event == 13
         await pilot.press("pagedown")
-        assert page.event > 14
+        assert page.playback.event > 14
         start, stop = page.scrubber._ends
         await pilot.click(page.scrubber, offset=(1 + start + (stop - start) // 2, 1))
         half = page.recording.extent("seconds") / 2
-        assert page.recording.value_at("seconds", page.event) == pytest.approx(half, abs=0.2)
+        assert page.recording.value_at("seconds", page.playback.event) == pytest.approx(half, abs=0.2)
         await pilot.press("end")
-        assert page.event == len(page.recording) - 1
+        assert page.playback.event == len(page.recording) - 1
 
     drive(root, look, run=root / "a-done")
 
@@ -429,16 +482,16 @@ def test_playing_goes_through_the_run_in_its_own_time(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         page = await replay(app, pilot)
         now = [0.0]
-        page.clock = lambda: now[0]
+        page.playback.clock = lambda: now[0]
 
         def tick(seconds: float) -> float:
             now[0] += seconds
             page._tick()
-            return page.recording.value_at("seconds", page.event)
+            return page.recording.value_at("seconds", page.playback.event)
 
-        assert page.speed == 1
+        assert page.playback.speed == 1
         await pilot.press("space")
-        assert page.playing
+        assert page.playback.playing
         assert tick(1.0) == pytest.approx(1.0)
         assert tick(0.5) == pytest.approx(1.5)
         await pilot.press("x")
@@ -450,9 +503,9 @@ def test_playing_goes_through_the_run_in_its_own_time(root):
         await pilot.press("space", "x")
         assert tick(0.05) == pytest.approx(3.3, abs=0.11)
         assert tick(9.0) == pytest.approx(page.recording.extent("seconds"))
-        assert not page.playing
+        assert not page.playback.playing
         await pilot.press("x", "space")
-        assert page.event == 0
+        assert page.playback.event == 0
         assert tick(4.0) == pytest.approx(1.0)
 
     drive(root, look, run=root / "a-done")
@@ -473,10 +526,10 @@ def test_a_run_that_another_process_writes_is_followed(tmp_path):
         assert "● live" in screen(app)
         assert "still being written" in screen(app)
         await pilot.press("left", "left")
-        held = page.event
+        held = page.playback.event
         recorder.record(events(20)[-1])
         await until(pilot, lambda: len(page.recording) > held + 3)
-        assert page.event == held
+        assert page.playback.event == held
         await pilot.press("f")
         assert page.state.progress.step == 19
         recorder.finish("stopped", result(0.5, outcome="stopped"))
@@ -498,7 +551,7 @@ def test_a_run_that_went_wrong_says_so(root):
 
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         for name, words in cases.items():
-            app.open_replay(root / name)
+            app.open_run(OpenRun(root / name))
             await replay(app, pilot)
             await pilot.press("space", "left", "x", "f", "end")
             assert words in re.sub(r"\s+", " ", screen(app))
@@ -601,6 +654,37 @@ def test_exports_go_beside_the_run_where_nothing_else_can_be_written(root, tmp_p
     assert bar.read_text() == "x | y"
 
 
+def lit(app: TextleakApp) -> str:
+    """The place that the bar on top marks."""
+    (tab,) = app.screen.query(".here").results(Static)
+    return str(tab.content)
+
+
+def test_a_run_named_on_the_command_line_is_left_for_the_place_that_was_lit(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await replay(app, pilot)
+        assert "History" in lit(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, HistoryScreen))
+        assert "History" in lit(app)
+
+    drive(root, look, run=root / "a-done")
+
+
+def test_a_run_opened_from_another_place_is_left_for_that_one(root):
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        app.switch_mode("run")
+        await pilot.pause()
+        page = app.screen
+        page.post_message(OpenRun(root / "a-done"))
+        await replay(app, pilot)
+        assert "Run" in lit(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is page)
+
+    drive(root, look)
+
+
 def test_screens_are_left_the_way_they_came(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         page = await history(app, pilot)
@@ -625,7 +709,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 async def comparison(app: TextleakApp, pilot: Pilot[None], two: tuple[Path, Path]) -> CompareScreen:
     """The comparison of two runs, once it has read them."""
-    app.open_compare(*two)
+    app.compare_runs(CompareRuns(*two))
     await until(pilot, lambda: isinstance(app.screen, CompareScreen))
     page = app.screen
     assert isinstance(page, CompareScreen)

@@ -16,7 +16,9 @@ from textleak.errors import InputError
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, Truth, to_json
 from textleak.runs import Recorder, RunFolder, read_events
 from textleak.view import ViewState
-from textleak_tui.recording import AXES, Recording, standing
+from textleak_tui.index import AXES
+from textleak_tui.recording import Recording
+from textleak_tui.standing import standing
 
 WORDS = ("[CLS]", "the", "cat", "sat", "on", "mat", "dog", "[SEP]")
 

@@ -20,14 +20,18 @@ from textual.widgets import Static
 from tests.tui_speed import start_run
 from textleak.errors import InputError
 from textleak.runs import read_run
-from textleak.settings import load_run_config
-from textleak_tui import fields, settings
+from textleak.settings import load_image_config, load_run_config
+from textleak_tui import catalog
 from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.catalog import Catalog
 from textleak_tui.child import Child
-from textleak_tui.fields import FIELDS, Catalog, command_line
+from textleak_tui.fields import FIELDS
 from textleak_tui.screens.help import HelpScreen
 from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
+from textleak_tui.session import Session
+from textleak_tui.settings import Memory
+from textleak_tui.setups import IMAGE, TEXT, command_line, settings_of
 
 CATALOG = Catalog.from_json(
     {
@@ -38,7 +42,7 @@ CATALOG = Catalog.from_json(
                 "options": [{"name": "steps", "type": "int", "default": 40}],
             },
             {"name": "tag", "summary": "TAG.", "options": []},
-            {"name": "dlg", "summary": "DLG.", "options": [], "pictures": True},
+            {"name": "dlg", "summary": "DLG.", "options": [], "reads": ["pictures", "text"]},
         ],
         "defenses": [
             {
@@ -67,7 +71,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Textl
     async def listed() -> Catalog:
         return CATALOG
 
-    monkeypatch.setattr(fields, "list_catalog", listed)
+    monkeypatch.setattr(catalog, "list_catalog", listed)
 
     def run(scene: Scene, size: tuple[int, int] = (120, 40)) -> TextleakApp:
         app = build_app(root=tmp_path / "runs", settings_path=tmp_path / "tui.json")
@@ -100,6 +104,11 @@ def words(widget: Static) -> str:
     return str(widget.content)
 
 
+def session(screen: RunScreen) -> Session:
+    assert screen.session is not None
+    return screen.session
+
+
 # The form
 
 
@@ -112,6 +121,51 @@ def test_the_command_line_says_what_the_form_says_and_nothing_that_is_a_default(
         "--model gpt2 --defense gaussian:sigma=1e-3 --defense sign --steps 20 --sentence one --sentence two"
     )
     assert " ".join(shlex.split(line)[2:]) == given
+
+
+def test_what_the_process_is_given_is_what_the_command_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both go through the settings of the library, and come out the same."""
+    import typer
+    from typer.testing import CliRunner
+
+    from textleak import cli
+
+    seen: list[object] = []
+
+    def stop(prepare: Callable[[], object], *_: object) -> None:
+        seen.append(prepare())
+        raise typer.Exit
+
+    for command in (cli.run, cli.image):
+        monkeypatch.setattr(command, "_prepare", lambda settings: settings)
+    monkeypatch.setattr("textleak.cli.drive.carry_out", stop)
+    texts = {
+        "model": "gpt2",
+        "weights": "random",
+        "share": "attention",
+        "defenses": "gaussian:sigma=1e-3 sign",
+        "know": "lengths,no-defense",
+        "restarts": "3",
+        "steps": "20",
+        "seed": "7",
+        "threads": "1",
+    }
+    for setup, batch, load in (
+        (TEXT, ["one", "-two"], load_run_config),
+        (IMAGE, ["2", "13"], load_image_config),
+    ):
+        for values in ({}, texts):
+            line = shlex.split(command_line(batch, values, setup))
+            ended = CliRunner().invoke(cli.app, line[1:])
+            assert ended.exit_code == 0, ended.output
+            assert load(None, settings_of(batch, values, setup), ()) == seen.pop()
+
+
+def test_a_default_of_the_form_is_the_settings_own() -> None:
+    defaults = {field.name: field.default for field in FIELDS if field.default}
+    assert load_run_config(None, {"sentences": ["x"], **defaults}, ()) == load_run_config(
+        None, {"sentences": ["x"]}, ()
+    )
 
 
 def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line_has() -> None:
@@ -162,6 +216,20 @@ def test_a_field_says_what_is_wrong_and_what_would_do(name: str, text: str, says
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("know", "no-defense"),
+        ("know", "lengths, labels,no-defense"),
+        ("know", "nothing"),
+        ("defenses", "gaussian:sigma=1e-3 gaussian"),
+        ("defenses", ""),
+    ],
+)
+def test_a_field_takes_what_the_command_line_takes(name: str, text: str) -> None:
+    next(field for field in FIELDS if field.name == name).check(text, CATALOG)
+
+
 def test_an_error_stands_beside_its_field_and_nothing_starts(play: Callable[..., TextleakApp]) -> None:
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         await pilot.press("enter")
@@ -173,7 +241,7 @@ def test_an_error_stands_beside_its_field_and_nothing_starts(play: Callable[...,
         assert "Did you mean bert-tiny" in words(row.hint)
         assert row.hint.region.y == row.box.region.y
         await pilot.press("f5")
-        assert screen.child is None
+        assert screen.session is None
         assert app.focused is row.box.input
 
     play(scene)
@@ -236,7 +304,7 @@ def test_several_sentences_are_one_batch(play: Callable[..., TextleakApp]) -> No
 def test_settings_are_remembered_but_no_sentence_is(
     play: Callable[..., TextleakApp], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(self: Child, arguments: object, command: str) -> None:
+    async def nothing(self: Child, command: str, settings: object) -> None:
         raise OSError("no more processes")
 
     monkeypatch.setattr(Child, "start", nothing)
@@ -245,7 +313,7 @@ def test_settings_are_remembered_but_no_sentence_is(
         await pilot.press(*"my secret")
         choose(screen, model="gpt2", seed="7")
         await pilot.press("f8", "f5")
-        await until(pilot, lambda: screen.failure)
+        await until(pilot, lambda: screen.session and screen.session.failure)
         assert "can't be started" in words(screen.notice)
 
     async def second(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
@@ -261,10 +329,14 @@ def test_settings_are_remembered_but_no_sentence_is(
 
 def test_settings_that_cannot_be_read_or_kept_are_no_hindrance(tmp_path: Path) -> None:
     broken = tmp_path / "tui.json"
-    broken.write_text("{")
-    assert settings.read(broken) == {}
-    settings.write(tmp_path / "tui.json" / "below" / "a" / "file", {"a": 1})
-    assert settings.read(None) == {}
+    for content in ("{", "[1]", "[" * 20_000):
+        broken.write_text(content)
+        assert Memory(broken).get("fields") is None
+        assert Memory(broken).texts("fields") == {}
+    memory = Memory(tmp_path / "tui.json" / "below" / "a" / "file")
+    memory.keep("a", 1)
+    assert memory.get("a") == 1
+    assert Memory(None).get("a") is None
 
 
 # The attack's process
@@ -284,8 +356,8 @@ def test_a_sentence_comes_back(
         assert "Loading the model" in words(screen.view.tokens._empty)
         await until(pilot, lambda: not screen.going)
         await pilot.pause(0.2)
-        assert screen.failure is None
-        assert screen.state.match_rate() == 1.0
+        assert session(screen).failure is None
+        assert session(screen).state.match_rate() == 1.0
         answer = words(screen.view.answer)
         assert answer.startswith(
             "All of the text leaked through the span of a layer's gradient: 6 of 6 tokens"
@@ -299,7 +371,7 @@ def test_a_sentence_comes_back(
         assert {cell.status for cell in cells[1:-1]} == {"unknown"}
         assert "match rate" not in words(screen.view.answer)
         await pilot.press("t")
-        assert not app.blind
+        assert not app.sight.blind
         assert [cell.true for cell in screen.view.tokens._bands.sentences[0]][1:3] == ["the", "cat"]
         (folder,) = (tmp_path / "runs").iterdir()
         assert read_run(folder).outcome == "done"
@@ -311,7 +383,7 @@ def test_a_sentence_comes_back(
         assert screen.form.private_batch == ["the cat sat on the mat"]
 
     app = play(scene)
-    assert not any(child.alive for child in app.attacks)
+    assert not app.sessions.going
 
 
 def test_a_picture_comes_back_in_half_cells(play: Callable[..., TextleakApp], tmp_path: Path) -> None:
@@ -325,7 +397,7 @@ def test_a_picture_comes_back_in_half_cells(play: Callable[..., TextleakApp], tm
         await until(pilot, lambda: pictures.live)
         await until(pilot, lambda: not pictures.going)
         await until(pilot, lambda: pictures.view.tokens._pictures._ready)
-        assert pictures.failure is None
+        assert session(pictures).failure is None
         drawn = pictures.view.tokens._pictures.render()
         assert drawn.plain.count("▀") >= 2 * 16 * 16
         assert "original" in drawn.plain
@@ -347,11 +419,11 @@ def test_a_picture_comes_back_in_half_cells(play: Callable[..., TextleakApp], tm
 )
 def test_pictures_are_numbers_or_files(batch: list[str], says: str | None) -> None:
     if says is None:
-        fields.IMAGE.check(batch)
-        assert fields.IMAGE.arguments(batch) == [word for one in batch for word in ("--index", one)]
+        IMAGE.check(batch)
+        assert IMAGE.batch(batch) == ({"indices": batch} if batch else {})
         return
     with pytest.raises(InputError, match=says):
-        fields.IMAGE.check(batch)
+        IMAGE.check(batch)
 
 
 def endless(screen: RunScreen, model: Path) -> None:
@@ -368,44 +440,46 @@ def test_a_run_is_paused_resumed_stopped_and_started_again(
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         endless(screen, toy_folder("bert"))
         await pilot.press("f5")
-        await until(pilot, lambda: screen.state.seen > 3)
+        await until(pilot, lambda: session(screen).state.seen > 3)
         await pilot.press("space")
-        assert screen.child is not None
-        assert screen.child.paused
+        assert session(screen).paused
         assert screen.check_action("resume", ())
         assert not screen.check_action("pause", ())
-        await until(pilot, lambda: screen.state.progress and screen.state.progress.detail == "paused")
-        seen = screen.state.seen
+        await until(
+            pilot,
+            lambda: session(screen).state.progress and session(screen).state.progress.detail == "paused",
+        )
+        seen = session(screen).state.seen
         await pilot.pause(0.4)
-        assert screen.state.seen == seen
+        assert session(screen).state.seen == seen
         assert screen.view.status.render().plain.startswith("paused")
         await pilot.press("space")
-        await until(pilot, lambda: screen.state.seen > seen + 3)
+        await until(pilot, lambda: session(screen).state.seen > seen + 3)
         # Another candidate than the best is followed, and then the best again.
-        progress = screen.state.progress
+        progress = session(screen).state.progress
         assert progress is not None
         assert len(progress.others) == len(progress.losses) == 3
         other = next(k for k in screen.view.candidates.ranked if k != progress.candidate)
         screen.view.candidates._follow(other)
         await pilot.pause(0.2)
         shown = [cell.word for cell in screen.view.tokens._bands.sentences[0]]
-        assert screen.state.progress is not None
-        assert shown == [text for _, text in screen.state.progress.others[other][0]]
+        assert session(screen).state.progress is not None
+        assert shown == [text for _, text in session(screen).state.progress.others[other][0]]
         assert f"#{other + 1}" in str(screen.view.tokens.border_title)
         await pilot.press("x")
         await until(pilot, lambda: not screen.going)
-        assert screen.state.finished is not None
-        assert screen.state.finished.outcome == "stopped"
+        assert session(screen).state.finished is not None
+        assert session(screen).state.finished.outcome == "stopped"
         assert screen.view.answer.display
         await pilot.press("f5")
-        await until(pilot, lambda: screen.going and screen.state.seen > 0)
+        await until(pilot, lambda: screen.going and session(screen).state.seen > 0)
 
     app = play(scene)
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2
     # Leaving the app stopped the second one, with its best answer.
     assert {read_run(folder).outcome for folder in folders} == {"stopped"}
-    assert not any(child.alive for child in app.attacks)
+    assert not app.sessions.going
 
 
 def test_a_run_that_is_killed_says_so_and_the_app_lives_on(
@@ -414,11 +488,11 @@ def test_a_run_that_is_killed_says_so_and_the_app_lives_on(
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         endless(screen, toy_folder("bert"))
         await pilot.press("f5")
-        await until(pilot, lambda: screen.state.seen > 1)
-        assert screen.child is not None
-        assert screen.child.pid is not None
-        os.kill(screen.child.pid, signal.SIGKILL)
-        await until(pilot, lambda: screen.failure)
+        await until(pilot, lambda: session(screen).state.seen > 1)
+        pid = session(screen).child.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(pilot, lambda: screen.session and screen.session.failure)
         notice = words(screen.notice)
         assert "killed (SIGKILL)" in notice
         assert "memory" in notice
@@ -439,11 +513,12 @@ def test_settings_that_the_attack_refuses_bring_one_back_to_the_form(
         choose(screen, model=str(toy_folder("bert")), weights="pretrained", threads="1")
         screen.form.sentences.text = "the cat"
         await pilot.press("f5")
-        await until(pilot, lambda: screen.child is not None)
-        await until(pilot, lambda: screen.child is None)
+        await until(pilot, lambda: screen.session is not None)
+        await until(pilot, lambda: screen.session is None)
         assert not screen.live
         assert "weights" in words(screen.form.notice)
         assert screen.form.notice.region.height >= 2
+        assert app.memory.get("fields") is None
 
     play(scene)
     assert not list((tmp_path / "runs").glob("*/run.json"))
@@ -452,7 +527,7 @@ def test_settings_that_the_attack_refuses_bring_one_back_to_the_form(
 def test_a_process_that_ends_with_a_bug_shows_its_last_lines(
     play: Callable[..., TextleakApp], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(self: Child, arguments: object, command: str) -> None:
+    async def broken(self: Child, command: str, settings: object) -> None:
         script = "import sys; print('on my way', file=sys.stderr); raise RuntimeError('nothing works')"
         await start_python(self, script)
 
@@ -461,7 +536,7 @@ def test_a_process_that_ends_with_a_bug_shows_its_last_lines(
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         screen.form.sentences.text = "the cat"
         await pilot.press("f5")
-        await until(pilot, lambda: screen.failure)
+        await until(pilot, lambda: screen.session and screen.session.failure)
         notice = words(screen.notice)
         assert "exit code 1" in notice
         assert "on my way" in notice
@@ -471,15 +546,12 @@ def test_a_process_that_ends_with_a_bug_shows_its_last_lines(
 
 
 async def start_python(child: Child, script: str) -> None:
-    child._process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        script,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+    pipe = asyncio.subprocess.PIPE
+    child.watch(
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, stdin=pipe, stdout=pipe, stderr=pipe
+        )
     )
-    child._reader = asyncio.create_task(child._read())
 
 
 def test_a_child_that_will_not_end_is_killed(tmp_path: Path) -> None:
@@ -499,24 +571,30 @@ def test_the_attack_ends_when_the_app_is_killed_and_keeps_its_best_answer(
 ) -> None:
     """The end of its standard input is all that tells it, and nobody reads what it says any more."""
     folder = tmp_path / "run"
+    settings = {
+        "model": str(toy_folder("bert")),
+        "weights": "random",
+        "threads": "1",
+        "attack": "tag",
+        "steps": "1000000",
+        "sentences": ["the cat sat on the mat"],
+    }
     attack = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "textleak_tui.attack_process", "run", "-m", str(toy_folder("bert"))),
-            *("--weights", "random", "--threads", "1", "-a", "tag", "--steps", "1000000"),
-            *("-s", "the cat sat on the mat", "--out", str(folder), "--json"),
-        ],
+        [sys.executable, "-m", "textleak_tui.attack_process", "run", str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
     with attack:
+        assert attack.stdin is not None
+        attack.stdin.write(json.dumps(settings).encode() + b"\n")
+        attack.stdin.flush()
         end = time.monotonic() + 40
         events = folder / "events.jsonl"
         while not (events.exists() and b'"progress"' in events.read_bytes()):
             assert time.monotonic() < end
             time.sleep(0.05)
-        assert attack.stdin is not None
         assert attack.stderr is not None
         attack.stderr.close()
         attack.stdin.close()

@@ -18,15 +18,15 @@ from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Attack, Steps, Totals
 from textleak.attacks.embedding import Embedding
-from textleak.attacks.match import Match
+from textleak.attacks.match import Match, matching
 from textleak.attacks.span import Span, answer, shown, spanned_sentences
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, Stop, main_channel
+from textleak.events import Phase, Progress, Recovery, Sentence, main_channel
 from textleak.exact.found import Found
 from textleak.models import TextModel
 from textleak.models.base import Modality
-from textleak.proof.certificate import certify, own_gradient
+from textleak.proof.certificate import certify, distance_of, own_gradient
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation
 from textleak.shared.traits import Trait
@@ -70,7 +70,7 @@ class _Run:
         if _shares_embeddings(self.model, self.shared) and self._can(Embedding):
             recovery = yield from self.totals.followed(Embedding().run(self.view, generator=self.generator))
             self.answers.append(recovery)
-            if recovery.stop is Stop.VERIFIED:
+            if recovery.stop.settled:
                 return recovery
         found = Found()
         if self._can(Span):
@@ -79,7 +79,7 @@ class _Run:
             recovery = answer(self.view, found)
             self.totals.evaluations += recovery.final_loss is not None  # it was put to the exact test
             self.answers.append(recovery)
-            if recovery.stop is Stop.VERIFIED:
+            if recovery.stop.settled:
                 return self._last(recovery)
         if self._can(Match):
             try:
@@ -106,12 +106,12 @@ class _Run:
     # Answers
 
     def _best(self) -> Recovery:
-        """The verified answer, else the whole one nearest to the gradient, else the one with the surest tokens."""
-        verified = (recovery for recovery in self.answers if recovery.stop is Stop.VERIFIED)
-        return next(verified, None) or max(self.answers, key=self._worth)
+        """The answer that can't be bettered, else the whole one nearest to the gradient, or with the surest tokens."""
+        settled = (recovery for recovery in self.answers if recovery.stop.settled)
+        return next(settled, None) or max(self.answers, key=self._worth)
 
     def _worth(self, recovery: Recovery) -> tuple[float, float]:
-        distance = certify(self.view, recovery.sentences).gradient_distance
+        distance = distance_of(self.view, recovery.sentences)
         certain = sum(p.confidence for s in recovery.sentences for p in s.positions if p.id >= 0)
         return (-float("inf") if distance is None else -distance, certain)
 
@@ -132,18 +132,12 @@ class _Run:
         proved = shown(self.model, self.shared, found) if found.rows and found.classes else ()
         left = self._without(proved, found.batch_size) if proved else self.shared
         view = dataclasses.replace(self.view, shared=left)
-        recovery = yield from self._joined(
-            self.totals.followed(Match().run(view, generator=self.generator)), proved
-        )
+        # What is left has more rounding in it than a client's gradient: an answer is put to the test as a whole.
+        steps = matching(view, self.generator, test=lambda rest: certify(self.view, (*proved, *rest)))
+        recovery = yield from self._joined(self.totals.followed(steps), proved)
         if proved:
-            certificate = certify(self.view, recovery.sentences)
-            verified = bool(certificate.verified)
-            recovery = dataclasses.replace(
-                recovery,
-                stop=Stop.VERIFIED if verified else _unverified(recovery.stop),
-                final_loss=certificate.gradient_distance,
-                gradient_distance=certificate.gradient_distance if verified else None,
-            )
+            distance = distance_of(self.view, recovery.sentences)
+            recovery = dataclasses.replace(recovery, final_loss=distance)
         return recovery
 
     def _joined(
@@ -179,7 +173,3 @@ class _Run:
 
 def _shares_embeddings(model: TextModel, shared: SharedGradient) -> bool:
     return any(name in model.embedding_names for name in shared.gradients)
-
-
-def _unverified(stop: Stop) -> Stop:
-    return Stop.CONVERGED if stop is Stop.VERIFIED else stop

@@ -188,8 +188,9 @@ class Embedding:
             for labelled in _labelled(model, sentences):
                 evaluations += 1
                 certificate = certify(view, labelled)
-                if certificate.verified:
-                    sentences, stop = labelled, Stop.VERIFIED
+                stop = certificate.stop(Stop.CONVERGED)
+                if stop.settled:
+                    sentences = labelled
                     break
             yield Progress(
                 phase="verify",

@@ -12,12 +12,14 @@ leaves of a noisy one nothing but noise (`answer`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.search.answer import Test
 from textleak.attacks.search.budget import Budget
 from textleak.attacks.search.problem import TextProblem
 from textleak.attacks.search.proposing import Proposed, propose, search_among
@@ -27,6 +29,7 @@ from textleak.attacks.search.shapes import batch_shapes
 from textleak.clients.view import View
 from textleak.matching import CosinePerTensor
 from textleak.models.base import Modality
+from textleak.proof.certificate import certify
 from textleak.shared.traits import Trait
 
 _ONE = "How many sentences there were isn't known, and doesn't show behind the defense: it was taken for one."
@@ -65,32 +68,41 @@ class Match:
 
     def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how."""
-        problem = TextProblem(view=view, objective=CosinePerTensor())
-        run = Run(
-            problem=problem,
-            settings=SearchSettings(
-                width=self.beam,
-                listed=self.proposals,
-                expansions=self.expansions,
-                solved_at=self.solved_at,
-            ),
-            budget=Budget(limit=self.budget, clock=view.clock),
-            generator=generator,
-        )
-        proposed = Proposed()
-        if self.span_proposals:
-            proposed = yield from propose(problem, keep=self.proposals)
-        shapes = batch_shapes(problem.model, view.shared, proposed.proposals, proposed.prefixes)
-        noisy = view.shared.noise_sigma > 0
-        trusted = proposed.trusted(shapes[0], noisy=noisy)
-        if trusted is not None:
-            yield from search_among(run, trusted, proposed.prefixes, shapes)
-        if run.search is None or not (run.finished() or run.answer.parallel(run.search)):
-            lengths = shapes[0] if run.search is None else tuple(map(len, run.search.beam[0][0].rows))
-            yield from match_lengths(run, lengths, restarts=self.restarts, steps=self.steps)
-        search = run.search
-        assert search is not None
-        if noisy and not run.answer.certain:
-            run.answer.judge(search, search.beam[0][0])
-        guessed = view.shared.known.size is None and proposed.guesses_lengths
-        return run.teller.recovery(search, notes=(_ONE,) if guessed else ())
+        return (yield from matching(view, generator, options=self))
+
+
+def matching(
+    view: View, generator: torch.Generator, *, options: Match | None = None, test: Test | None = None
+) -> Steps:
+    """The attack, its answers put to another test than the view's own where one is given."""
+    options = options or Match()
+    problem = TextProblem(view=view, objective=CosinePerTensor())
+    run = Run(
+        problem=problem,
+        settings=SearchSettings(
+            width=options.beam,
+            listed=options.proposals,
+            expansions=options.expansions,
+            solved_at=options.solved_at,
+        ),
+        budget=Budget(limit=options.budget, clock=view.clock),
+        generator=generator,
+        test=test or functools.partial(certify, view),
+    )
+    proposed = Proposed()
+    if options.span_proposals:
+        proposed = yield from propose(problem, keep=options.proposals)
+    shapes = batch_shapes(problem.model, view.shared, proposed.proposals, proposed.prefixes)
+    noisy = view.shared.noise_sigma > 0
+    trusted = proposed.trusted(shapes[0], noisy=noisy)
+    if trusted is not None:
+        yield from search_among(run, trusted, proposed.prefixes, shapes)
+    if run.search is None or not (run.finished() or run.answer.parallel(run.search)):
+        lengths = shapes[0] if run.search is None else tuple(map(len, run.search.beam[0][0].rows))
+        yield from match_lengths(run, lengths, restarts=options.restarts, steps=options.steps)
+    search = run.search
+    assert search is not None
+    if noisy and not run.answer.certain:
+        run.answer.judge(search, search.beam[0][0])
+    guessed = view.shared.known.size is None and proposed.guesses_lengths
+    return run.teller.recovery(search, notes=(_ONE,) if guessed else ())

@@ -80,7 +80,7 @@ def answer(view: View, found: Found) -> Recovery:
         certificate = certify(view, sentences)
     return Recovery(
         sentences=sentences,
-        stop=Stop.VERIFIED if certificate.verified else Stop.CONVERGED,
+        stop=certificate.stop(Stop.CONVERGED),
         final_loss=certificate.gradient_distance,
         steps=1,
         evaluations=1,

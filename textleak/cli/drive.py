@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from textleak.events import Event
     from textleak.jobs.images import ImageJob
     from textleak.jobs.text import Job
-    from textleak.runs import Recorder, RunFolder
+    from textleak.runs import RunFolder
 
 AnyJob = TypeVar("AnyJob", bound="Job | ImageJob")
 
@@ -63,6 +63,7 @@ def _drive(
 ) -> dict[str, Any]:
     """Run the attack with its view, its records and other viewers; the result as it was written."""
     from textleak.errors import InputError, TextleakError
+    from textleak.jobs.text import drive
     from textleak.runs import Recorder
     from textleak.view import LiveDisplay, PlainDisplay, display_on
 
@@ -75,10 +76,7 @@ def _drive(
             Recorder(folder, job.settings(), redact=redact, viewers=[display.show, *viewers]) as recorder,
         ):
             try:
-                truth = job.truth()
-                if truth is not None:
-                    recorder.record(truth)
-                return _finish(job, recorder)
+                return drive(job, recorder)
             except InputError:
                 raise
             except TextleakError as error:
@@ -93,28 +91,6 @@ def _drive(
         raise
     common.report_bug(bug, folder.traceback_path, redact=redact)
     raise typer.Exit(1)
-
-
-def _finish(job: Job | ImageJob, recorder: Recorder) -> dict[str, Any]:
-    """Drive the attack to its end or to an interrupt; the result as it was written."""
-    from textleak.events import Phase, Stop
-    from textleak.jobs.text import outcome_of
-    from textleak.runs import execute
-
-    began = recorder.elapsed()
-    try:
-        recovery = execute(job.steps(), recorder)
-    except KeyboardInterrupt:
-        recovery = recorder.recovery(Stop.INTERRUPTED)
-    seconds = recorder.elapsed() - began
-    outcome, run_dir = outcome_of(recovery), str(recorder.folder.path)
-    recorder.record(Phase(name="certify", detail="the answer's own gradient, in float64"))
-    try:
-        result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir)
-    except KeyboardInterrupt:
-        outcome = "interrupted"
-        result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir, certified=False)
-    return recorder.finish(outcome, result)
 
 
 def say_run(job: Job | ImageJob, kind: str, size: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from textleak.cli import common
+from textleak.describe import describe
 
 if TYPE_CHECKING:
     from textleak.registry import Registry
@@ -69,43 +68,6 @@ def _show(registry: Registry[Any], name: str | None, *, as_json: bool, how: str)
         console.print(Text(f"Set one with {how}.", style="bright_black"))
 
 
-def describe(name: str, cls: type[Any]) -> dict[str, Any]:
-    """A registered class in plain values: its name, first line, and options with type, default and words."""
-    words = inspect.getdoc(cls) or ""
-    docs = _attribute_docs(words)
-    options = [
-        {
-            "name": field.name,
-            "type": _type_name(field.type),
-            "default": _default(field),
-            "doc": docs.get(field.name, ""),
-        }
-        for field in dataclasses.fields(cls)
-        if field.init
-    ]
-    return {"name": name, "summary": words.partition("\n")[0], "options": options}
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:  # noqa: ANN401
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-def _type_name(annotation: object) -> str:
-    """An annotation as a person reads it: what is inside Annotated, without modules."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    while match := re.search(r"Annotated\[((?:[^\[\],]|\[[^\[\]]*\])+),", text):
-        depth, end = 0, len(text)
-        for index in range(match.start() + len("Annotated"), len(text)):
-            depth += {"[": 1, "]": -1}.get(text[index], 0)
-            if depth == 0:
-                end = index + 1
-                break
-        text = text[: match.start()] + match.group(1).strip() + text[end:]
-    return text
-
-
 _TYPES = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "None": "null"}
 
 
@@ -119,20 +81,3 @@ def _type_in_words(name: str) -> str:
 
 def _value_in_words(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _attribute_docs(words: str) -> dict[str, str]:
-    """The `Attributes:` section of a docstring, by name."""
-    docs: dict[str, str] = {}
-    _, _, section = words.partition("Attributes:\n")
-    current = ""
-    for line in section.splitlines():
-        if line.strip() and not line.startswith(" "):
-            break
-        start = re.match(r"    (\w+): (.*)", line)
-        if start:
-            current = start.group(1)
-            docs[current] = start.group(2).strip()
-        elif current and line.strip():
-            docs[current] += " " + line.strip()
-    return docs

@@ -49,6 +49,29 @@ _COLUMNS = (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What some batches came to, in numbers of them.
+
+    Attributes:
+        done: with figures.
+        failed: with an error.
+        verified: whose answer reproduces the shared gradient.
+        verifiable: of which that can be said; of none behind noise.
+        cut_off: that the time limit ended before they had an answer known to be right.
+        secrets: planted in those that are done.
+        secrets_recovered: of them, whole.
+    """
+
+    done: int
+    failed: int
+    verified: int
+    verifiable: int
+    cut_off: int
+    secrets: int
+    secrets_recovered: int
+
+
 class Records(list[Record]):
     """Typed records, one a batch; a list of `Record` with what a script asks of it."""
 
@@ -98,6 +121,19 @@ class Records(list[Record]):
                 why=f"{len(self.where(**cell))} of {len(self)} records are of such a cell, {len(chosen)} of them done.",
             )
         return sum(values) / len(values)
+
+    def counts(self) -> Counts:
+        """How many of them came to what."""
+        done, secrets = self.done, self.done.secrets()
+        return Counts(
+            done=len(done),
+            failed=len(self.failed),
+            verified=sum(record.verified is True for record in done),
+            verifiable=sum(record.verified is not None for record in done),
+            cut_off=sum(record.cut_off for record in done),
+            secrets=len(secrets),
+            secrets_recovered=int(sum(secrets)),
+        )
 
     def secrets(self) -> list[float]:
         """1 for each planted secret that came back whole, 0 for each that didn't."""

@@ -83,7 +83,7 @@ def _measured(work: Work, order: Order) -> Record:
         verified=certificate.verified,
         channel=recovery.channel,
         stop=recovery.stop.value,
-        notes=recovery.notes,
+        notes=(*recovery.notes, *([certificate.reason] if certificate.reason else [])),
         steps=recovery.steps,
         evaluations=recovery.evaluations,
         seconds=round(seconds, 3),

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from textleak.evaluation.answers import FIGURES, Records, defense_of
+from textleak.evaluation.answers import FIGURES, Counts, Records, defense_of
 from textleak.evaluation.drive import Evaluation
 from textleak.evaluation.records import Cell, Record, cut_off_in_words
 from textleak.words import seconds_in_words
@@ -54,30 +54,20 @@ _NARROWEST = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A cell and what its batches came to so far; means are None before the first one.
-
-    `verified` of them had an answer that reproduces the shared gradient, of `verifiable` ones: none is behind noise.
-    `cut_off` of them were ended by the time limit before they had an answer that is known to be right.
-    """
+    """A cell and what its batches, as many as there are to be, came to so far; means are None before the first one."""
 
     cell: Cell
     batches: int
-    done: int
-    failed: int
+    counts: Counts
     weights: str
     tokens_per_hidden: float | None
     means: Mapping[str, float | None]
-    verified: int
-    verifiable: int
-    cut_off: int
-    secrets: int
-    secrets_recovered: int
     seconds: float | None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         plain = dataclasses.asdict(self)
-        return {**plain.pop("cell"), **plain.pop("means"), **plain}
+        return {**plain.pop("cell"), **plain.pop("means"), **plain.pop("counts"), **plain}
 
 
 def rows(evaluation: Evaluation) -> list[Row]:
@@ -90,20 +80,13 @@ def rows(evaluation: Evaluation) -> list[Row]:
 
 def _row(cell: Cell, batches: int, records: Records) -> Row:
     done = records.done
-    secrets = done.secrets()
     return Row(
         cell=cell,
         batches=batches,
-        done=len(done),
-        failed=len(records.failed),
+        counts=records.counts(),
         weights=done[0].weights if done else "",
         tokens_per_hidden=statistics.fmean(r.tokens_per_hidden or 0.0 for r in done) if done else None,
         means={figure: done.mean(figure) if done else None for figure in FIGURES},
-        verified=sum(record.verified is True for record in done),
-        verifiable=sum(record.verified is not None for record in done),
-        cut_off=sum(record.cut_off for record in done),
-        secrets=len(secrets),
-        secrets_recovered=int(sum(secrets)),
         seconds=statistics.fmean(record.seconds for record in done) if done else None,
     )
 
@@ -127,7 +110,7 @@ class _Grid:
         common = [f"{_NAMES[name]} {written[0][name]}" for name in _NAMES if name not in apart]
         if self._time_limit is not None:
             common.append(f"time limit {self._time_limit:g} s")
-        cut_off = sum(row.cut_off for row in self._rows)
+        cut_off = sum(row.counts.cut_off for row in self._rows)
         shown = [heading for heading in _HEADINGS if heading != "cut off" or cut_off]
         left_out = []
         names = [
@@ -149,7 +132,7 @@ class _Grid:
         yield Text(", ".join(common), style="bright_black")
         yield table
         if cut_off:
-            yield Text(cut_off_in_words(cut_off, sum(row.done for row in self._rows)), style="yellow")
+            yield Text(cut_off_in_words(cut_off, sum(row.counts.done for row in self._rows)), style="yellow")
         if left_out:
             yield Text(f"Not shown, as the terminal is narrow: {', '.join(left_out)}.", style="bright_black")
 
@@ -172,19 +155,22 @@ def _written(row: Row) -> dict[str, str]:
 
 def _figures(row: Row) -> dict[str, Text]:
     """What stands under each heading."""
-    count = f"{row.done}/{row.batches}" + (f" ({row.failed} failed)" if row.failed else "")
+    counts = row.counts
+    count = f"{counts.done}/{row.batches}" + (f" ({counts.failed} failed)" if counts.failed else "")
     match = row.means["token_match_rate"]
     colors = "bold red" if (match or 0) >= 0.75 else "bold yellow" if (match or 0) > 0 else "bold green"
     return {
-        "batches": Text(count, style="red" if row.failed else ""),
+        "batches": Text(count, style="red" if counts.failed else ""),
         "match": Text(_number(match), style=colors if match is not None else ""),
         "recall": Text(_number(row.means["token_recall"])),
         "exact": Text(_number(row.means["exact_rate"])),
         "R-1": Text(_number(row.means["rouge1"])),
         "R-2": Text(_number(row.means["rouge2"])),
-        "verified": Text(f"{row.verified}/{row.verifiable}" if row.verifiable else "–" if row.done else ""),
-        "cut off": Text(f"{row.cut_off}/{row.done}" if row.cut_off else "", style="yellow"),
-        "secrets": Text(f"{row.secrets_recovered}/{row.secrets}" if row.secrets else ""),
+        "verified": Text(
+            f"{counts.verified}/{counts.verifiable}" if counts.verifiable else "–" if counts.done else ""
+        ),
+        "cut off": Text(f"{counts.cut_off}/{counts.done}" if counts.cut_off else "", style="yellow"),
+        "secrets": Text(f"{counts.secrets_recovered}/{counts.secrets}" if counts.secrets else ""),
         "n/D": Text(_number(row.tokens_per_hidden)),
         "s/batch": Text("" if row.seconds is None else f"{row.seconds:.1f}"),
     }

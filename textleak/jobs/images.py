@@ -157,10 +157,11 @@ class ImageJob:
         ).to_json()
         settings = self.settings()
         limit = limit_in_words(settings)
+        facts = outcome_facts(recovery, certificate, outcome=outcome, seconds=seconds, run_dir=run_dir)
         return {
             **{key: value for key, value in settings.items() if key != "labels"},
-            **outcome_facts(recovery, certificate, outcome=outcome, seconds=seconds, run_dir=run_dir),
-            "notes": [*recovery.notes, *([limit] if limit else [])],
+            **facts,
+            "notes": [*facts["notes"], *([limit] if limit else [])],
             "seconds_to_load": round(self.seconds_to_load, 3),
             **scores,
         }

@@ -1,8 +1,8 @@
 """One run from its settings to its result: load, share or read a gradient, attack, score, certify.
 
 `prepare` does everything that can be the caller's fault, so that a run folder is made only for a run that can
-go. The caller drives `Job.steps()` (with `runs.execute`) and hands the recovery to `Job.result`; who shows or
-records what happens is the caller's affair.
+go. `drive` takes it to its end in a run folder's recorder; a caller without one drives `Job.steps()` and hands the
+recovery to `Job.result`. Who shows what happens is the caller's affair.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
-from textleak.events import Position, Recovery, Sentence, Stop, Truth
-from textleak.runs import cores, versions
+from textleak.events import Phase, Position, Recovery, Sentence, Stop, Truth
+from textleak.runs import Recorder, cores, execute, versions
 from textleak.settings import Choice, ClientConfig, ImageConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -361,8 +361,9 @@ def outcome_facts(
         "final_loss": finite(recovery.final_loss),
         "gradient_distance": finite(certificate.gradient_distance),
         "verified": certificate.verified,
+        "verified_reason": certificate.reason,
         "channel": recovery.channel,
-        "notes": list(recovery.notes),
+        "notes": [*recovery.notes, *certificate.notes],
         "run_dir": run_dir,
     }
 
@@ -455,6 +456,27 @@ def _tell_less(shared: SharedGradient, config: RunConfig) -> SharedGradient:
 def outcome_of(recovery: Recovery) -> str:
     """How a run that came back with an answer ended, in a word."""
     return {Stop.INTERRUPTED: "interrupted", Stop.STOPPED: "stopped"}.get(recovery.stop, "done")
+
+
+def drive(job: Job | ImageJob, recorder: Recorder) -> dict[str, Any]:
+    """Record the truth, drive the attack to its end or to an interrupt, certify; the result as it was written."""
+    truth = job.truth()
+    if truth is not None:
+        recorder.record(truth)
+    began = recorder.elapsed()
+    try:
+        recovery = execute(job.steps(), recorder)
+    except KeyboardInterrupt:
+        recovery = recorder.recovery(Stop.INTERRUPTED)
+    seconds = recorder.elapsed() - began
+    outcome, run_dir = outcome_of(recovery), str(recorder.folder.path)
+    recorder.record(Phase(name="certify", detail="the answer's own gradient, in float64"))
+    try:
+        result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir)
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir, certified=False)
+    return recorder.finish(outcome, result)
 
 
 def _ratio(tokens: int | None, hidden_size: int) -> float | None:

@@ -97,6 +97,9 @@ class Model(Protocol):
     def double(self) -> Self:
         """A copy in float64; on the CPU where the device has no float64."""
 
+    def in_dtype(self, dtype: torch.dtype) -> Self:
+        """A copy in another precision."""
+
 
 M = TypeVar("M", bound=Model)
 

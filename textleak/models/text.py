@@ -401,15 +401,20 @@ class TextModel:
 
     def double(self) -> Self:
         """A copy in float64, for verification; on the CPU where the device has no float64. Itself if it is that."""
-        if self.dtype == torch.float64:
+        return self.in_dtype(torch.float64)
+
+    def in_dtype(self, dtype: torch.dtype) -> Self:
+        """A copy in another precision, float64 on the CPU where the device has none. Itself if it is in that."""
+        if self.dtype == dtype:
             return self
-        device = torch.device("cpu") if self.device.type == "mps" else self.device
-        # Copied straight into float64, so that no second copy in the old precision takes memory on the way.
+        capable = self.device.type != "mps" or dtype != torch.float64
+        device = self.device if capable else torch.device("cpu")
+        # Copied straight into the new precision, so that no second copy in the old one takes memory on the way.
         copies = {
-            id(p): nn.Parameter(p.detach().to(device=device, dtype=torch.float64), requires_grad=False)
+            id(p): nn.Parameter(p.detach().to(device=device, dtype=dtype), requires_grad=False)
             for p in self.network.parameters()
         }
-        return self.with_network(copy.deepcopy(self.network, copies).to(device).double())
+        return self.with_network(copy.deepcopy(self.network, copies).to(device=device, dtype=dtype))
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model around another network of the same kind."""

@@ -273,9 +273,16 @@ class ImageModel:
         return found
 
     def double(self) -> Self:
-        """A copy in float64; on the CPU where the device has no float64."""
-        device = torch.device("cpu") if self.device.type == "mps" else self.device
-        return self.with_network(copy.deepcopy(self.network).to(device).double())
+        """A copy in float64; on the CPU where the device has no float64. Itself if it is that."""
+        return self.in_dtype(torch.float64)
+
+    def in_dtype(self, dtype: torch.dtype) -> Self:
+        """A copy in another precision, float64 on the CPU where the device has none. Itself if it is in that."""
+        if self.dtype == dtype:
+            return self
+        capable = self.device.type != "mps" or dtype != torch.float64
+        device = self.device if capable else torch.device("cpu")
+        return self.with_network(copy.deepcopy(self.network).to(device=device, dtype=dtype))
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model around another network of the same kind."""

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from textleak.evaluation.answers import FIGURES
+from textleak.evaluation.answers import FIGURES, Records
 from textleak.evaluation.records import Record
 from textleak.reports.settings import Setting, named
 from textleak.reports.statistics import Interval, bootstrap_mean, bootstrap_means
@@ -105,7 +105,8 @@ def figures_of(setting: Setting, group: Sequence[Record], axes: Sequence[str], s
         axes: by which it is told apart from others.
         seed: of the bootstrap's draws.
     """
-    done = [record for record in group if record.status == "done"]
+    records = Records(group)
+    done, counts = records.done, records.counts()
     scored = scored_of(done)
     clusters = [cluster_of(record) for record in scored for _ in record.sentences]
     figures: dict[str, Interval] = {}
@@ -125,19 +126,19 @@ def figures_of(setting: Setting, group: Sequence[Record], axes: Sequence[str], s
         setting=setting,
         words=named(setting, axes) or named(setting, ("attack", "model")),
         seeds=tuple(sorted({record.cell.seed for record in group})),
-        batches=len(done),
-        failed=len(group) - len(done),
+        batches=counts.done,
+        failed=counts.failed,
         sentences=len(clusters),
         tokens=plain_statistics.fmean(tokens) if tokens else None,
         hidden_size=next((record.hidden_size for record in done if record.hidden_size), None),
         tokens_per_hidden=(plain_statistics.fmean(ratios), min(ratios), max(ratios)) if ratios else None,
         figures=figures,
         secrets=bootstrap_mean(*zip(*secrets, strict=True), seed=seed) if secrets else None,
-        secrets_recovered=sum(value > 0 for value, _ in secrets),
-        secrets_planted=len(secrets),
-        cut_off=sum(record.cut_off for record in done),
-        verified=sum(record.verified is True for record in done),
-        verifiable=sum(record.verified is not None for record in done),
+        secrets_recovered=counts.secrets_recovered,
+        secrets_planted=counts.secrets,
+        cut_off=counts.cut_off,
+        verified=counts.verified,
+        verifiable=counts.verifiable,
         seconds=plain_statistics.median(record.seconds for record in done) if done else None,
         cpu_seconds=plain_statistics.median(record.cpu_seconds for record in done) if done else None,
         epsilon=next((record.epsilon for record in done if record.epsilon is not None), None),

@@ -20,6 +20,8 @@ from textleak.numerics import exact
 
 Grid = Literal["float16", "bfloat16", "int8"]
 Scale = Literal["all", "layer", "tensor"]
+STORED: tuple[Grid, ...] = ("float16", "bfloat16")
+"""Grids that are types of tensors."""
 
 # Bits of the mantissa that are stored, and the exponent of the smallest normal number (IEEE 754 binary16; bfloat16).
 _FLOATING = {"float16": (10, -14), "bfloat16": (7, -126)}

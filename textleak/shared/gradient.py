@@ -17,7 +17,7 @@ from torch import Tensor
 
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
-from textleak.shared.effects import Effect, Noised
+from textleak.shared.effects import STORED, Effect, Noised, Rounded
 from textleak.shared.known import UNTOLD, SideInformation
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense, PublicModel
 from textleak.shared.tensors import read_tensors
@@ -53,6 +53,18 @@ class SharedGradient:
         """What the client's procedure and all defenses do, in order, as far as they say."""
         defended = (effect for defense in self.defenses for effect in defense.effects or ())
         return (*self.client.effects, *defended)
+
+    @property
+    def seen_effects(self) -> tuple[Effect, ...]:
+        """What was done to the gradient before it was seen: `effects`, and rounding to what it is stored in.
+
+        A client that computes in float32 may send, or save, float16: its tensors' type says so.
+        """
+        stored = {str(gradient.dtype).removeprefix("torch.") for gradient in self.gradients.values()}
+        grid = next((grid for grid in STORED if stored == {grid}), None)
+        if grid is None or self.model.dtype in STORED:
+            return self.effects
+        return (*self.effects, Rounded(grid=grid))
 
     @property
     def noise_sigma(self) -> float:
@@ -134,7 +146,11 @@ class SharedGradient:
             )
         except (KeyError, ValidationError) as error:
             raise InputError(f"The metadata of {path} is damaged.", why=str(error)) from None
-        for text in _texts([shared.share, json.loads(header["model"]), json.loads(header["defenses"])]):
+        contradiction = shared.contradiction()
+        if contradiction:
+            raise InputError(f"The metadata of {path} contradict themselves.", why=contradiction)
+        told = [json.loads(header.get(key, "{}")) for key in ("model", "defenses", "client")]
+        for text in _texts([shared.share, *told]):
             if len(text) > _LONGEST_TEXT or not text.isprintable():
                 raise InputError(
                     f"The metadata of {path} hold a text that can't be shown.",
@@ -142,6 +158,22 @@ class SharedGradient:
                 )
         shared.check_finite(str(path))
         return shared
+
+    def contradiction(self) -> str:
+        """What in the side information can't be true together, in a sentence; "" where all can."""
+        known = self.known
+        counts = {
+            "batch size": known.batch_size,
+            "number of lengths": None if known.lengths is None else len(known.lengths),
+            "number of labels": None if known.labels is None else len(known.labels),
+        }
+        told = {name: count for name, count in counts.items() if count is not None}
+        if len(set(told.values())) > 1:
+            return f"{' and '.join(f'the {name} is {count}' for name, count in told.items())}.".capitalize()
+        classes = self.model.num_labels
+        if known.labels is not None and classes is not None and max(known.labels) >= classes:
+            return f"A label is {max(known.labels)}, and there are {classes} classes."
+        return ""
 
     def check_finite(self, where: str) -> None:
         """Raise `InputError` naming the first tensor with a NaN or an infinity."""

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from pydantic import Field
 
 from textleak.errors import unknown_name
+
+# What a file may tell of (our choices: the largest batch and the longest text that any client here could train on).
+MOST_SAMPLES, MOST_TOKENS = 100_000, 1 << 20
+Length = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+Label = Annotated[int, Field(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,9 +28,9 @@ class SideInformation:
             models whose batch norms use the batch's own.
     """
 
-    batch_size: int | None = None
-    lengths: tuple[int, ...] | None = None
-    labels: tuple[int, ...] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] | None = None
+    lengths: Annotated[tuple[Length, ...], Field(min_length=1, max_length=MOST_SAMPLES)] | None = None
+    labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=MOST_SAMPLES)] | None = None
     batch_norm: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None
 
     @property

@@ -48,6 +48,8 @@ def _of_text(result: Mapping[str, Any]) -> str:
     if rate is None:
         if result.get("verified"):
             return f"The text was recovered through {channel}: its own gradient equals the shared one."
+        if result.get("stop") == Stop.UNTOLD.value:
+            return f"A text was found through {channel} whose own gradient equals the shared one; others fit as well."
         return (
             f"A text was found through {channel}; without the truth nobody can say how much of it is right."
         )
@@ -119,7 +121,9 @@ def _text_figures(result: Mapping[str, Any]) -> RenderableType:
             f"ROUGE-1/2/L {result['rouge1']:.2f}/{result['rouge2']:.2f}/{result['rougeL']:.2f}",
         )
     verified, distance = result.get("verified"), result.get("gradient_distance")
-    if verified is None:
+    if verified is None and result.get("verified_reason"):
+        table.add_row("verified", "can't be told, see the notes")
+    elif verified is None:
         changed = "can't be said, as the gradient was changed before it was shared"
         table.add_row("verified", changed if result.get("defense") else "not checked")
     else:

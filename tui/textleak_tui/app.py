@@ -1,19 +1,19 @@
-"""The app: its places, its themes, what every screen shares. `build_app` makes it, for `textleak tui` and for tests.
+"""The app: it makes the screens, hands them what they need, and hears what they ask of it.
 
-Adding a screen: a file in `screens/` with a `Page`, and a row in `PLACES`.
+`build_app` makes it, for `textleak tui` and for tests. Screens know `textleak_tui.places`, never this module.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from textual import on
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
@@ -23,85 +23,10 @@ from textual.worker import WorkerError
 
 from textleak.errors import TextleakError
 from textleak.runs import runs_folder
-from textleak_tui import settings
-from textleak_tui.child import Child
+from textleak_tui.places import PLACES, CompareRuns, OpenRun, Sight
+from textleak_tui.session import Sessions
+from textleak_tui.settings import Memory
 from textleak_tui.themes import DARK, LIGHT, QUIET
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-    """A screen that one can go to from anywhere.
-
-    Attributes:
-        name: its mode's name.
-        title: as the bar on top writes it.
-        key: goes there.
-        words: what it is for, for the command palette and the help.
-        factory: makes it; imports it only then.
-    """
-
-    name: str
-    title: str
-    key: str
-    words: str
-    factory: Callable[[], Screen[None]]
-
-
-def _run() -> Screen[None]:
-    from textleak_tui.screens.run import RunScreen
-
-    return RunScreen()
-
-
-def _pictures() -> Screen[None]:
-    from textleak_tui.fields import IMAGE
-    from textleak_tui.screens.run import RunScreen
-
-    return RunScreen(IMAGE)
-
-
-def _history() -> Screen[None]:
-    from textleak_tui.screens.history import HistoryScreen
-
-    return HistoryScreen()
-
-
-def _defenses() -> Screen[None]:
-    from textleak_tui.screens.defense import DefenseScreen
-
-    return DefenseScreen()
-
-
-PLACES = (
-    Place(
-        name="run",
-        title="Run",
-        key="f2",
-        words="Set up an attack, start it and watch the text come back.",
-        factory=_run,
-    ),
-    Place(
-        name="history",
-        title="History",
-        key="f3",
-        words="Every run so far: open one, replay it, compare two.",
-        factory=_history,
-    ),
-    Place(
-        name="defenses",
-        title="Defenses",
-        key="f4",
-        words="One sentence against a defense of growing strength.",
-        factory=_defenses,
-    ),
-    Place(
-        name="pictures",
-        title="Pictures",
-        key="f6",
-        words="The same for a picture: set up an attack on an image classifier and watch.",
-        factory=_pictures,
-    ),
-)
 
 
 def _palette() -> type[Provider]:
@@ -114,9 +39,9 @@ class TextleakApp(App[None]):
     """Watch the text come back, token by token.
 
     Args:
+        sessions: opens attacks, and knows where run folders lie.
+        memory: what is remembered from one start to the next.
         run: a run folder to open at once.
-        root: where run folders lie; None for the usual place.
-        settings_path: where settings are remembered; None remembers nothing.
     """
 
     TITLE = "textleak"
@@ -147,33 +72,57 @@ class TextleakApp(App[None]):
         ),
     ]
 
-    blind: reactive[bool] = reactive(False)
-    """Only what an attacker would see."""
-    truth: reactive[bool] = reactive(False)
-    """The true tokens are shown (not while blind)."""
+    sight: reactive[Sight] = reactive(Sight())
+    """What is shown of the truth."""
 
-    def __init__(
-        self, *, run: Path | None = None, root: Path | None = None, settings_path: Path | None = None
-    ) -> None:
+    def __init__(self, sessions: Sessions, memory: Memory, *, run: Path | None = None) -> None:
         super().__init__()
-        self.run_path = run
-        self.root = root or runs_folder()
-        self.settings_path = settings_path
-        self.remembered: dict[str, Any] = settings.read(settings_path)
-        self.attacks: set[Child] = set()
+        self.sessions = sessions
+        self.memory = memory
+        self._run_to_open = run
         self._quitting = False
+        makers = {
+            "run": self._make_run,
+            "history": self._make_history,
+            "defenses": self._make_defenses,
+            "pictures": self._make_pictures,
+        }
         for place in PLACES:
-            self.add_mode(place.name, place.factory)
+            self.add_mode(place.name, makers[place.name])
+
+    # Imported only when one goes there.
+
+    def _make_run(self) -> Screen[None]:
+        from textleak_tui.screens.run import RunScreen
+        from textleak_tui.setups import TEXT
+
+        return RunScreen(TEXT, self.sessions, self.memory)
+
+    def _make_pictures(self) -> Screen[None]:
+        from textleak_tui.screens.run import RunScreen
+        from textleak_tui.setups import IMAGE
+
+        return RunScreen(IMAGE, self.sessions, self.memory)
+
+    def _make_history(self) -> Screen[None]:
+        from textleak_tui.screens.history import HistoryScreen
+
+        return HistoryScreen(self.sessions.root)
+
+    def _make_defenses(self) -> Screen[None]:
+        from textleak_tui.screens.defense import DefenseScreen
+
+        return DefenseScreen(self.sessions, self.memory)
 
     def on_mount(self) -> None:
-        """Open the run screen, or the run that was named."""
+        """Open the run screen; or the run that was named, from the history, where one is after leaving it."""
         self.register_theme(DARK)
         self.register_theme(LIGHT)
-        self.theme = LIGHT.name if self.remembered.get("theme") == LIGHT.name else DARK.name
+        self.theme = LIGHT.name if self.memory.get("theme") == LIGHT.name else DARK.name
         self._hear_signals()
-        self.switch_mode("run")
-        if self.run_path is not None:
-            self.open_replay(self.run_path)
+        self.switch_mode("run" if self._run_to_open is None else "history")
+        if self._run_to_open is not None:
+            self.open_run(OpenRun(self._run_to_open))
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """What a theme that isn't ours lacks."""
@@ -195,14 +144,8 @@ class TextleakApp(App[None]):
 
     async def _end_without_terminal(self) -> None:
         """The terminal has gone: there is nothing to put back, and writing to it would never end."""
-        await self.end_attacks()
+        await self.sessions.end()
         os._exit(129)
-
-    def remember(self, key: str, value: object) -> None:
-        """Keep a setting for the next start."""
-        if self.remembered.get(key) != value:
-            self.remembered[key] = value
-            settings.write(self.settings_path, self.remembered)
 
     def action_go(self, place: str) -> None:
         """Go to a place; what was open there is still open."""
@@ -210,24 +153,23 @@ class TextleakApp(App[None]):
 
     def action_blind(self) -> None:
         """Show only what an attacker would see, or everything again."""
-        self.blind = not self.blind
+        self.sight = self.sight.other_blind()
 
     def action_truth(self) -> None:
         """Show or hide the true tokens."""
-        self.truth = self.blind or not self.truth
-        self.blind = False
+        self.sight = self.sight.other_truth()
 
     def action_other_theme(self) -> None:
         """Dark or light."""
         self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
-        self.remember("theme", self.theme)
+        self.memory.keep("theme", self.theme)
 
     def action_save_svg(self) -> None:
         """Write the screen to an SVG file."""
         from textleak_tui import export
 
         try:
-            folder = export.export_folder(self.root / "screen")
+            folder = export.export_folder(self.sessions.root / "screen")
             path = export.write(folder, "screen.svg", self.export_screenshot(title="textleak"))
         except TextleakError as error:
             words = " ".join(part for part in (error.why, error.fix) if part)
@@ -243,34 +185,23 @@ class TextleakApp(App[None]):
 
     async def action_quit(self) -> None:
         """Quit; an attack that is going ends with its best answer first. Asked twice, it is killed."""
-        going = [child for child in self.attacks if child.going]
-        if going and not self._quitting:
+        if self.sessions.going and not self._quitting:
             self._quitting = True
             self.notify(
                 "The run is stopped with its best answer. Ctrl+Q again doesn't wait for it.", timeout=20
             )
             self.run_worker(self._end_and_exit(), name="quit")
             return
-        for child in going:
-            child.kill()
+        self.sessions.kill()
         self.exit()
 
     async def _end_and_exit(self) -> None:
-        await self.end_attacks()
+        await self.sessions.end()
         self.exit()
-
-    def own(self, child: Child) -> None:
-        """Answer for this attack's end."""
-        self.attacks = {one for one in self.attacks if not one.ended} | {child}
-
-    async def end_attacks(self) -> None:
-        """End every attack that is going, with its best answer where it finds the time."""
-        await asyncio.gather(*(child.end() for child in self.attacks))
-        self.attacks.clear()
 
     async def on_unmount(self) -> None:
         """However the app ends, no process goes on without it."""
-        await self.end_attacks()
+        await self.sessions.end()
         self.workers.cancel_all()
         for worker in self.workers:
             with contextlib.suppress(WorkerError):
@@ -283,21 +214,27 @@ class TextleakApp(App[None]):
         if not isinstance(self.screen, ModalScreen):
             self.push_screen(HelpScreen(self.screen))
 
-    def open_replay(self, run: Path) -> None:
+    @on(OpenRun)
+    def open_run(self, message: OpenRun) -> None:
         """Open a run folder, finished or still being written."""
         from textleak_tui.screens.replay import ReplayScreen
 
-        self.push_screen(ReplayScreen(run))
+        self.push_screen(ReplayScreen(message.run, self.current_mode))
 
-    def open_compare(self, left: Path, right: Path) -> None:
+    @on(CompareRuns)
+    def compare_runs(self, message: CompareRuns) -> None:
         """Two runs side by side."""
         from textleak_tui.screens.compare import CompareScreen
 
-        self.push_screen(CompareScreen(left, right))
+        self.push_screen(CompareScreen(message.left, message.right))
 
 
 def build_app(
-    *, run: Path | None = None, root: Path | None = None, settings_path: Path | None = None
+    *,
+    run: Path | None = None,
+    root: Path | None = None,
+    settings_path: Path | None = None,
+    sessions: Sessions | None = None,
 ) -> TextleakApp:
     """The app as `textleak tui` starts it and as tests drive it.
 
@@ -305,5 +242,6 @@ def build_app(
         run: a run folder to open at once.
         root: where run folders lie; None for the usual place.
         settings_path: where settings are remembered; None remembers nothing.
+        sessions: opens attacks; None for real ones under `root`.
     """
-    return TextleakApp(run=run, root=root, settings_path=settings_path)
+    return TextleakApp(sessions or Sessions(root or runs_folder()), Memory(settings_path), run=run)

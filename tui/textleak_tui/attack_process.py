@@ -1,19 +1,34 @@
-"""`python -m textleak_tui.attack_process run ...`: a `textleak` command that ends when the app does.
+"""`python -m textleak_tui.attack_process run|image FOLDER`: one attack, in a process that ends when the app does.
 
-The app keeps the other end of this process's standard input. When it closes, however the app came to its end,
-the command is interrupted as by Ctrl-C: it keeps its best answer so far and goes.
+The first line of standard input holds the run's settings as JSON, so that no private text is in the list of
+processes. The app keeps the other end open: when it closes, however the app came to its end, the attack is
+interrupted as by Ctrl-C, keeps its best answer so far and goes. What happens is written into the run folder; why
+there is no result is the last line of standard output, as JSON; standard error has words on the way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from textleak import runs
+from textleak.errors import InputError, TextleakError
+from textleak.view import PlainDisplay
+from textleak_tui.child import FAILED, INTERRUPTED
+
+if TYPE_CHECKING:
+    from textleak.jobs.images import ImageJob
+    from textleak.jobs.text import Job
 
 # Our choice: well over the time that an attack takes to heed an interrupt.
 SECONDS_TO_HEAR = 3.0
@@ -31,13 +46,111 @@ def _end_with_the_app(folder: Path) -> None:
         runs.send(folder, "stop")
     # An exact answer that is being written is done in well under this time.
     threading.Event().wait(SECONDS_TO_FINISH)
-    os._exit(130)
+    os._exit(INTERRUPTED)
+
+
+class _Commentary(Console):
+    """Standard error; where nobody reads it any more, what is said is lost, never the work."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def attack(command: str, folder: Path, settings: Mapping[str, Any]) -> int:
+    """Prepare, drive and record one attack; the exit code.
+
+    Args:
+        command: "run" for text, "image" for pictures.
+        folder: its run folder, which is left alone where the settings can't be used.
+        settings: by the names that configurations have.
+    """
+    try:
+        runs.check_folder(folder)
+        if command == "image":
+            _on_pictures(settings, folder)
+        else:
+            _on_text(settings, folder)
+    except TextleakError as error:
+        _last_word(error.what, error.why, error.fix)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        _bug(error, folder)
+        return FAILED
+    return 0
+
+
+def _on_text(settings: Mapping[str, Any], folder: Path) -> None:
+    from textleak.jobs.text import prepare
+    from textleak.settings import load_run_config
+
+    job = prepare(load_run_config(None, settings, ()))
+    _record(job, runs.RunFolder.create(folder, name=job.name))
+
+
+def _on_pictures(settings: Mapping[str, Any], folder: Path) -> None:
+    from textleak.jobs.images import prepare
+    from textleak.settings import load_image_config
+    from textleak.view.films import Film, as_bytes, write_films
+
+    job, film = prepare(load_image_config(None, settings, ())), Film()
+    result = _record(job, runs.RunFolder.create(folder, name=job.name), film)
+    originals = as_bytes(job.secret.pictures_BCHW.permute(0, 2, 3, 1))
+    write_films(folder, film.frames, originals, [image["recovered"] for image in result["images"]])
+
+
+def _record(job: Job | ImageJob, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Drive an attack into its folder; the result."""
+    from textleak.jobs.text import drive
+
+    display = PlainDisplay(_Commentary(stderr=True, highlight=False))
+    shows = [viewer.show for viewer in (display, *viewers)]
+    try:
+        with display, runs.Recorder(folder, job.settings(), viewers=shows) as recorder:
+            try:
+                return drive(job, recorder)
+            except InputError:
+                raise
+            except Exception as error:
+                recorder.fail(error)
+                raise
+    except InputError:
+        # The attack itself says that this can't be attacked: nothing half-written is left.
+        folder.discard()
+        raise
+
+
+def _bug(error: Exception, folder: Path) -> None:
+    """Keep the traceback of what should not have happened, and tell of it."""
+    traceback.print_exception(error)
+    path = runs.RunFolder(path=folder).traceback_path
+    where = ""
+    with contextlib.suppress(OSError):  # there is no folder where it had not begun
+        path.write_text("".join(traceback.format_exception(error)), "utf-8")
+        where = f"The traceback is in {path}."
+    first = next(iter(str(error).splitlines()), "")
+    _last_word("Something went wrong inside textleak.", f"{type(error).__name__}: {first}", where)
+
+
+def _last_word(what: str, why: str, fix: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stdout.write(json.dumps({"what": what, "why": why, "fix": fix}) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    """Read the settings, watch the app, attack."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None:
+            signal.signal(number, signal.default_int_handler)
+    folder = Path(sys.argv[2])
+    settings = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_the_app, args=(folder,), daemon=True).start()
+    sys.exit(attack(sys.argv[1], folder, settings))
 
 
 if __name__ == "__main__":
-    from textleak.cli import main
-
-    out = Path(sys.argv[sys.argv.index("--out") + 1])
-    threading.Thread(target=_end_with_the_app, args=(out,), daemon=True).start()
-    sys.argv[0] = "textleak"
     main()

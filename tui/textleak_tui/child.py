@@ -1,7 +1,8 @@
 """The attack's process: started, steered through its run folder, and never left behind.
 
-The app knows three things of it: its run folder, whether it lives, and the last lines of its stderr. What the
-attack does is read from the run folder by `textleak_tui.recording`, so the attack never waits for the app.
+The app knows four things of it: its run folder, whether it lives, its last word where it has no result, and the last
+lines of its stderr. What the attack does is read from the run folder by `textleak_tui.recording`, so the attack
+never waits for the app.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from textleak import runs
 
 LINES_KEPT = 12
+BYTES_KEPT = 1 << 16
+# Exit codes of `textleak_tui.attack_process`: a run that failed, settings that can't be used, an interrupt.
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 # Our choice: how long a stopped attack has to certify and write its best answer, when the app is quit.
 SECONDS_TO_FINISH = 10.0
 
@@ -34,7 +40,7 @@ class Failure:
 
 
 class Child:
-    """One `textleak run` in its own process and session.
+    """One attack in its own process and session.
 
     Args:
         folder: its run folder, which need not exist yet.
@@ -45,43 +51,56 @@ class Child:
         self.paused = False
         self.stopping = 0
         self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._said = b""
         self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._reader: asyncio.Future[Any] | None = None
 
-    async def start(self, arguments: Sequence[str], command: str = "run") -> None:
-        """Start `textleak run`, or another of its commands, with these arguments.
+    async def start(self, command: str, settings: Mapping[str, Any]) -> None:
+        """Start an attack.
+
+        Args:
+            command: "run" for text, "image" for pictures.
+            settings: of the run, by the names that configurations have.
 
         Raises:
             OSError: no process can be started.
         """
-        self._process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "textleak_tui.attack_process",
             command,
-            *arguments,
-            "--out",
             str(self.folder),
-            "--json",
             stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             # Signals that the terminal sends to the app don't reach it: it ends by its standard input.
             start_new_session=True,
             env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
         )
-        self._reader = asyncio.create_task(self._read())
+        self.watch(process)
+        if process.stdin is not None:
+            process.stdin.write(json.dumps(settings).encode() + b"\n")
+            with contextlib.suppress(ConnectionError):  # it has gone already; its exit code says why
+                await process.stdin.drain()
 
-    async def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
+    def watch(self, process: asyncio.subprocess.Process) -> None:
+        """Answer for a process: read what it says."""
+        self._process = process
+        self._reader = asyncio.gather(self._read_lines(process.stderr), self._read_word(process.stdout))
+
+    async def _read_lines(self, stderr: asyncio.StreamReader | None) -> None:
         buffer = b""
-        while chunk := await self._process.stderr.read(4096):
+        while stderr is not None and (chunk := await stderr.read(4096)):
             # A process that writes no line ends must not fill the memory.
-            *lines, buffer = (buffer + chunk)[-65536:].split(b"\n")
+            *lines, buffer = (buffer + chunk)[-BYTES_KEPT:].split(b"\n")
             self.lines.extend(text for line in lines if (text := line.decode("utf-8", "replace").rstrip()))
         if buffer.strip():
             self.lines.append(buffer.decode("utf-8", "replace").rstrip())
+
+    async def _read_word(self, stdout: asyncio.StreamReader | None) -> None:
+        while stdout is not None and (chunk := await stdout.read(4096)):
+            self._said = (self._said + chunk)[-BYTES_KEPT:]
 
     @property
     def pid(self) -> int | None:
@@ -100,7 +119,7 @@ class Child:
 
     @property
     def ended(self) -> bool:
-        """Whether the process has ended and all that it wrote to stderr has been read."""
+        """Whether the process has ended and all that it said has been read."""
         return self._process is not None and not self.alive and (self._reader is None or self._reader.done())
 
     @property
@@ -170,12 +189,10 @@ class Child:
         code, lines = self.exit_code, tuple(self.lines)
         if code is not None and code < 0:
             return _killed(-code, lines)
-        error = next((at for at, line in enumerate(lines) if line.startswith("Error: ")), None)
-        if error is not None:
-            what, *rest = (line.strip() for line in lines[error:])
-            why, fix = (*rest, "", "")[:2]
-            return Failure(what=what.removeprefix("Error: "), why=why, fix=fix, lines=lines[:error])
-        if code == 130:
+        word = _last_word(self._said)
+        if word is not None:
+            return Failure(what=word["what"], why=word["why"], fix=word["fix"], lines=lines)
+        if code == INTERRUPTED:
             return Failure(
                 what="The run was stopped before there was an answer.",
                 why="It was still loading the model.",
@@ -187,6 +204,15 @@ class Child:
             fix="Start it again, or run the command line by itself to see all of it.",
             lines=lines,
         )
+
+
+def _last_word(said: bytes) -> dict[str, str] | None:
+    """What, why and fix from the last line of a standard output; None where there are none."""
+    try:
+        word = json.loads(said.strip().rpartition(b"\n")[2])
+        return {name: str(word[name]) for name in ("what", "why", "fix")}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _killed(number: int, lines: tuple[str, ...]) -> Failure:

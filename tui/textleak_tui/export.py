@@ -7,7 +7,7 @@ folder where that can't be written. Nothing is written over.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from textleak.events import Finished, to_json
 from textleak.runs import read_run, redacted_settings, without_truth
 from textleak.view import ViewState, how_much
 from textleak.words import count_of, loss_in_words, seconds_in_words
+from textleak_tui.climb import Climb
 
 EXPORTS = "textleak-exports"
 
@@ -67,6 +68,75 @@ def write(folder: Path, name: str, text: str) -> Path:
             raise TextleakError(f"{path} can't be written.", why=f"{error.strerror or error}.") from None
         else:
             return path
+
+
+def write_run(
+    run: Path, state: ViewState, kind: str, *, picture: Callable[[], str], blind: bool
+) -> list[Path]:
+    """Write a run as a picture, as JSON, in words, or as all three; the files.
+
+    Args:
+        run: the run folder.
+        state: what is on the screen.
+        kind: "svg", "json", "markdown" or "all".
+        picture: gives the screen as SVG.
+        blind: leave out what an attacker doesn't know.
+
+    Raises:
+        TextleakError: something can't be written.
+    """
+    folder, written = export_folder(run), []
+    if kind in ("svg", "all"):
+        written.append(write(folder, "screen.svg", picture()))
+    if kind in ("json", "all"):
+        content = run_json(run, state, blind=blind)
+        text = json.dumps(content, ensure_ascii=False, indent=1, default=str)
+        written.append(write(folder, "run.json", text + "\n"))
+    if kind in ("markdown", "all"):
+        written.append(write(folder, "summary.md", summary(run, state, blind=blind)))
+    return written
+
+
+def write_ladder(climb: Climb, root: Path, *, picture: Callable[[], str], blind: bool) -> list[Path]:
+    """Write a ladder as a picture, a table and JSON; the files.
+
+    Args:
+        climb: the ladder.
+        root: where run folders are.
+        picture: gives the screen as SVG.
+        blind: leave out what an attacker doesn't know.
+
+    Raises:
+        TextleakError: something can't be written.
+    """
+    folder = export_folder(root / climb.name)
+    return [
+        write(folder, "screen.svg", picture()),
+        write(folder, "ladder.md", _ladder_summary(climb, blind=blind)),
+        write(folder, "ladder.json", json.dumps(_ladder_json(climb, blind=blind), indent=1) + "\n"),
+    ]
+
+
+def _ladder_summary(climb: Climb, *, blind: bool) -> str:
+    lines = [f"# textleak: {climb.knob.name}", ""]
+    if not blind:
+        lines += [f"**{climb.verdict()}**", ""]
+    lines += ["| strength | state | match rate | verified | seconds |", "|---|---|---|---|---|"]
+    for rung in climb.rungs:
+        result = rung.result or {}
+        rate = "" if rung.rate is None or blind else f"{rung.rate:.2f}"
+        verified = {True: "yes", False: "no", None: ""}[result.get("verified")]
+        took = "" if result.get("seconds") is None else f"{result['seconds']:.1f}"
+        lines.append(f"| {rung.strength} | {rung.status} | {rate} | {verified} | {took} |")
+    return "\n".join([*lines, "", "```sh", *climb.command_lines, "```", ""])
+
+
+def _ladder_json(climb: Climb, *, blind: bool) -> dict[str, Any]:
+    found = []
+    for rung in climb.rungs:
+        result = None if rung.result is None else without_truth(rung.result) if blind else dict(rung.result)
+        found.append({"strength": rung.strength, "status": rung.status, "result": result})
+    return {"defense": climb.knob.defense, "option": climb.knob.option, "rungs": found}
 
 
 def run_json(run: Path, state: ViewState, *, blind: bool = False) -> dict[str, Any]:
@@ -184,9 +254,11 @@ def _figures(
         )
         found.append(("recall; ROUGE-1/2/L", f"{result.get('token_recall') or 0:.2f}; {rouge}"))
     verified = result.get("verified")
-    words = {True: "yes", False: "no", None: "can't be said"}[
-        verified if isinstance(verified, bool) else None
-    ]
+    words = {
+        True: "yes",
+        False: "no",
+        None: "can't be told" if result.get("verified_reason") else "can't be said",
+    }[verified if isinstance(verified, bool) else None]
     distance = result.get("gradient_distance")
     found.append(
         ("verified", words + (f" (relative distance {distance:.1e})" if distance is not None else ""))

@@ -1,4 +1,4 @@
-"""What a run is set up with: the fields, what each may hold, and the command line that they amount to.
+"""What a run is set up with: its fields, and what each may hold.
 
 No torch in here, as it runs under the user's fingers: what attacks and defenses there are comes from a
 `Catalog`, which a child process lists.
@@ -6,85 +6,16 @@ No torch in here, as it runs under the user's fingers: what attacks and defenses
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import json
 import re
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading.catalog import CATALOG, unknown_model
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Catalog:
-    """What there is to choose from, attacks and defenses described as by `textleak attacks --json`."""
-
-    attacks: tuple[Mapping[str, Any], ...] = ()
-    defenses: tuple[Mapping[str, Any], ...] = ()
-    image_models: tuple[Mapping[str, Any], ...] = ()
-
-    def attack(self, name: str) -> Mapping[str, Any] | None:
-        """One attack by its name."""
-        return next((one for one in self.attacks if one["name"] == name), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is remembered between starts."""
-        return {name: list(kind) for name, kind in vars(self).items()}
-
-    @classmethod
-    def from_json(cls, value: object) -> Catalog:
-        """What `to_json` gave; an empty one for anything else."""
-        found = value if isinstance(value, dict) else {}
-        kinds = {
-            name: tuple(one for one in kind if isinstance(one, dict) and {"name", "options"} <= one.keys())
-            for name in ("attacks", "defenses", "image_models")
-            if isinstance(kind := found.get(name), list)
-        }
-        return cls(**kinds)
-
-
-_LIST = """
-import json
-from textleak.attacks import ATTACKS
-from textleak.cli.registries import describe
-from textleak.defenses import DEFENSES
-from textleak.models.loading.images import ALIASES
-print(json.dumps({
-    "attacks": [
-        {**describe(name, ATTACKS[name]), "pictures": any(kind.value == "pictures" for kind in ATTACKS[name].reads)}
-        for name in ATTACKS
-    ],
-    "defenses": [describe(name, DEFENSES[name]) for name in DEFENSES],
-    "image_models": [{"name": name, "summary": one.summary, "options": []} for name, one in ALIASES.items()],
-}, default=str))
-"""
-
-
-async def list_catalog() -> Catalog:
-    """Ask the registries, in a process of its own: listing them imports torch. An empty one where that fails."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        _LIST,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        out, _ = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.communicate()
-        raise
-    try:
-        return Catalog.from_json(json.loads(out))
-    except ValueError:
-        return Catalog()
+from textleak.shared.known import NO_DEFENSE, SideInformation
+from textleak_tui.catalog import Catalog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,33 +101,27 @@ def check_share(text: str, _: Catalog) -> None:
 
 def check_defense(text: str, catalog: Catalog) -> None:
     """Defenses with their options, with blanks between them."""
+    if not text:
+        return
+    from textleak.settings import Choice
+
     names = {str(one["name"]): one for one in catalog.defenses}
     for spec in text.split():
-        name, _, rest = spec.partition(":")
-        if names and name not in names:
-            raise unknown_name("defense", name, names)
-        known = {str(one["name"]): one for one in names.get(name, {}).get("options", ())}
-        for part in filter(None, rest.split(",")):
-            key, equals, value = part.partition("=")
-            if not equals or not value:
-                raise InputError(f"{part!r} is not KEY=VALUE.", fix=f"Write {name}:{part}=VALUE.")
+        choice = Choice.model_validate(spec)
+        if names and choice.name not in names:
+            raise unknown_name("defense", choice.name, names)
+        known = {str(one["name"]): one for one in names.get(choice.name, {}).get("options", ())}
+        for key, value in choice.options.items():
             if known and key not in known:
-                raise unknown_name(f"option of defense {name}", key, known)
-            if known and str(known[key]["type"]) in ("float", "int"):
-                try:
-                    float(value)
-                except ValueError:
-                    raise InputError(f"{key}={value} is not a number.", fix=f"Write {key}=0.01.") from None
+                raise unknown_name(f"option of defense {choice.name}", key, known)
+            numeric = bool(known) and str(known[key]["type"]) in ("float", "int")
+            if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise InputError(f"{key}={value} is not a number.", fix=f"Write {key}=0.01.")
 
 
 def check_know(text: str, _: Catalog) -> None:
     """Kinds of side information, with commas between them."""
-    kinds = ("lengths", "labels", "batch-size")
-    if text == "nothing":
-        return
-    for kind in filter(None, (part.strip() for part in text.split(","))):
-        if kind not in kinds:
-            raise unknown_name("side information", kind, (*kinds, "nothing"))
+    SideInformation.parse(text or None, batch_size=1)
 
 
 def check_device(text: str, _: Catalog) -> None:
@@ -312,7 +237,11 @@ FIELDS = (
         options=_fixed(
             batch_size="how many sentences there are",
             nothing="nothing at all",
-            **{"lengths,batch-size": "how long each is, too", "lengths,labels,batch-size": "and its class"},
+            **{
+                "lengths,batch-size": "how long each is, too",
+                "lengths,labels,batch-size": "and its class",
+                NO_DEFENSE: "the usual, but not that there is a defense",
+            },
         ),
         check=check_know,
         empty="the usual",
@@ -373,8 +302,8 @@ def _check_image_model(text: str, catalog: Catalog) -> None:
 def _check_image_attack(text: str, catalog: Catalog) -> None:
     check_attack(text, catalog)
     found = catalog.attack(text)
-    if found is not None and not found.get("pictures", True):
-        names = [str(one["name"]) for one in catalog.attacks if one.get("pictures")]
+    if found is not None and not _reads_pictures(found):
+        names = [str(one["name"]) for one in catalog.attacks if _reads_pictures(one)]
         raise InputError(f"{text} recovers text, not pictures.", fix=f"Choose {', '.join(names)}.")
 
 
@@ -383,7 +312,11 @@ def _image_models(catalog: Catalog) -> list[Option]:
 
 
 def _image_attacks(catalog: Catalog) -> list[Option]:
-    return _attacks(Catalog(attacks=tuple(one for one in catalog.attacks if one.get("pictures"))))
+    return _attacks(Catalog(attacks=tuple(filter(_reads_pictures, catalog.attacks))))
+
+
+def _reads_pictures(attack: Mapping[str, Any]) -> bool:
+    return "pictures" in attack.get("reads", ())
 
 
 def _named(name: str, **changes: Any) -> Field:  # noqa: ANN401
@@ -421,127 +354,3 @@ IMAGE_FIELDS = (
     _named("device"),
     _named("threads"),
 )
-
-
-def check_sentences(sentences: Sequence[str]) -> None:
-    """At least one.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not sentences:
-        raise InputError("There is nothing to attack yet.", fix="Type a sentence.")
-
-
-def check_pictures(pictures: Sequence[str]) -> None:
-    """Numbers or files, but not both; none at all is the first sample.
-
-    Raises:
-        InputError: both, or a file that isn't there.
-    """
-    files = [one for one in pictures if not one.isdigit()]
-    if files and len(files) < len(pictures):
-        raise InputError("Numbers and files are mixed.", fix="Give the numbers of pictures, or files.")
-    for file in files:
-        if not Path(file).expanduser().is_file():
-            raise InputError(
-                f"{file} is no file.", fix="Give a picture file, or a sample's number (0 to 19)."
-            )
-
-
-def sentences_of(text: str) -> list[str]:
-    """One sentence a line, blank ones left out."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _sentence_arguments(sentences: Sequence[str]) -> list[str]:
-    found = []
-    for sentence in sentences:
-        # A sentence that begins with a dash would be taken for a flag.
-        found += [f"--sentence={sentence}"] if sentence.startswith("-") else ["--sentence", sentence]
-    return found
-
-
-def _picture_arguments(pictures: Sequence[str]) -> list[str]:
-    pairs = [
-        ("--index", one) if one.isdigit() else ("--image", str(Path(one).expanduser())) for one in pictures
-    ]
-    return [word for pair in pairs for word in pair]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What one kind of run is set up with.
-
-    Attributes:
-        command: of `textleak`.
-        title: of the private batch.
-        several: of a batch of several.
-        invitation: words in its empty field.
-        intro: a question and what to do.
-        fields: the settings.
-        check: raises an `InputError` for a batch that can't be used.
-        arguments: the batch on the command line.
-    """
-
-    command: str
-    title: str
-    several: str
-    invitation: str
-    intro: tuple[str, str]
-    fields: tuple[Field, ...]
-    check: Callable[[Sequence[str]], None]
-    arguments: Callable[[Sequence[str]], list[str]]
-
-
-TEXT = Setup(
-    command="run",
-    title="Sentence",
-    several="sentences",
-    invitation="type a private sentence, then Enter (Ctrl+N begins another one)",
-    intro=(
-        "What does a shared gradient give away?",
-        "Type a private sentence, press Enter, and watch an attack bring it back.",
-    ),
-    fields=FIELDS,
-    check=check_sentences,
-    arguments=_sentence_arguments,
-)
-IMAGE = Setup(
-    command="image",
-    title="Picture",
-    several="pictures",
-    invitation="0 to 19 for a sample picture, or a file, then Enter (Ctrl+N: another)",
-    intro=(
-        "And a picture?",
-        "Give a sample's number or a file, press Enter, and watch an attack draw it.",
-    ),
-    fields=IMAGE_FIELDS,
-    check=check_pictures,
-    arguments=_picture_arguments,
-)
-
-
-def arguments(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> list[str]:
-    """What follows the command: every field that differs from its default, and the batch."""
-    found = []
-    for field in setup.fields:
-        value = values.get(field.name, field.default).strip()
-        if value and value != field.default:
-            for part in value.split() if field.name == "defenses" else [value]:
-                found += [field.flag, part]
-    return found + setup.arguments(batch)
-
-
-def command_line(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> str:
-    """The same run on a command line, ready to copy."""
-    return shlex.join(["textleak", setup.command, *arguments(batch, values, setup)])
-
-
-def option_default(catalog: Catalog, attack: str, option: str) -> str | None:
-    """What an attack's own option is at first, in words; None where it has none."""
-    found = catalog.attack(attack)
-    for one in found["options"] if found else ():
-        if one["name"] == option and one["default"] is not None:
-            return str(one["default"])
-    return None

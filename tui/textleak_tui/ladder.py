@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textleak.errors import InputError
-from textleak_tui import fields
-from textleak_tui.fields import Catalog, Option
+from textleak_tui.catalog import Catalog
+from textleak_tui.fields import Option
+from textleak_tui.setups import command_line
 
 NONE = "none"
 MOST_RUNGS = 12
@@ -152,17 +152,17 @@ def strengths(knob: Knob, text: str) -> list[str]:
     return found
 
 
-def arguments(sentences: Sequence[str], values: Mapping[str, str], knob: Knob, strength: str) -> list[str]:
-    """What follows `textleak run` for a rung; other defenses that were set up stay, before this one."""
+def with_rung(values: Mapping[str, str], knob: Knob, strength: str) -> dict[str, str]:
+    """A form's texts for a rung; other defenses that were set up stay, before this one."""
     defenses = [values.get("defenses", "").strip(), knob.spec(strength) or ""]
-    return fields.arguments(sentences, {**values, "defenses": " ".join(filter(None, defenses))})
+    return {**values, "defenses": " ".join(filter(None, defenses))}
 
 
 def command_lines(
     sentences: Sequence[str], values: Mapping[str, str], knob: Knob, rungs: Sequence[str]
 ) -> list[str]:
     """The ladder as command lines, one a rung."""
-    return [shlex.join(["textleak", "run", *arguments(sentences, values, knob, rung)]) for rung in rungs]
+    return [command_line(sentences, with_rung(values, knob, rung)) for rung in rungs]
 
 
 def verdict(knob: Knob, rates: Sequence[tuple[str, float]]) -> str:

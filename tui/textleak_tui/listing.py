@@ -26,7 +26,8 @@ class Row:
         defense: the specs, "" for none.
         rate: the token match rate; None where there is none.
         psnr: for pictures, their mean PSNR in dB.
-        verified: the certificate; None where there is none.
+        verified: the certificate; None where there is none, or where it can't be told.
+        told: whether it can be told.
         seconds: how long the attack took.
         outcome: as `RunRecord.outcome`, or "broken".
         text: the first sentence, "" where it isn't known.
@@ -41,6 +42,7 @@ class Row:
     rate: float | None = None
     psnr: float | None = None
     verified: bool | None = None
+    told: bool = True
     seconds: float | None = None
     outcome: str = "broken"
     text: str = ""
@@ -49,9 +51,15 @@ class Row:
     @property
     def words(self) -> str:
         """What a filter looks in."""
-        verified = {True: "verified", False: "unverified", None: ""}[self.verified]
-        parts = (self.path.name, self.model, self.attack, self.defense, self.outcome, self.text, verified)
+        parts = (self.path.name, self.model, self.attack, self.defense, self.outcome, self.text)
         return " ".join(parts).casefold()
+
+    def has(self, word: str) -> bool:
+        """Whether a filter's word, in lower case, is among its words or is the beginning of its certificate."""
+        certificate = {True: "verified", False: "unverified", None: "" if self.told else "can't be told"}[
+            self.verified
+        ]
+        return word in self.words or certificate.startswith(word)
 
 
 class Order(enum.Enum):
@@ -75,8 +83,8 @@ _KEYS: Mapping[Order, Callable[[Row], Any]] = {
 
 def arranged(rows: Iterable[Row], order: Order, wanted: str) -> list[Row]:
     """The rows that have every word of `wanted`, in order; among equals the newest first."""
-    words = wanted.casefold().split()
-    found = [row for row in rows if all(word in row.words for word in words)]
+    words = wanted.casefold().replace("not verified", "unverified").split()
+    found = [row for row in rows if all(map(row.has, words))]
     found.sort(key=lambda row: row.started.timestamp() if row.started else 0.0, reverse=True)
     return sorted(found, key=_KEYS[order], reverse=order in (Order.RATE, Order.SLOWEST))
 
@@ -143,6 +151,7 @@ def read_row(path: Path) -> Row:
             rate=_number(result.get("token_match_rate")),
             psnr=_number(result.get("psnr")),
             verified=result.get("verified") if isinstance(result.get("verified"), bool) else None,
+            told=not result.get("verified_reason"),
             seconds=_number(result.get("seconds")),
             outcome=record.outcome,
             text=printable(str(sentences[0] or ""), kept="\n") if sentences else "",

@@ -36,12 +36,15 @@ class Command:
 
 
 def commands(screen: Screen[object]) -> Iterator[Command]:
-    """What can be done on a screen now: each command once, by its first key."""
+    """What can be done on a screen now: each command once, by its first key.
+
+    Two bindings with one title are one command, such as a table's Enter and its screen's own key.
+    """
     told: set[str] = set()
     for node, binding, enabled, words in screen.active_bindings.values():
-        action = binding.action.removeprefix("app.")
-        if words and enabled and action not in told:
-            told.add(action)
+        names = {binding.action.removeprefix("app."), binding.description}
+        if words and enabled and not names & told:
+            told |= names
             key = screen.app.get_key_display(binding)
             yield Command(title=binding.description, words=words, key=key, action=binding.action, node=node)
 
@@ -49,15 +52,19 @@ def commands(screen: Screen[object]) -> Iterator[Command]:
 class Everything(Provider):
     """What the palette lists and searches."""
 
+    def _commands(self) -> Iterator[Command]:
+        """All but the palette, which is open."""
+        return (one for one in commands(self.screen) if one.action.rpartition(".")[2] != "command_palette")
+
     async def discover(self) -> Hits:
         """All of it, while nothing is typed."""
-        for command in commands(self.screen):
+        for command in self._commands():
             yield DiscoveryHit(command.title, self._runner(command), help=command.words)
 
     async def search(self, query: str) -> Hits:
         """What fits the words that were typed."""
         matcher = self.matcher(query)
-        for command in commands(self.screen):
+        for command in self._commands():
             score = max(matcher.match(command.title), 0.7 * matcher.match(command.words))
             if score > 0:
                 title = matcher.highlight(command.title)

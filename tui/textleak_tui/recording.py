@@ -9,208 +9,24 @@ that another process or another machine is still writing is followed by calling 
 from __future__ import annotations
 
 import bisect
-import dataclasses
-import json
 import math
 import os
 import time
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from textleak.events import Event, Finished, Progress, Sentence, Started, Truth
+from textleak.events import Finished, Progress, Sentence, Truth
 from textleak.foreign import open_regular
 from textleak.runs import RunFolder, parse_line, read_run
-from textleak.scoring import output_ids
-from textleak.view import POINTS_KEPT, PhaseSpan, Point, ViewState, match_rate_of
-from textleak.words import seconds_in_words
-
-Axis = Literal["steps", "evaluations", "seconds"]
-AXES: tuple[Axis, ...] = ("steps", "evaluations", "seconds")
+from textleak.view import PhaseSpan, Point, ViewState
+from textleak_tui.index import Axis, Index
+from textleak_tui.standing import SILENCE, Standing, standing
 
 # Our choice: a quarter of a megabyte is parsed in some 5 ms, so a reader with a time budget keeps to it.
 CHUNK = 1 << 18
-# Our choice: a run writes 20 times a second at first and, after hours, every few seconds; a step of a large model
-# may take a minute.
-SILENCE = 90.0
-
 # Our choice: how often a run that has no end yet is looked at, and for how long one look may parse.
 SECONDS_BETWEEN_LOOKS, SECONDS_A_LOOK = 0.1, 0.05
-
-_NOTHING = float("nan")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Standing:
-    """How a run stands, for a person.
-
-    Attributes:
-        outcome: "done", "interrupted", "stopped", "failed", "killed", "running", or "silent" where no process here
-            writes it and nothing has come for a while.
-        what: that in a sentence.
-        why: what is known of the cause, "" for nothing.
-        fix: what to do, "" for nothing.
-    """
-
-    outcome: str
-    what: str
-    why: str = ""
-    fix: str = ""
-
-
-def place_of(point: Point, axis: Axis) -> float:
-    """Where a point of a course is on an axis."""
-    return {"steps": point.step, "evaluations": point.evaluations, "seconds": point.t}[axis]
-
-
-class _Span:
-    """A phase on the timeline: the event it began with, and the one of its first progress."""
-
-    def __init__(self, event: int, name: str, t: float) -> None:
-        self.event, self.name, self.t = event, name, t
-        self.first: tuple[int, float, int] | None = None
-
-
-class _Index:
-    """What is kept of an events file: columns by event, and columns by progress."""
-
-    def __init__(self) -> None:
-        self.read_to = 0
-        self.lines = array("Q")
-        self.times = array("d")
-        self.progress_events = array("Q")
-        self.steps = array("d")
-        self.evaluations = array("d")
-        self.losses = array("d")
-        self.rates = array("d")
-        self.answers = array("q")
-        self.spans: list[_Span] = []
-        self.started: dict[str, Any] = {}
-        self.truth: tuple[int, Truth] = (-1, Truth())
-        self.finished: tuple[int, Finished] | None = None
-        self.events = 0
-        self._references: list[tuple[int, ...]] = []
-        self._special: set[int] = set()
-        self._last: tuple[Any, float] = (None, _NOTHING)
-
-    def add(self, line: bytes, at: int) -> None:
-        """Take in the line that begins at byte `at`; one that isn't an event is passed over."""
-        try:
-            record = json.loads(line)
-            t, kind = float(record["t"]), record["event"]
-            if self.finished is not None or not math.isfinite(t):
-                return
-            t = max(t, self.times[-1]) if self.events else t
-            if kind == "progress":
-                self._add_progress(record, t)
-            elif kind == "phase":
-                self.spans.append(_Span(self.events, str(record["name"]), t))
-            elif kind in ("started", "truth", "finished") and (timed := parse_line(line)) is not None:
-                self._add_other(timed.event)
-            else:
-                return
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            return
-        self.lines.append(at)
-        self.times.append(t)
-        # The last of all: a reader in another thread sees an event only when it is whole.
-        self.events += 1
-
-    def _add_other(self, event: Event) -> None:
-        match event:
-            case Started():
-                self.started = event.settings
-            case Truth():
-                self._references = [output_ids(sentence) for sentence in event.sentences]
-                self._special = {p.id for s in event.sentences for p in s.positions if p.special}
-                self.truth = (self.events, event)
-            case Finished():
-                self.finished = (self.events, event)
-            case _:
-                pass
-
-    def _add_progress(self, record: Mapping[str, Any], t: float) -> None:
-        step = int(record["step"])
-        total = max(float(record.get("total_steps", 0)), (self.steps or [0])[-1])
-        evaluations = max(float(record.get("evaluations", 0)), (self.evaluations or [0])[-1])
-        loss = record.get("loss")
-        loss = float(loss) if loss is not None and math.isfinite(loss) else _NOTHING
-        answered = record.get("sentences") or record.get("image")
-        answer = len(self.progress_events) if answered else (self.answers or [-1])[-1]
-        rate = self._rate(record.get("sentences") or ())
-        phase = str(record["phase"])
-        if not self.spans or (phase and self.spans[-1].name != phase):
-            self.spans.append(_Span(self.events, phase, t))
-        if self.spans[-1].first is None:
-            self.spans[-1].first = (self.events, t, step)
-        self.steps.append(total)
-        self.evaluations.append(evaluations)
-        self.losses.append(loss)
-        self.rates.append(rate)
-        self.answers.append(answer)
-        self.progress_events.append(self.events)
-
-    def _rate(self, sentences: Sequence[Mapping[str, Any]]) -> float:
-        """The token match rate of an answer as it is in the file; that of the answer before where there is none."""
-        if not self._references:
-            return _NOTHING
-        if not sentences:
-            return self._last[1]
-        special, outputs = set(self._special), []
-        for sentence in sentences:
-            ids: list[int] = []
-            for position in sentence["positions"]:
-                at, id = position["position"], position["id"]
-                ids += [-1] * (at + 1 - len(ids))
-                ids[at] = id
-                if position.get("special"):
-                    special.add(id)
-            outputs.append(tuple(ids))
-        if self._last[0] != outputs:
-            self._last = (outputs, match_rate_of(self._references, outputs, special))
-        return self._last[1]
-
-    def point(self, number: int) -> Point:
-        """The point of one progress."""
-        loss, rate = self.losses[number], self.rates[number]
-        return Point(
-            self.times[self.progress_events[number]],
-            int(self.steps[number]),
-            int(self.evaluations[number]),
-            None if math.isnan(loss) else loss,
-            None if math.isnan(rate) else rate,
-        )
-
-    def points(self, count: int) -> tuple[tuple[Point, ...], int]:
-        """The course of the first `count` progress events and its stride, as `ViewState` keeps them."""
-        if not count:
-            return (), 1
-        stride = 1
-        while count - 1 > (POINTS_KEPT - 1) * stride:
-            stride *= 2
-        numbers = range(0, count, stride)
-        points = [self.point(number) for number in numbers]
-        if numbers[-1] != count - 1:
-            points.append(self.point(count - 1))
-        return tuple(points), stride
-
-    def phases(self, event: int) -> tuple[PhaseSpan, ...]:
-        """The phases that had begun by an event."""
-        begun = [span for span in self.spans if span.event <= event]
-        end = None
-        if self.finished is not None and self.finished[0] <= event:
-            end = self.times[self.finished[0]]
-        ends = [*(span.t for span in begun[1:]), end]
-        return tuple(
-            PhaseSpan(
-                name=span.name,
-                start=span.t,
-                end=end,
-                first_step=span.first[1:] if span.first is not None and span.first[0] <= event else None,
-            )
-            for span, end in zip(begun, ends, strict=False)
-        )
 
 
 class Recording:
@@ -232,7 +48,7 @@ class Recording:
         self.folder: RunFolder = self.record.folder
         self.whole = False
         self.stands: Standing | None = None
-        self._index = _Index()
+        self._index = Index()
         self._identity: tuple[int, int] | None = None
         self._size = 0
         self._clock = clock
@@ -279,7 +95,7 @@ class Recording:
                 if self._identity is not None and stat.st_size > self._size:
                     self._grew_at = self._clock()
                 if identity != self._identity or stat.st_size < self._index.read_to:
-                    self._index = _Index()  # the first time, or another file lies in its place
+                    self._index = Index()  # the first time, or another file lies in its place
                 self._identity, self._size = identity, stat.st_size
                 index, before = self._index, self._index.events
                 file.seek(index.read_to)
@@ -328,13 +144,13 @@ class Recording:
             t=kept.times[at],
         )
 
-    def _progress(self, kept: _Index, number: int) -> Progress | None:
+    def _progress(self, kept: Index, number: int) -> Progress | None:
         event, answer = self._event(kept, number), kept.answers[number]
         if event is None or answer in (-1, number):
             return event
         return event.keeping(self._event(kept, answer))
 
-    def _event(self, kept: _Index, number: int) -> Progress | None:
+    def _event(self, kept: Index, number: int) -> Progress | None:
         """A progress, read again from the file; None where it can't be."""
         try:
             with open_regular(self.folder.events_path) as file:
@@ -426,54 +242,6 @@ class Recording:
             error="" if finished is None else finished.error,
             traceback=self.folder.traceback_path if self.folder.traceback_path.exists() else None,
         )
-
-
-def standing(
-    outcome: str, *, pid: object, silent: float, error: str = "", traceback: Path | None = None
-) -> Standing:
-    """How a run stands, in words.
-
-    Args:
-        outcome: as `RunRecord.outcome` has it, or "elsewhere" for one that grows though its process isn't here.
-        pid: the process that began the run.
-        silent: seconds since its events last grew.
-        error: what its last event says went wrong.
-        traceback: where its traceback is, if anywhere.
-    """
-    match outcome:
-        case "done":
-            return Standing(outcome="done", what="The run came to its end.")
-        case "interrupted" | "stopped":
-            how = "It was interrupted." if outcome == "interrupted" else "It was stopped on request."
-            return Standing(
-                outcome=outcome, what=how, why="What is shown is the best answer it had.", fix="Run it again."
-            )
-        case "failed":
-            return Standing(
-                outcome=outcome,
-                what="The run failed.",
-                why=error or "It left no word of why.",
-                fix="" if traceback is None else f"The traceback is in {traceback}.",
-            )
-        case "running" if silent < SILENCE:
-            return Standing(outcome=outcome, what="The run is still being written.")
-        case "running":
-            return Standing(
-                outcome="silent",
-                what=f"Nothing was written for {seconds_in_words(silent)}.",
-                why=f"Process {pid} is there: it is paused, at a long step, or another program by now.",
-                fix="What comes will be shown.",
-            )
-        case "elsewhere":
-            return Standing(outcome="running", what="The run is still being written, by another machine.")
-        case _:
-            return Standing(
-                outcome="killed",
-                what="The run has no end.",
-                why=f"There is no process {pid} here and nothing was written for {seconds_in_words(silent)}: it was "
-                "killed, or another machine has stopped writing.",
-                fix="What it wrote can be replayed; run it again for a result.",
-            )
 
 
 def _written_at(path: Path) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,44 @@ def default_path() -> Path:
     return user_config_path("textleak", appauthor=False) / "tui.json"
 
 
-def read(path: Path | None) -> dict[str, Any]:
-    """What was remembered; nothing where there is no file, or none that can be read."""
+class Memory:
+    """Values by name, kept in a file; where it can't be read or written, the app goes on without.
+
+    Args:
+        path: the file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._values = _read(path)
+
+    def get(self, name: str) -> Any:  # noqa: ANN401 - whatever was kept
+        """What was kept under a name; None for nothing."""
+        return self._values.get(name)
+
+    def texts(self, name: str) -> dict[str, str]:
+        """A form's texts by field, as they were kept under a name."""
+        found = self.get(name)
+        return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+    def keep(self, name: str, value: object) -> None:
+        """Keep a value for the next start."""
+        if self._values.get(name) == value:
+            return
+        self._values[name] = value
+        if self._path is None:
+            return
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(self._path, self._values)
+            self._path.chmod(0o600)
+
+
+def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def write(path: Path | None, values: Mapping[str, Any]) -> None:
-    """Remember these values; where that can't be done, the app goes on without."""
-    if path is None:
-        return
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(path, values)
-        path.chmod(0o600)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from textleak.attacks.search.judge import Judge, Verdict
+from collections.abc import Callable
+
+from textleak.attacks.search.judge import Judge
 from textleak.attacks.search.problem import TextProblem
 from textleak.attacks.search.search import Search
+from textleak.events import Sentence, Stop
 from textleak.matching.discrete import Guess, SearchStep
-from textleak.proof.certificate import certify
+from textleak.proof.certificate import Certificate
 
 # A cosine distance that float32 rounding alone makes (measured: 1e-8 to 1e-7 at the truth).
 _ROUNDING = 1e-6
+
+Test = Callable[[tuple[Sentence, ...]], Certificate]
+"""Puts an answer to the exact test."""
 
 
 class Answer:
@@ -17,25 +23,26 @@ class Answer:
 
     Args:
         problem: what they are guesses at.
+        test: the exact one.
 
     Attributes:
-        verified: whether the best guess's own gradient becomes the shared one.
+        settled: why the best guess can't be bettered; None where it can.
         gradient_distance: relative, of a guess that was verified.
     """
 
-    def __init__(self, problem: TextProblem) -> None:
+    def __init__(self, problem: TextProblem, test: Test) -> None:
         self.problem = problem
-        self.verified = False
+        self.settled: Stop | None = None
         self.gradient_distance: float | None = None
+        self._test = test
         self._judge = Judge(problem)
-        self._verdict: Verdict | None = None
         self._judged_at = -1
         self._refuted: set[Guess] = set()
 
     @property
     def certain(self) -> bool:
         """Whether the best guess is the answer, by its gradient or by likelihood."""
-        return self.verified or (self._verdict is not None and self._verdict.settled)
+        return self.settled in (Stop.VERIFIED, Stop.LIKELIEST)
 
     def parallel(self, search: Search) -> bool:
         """Whether the best guess's gradient points exactly the shared one's way, and yet isn't equal to it.
@@ -44,7 +51,7 @@ class Answer:
         """
         if self.problem.shared.noise_sigma > 0:
             return False
-        return search.beam[0][1] <= _ROUNDING and not self.verified
+        return search.beam[0][1] <= _ROUNDING and self.settled is None
 
     def is_refuted(self, guess: Guess) -> bool:
         """Whether the exact test has shown that it isn't the answer."""
@@ -77,17 +84,24 @@ class Answer:
         while verdict.better is not None:
             search.put_first(verdict.better)
             verdict = self._judge.verdict(verdict.better, search.scores)
-        self._verdict = verdict
-        self.verified, self.gradient_distance = verdict.verified, verdict.gradient_distance
-        return verdict.settled
+        self.settled = None
+        if verdict.certificate is not None:
+            self._note(verdict.certificate)
+        elif verdict.likeliest:
+            self.settled = Stop.LIKELIEST
+        return self.settled is not None
 
     def certify(self, search: Search) -> None:
-        """Compare the best guess's own gradient with the shared one; refuted where they differ."""
-        certificate = certify(self.problem.view, search.sentences())
-        self.verified = bool(certificate.verified)
-        self.gradient_distance = certificate.gradient_distance if self.verified else None
-        if not self.verified:
+        """Put the best guess to the exact test; refuted where it isn't settled by that."""
+        self._note(self._test(search.sentences()))
+        if self.settled is None:
             self._refuted.add(search.beam[0][0])
+
+    def _note(self, certificate: Certificate) -> None:
+        """Keep what the exact test says of the best guess."""
+        stop = certificate.stop(Stop.CONVERGED)
+        self.settled = stop if stop.settled else None
+        self.gradient_distance = certificate.gradient_distance if certificate.verified else None
 
     def notes(self, search: Search) -> tuple[str, ...]:
         """What a person is told of an answer to a noisy gradient."""

@@ -8,24 +8,20 @@ must not: then they could not have been mistaken for it. Their likelihoods say h
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator
 from functools import cached_property
-
-import torch
 
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import View
 from textleak.events import Sentence
-from textleak.matching.discrete import Guess, Scores, class_changes, substitutions
-from textleak.models.decoding import nearest_tokens, to_sentence, unreachable_tokens
-from textleak.proof.certificate import certify, own_gradient
+from textleak.matching.discrete import Guess, Scores
+from textleak.models.decoding import to_sentence, unreachable_tokens
+from textleak.proof.certificate import Certificate, certify, own_gradient
 from textleak.proof.likelihood import Fit, fit
+from textleak.proof.rivals import alike
 
-# Rivals of a guess: tokens tried at each place, the nearest by embedding; and how many of all rivals, those of the
-# smallest distance, are put to the test (our choice).
-_NEAREST, _RIVALS = 2, 3
+# How many of a guess's rivals, those of the smallest distance, are put to the test (our choice).
+_RIVALS = 3
 # Confidence from which a guess is taken for the answer (our choice).
 _SURE = 0.99
 
@@ -35,26 +31,24 @@ class Verdict:
     """What is to be said of a guess.
 
     Attributes:
-        verified: its own gradient becomes the shared one by the defenses.
-        gradient_distance: relative, where that was computed.
+        certificate: whether its own gradient becomes the shared one by the defenses; None where they added noise.
         fit: how it explains a noisy gradient; None where there is no noise, or something hides it.
         confidence: its likelihood over that of all rivals and itself.
         rivals_excluded: whether noise couldn't have left what any of its rivals leaves.
         better: a rival of higher likelihood.
     """
 
-    verified: bool = False
-    gradient_distance: float | None = None
+    certificate: Certificate | None = None
     fit: Fit | None = None
     confidence: float = 0.0
     rivals_excluded: bool = False
     better: Guess | None = None
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing more can be asked of an answer."""
-        likeliest = self.fit is not None and self.fit.plausible and self.rivals_excluded
-        return self.verified or (likeliest and self.confidence >= _SURE)
+    def likeliest(self) -> bool:
+        """Whether noise leaves one sure of the answer."""
+        plausible = self.fit is not None and self.fit.plausible and self.rivals_excluded
+        return plausible and self.confidence >= _SURE
 
 
 class Judge:
@@ -91,15 +85,17 @@ class Judge:
 
     def _judge(self, guess: Guess, scores: Scores) -> Verdict:
         if self.problem.shared.noise_sigma == 0:
-            certificate = certify(self.problem.view, self._sentences(guess))
-            return Verdict(
-                verified=bool(certificate.verified),
-                gradient_distance=certificate.gradient_distance if certificate.verified else None,
-            )
+            return Verdict(certificate=certify(self.problem.view, self._sentences(guess)))
         mine = self._fit(guess)
         if mine is None or not mine.plausible:
             return Verdict(fit=mine)
-        scored = scores(self._rivals(guess))
+        rivals = alike(
+            self.problem.model,
+            guess,
+            classes=self.problem.shared.known.labels is None,
+            excluded=unreachable_tokens(self.problem.model),
+        )
+        scored = scores(rivals)
         nearest = sorted(scored, key=scored.__getitem__)[:_RIVALS]
         fits = {rival: found for rival in nearest if (found := self._fit(rival)) is not None}
         best = max(fits, key=lambda rival: fits[rival].log_likelihood, default=None)
@@ -117,27 +113,6 @@ class Judge:
             own = own_gradient(self._exact, self._sentences(guess))
             self._fits[guess] = fit(self.problem.shared, own)
         return self._fits[guess]
-
-    def _rivals(self, guess: Guess) -> Iterator[Guess]:
-        """The texts that are nearest to a guess: a similar token at one place, two neighbors swapped, another class."""
-        model, V = self.problem.model, self.problem.vocab_size
-        head, tail = len(model.prefix_ids), len(model.suffix_ids)
-        barred = unreachable_tokens(model)
-        for row, symbols in enumerate(guess.rows):
-            places = range(head, len(symbols) - tail)
-            tokens = torch.tensor([symbols[t] % V for t in places], device=self.problem.table_VE.device)
-            near = nearest_tokens(
-                self.problem.table_VE[tokens], self.problem.table_VE, candidates=_NEAREST + 1, excluded=barred
-            )
-            for t, ids in zip(places, near.ids_NC.tolist(), strict=True):
-                shift = symbols[t] - symbols[t] % V
-                yield from substitutions(guess, row, t, [id_ + shift for id_ in ids])
-            for t, after in itertools.pairwise(places):
-                if symbols[t] != symbols[after]:
-                    swapped = guess.with_symbol(row, t, symbols[after])
-                    yield swapped.with_symbol(row, after, symbols[t])
-            if guess.classes and self.problem.shared.known.labels is None:
-                yield from class_changes(guess, row, range(model.num_labels or 0))
 
     def _sentences(self, guess: Guess) -> tuple[Sentence, ...]:
         return tuple(
@@ -162,7 +137,7 @@ class Judge:
                 f"The answer isn't the text: what it leaves of the gradient stands {found.excess:.0f} standard "
                 "deviations out of the noise. A longer search may find a better one.",
             )
-        if verdict is None or not verdict.settled:
+        if verdict is None or not verdict.likeliest:
             return (
                 "The answer explains the gradient as well as the noise lets one tell, but so does a text near it.",
             )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from textleak.attacks.search.answer import Answer
+from textleak.attacks.search.answer import Answer, Test
 from textleak.attacks.search.budget import Budget
 from textleak.attacks.search.problem import TextProblem
 from textleak.attacks.search.search import Search
@@ -44,16 +44,23 @@ class Run:
         settings: of its searches.
         budget: of evaluations and time.
         generator: the only source of randomness.
+        test: the exact one, that answers are put to.
     """
 
     def __init__(
-        self, *, problem: TextProblem, settings: SearchSettings, budget: Budget, generator: torch.Generator
+        self,
+        *,
+        problem: TextProblem,
+        settings: SearchSettings,
+        budget: Budget,
+        generator: torch.Generator,
+        test: Test,
     ) -> None:
         self.problem = problem
         self.settings = settings
         self.budget = budget
         self.generator = generator
-        self.answer = Answer(problem)
+        self.answer = Answer(problem, test)
         self.teller = Teller(
             model=problem.model, budget=budget, answer=self.answer, expansions=settings.expansions
         )
@@ -65,7 +72,7 @@ class Run:
 
     def finished(self) -> bool:
         """Whether there is an answer that nothing can better, or no more to spend."""
-        return self.answer.certain or self.budget.spent
+        return self.answer.settled is not None or self.budget.spent
 
     def begin_search(
         self,

@@ -104,10 +104,8 @@ class Teller:
         )
 
     def _stop(self) -> Stop:
-        if self.answer.verified:
-            return Stop.VERIFIED
-        if self.answer.certain:
-            return Stop.LIKELIEST
+        if self.answer.settled is not None:
+            return self.answer.settled
         if self.budget.spent:
             return Stop.STEPS if self.budget.clock.deadline is None else Stop.TIME
         return Stop.CONVERGED

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
@@ -12,11 +13,13 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer
 
+from textleak.errors import TextleakError
+from textleak.view import ViewState
+from textleak_tui import export
+from textleak_tui.places import Sight
+from textleak_tui.screens.export import ExportDialog
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.top_bar import TopBar
-
-if TYPE_CHECKING:
-    from textleak_tui.app import TextleakApp
 
 # Our choice: seven keys of a screen and the palette's take up to 90 columns.
 WIDTH_FOR_PALETTE_KEY = 90
@@ -26,8 +29,10 @@ class Page(Screen[None]):
     """A screen between the bar on top and the footer; a subclass gives `content`.
 
     A binding's tooltip is its plain sentence in the command palette and the help; one without isn't listed there.
-    `place` is the name of the place (see `textleak_tui.app.PLACES`) that it belongs to. `refresh_view` is called
-    when what is shown of the truth has changed.
+    `refresh_view` is called when `sight`, what is shown of the truth, has changed.
+
+    Args:
+        place: the name of the place (see `textleak_tui.places`) that it belongs to.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -35,12 +40,11 @@ class Page(Screen[None]):
             "v", "next_pane", "Next pane", show=False, tooltip="Where panes are folded, show the next one."
         ),
     ]
-    place = ""
 
-    @property
-    def textleak(self) -> TextleakApp:
-        """The app."""
-        return cast("TextleakApp", self.app)
+    def __init__(self, place: str = "") -> None:
+        super().__init__()
+        self.place = place
+        self.sight = Sight()
 
     def compose(self) -> ComposeResult:
         """Bar, content, footer."""
@@ -61,8 +65,12 @@ class Page(Screen[None]):
 
     def on_mount(self) -> None:
         """Hear of what is shown of the truth."""
-        self.watch(self.app, "blind", lambda: self.refresh_view(), init=False)
-        self.watch(self.app, "truth", lambda: self.refresh_view(), init=False)
+        self.watch(self.app, "sight", self._see)
+
+    def _see(self, sight: Sight) -> None:
+        changed, self.sight = sight != self.sight, sight
+        if changed:
+            self.refresh_view()
 
     def action_next_pane(self) -> None:
         """Where panes are folded, show the next one."""
@@ -70,4 +78,38 @@ class Page(Screen[None]):
             view.next_pane()
 
     def refresh_view(self) -> None:
-        """Draw anew: blind or truth has changed."""
+        """Draw anew: what is shown of the truth has changed."""
+
+    def export_run(self, run: Path, state: ViewState) -> None:
+        """Ask what of a run to write, and write it.
+
+        Args:
+            run: its folder.
+            state: what is on the screen.
+        """
+
+        def write(kind: str | None) -> None:
+            if kind is not None:
+                # The picture is taken once the screen below the dialog has been drawn.
+                self.app.call_after_refresh(
+                    self.app.call_after_refresh,
+                    self.write,
+                    lambda: export.write_run(run, state, kind, picture=self.picture, blind=self.sight.blind),
+                )
+
+        self.app.push_screen(ExportDialog(), write)
+
+    def picture(self) -> str:
+        """The screen as SVG."""
+        return self.app.export_screenshot(title="textleak")
+
+    def write(self, files: Callable[[], list[Path]]) -> None:
+        """Write files and tell where they are, or why they can't be written."""
+        try:
+            written = files()
+        except TextleakError as error:
+            words = " ".join(part for part in (error.why, error.fix) if part)
+            self.notify(words, title=error.what, severity="error", timeout=10, markup=False)
+        else:
+            names = ", ".join(path.name for path in written)
+            self.notify(f"{names} in {written[0].parent}", title="Exported", timeout=8, markup=False)

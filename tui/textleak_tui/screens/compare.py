@@ -17,14 +17,17 @@ from textual.worker import get_current_worker
 from textleak.errors import InputError
 from textleak.view import ViewState
 from textleak.words import count_of, loss_in_words, seconds_in_words
-from textleak_tui.recording import AXES, Axis, Recording
+from textleak_tui.index import AXES, Axis
+from textleak_tui.playback import speed_after, speed_in_words
+from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
-from textleak_tui.screens.replay import FRAMES_A_SECOND, SIGNS, SPEEDS, course, speed_in_words
+from textleak_tui.standing import SIGNS
 from textleak_tui.widgets import TokenGrid
 from textleak_tui.widgets.overlay import NAMES, Courses, Overlay
-from textleak_tui.widgets.scrubber import Scrubber, Track
+from textleak_tui.widgets.scrubber import Scrubber, Track, course
 from textleak_tui.widgets.words import Words
 
+FRAMES_A_SECOND = 15
 # Sizes of the screen below which one side is shown at a time, and below which the curves are left out.
 ONE_SIDE, CURVES = 72, 22
 # What tells two runs apart, in this order.
@@ -116,7 +119,6 @@ class Side(Vertical):
 class CompareScreen(Page):
     """Two runs side by side, with one slider for both."""
 
-    place = "history"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "play", "Play/pause", tooltip="Play both runs, or hold them."),
         Binding("x", "speed", "Speed", tooltip="Play at ¼×, 1×, 4× or 16× of the longer run's own time."),
@@ -149,7 +151,7 @@ class CompareScreen(Page):
     """
 
     def __init__(self, left: Path, right: Path) -> None:
-        super().__init__()
+        super().__init__("history")
         self.sides = (Side(NAMES[0], left), Side(NAMES[1], right))
         self.sides[1].add_class("right")
         self.overlay = Overlay()
@@ -176,7 +178,6 @@ class CompareScreen(Page):
 
     def on_mount(self) -> None:
         """Begin to read both."""
-        super().on_mount()
         self.scrubber.focus()
         for recording in self.recordings:
             self.run_worker(lambda one=recording: _read(one), thread=True, name="read")
@@ -249,7 +250,7 @@ class CompareScreen(Page):
         if drawn == self._drawn:
             return
         self._drawn = drawn
-        blind, truth = self.textleak.blind, self.textleak.truth
+        blind, truth = self.sight.blind, self.sight.truth
         states = [side.show(axis, value, blind=blind, truth=truth) for side in self.sides]
         points = tuple(one.points() for one in self.recordings)
         self.overlay.show(Courses(points=points, axis=axis, extent=extent, place=value, blind=blind))
@@ -268,7 +269,7 @@ class CompareScreen(Page):
         )
 
     def _words(self, states: Sequence[ViewState]) -> Text:
-        different = differences(*(state.settings for state in states), blind=self.textleak.blind)
+        different = differences(*(state.settings for state in states), blind=self.sight.blind)
         text = Text(different, overflow="ellipsis")
         hidden = [] if self.overlay.display else ["curves"]
         if not all(side.display for side in self.sides):
@@ -312,7 +313,7 @@ class CompareScreen(Page):
 
     def action_speed(self) -> None:
         """The next speed."""
-        self.speed = SPEEDS[(SPEEDS.index(self.speed) + 1) % len(SPEEDS)]
+        self.speed = speed_after(self.speed)
         self._draw()
 
     def action_axis(self) -> None:

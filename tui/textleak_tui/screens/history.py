@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,57 +10,32 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual import events
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widget import Widget
-from textual.widgets import Button, DataTable, Input, Static
+from textual.widgets import DataTable, Input, Static
 from textual.worker import get_current_worker
 
-from textleak.runs import RunFolder
 from textleak.view import UNICODE
-from textleak.words import count_of, seconds_in_words
-from textleak_tui.listing import Order, Row, Shelf, arranged, when
+from textleak.words import count_of
+from textleak_tui.listing import Order, Row, Shelf, arranged
+from textleak_tui.places import CompareRuns, OpenRun
 from textleak_tui.screens.base import Page
-from textleak_tui.screens.replay import SIGNS
-from textleak_tui.widgets.run_table import RunTable
+from textleak_tui.screens.delete import DeleteDialog, delete_run
+from textleak_tui.widgets.history_table import HistoryTable
 
 SECONDS_BETWEEN_LOOKS = 2.0
-MARK = "◆"
 # Height of the screen below which the chosen run isn't told of in words.
 WORDS = 20
-# From these widths of the screen on, more columns fit.
-COLUMNS: dict[str, int] = {
-    "mark": 0,
-    "state": 0,
-    "began": 0,
-    "model": 0,
-    "attack": 70,
-    "defense": 100,
-    "match rate": 0,
-    "verified": 112,
-    "took": 70,
-    "text": 130,
-}
-# What an image run leaves beside its records.
-PICTURES = ("strip.png", "grid.png", "recovery.gif", "original-*.png", "recovered-*.png")
-_TONES = {
-    "done": "success",
-    "running": "accent",
-    "interrupted": "warning",
-    "stopped": "warning",
-    "failed": "error",
-    "killed": "error",
-    "broken": "error",
-}
 
 
 class HistoryScreen(Page):
-    """Every run under the runs folder, kept up to date while one looks."""
+    """Every run under the runs folder, kept up to date while one looks.
 
-    place = "history"
+    Args:
+        root: the runs folder.
+    """
+
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -81,7 +55,7 @@ class HistoryScreen(Page):
     DEFAULT_CSS = """
     HistoryScreen {
         & .summary { height: 1; padding: 0 2; color: $text-muted; }
-        & Input { height: 1; border: none; padding: 0 2; background: $panel; }
+        & Input, & Input:focus { height: 1; border: none; padding: 0 2; background: $panel; }
         & .nothing {
             height: 1fr; content-align: center middle; text-align: center; color: $text-muted; padding: 0 4;
         }
@@ -98,19 +72,18 @@ class HistoryScreen(Page):
 
         rows: Sequence[Row]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, root: Path) -> None:
+        super().__init__("history")
         self.rows: Sequence[Row] | None = None
         self.shown: list[Row] = []
         self.marked: list[Path] = []
         self.order = Order.NEWEST
-        self.table = RunTable()
+        self.table = HistoryTable()
         self.words = Input(placeholder="words that a run must have, for example: dlg gaussian failed")
         self.summary = Static("", classes="summary", markup=False)
         self.nothing = Static("", classes="nothing", markup=False)
         self.chosen = Static("", classes="chosen", markup=False)
-        self._columns: tuple[str, ...] = ()
-        self._cells: list[tuple[Text, ...]] = []
+        self._shelf = Shelf(root)
         self._look = threading.Event()
         self._here = threading.Event()
 
@@ -124,11 +97,9 @@ class HistoryScreen(Page):
 
     def on_mount(self) -> None:
         """Begin to read."""
-        super().on_mount()
         self.chosen.border_title = "Chosen run"
         self.words.display = False
         self.watch(self.app, "theme", lambda: self.refresh_view(), init=False)
-        self._shelf = Shelf(self.textleak.root)
         self._draw()
         self._here.set()
         self.run_worker(self._watch_folder, thread=True, name="look")
@@ -171,12 +142,11 @@ class HistoryScreen(Page):
 
     def refresh_view(self) -> None:
         """Blind, the theme or the size has changed."""
-        self._columns = ()
-        self._draw()
+        self._draw(anew=True)
 
-    def _draw(self) -> None:
-        """Fill the table, leaving the cursor on its run."""
-        if not self.is_mounted:
+    def _draw(self, *, anew: bool = False) -> None:
+        """Say how many runs there are, and list them."""
+        if not self.table.is_attached:
             return
         wanted = self.words.value
         self.shown = arranged(self.rows or (), self.order, wanted)
@@ -193,88 +163,23 @@ class HistoryScreen(Page):
         self.nothing.update(self._why_nothing())
         if self.shown and self.focused is None:
             self.table.focus()
-        self._fill()
+        self.table.show(self.shown, marked=self.marked, blind=self.sight.blind, anew=anew)
         self._choose()
 
     def _why_nothing(self) -> str:
         if self.rows is None:
-            return f"Looking for runs in {self.textleak.root}…"
+            return f"Looking for runs in {self._shelf.root}…"
         if self.rows:
             return f"No run has the words {self.words.value!r}.\n\nEsc clears the filter."
         return (
-            f"No runs yet in {self.textleak.root}.\n\nEvery run leaves a folder there. F2 sets one up; so does\n"
+            f"No runs yet in {self._shelf.root}.\n\nEvery run leaves a folder there. F2 sets one up; so does\n"
             'textleak run -s "the meeting was moved to friday morning"\nin another terminal.'
         )
 
-    def _fill(self) -> None:
-        columns = tuple(name for name, width in COLUMNS.items() if self.size.width >= width)
-        cells = [self._cell_row(row, columns) for row in self.shown]
-        keys = [str(row.path) for row in self.shown]
-        known = [str(key.value) for key in self.table.rows]
-        if columns != self._columns or keys != known:
-            here = self._row()
-            top = self.table.scroll_y
-            self.table.clear(columns=columns != self._columns)
-            if columns != self._columns:
-                for name in columns:
-                    short = {"mark": "", "state": "" if "attack" not in columns else name}
-                    self.table.add_column(short.get(name, name), key=name)
-            for key, row in zip(keys, cells, strict=True):
-                self.table.add_row(*row, key=key)
-            if here is not None and str(here.path) in keys:
-                self.table.move_cursor(row=keys.index(str(here.path)), scroll=False)
-                self.table.scroll_to(y=top, animate=False, force=True)
-        else:
-            for key, old, new in zip(keys, self._cells, cells, strict=True):
-                for name, before, after in zip(columns, old, new, strict=True):
-                    if before != after or before.style != after.style:
-                        self.table.update_cell(key, name, after, update_width=True)
-        self._columns, self._cells = columns, cells
-
-    def _cell_row(self, row: Row, columns: Sequence[str]) -> tuple[Text, ...]:
-        colors, narrow = self.app.theme_variables, "attack" not in columns
-        now = datetime.datetime.now().astimezone()
-        blind = self.textleak.blind
-        sign = SIGNS.get(row.outcome, "?")
-        model = row.model or row.path.name
-        model = f"{_short(model.removesuffix(' (random)'), 18)} {row.attack}" if narrow else _short(model, 26)
-        verified = {True: "✓ yes", False: "✗ no", None: ""}[row.verified]
-        rate = Text("")
-        if row.psnr is not None:
-            rate = Text("····" if blind else f"{row.psnr:.1f} dB")
-        elif row.rate is not None and blind:
-            rate = Text("····")
-        elif row.rate is not None:
-            rate, filled = Text(f"{row.rate:.2f}"), round(row.rate * 5)
-            if not narrow:
-                rate.append(" " + UNICODE.bar * filled, style=colors["success"])
-                rate.append(UNICODE.rest * (5 - filled), style=colors["border-blurred"])
-        cells = {
-            "mark": Text(MARK if row.path in self.marked else " ", style=colors["accent"]),
-            "state": Text(
-                sign if narrow else f"{sign} {row.outcome}",
-                style=colors[_TONES.get(row.outcome, "foreground")],
-            ),
-            "began": Text(when(row.started, now)),
-            "model": Text(model),
-            "attack": Text(row.attack),
-            "defense": Text(
-                _short(row.defense, 21 if self.size.width < 130 else 26) if row.defense else "none",
-                style="" if row.defense else "dim",
-            ),
-            "match rate": rate,
-            "verified": Text(verified),
-            "took": Text("" if row.seconds is None else seconds_in_words(row.seconds), justify="right"),
-            "text": Text("····" if blind and row.text else _short(row.text, 60), style="dim"),
-        }
-        return tuple(cells[name] for name in columns)
-
     def _row(self) -> Row | None:
         """The run under the cursor."""
-        if not self.table.row_count or not self.table.is_valid_row_index(self.table.cursor_row):
-            return None
-        key = self.table.coordinate_to_cell_key(self.table.cursor_coordinate).row_key.value
-        return next((row for row in self.rows or () if str(row.path) == key), None)
+        chosen = self.table.chosen
+        return next((row for row in self.rows or () if str(row.path) == chosen), None)
 
     def _choose(self) -> None:
         """Tell more of the run under the cursor."""
@@ -283,8 +188,8 @@ class HistoryScreen(Page):
         if row is None:
             return
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(_in_words(row, blind=self.textleak.blind), style="bold")
-        if row.text and not self.textleak.blind:
+        text.append(_in_words(row, blind=self.sight.blind), style="bold")
+        if row.text and not self.sight.blind:
             text.append(f"\n{row.text}")
         parts = [row.model, row.attack, row.defense]
         text.append("\n" + UNICODE.dot.join(part for part in parts if part), style="dim")
@@ -332,7 +237,7 @@ class HistoryScreen(Page):
         """Replay the run under the cursor."""
         row = self._row()
         if row is not None:
-            self.textleak.open_replay(row.path)
+            self.post_message(OpenRun(row.path))
 
     def action_mark(self) -> None:
         """Mark a run for comparing; the third takes the first one's mark."""
@@ -352,7 +257,7 @@ class HistoryScreen(Page):
         if len(chosen) == 1 and row is not None and row.path not in chosen:
             chosen.append(row.path)
         if len(chosen) == 2:
-            self.textleak.open_compare(*chosen)
+            self.post_message(CompareRuns(*chosen))
         else:
             self.notify("Space marks a run. Mark two, then compare.", title="Which two?")
 
@@ -383,15 +288,11 @@ class HistoryScreen(Page):
                 severity="warning",
             )
             return
-        self.app.push_screen(DeleteDialog(row), lambda sure: self._delete(row) if sure else None)
+        self.app.push_screen(DeleteDialog(row.path), lambda sure: self._delete(row) if sure else None)
 
     def _delete(self, row: Row) -> None:
-        folder = RunFolder(path=row.path)
         try:
-            for picture in (path for pattern in PICTURES for path in row.path.glob(pattern)):
-                picture.unlink()
-            folder.discard()
-            left = sorted(path.name for path in row.path.iterdir()) if row.path.exists() else []
+            left = delete_run(row.path)
         except OSError as error:
             self.notify(
                 f"{error.strerror or error}.", title=f"{row.path.name} can't be deleted", severity="error"
@@ -403,46 +304,6 @@ class HistoryScreen(Page):
                 title="The run was deleted",
             )
         self._look.set()
-
-
-class DeleteDialog(ModalScreen[bool]):
-    """Asks whether a run's folder may go."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,n", "answer(False)", "Keep"),
-        Binding("y", "answer(True)", "Delete"),
-    ]
-    DEFAULT_CSS = """
-    DeleteDialog { align: center middle; background: $background 60%; }
-    DeleteDialog > Vertical {
-        width: 64; max-width: 100%; height: auto; padding: 1 2; background: $panel; border: round $error;
-        & Horizontal { height: auto; align-horizontal: right; margin-top: 1; }
-        & Button { margin-left: 2; }
-    }
-    """
-
-    def __init__(self, row: Row) -> None:
-        super().__init__()
-        self._row = row
-
-    def compose(self) -> ComposeResult:
-        """The question; Keep is in focus."""
-        with Vertical():
-            yield Static("[b]Delete this run?[/]")
-            yield Static(
-                f"{self._row.path}\nIts settings, events and result can't be brought back.", markup=False
-            )
-            with Horizontal():
-                yield Button("Keep (n)", id="keep", compact=True)
-                yield Button("Delete (y)", id="delete", variant="error", compact=True)
-
-    def on_button_pressed(self, message: Button.Pressed) -> None:
-        """The answer."""
-        self.dismiss(message.button.id == "delete")
-
-    def action_answer(self, sure: bool) -> None:
-        """The answer by key."""
-        self.dismiss(sure)
 
 
 def _in_words(row: Row, *, blind: bool) -> str:
@@ -468,8 +329,6 @@ def _in_words(row: Row, *, blind: bool) -> str:
         parts.append(f"The pictures' PSNR is {row.psnr:.1f} dB.")
     if row.verified:
         parts.append("Verified.")
+    elif not row.told:
+        parts.append("Whether it is verified can't be told.")
     return " ".join(parts)
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + UNICODE.ellipsis

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,26 +14,32 @@ from textual.containers import Vertical
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 
-from textleak.errors import InputError
-from textleak.view import ViewState
-from textleak_tui import fields
-from textleak_tui.child import Child, Failure
-from textleak_tui.recording import Recording
+from textleak_tui import catalog
+from textleak_tui.catalog import Catalog
+from textleak_tui.child import Failure
+from textleak_tui.places import OpenRun
 from textleak_tui.screens.base import Page
+from textleak_tui.session import Session, Sessions
+from textleak_tui.settings import Memory
+from textleak_tui.setups import TEXT, Setup, command_line, settings_of
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.setup_form import SetupForm
+from textleak_tui.widgets.status import Pulse
 
 FRAMES_A_SECOND = 12
-# Our choice: how long one frame may spend on reading what the attack wrote.
-SECONDS_TO_READ = 0.02
 # The clock is drawn this often while nothing else happens; memory is looked up as often.
 SECONDS_BETWEEN_TICKS = 0.5
 
 
 class RunScreen(Page):
-    """Setup, then the run."""
+    """Setup, then the run.
 
-    place = "run"
+    Args:
+        setup: the kind of run.
+        sessions: opens the attacks.
+        memory: keeps the form's texts.
+    """
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "f5,ctrl+r", "start", "Start", priority=True, tooltip="Attack the sentence with these settings."
@@ -62,27 +66,21 @@ class RunScreen(Page):
         Binding("ctrl+q", "quit", "Quit", tooltip="A run that is going ends with its best answer."),
     ]
 
-    def __init__(self, setup: fields.Setup = fields.TEXT) -> None:
-        super().__init__()
+    def __init__(self, setup: Setup, sessions: Sessions, memory: Memory) -> None:
+        super().__init__("run" if setup is TEXT else "pictures")
         self.setup = setup
-        self.place = "run" if setup is fields.TEXT else "pictures"
+        self.sessions = sessions
+        self.memory = memory
+        self.form = SetupForm(memory.texts(self._remembered), setup, id="setup")
         self.view = RunView()
-        self.state = ViewState()
-        self.child: Child | None = None
-        self.recording: Recording | None = None
-        self.failure: Failure | None = None
-        self.started = 0.0
-        self._heard = 0.0
+        self.notice = Static("", classes="notice")
+        self.session: Session | None = None
+        self._values: dict[str, str] = {}
         self._ticked = 0.0
-        self._memory: int | None = None
-        self._settled = True
+        self._held: int | None = None
 
     def content(self) -> Iterable[Widget]:
         """The two pages."""
-        remembered = self.textleak.remembered.get(self._remembered)
-        values = {str(k): str(v) for k, v in remembered.items()} if isinstance(remembered, dict) else {}
-        self.form = SetupForm(values, self.setup, id="setup")
-        self.notice = Static("", classes="notice")
         with ContentSwitcher(initial="setup"):
             yield self.form
             with Vertical(id="live"):
@@ -91,23 +89,22 @@ class RunScreen(Page):
 
     def on_mount(self) -> None:
         """Ask what attacks there are, and begin to draw."""
-        super().on_mount()
         self.notice.display = False
-        self.form.list_names(fields.Catalog.from_json(self.textleak.remembered.get("catalog")))
+        self.form.list_names(Catalog.from_json(self.memory.get("catalog")))
         self.set_interval(1 / FRAMES_A_SECOND, self._frame)
         self._list_names()
 
     @work(exclusive=True, group="catalog")
     async def _list_names(self) -> None:
-        catalog = await fields.list_catalog()
-        if catalog.attacks:
-            self.form.list_names(catalog)
-            self.textleak.remember("catalog", catalog.to_json())
+        found = await catalog.list_catalog()
+        if found.attacks:
+            self.form.list_names(found)
+            self.memory.keep("catalog", found.to_json())
 
     @property
     def _remembered(self) -> str:
         """What the fields are remembered as."""
-        return "fields" if self.setup is fields.TEXT else "picture fields"
+        return "fields" if self.setup is TEXT else "picture fields"
 
     # What the keys do
 
@@ -119,27 +116,28 @@ class RunScreen(Page):
     @property
     def going(self) -> bool:
         """Whether an attack is going."""
-        return self.child is not None and not self._settled
+        return self.session is not None and self.session.going
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys that mean nothing now are not in the footer."""
         if not self.is_mounted:
             return False
         live, going = self.live, self.going
+        written = live and not going and self.session is not None and self.session.recording is not None
         allowed = {
             "start": not live and not going,
             "copy": not live,
             "pause": live and going and not self.paused,
             "resume": live and going and self.paused,
             "stop": live and going,
-            "replay": live and not going and self.recording is not None,
+            "replay": written,
             "edit": live and not going,
             "again": live and not going,
-            "export": live and not going and self.recording is not None,
+            "export": written,
             "truth": live,
             "blind": live,
             "quit": not live,
-            "watch": not live and self.child is not None,
+            "watch": not live and self.session is not None,
         }
         return allowed.get(action, True)
 
@@ -151,7 +149,7 @@ class RunScreen(Page):
     @on(SetupForm.Copy)
     def action_copy(self) -> None:
         """Copy the command line."""
-        self.app.copy_to_clipboard(fields.command_line(self.form.private_batch, self.form.values, self.setup))
+        self.app.copy_to_clipboard(command_line(self.form.private_batch, self.form.values, self.setup))
         self.notify("The command line is in the clipboard.", timeout=3)
 
     def action_start(self) -> None:
@@ -176,13 +174,13 @@ class RunScreen(Page):
     @property
     def paused(self) -> bool:
         """Whether the attack was asked to wait."""
-        return self.child is not None and self.child.paused
+        return self.session is not None and self.session.paused
 
     def action_pause(self) -> None:
         """Wait between two steps; an attack that hasn't begun can't."""
-        if self.child is None:
+        if self.session is None:
             return
-        self.child.pause()
+        self.session.pause()
         if not self.paused:
             self.notify("It can be paused once the attack has begun.", title="Not yet", timeout=3)
         self.refresh_bindings()
@@ -190,124 +188,88 @@ class RunScreen(Page):
 
     def action_resume(self) -> None:
         """Go on."""
-        if self.child is not None:
-            self.child.pause()
+        if self.session is not None:
+            self.session.pause()
             self.refresh_bindings()
             self._draw()
 
     def action_stop(self) -> None:
         """Stop with the best answer so far."""
-        if self.child is not None:
-            self.child.stop()
+        if self.session is not None:
+            self.session.stop()
             self._draw()
 
     def action_replay(self) -> None:
         """Open the run as a recording."""
-        if self.child is not None:
-            self.textleak.open_replay(self.child.folder)
+        if self.session is not None:
+            self.post_message(OpenRun(self.session.folder))
 
     def action_export(self) -> None:
         """Ask what to write."""
-        from textleak_tui.screens.export import ExportDialog
+        session = self.session
+        if session is not None and session.recording is not None:
+            self.export_run(session.recording.folder.path, session.state)
 
-        if self.recording is not None:
-            self.app.push_screen(ExportDialog(self.recording.folder.path, self.state))
-
-    def action_truth(self) -> None:
+    async def action_truth(self) -> None:
         """Show or hide the true tokens."""
-        self.textleak.action_truth()
+        await self.app.run_action("app.truth")
 
-    def action_blind(self) -> None:
+    async def action_blind(self) -> None:
         """Show only what an attacker would see, or all again."""
-        self.textleak.action_blind()
+        await self.app.run_action("app.blind")
 
     async def action_quit(self) -> None:
         """Quit."""
         await self.app.action_quit()
 
-    # The attack's process
+    # The attack
 
     @work(exclusive=True, group="start")
     async def _start(self) -> None:
-        values, batch = self.form.values, self.form.private_batch
-        self.textleak.remember(self._remembered, values)
-        name = f"{Path(values['model']).name}-{values['attack']}"
-        self.child = child = Child(self._new_folder(name))
-        self.recording, self.failure, self.state = None, None, ViewState()
-        self.started = self._heard = self._ticked = time.monotonic()
-        self._memory, self._settled = None, False
+        self._values, batch = self.form.values, self.form.private_batch
+        values = self._values
+        name = self.sessions.name(f"{Path(values['model']).name}-{values['attack']}")
+        self.session = session = self.sessions.open(name)
+        self._ticked, self._held = time.monotonic(), None
         self.view.forget()
         self.form.say(None)
         self._show("live")
         self.view.tokens.focus_tokens()
         self._draw()
-        self.textleak.own(child)
-        try:
-            await child.start(fields.arguments(batch, values, self.setup), self.setup.command)
-        except OSError as error:
-            self._fail(
-                Failure(
-                    what="The attack's process can't be started.",
-                    why=f"{error.strerror or error}.",
-                    fix="Free some memory or processes, then start it again.",
-                )
-            )
+        await session.start(self.setup.command, settings_of(batch, values, self.setup))
+        self._keep(session)
+        self._draw()
         self.refresh_bindings()
-
-    def _new_folder(self, name: str) -> Path:
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        words = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
-        return self.textleak.root / f"{now}-{words[:60]}-{secrets.token_hex(2)}"
 
     def _frame(self) -> None:
         """Look at what the attack has written, a few times a second; the newest state wins."""
-        child = self.child
-        if child is None or self._settled:
+        session = self.session
+        if session is None or not self.going:
             return
-        now = time.monotonic()
-        ended = child.ended
-        if self.recording is None and (child.folder / "events.jsonl").exists():
-            try:
-                self.recording = Recording(child.folder)
-            except InputError:
-                self.recording = None
-        news = self.recording is not None and self.recording.read(SECONDS_TO_READ)
-        if news and self.recording is not None:
-            self.state, self._heard = self.recording.state(), now
+        news, now = session.look(), time.monotonic()
         if now - self._ticked >= SECONDS_BETWEEN_TICKS:
             self._ticked = now
-            self._memory = child.memory() or self._memory
+            self._held = session.child.memory() or self._held
             news = True
-        finished = self.state.finished is not None and self.state.finished.outcome != "failed"
-        if finished or (ended and (self.recording is None or self.recording.whole)):
-            self._settle()
+        self._keep(session)
+        if session.refused and session.failure is not None:
+            self._refuse(session.failure)
+        elif not session.going:
+            self._draw()
+            self.refresh_bindings()
         elif news and self.is_current and self.live:
             self._draw()
 
-    def _settle(self) -> None:
-        """The process has ended, and all it wrote was read."""
-        self._settled = True
-        assert self.child is not None
-        if self.state.finished is None or self.state.finished.outcome == "failed":
-            failure = self.child.failure()
-            if self.child.exit_code == 2 and self.state.progress is None:
-                self._refuse(failure)
-                return
-            self._fail(failure)
-        self._draw()
-        self.refresh_bindings()
+    def _keep(self, session: Session) -> None:
+        """Keep the form's texts, once it is known that they can be used."""
+        if session.accepted:
+            self.memory.keep(self._remembered, self._values)
 
     def _refuse(self, failure: Failure) -> None:
         """The settings can't be used: back to the form, with the reason."""
-        self.child = None
+        self.session = None
         self._show("setup")
         self.form.say(_in_words(failure))
-        self.refresh_bindings()
-
-    def _fail(self, failure: Failure) -> None:
-        self.failure = failure
-        self._settled = True
-        self._draw()
         self.refresh_bindings()
 
     def _show(self, page: str) -> None:
@@ -321,35 +283,31 @@ class RunScreen(Page):
         self._draw()
 
     def _draw(self) -> None:
-        child = self.child
-        if child is None:
+        session = self.session
+        if session is None:
             return
-        waited = time.monotonic() - self._heard
-        now = None if child.paused or not child.alive or self.recording is None else self.state.t + waited
         self.view.show(
-            self.state,
-            blind=self.textleak.blind,
-            truth=self.textleak.truth,
-            now=now,
-            memory=self._memory,
-            paused=child.paused and self.going,
-            waiting=self._waiting(),
+            session.state,
+            blind=self.sight.blind,
+            truth=self.sight.truth,
+            pulse=Pulse(now=session.elapsed(), memory=self._held, paused=session.paused and session.going),
+            waiting=_waiting(session),
         )
-        self.notice.display = self.failure is not None
-        if self.failure is not None:
-            self.notice.update(_in_words(self.failure))
+        self.notice.display = session.failure is not None
+        if session.failure is not None:
+            self.notice.update(_in_words(session.failure))
 
-    def _waiting(self) -> str:
-        """Words in place of the tokens while there are none."""
-        if self.failure is not None:
-            return "No token was recovered before the run ended."
-        if self.recording is None:
-            seconds = int(time.monotonic() - self.started)
-            return (
-                f"Loading the model and computing the gradient in a process of its own … {seconds} s\n"
-                "The first tokens appear when the attack has taken its first step. x stops it."
-            )
-        return "The attack is on its way: its first answer comes after its first step."
+
+def _waiting(session: Session) -> str:
+    """Words in place of the tokens while there are none."""
+    if session.failure is not None:
+        return "No token was recovered before the run ended."
+    if session.recording is None:
+        return (
+            f"Loading the model and computing the gradient in a process of its own … {int(session.seconds)} s\n"
+            "The first tokens appear when the attack has taken its first step. x stops it."
+        )
+    return "The attack is on its way: its first answer comes after its first step."
 
 
 def _in_words(failure: Failure) -> Text:

@@ -83,35 +83,38 @@ class Curves(Widget):
             high = 0.0
         elif high - low < 0.5:  # a flat curve stays flat
             low, high = low - 0.25, high + 0.25
-        return self._plot("loss", logs, low, high, loss_in_words(self._losses[-1]), width, height, "loss")
+        bounds = _bound(low), _bound(high)
+        lines = braille(logs, low, high, *self._inside(bounds, width, height))
+        head = self._head("loss", loss_in_words(self._losses[-1]), "loss")
+        return [head, *self._bounded(lines, bounds, "loss")]
 
     def _rate(self, rates: Sequence[float], width: int, height: int) -> list[Text]:
-        return self._plot("match rate", rates, 0.0, 1.0, f"{rates[-1]:.2f}", width, height, "rate")
+        bounds = "0", "1"
+        lines = braille(rates, 0.0, 1.0, *self._inside(bounds, width, height))
+        head = self._head("match rate", f"{rates[-1]:.2f}", "rate")
+        return [head, *self._bounded(lines, bounds, "rate")]
 
-    def _plot(
-        self,
-        name: str,
-        values: Sequence[float],
-        low: float,
-        high: float,
-        newest: str,
-        width: int,
-        height: int,
-        kind: str,
-    ) -> list[Text]:
-        """A head line with the newest value, and the curve between its bounds below."""
-        quiet = self._style("quiet")
-        style = self._style(kind)
-        head = Text(f"{name} ", style=quiet, no_wrap=True).append(newest, style=style + _BOLD)
-        if height < 2:
-            return [head]
-        bounds = (f"{high:.0f}", f"{low:.0f}") if kind == "rate" else (_bound(high), _bound(low))
-        margin = max(map(len, bounds)) + 1
-        lines = []
-        for index, dots in enumerate(braille(values, low, high, max(1, width - margin), height - 1)):
-            bound = bounds[0] if index == 0 else bounds[1] if index == height - 2 else ""
-            lines.append(Text(f"{bound:>{margin - 1}}▕", style=quiet, no_wrap=True).append(dots, style=style))
-        return [head, *lines]
+    def _head(self, name: str, newest: str, kind: str) -> Text:
+        """The line above a plot: what it is, and its newest value."""
+        head = Text(f"{name} ", style=self._style("quiet"), no_wrap=True)
+        return head.append(newest, style=self._style(kind) + _BOLD)
+
+    def _inside(self, bounds: tuple[str, str], width: int, height: int) -> tuple[int, int]:
+        """Letters and lines of a plot, without its head line and its bounds."""
+        return max(1, width - max(map(len, bounds)) - 1), height - 1
+
+    def _bounded(self, lines: Sequence[str], bounds: tuple[str, str], kind: str) -> list[Text]:
+        """A plot's lines, with the lower and the upper bound before the last and the first."""
+        low, high = bounds
+        margin, last = max(map(len, bounds)), len(lines) - 1
+        return [
+            Text(
+                f"{high if at == 0 else low if at == last else '':>{margin}}▕",
+                style=self._style("quiet"),
+                no_wrap=True,
+            ).append(line, style=self._style(kind))
+            for at, line in enumerate(lines)
+        ]
 
 
 _BOLD = Style(bold=True)
@@ -129,9 +132,11 @@ def braille(values: Sequence[float], low: float, high: float, width: int, height
         low: lower bound of the picture.
         high: its upper bound.
         width: letters in a line.
-        height: lines.
+        height: lines; none for 0.
     """
     columns, rows = 2 * width, 4 * height
+    if not rows:
+        return []
     cells = [[0] * width for _ in range(height)]
     before: int | None = None
     for column in range(columns):

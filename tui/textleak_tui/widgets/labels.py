@@ -94,9 +94,20 @@ class LabelPosterior(Widget):
     def _judged(self, sentence: Sentence, truth: Sentence | None) -> Text:
         if truth is None or truth.label is None or sentence.label is None:
             return Text("")
+        if is_tied(sentence):
+            return Text("? undecided", style=self._style("quiet"))
         if truth.label == sentence.label:
             return Text("✓ right", style=self._style("right"))
         return Text("✗ wrong", style=self._style("wrong"))
 
     def _style(self, kind: str) -> Style:
         return self.get_component_rich_style(f"label--{kind}", partial=True)
+
+
+def is_tied(sentence: Sentence) -> bool:
+    """Whether another class is as probable as the attack's own, as far as two decimals tell."""
+    own = sentence.label
+    if own is None or own not in range(len(sentence.label_posterior)):
+        return False
+    posterior = [round(probability, 2) for probability in sentence.label_posterior]
+    return posterior.count(posterior[own]) > 1

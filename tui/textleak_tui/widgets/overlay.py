@@ -13,7 +13,7 @@ from textual.widget import Widget
 
 from textleak.view import Point
 from textleak.words import loss_in_words
-from textleak_tui.recording import Axis, place_of
+from textleak_tui.index import Axis, place_of
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # Losses below it are drawn there: a verified answer's is 0, which has no logarithm.

@@ -11,6 +11,7 @@ from textual.widget import Widget
 
 from textleak.view import UNICODE, PhaseSpan, ViewState
 from textleak.words import seconds_in_words
+from textleak_tui.standing import SIGNS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class PhaseTimeline(Widget):
         "phase--done",
         "phase--running",
         "phase--failed",
+        "phase--stopped",
         "phase--quiet",
         "phase--even",
         "phase--odd",
@@ -62,14 +64,18 @@ class PhaseTimeline(Widget):
         return text
 
     def _chips(self, width: int, quiet: Style) -> Text:
-        failed = self._state.finished is not None and self._state.finished.outcome != "done"
+        finished = self._state.finished
+        outcome = "done" if finished is None else finished.outcome
         pieces = []
         stretches = stretches_of(self._state.phases, self._now)
         last = self._state.phases[-1].name
         for stretch in stretches:
             sign, kind = (UNICODE.now, "running") if stretch.running else (UNICODE.done, "done")
-            if failed and stretch.name == last:
-                sign, kind = UNICODE.failed, "failed"
+            if outcome != "done" and stretch.name == last:
+                sign, kind = (
+                    SIGNS.get(outcome, UNICODE.failed),
+                    "failed" if outcome == "failed" else "stopped",
+                )
             piece = Text(
                 f"{sign} {stretch.name}", style=self.get_component_rich_style(f"phase--{kind}", partial=True)
             )

@@ -8,6 +8,8 @@ from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 
+from textleak.view import UNICODE
+
 
 class RunTable(DataTable[Text]):
     """A row a run."""
@@ -30,3 +32,8 @@ class RunTable(DataTable[Text]):
 
     def __init__(self) -> None:
         super().__init__(cursor_type="row", cell_padding=1)
+
+
+def short(text: str, most: int) -> str:
+    """A text in so many letters, cut with an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + UNICODE.ellipsis

@@ -22,7 +22,7 @@ from textleak_tui.widgets.candidates import CandidateList
 from textleak_tui.widgets.curves import Curves
 from textleak_tui.widgets.labels import LabelPosterior
 from textleak_tui.widgets.phases import PhaseTimeline
-from textleak_tui.widgets.status import StatusLine
+from textleak_tui.widgets.status import NO_PULSE, Pulse, StatusLine
 from textleak_tui.widgets.tokens import TokenGrid
 
 # Sizes of the whole screen below which panes fold, and below which one pane is left.
@@ -74,9 +74,7 @@ class RunView(Vertical):
         *,
         blind: bool = False,
         truth: bool = False,
-        now: float | None = None,
-        memory: int | None = None,
-        paused: bool = False,
+        pulse: Pulse = NO_PULSE,
         waiting: str = "No tokens yet.",
         flash: bool = True,
     ) -> None:
@@ -86,25 +84,23 @@ class RunView(Vertical):
             state: what the events so far add up to.
             blind: only what an attacker would see.
             truth: the true tokens too (not while blind).
-            now: seconds since the run's start; None for the time of the last event.
-            memory: bytes that the attack's process holds, where that is known.
-            paused: the run waits.
+            pulse: how the attack's process is doing, where there is one.
             waiting: words in place of the tokens while there are none.
             flash: tokens that changed since the last call light up for a moment.
         """
         self._last = functools.partial(
-            self.show, state, blind=blind, truth=truth, now=now, memory=memory, paused=paused, waiting=waiting
+            self.show, state, blind=blind, truth=truth, pulse=pulse, waiting=waiting
         )
         if state.settings is not self._settings:
             self._settings = state.settings
             self.facts.update(_facts(state), layout=False)
         self.candidates.show(state, blind=blind)
         state = self._followed(state)
-        self.phases.show(state, blind=blind, now=now)
+        self.phases.show(state, blind=blind, now=pulse.now)
         self.tokens.show(state, blind=blind, truth=truth, waiting=waiting, flash=flash)
         self.curves.show(state, blind=blind)
         self.labels.show(state, blind=blind)
-        self.status.show(state, blind=blind, now=now, memory=memory, paused=paused)
+        self.status.show(state, blind=blind, pulse=pulse)
         result = state.finished.result if state.finished else None
         self.answer.display = result is not None
         self.tokens.set_class(bool(result and result.get("verified")), "-verified")
@@ -257,9 +253,15 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
     if verified:
         words.append("✓ verified" + ("" if short else ": its own gradient equals the shared one"))
     elif verified is None:
-        words.append(
-            "can't be verified" + ("" if short else ", as the gradient was changed before it was shared")
-        )
+        reason = result.get("verified_reason")
+        if reason:
+            words.append(
+                "whether it is the text can't be told" + ("" if short else f". {str(reason).rstrip('.')}")
+            )
+        else:
+            words.append(
+                "can't be verified" + ("" if short else ", as the gradient was changed before it was shared")
+            )
     else:
         words.append("✗ not verified" + ("" if short else ": its own gradient differs from the shared one"))
     if short and rate is not None:

@@ -13,7 +13,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widget import Widget
 
-from textleak.view import UNICODE
+from textleak.view import UNICODE, Point
+from textleak_tui.index import Axis, place_of
 
 # Losses below it are drawn there: a verified answer's is 0, which has no logarithm.
 _SMALLEST = 1e-12
@@ -184,3 +185,16 @@ def loss_heights(losses: Sequence[float | None]) -> list[float | None]:
     known = [log for log in logs if log is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     return [None if log is None else (log - low) / (high - low) if high > low else 0.0 for log in logs]
+
+
+def course(
+    points: tuple[Point, ...], axis: Axis, extent: float, *, blind: bool
+) -> tuple[tuple[float, float], ...]:
+    """A run's course as heights over an axis: the match rate, or the loss where that isn't known or not told."""
+    if not extent:
+        return ()
+    places = [place_of(point, axis) / extent for point in points]
+    rates = [None if blind else point.match_rate for point in points]
+    told = any(rate is not None for rate in rates)
+    heights = rates if told else loss_heights([point.loss for point in points])
+    return tuple((place, height) for place, height in zip(places, heights, strict=True) if height is not None)

@@ -17,16 +17,9 @@ from textual.widgets import Button, Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option as Line
 
 from textleak.errors import InputError
-from textleak_tui.fields import (
-    TEXT,
-    Catalog,
-    Field,
-    Option,
-    Setup,
-    command_line,
-    option_default,
-    sentences_of,
-)
+from textleak_tui.catalog import Catalog
+from textleak_tui.fields import Field, Option
+from textleak_tui.setups import TEXT, Setup, command_line, sentences_of
 
 
 class SentenceInput(TextArea):
@@ -341,7 +334,7 @@ class SetupForm(Vertical):
     def _update(self) -> None:
         attack = self.rows["attack"].box.input.value.strip()
         for name in ("restarts", "steps"):
-            default = option_default(self.catalog, attack, name)
+            default = self.catalog.option_default(attack, name)
             row = self.rows[name]
             row.note = f"; {attack}'s own: {default}" if default is not None else ""
         for row in self.rows.values():

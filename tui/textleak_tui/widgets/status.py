@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from rich.text import Text
 from textual.widget import Widget
 
 from textleak.view import UNICODE, ViewState, remaining_seconds
 from textleak.words import loss_in_words, seconds_in_words
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """How the attack's process is doing.
+
+    Attributes:
+        now: seconds since the run's start; None for the time of the last event.
+        memory: bytes that it holds, where that is known.
+        paused: it waits.
+    """
+
+    now: float | None = None
+    memory: int | None = None
+    paused: bool = False
+
+
+NO_PULSE = Pulse()
 
 
 class StatusLine(Widget):
@@ -16,25 +36,15 @@ class StatusLine(Widget):
         super().__init__(id=id, classes=classes)
         self._parts: list[str] = []
 
-    def show(
-        self,
-        state: ViewState,
-        *,
-        blind: bool = False,
-        now: float | None = None,
-        memory: int | None = None,
-        paused: bool = False,
-    ) -> None:
+    def show(self, state: ViewState, *, blind: bool = False, pulse: Pulse = NO_PULSE) -> None:
         """Draw a state.
 
         Args:
             state: what the events so far add up to.
             blind: leave the match rate out.
-            now: seconds since the run's start; None for the time of the last event.
-            memory: bytes that the attack's process holds, where that is known.
-            paused: the run waits.
+            pulse: how the attack's process is doing, where there is one.
         """
-        parts = _parts(state, state.t if now is None or state.finished else now, memory, blind, paused)
+        parts = _parts(state, pulse, blind)
         if parts != self._parts:
             self._parts = parts
             self.refresh()
@@ -50,11 +60,14 @@ class StatusLine(Widget):
         return line
 
 
-def _parts(state: ViewState, now: float, memory: int | None, blind: bool, paused: bool) -> list[str]:
+def _parts(state: ViewState, pulse: Pulse, blind: bool) -> list[str]:
     progress = state.progress
+    now = state.t if pulse.now is None or state.finished else pulse.now
     parts = [f"{seconds_in_words(now)} elapsed"]
-    if paused:
+    if pulse.paused:
         parts.insert(0, "paused")
+    if state.finished is not None and state.finished.outcome != "done":
+        parts.insert(0, state.finished.outcome)
     rate = None if blind or not state.rates else state.rates[-1]
     if rate is not None:
         parts.append(f"match rate {rate:.2f}")
@@ -66,13 +79,13 @@ def _parts(state: ViewState, now: float, memory: int | None, blind: bool, paused
         if speed is not None and state.finished is None:
             parts.append(f"{speed:.3g} steps/s")
         parts.append(f"{progress.evaluations:,} evaluations")
-        left = None if paused or state.finished else remaining_seconds(state, now)
+        left = None if pulse.paused or state.finished else remaining_seconds(state, now)
         if left is not None:
             parts.append(f"phase ends within {seconds_in_words(left)}")
     if state.settings.get("device"):
         parts.append(str(state.settings["device"]))
-    if memory is not None:
-        parts.append(f"{memory / 2**20:,.0f} MiB")
+    if pulse.memory is not None:
+        parts.append(f"{pulse.memory / 2**20:,.0f} MiB")
     return parts
 
 

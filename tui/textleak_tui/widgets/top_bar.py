@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Static
 
-if TYPE_CHECKING:
-    from textleak_tui.app import TextleakApp
+from textleak_tui.places import PLACES, Sight
 
 
 class TopBar(Horizontal):
@@ -22,8 +19,6 @@ class TopBar(Horizontal):
 
     def compose(self) -> ComposeResult:
         """Name, places, badge."""
-        from textleak_tui.app import PLACES
-
         yield Static("textleak", classes="brand")
         for place in PLACES:
             words = f"[@click=app.go('{place.name}')]{place.title}[dim] {place.key.upper()}[/][/]"
@@ -36,10 +31,8 @@ class TopBar(Horizontal):
 
     def on_mount(self) -> None:
         """Say what is shown of the truth."""
-        self.watch(self.app, "blind", lambda: self._tell())
-        self.watch(self.app, "truth", lambda: self._tell())
+        self.watch(self.app, "sight", self._tell)
 
-    def _tell(self) -> None:
-        app = cast("TextleakApp", self.app)
-        words = "◌ blind: what an attacker sees" if app.blind else "● truth shown" if app.truth else ""
+    def _tell(self, sight: Sight) -> None:
+        words = "◌ blind: what an attacker sees" if sight.blind else "● truth shown" if sight.truth else ""
         self._badge.update(words)

@@ -1,0 +1,118 @@
+"""Attack × client × tiny model: each cell recovers, or is refused with an error that names the trait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import textleak
+from tests.attacks.test_attacks import QUICK
+from tests.conftest import ToyModel
+from textleak.attacks import ATTACKS
+from textleak.attacks.base import begin, to_end
+from textleak.clients import CLIENTS, composed
+from textleak.clients.base import Client
+from textleak.clients.view import view_of
+from textleak.errors import InputError
+from textleak.events import Progress
+from textleak.models.base import Modality
+from textleak.models.loading.images import load_image_model
+from textleak.private.share import share
+from textleak.settings.choices import Choice
+from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
+
+# A new client kind has a row here: specs of one cell's composition.
+SPECS: dict[str, tuple[str, ...]] = {
+    "one-step": ("one-step",),
+    "accumulate": ("accumulate:steps=2",),
+    "batch-norm-train": ("batch-norm-train",),
+    "train-mode": ("train-mode",),
+    "fedavg": ("fedavg:steps=1",),
+    "fedavg, more steps": ("fedavg:steps=3",),
+    "fedavg, AdamW": ("fedavg:optimizer=adamw,steps=1,max_grad_norm=1.0",),
+    "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
+}
+TWO = ("the cat sat", "a dog ran home")
+PICTURE_ATTACKS = ("cosine", "dlg", "idlg", "tag")
+
+
+def client_of(spec: str) -> Client:
+    choices = map(Choice.model_validate, SPECS[spec])
+    return composed([CLIENTS.build(choice.name, choice.options) for choice in choices])
+
+
+def test_every_kind_of_client_has_a_row() -> None:
+    assert {part.partition(":")[0] for parts in SPECS.values() for part in parts} == set(CLIENTS)
+
+
+def outcome(attack: str, shared: SharedGradient, model: object) -> tuple[str, Sequence[Progress]]:
+    """ "refused" with a trait's sentence, or "answered"."""
+    sentences = [trait.value for trait in Trait]
+    options = {**QUICK[attack], **({"steps": 30} if "steps" in QUICK[attack] else {})}
+    events = []
+    try:
+        steps = begin(ATTACKS.build(attack, options), shared, model)
+        while True:
+            try:
+                events.append(next(steps))
+            except StopIteration as end:
+                return "answered" if end.value.sentences or end.value.image else "empty", [
+                    event for event in events if isinstance(event, Progress)
+                ]
+    except InputError as error:
+        return "refused" if any(sentence in str(error) for sentence in sentences) else str(error), []
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "batch-norm-train"])
+@pytest.mark.parametrize("attack", [attack for attack in QUICK if attack != "idlg"])
+def test_an_attack_on_text_recovers_or_names_the_trait(attack: str, spec: str, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, secret = share(model, TWO, client=client_of(spec), know="lengths,labels,batch-size", seed=1)
+    missing = set(ATTACKS[attack].needs) - view_of(shared, model).client.traits(model)
+    if attack != "auto" and missing:
+        assert outcome(attack, shared, model) == ("refused", [])
+        return
+    how, progress = outcome(attack, shared, model)
+    assert how == "answered"
+    losses = [event.loss for event in progress if event.loss is not None]
+    assert losses
+    if attack in ("dlg", "tag", "cosine", "lamp"):  # at the few steps of a test they come nearer, no more
+        assert min(losses) < losses[0]
+        return
+    recovery = to_end(begin(ATTACKS.build(attack, QUICK[attack]), shared, model))
+    scores = textleak.score(recovery, secret, model)
+    assert scores.token_recall == 1.0 or recovery.notes, (attack, spec)
+
+
+@pytest.mark.parametrize("attack", PICTURE_ATTACKS)
+@pytest.mark.parametrize("spec", ["one-step", "batch-norm-train", "fedavg", "fedavg, more steps"])
+def test_an_attack_on_pictures_recovers_or_names_the_trait(attack: str, spec: str) -> None:
+    name = "resnet20:activation=sigmoid" if spec == "batch-norm-train" else "lenet"
+    model = load_image_model(name, size=8, num_labels=5, device="cpu")
+    picture_1CHW = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    shared, _ = share(model, picture_1CHW, [2], client=client_of(spec), know="labels,batch-size")
+    missing = set(ATTACKS[attack].needs) - view_of(shared, model).client.traits(model)
+    how, progress = outcome(attack, shared, model)
+    if missing:
+        assert how == "refused"
+        return
+    assert how == "answered"
+    losses = [event.loss for event in progress if event.loss is not None]
+    assert min(losses) <= losses[0]
+
+
+def test_text_is_no_batch_for_an_attack_on_pictures_and_the_other_way_round(toy_model: ToyModel) -> None:
+    model = load_image_model("lenet", size=8, num_labels=5, device="cpu")
+    shared, _ = share(model, torch.rand(1, 3, 8, 8), [2])
+    for attack in ATTACKS:
+        if Modality.PICTURES not in ATTACKS[attack].reads:
+            with pytest.raises(InputError, match="not pictures"):
+                begin(ATTACKS.build(attack, {}), shared, model)
+
+
+def test_kinds_that_both_say_what_is_sent_are_not_composed() -> None:
+    with pytest.raises(InputError, match="accumulate and fedavg"):
+        composed([CLIENTS.build("accumulate", {}), CLIENTS.build("fedavg", {})])

@@ -1,0 +1,196 @@
+"""What each kind of client sends, against torch's own training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import ToyModel
+from textleak.clients import CLIENTS, composed
+from textleak.clients.base import Client
+from textleak.clients.view import view_of
+from textleak.errors import InputError
+from textleak.models import TextModel
+from textleak.models.gradient import formed_gradient
+from textleak.private.share import share
+from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
+
+FOUR = ("the cat sat", "a dog ran home", "he read", "she wrote a letter")
+LABELS = (0, 1, 2, 1)
+
+
+def client(name: str, **options: object) -> Client:
+    return composed([CLIENTS.build(name, options)])
+
+
+def trained(
+    model: TextModel,
+    steps: int,
+    make: Callable[..., torch.optim.Optimizer],
+    *,
+    clip: float | None,
+    train: bool,
+) -> dict[str, torch.Tensor]:
+    """The difference of the weights after an ordinary loop on the whole batch."""
+    network = copy.deepcopy(model.network).requires_grad_(True)
+    network.train(train)
+    optimizer = make(network.parameters())
+    batch = model.encode(FOUR)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for _ in range(steps):
+        optimizer.zero_grad()
+        output = network(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, labels=torch.tensor(LABELS))
+        output.loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimizer.step()
+    return {name: p.detach() - before[name] for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("options", "make"),
+    [
+        ({"steps": 1, "lr": 0.1}, lambda p: torch.optim.SGD(p, lr=0.1)),
+        ({"steps": 4, "lr": 0.05, "momentum": 0.9}, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+        (
+            {"optimizer": "adamw", "steps": 3, "lr": 1e-3, "weight_decay": 0.1, "max_grad_norm": 1.0},
+            lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1),
+        ),
+    ],
+)
+def test_local_steps_are_torchs(options: dict[str, Any], make: Any, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, FOUR, LABELS, client=client("fedavg", **options))
+    expected = trained(model, options["steps"], make, clip=options.get("max_grad_norm"), train=False)
+    for name, value in shared.gradients.items():
+        assert torch.allclose(value, expected[name], rtol=1e-3, atol=1e-7), name
+
+
+def test_weights_may_leave_in_place_of_their_difference(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    update, _ = share(model, FOUR, LABELS, client=client("fedavg", lr=0.1))
+    weights, _ = share(model, FOUR, LABELS, client=client("fedavg", lr=0.1, share="weights"))
+    for name, value in weights.gradients.items():
+        assert torch.allclose(value, model.parameters[name] + update.gradients[name])
+    one, other = view_of(update, model).shared.gradients, view_of(weights, model).shared.gradients
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+
+
+def test_one_step_of_sgd_is_read_as_the_gradient(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification", dtype="float64")
+    plain, _ = share(model, FOUR, LABELS)
+    update, _ = share(model, FOUR, LABELS, client=client("fedavg", lr=0.1))
+    for name, gradient in view_of(update, model).shared.gradients.items():
+        assert torch.allclose(gradient, plain.gradients[name], rtol=1e-6, atol=1e-12)
+
+
+def test_epochs_of_mini_batches_go_through_the_batch_in_order(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    kind = CLIENTS.build("fedavg", {"epochs": 2, "batch_size": 3})
+    shared, _ = share(model, FOUR, LABELS)
+    del shared
+
+    class Counted:
+        def __init__(self, rows: range) -> None:
+            self.rows = rows
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def only(self, rows: slice) -> Counted:
+            return Counted(self.rows[rows])
+
+    parts = [list(part.rows) for part in kind.step_batches(Counted(range(4)))]  # type: ignore[attr-defined, arg-type]
+    assert parts == [[0, 1, 2], [3], [0, 1, 2], [3]]
+    with pytest.raises(InputError, match="steps=2 and epochs=3"):
+        CLIENTS.build("fedavg", {"steps": 2, "epochs": 3})
+
+
+def test_micro_batches_of_equal_size_have_the_batchs_gradient(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification", dtype="float64")
+    plain, _ = share(model, FOUR, LABELS)
+    accumulated, _ = share(model, FOUR, LABELS, client=client("accumulate", steps=2))
+    for name, gradient in accumulated.gradients.items():
+        assert torch.allclose(gradient, plain.gradients[name], rtol=1e-9, atol=1e-14)
+    with pytest.raises(InputError, match="3 equal micro-batches"):
+        share(model, FOUR, LABELS, client=client("accumulate", steps=3))
+
+
+def test_train_mode_drops_what_the_clients_seed_says_and_leaves_the_model_as_it_was(
+    toy_model: ToyModel,
+) -> None:
+    model = toy_model("bert", task="classification")
+    one, _ = share(model, FOUR, LABELS, client=client("train-mode"), seed=1)
+    again, _ = share(model, FOUR, LABELS, client=client("train-mode"), seed=1)
+    other, _ = share(model, FOUR, LABELS, client=client("train-mode"), seed=2)
+    plain, _ = share(model, FOUR, LABELS, seed=1)
+    name = next(iter(plain.gradients))
+    assert torch.equal(one.gradients[name], again.gradients[name])
+    assert not torch.allclose(one.gradients[name], other.gradients[name])
+    assert not torch.allclose(one.gradients[name], plain.gradients[name])
+    assert not any(module.training for module in model.network.modules())
+    assert Trait.REPEATABLE not in client("train-mode").traits(model)
+
+
+def test_a_model_without_dropout_is_the_same_in_train_mode(toy_model: ToyModel) -> None:
+    model = toy_model("llama", task="causal-lm")
+    assert client("train-mode").traits(model) == frozenset(Trait)
+
+
+def test_the_server_asks_the_clients_own_question(toy_model: ToyModel) -> None:
+    """What a client of two SGD steps would send if the batch were the truth is what it sent."""
+    from textleak.models.batches import TextExamples
+
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, FOUR, LABELS, client=client("fedavg", steps=2))
+    view = view_of(shared, model)
+    batch, targets = model.targets(model.encode(FOUR), LABELS, torch.Generator())
+    own = view.own(TextExamples(batch=batch, targets=targets))
+    assert all(torch.equal(own[name], view.shared.gradients[name]) for name in own)
+
+
+def test_a_client_travels_with_its_gradient(toy_model: ToyModel, tmp_path: Any) -> None:
+    model = toy_model("bert", task="classification")
+    both = composed([CLIENTS.build("train-mode", {}), CLIENTS.build("fedavg", {"lr": 0.1})])
+    shared, secret = share(model, FOUR, LABELS, client=both)
+    shared.save(tmp_path / "update.safetensors")
+    read = SharedGradient.load(tmp_path / "update.safetensors")
+    assert read.client == shared.client == secret.client
+    assert [name for name, _ in read.client.kinds] == ["train-mode", "fedavg"]
+    untold, told = share(model, FOUR, LABELS, client=both, know="no-client,batch-size")
+    assert untold.client.kinds == ()
+    assert told.client == shared.client
+
+
+def test_a_gradient_without_a_client_is_of_one_step(toy_model: ToyModel, tmp_path: Any) -> None:
+    """Files of format 1 have none."""
+    from safetensors.torch import save_file
+
+    from textleak.shared.tensors import read_tensors
+
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, FOUR, LABELS)
+    shared.save(tmp_path / "now.safetensors")
+    header, tensors = read_tensors(tmp_path / "now.safetensors")
+    old = {key: value for key, value in header.items() if key != "client"}
+    save_file(tensors, tmp_path / "old.safetensors", {**old, "textleak": "1"})
+    assert SharedGradient.load(tmp_path / "old.safetensors").client.kinds == ()
+
+
+def test_gradients_are_formed_of_any_examples(toy_model: ToyModel) -> None:
+    from textleak.models.batches import TextExamples
+
+    model = toy_model("bert", task="classification", dtype="float64")
+    batch, targets = model.targets(model.encode(FOUR), LABELS, torch.Generator())
+    examples = TextExamples(batch=batch, targets=targets)
+    names = list(model.parameters)
+    whole = formed_gradient(model, examples, names)
+    halves = [formed_gradient(model, examples.only(rows), names) for rows in (slice(0, 2), slice(2, 4))]
+    assert len(examples) == 4
+    for name, gradient in whole.items():
+        assert torch.allclose(gradient, (halves[0][name] + halves[1][name]) / 2, rtol=1e-9, atol=1e-14)

@@ -1,0 +1,325 @@
+"""Which other texts could a gradient be of? Those most like an answer, and how near their gradients come.
+
+A gradient vouches for a text only where texts like it would have left clearly another one. What is tried: two
+neighboring tokens swapped and each token's nearest ones, always; another class; then other swaps, tokens and tails
+exchanged between two sentences, and labels, those first whose inputs move least, as far as they are cheap.
+
+A batch's gradient is the sum of its sentences' own, so only the sentences that differ are formed. Most are told apart
+by what the last few shared tensors alone differ by, a lower bound of the whole distance that many sentences have from
+one short backward pass.
+
+Shapes: K sentences, T tokens, E embedding size, S entries of the last few tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from textleak.errors import InputError
+from textleak.matching import Capture, Leaves
+from textleak.matching.discrete import Guess, Row, class_changes, substitutions
+from textleak.matching.single import form
+from textleak.models import Targets, TextModel
+from textleak.models.decoding import fixed_tokens, nearest_tokens
+from textleak.models.guesses import inputs_and_targets
+from textleak.numerics import exact
+
+# Tokens tried at each place, the nearest by embedding, and other classes tried of a sentence (our choice).
+_NEAREST, _CLASSES = 2, 8
+# Multiplications that rivals beyond the nearest may take (our choice: well under a second on one core; every swap of
+# a sentence of 14 tokens on BERT-tiny, the 33 most alike of 55 on MiniLM).
+_AFFORDABLE = 5e9
+# The last tensors that a rival is compared at first, and entries of one at most (our choice; measured on 13 families:
+# at four tensors a rival is a half to a tenth as far as at all of them, at the last two a twentieth).
+_LAST, _ENTRIES = 4, 2**21
+# Numbers held at once while sentences are formed together, and tokens of one pass (our choice).
+_HELD, _TOKENS_A_PASS = 2**24, 2048
+
+# How much a picture's values are changed to be clearly another: 30 dB (our choice, as for its distance).
+_CHANGED = 10 ** (-30 / 20)
+
+Line = tuple[Row, int | None]
+"""One sentence of a guess: its symbols, and its class where the task has classes."""
+
+
+def lines_of(guess: Guess) -> tuple[Line, ...]:
+    """The guess's sentences one by one."""
+    classes = guess.classes or (None,) * len(guess.rows)
+    return tuple(zip(guess.rows, classes, strict=True))
+
+
+# Which they are
+
+
+def alike(
+    model: TextModel, guess: Guess, *, classes: bool = True, excluded: frozenset[int] = frozenset()
+) -> Iterator[Guess]:
+    """The texts nearest to a guess: two neighbors swapped, a similar token at one place, another class.
+
+    Args:
+        model: whose embeddings tell which tokens are similar.
+        guess: the text.
+        classes: whether another class is one.
+        excluded: tokens that no text has; special ones always are.
+    """
+    V, table_VE = model.vocab_size, model.word_embedding.weight.detach()
+    excluded |= model.special_ids
+    for row, symbols in enumerate(guess.rows):
+        places = _places(model, symbols)
+        for t, after in itertools.pairwise(places):
+            if symbols[t] != symbols[after]:
+                yield _swapped(guess, row, t, after)
+        if not places:
+            continue
+        tokens = torch.tensor([symbols[t] % V for t in places], device=table_VE.device)
+        near = nearest_tokens(
+            table_VE[tokens], table_VE, candidates=_NEAREST + 1, metric="l2", excluded=excluded
+        )
+        for t, ids in zip(places, near.ids_NC.tolist(), strict=True):
+            others = [id_ for id_ in ids if id_ != symbols[t] % V][:_NEAREST]
+            yield from substitutions(guess, row, t, [id_ + symbols[t] - symbols[t] % V for id_ in others])
+        if guess.classes and classes:
+            others = [c for c in range(model.classes) if c != guess.classes[row]][:_CLASSES]
+            yield from class_changes(guess, row, others)
+
+
+def further(model: TextModel, guess: Guess) -> list[Guess]:
+    """Other texts of the same tokens, those first whose inputs move least, as many as are cheap.
+
+    Two tokens of a sentence swapped that aren't neighbors; between two sentences, a token or all from one place on
+    exchanged, or the classes.
+    """
+    table_VE = model.word_embedding.weight.detach()
+    inputs = [table_VE[torch.tensor(row, device=table_VE.device) % model.vocab_size] for row in guess.rows]
+    found: list[tuple[float, int, Guess]] = []
+    for row, symbols in enumerate(guess.rows):
+        apart_TT = torch.cdist(inputs[row].double(), inputs[row].double()).square().tolist()
+        for t, u in itertools.combinations(_places(model, symbols), 2):
+            if u > t + 1 and symbols[t] != symbols[u]:
+                found.append((2 * apart_TT[t][u], len(symbols), _swapped(guess, row, t, u)))
+    for a, b in itertools.combinations(range(len(guess.rows)), 2):
+        found += _exchanges(model, guess, a, b, inputs)
+    found.sort(key=lambda one: one[0])
+    left = _AFFORDABLE / _work(model)
+    chosen = []
+    for _, tokens, rival in found:
+        left -= tokens
+        if left < 0:
+            break
+        chosen.append(rival)
+    return chosen
+
+
+def like_pictures(
+    pictures_BCHW: Tensor, labels: tuple[int, ...], classes: int | None
+) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Pictures that are clearly others: each in turn with noise, brighter, or of another class.
+
+    Args:
+        pictures_BCHW: values 0 to 1.
+        labels: their classes.
+        classes: how many there are; None where the labels are known.
+    """
+    generator = torch.Generator().manual_seed(0)  # which noise it is doesn't matter
+    for b in range(len(pictures_BCHW)):
+        noise_CHW = torch.randn(pictures_BCHW.shape[1:], generator=generator).to(pictures_BCHW)
+        for change_CHW in (_CHANGED * noise_CHW, torch.full_like(noise_CHW, _CHANGED)):
+            others_BCHW = pictures_BCHW.clone()
+            others_BCHW[b] = (others_BCHW[b] + change_CHW).clamp(0, 1)
+            yield others_BCHW, labels
+        if classes is not None:
+            yield pictures_BCHW, (*labels[:b], (labels[b] + 1) % classes, *labels[b + 1 :])
+
+
+def _exchanges(
+    model: TextModel, guess: Guess, a: int, b: int, inputs: Sequence[Tensor]
+) -> Iterator[tuple[float, int, Guess]]:
+    """Two sentences' tokens, tails or classes exchanged: how far inputs move, tokens to compute, and the guess."""
+    one, two = guess.rows[a], guess.rows[b]
+    both = sorted(set(_places(model, one)) & set(_places(model, two)))
+    common = min(len(one), len(two))
+    apart_T = (inputs[a][:common] - inputs[b][:common]).double().square().sum(1)
+    beyond = float(sum(some[common:].double().square().sum() for some in (inputs[a], inputs[b])))
+    tails_T = (apart_T.flip(0).cumsum(0).flip(0) + beyond / 2).tolist()
+    for t in both:
+        if one[t] != two[t]:
+            yield (
+                2 * float(apart_T[t]),
+                len(one) + len(two),
+                guess.with_symbol(a, t, two[t]).with_symbol(b, t, one[t]),
+            )
+        mixed = one[:t] + two[t:], two[:t] + one[t:]
+        if sorted(mixed) != sorted((one, two)):
+            yield (
+                2 * tails_T[t],
+                len(one) + len(two),
+                guess.with_row(a, mixed[0]).with_row(b, mixed[1]),
+            )
+    if guess.classes and guess.classes[a] != guess.classes[b] and one != two:
+        yield 0.0, 0, guess.with_class(a, guess.classes[b]).with_class(b, guess.classes[a])
+
+
+def _places(model: TextModel, symbols: Row) -> list[int]:
+    """Where a sentence has tokens of its own, not the tokenizer's."""
+    fixed = fixed_tokens(model, len(symbols))
+    return [t for t, symbol in enumerate(symbols) if fixed.get(t) != symbol]
+
+
+def _swapped(guess: Guess, row: int, t: int, u: int) -> Guess:
+    symbols = guess.rows[row]
+    return guess.with_symbol(row, t, symbols[u]).with_symbol(row, u, symbols[t])
+
+
+def _work(model: TextModel) -> int:
+    """Multiplications of a token's way through the network, about."""
+    inside = sum(p.numel() for name, p in model.parameters.items() if name not in model.embedding_names)
+    return inside + (0 if model.task == "classification" else model.classes * model.hidden_size)
+
+
+# How near their gradients come
+
+
+class Parts:
+    """What single sentences add to a batch's gradient, at the last few tensors before the loss.
+
+    Args:
+        model: in the precision wanted.
+        names: the tensors to choose from: shared, and reached by the loss.
+        guess: the batch.
+
+    Attributes:
+        names: the tensors chosen, none where all are too large.
+    """
+
+    def __init__(self, model: TextModel, names: Iterable[str], guess: Guess) -> None:
+        self.model = model
+        self._total = sum(_weight(model, line) for line in lines_of(guess))
+        line = min(lines_of(guess), key=lambda line: len(line[0]))
+        small = [n for n in names if model.parameters[n].numel() <= _ENTRIES]
+        chosen = self._last(small, line)[:_LAST]
+        self.names: tuple[str, ...] = ()
+        if chosen:
+            self._capture = Capture(model.network, chosen)
+            try:
+                self._capture.check(self._losses, self._leaves([line]))
+            except InputError:  # some of its uses are out of the loss's reach
+                return
+            self.names = self._capture.names
+
+    @property
+    def at_once(self) -> int:
+        """How many sentences' parts are best held together."""
+        return max(1, _HELD // sum(self.model.parameters[name].numel() for name in self.names))
+
+    def of(self, lines: Iterable[Line]) -> dict[Line, dict[str, Tensor]]:
+        """Each sentence's part of the gradient."""
+        found: dict[Line, dict[str, Tensor]] = {}
+        waiting = sorted(dict.fromkeys(lines), key=lambda line: len(line[0]))
+        while waiting:
+            longest = len(waiting[-1][0])
+            logits = longest * (1 if self.model.task == "classification" else self.model.classes)
+            most = max(1, min(_HELD // logits, _TOKENS_A_PASS // longest))
+            some, waiting = waiting[-most:], waiting[:-most]
+            _, made_of = self._capture.contributions(self._losses, self._leaves(some), create_graph=False)
+            with torch.no_grad():
+                formed = {
+                    name: form(made_of[name], tuple(self.model.parameters[name].shape))
+                    for name in self.names
+                    if name in made_of
+                }
+            for k, line in enumerate(some):
+                found[line] = {name: gradient_K[k] for name, gradient_K in formed.items()}
+        return found
+
+    def _leaves(self, lines: Sequence[Line]) -> dict[str, Tensor]:
+        """Sentences as the loss takes them, each weighed as it is in the batch: K candidates of one sentence."""
+        model, longest = self.model, max(len(row) for row, _ in lines)
+        symbols_K1T = torch.tensor([[[*row, *[model.pad_id] * (longest - len(row))]] for row, _ in lines])
+        lengths_K1 = torch.tensor([[len(row)] for row, _ in lines])
+        mask_K1T = (torch.arange(longest) < lengths_K1[..., None]).long()
+        classes = torch.tensor([[label or 0] for _, label in lines]).to(model.device)
+        inputs_K1T, targets = inputs_and_targets(
+            model,
+            ids=(symbols_K1T % model.vocab_size).to(model.device),
+            mask=mask_K1T.to(model.device),
+            labels=classes,
+            hidden=(symbols_K1T >= model.vocab_size).to(model.device),
+        )
+        parts_K = torch.tensor([_weight(model, line) / self._total for line in lines])
+        weights_K1L = targets.weights * parts_K.to(targets.weights)[:, None, None]
+        return {
+            "inputs": inputs_K1T,
+            "mask": mask_K1T.to(model.device),
+            "labels": targets.labels,
+            "weights": weights_K1L,
+        }
+
+    def _losses(self, leaves: Leaves) -> Tensor:
+        targets = Targets(labels=leaves["labels"], weights=leaves["weights"])
+        return self.model.loss(leaves["inputs"], leaves["mask"], targets)
+
+    def _last(self, names: Sequence[str], line: Line) -> list[str]:
+        """Parameters of the modules that run last, the last first."""
+        ran: list[nn.Module] = []
+        handles = [
+            module.register_forward_hook(lambda module, *_: ran.append(module))
+            for module in self.model.network.modules()
+        ]
+        try:
+            with torch.no_grad():
+                self._losses(self._leaves([line]))
+        finally:
+            for handle in handles:
+                handle.remove()
+        known = {id(self.model.parameters[name]): name for name in names}
+        owned = (p for module in reversed(ran) for p in module.parameters(recurse=False))
+        return list(dict.fromkeys(known[id(p)] for p in owned if id(p) in known))
+
+
+def _weight(model: TextModel, line: Line) -> int:
+    """How many predictions of a sentence the loss asks for."""
+    symbols, _ = line
+    if model.task == "classification":
+        return 1
+    if model.task == "causal-lm":
+        return len(symbols) - 1
+    return sum(symbol >= model.vocab_size for symbol in symbols)
+
+
+def distances(
+    parts: Parts,
+    guess: Guess,
+    rivals: Sequence[Guess],
+    own: Mapping[str, Tensor],
+    distance: Callable[[Mapping[str, Tensor]], float],
+) -> list[float]:
+    """How far each rival's gradient is at the tensors of `parts`, which the whole distance can't be below.
+
+    Args:
+        parts: forms them.
+        guess: the answer.
+        rivals: others of as many sentences, some of which differ.
+        own: the answer's gradient, float64.
+        distance: of a gradient at `parts.names`.
+    """
+    before = lines_of(guess)
+    olds = parts.of(before)
+    found: list[float] = []
+    for start in range(0, len(rivals), parts.at_once):
+        changes = [
+            [(old, new) for old, new in zip(before, lines_of(rival), strict=True) if old != new]
+            for rival in rivals[start : start + parts.at_once]
+        ]
+        news = parts.of(new for changed in changes for _, new in changed)
+        for changed in changes:
+            here = {name: own[name].clone() for name in parts.names}
+            for old, new in changed:
+                for part, sign in ((olds[old], -1), (news[new], 1)):
+                    for name, gradient in part.items():
+                        here[name].add_(exact(gradient).to(here[name].device), alpha=sign)
+            found.append(distance(here))
+    return found

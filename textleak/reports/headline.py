@@ -1,0 +1,109 @@
+"""A report in a few sentences, for a reader who reads no more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from textleak.evaluation.records import cut_off_in_words
+from textleak.reports.figures import SettingFigures, in_range, leaked, percent
+from textleak.reports.settings import in_words, named, strength_order, value_of
+from textleak.words import count_of
+
+
+def headline(
+    settings: Sequence[SettingFigures], axes: Sequence[str], *, kind: str, unfinished: int = 0
+) -> tuple[str, ...]:
+    """What leaked most under what, in a sentence, and what else a hurried reader has to know.
+
+    Args:
+        settings: with their figures.
+        axes: along which they differ.
+        kind: "evaluation" or "run".
+        unfinished: batches without a record.
+    """
+    scored = [one for one in settings if one.match is not None]
+    if not scored:
+        return (_nothing_scored(settings, kind),)
+    done, failed = sum(one.batches for one in scored), sum(one.failed for one in settings)
+    missing = []
+    if unfinished:
+        there = count_of(done + failed + unfinished, "batch")
+        missing.append(f"Unfinished: {unfinished:,} of {there} are still to be evaluated.")
+    if failed:
+        missing.append(f"{count_of(failed, 'batch')} failed and {'is' if failed == 1 else 'are'} in no mean.")
+    most = max(scored, key=leaked)
+    assert most.match is not None
+    assert most.exact is not None
+    attack, defense = (value_of(most.setting, axis) for axis in ("attack", "defense"))
+    behind = f"Behind {in_words('defense', defense)}" if defense else "With no defense"
+    amount = "nothing" if most.match.mean == 0 else f"{percent(most.match.mean)} % of the tokens"
+    exactly = round(most.exact.mean * most.sentences)
+    others = dict.fromkeys(("model", "batch_size", *axes))
+    context = named(most.setting, [axis for axis in others if axis not in ("attack", "defense")])
+    rank = f", the most of {len(scored)} settings" if len(scored) > 1 else ""
+    sentences = [
+        f"{behind}, {attack} recovered {amount}{in_range(most.match)} and {exactly} of "
+        f"{count_of(most.sentences, 'sentence')} word for word{rank} ({context})."
+    ]
+    random = [one for one in scored if one.weights == "random"]
+    if random:
+        which = "" if len(random) == len(scored) else f" of {count_of(len(random), 'setting')}"
+        sentences.append(
+            f"The weights{which} were random: take pretrained ones for figures about a real model."
+        )
+    cut_off = sum(one.cut_off for one in scored)
+    if cut_off:
+        sentences.append(cut_off_in_words(cut_off, done))
+    as_much = sum(leaked(one)[:2] == leaked(most)[:2] for one in scored) - 1
+    if as_much and most.match.mean:
+        sentences.append(f"As much leaked in {count_of(as_much, 'more setting')}.")
+    return (sentences[0], *missing, *sentences[1:], *_held_best(settings))
+
+
+def _held_best(settings: Sequence[SettingFigures]) -> tuple[str, ...]:
+    """Which defense let least through to its strongest attack; nothing where there is none to compare it with.
+
+    A defense behind which all batches of a setting failed is none to call the best: that attack may be the strongest.
+    """
+    strongest: dict[tuple[str, ...], SettingFigures] = {}
+    failed: Counter[tuple[str, ...]] = Counter()
+    unknown = set()
+    for one in settings:
+        defense = value_of(one.setting, "defense")
+        failed[defense] += one.failed
+        if one.match is not None:
+            strongest[defense] = max(one, strongest.get(defense, one), key=leaked)
+        elif one.failed:
+            unknown.add(defense)
+    defenses = sorted(
+        (defense for defense in strongest if defense and defense not in unknown), key=strength_order
+    )
+    if not defenses or len(strongest) < 2:
+        return ()
+    best = min(defenses, key=lambda defense: leaked(strongest[defense])[:2])
+    held, undefended = strongest[best].match, strongest[()].match if () in strongest else None
+    assert held is not None
+    if undefended is not None and held.mean >= undefended.mean:
+        return () if unknown else ("No defense held anything back.",)
+    one = strongest[best]
+    late = f", though its time was up in {one.cut_off} of {one.batches}" if one.cut_off else ""
+    if failed[best]:
+        late += f", though {count_of(failed[best], 'batch')} behind it failed"
+    return (
+        f"The defense that held best was {in_words('defense', best)}: "
+        f"the strongest attack got {percent(held.mean)} % of the tokens through it{in_range(held)}{late}.",
+    )
+
+
+def _nothing_scored(settings: Sequence[SettingFigures], kind: str) -> str:
+    batches, failed = sum(one.batches for one in settings), sum(one.failed for one in settings)
+    if batches:
+        return "The truth isn't known, so nobody can say how much of what was found is right."
+    if failed:
+        return (
+            "The run has no result."
+            if kind == "run"
+            else f"Every batch failed ({failed} of {failed}): nothing can be said about what leaks."
+        )
+    return "No batch has been evaluated yet."

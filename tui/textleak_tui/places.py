@@ -1,0 +1,89 @@
+"""The places of the app, and what a screen asks of it: the one thing that screens and the app both know.
+
+Adding a place: a row in `PLACES`, a file in `screens/` with a `Page`, and a line in `textleak_tui.app` that makes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from textual.message import Message
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """A screen that one can go to from anywhere.
+
+    Attributes:
+        name: its mode's name.
+        title: as the bar on top writes it.
+        key: goes there.
+        words: what it is for, for the command palette and the help.
+    """
+
+    name: str
+    title: str
+    key: str
+    words: str
+
+
+PLACES = (
+    Place(
+        name="run", title="Run", key="f2", words="Set up an attack, start it and watch the text come back."
+    ),
+    Place(
+        name="history",
+        title="History",
+        key="f3",
+        words="Every run so far: open one, replay it, compare two.",
+    ),
+    Place(
+        name="defenses",
+        title="Defenses",
+        key="f4",
+        words="One sentence against a defense of growing strength.",
+    ),
+    Place(
+        name="pictures",
+        title="Pictures",
+        key="f6",
+        words="The same for a picture: set up an attack on an image classifier and watch.",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What is shown of the truth.
+
+    Attributes:
+        blind: only what an attacker would see.
+        truth: the true tokens too; not while blind.
+    """
+
+    blind: bool = False
+    truth: bool = False
+
+    def other_blind(self) -> Sight:
+        """Only what an attacker would see, or everything again."""
+        return dataclasses.replace(self, blind=not self.blind)
+
+    def other_truth(self) -> Sight:
+        """The true tokens shown or hidden; whoever asks for them isn't blind."""
+        return Sight(blind=False, truth=self.blind or not self.truth)
+
+
+@dataclasses.dataclass
+class OpenRun(Message):
+    """Replay a run folder, finished or still being written."""
+
+    run: Path
+
+
+@dataclasses.dataclass
+class CompareRuns(Message):
+    """Show two run folders side by side."""
+
+    left: Path
+    right: Path

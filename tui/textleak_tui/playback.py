@@ -1,0 +1,101 @@
+"""Where one is in a recording: held at an event, playing, or following the end of a run that goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from textleak_tui.recording import Recording
+
+SPEEDS = (0.25, 1.0, 4.0, 16.0)
+# Our choice: an attack that goes on needs the processor more than its viewer does.
+SECONDS_BETWEEN_LIVE_FRAMES = 0.12
+
+
+class Playback:
+    """A place in a recording, and how it moves.
+
+    A run opens at its end, where its answer is; playing begins at the beginning.
+
+    Args:
+        recording: what is played.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, recording: Recording, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.recording = recording
+        self.event = 0
+        self.speed = 1.0
+        self.playing = False
+        self.following = True
+        self.clock = clock
+        self._second = 0.0
+        self._ticked = self.clock()
+        self._followed = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether it follows a run that has no end yet."""
+        return self.following and self.recording.finished is None
+
+    def tick(self) -> None:
+        """Play on, or follow the end."""
+        now = self.clock()
+        passed, self._ticked = now - self._ticked, now
+        recording = self.recording
+        if self.playing:
+            self._second += passed * self.speed
+            self.event = recording.index_at("seconds", self._second)
+            if self._second >= recording.extent("seconds"):
+                self.playing = False
+                self.following = recording.finished is None
+        elif self.following and len(recording):
+            if recording.finished is None and now - self._followed < SECONDS_BETWEEN_LIVE_FRAMES:
+                return
+            self._followed = now
+            self.event = len(recording) - 1
+            self._second = recording.extent("seconds")
+
+    def go(self, event: int) -> None:
+        """Hold at an event."""
+        if len(self.recording):
+            self.playing = self.following = False
+            self.event = max(0, min(event, len(self.recording) - 1))
+            self._second = self.recording.value_at("seconds", self.event)
+
+    def go_to(self, share: float) -> None:
+        """Hold at a share of the whole, 0 to 1; from 1 on, follow the end."""
+        if share >= 1:
+            self.newest()
+        else:
+            self.go(self.recording.index_at("seconds", share * self.recording.extent("seconds")))
+
+    def newest(self) -> None:
+        """Go to the end; stay there while the run goes on."""
+        self.go(len(self.recording) - 1)
+        self.following = True
+
+    def play(self) -> None:
+        """Play or hold; at the end, from the beginning."""
+        if not len(self.recording):
+            return
+        self.playing = not self.playing
+        if self.playing:
+            self.following = False
+            if self.event >= len(self.recording) - 1:
+                self.event, self._second = 0, 0.0
+        self._ticked = self.clock()
+
+    def next_speed(self) -> None:
+        """The next of the speeds."""
+        self.speed = speed_after(self.speed)
+
+
+def speed_after(speed: float) -> float:
+    """The next of the speeds; the first after the last."""
+    return SPEEDS[(SPEEDS.index(speed) + 1) % len(SPEEDS)]
+
+
+def speed_in_words(speed: float) -> str:
+    """A speed as a person writes it."""
+    return "¼×" if speed == 0.25 else f"{speed:g}×"

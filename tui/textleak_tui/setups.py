@@ -1,0 +1,134 @@
+"""The two kinds of run, on sentences and on pictures: their fields, their batch, and what they amount to.
+
+A form's texts become settings by the names that configurations have, which is what an attack's process is given, or
+the command line that says the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from textleak.errors import InputError
+from textleak_tui.fields import FIELDS, IMAGE_FIELDS, Field
+
+# What a batch's settings are on the command line.
+_FLAGS = {"sentences": "--sentence", "indices": "--index", "images": "--image"}
+
+
+def check_sentences(sentences: Sequence[str]) -> None:
+    """At least one.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not sentences:
+        raise InputError("There is nothing to attack yet.", fix="Type a sentence.")
+
+
+def check_pictures(pictures: Sequence[str]) -> None:
+    """Numbers or files, but not both; none at all is the first sample.
+
+    Raises:
+        InputError: both, or a file that isn't there.
+    """
+    files = [one for one in pictures if not one.isdigit()]
+    if files and len(files) < len(pictures):
+        raise InputError("Numbers and files are mixed.", fix="Give the numbers of pictures, or files.")
+    for file in files:
+        if not Path(file).expanduser().is_file():
+            raise InputError(
+                f"{file} is no file.", fix="Give a picture file, or a sample's number (0 to 19)."
+            )
+
+
+def sentences_of(text: str) -> list[str]:
+    """One sentence a line, blank ones left out."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _of_sentences(sentences: Sequence[str]) -> dict[str, list[str]]:
+    return {"sentences": list(sentences)}
+
+
+def _of_pictures(pictures: Sequence[str]) -> dict[str, list[str]]:
+    numbers = [one for one in pictures if one.isdigit()]
+    files = [str(Path(one).expanduser()) for one in pictures if not one.isdigit()]
+    return {name: found for name, found in (("indices", numbers), ("images", files)) if found}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What one kind of run is set up with.
+
+    Attributes:
+        command: of `textleak`.
+        title: of the private batch.
+        several: of a batch of several.
+        invitation: words in its empty field.
+        intro: a question and what to do.
+        fields: the settings.
+        check: raises an `InputError` for a batch that can't be used.
+        batch: the settings that the batch is.
+    """
+
+    command: str
+    title: str
+    several: str
+    invitation: str
+    intro: tuple[str, str]
+    fields: tuple[Field, ...]
+    check: Callable[[Sequence[str]], None]
+    batch: Callable[[Sequence[str]], dict[str, list[str]]]
+
+
+TEXT = Setup(
+    command="run",
+    title="Sentence",
+    several="sentences",
+    invitation="type a private sentence, then Enter (Ctrl+N begins another one)",
+    intro=(
+        "What does a shared gradient give away?",
+        "Type a private sentence, press Enter, and watch an attack bring it back.",
+    ),
+    fields=FIELDS,
+    check=check_sentences,
+    batch=_of_sentences,
+)
+IMAGE = Setup(
+    command="image",
+    title="Picture",
+    several="pictures",
+    invitation="0 to 19 for a sample picture, or a file, then Enter (Ctrl+N: another)",
+    intro=(
+        "And a picture?",
+        "Give a sample's number or a file, press Enter, and watch an attack draw it.",
+    ),
+    fields=IMAGE_FIELDS,
+    check=check_pictures,
+    batch=_of_pictures,
+)
+
+
+def settings_of(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> dict[str, Any]:
+    """A run's settings: every field that differs from its default, and the batch."""
+    found: dict[str, Any] = {}
+    for field in setup.fields:
+        value = values.get(field.name, field.default).strip()
+        if value and value != field.default:
+            found[field.name] = value.split() if field.name == "defenses" else value
+    return found | setup.batch(batch)
+
+
+def command_line(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> str:
+    """The same run on a command line, ready to copy."""
+    flags = {field.name: field.flag for field in setup.fields} | _FLAGS
+    words = ["textleak", setup.command]
+    for name, value in settings_of(batch, values, setup).items():
+        for part in value if isinstance(value, list) else [value]:
+            # A text that begins with a dash would be taken for a flag.
+            words += [f"{flags[name]}={part}"] if part.startswith("-") else [flags[name], part]
+    return shlex.join(words)

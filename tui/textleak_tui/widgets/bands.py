@@ -1,0 +1,367 @@
+"""The columns of the token grid: one a position, with its number, token, bar of confidence and next candidates.
+
+The true tokens, where they are asked for, stand below the bars: in the place of one of the candidates or, where none
+are listed, of the blank line, so that nothing moves when they are shown or hidden.
+
+Long sentences wrap into bands and scroll. Drawn line by line, only what is visible, so that 512 tokens cost no more
+than twelve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Region, Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from textleak.view import SPECIAL, UNICODE
+
+FLASH_SECONDS = 0.45
+# A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap; where
+# a sentence's columns leave room, they are spread up to the last.
+NARROWEST, WIDEST, SPREAD = 5, 12, 16
+FITTED = 7
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A position as it is drawn."""
+
+    word: str
+    status: str
+    confidence: float
+    true: str
+    next: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Band:
+    """A part of a sentence that stands in one row of columns; `first` is where its lines begin."""
+
+    sentence: int
+    start: int
+    stop: int
+    first: int
+    headed: bool
+
+    @property
+    def columns(self) -> int:
+        """How many positions stand in it."""
+        return self.stop - self.start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """The line above a sentence: its text so far, and words on how it stands."""
+
+    text: str
+    words: str
+
+
+class TokenBands(ScrollView, can_focus=True):
+    """The columns themselves; `TokenGrid` puts words around them.
+
+    Args:
+        moved: called when another position is in focus, or others are in view.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "move(-1)", "Position to the left", show=False),
+        Binding("right", "move(1)", "Position to the right", show=False),
+        Binding("up", "line(-1)", "Row above", show=False),
+        Binding("down", "line(1)", "Row below", show=False),
+        Binding("home", "edge(0)", "First position", show=False),
+        Binding("end", "edge(1)", "Last position", show=False),
+    ]
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "token--right",
+        "token--elsewhere",
+        "token--wrong",
+        "token--unknown",
+        "token--special",
+        "token--open",
+        "token--flash",
+        "token--cursor",
+        "token--number",
+        "token--true",
+        "token--rest",
+        "token--next",
+        "token--head",
+    }
+
+    def __init__(self, moved: Callable[[], None]) -> None:
+        super().__init__()
+        self._moved = moved
+        self.sentences: list[list[Cell]] = []
+        self.heads: list[Head] = []
+        self.bands: list[Band] = []
+        self.cursor = (0, 0)
+        self.numbered = True
+        self.listed = 0
+        self.truth = False
+        self._flashing: frozenset[tuple[int, int]] = frozenset()
+        self._words: dict[tuple[int, int], str] = {}
+        self._width = self._longest = NARROWEST
+        self._shape: tuple[object, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Lines of a band, the blank one below it included."""
+        return 3 + self.numbered + self.listed
+
+    @property
+    def columns(self) -> int:
+        """Columns that fit side by side."""
+        return self._columns(self._width)
+
+    def _columns(self, width: int) -> int:
+        return max(1, (self.size.width + 1) // (width + 1))
+
+    def show(self, sentences: list[list[Cell]], heads: list[Head], *, truth: bool, flash: bool) -> None:
+        """Draw these sentences; `flash` marks what changed since the last time."""
+        words = {(s, p): c.word for s, cells in enumerate(sentences) for p, c in enumerate(cells)}
+        changed = frozenset(at for at, word in words.items() if at in self._words and self._words[at] != word)
+        if sentences == self.sentences and heads == self.heads and truth == self.truth:
+            return
+        longest = max((cell_len(w) + 1 for w in words.values()), default=NARROWEST)
+        if truth:
+            longest = max(longest, *(cell_len(c.true) + 1 for cells in sentences for c in cells), NARROWEST)
+        self._longest = max(self._longest, min(WIDEST, longest))
+        self.sentences, self.heads, self.truth, self._words = sentences, heads, truth, words
+        self._arrange()
+        if flash and changed:
+            self._flashing = changed
+            self.set_timer(FLASH_SECONDS, lambda: self._calm(changed))
+        self.refresh()
+
+    def forget(self) -> None:
+        """Begin anew with another run: nothing flashes, columns are narrow again."""
+        self._words, self._flashing, self._shape = {}, frozenset(), ()
+        self._width = self._longest = NARROWEST
+        self.sentences, self.heads, self.bands, self.cursor = [], [], [], (0, 0)
+        self.scroll_home(animate=False)
+
+    def _calm(self, changed: frozenset[tuple[int, int]]) -> None:
+        if self._flashing is changed:
+            self._flashing = frozenset()
+            self.refresh()
+
+    def lines_needed(self, *, numbered: bool, listed: int) -> int:
+        """How many lines everything takes, with or without numbers and candidates; the true tokens left out."""
+        rows = 3 + numbered + listed
+        return sum(rows + band.headed for band in self.bands) - bool(self.bands)
+
+    @property
+    def lines_for_truth(self) -> int:
+        """Lines more than that for the true tokens: in the last band there is no blank line to stand in."""
+        return int(self.truth and not self.listed)
+
+    def _arrange(self) -> None:
+        """Where each band begins; only when the shape has changed."""
+        most = max(map(len, self.sentences), default=1)
+        spread = (self.size.width + 1) // max(1, most) - 1
+        # A sentence that all but fits is made to fit: its longest tokens are cut.
+        fits = FITTED <= spread < self._longest
+        self._width = spread if fits else max(self._longest, min(SPREAD, spread))
+        shape = (tuple(map(len, self.sentences)), self.size.width, self._width, self.rows, self.truth)
+        if shape == self._shape:
+            return
+        self._shape = shape
+        bands, line = [], 0
+        for index, cells in enumerate(self.sentences):
+            for start in range(0, len(cells), self.columns):
+                stop = min(len(cells), start + self.columns)
+                bands.append(Band(sentence=index, start=start, stop=stop, first=line, headed=start == 0))
+                line += self.rows + (start == 0)
+        self.bands = bands
+        self.virtual_size = Size(self.size.width, max(0, line - 1) + self.lines_for_truth)
+        sentence = min(self.cursor[0], max(0, len(self.sentences) - 1))
+        last = len(self.sentences[sentence]) - 1 if self.sentences else 0
+        self.cursor = (sentence, max(0, min(self.cursor[1], last)))
+
+    def give(self, *, numbered: bool, listed: int) -> None:
+        """Draw numbers above the tokens or not, and so many candidates under each."""
+        if (numbered, listed) != (self.numbered, self.listed):
+            self.numbered, self.listed = numbered, listed
+            self._arrange()
+            self.refresh()
+
+    def on_resize(self) -> None:
+        """Wrap anew."""
+        self._arrange()
+        self.refresh()
+
+    def notify_style_update(self) -> None:
+        """Colors may have changed; those of the kinds of tokens follow only now."""
+        super().notify_style_update()
+        self.refresh()
+        self.call_after_refresh(self._moved)
+
+    def in_view(self) -> tuple[int, int, int, int]:
+        """Sentence in view, its first and last position in view (1-based), and how many it has."""
+        top, bottom = self.scroll_offset.y, self.scroll_offset.y + self.size.height
+        seen = [
+            band
+            for band in self.bands
+            # A band is in view when its row of tokens is.
+            if top <= band.first + band.headed + self.numbered < bottom
+        ] or self.bands[:1]
+        if not seen:
+            return 0, 0, 0, 0
+        sentence = self.cursor[0] if any(b.sentence == self.cursor[0] for b in seen) else seen[0].sentence
+        mine = [band for band in seen if band.sentence == sentence]
+        return sentence, mine[0].start + 1, mine[-1].stop, len(self.sentences[sentence])
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the widget."""
+        line = y + self.scroll_offset.y
+        band = self._band_at(line)
+        width = self.size.width
+        if band is None:
+            return Strip.blank(width, self.rich_style)
+        row = line - band.first - band.headed
+        if row < 0:
+            return self._head(self.heads[band.sentence], width)
+        kinds = self._kinds()
+        if row >= len(kinds):
+            return Strip.blank(width, self.rich_style)
+        segments: list[Segment] = []
+        for position in range(band.start, band.stop):
+            segments += self._column(band.sentence, position, kinds[row])
+            segments.append(Segment(" "))
+        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
+
+    def _kinds(self) -> tuple[str, ...]:
+        """What the lines of a band hold, from its top; a number stands for a candidate's rank."""
+        return (
+            *(("number",) if self.numbered else ()),
+            "word",
+            "bar",
+            *(("true",) if self.truth else ()),
+            *(str(rank) for rank in range(self.listed - self.truth)),
+        )
+
+    def _head(self, head: Head, width: int) -> Strip:
+        """The text so far, and how it stands."""
+        quiet = self._style("token--number")
+        left = max(0, width - cell_len(head.words) - 2)
+        text = head.text if cell_len(head.text) <= left else _fit(head.text, left)
+        segments = [
+            Segment(text, self._style("token--head")),
+            Segment(" " * (width - cell_len(text) - cell_len(head.words)), quiet),
+            Segment(head.words, quiet),
+        ]
+        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
+
+    def _band_at(self, line: int) -> Band | None:
+        for band in self.bands:
+            if band.first <= line < band.first + self.rows + band.headed:
+                return band
+        return None
+
+    def _column(self, sentence: int, position: int, kind: str) -> list[Segment]:
+        cell, width = self.sentences[sentence][position], self._width
+        here = (sentence, position) == self.cursor and self.has_focus
+        if kind == "number":
+            style = self._style("token--cursor") if here else self._style("token--number")
+            return [Segment(set_cell_size(str(position + 1), width), style)]
+        if kind == "true":
+            # Below its token, which has a mark before it.
+            return [Segment(_fit(f" {cell.true}", width), self._style("token--true"))]
+        style = self._style(f"token--{cell.status}")
+        if kind == "word":
+            if (sentence, position) in self._flashing:
+                style += self._style("token--flash")
+            if here:
+                style += Style(underline=True)
+            return [Segment(_fit(UNICODE.marks[cell.status] + cell.word, width), style)]
+        if kind != "bar":
+            rank = int(kind)
+            word = cell.next[rank] if rank < len(cell.next) else ""
+            return [Segment(_fit(f" {word}" if word else "", width), self._style("token--next"))]
+        if cell.status == SPECIAL:
+            return [Segment(" " * width)]
+        filled = round(max(0.0, min(1.0, cell.confidence)) * width)
+        return [
+            Segment(UNICODE.bar * filled, Style(color=style.color)),
+            Segment(UNICODE.rest * (width - filled), self._style("token--rest")),
+        ]
+
+    def _style(self, name: str) -> Style:
+        return self.get_component_rich_style(name)
+
+    def action_move(self, by: int) -> None:
+        """Focus the position `by` further; past an end, the neighboring sentence."""
+        sentence, position = self.cursor
+        if not self.sentences:
+            return
+        position += by
+        if position < 0 and sentence > 0:
+            sentence -= 1
+            position = len(self.sentences[sentence]) - 1
+        elif position >= len(self.sentences[sentence]) and sentence + 1 < len(self.sentences):
+            sentence, position = sentence + 1, 0
+        self._go(sentence, position)
+
+    def action_line(self, by: int) -> None:
+        """Focus the row above or below."""
+        index = self._band_of_cursor()
+        if index is None:
+            return
+        band = self.bands[index]
+        other = self.bands[max(0, min(len(self.bands) - 1, index + by))]
+        self._go(other.sentence, min(other.stop - 1, other.start + self.cursor[1] - band.start))
+
+    def action_edge(self, end: int) -> None:
+        """Focus the first or the last position of all."""
+        if self.sentences:
+            sentence = len(self.sentences) - 1 if end else 0
+            self._go(sentence, len(self.sentences[sentence]) - 1 if end else 0)
+
+    def _band_of_cursor(self) -> int | None:
+        for index, band in enumerate(self.bands):
+            if band.sentence == self.cursor[0] and band.start <= self.cursor[1] < band.stop:
+                return index
+        return None
+
+    def _go(self, sentence: int, position: int) -> None:
+        self.cursor = (sentence, max(0, min(position, len(self.sentences[sentence]) - 1)))
+        index = self._band_of_cursor()
+        if index is not None:
+            band = self.bands[index]
+            lines = self.rows + band.headed - 1 + self.lines_for_truth
+            self.scroll_to_region(Region(0, band.first, self.size.width, lines), animate=False)
+        self.refresh()
+        self._moved()
+
+    def on_click(self, event: events.Click) -> None:
+        """Focus the position that was clicked."""
+        band = self._band_at(event.y + self.scroll_offset.y)
+        if band is not None:
+            self._go(band.sentence, min(band.stop - 1, band.start + event.x // (self._width + 1)))
+
+    def on_focus(self) -> None:
+        """Show where the focus is."""
+        self.refresh()
+        if self.sentences:
+            self._moved()
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Tell the grid that other tokens are in view."""
+        super().watch_scroll_y(old_value, new_value)
+        self._moved()
+
+
+def _fit(word: str, width: int) -> str:
+    """A word in exactly so many cells, cut with an ellipsis."""
+    if cell_len(word) > width:
+        return set_cell_size(set_cell_size(word, width - 1).rstrip() + UNICODE.ellipsis, width)
+    return set_cell_size(word, width)

@@ -1,0 +1,128 @@
+"""The run folders as a table: how each stands, what it was, how much leaked."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rich.text import Text
+
+from textleak.view import UNICODE
+from textleak.words import seconds_in_words
+from textleak_tui.listing import Row, when
+from textleak_tui.standing import SIGNS
+from textleak_tui.widgets.run_table import RunTable, short
+
+MARK = "◆"
+# From these widths of the screen on, more columns fit.
+COLUMNS: dict[str, int] = {
+    "mark": 0,
+    "state": 0,
+    "began": 0,
+    "model": 0,
+    "attack": 70,
+    "defense": 100,
+    "match rate": 0,
+    "verified": 112,
+    "took": 70,
+    "text": 130,
+}
+_TONES = {
+    "done": "success",
+    "running": "accent",
+    "interrupted": "warning",
+    "stopped": "warning",
+    "failed": "error",
+    "killed": "error",
+    "broken": "error",
+}
+
+
+class HistoryTable(RunTable):
+    """A row a folder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._columns: tuple[str, ...] = ()
+        self._drawn: list[tuple[Text, ...]] = []
+
+    def show(self, rows: Sequence[Row], *, marked: Collection[Path], blind: bool, anew: bool = False) -> None:
+        """Draw rows, leaving the cursor on its run.
+
+        Args:
+            rows: in order.
+            marked: folders with a mark.
+            blind: only what an attacker would see.
+            anew: colors or widths have changed.
+        """
+        columns = tuple(name for name, width in COLUMNS.items() if self.screen.size.width >= width)
+        cells = [self._cells(row, columns, row.path in marked, blind) for row in rows]
+        keys = [str(row.path) for row in rows]
+        if anew or columns != self._columns or keys != [str(key.value) for key in self.rows]:
+            self._fill(columns, keys, cells, anew=anew or columns != self._columns)
+        else:
+            for key, old, new in zip(keys, self._drawn, cells, strict=True):
+                for name, before, after in zip(columns, old, new, strict=True):
+                    if before != after or before.style != after.style:
+                        self.update_cell(key, name, after, update_width=True)
+        self._columns, self._drawn = columns, cells
+
+    def _fill(
+        self, columns: Sequence[str], keys: Sequence[str], cells: Sequence[tuple[Text, ...]], *, anew: bool
+    ) -> None:
+        here, top = self.chosen, self.scroll_y
+        self.clear(columns=anew)
+        if anew:
+            for name in columns:
+                words = {"mark": "", "state": "" if "attack" not in columns else name}
+                self.add_column(words.get(name, name), key=name)
+        for key, row in zip(keys, cells, strict=True):
+            self.add_row(*row, key=key)
+        if here is not None and here in keys:
+            self.move_cursor(row=keys.index(here), scroll=False)
+            self.scroll_to(y=top, animate=False, force=True)
+
+    @property
+    def chosen(self) -> str | None:
+        """The path of the run under the cursor, as text."""
+        if not self.row_count or not self.is_valid_row_index(self.cursor_row):
+            return None
+        return self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value
+
+    def _cells(self, row: Row, columns: Sequence[str], marked: bool, blind: bool) -> tuple[Text, ...]:
+        colors, narrow = self.app.theme_variables, "attack" not in columns
+        now = datetime.datetime.now().astimezone()
+        sign = SIGNS.get(row.outcome, "?")
+        model = row.model or row.path.name
+        model = f"{short(model.removesuffix(' (random)'), 18)} {row.attack}" if narrow else short(model, 26)
+        verified = {True: "✓ yes", False: "✗ no", None: "" if row.told else "can't tell"}[row.verified]
+        rate = Text("")
+        if row.psnr is not None:
+            rate = Text("····" if blind else f"{row.psnr:.1f} dB")
+        elif row.rate is not None and blind:
+            rate = Text("····")
+        elif row.rate is not None:
+            rate, filled = Text(f"{row.rate:.2f}"), round(row.rate * 5)
+            if not narrow:
+                rate.append(" " + UNICODE.bar * filled, style=colors["success"])
+                rate.append(UNICODE.rest * (5 - filled), style=colors["border-blurred"])
+        cells = {
+            "mark": Text(MARK if marked else " ", style=colors["accent"]),
+            "state": Text(
+                sign if narrow else f"{sign} {row.outcome}",
+                style=colors[_TONES.get(row.outcome, "foreground")],
+            ),
+            "began": Text(when(row.started, now)),
+            "model": Text(model),
+            "attack": Text(row.attack),
+            "defense": Text(
+                short(row.defense, 21 if self.screen.size.width < 130 else 26) if row.defense else "none",
+                style="" if row.defense else "dim",
+            ),
+            "match rate": rate,
+            "verified": Text(verified),
+            "took": Text("" if row.seconds is None else seconds_in_words(row.seconds), justify="right"),
+            "text": Text("····" if blind and row.text else short(row.text, 60), style="dim"),
+        }
+        return tuple(cells[name] for name in columns)

@@ -1,0 +1,86 @@
+"""The rungs of a ladder as a table: how each stands, what it recovered, how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from textleak.view import UNICODE
+from textleak.words import loss_in_words, seconds_in_words
+from textleak_tui.climb import Rung
+from textleak_tui.widgets.run_table import RunTable, short
+
+# From these widths of the screen on, more columns fit.
+COLUMNS = {"strength": 0, "state": 0, "match rate": 0, "verified": 70, "loss": 84, "took": 70, "text": 140}
+SIGNS = {
+    "waiting": "·",
+    "loading": "◌",
+    "running": "●",
+    "done": "✓",
+    "stopped": "■",
+    "interrupted": "■",
+    "failed": "✗",
+    "not run": "–",
+}
+_TONES = {"done": "success", "running": "accent", "loading": "accent", "failed": "error"}
+
+
+class LadderTable(RunTable):
+    """A row a rung."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._columns: tuple[str, ...] = ()
+        self._drawn: tuple[Rung, ...] = ()
+
+    def show(self, rungs: Sequence[Rung], *, blind: bool, anew: bool = False) -> None:
+        """Draw the rungs, leaving the cursor on its row.
+
+        Args:
+            rungs: the ladder's, in order.
+            blind: only what an attacker would see.
+            anew: colors or widths have changed.
+        """
+        columns = tuple(name for name, width in COLUMNS.items() if self.screen.size.width >= width)
+        if anew or columns != self._columns or tuple(rungs) != self._drawn:
+            self._columns, self._drawn = columns, tuple(rungs)
+            at = self.cursor_row
+            self.clear(columns=True)
+            for name in columns:
+                self.add_column(name, key=name)
+            for number, rung in enumerate(rungs):
+                self.add_row(*self._cells(rung, columns, blind), key=str(number))
+            if rungs:
+                self.move_cursor(row=min(at, len(rungs) - 1), scroll=False)
+            return
+        for number, rung in enumerate(rungs):
+            for name, cell in zip(columns, self._cells(rung, columns, blind), strict=True):
+                if self.get_cell(str(number), name) != cell:
+                    self.update_cell(str(number), name, cell, update_width=True)
+
+    def _cells(self, rung: Rung, columns: Sequence[str], blind: bool) -> list[Text]:
+        colors = self.app.theme_variables
+        progress, result = rung.state.progress, rung.result
+        phase = progress.phase if rung.status == "running" and progress else ""
+        status = f"{SIGNS.get(rung.status, '?')} {phase or rung.status}"
+        rate = Text("")
+        if rung.rate is not None:
+            rate = Text("····" if blind else f"{rung.rate:.2f} ")
+            if not blind:
+                filled = round(rung.rate * 8)
+                rate.append(UNICODE.bar * filled, style=colors["success"])
+                rate.append(UNICODE.rest * (8 - filled), style=colors["border-blurred"])
+        verified = {True: "✓ yes", False: "✗ no", None: "can't be told"}
+        loss = progress.loss if progress else None
+        shown = progress.sentences if progress else ()
+        cells = {
+            "strength": Text(rung.strength, style="bold"),
+            "state": Text(f"{status:<13}", style=colors[_TONES.get(rung.status, "foreground")]),
+            "match rate": rate,
+            "verified": Text(verified[result.get("verified")] if result else ""),
+            "loss": Text("" if loss is None else loss_in_words(loss)),
+            "took": Text("" if rung.took is None else seconds_in_words(rung.took)),
+            "text": Text(short(" / ".join(sentence.text for sentence in shown), 60), style="dim"),
+        }
+        return [cells[name] for name in columns]
