@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-import textleak.attacks.cosine
 import textleak.attacks.dummies.matched
 import textleak.matching
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin
 from textleak.attacks.dummies.moves import distance_of_places, moved
+from textleak.attacks.dummies.onward import Onward
 from textleak.attacks.dummies.pictures import (
     DummyPictures,
     PictureSettings,
@@ -29,7 +29,7 @@ from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
-from textleak.matching import LBFGS, Adam, SquaredL2, minimise, minimise_in_turns
+from textleak.matching import LBFGS, Adam, Limits, Patient, SquaredL2, Turns, minimise, minimise_in_turns
 from textleak.models.base import Modality
 from textleak.models.loading.images import load_image_model
 from textleak.private.secrets import ImageSecret
@@ -158,15 +158,16 @@ def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_ne
     picture_1CHW = pictures_of(model)
     shared, secret = from_disk(tmp_path, model, picture_1CHW)
     misplaced_1CHW = moved(picture_1CHW, 0, 4)[4]
-    really = textleak.attacks.cosine.match_dummies
+    really = Onward.matched
 
-    def match_dummies(*arguments, pictures, phase="continuous", **options):
+    def matched(self, optimiser, *, steps, pictures, phase="continuous", **options):
         if phase == "continuous":
             pictures = dataclasses.replace(pictures, start_KBCHW=model.normalized(misplaced_1CHW)[None])
-            options["steps"] = 1
-        return (yield from really(*arguments, pictures=pictures, phase=phase, **options))
+            steps = 1
+        run = really(self, optimiser, steps=steps, pictures=pictures, phase=phase, **options)
+        return (yield from run)
 
-    monkeypatch.setattr(textleak.attacks.cosine, "match_dummies", match_dummies)
+    monkeypatch.setattr(Onward, "matched", matched)
     options = {"restarts": restarts, "steps": 400, "refinement": 0}
     _, stayed = run("cosine", shared, model, **options, moves=0)
     events, recovery = run("cosine", shared, model, **options, moves=2)
@@ -244,18 +245,16 @@ def test_a_stuck_candidate_begins_anew_and_the_best_is_kept():
 
     begun = []
 
-    def again(k, generator):
+    def again(k):
         begun.append(k)
         return {"x": torch.full((1,), 1.0)}
 
     *_, step = minimise(
         valley,
         {"x": torch.tensor([[-9.0]])},
-        Adam(learning_rate=0.1),
-        steps=400,
+        Patient(optimiser=Adam(learning_rate=0.1), patience=30),
+        limits=Limits(steps=400, tolerance=1e-3),
         reinitialise=again,
-        patience=30,
-        tolerance=1e-3,
     )
     assert begun == [0]
     assert float(step.best["x"]) == pytest.approx(3, abs=0.05)
@@ -269,7 +268,7 @@ def test_projection_keeps_points_in_their_range():
         slope,
         {"x": torch.rand(2, 3)},
         Adam(learning_rate=0.3),
-        steps=30,
+        limits=Limits(steps=30),
         project=lambda leaves: {name: leaf.clamp(0, 1) for name, leaf in leaves.items()},
     )
     assert torch.equal(step.best["x"], torch.zeros(2, 3))
@@ -282,12 +281,13 @@ def test_turns_minimize_all_leaves_and_never_lose_ground():
         return values, {"x": 2 * (x - 1) + y, "y": 2 * (y + 2) + x}
 
     leaves = {"x": torch.zeros(1, 2, dtype=torch.float64), "y": torch.zeros(1, 2, dtype=torch.float64)}
-    seen = list(minimise_in_turns(bowl, leaves, LBFGS(), steps=200, turns=[("x",), ("y",)], each=10))
-    both = list(minimise(bowl, leaves, LBFGS(), steps=200))
+    limits, turns = Limits(steps=200), Turns(groups=(("x",), ("y",)), each=10)
+    seen = list(minimise_in_turns(bowl, leaves, LBFGS(), limits=limits, turns=turns))
+    both = list(minimise(bowl, leaves, LBFGS(), limits=limits))
     assert torch.allclose(seen[-1].best["x"], both[-1].best["x"], atol=1e-4)
     assert torch.allclose(seen[-1].best["y"], both[-1].best["y"], atol=1e-4)
     assert [step.step for step in seen] == list(range(1, len(seen) + 1))
-    assert seen[-1].stop is not None
+    assert seen[-1].ending is not None
 
 
 def test_text_and_pictures_pass_through_the_same_loop_and_comparison(tmp_path, monkeypatch, toy_model):

@@ -13,14 +13,25 @@ import torch
 from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks import lamp as recipe
+from textleak.attacks.dummies.orders import (
+    inner_length,
+    move_span,
+    move_token,
+    prefix_to_end,
+    reordered,
+    swap,
+    tried_orders,
+    whole_order,
+)
 from textleak.attacks.dummies.text import Dummies
-from textleak.attacks.lamp import LAMP, move_span, move_token, norm_penalty, prefix_to_end, swap, tried_orders
+from textleak.attacks.dummies.trials import Moves, Starts, Trials
+from textleak.attacks.lamp import LAMP, norm_penalty
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery
 from textleak.jobs.text import build_attack
+from textleak.matching import CosinePerTensor
 from textleak.matching.discrete import Guess
 from textleak.models import TextModel
 from textleak.models.prior import LanguagePrior
@@ -49,20 +60,17 @@ def attack(
             return events, end.value
 
 
-def a_run(model: TextModel, shared: SharedGradient, prior: object = None, **options: object) -> recipe._Run:
-    settings = LAMP(**options)
+def trials_of(model: TextModel, shared: SharedGradient) -> Trials:
     known = shared.known.labels
-    return recipe._Run(
-        options=settings,
-        problem=TextProblem(
-            view=view_of(shared, model), objective=recipe._RECIPES[settings.variant].objective
-        ),
+    problem = TextProblem(view=view_of(shared, model), objective=CosinePerTensor())
+    return Trials(
+        problem=problem,
         dummies=Dummies(
             model=model,
             lengths=shared.known.lengths,
             labels_KB=None if known is None else torch.tensor([known]),
         ),
-        prior=prior,
+        matcher=problem.soft_matcher,
         generator=generator(),
     )
 
@@ -119,14 +127,17 @@ def test_moving_dummies_that_equal_a_text_is_moving_its_tokens(
     """With a token goes all that stands for it: its embedding, its soft label, and whether it was hidden."""
     model = toy_model(family, task=task, dtype="float64")
     shared, secret = share(model, ["the cat sat on a mat", "we ran"], know=TOLD, seed=1)
-    run, V = a_run(model, shared), model.vocab_size
+    trials, V = trials_of(model, shared), model.vocab_size
     hidden = {(0, 2), (1, 1)} if task == "masked-lm" else set()
     rows = [
         [token + V * ((b, t) in hidden) for t, token in enumerate(ids)] for b, ids in enumerate(secret.ids)
     ]
     labels = secret.labels or ()
-    orders = [run._whole(order) for order in ((2, 3, 0, 1, *range(4, run._inner(len(rows[0])))), (1, 0))]
-    orders[1] = run._whole((1, 0, *range(2, run._inner(len(rows[1])))))
+    first, second = (inner_length(model, len(row)) for row in rows)
+    orders = [
+        whole_order(model, (2, 3, 0, 1, *range(4, first))),
+        whole_order(model, (1, 0, *range(2, second))),
+    ]
 
     longest = max(map(len, rows))
     padded = torch.tensor([[*row, *[model.pad_id] * (longest - len(row))] for row in rows])
@@ -143,24 +154,25 @@ def test_moving_dummies_that_equal_a_text_is_moving_its_tokens(
     if task == "masked-lm":
         free["places"] = 200.0 * (padded >= V).double()[None]
     moved = [tuple(row[t] for t in order) for row, order in zip(rows, orders, strict=True)]
-    as_text = run.problem.score(
-        [Guess(tuple(map(tuple, rows)), labels), Guess(tuple(moved), labels)], run.matcher
+    as_text = trials.problem.score(
+        [Guess(tuple(map(tuple, rows)), labels), Guess(tuple(moved), labels)], trials.matcher
     )
-    as_dummies = run._distances(run._reordered(free, [[tuple(range(len(r))) for r in rows], orders]))
+    both = [[tuple(range(len(row))) for row in rows], orders]
+    as_dummies = trials.distances(reordered(trials.dummies, free, both))
     torch.testing.assert_close(as_dummies, torch.tensor(as_text, dtype=torch.float64))
     assert abs(as_text[1] - as_text[0]) > 1e-3
 
 
-@pytest.mark.parametrize("alpha_lm", [0.0, 1e6])
-def test_the_prior_weighs_on_which_order_is_taken(alpha_lm: float, toy_model: ToyModel) -> None:
+@pytest.mark.parametrize("weight", [0.0, 1e6])
+def test_the_prior_weighs_on_which_order_is_taken(weight: float, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, ["the cat sat"], know=TOLD, seed=1)
-    run = a_run(model, shared, _Alphabetical(), alpha_lm=alpha_lm)
-    free = {"embeddings": model.embed(torch.tensor([secret.ids]))}
-    moved, changed = run._move_candidate(run._reordered(free, [[run._whole((2, 1, 0))]]))
-    (sentence,) = run.dummies.decode(moved, 0)
+    moves = Moves(trials=trials_of(model, shared), tries=200, prior=_Alphabetical(), weight=weight)
+    dummies, free = moves.trials.dummies, {"embeddings": model.embed(torch.tensor([secret.ids]))}
+    moved, changed = moves.of_candidate(reordered(dummies, free, [[whole_order(model, (2, 1, 0))]]))
+    (sentence,) = dummies.decode(moved, 0)
     assert changed == [0]
-    assert sentence.text == ("the cat sat" if alpha_lm == 0 else "cat sat the")
+    assert sentence.text == ("the cat sat" if weight == 0 else "cat sat the")
 
 
 class _Alphabetical:
@@ -179,11 +191,11 @@ class _Alphabetical:
 def test_a_start_whose_distance_is_no_number_is_never_the_best(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, ["the cat sat"], know=TOLD, seed=1)
-    run = a_run(model, shared, starts=2)
-    good = run.dummies.draw(1, generator())
+    starts = Starts(trials=trials_of(model, shared), candidates=1, count=2, norm=1.0)
+    good = starts.trials.dummies.draw(1, generator())
     broken = {**good, "embeddings": good["embeddings"] * torch.nan}
     for order in ([broken, good], [good, broken]):
-        steps = run._best_of(iter(order), 0, None)
+        steps = starts.best_of(iter(order), 0, None)
         while True:
             try:
                 next(steps)
@@ -237,15 +249,14 @@ def test_candidates_begin_with_the_best_of_their_starts_at_the_vocabularys_norm(
     losses = [event.loss for event in begun]
     assert losses == sorted(losses, reverse=True)
     assert begun[-1].step == begun[-1].steps == begun[-1].evaluations == 128
-    run = a_run(model, shared, starts=4, restarts=2)
-    steps = run._begin()
+    norm = float(model.word_embedding.weight.norm(dim=1).mean())
+    steps = Starts(trials=trials_of(model, shared), candidates=2, count=4, norm=norm).best()
     while True:
         try:
             next(steps)
         except StopIteration as end:
             begin = end.value
             break
-    norm = float(model.word_embedding.weight.norm(dim=1).mean())
     torch.testing.assert_close(begin["embeddings"].norm(dim=-1), torch.full((2, 1, 8), norm))
     assert not torch.equal(begin["embeddings"][0], begin["embeddings"][1])
 

@@ -144,7 +144,7 @@ def test_a_model_without_dropout_is_the_same_in_train_mode(toy_model: ToyModel) 
 
 def test_the_server_asks_the_clients_own_question(toy_model: ToyModel) -> None:
     """What a client of two SGD steps would send if the batch were the truth is what it sent."""
-    from textleak.models.text import TextExamples
+    from textleak.models.batches import TextExamples
 
     model = toy_model("bert", task="classification")
     shared, _ = share(model, FOUR, LABELS, client=client("fedavg", steps=2))
@@ -183,7 +183,7 @@ def test_a_gradient_without_a_client_is_of_one_step(toy_model: ToyModel, tmp_pat
 
 
 def test_gradients_are_formed_of_any_examples(toy_model: ToyModel) -> None:
-    from textleak.models.text import TextExamples
+    from textleak.models.batches import TextExamples
 
     model = toy_model("bert", task="classification", dtype="float64")
     batch, targets = model.targets(model.encode(FOUR), LABELS, torch.Generator())

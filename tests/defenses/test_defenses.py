@@ -22,11 +22,12 @@ from textleak.defenses import DEFENSES, Gradients, Step
 from textleak.defenses.largest import keep_largest
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
-from textleak.matching import CosinePerTensor, Target
+from textleak.matching import CosinePerTensor, Damage, Target
 from textleak.matching.discrete import Guess
-from textleak.matching.moments import form, moments_of
+from textleak.matching.moments import moments_of
 from textleak.matching.objectives import TAG
 from textleak.matching.rules import Outer, Rows, Sum
+from textleak.matching.single import form
 from textleak.models import TextModel, load_model
 from textleak.private.share import share
 from textleak.proof.certificate import certify, own_gradient
@@ -360,7 +361,7 @@ def random_parts(seed: int = 0) -> tuple[dict[str, list[Any]], Gradients]:
 def test_a_masked_gradient_is_compared_where_something_is_left() -> None:
     found, formed = random_parts()
     seen = {name: keep_largest(value[0], 0.2) for name, value in formed.items()}
-    target = Target.from_gradients(seen, masked=True)
+    target = Target.from_gradients(seen, Damage(masked=True))
     moments = moments_of(found, target, absolute=True)
     assert moments.absolute_KP is not None
     for p, name in enumerate(moments.names):
@@ -383,7 +384,7 @@ def test_candidates_are_scaled_as_clipping_scales(per: Any) -> None:
     clip = clip_factors(alone, 0.1, per)
     if per == "tensor":
         clip = {name: 0.1 / float(value.norm()) for name, value in alone.items()}
-    target = Target.from_gradients({n: v * clip[n] for n, v in alone.items()}, rescaled=per)
+    target = Target.from_gradients({n: v * clip[n] for n, v in alone.items()}, Damage(rescaled=per))
     moments = moments_of(found, target, absolute=True)
     distances_K = TAG(alpha=0.01)(moments)
     assert float(distances_K[0]) < 1e-7

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from textleak.matching import Matcher, SquaredL2, Target
-from textleak.matching.kernels import CheapSecondDerivatives, layer_norm_scale, product
+from textleak.matching.kernels import CheapSecondDerivatives, layer_norm_scale
+from textleak.matching.linear import product
 
 torch_draws = torch.Generator().manual_seed(0)
 

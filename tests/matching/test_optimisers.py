@@ -6,7 +6,18 @@ import math
 import pytest
 import torch
 
-from textleak.matching import LBFGS, Adam, LinearDecay, MilestoneDecay, StepDecay, Stop, minimise
+from textleak.matching import (
+    LBFGS,
+    Adam,
+    Ending,
+    Limits,
+    LinearDecay,
+    MilestoneDecay,
+    Patient,
+    Race,
+    StepDecay,
+    minimise,
+)
 from textleak.matching.optimisers import _Memory
 
 
@@ -28,8 +39,9 @@ def points(*rows):
     return {"x": torch.tensor(rows, dtype=torch.float64)}
 
 
-def run(objective, leaves, optimiser, **options):
-    return list(minimise(objective, leaves, optimiser, **options))
+def run(objective, leaves, optimiser, *, steps, seconds=None, tolerance=None, **options):
+    limits = Limits(steps=steps, seconds=seconds, tolerance=tolerance)
+    return list(minimise(objective, leaves, optimiser, limits=limits, **options))
 
 
 STARTS = [(-1.2, 1.0), (0.0, 0.0), (5.0, -3.0), (-2.0, 7.0)]
@@ -38,7 +50,7 @@ STARTS = [(-1.2, 1.0), (0.0, 0.0), (5.0, -3.0), (-2.0, 7.0)]
 def test_lbfgs_solves_rosenbrock_for_every_candidate():
     last = run(rosenbrock, points(*STARTS), LBFGS(), steps=300)[-1]
     torch.testing.assert_close(last.best["x"], torch.ones(4, 2, dtype=torch.float64), atol=1e-5, rtol=0)
-    assert last.stop is Stop.CONVERGED
+    assert last.ending is Ending.CONVERGED
 
 
 def test_lbfgs_keeps_one_state_a_candidate():
@@ -128,20 +140,14 @@ def test_a_diverged_candidate_begins_anew_and_the_others_never_notice(optimiser)
         losses, gradients = bowl(leaves)
         return losses.masked_fill(leaves["x"][:, 0] < -100, math.nan), gradients
 
-    drawn = []
+    drawn, generator = [], torch.Generator().manual_seed(0)
 
-    def reinitialise(k, generator):
+    def reinitialise(k):
         drawn.append(k)
         return {"x": torch.randn(2, generator=generator, dtype=torch.float64)}
 
-    options = {"steps": 40, "reinitialise": reinitialise}
-    found = run(
-        poisoned,
-        points((0.0, 0.0), (-200.0, 0.0)),
-        optimiser,
-        generator=torch.Generator().manual_seed(0),
-        **options,
-    )
+    leaves = points((0.0, 0.0), (-200.0, 0.0))
+    found = run(poisoned, leaves, optimiser, steps=40, reinitialise=reinitialise)
     assert drawn == [1]
     assert found[0].restarted == (1,)
     assert found[-1].best_losses_K[1] < 10
@@ -171,7 +177,7 @@ def test_the_best_so_far_is_kept_when_the_loss_rises_again():
 
 def test_a_run_ends_as_soon_as_one_candidate_is_good_enough():
     last = run(bowl, points((2.0,), (3.0,)), Adam(), steps=100, tolerance=1e-12)[-1]
-    assert (last.step, last.stop) == (1, Stop.TOLERANCE)
+    assert (last.step, last.ending) == (1, Ending.TOLERANCE)
 
 
 @pytest.mark.parametrize("optimiser", [Adam(), LBFGS()], ids=["adam", "lbfgs"])
@@ -183,26 +189,28 @@ def test_the_worse_candidates_rest_for_good_and_the_better_never_notice(optimise
         asked.append(leaves["x"])
         return rosenbrock(leaves)
 
-    options = {"steps": 12, "patience": patience}
-    found = run(count, points(*STARTS, (1.0, 1.5)), optimiser, survivors={3: 3, 5: 2}, **options)
+    if patience is not None:
+        optimiser = Patient(optimiser=optimiser, patience=patience)
+    race = Race(optimiser=optimiser, survivors={3: 3, 5: 2})
+    found = run(count, points(*STARTS, (1.0, 1.5)), race, steps=12)
     assert [len(x) for x in asked] == [5] * 3 + [3] * 2 + [2] * 7
     assert found[-1].evaluations == sum(len(x) for x in asked)
     kept = found[4].best_losses_K.argsort()[:2].tolist()
     assert int(found[-1].best_losses_K.argmin()) in kept
     assert all(set(step.restarted) <= set(kept) for step in found[5:])
     if patience is None:
-        alone = run(rosenbrock, points(*STARTS, (1.0, 1.5)), optimiser, **options)[-1]
+        alone = run(rosenbrock, points(*STARTS, (1.0, 1.5)), optimiser, steps=12)[-1]
         assert torch.equal(alone.best["x"][kept], found[-1].best["x"][kept])
 
 
 def test_a_run_ends_when_time_is_up():
-    last = run(bowl, points((2.0,)), Adam(), steps=10**6, time_limit=0.05)[-1]
-    assert last.stop is Stop.TIME
+    last = run(bowl, points((2.0,)), Adam(), steps=10**6, seconds=0.05)[-1]
+    assert last.ending is Ending.TIME
 
 
 def test_a_run_ends_after_its_steps():
     found = run(bowl, points((2.0,)), Adam(), steps=3)
-    assert [step.stop for step in found] == [None, None, Stop.STEPS]
+    assert [step.ending for step in found] == [None, None, Ending.STEPS]
 
 
 def test_leaves_that_are_not_optimized_stay_and_follow_their_candidate():
@@ -261,7 +269,7 @@ def test_leaves_that_the_caller_sends_are_evaluated_next_and_the_moments_stay():
         asked.append(leaves["x"].clone())
         return bowl(leaves)
 
-    moving = minimise(noted, start, adam, steps=4)
+    moving = minimise(noted, start, adam, limits=Limits(steps=4))
     first = next(moving)
     second = moving.send(elsewhere)
     assert torch.equal(asked[1], elsewhere["x"])

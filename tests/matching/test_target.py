@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from textleak.errors import InputError
-from textleak.matching import Target
+from textleak.matching import Damage, Target
 
 
 def low_rank(rows, columns, rank, dtype=torch.float64, seed=0):
@@ -41,14 +41,14 @@ def test_rounding_noise_is_left_out():
 def test_truncation_to_the_rank_of_the_batch_removes_most_of_the_noise():
     clean = low_rank(200, 150, 5)
     noise = torch.randn(200, 150, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    target = Target.from_gradients({"w": clean + 0.05 * noise}, rank=5, noise_floor=0.05)
+    target = Target.from_gradients({"w": clean + 0.05 * noise}, Damage(rank=5, noise_floor=0.05))
     left = (target.tensors["w"].formed() - clean).norm()
     assert left < 0.4 * (0.05 * noise).norm()
 
 
 def test_a_matrix_wholly_under_the_noise_floor_is_left_out():
     noise = torch.randn(30, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    target = Target.from_gradients({"w": low_rank(30, 30, 2), "v": 0.001 * noise}, noise_floor=0.01)
+    target = Target.from_gradients({"w": low_rank(30, 30, 2), "v": 0.001 * noise}, Damage(noise_floor=0.01))
     assert target.dropped == ("v",)
 
 

@@ -106,9 +106,7 @@ def test_an_open_position_has_no_text(toy_model: ToyModel) -> None:
 def test_a_special_token_in_a_words_place_is_no_special_position(toy_model: ToyModel) -> None:
     model = toy_model("bert")
     (ids,) = model.encode(["the cat sat"]).sentences
-    sentence = to_sentence(
-        model, [*ids[:2], model.mask_id, *ids[3:]], masked=[False, False, True, False, False]
-    )
+    sentence = to_sentence(model, [*ids[:2], model.mask_id + model.vocab_size, *ids[3:]])
     assert [p.special for p in sentence.positions] == [True, False, False, False, True]
     assert sentence.positions[2].masked
     assert sentence.text == "the sat"

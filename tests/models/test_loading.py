@@ -17,7 +17,7 @@ from textleak.errors import InputError
 from textleak.models import describe, load_model
 from textleak.models.loading import places
 from textleak.models.loading.catalog import CATALOG
-from textleak.models.loading.text import find_device
+from textleak.models.loading.request import find_device
 from textleak.models.text import TextModel
 
 Folder = Callable[[str], Path]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from tests.conftest import EVERY_TASK, ToyModel
 from textleak.matching.factored import Capture
-from textleak.matching.moments import form
 from textleak.matching.rules import Call, find_rule
+from textleak.matching.single import form
 from textleak.models import Targets
 from textleak.models.rules import text as rules
 from textleak.models.text import TextModel

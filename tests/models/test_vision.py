@@ -8,9 +8,9 @@ from textleak.clients import CLIENTS
 from textleak.errors import InputError
 from textleak.matching import Matcher, SquaredL2, Target
 from textleak.matching.factored import Capture
-from textleak.matching.moments import form
+from textleak.matching.single import form
+from textleak.models.batches import Targets
 from textleak.models.loading.images import load_image_model
-from textleak.models.text import Targets
 
 NETWORKS = [
     ("lenet", 12),

@@ -30,8 +30,7 @@ def truth(
     return tuple(
         to_sentence(
             model,
-            ids,
-            masked=[t != i for t, i in zip(seen, ids, strict=False)],
+            [i + model.vocab_size * (t != i) for t, i in zip(seen, ids, strict=False)],
             label=labels[b] if labels is not None else None,
         )
         for b, (ids, seen) in enumerate(zip(original.sentences, read.ids_BT.tolist(), strict=True))

@@ -16,6 +16,7 @@ from torch import Tensor
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.dummies.matched import match_dummies
 from textleak.attacks.dummies.pictures import PictureSettings
+from textleak.attacks.dummies.problem import DummyProblem
 from textleak.clients.view import View
 from textleak.matching import LBFGS, Adam, Optimiser, SquaredL2
 from textleak.models.base import Modality
@@ -60,19 +61,19 @@ class DLG:
 
     def run(self, view: View, *, generator: torch.Generator, labels_KB: Tensor | None = None) -> Steps:
         """Attack; see the module's first lines for how. Labels that are given are held fixed, as iDLG's are."""
-        matched = yield from match_dummies(
-            view,
-            objective=SquaredL2(),
-            optimiser=self._optimiser(),
-            double=self.optimizer == "lbfgs",
-            restarts=self.restarts,
-            steps=self.steps,
-            generator=generator,
+        # L-BFGS computes in float64: the squared L2 distance, taken from moments, cancels to rounding at about 3e-4 of
+        # the gradient's norm in float32, and a line search ends early; released code forms the difference.
+        problem = DummyProblem.of(
+            view.double() if self.optimizer == "lbfgs" else view,
+            SquaredL2(),
+            candidates=self.restarts,
             labels_KB=labels_KB,
             pictures=PictureSettings(
                 spread=self.spread, smooth=self.smooth, one_at_a_time=self.one_at_a_time
             ),
         )
+        optimiser = problem.patient(self._optimiser())
+        matched = yield from match_dummies(problem, optimiser, steps=self.steps, generator=generator)
         return matched.recovery
 
     def _optimiser(self) -> Optimiser:

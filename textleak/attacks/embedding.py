@@ -224,7 +224,6 @@ def _labelled(model: TextModel, sentences: tuple[Sentence, ...]) -> Iterator[tup
 
 def _sentences(model: TextModel, seen: EmbeddingRows, found: Found) -> tuple[Sentence, ...]:
     """What was found, as events carry it: open positions with the tokens that could stand there."""
-    V = model.vocab_size
     sentences = []
     for b, row in enumerate(found.rows):
         candidates = []
@@ -238,8 +237,7 @@ def _sentences(model: TextModel, seen: EmbeddingRows, found: Found) -> tuple[Sen
         sentences.append(
             to_sentence(
                 model,
-                [symbol if symbol == OPEN else symbol % V for symbol in row],
-                masked=[symbol >= V for symbol in row],
+                row,
                 confidence=sure,
                 channels=["" if symbol == OPEN else "embedding" for symbol in row],
                 candidates=candidates,

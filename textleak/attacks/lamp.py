@@ -26,9 +26,7 @@ Shapes: K candidates, M orders or starts compared, B sentences, T tokens, E embe
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -36,32 +34,16 @@ from pydantic import Field
 from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.dummies.matched import (
-    EVERY,
-    OTHERS_EVERY,
-    STOPS,
-    in_words,
-    progress_of,
-)
+from textleak.attacks.dummies.telling import STOPS, Teller, in_words
 from textleak.attacks.dummies.text import Dummies, known_lengths
+from textleak.attacks.dummies.trials import Moves, Starts, Trials
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import View
-from textleak.events import Phase, Progress, Recovery, Tokens
-from textleak.matching import (
-    TAG,
-    Adam,
-    CosinePerTensor,
-    Leaves,
-    Objective,
-    StepDecay,
-    minimise,
-)
+from textleak.events import Phase, Recovery
+from textleak.matching import TAG, Adam, CosinePerTensor, Leaves, Limits, Objective, StepDecay, minimise
 from textleak.models.base import Modality
 from textleak.models.prior import LanguagePrior
 from textleak.shared.traits import Trait
-
-Order = tuple[int, ...]
-"""Which of a row's tokens stands at each place after a move."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,21 +108,79 @@ class LAMP:
         Raises:
             InputError: lengths that aren't known, a prior that can't be had, or nothing that dummies leave a trace in.
         """
-        recipe = _RECIPES[self.variant]
+        recipe = self._recipe()
         problem = TextProblem(view=view, objective=recipe.objective)
-        shared, model = view.shared, problem.model
-        known = shared.known.labels
+        known = view.shared.known.labels
         dummies = Dummies(
-            model=model,
-            lengths=known_lengths(shared),
+            model=problem.model,
+            lengths=known_lengths(view.shared),
             labels_KB=None if known is None else torch.tensor(known).expand(self.restarts, -1),
         )
         prior = None
         if self.prior is not None:
             yield Phase(name="prior", detail=f"loading {self.prior}")
-            prior = LanguagePrior.load(self.prior, model.device)
-        run = _Run(options=self, problem=problem, dummies=dummies, prior=prior, generator=generator)
-        return (yield from run.steps())
+            prior = LanguagePrior.load(self.prior, problem.model.device)
+        trials = Trials(problem=problem, dummies=dummies, matcher=problem.soft_matcher, generator=generator)
+        norm = self.embedding_norm or float(problem.table_VE.norm(dim=-1).mean())
+        yield Phase(name="initialize", detail=f"the best of {self.starts} starts, and of its permutations")
+        starts = Starts(trials=trials, candidates=self.restarts, count=self.starts, norm=norm)
+        begin = yield from starts.best()
+        moves = Moves(trials=trials, tries=self.moves, prior=prior, weight=recipe.alpha_lm)
+        steps = Regularized(trials=trials, norm=norm, weight=recipe.alpha_reg)
+        return (yield from self._alternate(steps, moves, begin))
+
+    def _alternate(self, steps: Regularized, moves: Moves, begin: dict[str, Tensor]) -> Steps:
+        """Continuous steps and, after some of them, a round of moves."""
+        trials, dummies, rounds = moves.trials, moves.trials.dummies, self.rounds()
+        detail = f"{in_words(self.restarts, dummies)}, tokens moved in {len(rounds)} rounds"
+        yield Phase(name="alternate", detail=detail)
+        run = minimise(
+            steps.value_and_gradient,
+            {**dummies.given(self.restarts), **begin},
+            Adam(learning_rate=self.learning_rate, schedule=StepDecay(gamma=0.89, every=50)),
+            limits=Limits(steps=self.steps, seconds=trials.problem.view.clock.left),
+            wrt=dummies.free,
+        )
+        teller = Teller(stand_ins=dummies, steps=self.steps, phase="alternate")
+        here = next(run)
+        while True:
+            moved, happened = None, ""
+            if here.step in rounds and here.ending is None:
+                moved, happened = moves.round(here.points)
+            progress = teller.told(here, happened)
+            if progress is not None:
+                yield (last := dataclasses.replace(progress, evaluations=trials.matcher.evaluations))
+            if here.ending is not None:
+                break
+            here = run.send(moved)
+        return Recovery(
+            sentences=last.sentences,
+            stop=STOPS[here.ending],
+            final_loss=last.loss,
+            steps=last.step,
+            evaluations=last.evaluations,
+            channel="matching",
+            notes=tuple(self._notes(moves, teller.again)),
+        )
+
+    def _recipe(self) -> _Recipe:
+        """The variant's, with the weights that were given."""
+        published = _RECIPES[self.variant]
+        return dataclasses.replace(
+            published,
+            alpha_lm=published.alpha_lm if self.alpha_lm is None else self.alpha_lm,
+            alpha_reg=published.alpha_reg if self.alpha_reg is None else self.alpha_reg,
+        )
+
+    @staticmethod
+    def _notes(moves: Moves, again: int) -> Iterator[str]:
+        dummies = moves.trials.dummies
+        if moves.prior is None:
+            yield "There was no language-model prior (--prior): moves were judged by the gradient alone."
+        if dummies.labels_KB is None and dummies.model.num_labels is not None:
+            yield "Labels were not known, as they are to the published attack: soft labels were optimized."
+        if again:
+            yield f"{again} candidates that diverged began anew from their best point."
 
     def rounds(self) -> list[int]:
         """After which steps, counted from 1, tokens are moved."""
@@ -152,250 +192,26 @@ class LAMP:
         ]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
-class _Run:
-    """One run of the attack."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Regularized:
+    """What the continuous steps minimize: the distance, and how far the dummies' mean norm is from the vocabulary's.
 
-    options: LAMP
-    problem: TextProblem
-    dummies: Dummies
-    prior: LanguagePrior | None
-    generator: torch.Generator
+    Attributes:
+        trials: gives the distance.
+        norm: that the dummies are kept near.
+        weight: of the squared difference.
+    """
 
-    def __post_init__(self) -> None:
-        """What can be refused is refused before the first phase."""
-        self.model = self.problem.model
-        self.matcher = self.problem.soft_matcher
-        recipe = _RECIPES[self.options.variant]
-        given = self.options.alpha_lm, self.options.alpha_reg
-        self.alpha_lm = recipe.alpha_lm if given[0] is None else given[0]
-        self.alpha_reg = recipe.alpha_reg if given[1] is None else given[1]
+    trials: Trials
+    norm: float
+    weight: float
 
-    def steps(self) -> Steps:
-        """The attack's phases, one after the other."""
-        options, dummies = self.options, self.dummies
-        yield Phase(name="initialize", detail=f"the best of {options.starts} starts, and of its permutations")
-        begin = yield from self._begin()
-        rounds = options.rounds()
-        yield Phase(
-            name="alternate",
-            detail=f"{in_words(options.restarts, dummies)}, tokens moved in {len(rounds)} rounds",
-        )
-        run = minimise(
-            self._value_and_gradient,
-            {**dummies.given(options.restarts), **begin},
-            Adam(learning_rate=options.learning_rate, schedule=StepDecay(gamma=0.89, every=50)),
-            steps=options.steps,
-            wrt=dummies.free,
-            time_limit=self.problem.view.clock.left,
-        )
-        step, again = next(run), 0
-        others: tuple[Tokens, ...] = ()
-        while True:
-            again += len(step.restarted)
-            moved, detail = None, ""
-            if step.step in rounds and step.stop is None:
-                moved, detail = self._move(step.points)
-            if step.step == 1 or step.step % OTHERS_EVERY == 0:
-                others = dummies.others(step.best)
-            if step.step == 1 or step.step % EVERY == 0 or step.stop is not None or moved is not None:
-                last = progress_of(step, options.steps, dummies, others)
-                last = dataclasses.replace(
-                    last,
-                    phase="alternate",
-                    evaluations=self.matcher.evaluations,
-                    detail=last.detail or detail,
-                )
-                yield last
-            if step.stop is not None:
-                break
-            step = run.send(moved)
-        return Recovery(
-            sentences=last.sentences,
-            stop=STOPS[step.stop],
-            final_loss=last.loss,
-            steps=last.step,
-            evaluations=last.evaluations,
-            channel="matching",
-            notes=tuple(self._notes(again)),
-        )
-
-    def _notes(self, again: int) -> Iterator[str]:
-        if self.prior is None:
-            yield "There was no language-model prior (--prior): moves were judged by the gradient alone."
-        if self.dummies.labels_KB is None and self.model.num_labels is not None:
-            yield "Labels were not known, as they are to the published attack: soft labels were optimized."
-        if again:
-            yield f"{again} candidates that diverged began anew from their best point."
-
-    # Where candidates begin
-
-    def _begin(self) -> Generator[Progress, None, dict[str, Tensor]]:
-        """The leaves that are optimized, at the best of the starts and of its permutations, (K, ...)."""
-        chosen = []
-        for k in range(self.options.restarts):
-            best = yield from self._best_of(self._gaussians(), k, None)
-            best = yield from self._best_of(self._permutations(best[0]), k, best)
-            chosen.append(best[0])
-        begin = {name: torch.cat([free[name] for free in chosen]) for name in self.dummies.free}
-        norms = begin["embeddings"].norm(dim=-1, keepdim=True)
-        return {**begin, "embeddings": begin["embeddings"] * (self._norm / norms)}  # released code, get_init
-
-    def _gaussians(self) -> Iterator[dict[str, Tensor]]:
-        """Starts from N(0, 1), some at a time."""
-        for size in self._passes(self.options.starts):
-            yield self.dummies.draw(size, self.generator)
-
-    def _permutations(self, free: Leaves) -> Iterator[dict[str, Tensor]]:
-        """The same dummies in random orders, each sentence in its own, some at a time."""
-        for size in self._passes(self.options.starts):
-            rows = [
-                [
-                    self._whole(torch.randperm(self._inner(length), generator=self.generator).tolist())
-                    for length in self.dummies.lengths
-                ]
-                for _ in range(size)
-            ]
-            yield self._reordered(free, rows)
-
-    def _best_of(
-        self, batches: Iterator[dict[str, Tensor]], k: int, best: tuple[dict[str, Tensor], float] | None
-    ) -> Generator[Progress, None, tuple[dict[str, Tensor], float]]:
-        """The leaves of least distance, and that distance; at least the first ones even when time is up."""
-        tried = 2 * k * self.options.starts + (0 if best is None else self.options.starts)
-        for free in batches:
-            if best is not None and self.problem.view.clock.over:
-                break
-            distances_M = self._distances(free)
-            m = int(distances_M.argmin())
-            if best is None or float(distances_M[m]) < best[1]:
-                best = {name: leaf[m : m + 1] for name, leaf in free.items()}, float(distances_M[m])
-            tried += len(distances_M)
-            yield Progress(
-                phase="initialize",
-                step=tried,
-                steps=2 * self.options.restarts * self.options.starts,
-                loss=best[1],
-                candidate=k,
-                evaluations=self.matcher.evaluations,
-                sentences=self.dummies.decode(best[0], 0),
-            )
-        assert best is not None
-        return best
-
-    def _passes(self, count: int) -> Iterator[int]:
-        """How many candidates each pass of the network takes, of `count` in all."""
-        lengths = self.dummies.lengths
-        size = self.problem.candidates_a_pass(len(lengths) * max(lengths))
-        for start in range(0, count, size):
-            yield min(size, count - start)
-
-    def _distances(self, free: Leaves) -> Tensor:
-        """How far each of M candidates' gradients is from the shared one, (M,); inf where that is no number."""
-        count = len(free["embeddings"])
-        given = {name: leaf[:1].expand(count, *leaf.shape[1:]) for name, leaf in self._given.items()}
-        distances_M = self.matcher.evaluate(self.dummies.losses, {**given, **free})
-        return distances_M.nan_to_num(torch.inf, posinf=torch.inf)
-
-    @cached_property
-    def _given(self) -> dict[str, Tensor]:
-        return self.dummies.given(1)
-
-    # Continuous steps
-
-    @cached_property
-    def _norm(self) -> float:
-        """The norm that the dummies are kept near."""
-        given = self.options.embedding_norm
-        return float(self.problem.table_VE.norm(dim=-1).mean()) if given is None else given
-
-    def _value_and_gradient(self, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimized, (K,), and its gradients by the free leaves."""
-        values_K, gradients = self.dummies.value_and_gradient(self.matcher, leaves)
-        penalties_K, slopes_KBTE = norm_penalty(leaves, self._norm)
-        gradients["embeddings"] = gradients["embeddings"] + self.alpha_reg * slopes_KBTE
-        return values_K + self.alpha_reg * penalties_K, gradients
-
-    # Discrete moves
-
-    def _move(self, points: Leaves) -> tuple[dict[str, Tensor], str]:
-        """One round for every candidate: where the leaves go, and what happened in words."""
-        moved, words = [], []
-        for k in range(self.options.restarts):
-            free = {name: leaf[k : k + 1] for name, leaf in points.items()}
-            free, changed = self._move_candidate(free)
-            moved.append(free)
-            words += [f"candidate {k}, sentence {b}" for b in changed]
-        detail = f"moved: {'; '.join(words)}" if words else "no order was better"
-        return {name: torch.cat([free[name] for free in moved]) for name in points}, detail
-
-    def _move_candidate(self, free: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[int]]:
-        """A candidate with each sentence in the best order found, and which sentences that changed."""
-        rows = [[p.id for p in sentence.positions] for sentence in self.dummies.decode(free, 0)]
-        changed = []
-        for b, length in enumerate(self.dummies.lengths):
-            inner = tried_orders(self._inner(length), self.options.moves, self.generator)
-            orders = [self._whole(order) for order in inner]
-            stay: list[Order] = [tuple(range(other)) for other in self.dummies.lengths]
-            batches = [[*stay[:b], order, *stay[b + 1 :]] for order in orders]
-            losses = self._judge(free, rows, batches)
-            best = min(range(len(losses)), key=losses.__getitem__)
-            if best:
-                changed.append(b)
-                free = self._reordered(free, [batches[best]])
-                rows[b] = [rows[b][t] for t in orders[best]]
-        return free, changed
-
-    def _judge(
-        self, free: Leaves, rows: Sequence[Sequence[int]], batches: Sequence[Sequence[Order]]
-    ) -> list[float]:
-        """Gradient distance + α_lm · language-model loss of a batch in several orders."""
-        distances: list[float] = []
-        sizes = self._passes(len(batches))
-        for size in sizes:
-            part = batches[len(distances) : len(distances) + size]
-            distances += self._distances(self._reordered(free, part)).tolist()
-        if self.prior is None or self.alpha_lm == 0:
-            return distances
-        texts = [
-            [self.model.decode([row[t] for t in order]) for row, order in zip(rows, orders, strict=True)]
-            for orders in batches
-        ]
-        losses = self.prior.losses(texts)
-        return [distance + self.alpha_lm * loss for distance, loss in zip(distances, losses, strict=True)]
-
-    def _inner(self, length: int) -> int:
-        """Tokens of a sentence that the tokenizer doesn't fix."""
-        return length - len(self.model.prefix_ids) - len(self.model.suffix_ids)
-
-    def _whole(self, inner: Sequence[int]) -> Order:
-        """An order of a whole sentence from one of the tokens that aren't fixed."""
-        head, tail = len(self.model.prefix_ids), len(self.model.suffix_ids)
-        end = head + len(inner)
-        return (*range(head), *(head + t for t in inner), *range(end, end + tail))
-
-    def _reordered(self, free: Leaves, batches: Sequence[Sequence[Order]]) -> dict[str, Tensor]:
-        """One candidate's leaves (1, ...) in M orders of its sentences: (M, ...)."""
-        longest = max(self.dummies.lengths)
-        padded = [[[*row, *range(len(row), longest)] for row in rows] for rows in batches]
-        orders_MBT = torch.tensor(padded, device=free["embeddings"].device)
-        found = {}
-        for name, leaf in free.items():
-            if name == "labels" and self.model.task == "classification":
-                found[name] = leaf.expand(len(batches), *leaf.shape[1:])
-            elif name == "labels" and self.model.task == "causal-lm":
-                # A row is the token that stands after it; the last one, of no token, goes with the first token.
-                found[name] = _gathered(leaf.roll(1, 2), orders_MBT).roll(-1, 2)
-            else:
-                found[name] = _gathered(leaf, orders_MBT)
-        return found
-
-
-def _gathered(leaf_1BT: Tensor, orders_MBT: Tensor) -> Tensor:
-    """What stands at each place after a move; any dimensions after T go with it."""
-    rest = leaf_1BT.shape[3:]
-    index = orders_MBT.view(*orders_MBT.shape, *(1 for _ in rest)).expand(*orders_MBT.shape, *rest)
-    return leaf_1BT.expand(len(orders_MBT), *leaf_1BT.shape[1:]).gather(2, index)
+    def value_and_gradient(self, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        """Values (K,), and their gradients by the free leaves."""
+        values_K, gradients = self.trials.dummies.value_and_gradient(self.trials.matcher, leaves)
+        penalties_K, slopes_KBTE = norm_penalty(leaves, self.norm)
+        gradients["embeddings"] = gradients["embeddings"] + self.weight * slopes_KBTE
+        return values_K + self.weight * penalties_K, gradients
 
 
 def norm_penalty(leaves: Leaves, norm: float) -> tuple[Tensor, Tensor]:
@@ -414,48 +230,3 @@ def norm_penalty(leaves: Leaves, norm: float) -> tuple[Tensor, Tensor]:
         penalties_K = (means_K - norm).square()
         (slopes_KBTE,) = torch.autograd.grad(penalties_K.sum(), dummies_KBTE)
     return penalties_K.detach(), slopes_KBTE
-
-
-def tried_orders(count: int, tries: int, generator: torch.Generator) -> list[Order]:
-    """The order as it is and random moves of `count` tokens, `tries` in all, those that are equal once.
-
-    The four kinds take turns as in the released code.
-    """
-    kinds = itertools.islice(itertools.cycle((move_token, move_span, prefix_to_end, swap)), tries - 1)
-    return list(dict.fromkeys([tuple(range(count)), *(kind(count, generator) for kind in kinds)]))
-
-
-def swap(count: int, generator: torch.Generator) -> Order:
-    """Two tokens change places."""
-    order = list(range(count))
-    i, j = _below(count, generator), _below(count, generator)
-    order[i], order[j] = order[j], order[i]
-    return tuple(order)
-
-
-def move_token(count: int, generator: torch.Generator) -> Order:
-    """A token goes to another place."""
-    start = _below(count, generator)
-    return _span_moved(count, start, start + 1, generator)
-
-
-def move_span(count: int, generator: torch.Generator) -> Order:
-    """Tokens that stand side by side go to another place together."""
-    start, end = sorted((_below(count + 1, generator), _below(count + 1, generator)))
-    return _span_moved(count, start, end, generator)
-
-
-def prefix_to_end(count: int, generator: torch.Generator) -> Order:
-    """The first tokens go to the end."""
-    length = _below(count, generator)
-    return (*range(length, count), *range(length))
-
-
-def _span_moved(count: int, start: int, end: int, generator: torch.Generator) -> Order:
-    rest = (*range(start), *range(end, count))
-    place = _below(len(rest) + 1, generator)
-    return (*rest[:place], *range(start, end), *rest[place:])
-
-
-def _below(limit: int, generator: torch.Generator) -> int:
-    return int(torch.randint(limit, (), generator=generator))

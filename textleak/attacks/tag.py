@@ -13,6 +13,7 @@ from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.attacks.dummies.matched import match_dummies
+from textleak.attacks.dummies.problem import DummyProblem
 from textleak.clients.view import View
 from textleak.matching import Adam, objectives
 from textleak.models.base import Modality
@@ -45,12 +46,7 @@ class TAG:
 
     def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how."""
-        matched = yield from match_dummies(
-            view,
-            objective=objectives.TAG(alpha=self.alpha),
-            optimiser=Adam(learning_rate=self.learning_rate),
-            restarts=self.restarts,
-            steps=self.steps,
-            generator=generator,
-        )
+        problem = DummyProblem.of(view, objectives.TAG(alpha=self.alpha), candidates=self.restarts)
+        adam = Adam(learning_rate=self.learning_rate)
+        matched = yield from match_dummies(problem, adam, steps=self.steps, generator=generator)
         return matched.recovery

@@ -123,8 +123,8 @@ def text_case(model: TextModel, *, tokens: int, candidates: int, seed: int) -> T
 
     from textleak.errors import InputError
     from textleak.models import Batch
+    from textleak.models.batches import TextExamples
     from textleak.models.gradient import formed_gradient
-    from textleak.models.text import TextExamples
 
     generator = torch.Generator().manual_seed(seed)
     around = len(model.prefix_ids) + len(model.suffix_ids)

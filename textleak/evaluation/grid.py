@@ -208,7 +208,7 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
     from textleak.defenses import DEFENSES, check_order
     from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
     from textleak.models.loading.places import find_place
-    from textleak.models.loading.text import DTYPES, find_device
+    from textleak.models.loading.request import DTYPES, find_device
     from textleak.shared.choice import share_expression
     from textleak.shared.known import SideInformation
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from textleak.exact.subspace import InputSpan, as_rows, span_of, spectrum_end
 from textleak.matching.discrete import Row
 from textleak.models import Batch, TextModel
+from textleak.models.batches import TextExamples
 from textleak.models.gradient import formed_gradient
 from textleak.models.probes.layers import LinearLayer, layer_inputs
-from textleak.models.text import TextExamples
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 

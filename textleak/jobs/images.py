@@ -193,18 +193,20 @@ def prepare(config: ImageConfig) -> ImageJob:
     check_reads(attack, Modality.PICTURES)
     defenses = build_defenses(config)
     threads = set_threads(config.threads)
-    from textleak.models.loading.images import load_image_model
+    from textleak.models.loading.images import ImageRequest, load_images
     from textleak.private.share import share
 
-    model = load_image_model(
-        config.model,
-        weights=config.weights,
-        device=config.device,
-        dtype=config.dtype,
-        weights_seed=seeds.derive(config.seed, "weights"),
-        num_labels=config.num_labels,
-        size=config.size,
-        channels=config.channels,
+    model = load_images(
+        ImageRequest(
+            name=config.model,
+            weights=config.weights,
+            device=config.device,
+            dtype=config.dtype,
+            weights_seed=seeds.derive(config.seed, "weights"),
+            num_labels=config.num_labels,
+            size=config.size,
+            channels=config.channels,
+        )
     )
     pictures = chosen_pictures(config.images, config.indices, config.dataset, model.shape)
     import torch

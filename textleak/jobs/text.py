@@ -375,8 +375,8 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
     downloaded for it.
     """
     from textleak.clients.view import view_of
-    from textleak.models import load_model
     from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
+    from textleak.models.loading.text import TextRequest, load
     from textleak.private.secrets import Secret
     from textleak.shared.gradient import SharedGradient
 
@@ -390,15 +390,17 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
             why="It could be anything from anywhere: a file has only an alias loaded (`textleak models`).",
             fix="Name it yourself, if you trust it: --model NAME.",
         )
-    model = load_model(
-        config.model if "model" in given else public.name,
-        weights=config.weights if "weights" in given else public.weights,
-        task=config.task if "task" in given else public.task,
-        device=config.device,
-        dtype=config.dtype if "dtype" in given else public.dtype,
-        weights_seed=public.weights_seed,
-        num_labels=config.num_labels if "num_labels" in given else public.num_labels or 2,
-        download="model" in given,
+    model = load(
+        TextRequest(
+            name=config.model if "model" in given else public.name,
+            weights=config.weights if "weights" in given else public.weights,
+            task=config.task if "task" in given else public.task,
+            device=config.device,
+            dtype=config.dtype if "dtype" in given else public.dtype,
+            weights_seed=public.weights_seed,
+            num_labels=config.num_labels if "num_labels" in given else public.num_labels or 2,
+            download="model" in given,
+        )
     )
     view_of(shared, model)  # names and shapes
     if model.fingerprint != shared.model.fingerprint:

@@ -5,19 +5,31 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 
 - rules.py: how a layer's input and output gradient make its parameters' gradients; `register_rule` adds one.
 - factored.py: the candidates' gradients as factors, by hooks and one call of autograd.
-- target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both.
-- kernels.py: a network's usual operations with cheap second derivatives.
+- target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both, those of most
+  tensors together (plan.py), of the others one by one (single.py).
+- kernels.py: a network's usual operations with cheap second derivatives.  linear.py: products by a constant weight.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
-- optimisers.py: Adam and L-BFGS, asked for points and told their worth.  driver.py: the one loop around them.
+- optimisers.py: Adam and L-BFGS, asked for points and told their worth.  policies.py: patience and races, around them.
+- driver.py: the one loop, its limits and its ending.
 - discrete.py: search over sequences of symbols.  bench.py: factored against formed gradients.
 """
 
 from textleak.matching.bench import BenchRow, benchmark
-from textleak.matching.driver import ObjectiveFunction, Step, Stop, minimise, minimise_in_turns
+from textleak.matching.driver import (
+    Ending,
+    Iterate,
+    Limits,
+    ObjectiveFunction,
+    Project,
+    Turns,
+    minimise,
+    minimise_in_turns,
+)
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.matcher import Matcher
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
 from textleak.matching.optimisers import LBFGS, Adam, LinearDecay, MilestoneDecay, Optimiser, StepDecay
+from textleak.matching.policies import Patient, Race
 from textleak.matching.rules import (
     Call,
     Contribution,
@@ -29,7 +41,7 @@ from textleak.matching.rules import (
     register_rule,
     scale_and_bias,
 )
-from textleak.matching.target import Target, TargetTensor
+from textleak.matching.target import Damage, Target, TargetTensor
 
 __all__ = [
     "LBFGS",
@@ -41,8 +53,12 @@ __all__ = [
     "Contribution",
     "CosineGlobal",
     "CosinePerTensor",
+    "Damage",
+    "Ending",
     "Formed",
+    "Iterate",
     "Leaves",
+    "Limits",
     "LinearDecay",
     "Matcher",
     "MilestoneDecay",
@@ -52,14 +68,16 @@ __all__ = [
     "ObjectiveFunction",
     "Optimiser",
     "Outer",
+    "Patient",
+    "Project",
+    "Race",
     "Rows",
     "SquaredL2",
-    "Step",
     "StepDecay",
-    "Stop",
     "Sum",
     "Target",
     "TargetTensor",
+    "Turns",
     "benchmark",
     "find_rule",
     "minimise",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from textleak.matching.factored import Leaves, ModelFunction, candidates_of, requiring_grad
-from textleak.matching.matcher import Matcher
+from textleak.matching.matcher import Matcher, matched_names
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Objective, SquaredL2
 from textleak.matching.target import Target
 
@@ -76,53 +76,28 @@ def benchmark(
         wrt: names of the dummies among the leaves.
         repeats: how often both are timed.
     """
-    dummies = tuple(wrt)
     target = Target.from_gradients(gradients)
-    matcher = Matcher.of(network, target, objective)
-    parameters = dict(network.named_parameters())
-    matched = {name: parameters[name] for name in target.names if objective.weights.get(name, 1.0)}
-    shared = {name: gradients[name].detach() for name in matched}
-    candidates = candidates_of(leaves)
-    device = leaves[dummies[0]].device
-
-    def factored(some: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
-        return matcher.value_and_gradient(model_function, some, dummies)
-
-    def formed(k: int) -> tuple[Tensor, dict[str, Tensor]]:
-        own = {name: leaf[k : k + 1].detach().clone() for name, leaf in leaves.items()}
-        for name in dummies:
-            own[name].requires_grad_()
-        loss = model_function(own).sum()
-        trial = torch.autograd.grad(loss, list(matched.values()), create_graph=True)
-        distance = _distance(objective, dict(zip(matched, trial, strict=True)), shared)
-        found = torch.autograd.grad(
-            distance, [own[n] for n in dummies], allow_unused=True, materialize_grads=True
-        )
-        return distance.detach().unsqueeze(0), dict(zip(dummies, found, strict=True))
-
-    factored(leaves)  # checks its rules, warms up
-    formed_times, factored_times = [], []
-    with requiring_grad(matched.values()):
-        formed(0)
-        seconds = _seconds(lambda: formed(0), device)
-    turns = max(1, round(_seconds(lambda: factored(leaves), device) / seconds))  # about as long as the other
-    for _ in range(repeats):
-        with requiring_grad(matched.values()):
-            taken = _seconds(lambda: [formed(k % candidates) for k in range(turns)], device)
-        formed_times.append(taken / turns)
-        factored_times.append(_seconds(lambda: factored(leaves), device) / candidates)
+    both = _Methods(
+        matcher=Matcher.of(network, target, objective),
+        model_function=model_function,
+        leaves=leaves,
+        dummies=tuple(wrt),
+        matched=_matched(network, target, objective),
+        shared={name: gradients[name].detach() for name in target.names},
+    )
+    both.factored()  # checks its rules, warms up
+    factored_times, formed_times = _taken_by_turns(both, repeats)
     ratios = [a / b for a, b in zip(formed_times, factored_times, strict=True)]
     quarters = statistics.quantiles(ratios, method="inclusive") if repeats > 1 else [ratios[0]] * 3
-
-    constants = [*network.parameters(), *network.buffers(), *shared.values()]
-    factored_bytes = _saved_bytes(lambda: factored(leaves), constants) / candidates
-    with requiring_grad(matched.values()):
-        formed_bytes = _saved_bytes(lambda: formed(0), constants)
-        expected = [formed(k) for k in range(min(candidates, _COMPARED))]
+    constants = [*network.parameters(), *network.buffers(), *both.shared.values()]
+    factored_bytes = _saved_bytes(both.factored, constants) / both.candidates
+    with requiring_grad(both.matched.values()):
+        formed_bytes = _saved_bytes(lambda: both.formed(0), constants)
+        expected = [both.formed(k) for k in range(min(both.candidates, _COMPARED))]
     return BenchRow(
-        candidates=candidates,
-        device=str(device),
-        dtype=str(leaves[dummies[0]].dtype).removeprefix("torch."),
+        candidates=both.candidates,
+        device=str(both.device),
+        dtype=str(leaves[both.dummies[0]].dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         repeats=repeats,
         factored_candidates_per_second=1 / statistics.median(factored_times),
@@ -130,8 +105,78 @@ def benchmark(
         speedup=statistics.median(ratios),
         spread=(quarters[2] - quarters[0]) / 2,
         memory_ratio=factored_bytes / formed_bytes,
-        max_relative_difference=_difference(factored(leaves), expected),
+        max_relative_difference=_difference(both.factored(), expected),
     )
+
+
+def _matched(network: nn.Module, target: Target, objective: Objective) -> dict[str, nn.Parameter]:
+    """The parameters whose gradients the objective looks at."""
+    parameters = dict(network.named_parameters())
+    return {name: parameters[name] for name in matched_names(target, objective)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Methods:
+    """The two ways to the same candidates' distances and gradients.
+
+    Attributes:
+        matcher: the factored way.
+        model_function: gives losses (K,) from leaves.
+        leaves: the candidates.
+        dummies: names of those that are differentiated by.
+        matched: the parameters whose gradients are compared.
+        shared: the shared gradient of these.
+    """
+
+    matcher: Matcher
+    model_function: ModelFunction
+    leaves: Leaves
+    dummies: tuple[str, ...]
+    matched: dict[str, nn.Parameter]
+    shared: dict[str, Tensor]
+
+    @property
+    def candidates(self) -> int:
+        """K."""
+        return candidates_of(self.leaves)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the candidates are."""
+        return self.leaves[self.dummies[0]].device
+
+    def factored(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """All candidates at once."""
+        return self.matcher.value_and_gradient(self.model_function, self.leaves, self.dummies)
+
+    def formed(self, k: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """One candidate, as the papers do it; the parameters have to require gradients."""
+        own = {name: leaf[k : k + 1].detach().clone() for name, leaf in self.leaves.items()}
+        for name in self.dummies:
+            own[name].requires_grad_()
+        loss = self.model_function(own).sum()
+        trial = torch.autograd.grad(loss, list(self.matched.values()), create_graph=True)
+        gradients = dict(zip(self.matched, trial, strict=True))
+        distance = _distance(self.matcher.objective, gradients, self.shared)
+        found = torch.autograd.grad(
+            distance, [own[n] for n in self.dummies], allow_unused=True, materialize_grads=True
+        )
+        return distance.detach().unsqueeze(0), dict(zip(self.dummies, found, strict=True))
+
+
+def _taken_by_turns(both: _Methods, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds a candidate of the factored and of the formed method, measured by turns of about the same length."""
+    with requiring_grad(both.matched.values()):
+        both.formed(0)
+        seconds = _seconds(lambda: both.formed(0), both.device)
+    turns = max(1, round(_seconds(both.factored, both.device) / seconds))
+    factored, formed = [], []
+    for _ in range(repeats):
+        with requiring_grad(both.matched.values()):
+            taken = _seconds(lambda: [both.formed(k % both.candidates) for k in range(turns)], both.device)
+        formed.append(taken / turns)
+        factored.append(_seconds(both.factored, both.device) / both.candidates)
+    return factored, formed
 
 
 def _distance(objective: Objective, own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from textleak.errors import InputError
 from textleak.matching.kernels import CheapSecondDerivatives
-from textleak.matching.moments import form
 from textleak.matching.rules import Call, Contribution, Formed, Rule, find_rule
+from textleak.matching.single import form
 
 Leaves = Mapping[str, Tensor]
 """What the caller owns, by name, K first: embeddings, label logits, ids, pixels. Only sliced here."""

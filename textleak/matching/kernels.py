@@ -1,15 +1,14 @@
 """A network's usual operations with cheap second derivatives, swapped in while the engine runs it.
 
-Torch differentiates layer norms, activations and softmax twice by formulas of many small steps, and on some
-processors multiplies float32 matrices at half the speed that oneDNN reaches. The operations here give the
-same values and derivatives to rounding; weights count as constants, as their gradients come from factors.
+Torch differentiates layer norms, activations and softmax twice by formulas of many small steps. The operations here,
+and the products of linear.py, give the same values and derivatives to rounding; weights count as constants, as their
+gradients come from factors.
 
 Shapes: any leading dimensions, D the last one, O and I the sides of a weight.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from textleak.matching.linear import linear
 
 
 class CheapSecondDerivatives(TorchFunctionMode):
@@ -52,95 +53,6 @@ class CheapSecondDerivatives(TorchFunctionMode):
             if result is not None:
                 return result
         return func(*args, **(kwargs or {}))
-
-
-def product(x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """X Wᵀ + b as `functional.linear`, by oneDNN where that is at hand (a transposed view costs nothing)."""
-    dense = weight_OI.is_contiguous() or weight_OI.mT.is_contiguous()  # oneDNN has no fast way with others
-    if dense and x_I.dtype == torch.float32 and x_I.device.type == "cpu" and _has_onednn():
-        result = torch.ops.mkldnn._linear_pointwise(x_I, weight_OI, bias_O, "none", [], "")
-        return cast(Tensor, result)
-    return functional.linear(x_I, weight_OI, bias_O)
-
-
-@functools.cache
-def _has_onednn() -> bool:
-    """Whether torch's oneDNN product is there and right (an operation that torch keeps for its compiler)."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    x_I, weight_OI = torch.arange(12.0).view(4, 3), torch.arange(6.0).view(3, 2).mT
-    try:
-        result = torch.ops.mkldnn._linear_pointwise(x_I, weight_OI, None, "none", [], "")
-    except (AttributeError, RuntimeError):
-        return False
-    return bool(torch.allclose(result, x_I @ weight_OI.mT))
-
-
-class _Linear(torch.autograd.Function):
-    """x Wᵀ + b; its gradient is the same operation with Wᵀ, on the rows that aren't 0."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight_OI)
-        return product(x_I, weight_OI, bias_O)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_O: Tensor) -> tuple[Tensor, None, None]:
-        (weight_OI,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        live = _live_rows(grad_O)
-        if live is None:
-            return linear(grad_O, weight_OI.mT), None, None
-        some_O = _Picked.apply(grad_O, live)  # type: ignore[no-untyped-call]
-        some_I = linear(some_O, weight_OI.mT)
-        return _Placed.apply(some_I, live, grad_O.shape[:-1]), None, None  # type: ignore[no-untyped-call]
-
-
-class _Picked(torch.autograd.Function):
-    """Some rows (n, D) of a tensor (..., D)."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_D: Tensor, index: Tensor) -> Tensor:
-        ctx.index, ctx.leading = index, x_D.shape[:-1]  # type: ignore[attr-defined]
-        return x_D.flatten(0, -2)[index]
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_D: Tensor) -> tuple[Tensor, None]:
-        return _Placed.apply(grad_D, ctx.index, ctx.leading), None  # type: ignore[attr-defined, no-untyped-call]
-
-
-class _Placed(torch.autograd.Function):
-    """Zeros (..., D) with some rows (n, D) put in."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_D: Tensor, index: Tensor, leading: torch.Size) -> Tensor:
-        ctx.index = index  # type: ignore[attr-defined]
-        zeros_D = x_D.new_zeros(leading.numel(), x_D.shape[-1])
-        return zeros_D.index_copy_(0, index, x_D).view(*leading, -1)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_D: Tensor) -> tuple[Tensor, None, None]:
-        return _Picked.apply(grad_D, ctx.index), None, None  # type: ignore[attr-defined, no-untyped-call]
-
-
-def _live_rows(grad_O: Tensor) -> Tensor | None:
-    """Which rows aren't all 0, where that is a minority, else None.
-
-    A classifier reads one token's last state, a masked language model is asked for few tokens, and padding
-    counts for nothing: no gradient comes back to the other rows. Nothing else makes every entry of a row 0
-    but a loss without any slope, and where all rows are 0 all are computed.
-    """
-    if grad_O.dim() < 2 or grad_O.device.type != "cpu":  # elsewhere asking costs more than it saves
-        return None
-    rows = grad_O.shape[:-1].numel()
-    grad_RO = grad_O.detach().flatten(0, -2)
-    if rows < _FEW_ROWS or 2 * int(grad_RO[:, 0].count_nonzero()) > rows:
-        return None
-    live = grad_RO.any(1).nonzero().flatten()
-    return live if 0 < 2 * len(live) <= rows else None
-
-
-# Fewer rows than this are multiplied as they are.
-_FEW_ROWS = 32
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -402,11 +314,6 @@ def _usable(x: object) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.requires_grad
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`functional.linear` with a constant weight; differentiable in the input any number of times."""
-    return cast(Tensor, _Linear.apply(input, weight, bias))  # type: ignore[no-untyped-call]
-
-
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     return linear(input, weight, bias) if weight.dim() == 2 and _usable(input) else None
 
@@ -414,7 +321,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **options: object) -> Tensor | None:
     if options or input.dim() != 1 or mat2.requires_grad or not _usable(mat1):
         return None
-    return cast(Tensor, _Linear.apply(mat1, mat2.mT, input))  # type: ignore[no-untyped-call]
+    return linear(mat1, mat2.mT, input)
 
 
 def _layer_norm(

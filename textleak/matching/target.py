@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from textleak.errors import InputError
-from textleak.matching.kernels import linear
+from textleak.matching.linear import linear
 from textleak.numerics import exact, on_capable_device
 
 # Rank the range finder starts from, and columns drawn beyond the rank sought (Halko et al. 2011, sec. 4.2).
@@ -25,6 +25,34 @@ _OVERSAMPLING = 8
 _MASKED_ROWS = 32
 
 Rescaled = Literal["all", "layer", "tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """What was done to a gradient after it was taken, as far as the comparison reckons with it.
+
+    Attributes:
+        rank: of a matrix, at most (the batch's tokens); what is beyond it is noise. None where that isn't known.
+        noise_floor: standard deviation σ of Gaussian noise on each entry, of all tensors or by name; singular values s
+            are shrunk to √(s² − f²), f = σ(√O + √I). 0 for none.
+        masked: whether entries that are 0 were set to it: nothing is known of them, and they aren't compared.
+        masked_rows: of a masked matrix, how many rows are compared, those with the most left; None for all.
+        rescaled: bring candidates' gradients to the norm of the shared one first: of all tensors together, of each
+            layer's or each tensor's; None to take them as they are.
+    """
+
+    rank: int | None = None
+    noise_floor: float | Mapping[str, float] = 0.0
+    masked: bool = False
+    masked_rows: int | None = _MASKED_ROWS
+    rescaled: Rescaled | None = None
+
+    def floor(self, name: str) -> float:
+        """σ of a tensor."""
+        return self.noise_floor[name] if isinstance(self.noise_floor, Mapping) else self.noise_floor
+
+
+NO_DAMAGE = Damage()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,8 +114,7 @@ class Target:
     Attributes:
         tensors: by parameter name, in the order given.
         dropped: tensors left out as their gradient is only rounding noise (key biases are 0 in theory).
-        rescaled: bring candidates' gradients to the norm of the shared one first: of all tensors together, of each
-            layer's or each tensor's; None to take them as they are.
+        rescaled: see `Damage`.
     """
 
     tensors: dict[str, TargetTensor]
@@ -108,13 +135,9 @@ class Target:
     def from_gradients(
         cls,
         gradients: Mapping[str, Tensor],
+        damage: Damage = NO_DAMAGE,
         *,
         drop_below: float = 1e-6,
-        rank: int | None = None,
-        noise_floor: float | Mapping[str, float] = 0.0,
-        masked: bool = False,
-        masked_rows: int | None = _MASKED_ROWS,
-        rescaled: Rescaled | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Target:
@@ -122,13 +145,8 @@ class Target:
 
         Args:
             gradients: by parameter name; only those to be matched.
+            damage: what was done to them.
             drop_below: leave out a tensor whose norm is under this part of the largest.
-            rank: keep at most this many singular values a matrix (the batch's tokens: less noise).
-            noise_floor: standard deviation σ of Gaussian noise on each entry, of all tensors or by name;
-                singular values s are shrunk to √(s² − f²), f = σ(√O + √I). 0 for none.
-            masked: entries that are 0 were set to it: nothing is known of them, and they aren't compared.
-            masked_rows: of a masked matrix, how many rows are compared, those with the most left; None for all.
-            rescaled: see the attribute.
             dtype: as the engine will run; default as given.
             device: where the engine will run; default as given.
 
@@ -143,36 +161,37 @@ class Target:
                 why="Every input would match them equally well.",
                 fix="Share more parameters, or check the loss on the client.",
             )
-        tensors: dict[str, TargetTensor] = {}
-        dropped: list[str] = []
-        floors = noise_floor if isinstance(noise_floor, Mapping) else dict.fromkeys(gradients, noise_floor)
-        for name, gradient in gradients.items():
-            if norms[name] < drop_below * largest:
-                dropped.append(name)
-                continue
-            tensor = gradient.detach().to(device=device, dtype=dtype)
-            if tensor.dim() > 2:
-                tensor = tensor.flatten(1)
-            if masked and not bool(tensor.all()):
-                found = _masked(tensor, masked_rows)
-            elif tensor.dim() < 2:
-                found = TargetTensor(shape=tuple(tensor.shape), squared_norm=norms[name] ** 2, dense=tensor)
-            elif rank is not None or floors[name] > 0.0:
-                found = _denoised(_precise(tensor), rank, floors[name]).to(tensor)
-            else:
-                rounding = _rounding(tensor.dtype) * norms[name]
-                found = _factored(_precise(tensor), norms[name], rounding).to(tensor)
-            if found.squared_norm > 0.0:
-                tensors[name] = replace(found, shape=tuple(gradient.shape))
-            else:
-                dropped.append(name)  # all of it lies under the noise floor
+        found = {
+            name: _target_of(
+                gradient.detach().to(device=device, dtype=dtype), norms[name], damage, damage.floor(name)
+            )
+            for name, gradient in gradients.items()
+            if norms[name] >= drop_below * largest
+        }
+        tensors = {name: tensor for name, tensor in found.items() if tensor.squared_norm > 0.0}
         if not tensors:
+            floor = max(map(damage.floor, gradients))
             raise InputError(
-                f"All {len(norms)} gradients to be matched lie under the noise floor {max(floors.values()):g}.",
+                f"All {len(norms)} gradients to be matched lie under the noise floor {floor:g}.",
                 why="Nothing is left to compare candidates with.",
                 fix="Match without a noise floor.",
             )
-        return cls(tensors=tensors, dropped=tuple(dropped), rescaled=rescaled)
+        dropped = tuple(name for name in gradients if name not in tensors)
+        return cls(tensors=tensors, dropped=dropped, rescaled=damage.rescaled)
+
+
+def _target_of(gradient: Tensor, norm: float, damage: Damage, floor: float) -> TargetTensor:
+    """One tensor, in the form that is compared the fastest; of norm 0 where all of it lies under the floor."""
+    matrix = gradient.flatten(1) if gradient.dim() > 2 else gradient
+    if damage.masked and not bool(matrix.all()):
+        found = _masked(matrix, damage.masked_rows)
+    elif matrix.dim() < 2:
+        found = TargetTensor(shape=tuple(matrix.shape), squared_norm=norm**2, dense=matrix)
+    elif damage.rank is not None or floor > 0.0:
+        found = _denoised(_precise(matrix), damage.rank, floor).to(matrix)
+    else:
+        found = _factored(_precise(matrix), norm, _rounding(matrix.dtype) * norm).to(matrix)
+    return replace(found, shape=tuple(gradient.shape))
 
 
 def _precise(tensor: Tensor) -> Tensor:

@@ -10,19 +10,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from textleak.models.batches import Batch, Targets
     from textleak.models.loading.listing import ModelRow, describe
-    from textleak.models.loading.text import find_device, load_model
-    from textleak.models.text import Batch, Targets, TextModel
+    from textleak.models.loading.request import find_device
+    from textleak.models.loading.text import load_model
+    from textleak.models.text import TextModel
 
 __all__ = ["Batch", "ModelRow", "Targets", "TextModel", "describe", "find_device", "load_model"]
 
 _HOMES = {
-    "Batch": "text",
+    "Batch": "batches",
     "ModelRow": "loading.listing",
-    "Targets": "text",
+    "Targets": "batches",
     "TextModel": "text",
     "describe": "loading.listing",
-    "find_device": "loading.text",
+    "find_device": "loading.request",
     "load_model": "loading.text",
 }
 

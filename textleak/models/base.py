@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import ClassVar, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from textleak.shared.public import PublicModel
+
+Weights = Literal["pretrained", "random"]
 
 Tensors = dict[str, Tensor]
 """Tensors by parameter name."""

@@ -113,9 +113,8 @@ def fixed_tokens(model: TextModel, length: int) -> dict[int, int]:
 
 def to_sentence(
     model: TextModel,
-    ids: Sequence[int],
+    symbols: Sequence[int],
     *,
-    masked: Sequence[bool] | None = None,
     confidence: Sequence[float] | None = None,
     channels: Sequence[str] | None = None,
     candidates: Sequence[Sequence[tuple[int, float]]] | None = None,
@@ -126,39 +125,40 @@ def to_sentence(
 
     Args:
         model: whose tokenizer names the tokens.
-        ids: token ids, -1 where a position is left open.
-        masked: positions where the network read a mask (masked language modeling).
+        symbols: token ids, -1 where a position is left open; id + V where the network read a mask and the token was its
+            label (masked language modeling).
         confidence: 0 to 1 each, 0 by default.
         channels: what gave each token away, "" by default.
         candidates: (id, score) of the next best tokens of each position.
         label: the class.
         label_posterior: probability of each class.
     """
+    ids = [int(symbol) % model.vocab_size if symbol >= 0 else -1 for symbol in symbols]
     known = [i for i in ids if i >= 0]
     texts = iter(model.token_texts(known))
-    shown = [next(texts) if i >= 0 else "" for i in ids]
     fixed = fixed_tokens(model, len(ids))
     positions = tuple(
         Position(
             position=t,
-            id=int(id_),
-            text=shown[t],
+            id=id_,
+            text=next(texts) if id_ >= 0 else "",
             confidence=float(confidence[t]) if confidence is not None else 0.0,
             channel=channels[t] if channels is not None else "",
             special=fixed.get(t) == id_,
-            masked=bool(masked[t]) if masked is not None else False,
-            candidates=tuple(
-                TokenGuess(id=i, text=text, score=score)
-                for (i, score), text in zip(
-                    candidates[t], model.token_texts([i for i, _ in candidates[t]]), strict=True
-                )
-            )
-            if candidates is not None
-            else (),
+            masked=symbols[t] >= model.vocab_size,
+            candidates=_guesses(model, candidates[t]) if candidates is not None else (),
         )
         for t, id_ in enumerate(ids)
     )
     plain = [i for i in known if i not in model.special_ids]
     return Sentence(
         positions=positions, text=model.decode(plain), label=label, label_posterior=tuple(label_posterior)
+    )
+
+
+def _guesses(model: TextModel, scored: Sequence[tuple[int, float]]) -> tuple[TokenGuess, ...]:
+    """(id, score) with the tokens' texts."""
+    texts = model.token_texts([i for i, _ in scored])
+    return tuple(
+        TokenGuess(id=i, text=text, score=score) for (i, score), text in zip(scored, texts, strict=True)
     )

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from textleak.models.text import Batch, Targets, TextExamples, TextModel
+from textleak.models.batches import Batch, Targets, TextExamples
+from textleak.models.text import TextModel
 
 
 def inputs_and_targets(

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
 
@@ -22,101 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from textleak.errors import InputError
-from textleak.models.base import Modality, Model
+from textleak.models.base import Modality, Weights
+from textleak.models.batches import Batch, Targets
+from textleak.models.identity import attends, fingerprint_of, public_model
 from textleak.models.quiet import quiet
+from textleak.models.targets import targets_of
 from textleak.shared.public import PublicModel
-from textleak.words import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Task = Literal["classification", "causal-lm", "masked-lm"]
-Weights = Literal["pretrained", "random"]
 
 _UNHEARD_OF = "\U00013000"  # a hieroglyph: in no vocabulary, so it becomes bytes or the unknown token
 _UNLIMITED = 2**30  # tokens
-MASKED_SHARE = 0.15  # Devlin et al. 2019, sec. 3.1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """What the network reads, padded on the right.
-
-    Attributes:
-        ids_BT: token ids.
-        mask_BT: 1 where a token stands, 0 where padding does.
-    """
-
-    ids_BT: Tensor
-    mask_BT: Tensor
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of each sentence, special tokens counted."""
-        return tuple(self.mask_BT.sum(-1).tolist())
-
-    @property
-    def sentences(self) -> tuple[tuple[int, ...], ...]:
-        """The ids of each sentence without padding."""
-        return tuple(
-            tuple(ids[:length]) for ids, length in zip(self.ids_BT.tolist(), self.lengths, strict=True)
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Targets:
-    """What the loss is taken against: loss = Σ weights · cross entropy.
-
-    Attributes:
-        labels: class ids, long (..., L), or probabilities of the classes, float (..., L, C).
-        weights: (..., L), 0 where nothing is predicted; the mean over the batch is in them.
-    """
-
-    labels: Tensor
-    weights: Tensor
-
-    @property
-    def soft(self) -> bool:
-        """Whether the labels are probabilities."""
-        return self.labels.dtype.is_floating_point
-
-    def expand(self, candidates: int) -> Targets:
-        """The same targets for each of K candidates: a leading dimension more, nothing copied."""
-        return Targets(
-            labels=self.labels.expand(candidates, *self.labels.shape),
-            weights=self.weights.expand(candidates, *self.weights.shape),
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class TextExamples:
-    """Sentences as the network reads them, and what their loss is taken against.
-
-    Attributes:
-        batch: what the network reads (B, T).
-        targets: labels and weights of its predictions (B, L).
-    """
-
-    batch: Batch
-    targets: Targets
-
-    def __len__(self) -> int:
-        """B."""
-        return len(self.batch.ids_BT)
-
-    def only(self, rows: slice) -> TextExamples:
-        """Some of the sentences; the loss is the mean over these."""
-        weights = self.targets.weights[rows]
-        return TextExamples(
-            batch=Batch(ids_BT=self.batch.ids_BT[rows], mask_BT=self.batch.mask_BT[rows]),
-            targets=Targets(labels=self.targets.labels[rows], weights=weights / weights.sum()),
-        )
-
-    def loss(self, model: Model) -> Tensor:
-        """The batch's loss on a text model, a scalar."""
-        assert isinstance(model, TextModel)
-        inputs, mask = self.batch.ids_BT[None], self.batch.mask_BT[None]
-        return model.loss(inputs, mask, self.targets.expand(1)).sum()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -394,66 +311,13 @@ class TextModel:
         Raises:
             InputError: labels that don't fit, or a batch with nothing to predict.
         """
-        if self.task == "classification":
-            return batch, self._class_targets(batch, labels, generator)
-        if labels is not None:
-            raise InputError(
-                f"Labels {list(labels)} were given for {self.task}.",
-                why="The tokens themselves are the labels of language modeling.",
-                fix="Leave the labels out, or choose the task classification.",
-            )
-        if self.task == "causal-lm":
-            if max(batch.lengths) < 2:
-                raise InputError(
-                    f"The batch has only sentences of one token for {self.name}.",
-                    why="A causal language model predicts each token from those before it: there is none.",
-                    fix="Give a longer sentence.",
-                )
-            return batch, self.causal_targets(batch.ids_BT, batch.mask_BT)
-        return self._masked_targets(batch, generator)
-
-    def _class_targets(
-        self, batch: Batch, labels: Sequence[int] | None, generator: torch.Generator
-    ) -> Targets:
-        assert self.num_labels is not None
-        B = len(batch.ids_BT)
-        if labels is None:
-            labels = torch.randint(self.num_labels, (B,), generator=generator).tolist()
-        if len(labels) != B:
-            raise InputError(
-                f"{count_of(len(labels), 'label')} given for {count_of(B, 'sentence')}.",
-                fix="Give one for each, or none.",
-            )
-        check_labels(labels, self.num_labels, self.name)
-        return Targets(
-            labels=torch.tensor(list(labels), device=self.device)[:, None],
-            weights=torch.full((B, 1), 1 / B, device=self.device, dtype=self.loss_dtype),
-        )
+        return targets_of(self, batch, labels, generator)
 
     def causal_targets(self, ids: Tensor, mask: Tensor) -> Targets:
         """Each token predicts the next: ids and mask (..., B, T), mean over all labels of the B sentences."""
         labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], self.pad_id)], -1)
         predicted = torch.cat([mask[..., 1:], torch.zeros_like(mask[..., :1])], -1).to(self.loss_dtype)
         return Targets(labels=labels, weights=predicted / predicted.sum((-2, -1), keepdim=True).clamp(min=1))
-
-    def _masked_targets(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Targets]:
-        if self.mask_id is None:
-            raise InputError(
-                f"The tokenizer of {self.name!r} has no mask token.", fix="Choose another --task or --model."
-            )
-        special = torch.tensor(sorted(self.special_ids), device=self.device)
-        maskable = (batch.mask_BT == 1) & ~torch.isin(batch.ids_BT, special)
-        draws = torch.rand(batch.ids_BT.shape, generator=generator).to(self.device)
-        draws = draws.masked_fill(~maskable, torch.inf)
-        # At least one in each sentence (our choice): a sentence without any would leave no trace in the
-        # gradient, and a batch without any has no loss.
-        first = draws == draws.amin(-1, keepdim=True)
-        hidden = ((draws < MASKED_SHARE) | first) & maskable
-        weights = hidden.to(self.loss_dtype)
-        return (
-            Batch(ids_BT=batch.ids_BT.masked_fill(hidden, self.mask_id), mask_BT=batch.mask_BT),
-            Targets(labels=batch.ids_BT, weights=weights / weights.sum()),
-        )
 
     @property
     def loss_dtype(self) -> torch.dtype:
@@ -555,57 +419,3 @@ class TextModel:
     def with_network(self, network: nn.Module) -> Self:
         """The same model around another network of the same kind."""
         return dataclasses.replace(self, network=cast("PreTrainedModel", network))
-
-
-def check_labels(labels: Sequence[int], num_labels: int, name: str) -> None:
-    """Make sure that each label is a class of the model that is called `name`.
-
-    Raises:
-        InputError: the first one that isn't.
-    """
-    for label in labels:
-        if not 0 <= label < num_labels:
-            raise InputError(
-                f"Label {label} is out of range.",
-                why=f"{name} has {num_labels} classes.",
-                fix=f"Use a label from 0 to {num_labels - 1}.",
-            )
-
-
-def public_model(model: Model, *, picture: tuple[int, int, int] | None = None) -> PublicModel:
-    """What both sides need to know to load the same model.
-
-    Args:
-        model: the model.
-        picture: channels, height and width that an image model reads.
-    """
-    return PublicModel(
-        name=model.name,
-        task=model.task,
-        weights=model.weights,
-        weights_seed=model.weights_seed,
-        num_labels=model.num_labels,
-        dtype=str(model.dtype).removeprefix("torch."),
-        fingerprint=model.fingerprint,
-        picture=picture,
-    )
-
-
-def fingerprint_of(parameters: Mapping[str, nn.Parameter]) -> str:
-    """Hash of every parameter's name, shape and a sample of its values."""
-    digest = hashlib.sha256()
-    for name, parameter in parameters.items():
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, values.numel() // 64)][:64].cpu().double().numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.tobytes())
-    return digest.hexdigest()[:16]
-
-
-_ATTENTION_ROLES = {"q", "k", "v", "kv", "qkv", "query", "key", "value", "wqkv"}
-
-
-def attends(component: str) -> bool:
-    """Whether a module of this name makes queries, keys or values, in the families of transformers."""
-    parts = re.split(r"_", component.lower())
-    return component in ("c_attn", "in_proj") or bool(_ATTENTION_ROLES & set(parts))

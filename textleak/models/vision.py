@@ -16,9 +16,11 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from textleak.models.base import Modality, Model
+from textleak.models.base import Modality, Model, Weights
+from textleak.models.batches import Targets
+from textleak.models.identity import attends, fingerprint_of, public_model
 from textleak.models.networks import BatchStatisticsNorm
-from textleak.models.text import Targets, Weights, attends, check_labels, fingerprint_of, public_model
+from textleak.models.targets import check_labels
 from textleak.shared.public import PublicModel
 
 ImageTask = Literal["image-classification"]

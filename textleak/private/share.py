@@ -14,7 +14,9 @@ from textleak.clients.base import Client, OnSample, composed, gradient_of
 from textleak.defenses import Defense, Step, check_order
 from textleak.errors import InputError
 from textleak.models.base import Examples, Tensors
-from textleak.models.text import TextExamples, TextModel, check_labels
+from textleak.models.batches import TextExamples
+from textleak.models.targets import check_labels
+from textleak.models.text import TextModel
 from textleak.models.vision import ImageModel, PictureExamples
 from textleak.private.secrets import ImageSecret, Secret
 from textleak.shared.choice import choose_shared

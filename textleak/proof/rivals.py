@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from textleak.errors import InputError
 from textleak.matching import Capture, Leaves
 from textleak.matching.discrete import Guess, Row, class_changes, substitutions
-from textleak.matching.moments import form
+from textleak.matching.single import form
 from textleak.models import Targets, TextModel
 from textleak.models.decoding import fixed_tokens, nearest_tokens
 from textleak.models.guesses import inputs_and_targets

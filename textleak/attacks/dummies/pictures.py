@@ -16,8 +16,8 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Tokens
-from textleak.matching import Leaves, Matcher, Objective, SquaredL2, Target
-from textleak.models.text import Targets
+from textleak.matching import Damage, Leaves, Matcher, Objective, Project, SquaredL2, Target, Turns
+from textleak.models.batches import Targets
 from textleak.models.vision import ImageModel
 from textleak.shared.effects import hides_entries, lost_scale
 from textleak.shared.gradient import SharedGradient
@@ -124,13 +124,9 @@ class DummyPictures:
     def matcher(self) -> Matcher:
         """Matches every shared parameter."""
         effects = self.shared.effects
+        damage = Damage(masked=hides_entries(effects), masked_rows=None, rescaled=lost_scale(effects))
         target = Target.from_gradients(
-            self.shared.gradients,
-            masked=hides_entries(effects),
-            masked_rows=None,
-            rescaled=lost_scale(effects),
-            dtype=self.model.dtype,
-            device=self.model.device,
+            self.shared.gradients, damage, dtype=self.model.dtype, device=self.model.device
         )
         return self.view.matcher(target, self.objective, kinks=self.settings.kinks)
 
@@ -150,14 +146,15 @@ class DummyPictures:
     @property
     def patience(self) -> int | None:
         """Evaluations without progress after which a candidate begins anew; None where there is no telling."""
-        return None if self.tolerance is None else _PATIENCE
+        return None if self.tolerance is None or self.turns is not None else _PATIENCE
 
     @property
-    def turns(self) -> tuple[tuple[str, ...], ...]:
-        """Leaves that are optimized together: each picture's for a turn, or all of them."""
+    def turns(self) -> Turns | None:
+        """Each picture's leaves for a turn; None for all at once."""
         if not self.settings.one_at_a_time or self.batch_size == 1:
-            return (self.free,)
-        return tuple(self._leaves_of(b) for b in range(self.batch_size))
+            return None
+        groups = tuple(self._leaves_of(b) for b in range(self.batch_size))
+        return Turns(groups=groups, each=self.settings.one_at_a_time)
 
     def _leaves_of(self, b: int) -> tuple[str, ...]:
         return (f"pixels {b}",) if self.labels_KB is not None else (f"pixels {b}", f"labels {b}")
@@ -265,7 +262,12 @@ class DummyPictures:
             prior_K = prior_K + settings.batch_norm * unit * apart_K
         return prior_K
 
-    def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def project(self) -> Project | None:
+        """To values between 0 and 1, where a recipe asks for that."""
+        return self._clamped if self.settings.boxed else None
+
+    def _clamped(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Pictures with every value between 0 and 1."""
         return {
             name: self._as_leaf(self.model.normalized(self.model.pictures(self._as_pixels(leaf)).clamp(0, 1)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,8 +53,10 @@ class Dummies:
     lengths: tuple[int, ...]
     labels_KB: Tensor | None = None
     # Runs on text go on to the end: nearest tokens may change long after the distance hardly does.
-    tolerance: None = None
-    patience: None = None
+    tolerance: ClassVar[None] = None
+    patience: ClassVar[None] = None
+    turns: ClassVar[None] = None
+    project: ClassVar[None] = None
 
     @cached_property
     def _mask_BT(self) -> Tensor:
@@ -88,18 +90,13 @@ class Dummies:
             names.append("places")
         return tuple(names)
 
-    @property
-    def turns(self) -> tuple[tuple[str, ...], ...]:
-        """All together."""
-        return (self.free,)
-
     def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimized: the distance."""
         return matcher.value_and_gradient(self.losses, leaves, self.free)
 
-    def project(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Any embedding is allowed."""
-        return leaves
+    def pixels(self, leaves: Leaves) -> None:
+        """None: these are sentences."""
+        del leaves
 
     def shows(self, step: int) -> bool:
         """Every progress does."""
@@ -207,8 +204,7 @@ class Dummies:
                 ranked[t], hidden[t] = [(token, 1.0)], False
         return to_sentence(
             model,
-            [pairs[0][0] for pairs in ranked],
-            masked=hidden,
+            [pairs[0][0] + model.vocab_size * masked for pairs, masked in zip(ranked, hidden, strict=True)],
             confidence=[pairs[0][1] for pairs in ranked],
             channels=["" if token >= 0 else "matching" for token in fixed_T.tolist()],
             candidates=[pairs[1:] for pairs in ranked],

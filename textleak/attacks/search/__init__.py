@@ -1,1 +1,1 @@
-"""Discrete search over tokens: the problem, proposals, labels, shapes of a batch, and the judge of a guess."""
+"""The parts of `match`: proposals, discrete search, places opened again, and what tells and tests the answer."""

@@ -115,12 +115,10 @@ class Judge:
         return self._fits[guess]
 
     def _sentences(self, guess: Guess) -> tuple[Sentence, ...]:
-        V = self.problem.vocab_size
         return tuple(
             to_sentence(
                 self.problem.model,
-                [symbol % V for symbol in symbols],
-                masked=[symbol >= V for symbol in symbols],
+                symbols,
                 label=guess.classes[row] if guess.classes else None,
             )
             for row, symbols in enumerate(guess.rows)

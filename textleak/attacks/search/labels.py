@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from textleak.attacks.search.problem import TextProblem
 from textleak.matching import Call, find_rule
 from textleak.matching.discrete import Guess
-from textleak.matching.moments import form
+from textleak.matching.single import form
 
 Place = tuple[int, int]
 """Row of the batch, and index of the prediction in it."""

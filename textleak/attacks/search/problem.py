@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.matching import Leaves, Matcher, Objective, Target
+from textleak.matching import Damage, Leaves, Matcher, Objective, Target
 from textleak.matching.discrete import Guess
 from textleak.matching.whitening import WhitenedMatcher, Whitening
 from textleak.models import Targets, TextModel
@@ -69,14 +69,17 @@ class TextProblem:
         """The shared gradient as the engine wants it; here attacks reckon with what the defenses did to it."""
         shared = self.shared
         noisy = shared.noise_sigma > 0
-        return Target.from_gradients(
-            {name: shared.gradients[name] for name in names},
-            drop_below=self.drop_below,
+        damage = Damage(
             # Under noise of known strength, what the batch's tokens can't have made is noise.
             rank=self._highest_rank if noisy else None,
             noise_floor={name: shared.deviation(name) for name in names} if noisy else 0.0,
             masked=hides_entries(shared.effects),
             rescaled=lost_scale(shared.effects),
+        )
+        return Target.from_gradients(
+            {name: shared.gradients[name] for name in names},
+            damage,
+            drop_below=self.drop_below,
             dtype=self.model.dtype,
             device=self.model.device,
         )

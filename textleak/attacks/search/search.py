@@ -355,8 +355,7 @@ class Search:
             found.append(
                 to_sentence(
                     self.model,
-                    [symbol % V for symbol in symbols],
-                    masked=[symbol >= V for symbol in symbols],
+                    symbols,
                     confidence=[
                         1.0 if sure[t] else votes[t][symbols[t] % V] / (1 + votes[t].total())
                         for t in range(len(symbols))

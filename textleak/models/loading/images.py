@@ -6,19 +6,20 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 import textleak.models.rules.images  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
+from textleak.models.base import Weights
 from textleak.models.loading import own_code
 from textleak.models.loading.places import Place, find_place, not_at_hand
-from textleak.models.loading.text import DTYPES, find_device, reading, weights_options
+from textleak.models.loading.request import Request
+from textleak.models.loading.text import reading, weights_options
 from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
 from textleak.models.quiet import quiet
-from textleak.models.text import Weights
 from textleak.models.vision import ImageModel
 from textleak.seeds import seeded
 
@@ -99,7 +100,6 @@ def load_image_model(
     weights_seed: int = 0,
     num_labels: int | None = None,
     size: int | None = None,
-    channels: int = 3,
 ) -> ImageModel:
     """Load the public image classifier that client and attacker share.
 
@@ -112,42 +112,57 @@ def load_image_model(
         weights_seed: seed of weights that are drawn.
         num_labels: classes; None for 100, or for what a checkpoint has.
         size: height and width of a picture; None for the model's own.
-        channels: 3, or 1 for gray pictures; a checkpoint has its own.
 
     Raises:
         InputError: an unknown name or option, weights that can't be had, a size that the network can't read.
     """
-    if weights not in ("auto", *get_args(Weights)):
-        raise unknown_name("kind of weights", weights, ("auto", *get_args(Weights)))
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
-    where = find_device(device, DTYPES[dtype])
-    short, _, spec = name.partition(":")
+    return load_images(
+        ImageRequest(
+            name=name,
+            weights=weights,
+            device=device,
+            dtype=dtype,
+            weights_seed=weights_seed,
+            num_labels=num_labels,
+            size=size,
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageRequest(Request):
+    """An image classifier as it is asked for: as `load_image_model` takes it, and
+
+    Attributes:
+        channels: 3, or 1 for gray pictures; a checkpoint has its own.
+    """
+
+    num_labels: int | None = None
+    size: int | None = None
+    channels: int = 3
+
+
+def load_images(request: ImageRequest) -> ImageModel:
+    """Load what was asked for; as `load_image_model`."""
+    device, dtype = request.target()
+    short, _, spec = request.name.partition(":")
     alias = ALIASES.get(short)
-    if alias is not None:
-        if weights == "pretrained":
-            raise InputError(
-                f"There are no pretrained weights for {short!r}.",
-                why="It is one of the papers' networks, and these have random weights.",
-                fix="Use --weights random, or name a Hugging Face image classifier (hub id or folder).",
-            )
-        built = _of_alias(
-            short,
-            alias,
-            _options(short, alias, spec),
-            seed=weights_seed,
-            classes=num_labels or _CLASSES,
-            size=size or alias.size,
-            channels=channels,
+    if alias is None:
+        built = _of_hugging_face(request)
+    elif request.weights == "pretrained":
+        raise InputError(
+            f"There are no pretrained weights for {short!r}.",
+            why="It is one of the papers' networks, and these have random weights.",
+            fix="Use --weights random, or name a Hugging Face image classifier (hub id or folder).",
         )
     else:
-        built = _of_hugging_face(name, weights, seed=weights_seed, classes=num_labels, size=size)
+        built = _of_alias(request, short, alias, _options(short, alias, spec))
     model = ImageModel(
-        name=name,
-        network=built.network.to(device=where, dtype=DTYPES[dtype]).eval(),
+        name=request.name,
+        network=built.network.to(device=device, dtype=dtype).eval(),
         weights=built.weights,
         source=built.source,
-        weights_seed=weights_seed,
+        weights_seed=request.weights_seed,
         num_labels=built.num_labels,
         shape=built.shape,
         mean=built.mean,
@@ -185,16 +200,9 @@ def _options(name: str, alias: ImageAlias, spec: str) -> dict[str, Any]:
     return options
 
 
-def _of_alias(
-    name: str,
-    alias: ImageAlias,
-    options: Mapping[str, Any],
-    *,
-    seed: int,
-    classes: int,
-    size: int,
-    channels: int,
-) -> _Built:
+def _of_alias(request: ImageRequest, name: str, alias: ImageAlias, options: Mapping[str, Any]) -> _Built:
+    seed, classes = request.weights_seed, request.num_labels or _CLASSES
+    size, channels = request.size or alias.size, request.channels
     shape = (channels, size, size)
     if alias.hugging_face is not None:
         model_type, settings = alias.hugging_face
@@ -245,9 +253,10 @@ def _network(config: PreTrainedConfig, seed: int) -> nn.Module:
     return network
 
 
-def _of_hugging_face(name: str, weights: str, *, seed: int, classes: int | None, size: int | None) -> _Built:
+def _of_hugging_face(request: ImageRequest) -> _Built:
     from transformers import AutoConfig, AutoModelForImageClassification
 
+    name, weights, seed = request.name, request.weights, request.weights_seed
     if "/" not in name and not Path(name).expanduser().exists():
         raise unknown_name(
             "image model",
@@ -271,8 +280,8 @@ def _of_hugging_face(name: str, weights: str, *, seed: int, classes: int | None,
             f"{name!r} ({config.model_type}) is not an image classifier.",
             fix="`textleak run` attacks text models.",
         )
-    if classes is not None:
-        config.num_labels = classes
+    if request.num_labels is not None:
+        config.num_labels = request.num_labels
     with reading(name, place, "weights"), seeded(seed):
         if pretrained:
             network: nn.Module = AutoModelForImageClassification.from_pretrained(
@@ -288,7 +297,7 @@ def _of_hugging_face(name: str, weights: str, *, seed: int, classes: int | None,
             network = _network(config, seed)
     channels = int(getattr(config, "num_channels", 3))
     own_size, mean, deviation = _preprocessing(place, channels)
-    side = size or _side(getattr(config, "image_size", None)) or own_size or 224
+    side = request.size or _side(getattr(config, "image_size", None)) or own_size or 224
     return _Built(
         network=network,
         weights="pretrained" if pretrained else "random",

@@ -15,22 +15,17 @@ import torch
 
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
+from textleak.models.base import Weights
 from textleak.models.loading import own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Place, find_place, not_at_hand
+from textleak.models.loading.request import Request
 from textleak.models.quiet import quiet
-from textleak.models.text import Task, TextModel, Weights
+from textleak.models.text import Task, TextModel
 from textleak.seeds import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-}
 
 
 def load_model(
@@ -42,7 +37,6 @@ def load_model(
     dtype: str = "float32",
     weights_seed: int = 0,
     num_labels: int = 2,
-    download: bool = True,
 ) -> TextModel:
     """Load the public model that client and attacker share. No code that a checkpoint brings along is run.
 
@@ -55,80 +49,56 @@ def load_model(
         dtype: "float32", "float64" or "bfloat16".
         weights_seed: seed of weights that are drawn: all of them, or a head that the checkpoint lacks.
         num_labels: classes of a classification head, at least 2.
-        download: whether the hub may be asked for what isn't on this machine.
 
     Raises:
         InputError: an unknown name or option, weights that can't be had, a checkpoint that needs code of its own, a
             device that isn't there.
     """
-    if weights not in ("auto", *get_args(Weights)):
-        raise unknown_name("kind of weights", weights, ("auto", *get_args(Weights)))
-    if task not in ("auto", *get_args(Task)):
-        raise unknown_name("task", task, ("auto", *get_args(Task)))
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
-    if num_labels < 2:
-        raise InputError(f"num_labels={num_labels} can't be used.", why="A classification needs two classes.")
-    where = find_device(device, DTYPES[dtype])
-    entry = CATALOG.get(name) or BY_HUB_ID.get(name)
-    place, missing = find_place(name, entry, weights, download=download)
-    if place is not None and weights != "random" and not place.has_weights:
-        if weights == "pretrained":
-            raise not_at_hand(
-                name, entry, f"{place.words} holds a configuration without weights", download=download
-            )
-        weights = "random"
-    if place is not None and weights == "random":
-        built = _random_in(name, place, entry, task=task, seed=weights_seed, num_labels=num_labels)
-    elif place is not None:
-        with _reading_gguf_once() if place.gguf is not None else nullcontext():
-            built = _pretrained(name, place, entry, task=task, seed=weights_seed, num_labels=num_labels)
-    elif entry is not None and weights != "pretrained":
-        built = _random_alias(entry, missing, task=task, seed=weights_seed, num_labels=num_labels)
-    else:
-        raise not_at_hand(name, entry, missing, download=download)
-    return TextModel(
-        name=name,
-        task=built.task,
-        network=built.network.to(device=where, dtype=DTYPES[dtype]).eval(),
-        tokenizer=built.tokenizer,
-        weights=built.weights,
-        source=built.source,
-        weights_seed=weights_seed,
-        num_labels=num_labels if built.task == "classification" else None,
+    return load(
+        TextRequest(
+            name=name,
+            weights=weights,
+            task=task,
+            device=device,
+            dtype=dtype,
+            weights_seed=weights_seed,
+            num_labels=num_labels,
+        )
     )
 
 
-def find_device(device: str, dtype: torch.dtype = torch.float32) -> torch.device:
-    """The device that "auto", "cpu", "cuda", "cuda:N" or "mps" stands for here.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextRequest(Request):
+    """A text model as it is asked for: as `load_model` takes it, and
 
-    Raises:
-        InputError: no such device on this machine.
+    Attributes:
+        download: whether the hub may be asked for what isn't on this machine.
     """
-    mps = torch.backends.mps.is_available()
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if mps and dtype != torch.float64 else "cpu")
-    kind, _, index = device.partition(":")
-    if kind == "cpu" and not index:
-        return torch.device("cpu")
-    if kind == "mps" and not index:
-        if not mps:
-            raise InputError("There is no MPS device here.", fix="Use --device cpu or auto.")
-        if dtype == torch.float64:
-            raise InputError("MPS has no float64.", fix="Use --device cpu for float64.")
-        return torch.device("mps")
-    if kind == "cuda" and (not index or index.isdecimal()):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= count:
-            raise InputError(
-                f"The device {device} isn't there.",
-                why=f"torch {torch.__version__} sees {count} CUDA devices on this machine.",
-                fix="Use --device cpu or auto, or install a CUDA build of torch.",
-            )
-        return torch.device(device)
-    raise unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0", "mps"))
+
+    task: str = "auto"
+    num_labels: int = 2
+    download: bool = True
+
+
+def load(request: TextRequest) -> TextModel:
+    """Load what was asked for; as `load_model`."""
+    name, task, num_labels = request.name, request.task, request.num_labels
+    if task not in ("auto", *get_args(Task)):
+        raise unknown_name("task", task, ("auto", *get_args(Task)))
+    if num_labels < 2:
+        raise InputError(f"num_labels={num_labels} can't be used.", why="A classification needs two classes.")
+    device, dtype = request.target()
+    built = _built_for(request)
+    return TextModel(
+        name=name,
+        task=built.task,
+        network=built.network.to(device=device, dtype=dtype).eval(),
+        tokenizer=built.tokenizer,
+        weights=built.weights,
+        source=built.source,
+        weights_seed=request.weights_seed,
+        num_labels=num_labels if built.task == "classification" else None,
+    )
 
 
 # Building networks
@@ -141,6 +111,27 @@ class _Built:
     tokenizer: PreTrainedTokenizerFast
     weights: Weights
     source: str
+
+
+def _built_for(request: TextRequest) -> _Built:
+    """Network and tokenizer, from wherever they can be had."""
+    name, weights, download = request.name, request.weights, request.download
+    entry = CATALOG.get(name) or BY_HUB_ID.get(name)
+    place, missing = find_place(name, entry, weights, download=download)
+    if place is not None and weights != "random" and not place.has_weights:
+        if weights == "pretrained":
+            raise not_at_hand(
+                name, entry, f"{place.words} holds a configuration without weights", download=download
+            )
+        weights = "random"
+    if place is not None and weights == "random":
+        return _random_in(request, place, entry)
+    if place is not None:
+        with _reading_gguf_once() if place.gguf is not None else nullcontext():
+            return _pretrained(request, place, entry)
+    if entry is not None and weights != "pretrained":
+        return _random_alias(request, entry, missing)
+    raise not_at_hand(name, entry, missing, download=download)
 
 
 def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, type[PreTrainedModel]]:
@@ -247,13 +238,12 @@ def _reading_gguf_once() -> Iterator[None]:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
 
 
-def _pretrained(
-    name: str, place: Place, entry: Entry | None, *, task: str, seed: int, num_labels: int
-) -> _Built:
+def _pretrained(request: TextRequest, place: Place, entry: Entry | None) -> _Built:
+    name, seed = request.name, request.weights_seed
     config = _read_config(name, place, entry)
-    chosen, auto = _choose_task(name, config, task)
+    chosen, auto = _choose_task(name, config, request.task)
     if chosen == "classification":
-        config.num_labels = num_labels
+        config.num_labels = request.num_labels
     tokenizer = _read_tokenizer(name, place, config)
     with reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
@@ -326,14 +316,13 @@ def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> P
         return _built(auto, config)
 
 
-def _random_in(
-    name: str, place: Place, entry: Entry | None, *, task: str, seed: int, num_labels: int
-) -> _Built:
+def _random_in(request: TextRequest, place: Place, entry: Entry | None) -> _Built:
     """The architecture and tokenizer of a folder, random weights."""
+    name, seed = request.name, request.weights_seed
     config = _read_config(name, place, entry)
-    chosen, auto = _choose_task(name, config, task)
+    chosen, auto = _choose_task(name, config, request.task)
     if chosen == "classification":
-        config.num_labels = num_labels
+        config.num_labels = request.num_labels
     tokenizer = _read_tokenizer(name, place, config)
     with own_code.refused(name):
         network = _draw(auto, config, seed)
@@ -346,9 +335,10 @@ def _random_in(
     )
 
 
-def _random_alias(entry: Entry, missing: str, *, task: str, seed: int, num_labels: int) -> _Built:
+def _random_alias(request: TextRequest, entry: Entry, missing: str) -> _Built:
     from transformers import AutoConfig
 
+    seed = request.weights_seed
     tokenizer = bundled_tokenizer(entry)
     ids = {
         f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
@@ -356,9 +346,9 @@ def _random_alias(entry: Entry, missing: str, *, task: str, seed: int, num_label
         if getattr(tokenizer, f"{role}_token_id") is not None
     }
     config = AutoConfig.for_model(entry.model_type, **{**entry.shape, "vocab_size": len(tokenizer), **ids})
-    chosen, auto = _choose_task(entry.alias, config, task)
+    chosen, auto = _choose_task(entry.alias, config, request.task)
     if chosen == "classification":
-        config.num_labels = num_labels
+        config.num_labels = request.num_labels
     because = f"; pretrained ones could not be had: {missing}" if missing else ""
     return _Built(
         task=chosen,

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from textleak.models.batches import Batch
 from textleak.models.probes.layers import layer_inputs
-from textleak.models.text import Batch, TextModel
+from textleak.models.text import TextModel
 
 # Positions that are looked at, at most (our choice: bounds the memory).
 _LONGEST = 2048

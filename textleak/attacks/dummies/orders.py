@@ -1,0 +1,105 @@
+"""Orders of a sentence's tokens: how they are drawn, and the same dummies in other orders.
+
+Shapes: M orders compared, B sentences, T tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.attacks.dummies.text import Dummies
+from textleak.matching import Leaves
+from textleak.models import TextModel
+
+Order = tuple[int, ...]
+"""Which of a row's tokens stands at each place after a move."""
+
+
+def inner_length(model: TextModel, length: int) -> int:
+    """Tokens of a sentence of `length` that the tokenizer doesn't fix."""
+    return length - len(model.prefix_ids) - len(model.suffix_ids)
+
+
+def whole_order(model: TextModel, inner: Sequence[int]) -> Order:
+    """An order of a whole sentence from one of the tokens that aren't fixed."""
+    head, tail = len(model.prefix_ids), len(model.suffix_ids)
+    end = head + len(inner)
+    return (*range(head), *(head + t for t in inner), *range(end, end + tail))
+
+
+def reordered(dummies: Dummies, free: Leaves, batches: Sequence[Sequence[Order]]) -> dict[str, Tensor]:
+    """One candidate's leaves (1, ...) in M orders of its sentences: (M, ...). With a token goes all that is its."""
+    longest = max(dummies.lengths)
+    padded = [[[*row, *range(len(row), longest)] for row in rows] for rows in batches]
+    orders_MBT = torch.tensor(padded, device=free["embeddings"].device)
+    found = {}
+    for name, leaf in free.items():
+        if name == "labels" and dummies.model.task == "classification":
+            found[name] = leaf.expand(len(batches), *leaf.shape[1:])
+        elif name == "labels" and dummies.model.task == "causal-lm":
+            # A row is the token that stands after it; the last one, of no token, goes with the first token.
+            found[name] = _gathered(leaf.roll(1, 2), orders_MBT).roll(-1, 2)
+        else:
+            found[name] = _gathered(leaf, orders_MBT)
+    return found
+
+
+def _gathered(leaf_1BT: Tensor, orders_MBT: Tensor) -> Tensor:
+    """What stands at each place after a move; any dimensions after T go with it."""
+    rest = leaf_1BT.shape[3:]
+    index = orders_MBT.view(*orders_MBT.shape, *(1 for _ in rest)).expand(*orders_MBT.shape, *rest)
+    return leaf_1BT.expand(len(orders_MBT), *leaf_1BT.shape[1:]).gather(2, index)
+
+
+def random_order(count: int, generator: torch.Generator) -> Order:
+    """All tokens shuffled."""
+    return tuple(torch.randperm(count, generator=generator).tolist())
+
+
+def tried_orders(count: int, tries: int, generator: torch.Generator) -> list[Order]:
+    """The order as it is and random moves of `count` tokens, `tries` in all, those that are equal once.
+
+    The four kinds take turns as in LAMP's released code.
+    """
+    kinds = itertools.islice(itertools.cycle((move_token, move_span, prefix_to_end, swap)), tries - 1)
+    return list(dict.fromkeys([tuple(range(count)), *(kind(count, generator) for kind in kinds)]))
+
+
+def swap(count: int, generator: torch.Generator) -> Order:
+    """Two tokens change places."""
+    order = list(range(count))
+    i, j = _below(count, generator), _below(count, generator)
+    order[i], order[j] = order[j], order[i]
+    return tuple(order)
+
+
+def move_token(count: int, generator: torch.Generator) -> Order:
+    """A token goes to another place."""
+    start = _below(count, generator)
+    return _span_moved(count, start, start + 1, generator)
+
+
+def move_span(count: int, generator: torch.Generator) -> Order:
+    """Tokens that stand side by side go to another place together."""
+    start, end = sorted((_below(count + 1, generator), _below(count + 1, generator)))
+    return _span_moved(count, start, end, generator)
+
+
+def prefix_to_end(count: int, generator: torch.Generator) -> Order:
+    """The first tokens go to the end."""
+    length = _below(count, generator)
+    return (*range(length, count), *range(length))
+
+
+def _span_moved(count: int, start: int, end: int, generator: torch.Generator) -> Order:
+    rest = (*range(start), *range(end, count))
+    place = _below(len(rest) + 1, generator)
+    return (*rest[:place], *range(start, end), *rest[place:])
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))

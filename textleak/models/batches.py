@@ -1,0 +1,97 @@
+"""A batch of sentences as a network reads it, and what its loss is taken against.
+
+Shapes: B sentences, T tokens of the longest one, L predictions a sentence (1 for classification, T otherwise),
+C classes of a prediction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor
+
+from textleak.models.base import Model
+
+if TYPE_CHECKING:
+    from textleak.models.text import TextModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """What the network reads, padded on the right.
+
+    Attributes:
+        ids_BT: token ids.
+        mask_BT: 1 where a token stands, 0 where padding does.
+    """
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sentence, special tokens counted."""
+        return tuple(self.mask_BT.sum(-1).tolist())
+
+    @property
+    def sentences(self) -> tuple[tuple[int, ...], ...]:
+        """The ids of each sentence without padding."""
+        return tuple(
+            tuple(ids[:length]) for ids, length in zip(self.ids_BT.tolist(), self.lengths, strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Targets:
+    """What the loss is taken against: loss = Σ weights · cross entropy.
+
+    Attributes:
+        labels: class ids, long (..., L), or probabilities of the classes, float (..., L, C).
+        weights: (..., L), 0 where nothing is predicted; the mean over the batch is in them.
+    """
+
+    labels: Tensor
+    weights: Tensor
+
+    @property
+    def soft(self) -> bool:
+        """Whether the labels are probabilities."""
+        return self.labels.dtype.is_floating_point
+
+    def expand(self, candidates: int) -> Targets:
+        """The same targets for each of K candidates: a leading dimension more, nothing copied."""
+        return Targets(
+            labels=self.labels.expand(candidates, *self.labels.shape),
+            weights=self.weights.expand(candidates, *self.weights.shape),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextExamples:
+    """Sentences as the network reads them, and what their loss is taken against.
+
+    Attributes:
+        batch: what the network reads (B, T).
+        targets: labels and weights of its predictions (B, L).
+    """
+
+    batch: Batch
+    targets: Targets
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.batch.ids_BT)
+
+    def only(self, rows: slice) -> TextExamples:
+        """Some of the sentences; the loss is the mean over these."""
+        weights = self.targets.weights[rows]
+        return TextExamples(
+            batch=Batch(ids_BT=self.batch.ids_BT[rows], mask_BT=self.batch.mask_BT[rows]),
+            targets=Targets(labels=self.targets.labels[rows], weights=weights / weights.sum()),
+        )
+
+    def loss(self, model: Model) -> Tensor:
+        """The batch's loss on a text model, a scalar."""
+        inputs, mask = self.batch.ids_BT[None], self.batch.mask_BT[None]
+        return cast("TextModel", model).loss(inputs, mask, self.targets.expand(1)).sum()

@@ -1,0 +1,97 @@
+"""What training takes a batch's loss against: classes, the next tokens, or those behind masks.
+
+Shapes: B sentences, T tokens, L predictions a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from textleak.errors import InputError
+from textleak.models.batches import Batch, Targets
+from textleak.words import count_of
+
+if TYPE_CHECKING:
+    from textleak.models.text import TextModel
+
+MASKED_SHARE = 0.15  # Devlin et al. 2019, sec. 3.1
+
+
+def targets_of(
+    model: TextModel, batch: Batch, labels: Sequence[int] | None, generator: torch.Generator
+) -> tuple[Batch, Targets]:
+    """See `TextModel.targets`."""
+    if model.task == "classification":
+        return batch, _class_targets(model, batch, labels, generator)
+    if labels is not None:
+        raise InputError(
+            f"Labels {list(labels)} were given for {model.task}.",
+            why="The tokens themselves are the labels of language modeling.",
+            fix="Leave the labels out, or choose the task classification.",
+        )
+    if model.task == "causal-lm":
+        if max(batch.lengths) < 2:
+            raise InputError(
+                f"The batch has only sentences of one token for {model.name}.",
+                why="A causal language model predicts each token from those before it: there is none.",
+                fix="Give a longer sentence.",
+            )
+        return batch, model.causal_targets(batch.ids_BT, batch.mask_BT)
+    return _masked_targets(model, batch, generator)
+
+
+def _class_targets(
+    model: TextModel, batch: Batch, labels: Sequence[int] | None, generator: torch.Generator
+) -> Targets:
+    assert model.num_labels is not None
+    B = len(batch.ids_BT)
+    if labels is None:
+        labels = torch.randint(model.num_labels, (B,), generator=generator).tolist()
+    if len(labels) != B:
+        raise InputError(
+            f"{count_of(len(labels), 'label')} given for {count_of(B, 'sentence')}.",
+            fix="Give one for each, or none.",
+        )
+    check_labels(labels, model.num_labels, model.name)
+    return Targets(
+        labels=torch.tensor(list(labels), device=model.device)[:, None],
+        weights=torch.full((B, 1), 1 / B, device=model.device, dtype=model.loss_dtype),
+    )
+
+
+def _masked_targets(model: TextModel, batch: Batch, generator: torch.Generator) -> tuple[Batch, Targets]:
+    if model.mask_id is None:
+        raise InputError(
+            f"The tokenizer of {model.name!r} has no mask token.", fix="Choose another --task or --model."
+        )
+    special = torch.tensor(sorted(model.special_ids), device=model.device)
+    maskable = (batch.mask_BT == 1) & ~torch.isin(batch.ids_BT, special)
+    draws = torch.rand(batch.ids_BT.shape, generator=generator).to(model.device)
+    draws = draws.masked_fill(~maskable, torch.inf)
+    # At least one in each sentence (our choice): a sentence without any would leave no trace in the
+    # gradient, and a batch without any has no loss.
+    first = draws == draws.amin(-1, keepdim=True)
+    hidden = ((draws < MASKED_SHARE) | first) & maskable
+    weights = hidden.to(model.loss_dtype)
+    return (
+        Batch(ids_BT=batch.ids_BT.masked_fill(hidden, model.mask_id), mask_BT=batch.mask_BT),
+        Targets(labels=batch.ids_BT, weights=weights / weights.sum()),
+    )
+
+
+def check_labels(labels: Sequence[int], num_labels: int, name: str) -> None:
+    """Make sure that each label is a class of the model that is called `name`.
+
+    Raises:
+        InputError: the first one that isn't.
+    """
+    for label in labels:
+        if not 0 <= label < num_labels:
+            raise InputError(
+                f"Label {label} is out of range.",
+                why=f"{name} has {num_labels} classes.",
+                fix=f"Use a label from 0 to {num_labels - 1}.",
+            )
