@@ -19,7 +19,7 @@ from textleak.runs import Recorder, RunFolder
 from textleak_tui import catalog, export, ladder
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
-from textleak_tui.child import Child, Failure
+from textleak_tui.child import REFUSED, Child, Failure
 from textleak_tui.ladder import Knob, knob_named, knobs, strengths, verdict
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.defense import DefenseScreen
@@ -409,6 +409,28 @@ def test_the_ladder_is_remembered_but_never_the_sentence(tmp_path):
     drive(tmp_path / "runs", look, settings=settings)
     assert "secret" not in settings.read_text()
     drive(tmp_path / "runs", again, settings=settings)
+
+
+def test_a_ladder_that_is_refused_is_not_remembered(tmp_path):
+    class Refused(FakeChild):
+        """A process that can't use its settings."""
+
+        async def _run(self, words: str) -> None:
+            self._over = True
+            FakeChild.going_on -= 1
+
+        @property
+        def exit_code(self) -> int | None:
+            return REFUSED if self._over else None
+
+    async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: page.form.catalog.defenses)
+        await pilot.press("a", "f5")
+        await until(pilot, lambda: page.rungs and not page.going)
+        assert {rung.status for rung in page.rungs} == {"failed"}
+        assert page.memory.get("ladder") is None
+
+    drive(tmp_path, look, child=Refused)
 
 
 def test_the_ladder_fits_every_size(tmp_path):
