@@ -42,6 +42,7 @@ QUICK: dict[str, dict[str, object]] = {
     "embedding": {},
     "span": {},
     "auto": {"time_limit": 4.0},
+    "replay": {"proposals": 4, "sweeps": 1},
 }
 # These read off what is there, and leave open what isn't.
 EXACT = ("embedding", "span")
@@ -57,12 +58,13 @@ MODELS = [
     ("llama", "causal-lm"),
     ("bert", "masked-lm"),
 ]
-WORKS_ON = {"idlg": ("classification",)}
+WORKS_ON = {"idlg": ("classification",), "replay": ("classification",)}
+NOT_ON = {("replay", "albert")}  # whose layers share their weights
 CONTRACT = [
     (attack, family, task)
     for attack in QUICK
     for family, task in MODELS
-    if task in WORKS_ON.get(attack, (task,))
+    if task in WORKS_ON.get(attack, (task,)) and (attack, family) not in NOT_ON
 ]
 
 FromDisk = Callable[..., tuple[SharedGradient, Secret]]

@@ -33,6 +33,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "fedavg": ("fedavg:steps=1",),
     "fedavg, more steps": ("fedavg:steps=3",),
     "fedavg, AdamW": ("fedavg:optimizer=adamw,steps=1,max_grad_norm=1.0",),
+    "LoRA": ("lora:at=2",),
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")
@@ -67,7 +68,7 @@ def outcome(attack: str, shared: SharedGradient, model: object) -> tuple[str, Se
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "batch-norm-train"])
-@pytest.mark.parametrize("attack", [attack for attack in QUICK if attack != "idlg"])
+@pytest.mark.parametrize("attack", [attack for attack in QUICK if attack not in ("idlg", "replay")])
 def test_an_attack_on_text_recovers_or_names_the_trait(attack: str, spec: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, TWO, client=client_of(spec), know="lengths,labels,batch-size", seed=1)
@@ -76,9 +77,11 @@ def test_an_attack_on_text_recovers_or_names_the_trait(attack: str, spec: str, t
         assert outcome(attack, shared, model) == ("refused", [])
         return
     how, progress = outcome(attack, shared, model)
+    if (attack, spec) == ("embedding", "LoRA"):  # only adapters leave
+        assert "No embedding's gradient was shared." in how
+        return
     assert how == "answered"
     losses = [event.loss for event in progress if event.loss is not None]
-    assert losses
     if attack in ("dlg", "tag", "cosine", "lamp"):  # at the few steps of a test they come nearer, no more
         assert min(losses) < losses[0]
         return
@@ -116,3 +119,15 @@ def test_text_is_no_batch_for_an_attack_on_pictures_and_the_other_way_round(toy_
 def test_kinds_that_both_say_what_is_sent_are_not_composed() -> None:
     with pytest.raises(InputError, match="accumulate and fedavg"):
         composed([CLIENTS.build("accumulate", {}), CLIENTS.build("fedavg", {})])
+
+
+@pytest.mark.parametrize("spec", ["one-step", "fedavg, more steps", "fedavg, AdamW", "train-mode"])
+def test_replay_reads_one_sentence_of_any_client_that_can_be_repeated(spec: str, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, secret = share(model, TWO[:1], client=client_of(spec), share="no-embeddings", seed=1)
+    if spec == "train-mode":
+        assert outcome("replay", shared, model) == ("refused", [])
+        return
+    recovery = to_end(begin(ATTACKS.build("replay", {}), shared, model))
+    assert textleak.score(recovery, secret, model).token_match_rate >= 0.5
+    assert textleak.score(recovery, secret, model).exact_rate == 1.0 or recovery.stop.name != "VERIFIED"

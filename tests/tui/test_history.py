@@ -282,6 +282,10 @@ def test_verified_and_not_verified_are_told_apart_by_a_filter(tmp_path):
     assert names("verified") == names("verif") == "a"
     assert names("unverified") == names("not verified") == "b"
     assert names("") == "abc"
+    end = Finished(outcome="done", result=result(verified=None, verified_reason="Another text fits as well."))
+    row = read_row(make(tmp_path, "d-untold", *events(3), end))
+    assert row.has("told")
+    assert not row.has("verified")
 
 
 def test_the_palette_names_opening_a_run_once(root):

@@ -97,6 +97,10 @@ class Client:
         del model
         return sent
 
+    def proxy(self) -> Client:
+        """A client that is cheaper to replay and whose gradient ranks guesses nearly as well; itself where none is."""
+        return self
+
     def trained(self, model: Model, shared: Sequence[str]) -> Sequence[str]:
         """Parameters whose gradients `update` needs, of those that are shared and all that are trainable."""
         del model
@@ -167,6 +171,10 @@ class Composed(Client):
     def as_gradient(self, sent: Tensors, model: Model) -> Tensors:
         """As the one kind that sends something else."""
         return self._updates.as_gradient(sent, model)
+
+    def proxy(self) -> Client:
+        """Of the cheaper ones of all kinds."""
+        return Composed(parts=tuple(part.proxy() for part in self.parts))
 
     def trained(self, model: Model, shared: Sequence[str]) -> Sequence[str]:
         """As the one kind that sends something else."""

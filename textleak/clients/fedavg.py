@@ -87,10 +87,12 @@ class FedAvg(Client):
     ) -> Tensors:
         """The weights' difference after the local steps, or the weights."""
         del draws
-        local = model.with_network(copy.deepcopy(model.network))
         parts = list(self.step_batches(batch))
-        first = gradient_of(local, parts[0])
+        first = gradient_of(model, parts[0])
+        local = model.with_network(copy.deepcopy(model.network)) if len(parts) > 1 else model
         moved = {name: local.parameters[name] for name in first}
+        if local is model:  # one step needs no network of its own
+            moved = {name: nn.Parameter(p.detach().clone(), requires_grad=False) for name, p in moved.items()}
         before = {name: parameter.detach().clone() for name, parameter in moved.items()}
         optimizer = self._optimizer(list(moved.values()))
         for number, part in enumerate(parts):
@@ -115,10 +117,15 @@ class FedAvg(Client):
             parameters, lr=self.rate, betas=betas, eps=self.eps, weight_decay=self.weight_decay
         )
 
+    def proxy(self) -> FedAvg:
+        """Its first step on all of the data, unclipped: later ones go nearly the same way."""
+        return dataclasses.replace(
+            self, steps=1, epochs=None, batch_size=None, max_grad_norm=None, momentum=0.0
+        )
+
     def trained(self, model: Model, shared: Sequence[str]) -> Sequence[str]:
         """All that is trained: later steps and clipping depend on it."""
-        del shared
-        return model.trainable
+        return shared if self._single and self.max_grad_norm is None else model.trainable
 
     def as_gradient(self, sent: Tensors, model: Model) -> Tensors:
         """The mean gradient of the steps, as far as the update shows it."""

@@ -5,9 +5,12 @@ Shapes: any leading dimensions (K candidates), B sentences, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from textleak.models.batches import Targets
+from textleak.models.batches import Batch, Targets, TextExamples
 from textleak.models.text import TextModel
 
 
@@ -39,3 +42,25 @@ def inputs_and_targets(
     chosen = hidden.to(model.loss_dtype) * mask
     weights = chosen / chosen.sum((-2, -1), keepdim=True).clamp_min(1)
     return ids.masked_fill(hidden, model.mask_id), Targets(labels=ids, weights=weights)
+
+
+def examples_of(model: TextModel, rows: Sequence[Sequence[int]], classes: Sequence[int] = ()) -> TextExamples:
+    """Sentences of symbols as the network reads them, and what it is asked to predict.
+
+    Args:
+        model: the public model.
+        rows: each sentence's symbols: token ids, or id + V for a token that the network saw as a mask.
+        classes: label of each sentence, for classification.
+    """
+    longest = max(map(len, rows))
+    symbols_BT = torch.tensor([[*row, *[model.pad_id] * (longest - len(row))] for row in rows])
+    lengths_B1 = torch.tensor([[len(row)] for row in rows])
+    mask_BT = (torch.arange(longest) < lengths_B1).long().to(model.device)
+    inputs_BT, targets = inputs_and_targets(
+        model,
+        ids=(symbols_BT % model.vocab_size).to(model.device),
+        mask=mask_BT,
+        labels=torch.tensor(classes).to(model.device),
+        hidden=(symbols_BT >= model.vocab_size).to(model.device),
+    )
+    return TextExamples(batch=Batch(ids_BT=inputs_BT, mask_BT=mask_BT), targets=targets)

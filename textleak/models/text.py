@@ -224,7 +224,7 @@ class TextModel:
         for path, module in self.network.named_modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.dim() == 2 and attends(path.rpartition(".")[2]):
-                names |= {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
+                names |= {f"{path}.{name}" for name, _ in module.named_parameters()}  # adapters inside it too
         return frozenset(names & self.parameters.keys())
 
     def public(self) -> PublicModel:

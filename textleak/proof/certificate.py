@@ -23,9 +23,8 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.events import Recovery, Sentence, Stop
 from textleak.matching.discrete import Guess
-from textleak.models import Batch, TextModel
-from textleak.models.batches import TextExamples
-from textleak.models.guesses import inputs_and_targets
+from textleak.models import TextModel
+from textleak.models.guesses import examples_of
 from textleak.models.vision import PictureExamples
 from textleak.numerics import exact
 from textleak.proof.rivals import Parts, alike, distances, further, like_pictures, lines_of
@@ -302,7 +301,7 @@ def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tenso
 
 def _own(view: View, guess: Guess) -> dict[str, Tensor]:
     """`own_gradient` of a guess."""
-    return view.own(_read(view.model, guess))
+    return view.own(examples_of(view.model, guess.rows, guess.classes))
 
 
 def _in(view: View, dtype: torch.dtype) -> View:
@@ -317,22 +316,6 @@ def _guess(model: TextModel, sentences: tuple[Sentence, ...]) -> Guess:
         rows=tuple(tuple(p.id + V * p.masked for p in sentence.positions) for sentence in sentences),
         classes=() if model.num_labels is None else tuple(sentence.label or 0 for sentence in sentences),
     )
-
-
-def _read(model: TextModel, guess: Guess) -> TextExamples:
-    """The sentences as the network reads them, and what it is asked to predict."""
-    longest = max(map(len, guess.rows))
-    symbols_BT = torch.tensor([[*row, *[model.pad_id] * (longest - len(row))] for row in guess.rows])
-    lengths_B1 = torch.tensor([[len(row)] for row in guess.rows])
-    mask_BT = (torch.arange(longest) < lengths_B1).long().to(model.device)
-    inputs_BT, targets = inputs_and_targets(
-        model,
-        ids=(symbols_BT % model.vocab_size).to(model.device),
-        mask=mask_BT,
-        labels=torch.tensor(guess.classes).to(model.device),
-        hidden=(symbols_BT >= model.vocab_size).to(model.device),
-    )
-    return TextExamples(batch=Batch(ids_BT=inputs_BT, mask_BT=mask_BT), targets=targets)
 
 
 def _named(model: TextModel, guess: Guess, rival: Guess) -> str:

@@ -15,8 +15,12 @@ from typing import Any
 
 from textleak import foreign
 from textleak.errors import InputError
-from textleak.events import Event, Finished, from_json
+from textleak.events import Event, Finished, Progress, Truth, from_json
 from textleak.runs.folder import RunFolder, runs_folder
+
+# Our choices, far above any run's: tokens of a sentence, and bytes of a last line.
+MOST_POSITIONS = 1 << 16
+MOST_OF_THE_END = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,14 +80,24 @@ def _opened(path: Path) -> BufferedReader:
 
 
 def parse_line(line: bytes) -> TimedEvent | None:
-    """The event in a line of an `events.jsonl`; None where it is torn or unknown."""
+    """The event in a line of an `events.jsonl`; None where it is torn or unknown, or its positions can't be."""
     try:
         record = json.loads(line)
         if "losses" in record:
             record["losses"] = [math.inf if loss is None else loss for loss in record["losses"]]
-        return TimedEvent(t=float(record["t"]), event=from_json(record))
-    except (ValueError, KeyError, TypeError, RecursionError):  # pydantic's ValidationError is a ValueError
+        timed = TimedEvent(t=float(record["t"]), event=from_json(record))
+    # pydantic's ValidationError is a ValueError
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    return timed if _has_places(timed.event) else None
+
+
+def _has_places(event: Event) -> bool:
+    """Whether each token stands at a place that a sentence can have: all up to the last are counted through."""
+    sentences = event.sentences if isinstance(event, Progress | Truth) else ()
+    return all(
+        0 <= position.position < MOST_POSITIONS for sentence in sentences for position in sentence.positions
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +140,7 @@ def read_run(path: Path) -> RunRecord:
         pid = int(facts.get("pid") or 0)
         if not isinstance(facts.get("settings", {}), dict):
             raise TypeError("its settings are no settings")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{path} is not a run folder.",
             why=f"run.json can't be read: {error}.",
@@ -134,7 +148,7 @@ def read_run(path: Path) -> RunRecord:
         ) from None
     alive = _alive(pid)  # before its events are read: what ends after this has written how
     result = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads(foreign.read(folder.result_path))
         result = found if isinstance(found, dict) else None
     outcome = ""
@@ -164,7 +178,7 @@ def _last_outcome(path: Path) -> str:
     end = b""
     with foreign.open_regular(path) as file:
         left = file.seek(0, os.SEEK_END)
-        while left and b"\n" not in end.rstrip(b"\n"):
+        while left and len(end) < MOST_OF_THE_END and b"\n" not in end.rstrip(b"\n"):
             size = min(left, max(1 << 16, len(end)))
             left -= size
             file.seek(left)
@@ -181,7 +195,7 @@ def _alive(pid: int) -> bool:
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the latter where no process can have such a number
         return False
     except OSError:
         return True

@@ -16,6 +16,7 @@ from textleak.events import Finished, to_json
 from textleak.runs import read_run, redacted_settings, without_truth
 from textleak.view import ViewState, how_much
 from textleak.words import count_of, loss_in_words, seconds_in_words
+from textleak_tui import bounds
 from textleak_tui.climb import Climb
 
 EXPORTS = "textleak-exports"
@@ -212,11 +213,12 @@ def _records(run: Path, state: ViewState) -> tuple[Mapping[str, Any] | None, Map
     outcome = finished.outcome if finished is not None else "not finished"
     try:
         record = read_run(run)
+        settings = settings or bounds.settings_of(record.settings)
+        found = bounds.result_of(record.result) if record.result is not None else None
     except InputError:
         return result, settings, outcome
-    settings = settings or record.settings
     if finished is None and state.seen == 0:
-        result, outcome = record.result, record.outcome
+        result, outcome = found, bounds.name_of(record.outcome)
     return result, settings, outcome
 
 

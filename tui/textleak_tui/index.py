@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from textleak.errors import InputError
 from textleak.events import Event, Finished, Started, Truth
 from textleak.runs import parse_line
+from textleak.runs.reading import MOST_POSITIONS
 from textleak.scoring import output_ids
 from textleak.view import POINTS_KEPT, PhaseSpan, Point, match_rate_of
+from textleak_tui import bounds
 
 Axis = Literal["steps", "evaluations", "seconds"]
 AXES: tuple[Axis, ...] = ("steps", "evaluations", "seconds")
@@ -35,7 +39,7 @@ class _Span:
 class Index:
     """What is kept of an events file: columns by event, and columns by progress.
 
-    `add` takes in its lines one after another.
+    `add` takes in its lines one after another; `read_to` is the byte up to which that was done.
     """
 
     def __init__(self) -> None:
@@ -53,29 +57,49 @@ class Index:
         self.truth: tuple[int, Truth] = (-1, Truth())
         self.finished: tuple[int, Finished] | None = None
         self.events = 0
+        self._skipping = False
         self._references: list[tuple[int, ...]] = []
         self._special: set[int] = set()
         self._last: tuple[Any, float] = (None, _NOTHING)
 
-    def add(self, line: bytes, at: int) -> None:
-        """Take in the line that begins at byte `at`; one that isn't an event is passed over."""
+    def skip(self, size: int) -> None:
+        """Pass over so many bytes of a line, and then over its rest."""
+        self.read_to += size
+        self._skipping = True
+
+    def add(self, line: bytes) -> None:
+        """Take in the next whole line; one that isn't an event is passed over."""
+        if not self._skipping:
+            self._add(line)
+        self._skipping = False
+        self.read_to += len(line) + 1
+
+    def add_last(self, line: bytes) -> None:
+        """Take in a last line without an end, where it is an event."""
+        before = self.events
+        if not self._skipping:
+            self._add(line)
+        if self.events > before:
+            self.read_to += len(line)
+
+    def _add(self, line: bytes) -> None:
         try:
             record = json.loads(line)
-            t, kind = float(record["t"]), record["event"]
-            if self.finished is not None or not math.isfinite(t):
+            t, kind = bounds.number_of(record["t"], 0, bounds.MOST_SECONDS), record["event"]
+            if self.finished is not None:
                 return
             t = max(t, self.times[-1]) if self.events else t
             if kind == "progress":
                 self._add_progress(record, t)
             elif kind == "phase":
-                self.spans.append(_Span(self.events, str(record["name"]), t))
+                self.spans.append(_Span(self.events, bounds.name_of(record["name"]), t))
             elif kind in ("started", "truth", "finished") and (timed := parse_line(line)) is not None:
                 self._add_other(timed.event)
             else:
                 return
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return
-        self.lines.append(at)
+        self.lines.append(self.read_to)
         self.times.append(t)
         # The last of all: a reader in another thread sees an event only when it is whole.
         self.events += 1
@@ -83,26 +107,27 @@ class Index:
     def _add_other(self, event: Event) -> None:
         match event:
             case Started():
-                self.started = event.settings
+                with contextlib.suppress(InputError):  # then those of run.json are there
+                    self.started = bounds.settings_of(event.settings)
             case Truth():
                 self._references = [output_ids(sentence) for sentence in event.sentences]
                 self._special = {p.id for s in event.sentences for p in s.positions if p.special}
-                self.truth = (self.events, event)
+                self.truth = (self.events, bounds.truth_of(event))
             case Finished():
-                self.finished = (self.events, event)
+                self.finished = (self.events, bounds.finished_of(event))
             case _:
                 pass
 
     def _add_progress(self, record: Mapping[str, Any], t: float) -> None:
-        step = int(record["step"])
-        total = max(float(record.get("total_steps", 0)), (self.steps or [0])[-1])
-        evaluations = max(float(record.get("evaluations", 0)), (self.evaluations or [0])[-1])
+        step = bounds.count_of(record["step"])
+        total = max(bounds.count_of(record.get("total_steps", 0)), (self.steps or [0])[-1])
+        evaluations = max(bounds.count_of(record.get("evaluations", 0)), (self.evaluations or [0])[-1])
         loss = record.get("loss")
-        loss = float(loss) if loss is not None and math.isfinite(loss) else _NOTHING
+        loss = float(loss) if loss is not None and abs(loss) < bounds.LARGEST_LOSS else _NOTHING
         answered = record.get("sentences") or record.get("image")
         answer = len(self.progress_events) if answered else (self.answers or [-1])[-1]
         rate = self._rate(record.get("sentences") or ())
-        phase = str(record["phase"])
+        phase = bounds.name_of(record["phase"])
         if not self.spans or (phase and self.spans[-1].name != phase):
             self.spans.append(_Span(self.events, phase, t))
         if self.spans[-1].first is None:
@@ -124,7 +149,9 @@ class Index:
         for sentence in sentences:
             ids: list[int] = []
             for position in sentence["positions"]:
-                at, id = position["position"], position["id"]
+                at, id = bounds.count_of(position["position"]), position["id"]
+                if at >= MOST_POSITIONS:
+                    raise ValueError("no sentence is as long")
                 ids += [-1] * (at + 1 - len(ids))
                 ids[at] = id
                 if position.get("special"):

@@ -12,6 +12,10 @@ from typing import Any
 from textleak.errors import InputError
 from textleak.runs import list_runs, read_run
 from textleak.words import printable
+from textleak_tui import bounds
+
+# Our choice: what a panel holds of a text, and a filter looks through.
+LONGEST_SHOWN = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,17 +53,21 @@ class Row:
     problem: str = ""
 
     @property
+    def name(self) -> str:
+        """The folder's name, as a screen can show it."""
+        return printable(self.path.name)
+
+    @property
     def words(self) -> str:
         """What a filter looks in."""
-        parts = (self.path.name, self.model, self.attack, self.defense, self.outcome, self.text)
+        parts = (self.name, self.model, self.attack, self.defense, self.outcome, self.text)
         return " ".join(parts).casefold()
 
     def has(self, word: str) -> bool:
-        """Whether a filter's word, in lower case, is among its words or is the beginning of its certificate."""
-        certificate = {True: "verified", False: "unverified", None: "" if self.told else "can't be told"}[
-            self.verified
-        ]
-        return word in self.words or certificate.startswith(word)
+        """Whether a filter's word, in lower case, is among its words or begins one of its certificate's."""
+        unsaid = "" if self.told else "can't be told"
+        certificate = {True: "verified", False: "unverified", None: unsaid}[self.verified]
+        return word in self.words or any(part.startswith(word) for part in certificate.split())
 
 
 class Order(enum.Enum):
@@ -135,41 +143,37 @@ def read_row(path: Path) -> Row:
     """A folder's row; whatever is wrong with the folder ends up in the row."""
     try:
         record = read_run(path)
-        settings, result = record.settings, record.result or {}
-        weights = " (random)" if settings.get("weights") == "random" else ""
-        sentences = (
-            settings.get("sentences")
-            or settings.get("pictures")
-            or [sentence.get("recovered") for sentence in result.get("sentences") or ()]
-        )
-        return Row(
-            path=path,
-            started=_time(record.facts.get("started")),
-            model=printable(f"{settings.get('model', '?')}{weights}"),
-            attack=printable(str(settings.get("attack", "?"))),
-            defense=printable(" ".join(map(str, settings.get("defense") or ()))),
-            rate=_number(result.get("token_match_rate")),
-            psnr=_number(result.get("psnr")),
-            verified=result.get("verified") if isinstance(result.get("verified"), bool) else None,
-            told=not result.get("verified_reason"),
-            seconds=_number(result.get("seconds")),
-            outcome=record.outcome,
-            text=printable(str(sentences[0] or ""), kept="\n") if sentences else "",
-        )
+        settings = bounds.settings_of(record.settings)
+        result = bounds.result_of(record.result or {})
+        outcome = bounds.name_of(record.outcome)
     except InputError as error:
         return Row(path=path, problem=error.why)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        return Row(path=path, problem=f"{type(error).__name__}: {error}.")
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OSError as error:
+        return Row(path=path, problem=f"{error.strerror or error}.")
+    weights = " (random)" if settings.get("weights") == "random" else ""
+    texts = settings.get("sentences") or settings.get("pictures")
+    if not texts:
+        texts = [sentence.get("recovered") for sentence in result.get("sentences") or ()]
+    return Row(
+        path=path,
+        started=_time(record.facts.get("started")),
+        model=f"{settings.get('model') or '?'}{weights}",
+        attack=settings.get("attack") or "?",
+        defense=" ".join(filter(None, settings.get("defense") or ())),
+        rate=result.get("token_match_rate"),
+        psnr=result.get("psnr"),
+        verified=result.get("verified"),
+        told=not result.get("verified_reason"),
+        seconds=result.get("seconds"),
+        outcome=outcome,
+        text=printable(bounds.cut(texts[0] or "", LONGEST_SHOWN), kept="\n") if texts else "",
+    )
 
 
 def _time(text: object) -> datetime.datetime | None:
     try:
         return datetime.datetime.fromisoformat(str(text)).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # the last two for a year that no clock has
         return None
 
 

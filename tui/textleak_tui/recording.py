@@ -9,22 +9,27 @@ that another process or another machine is still writing is followed by calling 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from textleak.errors import InputError
 from textleak.events import Finished, Progress, Sentence, Truth
 from textleak.foreign import open_regular
 from textleak.runs import RunFolder, parse_line, read_run
 from textleak.view import PhaseSpan, Point, ViewState
+from textleak_tui import bounds
 from textleak_tui.index import Axis, Index
 from textleak_tui.standing import SILENCE, Standing, standing
 
 # Our choice: a quarter of a megabyte is parsed in some 5 ms, so a reader with a time budget keeps to it.
 CHUNK = 1 << 18
+# Our choice: a batch of 16 pictures of 224 x 224 takes some 17 MB; a longer line is passed over.
+LONGEST_LINE = 1 << 26
 # Our choice: how often a run that has no end yet is looked at, and for how long one look may parse.
 SECONDS_BETWEEN_LOOKS, SECONDS_A_LOOK = 0.1, 0.05
 
@@ -39,12 +44,13 @@ class Recording:
         clock: the time of day, for how long a run has been silent.
 
     Raises:
-        InputError: it isn't a run folder.
+        InputError: it isn't a run folder, or its settings make no sense.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         path = path.parent if path.name == "events.jsonl" else path
         self.record = read_run(path)
+        self._settings = bounds.settings_of(self.record.settings)
         self.folder: RunFolder = self.record.folder
         self.whole = False
         self.stands: Standing | None = None
@@ -61,7 +67,7 @@ class Recording:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The run's settings."""
-        return self._index.started or self.record.settings
+        return self._index.started or self._settings
 
     @property
     def truth(self) -> tuple[Sentence, ...]:
@@ -77,8 +83,12 @@ class Recording:
     @property
     def result(self) -> Mapping[str, Any] | None:
         """The result, where there is one."""
-        finished = self.finished
-        return finished.result if finished is not None and finished.result is not None else self.record.result
+        finished, result = self.finished, self.record.result
+        if finished is not None and finished.result is not None:
+            return finished.result
+        with contextlib.suppress(InputError):
+            return None if result is None else bounds.result_of(result)
+        return None
 
     @property
     def share_read(self) -> float:
@@ -97,28 +107,37 @@ class Recording:
                 if identity != self._identity or stat.st_size < self._index.read_to:
                     self._index = Index()  # the first time, or another file lies in its place
                 self._identity, self._size = identity, stat.st_size
-                index, before = self._index, self._index.events
-                file.seek(index.read_to)
+                before = self._index.events
+                file.seek(self._index.read_to)
                 self.whole = False
-                rest = b""
-                while chunk := file.read(CHUNK):
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        index.add(line, index.read_to)
-                        index.read_to += len(line) + 1
-                    if time.perf_counter() > until:
-                        break
-                else:
-                    self.whole = True
-                    # A last line without an end is torn, or whole where its last bracket is there.
-                    if rest.endswith(b"}"):
-                        events = index.events
-                        index.add(rest, index.read_to)
-                        index.read_to += len(rest) if index.events > events else 0
+                self.whole = self._read_lines(file, until)
         except OSError:
             self.whole = True
             return False
-        return index.events > before
+        return self._index.events > before
+
+    def _read_lines(self, file: BinaryIO, until: float) -> bool:
+        """Take in lines until the time is over, one at least; whether the file's end was reached."""
+        index, rest = self._index, bytearray()
+        while chunk := file.read(CHUNK):
+            begun, *more = chunk.split(b"\n")
+            if not more:
+                rest += chunk
+                if len(rest) > LONGEST_LINE:
+                    index.skip(len(rest))
+                    rest.clear()
+                    if time.perf_counter() > until:
+                        return False
+                continue
+            for line in (bytes(rest + begun), *more[:-1]):
+                index.add(line)
+            rest = bytearray(more[-1])
+            if time.perf_counter() > until:
+                return False
+        # A last line without an end is torn, or whole where its last bracket is there.
+        if rest.endswith(b"}"):
+            index.add_last(bytes(rest))
+        return True
 
     def state(self, index: int | None = None) -> ViewState:
         """What the events up to and with number `index` add up to; None for all there are."""
@@ -158,7 +177,9 @@ class Recording:
                 timed = parse_line(file.readline())
         except OSError:
             return None
-        return timed.event if timed is not None and isinstance(timed.event, Progress) else None
+        if timed is None or not isinstance(timed.event, Progress):
+            return None
+        return bounds.progress_of(timed.event)
 
     def points(self) -> tuple[Point, ...]:
         """The whole course, thinned as `ViewState` thins it."""
@@ -230,22 +251,31 @@ class Recording:
         """How the run stands now; looks at its process and its files."""
         finished = self.finished
         if finished is None:
-            self.record = read_run(self.folder.path) if self.folder.run_path.exists() else self.record
+            with contextlib.suppress(InputError):  # deleted, or another file lies in its place
+                self.record = read_run(self.folder.path)
         outcome = self.record.outcome if finished is None else finished.outcome
         now, seen = self._clock(), self._grew_at
         if outcome == "killed" and now - seen < SILENCE:
             outcome = "elsewhere"
         return standing(
             outcome,
-            pid=self.record.facts.get("pid"),
-            silent=now - max(seen, _written_at(self.folder.events_path)),
+            pid=_pid_of(self.record.facts),
+            silent=max(0.0, now - max(seen, _written_at(self.folder))),
             error="" if finished is None else finished.error,
             traceback=self.folder.traceback_path if self.folder.traceback_path.exists() else None,
         )
 
 
-def _written_at(path: Path) -> float:
+def _pid_of(facts: Mapping[str, Any]) -> str:
     try:
-        return path.stat().st_mtime
-    except OSError:
-        return float("-inf")
+        return bounds.name_of(facts.get("pid"))
+    except TypeError:
+        return "?"
+
+
+def _written_at(folder: RunFolder) -> float:
+    """When the run last wrote something; its beginning where it wrote no events, 0 where nothing is known."""
+    for path in (folder.events_path, folder.run_path):
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0

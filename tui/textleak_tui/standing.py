@@ -42,7 +42,7 @@ class Standing:
 
 
 def standing(
-    outcome: str, *, pid: object, silent: float, error: str = "", traceback: Path | None = None
+    outcome: str, *, pid: str, silent: float, error: str = "", traceback: Path | None = None
 ) -> Standing:
     """How a run stands, in words.
 

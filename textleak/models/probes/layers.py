@@ -210,7 +210,7 @@ def _hooks(network: nn.Module, make: Callable[[str], Any]) -> Iterator[None]:
         module.register_forward_hook(make(name))
         for name, module in modules.items()
         if not isinstance(module, nn.Embedding)
-        and isinstance(weight := getattr(module, "weight", None), nn.Parameter)
+        and (weight := module._parameters.get("weight")) is not None  # its own: an adapter shows its base's
         and weight.dim() == 2
     ]
     try:

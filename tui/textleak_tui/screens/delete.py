@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
 from textleak.runs import RunFolder
+from textleak.words import printable
 
 # What an image run leaves beside its records.
 PICTURES = ("strip.png", "grid.png", "recovery.gif", "original-*.png", "recovered-*.png")
@@ -57,7 +58,8 @@ class DeleteDialog(ModalScreen[bool]):
         with Vertical():
             yield Static("[b]Delete this run?[/]")
             yield Static(
-                f"{self._folder}\nIts settings, events and result can't be brought back.", markup=False
+                f"{printable(str(self._folder))}\nIts settings, events and result can't be brought back.",
+                markup=False,
             )
             with Horizontal():
                 yield Button("Keep (n)", id="keep", compact=True)

@@ -17,7 +17,7 @@ from textual.widgets import DataTable, Input, Static
 from textual.worker import get_current_worker
 
 from textleak.view import UNICODE
-from textleak.words import count_of
+from textleak.words import count_of, printable
 from textleak_tui.listing import Order, Row, Shelf, arranged
 from textleak_tui.places import CompareRuns, OpenRun
 from textleak_tui.screens.base import Page
@@ -193,7 +193,7 @@ class HistoryScreen(Page):
             text.append(f"\n{row.text}")
         parts = [row.model, row.attack, row.defense]
         text.append("\n" + UNICODE.dot.join(part for part in parts if part), style="dim")
-        text.append(f"\n{row.path}", style="dim")
+        text.append(f"\n{printable(str(row.path))}", style="dim")
         self.chosen.update(text)
 
     def on_data_table_row_highlighted(self) -> None:
@@ -294,13 +294,11 @@ class HistoryScreen(Page):
         try:
             left = delete_run(row.path)
         except OSError as error:
-            self.notify(
-                f"{error.strerror or error}.", title=f"{row.path.name} can't be deleted", severity="error"
-            )
+            self.notify(f"{error.strerror or error}.", title=f"{row.name} can't be deleted", severity="error")
             return
         if left:
             self.notify(
-                f"{', '.join(left[:5])} in it isn't textleak's and was left alone.",
+                f"{printable(', '.join(left[:5]))} in it isn't textleak's and was left alone.",
                 title="The run was deleted",
             )
         self._look.set()

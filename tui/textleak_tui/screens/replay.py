@@ -14,7 +14,7 @@ from textual.worker import get_current_worker
 
 from textleak.errors import InputError
 from textleak.view import ViewState
-from textleak.words import seconds_in_words
+from textleak.words import printable, seconds_in_words
 from textleak_tui.playback import Playback, speed_in_words
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
@@ -93,7 +93,7 @@ class ReplayScreen(Page):
 
     def on_mount(self) -> None:
         """Open the folder, and begin to read it."""
-        self.sub_title = self.folder.name
+        self.sub_title = printable(self.folder.name)
         if self.playback is not None:
             self.scrubber.focus()
             self.run_worker(self._read, thread=True, name="read", exclusive=True)

@@ -94,7 +94,7 @@ class HistoryTable(RunTable):
         colors, narrow = self.app.theme_variables, "attack" not in columns
         now = datetime.datetime.now().astimezone()
         sign = SIGNS.get(row.outcome, "?")
-        model = row.model or row.path.name
+        model = row.model or row.name
         model = f"{short(model.removesuffix(' (random)'), 18)} {row.attack}" if narrow else short(model, 26)
         verified = {True: "✓ yes", False: "✗ no", None: "" if row.told else "can't tell"}[row.verified]
         rate = Text("")

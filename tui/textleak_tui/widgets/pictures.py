@@ -29,7 +29,7 @@ class Pictures(Widget):
     def lines(self) -> int:
         """Lines that the pictures need at full size, words below included."""
         image = self._progress.image if self._progress is not None else ()
-        return (len(image[0]) + 1) // 2 + 1 if image else 0
+        return (len(image[0]) + 1) // 2 + 1 if image and isinstance(image[0], list | tuple) else 1
 
     def show(self, state: ViewState, *, blind: bool = False) -> None:
         """Draw a state; blind leaves the true pictures out, and how near the others come to them."""
@@ -58,5 +58,9 @@ class Pictures(Widget):
         from textleak.view.pictures import picture_lines
 
         width, height = self.size
-        lines = picture_lines(self._progress, self._originals, self._labels, width, height + 1)
+        try:
+            lines = picture_lines(self._progress, self._originals, self._labels, width, height + 1)
+        except (ValueError, TypeError, LookupError, OverflowError):
+            # They are nested lists of a file's: of any depth and length.
+            return Text("What this run holds in the place of pictures can't be drawn.")
         return Text("\n").join(lines)

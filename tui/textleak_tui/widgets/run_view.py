@@ -271,7 +271,7 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
 
 def answer_of_pictures(result: Mapping[str, object], *, blind: bool = False) -> str:
     """How much of the pictures leaked, in one sentence with the figure."""
-    if blind:
+    if blind or result.get("psnr") is None:
         distance = result.get("gradient_distance")
         told = (
             f": its own gradient is {distance:.1e} from the shared one" if isinstance(distance, float) else ""
