@@ -125,8 +125,10 @@ def test_moving_dummies_that_equal_a_text_is_moving_its_tokens(
         [token + V * ((b, t) in hidden) for t, token in enumerate(ids)] for b, ids in enumerate(secret.ids)
     ]
     labels = secret.labels or ()
-    orders = [run._whole(order) for order in ((2, 3, 0, 1, *range(4, run._inner(len(rows[0])))), (1, 0))]
-    orders[1] = run._whole((1, 0, *range(2, run._inner(len(rows[1])))))
+    orders = [
+        run._whole((*first, *range(len(first), len(run._inner(len(row))))), len(row))
+        for first, row in zip(((2, 3, 0, 1), (1, 0)), rows, strict=True)
+    ]
 
     longest = max(map(len, rows))
     padded = torch.tensor([[*row, *[model.pad_id] * (longest - len(row))] for row in rows])
@@ -157,7 +159,7 @@ def test_the_prior_weighs_on_which_order_is_taken(alpha_lm: float, toy_model: To
     shared, secret = share(model, ["the cat sat"], know=TOLD, seed=1)
     run = a_run(model, shared, _Alphabetical(), alpha_lm=alpha_lm)
     free = {"embeddings": model.embed(torch.tensor([secret.ids]))}
-    moved, changed = run._move_candidate(run._reordered(free, [[run._whole((2, 1, 0))]]))
+    moved, changed = run._move_candidate(run._reordered(free, [[run._whole((2, 1, 0), len(secret.ids[0]))]]))
     (sentence,) = run.dummies.decode(moved, 0)
     assert changed == [0]
     assert sentence.text == ("the cat sat" if alpha_lm == 0 else "cat sat the")

@@ -57,6 +57,7 @@ from textleak.matching import (
     minimise,
 )
 from textleak.models.base import Modality
+from textleak.models.decoding import fixed_tokens
 from textleak.models.prior import LanguagePrior
 from textleak.shared.traits import Trait
 
@@ -251,7 +252,9 @@ class _Run:
         for size in self._passes(self.options.starts):
             rows = [
                 [
-                    self._whole(torch.randperm(self._inner(length), generator=self.generator).tolist())
+                    self._whole(
+                        torch.randperm(len(self._inner(length)), generator=self.generator).tolist(), length
+                    )
                     for length in self.dummies.lengths
                 ]
                 for _ in range(size)
@@ -334,8 +337,8 @@ class _Run:
         rows = [[p.id for p in sentence.positions] for sentence in self.dummies.decode(free, 0)]
         changed = []
         for b, length in enumerate(self.dummies.lengths):
-            inner = tried_orders(self._inner(length), self.options.moves, self.generator)
-            orders = [self._whole(order) for order in inner]
+            inner = tried_orders(len(self._inner(length)), self.options.moves, self.generator)
+            orders = [self._whole(order, length) for order in inner]
             stay: list[Order] = [tuple(range(other)) for other in self.dummies.lengths]
             batches = [[*stay[:b], order, *stay[b + 1 :]] for order in orders]
             losses = self._judge(free, rows, batches)
@@ -364,15 +367,18 @@ class _Run:
         losses = self.prior.losses(texts)
         return [distance + self.alpha_lm * loss for distance, loss in zip(distances, losses, strict=True)]
 
-    def _inner(self, length: int) -> int:
-        """Tokens of a sentence that the tokenizer doesn't fix."""
-        return length - len(self.model.prefix_ids) - len(self.model.suffix_ids)
+    def _inner(self, length: int) -> list[int]:
+        """Positions of a sentence whose token the tokenizer doesn't fix."""
+        fixed = fixed_tokens(self.model, length)
+        return [t for t in range(length) if t not in fixed]
 
-    def _whole(self, inner: Sequence[int]) -> Order:
+    def _whole(self, inner: Sequence[int], length: int) -> Order:
         """An order of a whole sentence from one of the tokens that aren't fixed."""
-        head, tail = len(self.model.prefix_ids), len(self.model.suffix_ids)
-        end = head + len(inner)
-        return (*range(head), *(head + t for t in inner), *range(end, end + tail))
+        places = self._inner(length)
+        order = list(range(length))
+        for t, moved in zip(places, inner, strict=True):
+            order[t] = places[moved]
+        return tuple(order)
 
     def _reordered(self, free: Leaves, batches: Sequence[Sequence[Order]]) -> dict[str, Tensor]:
         """One candidate's leaves (1, ...) in M orders of its sentences: (M, ...)."""
@@ -421,6 +427,8 @@ def tried_orders(count: int, tries: int, generator: torch.Generator) -> list[Ord
 
     The four kinds take turns as in the released code.
     """
+    if count < 2:
+        return [tuple(range(count))]
     kinds = itertools.islice(itertools.cycle((move_token, move_span, prefix_to_end, swap)), tries - 1)
     return list(dict.fromkeys([tuple(range(count)), *(kind(count, generator) for kind in kinds)]))
 

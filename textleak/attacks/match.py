@@ -317,6 +317,9 @@ class _Run:
         self, bases: list[Guess], opened: list[list[Place]], *, beside: list[Guess]
     ) -> Iterator[Phase | Progress]:
         """Dummies from the start, and a search from what they decode to and the guesses `beside`."""
+        if not any(opened):  # the tokenizer fixes every token
+            yield from self._search([*bases, *beside])
+            return
         yield Phase(name="continuous", detail="dummy embeddings and soft labels matched to the gradient")
         decoded = yield from self._optimize(
             bases, opened, steps=self.options.steps, learning_rate=_LEARNING_RATE, noise=_NOISE
