@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -56,6 +57,14 @@ def test_the_classes_of_a_batch_are_counted(
     found = class_counts(shared, model, len(labels), generator())
     assert sum(found) == len(labels)
     assert dict(Counter(labels)) == {c: n for c, n in enumerate(found) if n}
+
+
+def test_a_gradient_that_speaks_against_every_class_counts_each_alike(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, SENTENCES, share="classifier")
+    beyond = {name: torch.full_like(gradient, 5.0) for name, gradient in shared.gradients.items()}
+    shared = dataclasses.replace(shared, gradients=beyond)
+    assert sorted(class_counts(shared, model, 5, generator())) == [1, 2, 2]
 
 
 def test_a_head_that_was_not_shared_shows_nothing(toy_model: ToyModel) -> None:

@@ -238,6 +238,15 @@ def test_noise_above_every_row_leaves_nothing(toy_model: ToyModel) -> None:
     assert recovery.stop is Stop.CONVERGED
 
 
+@pytest.mark.parametrize("attack", ["embedding", "auto"])
+@pytest.mark.parametrize("share_", ["word_embeddings", "position_embeddings"])
+def test_where_nothing_shows_no_sentence_is_made_up(attack: str, share_: str, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    noise = DEFENSES.build("gaussian", {"sigma": 10.0})
+    shared, _ = share(model, [ONE], seed=1, defenses=[noise], share=share_, know="nothing")
+    assert recover(shared, model, attack).sentences == ()
+
+
 def test_a_share_without_embeddings_is_refused_with_what_would_do(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, [ONE], share="no-embeddings")

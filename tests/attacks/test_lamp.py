@@ -14,7 +14,7 @@ from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.dummies.orders import (
-    inner_length,
+    inner_places,
     move_span,
     move_token,
     prefix_to_end,
@@ -133,10 +133,10 @@ def test_moving_dummies_that_equal_a_text_is_moving_its_tokens(
         [token + V * ((b, t) in hidden) for t, token in enumerate(ids)] for b, ids in enumerate(secret.ids)
     ]
     labels = secret.labels or ()
-    first, second = (inner_length(model, len(row)) for row in rows)
+    first, second = (len(inner_places(model, len(row))) for row in rows)
     orders = [
-        whole_order(model, (2, 3, 0, 1, *range(4, first))),
-        whole_order(model, (1, 0, *range(2, second))),
+        whole_order(model, (2, 3, 0, 1, *range(4, first)), len(rows[0])),
+        whole_order(model, (1, 0, *range(2, second)), len(rows[1])),
     ]
 
     longest = max(map(len, rows))
@@ -169,7 +169,9 @@ def test_the_prior_weighs_on_which_order_is_taken(weight: float, toy_model: ToyM
     shared, secret = share(model, ["the cat sat"], know=TOLD, seed=1)
     moves = Moves(trials=trials_of(model, shared), tries=200, prior=_Alphabetical(), weight=weight)
     dummies, free = moves.trials.dummies, {"embeddings": model.embed(torch.tensor([secret.ids]))}
-    moved, changed = moves.of_candidate(reordered(dummies, free, [[whole_order(model, (2, 1, 0))]]))
+    moved, changed = moves.of_candidate(
+        reordered(dummies, free, [[whole_order(model, (2, 1, 0), len(secret.ids[0]))]])
+    )
     (sentence,) = dummies.decode(moved, 0)
     assert changed == [0]
     assert sentence.text == ("the cat sat" if weight == 0 else "cat sat the")

@@ -57,6 +57,14 @@ def test_exchanges_keep_the_batch_together() -> None:
     assert Guess(((0, 4, 2, 3, 9), (0, 1, 5, 9)), (0, 1)) in exchanges(GUESS, 0, 1, head=1, tail=1)
 
 
+@pytest.mark.parametrize("tail", [0, 1, 2])
+def test_nothing_can_follow_a_sentence_of_fixed_symbols_alone(tail: int) -> None:
+    guess = Guess(((7, 8), (7, 1, 8)))
+    assert reorderings(guess, 0, head=2 - tail, tail=tail) == []
+    assert insertions(guess, 0, 6, head=2 - tail, tail=tail) == []
+    assert exchanges(guess, 0, 1, head=2 - tail, tail=tail) == []
+
+
 def test_class_changes_leave_the_symbols() -> None:
     assert [guess.classes for guess in class_changes(GUESS, 1, range(3))] == [(0, 0), (0, 2)]
 

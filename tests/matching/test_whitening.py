@@ -14,10 +14,11 @@ from textleak.matching.whitening import WhitenedMatcher, Whitening
 INPUTS, OUTPUTS, TOKENS = 6, 4, 3
 
 
-@pytest.fixture
-def layer() -> nn.Linear:
+@pytest.fixture(params=["by a rule", "formed"])
+def layer(request: pytest.FixtureRequest) -> nn.Linear:
     torch.manual_seed(0)
-    return nn.Linear(INPUTS, OUTPUTS).double().requires_grad_(False)
+    kind = nn.Linear if request.param == "by a rule" else WithoutRule
+    return kind(INPUTS, OUTPUTS).double().requires_grad_(False)
 
 
 def losses(layer: nn.Linear) -> object:
@@ -34,12 +35,23 @@ def formed(layer: nn.Linear, x_1NI: Tensor) -> dict[str, Tensor]:
     return dict(zip(("weight", "bias"), gradients, strict=True))
 
 
+class WithoutRule(nn.Linear):
+    """A layer that the engine knows nothing of: its gradients are formed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0
+
+
 def matcher(layer: nn.Linear, shared: dict[str, Tensor], *, centered: bool) -> WhitenedMatcher:
     arbitrary_NI = torch.randn(200, INPUTS, dtype=torch.float64) @ torch.randn(INPUTS, INPUTS).double() + 3
     whitening = Whitening.of(arbitrary_NI, centered=centered, transposed=False)
     biases = {"weight": "bias"} if centered else {}
     return WhitenedMatcher(
-        Capture(layer, ["weight"]), shared, {"weight": whitening}, biases, like=layer.weight
+        Capture(layer, ["weight", *biases.values()]),
+        shared,
+        {"weight": whitening},
+        biases,
+        like=layer.weight,
     )
 
 

@@ -87,13 +87,17 @@ def found_in(view: View, seen: EmbeddingRows) -> Found | None:
 
 
 def _lengths(model: TextModel, shared: SharedGradient, seen: EmbeddingRows) -> tuple[int, ...]:
-    """Tokens of each sentence to answer with: what is known, else what shows; at least so many where neither tells."""
+    """Tokens of each sentence to answer with: what is known, else what shows; at least so many where neither tells.
+
+    None where nothing shows.
+    """
     if shared.known.lengths is not None:
         return shared.known.lengths
     last = int(model.task == "causal-lm")  # whose input leaves no trace
     longest = len(seen.places) + last
     if known_alone(shared) or seen.complete or not seen.places:
-        return (max(longest, sum(count or 1 for count in seen.bag.values()) + last),)
+        tokens = max(longest, sum(count or 1 for count in seen.bag.values()) + last)
+        return (tokens,) if tokens else ()
     at_least = max(map(len, seen.places))
     size = shared.known.batch_size or len(shared.known.labels or ()) or max(2, at_least)
     reached_by_all = max(

@@ -72,12 +72,21 @@ class LayerCheck:
         self.model, self.tokens_N, self.bases = model, pairs.tokens_N.to(model.device), bases
 
     @classmethod
-    def of(cls, model: TextModel, pairs: Pairs, inputs: Sequence[LayerRemainder]) -> LayerCheck | None:
-        """Of the first of some layers whose spans are clear; None where none is."""
+    def of(
+        cls, model: TextModel, pairs: Pairs, inputs: Sequence[LayerRemainder], *, least: int
+    ) -> LayerCheck | None:
+        """Of the first of some layers whose spans are clear; None where none is.
+
+        Those with `least` directions, or where none has so many, those with the most.
+        """
+        spans = {
+            left.layers[0].name: left.span for left in inputs if left.span is not None and left.span.clear
+        }
+        least = min(least, max((span.rank for span in spans.values()), default=0))
         bases = {
-            left.layers[0].name: left.span.basis_RI.to(model.device, model.dtype)
-            for left in inputs
-            if left.span is not None and left.span.clear
+            name: span.basis_RI.to(model.device, model.dtype)
+            for name, span in spans.items()
+            if span.rank >= least
         }
         return cls(model, pairs, dict(itertools.islice(bases.items(), _LAYERS))) if bases else None
 

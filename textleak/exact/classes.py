@@ -88,6 +88,8 @@ def class_counts(
     else:
         gradient_C = shared.gradients[head.weight_name].cpu().double() @ input_D / input_D.square().sum()
     expected_C = batch_size * (prediction_C - gradient_C).clamp_min(0)
+    if not expected_C.any():  # nothing but noise: any class is as likely as another
+        expected_C = torch.ones_like(expected_C)
     expected_C = expected_C * (batch_size / expected_C.sum().clamp_min(1e-12))
     counts_C = expected_C.floor().long()
     left = batch_size - int(counts_C.sum())

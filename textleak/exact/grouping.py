@@ -4,7 +4,8 @@
 2. From a loud pair, the pairs tied to it by the attention's gradient (`pairs.Partners`): most of its sentence.
 3. The rest of the sentence by descent: the inputs further in must lie in their spans too (`checks`).
 4. A sentence so found is proved to be in the batch, its label and how often it is there come out, and its gradient is
-   taken off (`remainder`). What is left is a smaller batch: begin again, until nothing is left.
+   taken off (`remainder`). What is left is a smaller batch: begin again, until nothing is left. Sentences that are too
+   faint in places to be proved one by one are proved together, where they make all that is left.
 
 Which sentence is found first doesn't matter, and each one found makes the others easier.
 
@@ -26,7 +27,7 @@ from textleak.exact.checks import Check, ContextCheck, LayerCheck, descend
 from textleak.exact.found import OPEN, Found
 from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
-from textleak.exact.subspace import layer_span, shared_spans
+from textleak.exact.subspace import InputSpan, layer_span, shared_spans
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.decoding import to_sentence
@@ -44,6 +45,8 @@ _HOPELESS = 0.2
 # A pair has a vote where its own tie is above this part of the strongest one; the ties to it count for half of its own.
 _HAS_A_VOTE, _OTHER_WAY = 0.15, 0.5
 _MOST_VOTERS = 12
+# Sentences that are tried together for all that is left (our choice).
+_TOGETHER = 8
 # Part of the dimensions from which on a batch is said to fill them (our choice).
 _FULL = 0.9
 _NO_CHECK = (
@@ -143,15 +146,13 @@ class _Grouping:
         ]
         if not further:
             self.notes.append(_NO_CHECK)
-        # The proof needs the least noise of all: the input with the most room, or else the first.
-        judge = max(range(len(further)), key=lambda i: further[i][1].room, default=-1) + 1
         inputs = (first, *(LayerRemainder.of(shared, layers, span) for layers, span in further))
-        self.left = Remainder.of(model, inputs, judge=judge)
+        self.left = Remainder.of(model, inputs, judge=_judge([span for _, span in further], first.span))
         self.members: list[Member] = []
         self.batch: _Batch = ([], [], None)
         self.attention: FirstAttention | None = None
         self.tries = 0
-        self.best: tuple[Row, float] | None = None
+        self.ends: dict[Row, float] = {}  # where descents ended, with their mean parts outside
 
     # The loop
 
@@ -159,45 +160,79 @@ class _Grouping:
         """Find one sentence after the other."""
         if self.model.num_labels is None:  # what the loss asks for is hidden, so nothing can be proved here
             return
-        while self.left.inputs[0].span is not None and self._time():
-            row = yield from self._next()
-            if row is None:
+        while self._unexplained is not None and self._time():
+            found = yield from self._next()
+            if not found:
                 return
             yield self._progress()
 
-    def _next(self) -> Generator[Progress, None, Row | None]:
-        """One more sentence of the batch, proved and taken off."""
+    def _next(self) -> Generator[Progress, None, bool]:
+        """Whether there was one more sentence of the batch, or all the rest of it: proved and taken off."""
         only = self._only()
-        if only is not None and self._proved(only):
-            return only
-        for row in _Search(self).rows():
-            if row is not None and self._proved(row):
-                return row
+        if only is not None:
+            if self._proved(only):
+                return True
+            self.ends[only] = 0.0
+        search = _Search(self)
+        for effort in _EFFORTS:
+            for row in search.rows(effort):
+                if row is not None and self._proved(row):
+                    return True
+                if not self._time():
+                    break
+                self.tries += 1
+                yield self._progress()
+            if self._proved_together():
+                return True
             if not self._time():
-                return None
-            self.tries += 1
-            yield self._progress()
-        return None
+                break
+        return False
+
+    @property
+    def _unexplained(self) -> InputSpan | None:
+        """The span of what is left; None where that is rounding, however much more than foreseen.
+
+        So it is where the sentences found are all of the batch, or no token makes it.
+        """
+        rows, _, size = self.batch
+        return self.left.inputs[0].span if len(self.pairs) and len(rows) != size else None
 
     def _only(self) -> Row | None:
         """The only sentence that the pairs leave: one at each position."""
-        if all(len(pairs) == 1 for pairs in self.pairs.by_position):
+        by_position = self.pairs.by_position
+        if by_position and all(len(pairs) == 1 for pairs in by_position):
             return tuple(self.pairs.tokens_N.tolist())
         return None
 
     def _proved(self, row: Row) -> bool:
         """Whether the sentence is in the batch; it is taken off if so."""
-        found = self.left.member(row)
+        found = self.left.member(row, self.members, self.shared.known.batch_size)
         if found is None:
             return False
-        member, self.left = found
-        self.members.append(member)
-        self.batch = self._batch()
+        member, left = found
+        self._take_off([member], left)
+        return True
+
+    def _proved_together(self) -> bool:
+        """Whether some of the likeliest sentences make all that is left; they are taken off if so."""
+        likeliest = sorted(self.ends, key=self.ends.__getitem__)[:_TOGETHER]
+        found = (
+            self.left.members(likeliest, self.members, self.shared.known.batch_size) if likeliest else None
+        )
+        if found is not None:
+            self._take_off(*found)
+        return found is not None
+
+    def _take_off(self, members: Sequence[Member], left: Remainder) -> None:
+        self.members += members
+        self.left = left
+        for member in members:
+            self.ends.pop(member.row, None)
         span = self.left.inputs[0].span
         if span is not None:
             # Of all pairs: a span with a faint direction can leave out a true one for a while.
             self.pairs = self.every_pair.inside(span, torch.finfo(self.model.dtype).eps)
-        return True
+        self.batch = self._batch()
 
     def _time(self) -> bool:
         return self.deadline is None or time.monotonic() < self.deadline
@@ -212,7 +247,7 @@ class _Grouping:
             rows = [tuple(OPEN if token == hidden else token for token in only)]
             notes = (*notes, "What stands behind the masks is a label, which no span shows.")
         notes = (*notes, *self.notes)
-        left = self.left.inputs[0].span
+        left = self._unexplained
         if left is not None and self.model.num_labels is not None:
             known = "" if size is None else f" and {size - len(rows)} of {size} sentences"
             notes = (*notes, f"{left.rank} of the inputs that the gradient shows{known} were not found.")
@@ -244,7 +279,7 @@ class _Grouping:
         rows, classes = [], []
         size = self.shared.known.batch_size
         counted = batch_counts(self.members, batch_size=size) if self.members else None
-        if counted is None and self.members and self.left.inputs[0].span is None:
+        if counted is None and self.members and self._unexplained is None:
             # Nothing is missing, so the parts add up to 1, unless the client scaled its gradient.
             scale = sum(sum(member.parts) for member in self.members)
             unscaled = [
@@ -280,17 +315,30 @@ class _Grouping:
             )
             for row, label in zip(rows, classes, strict=True)
         ]
-        if self.left.inputs[0].span is not None and self.best is not None:
-            row, outside = self.best
+        left = self._unexplained
+        best = min(self.ends, key=self.ends.__getitem__, default=None)
+        if left is not None and best is not None:
+            row, outside = best, self.ends[best]
             sentences.append(to_sentence(self.model, row, confidence=[max(0.0, 1 - outside)] * len(row)))
-        left = self.left.inputs[0].span
         return Progress(
             phase="grouping",
             step=self.tries,
-            loss=None if self.best is None else self.best[1],
+            loss=None if best is None else self.ends[best],
             sentences=tuple(sentences),
             detail=f"{len(self.members)} found, {0 if left is None else left.rank} inputs left",
         )
+
+
+def _judge(further: Sequence[InputSpan], first: InputSpan | None) -> int:
+    """Which of the first input and those further in is to prove sentences.
+
+    The proof needs the least noise of all: the most room. But what is the same at the first input is apart further in,
+    so an input that shows fewer directions than the first has lost some in rounding.
+    """
+    least = 0 if first is None else first.rank
+    return 1 + max(
+        range(len(further)), key=lambda i: (further[i].rank >= least, *further[i].room), default=-1
+    )
 
 
 class _Search:
@@ -311,9 +359,13 @@ class _Search:
         if attention is not None and shared & {attention.query.name, attention.key.name}:
             self.partners = Partners(self.model, attention, first, self.pairs, self.gradients)
             for left in further:
-                if left.span is not None and left.span.clear and left.layers[0].name == attention.output.name:
-                    self.context = ContextCheck(self.model, attention, self.pairs, left.span)
-        self.network = LayerCheck.of(self.model, self.pairs, further)
+                span = left.span
+                if span is None or not span.clear or span.rank < self.rank:
+                    continue
+                if left.layers[0].name == attention.output.name:
+                    self.context = ContextCheck(self.model, attention, self.pairs, span)
+        # What is the same at the first input is apart further in: fewer directions were lost in rounding.
+        self.network = LayerCheck.of(self.model, self.pairs, further, least=self.rank)
         self.check: Check | None = self.context or self.network
         head, tail = self.model.prefix_ids, self.model.suffix_ids
         special = {*head, *tail}
@@ -327,25 +379,24 @@ class _Search:
         inner = {i for indices in self.inner for i in indices}
         return [i for i in self.gradients.loudness_N.argsort(descending=True).tolist() if i in inner]
 
-    def rows(self) -> Iterator[Row | None]:
+    def rows(self, effort: _Effort) -> Iterator[Row | None]:
         """Sentences that nothing found so far speaks against; None after every start, found or not."""
         if self.check is None:
             return
         tokens = self.pairs.tokens_N
-        for effort in _EFFORTS:
-            starts = iter(self.starts()[: max(_HANDFUL, round(effort.starts * self.rank))])
-            while handful := list(itertools.islice(starts, _HANDFUL)):
-                ends: list[tuple[float, list[int], list[list[int]]]] = []
-                for start in handful:
-                    ranked = self._ranked(start, effort.votes)
-                    for outside, row in self._ends(start, ranked, effort):
-                        if outside <= _SOLVED:
-                            yield tuple(tokens[row].tolist())
-                        ends.append((outside, row, ranked))
-                    yield None
-                for row in self._finished(ends, effort):
-                    yield tuple(tokens[row].tolist())
-                    yield None
+        starts = iter(self.starts()[: max(_HANDFUL, round(effort.starts * self.rank))])
+        while handful := list(itertools.islice(starts, _HANDFUL)):
+            ends: list[tuple[float, list[int], list[list[int]]]] = []
+            for start in handful:
+                ranked = self._ranked(start, effort.votes)
+                for outside, row in self._ends(start, ranked, effort):
+                    if outside <= _SOLVED:
+                        yield tuple(tokens[row].tolist())
+                    ends.append((outside, row, ranked))
+                yield None
+            for row in self._finished(ends, effort):
+                yield tuple(tokens[row].tolist())
+                yield None
 
     def _ranked(self, start: int, votes: int) -> list[list[int]]:
         """The pairs at each position, those first that are tied most strongly to one of them."""
@@ -453,6 +504,5 @@ class _Search:
         return [list(ranked[t][:most]) if head <= t < len(row) - tail else [] for t in range(len(row))]
 
     def _note(self, row: Sequence[int], outside: float) -> None:
-        best = self.grouping.best
-        if best is None or outside < best[1]:
-            self.grouping.best = (tuple(self.pairs.tokens_N[list(row)].tolist()), outside)
+        ends, tokens = self.grouping.ends, tuple(self.pairs.tokens_N[list(row)].tolist())
+        ends[tokens] = min(outside, ends.get(tokens, outside))

@@ -395,7 +395,7 @@ def _sets_alone(vocabulary: Vocabulary, longest: int) -> Found:
         sets.append(tuple(tokens))
         if not vocabulary.layer.depends_on_position:
             break
-    one = vocabulary.layer.depends_on_position and all(len(tokens) == 1 for tokens in sets)
+    one = bool(sets) and vocabulary.layer.depends_on_position and all(len(tokens) == 1 for tokens in sets)
     rows = [tuple(tokens[0] for tokens in sets)] if one else []
     rank, size = vocabulary.span.rank, vocabulary.span.size
     note = (

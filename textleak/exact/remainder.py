@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ _UNLIKE_IDENTITY = 0.05
 # What is left is nothing where no singular value is beyond this many times rounding (our choice).
 _NOTHING = 16.0
 _POWER_STEPS = 5
+# A part may be off a whole number by this many times what the identity is off by (our choice).
+_OFF_WHOLE = 4.0
+# Sentences with less than this of the largest one's part in what is left are not in it (our choice).
+_NO_PART = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +93,8 @@ class LayerRemainder:
             gradients: theirs, by parameter.
             errors: about what the client's rounding did to them.
         """
-        assert self.span is not None
+        if self.span is None:
+            return self
         stacked_OI = self.stacked_OI - self.stacked(gradients)
         rounding = math.hypot(self.rounding, _about_largest(self.stacked(errors)))
         left_OR, s_R, _ = torch.linalg.svd(stacked_OI @ self.span.basis_RI.T, full_matrices=False)
@@ -146,8 +151,16 @@ class Remainder:
         rounding = torch.finfo(model.dtype).eps / torch.finfo(rough.dtype).eps
         return cls(exact=model.double(), rough=rough, rounding=rounding, inputs=inputs, judge=judge)
 
-    def member(self, row: Row) -> tuple[Member, Remainder] | None:
-        """The sentence's part in the batch, and what is left without it; None where it isn't in the batch."""
+    def member(
+        self, row: Row, found: Sequence[Member] = (), batch_size: int | None = None
+    ) -> tuple[Member, Remainder] | None:
+        """The sentence's part in the batch, and what is left without it; None where it isn't in the batch.
+
+        Args:
+            row: its tokens.
+            found: the members that were taken off already.
+            batch_size: of the batch, where it is known.
+        """
         judge = self.inputs[self.judge]
         if judge.span is None:
             return None
@@ -164,15 +177,87 @@ class Remainder:
         identity_TT = torch.eye(len(row), dtype=own_CTT.dtype, device=own_CTT.device)
         parts_C = torch.linalg.lstsq(own_CTT.flatten(1).T, identity_TT.flatten()[:, None]).solution[:, 0]
         off_TT = torch.einsum("c,cst->st", parts_C, own_CTT) - identity_TT
-        if float(off_TT.norm()) > _UNLIKE_IDENTITY * len(row) ** 0.5:
+        off = float(off_TT.norm()) / len(row) ** 0.5
+        if off > _UNLIKE_IDENTITY:
             return None
+        member = _member(row, parts_C, chances_C)
+        counted = batch_counts([*found, member], batch_size=batch_size)
+        if (
+            counted is not None
+        ):  # a part that is off its whole number by rounding would leave that much behind
+            whole_C = _parts_of(counted[1][-1], counted[0], chances_C)
+            if float((whole_C - parts_C).abs().max()) <= _OFF_WHOLE * off * float(parts_C.abs().max()):
+                parts_C = whole_C
+        return member, self._less(row, by_class, parts_C)
+
+    def members(
+        self, rows: Sequence[Row], found: Sequence[Member], batch_size: int | None
+    ) -> tuple[list[Member], Remainder] | None:
+        """Those of some sentences that make all that is left; None where none of them do.
+
+        The proof for sentences that can't be proved one by one, as directions of their inputs drown in rounding: with
+        whole numbers of each, nothing but rounding is left at any input.
+
+        Args:
+            rows: sentences, the batch's among them.
+            found: the members that were taken off already.
+            batch_size: of the batch, where it is known.
+        """
+        by_row = {row: self._gradients(self.exact, row) for row in rows}
+        chances = {row: self._chances(row) for row in rows}
+        for _ in range(2):  # once more without those that have no part
+            parts = self._parts(by_row)
+            members = {row: _member(row, parts[row], chances[row]) for row in by_row}
+            largest = max(sum(member.parts) for member in members.values())
+            by_row = {row: by_row[row] for row in by_row if sum(members[row].parts) > _NO_PART * largest}
+        members = {row: members[row] for row in by_row}
+        counted = batch_counts([*found, *members.values()], batch_size=batch_size)
+        if counted is None:
+            return None
+        size, counts = counted
+        left = self
+        for row, numbers in zip(by_row, counts[len(found) :], strict=True):
+            left = left._less(row, by_row[row], _parts_of(numbers, size, chances[row]))
+        return (list(members.values()), left) if left.nothing else None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether only rounding is left, at all inputs."""
+        return all(input_.span is None for input_ in self.inputs)
+
+    def _parts(self, by_row: Mapping[Row, Sequence[Mapping[str, Tensor]]]) -> dict[Row, Tensor]:
+        """About how strongly some sentences with each label but the last are in what is left: least squares."""
+
+        def seen(own: Callable[[LayerRemainder], Tensor]) -> Tensor:
+            """What an input's span sees of something, all inputs counted alike."""
+            inputs = [input_ for input_ in self.inputs if input_.span is not None]
+            return torch.cat(
+                [
+                    (own(input_) @ input_.span.basis_RI.T).flatten() / input_.stacked_OI.norm()
+                    for input_ in inputs
+                    if input_.span is not None
+                ]
+            )
+
+        def column(gradients: Mapping[str, Tensor]) -> Tensor:
+            return seen(lambda input_: input_.stacked(gradients))
+
+        columns = [column(gradients) for by_class in by_row.values() for gradients in by_class]
+        wanted = seen(lambda input_: input_.stacked_OI)
+        solved = torch.linalg.lstsq(torch.stack(columns, 1), wanted[:, None]).solution[:, 0]
+        return dict(zip(by_row, solved.view(len(by_row), -1), strict=True))
+
+    def _less(self, row: Row, by_class: Sequence[Mapping[str, Tensor]], parts_C: Tensor) -> Remainder:
+        """What is left without a sentence.
+
+        Args:
+            row: its tokens.
+            by_class: its gradients with each label but the last.
+            parts_C: how strongly each of them is in the batch.
+        """
         total, rough = _combined(by_class, parts_C), _combined(self._gradients(self.rough, row), parts_C)
         errors = {key: self.rounding * (rough[key] - total[key]) for key in total}
-        left = dataclasses.replace(self, inputs=tuple(input_.less(total, errors) for input_ in self.inputs))
-        parts_C = torch.cat([parts_C, parts_C.new_zeros(1)])
-        least = float((parts_C / chances_C).min())
-        parts = (parts_C - least * chances_C).clamp_min(0)
-        return Member(row=row, parts=tuple(parts.tolist()), chances=tuple(chances_C.tolist())), left
+        return dataclasses.replace(self, inputs=tuple(input_.less(total, errors) for input_ in self.inputs))
 
     def _gradients(self, model: TextModel, row: Row) -> list[dict[str, Tensor]]:
         """The gradients of the sentence alone with each label but the last, at the layers of `inputs`."""
@@ -191,7 +276,22 @@ class Remainder:
                 batch.mask_BT[:, None],
                 dataclasses.replace(targets, labels=labels_C1L, weights=weights_C1L),
             )
-        return (-exact(losses_C)).softmax(0)
+        return (-exact(losses_C)).softmax(0).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _member(row: Row, parts_C: Tensor, chances_C: Tensor) -> Member:
+    """A sentence with its parts (of each label but the last) as those of all labels, none of them negative."""
+    parts_C = torch.cat([parts_C, parts_C.new_zeros(1)])
+    least = float((parts_C / chances_C).min())
+    parts = (parts_C - least * chances_C).clamp_min(0)
+    return Member(row=row, parts=tuple(parts.tolist()), chances=tuple(chances_C.tolist()))
+
+
+def _parts_of(numbers: Sequence[int], size: int, chances_C: Tensor) -> Tensor:
+    """The parts (of each label but the last) of a sentence that a batch holds so often with each label."""
+    shares_C = torch.tensor(numbers).to(chances_C) / size
+    # The last class's gradient, in those of the others.
+    return shares_C[:-1] - shares_C[-1] * chances_C[:-1] / chances_C[-1]
 
 
 def _about_largest(matrix_OI: Tensor) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from textleak.matching.factored import Leaves, ModelFunction
 from textleak.matching.matcher import GradientSource, Matcher
+from textleak.matching.single import form
 from textleak.matching.objectives import CosinePerTensor
 from textleak.matching.rules import Contribution, Outer
 from textleak.matching.target import Target
@@ -58,7 +59,7 @@ class WhitenedMatcher(Matcher):
     """Mean over layers of 1 − cosine of the whitened gradients; otherwise a `Matcher`.
 
     Args:
-        source: gives candidates' gradients of those weights.
+        source: gives candidates' gradients of those weights and biases.
         gradients: the shared gradient by parameter name.
         whitenings: by name of the weight; each must be in `gradients`.
         biases: name of the bias beside a weight, for those whose whitening is centered.
@@ -80,6 +81,7 @@ class WhitenedMatcher(Matcher):
             {name: gradients[name] for name in whitenings}, dtype=like.dtype, device=like.device
         )
         super().__init__(source, target, CosinePerTensor(), chunk=chunk)
+        self._biases = dict(biases)
         self._whitenings: dict[str, tuple[Tensor, Tensor, bool]] = {}
         self._goals: dict[str, Tensor] = {}
         for name in target.names:
@@ -102,13 +104,23 @@ class WhitenedMatcher(Matcher):
         """Distances (K,), 0 to 2, differentiable in the leaves that require a gradient."""
         found = self._contributions(model_function, leaves, create_graph=create_graph)
         with torch.set_grad_enabled(create_graph):
-            total_K = torch.stack([self._distance(name, found[name]) for name in self._goals])
+            total_K = torch.stack([self._distance(name, found) for name in self._goals])
             return total_K.mean(0)
 
-    def _distance(self, name: str, contributions: list[Contribution]) -> Tensor:
+    def _distance(self, name: str, found: Mapping[str, list[Contribution]]) -> Tensor:
         mean_I, matrix_II, transposed = self._whitenings[name]
         goal_OI = self._goals[name]
-        parts = [part for part in contributions if isinstance(part, Outer)]
+        parts = [part for part in found[name] if isinstance(part, Outer)]
+        if len(parts) < len(found[name]):  # no rule for this layer: its gradient is formed
+            own_KOI = form(found[name], tuple(goal_OI.T.shape if transposed else goal_OI.shape))
+            own_KOI = own_KOI.mT if transposed else own_KOI
+            if name in self._biases:
+                delta_KO = form(found[self._biases[name]], (len(goal_OI),))
+                own_KOI = own_KOI - delta_KO[..., None] * mean_I
+            white_KOI = own_KOI @ matrix_II
+            norm_K = white_KOI.flatten(1).norm(dim=1)
+            cosine_K: Tensor = (white_KOI * goal_OI).sum((1, 2))
+            return 1 - cosine_K / norm_K.clamp_min(torch.finfo(norm_K.dtype).tiny ** 0.5)
         inputs = torch.cat([part.left_KNO if transposed else part.right_KNI for part in parts], 1)
         deltas = torch.cat([part.right_KNI if transposed else part.left_KNO for part in parts], 1)
         white_KNI = (inputs - mean_I) @ matrix_II

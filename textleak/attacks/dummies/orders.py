@@ -14,21 +14,25 @@ from torch import Tensor
 from textleak.attacks.dummies.text import Dummies
 from textleak.matching import Leaves
 from textleak.models import TextModel
+from textleak.models.decoding import fixed_tokens
 
 Order = tuple[int, ...]
 """Which of a row's tokens stands at each place after a move."""
 
 
-def inner_length(model: TextModel, length: int) -> int:
-    """Tokens of a sentence of `length` that the tokenizer doesn't fix."""
-    return length - len(model.prefix_ids) - len(model.suffix_ids)
+def inner_places(model: TextModel, length: int) -> list[int]:
+    """Positions of a sentence of `length` whose token the tokenizer doesn't fix."""
+    fixed = fixed_tokens(model, length)
+    return [t for t in range(length) if t not in fixed]
 
 
-def whole_order(model: TextModel, inner: Sequence[int]) -> Order:
+def whole_order(model: TextModel, inner: Sequence[int], length: int) -> Order:
     """An order of a whole sentence from one of the tokens that aren't fixed."""
-    head, tail = len(model.prefix_ids), len(model.suffix_ids)
-    end = head + len(inner)
-    return (*range(head), *(head + t for t in inner), *range(end, end + tail))
+    places = inner_places(model, length)
+    order = list(range(length))
+    for t, moved in zip(places, inner, strict=True):
+        order[t] = places[moved]
+    return tuple(order)
 
 
 def reordered(dummies: Dummies, free: Leaves, batches: Sequence[Sequence[Order]]) -> dict[str, Tensor]:
@@ -65,6 +69,8 @@ def tried_orders(count: int, tries: int, generator: torch.Generator) -> list[Ord
 
     The four kinds take turns as in LAMP's released code.
     """
+    if count < 2:
+        return [tuple(range(count))]
     kinds = itertools.islice(itertools.cycle((move_token, move_span, prefix_to_end, swap)), tries - 1)
     return list(dict.fromkeys([tuple(range(count)), *(kind(count, generator) for kind in kinds)]))
 

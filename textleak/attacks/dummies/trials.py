@@ -15,7 +15,7 @@ from torch import Tensor
 
 from textleak.attacks.dummies.orders import (
     Order,
-    inner_length,
+    inner_places,
     random_order,
     reordered,
     tried_orders,
@@ -110,7 +110,11 @@ class Starts:
         for size in self.trials.passes(self.count):
             rows = [
                 [
-                    whole_order(dummies.model, random_order(inner_length(dummies.model, length), generator))
+                    whole_order(
+                        dummies.model,
+                        random_order(len(inner_places(dummies.model, length)), generator),
+                        length,
+                    )
                     for length in dummies.lengths
                 ]
                 for _ in range(size)
@@ -174,8 +178,9 @@ class Moves:
         dummies, changed = self.trials.dummies, []
         rows = [[p.id for p in sentence.positions] for sentence in dummies.decode(free, 0)]
         for b, length in enumerate(dummies.lengths):
-            inner = tried_orders(inner_length(dummies.model, length), self.tries, self.trials.generator)
-            orders = [whole_order(dummies.model, order) for order in inner]
+            count = len(inner_places(dummies.model, length))
+            inner = tried_orders(count, self.tries, self.trials.generator)
+            orders = [whole_order(dummies.model, order, length) for order in inner]
             stay: list[Order] = [tuple(range(other)) for other in dummies.lengths]
             batches = [[*stay[:b], order, *stay[b + 1 :]] for order in orders]
             losses = self._judged(free, rows, batches)

@@ -105,7 +105,7 @@ class Judge:
         return Verdict(
             fit=mine,
             confidence=1 / (1 + odds),
-            rivals_excluded=not any(found.plausible for found in fits.values()),
+            rivals_excluded=bool(fits) and not any(found.plausible for found in fits.values()),
         )
 
     def _fit(self, guess: Guess) -> Fit | None:

@@ -145,9 +145,14 @@ class TextProblem:
             layers = [layer for layer in layers if layer.weight_name in target.tensors]
             shared = shared | {name: tensor.formed() for name, tensor in target.tensors.items()}
         inputs = arbitrary_inputs(self.model, tuple(layer.name for layer in layers))
-        biases = {layer.weight_name: layer.bias_name for layer in layers if layer.bias_name in shared}
+        biases = {
+            layer.weight_name: layer.bias_name
+            for layer in layers
+            if layer.bias_name and layer.bias_name in shared
+        }
+        names = [*(layer.weight_name for layer in layers), *biases.values()]
         return WhitenedMatcher(
-            self.view.client.source(self.model.network, [layer.weight_name for layer in layers]),
+            self.view.client.source(self.model.network, names),
             shared,
             {
                 layer.weight_name: Whitening.of(
@@ -155,7 +160,7 @@ class TextProblem:
                 )
                 for layer in layers
             },
-            {weight: bias for weight, bias in biases.items() if bias is not None},
+            biases,
             like=self.table_VE,
         )
 

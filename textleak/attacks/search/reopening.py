@@ -153,6 +153,9 @@ class _Stage:
 
     def begun(self, everywhere: Opening, *, beside: list[Guess]) -> Iterator[Phase | Progress]:
         """Dummies from the start, and a search from what they decode to and the guesses `beside`."""
+        if not any(everywhere.places):  # the tokenizer fixes every token
+            yield from self.run.searched(self.search, [*everywhere.bases, *beside])
+            return
         yield Phase(name="continuous", detail="dummy embeddings and soft labels matched to the gradient")
         decoded = yield from self._decoded(everywhere, tokens=1)
         yield Phase(name="discrete", detail="the tokens that the dummies decoded to, rearranged and replaced")

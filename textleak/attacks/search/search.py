@@ -194,6 +194,20 @@ class Search:
 
     # What may follow a guess
 
+    def _goes_on(self, guess: Guess, batch: Sequence[Guess], *, lengths: bool = True) -> Expansion:
+        """Have what may follow a guess scored; the guess to go on from.
+
+        That is the best of all so far, where the batch has the same sentences' lengths in it (or as many sentences, if
+        lengths don't matter to what comes next): the places of one guess mean nothing in another of other lengths.
+        Else it's the best of these.
+        """
+        leader = yield batch
+        if _alike(leader, guess, lengths=lengths):
+            return leader
+        alike = [guess, *(after for after in batch if _alike(after, guess, lengths=lengths))]
+        scored = self.scores(alike)
+        return min(alike, key=scored.__getitem__)
+
     def inner(self, guess: Guess) -> list[Place]:
         """The places (row, position) whose token isn't fixed."""
         return [
@@ -206,12 +220,11 @@ class Search:
         """Labels, open tokens, every place one after the other, what the sentences exchange, the order."""
         assert self.proposals is not None
         best = yield from self._relabel(guess)
-        places = self.inner(guess)
+        places = self.inner(best)
         for index in shuffled(len(places), self.generator):
             row, position = places[index]
-            if position < len(best.rows[row]) - self.tail:
-                symbols = self._plain(self.proposals.surest_at(position))
-                best = yield substitutions(best, row, position, symbols)
+            symbols = self._plain(self.proposals.surest_at(position))
+            best = yield from self._goes_on(best, substitutions(best, row, position, symbols))
         best = yield from self._rearrange(best)
         best = yield [
             after
@@ -247,6 +260,8 @@ class Search:
 
     def _pulled(self, guess: Guess, places: Sequence[Place]) -> list[list[Guess]]:
         """For each place the guesses with a token that it is pulled to, from the pool and from the vocabulary."""
+        if not places:
+            return []
         cosines = pulls(
             self.problem, self.matcher, guess, places, steps=_PULL_STEPS, learning_rate=_PULL_LEARNING_RATE
         )
@@ -281,7 +296,8 @@ class Search:
         best = guess
         if guess.classes and self.problem.shared.known.labels is None:
             for row in range(len(guess.rows)):
-                best = yield class_changes(best, row, range(self.model.num_labels or 0))
+                changes = class_changes(best, row, range(self.model.num_labels or 0))
+                best = yield from self._goes_on(best, changes)
         return (yield from self._open_labels(best))
 
     def _open_labels(self, best: Guess) -> Expansion:
@@ -308,23 +324,24 @@ class Search:
             together = best
             for (row, position), prediction in zip(places, predictions, strict=True):
                 together = together.with_symbol(row, position, ranked[prediction][0] + offset)
-            best = yield [together]
+            best = yield from self._goes_on(best, [together])
         else:
             slopes_BLC = self.problem.label_slopes(best)
             ranked = {place: slopes_BLC[place].topk(keep).indices.tolist() for place in predictions}
         for (row, position), prediction in zip(places, predictions, strict=True):
             symbols = [token + offset for token in ranked[prediction]]
-            best = yield substitutions(best, row, position, symbols)
+            best = yield from self._goes_on(best, substitutions(best, row, position, symbols))
         return best
 
     def _rearrange(self, guess: Guess) -> Expansion:
         """What sentences exchange, and their lengths; ends with the best guess so far."""
         best = guess
         for first, second in itertools.combinations(range(len(guess.rows)), 2):
-            best = yield exchanges(best, first, second, head=self.head, tail=self.tail)
+            changed = exchanges(best, first, second, head=self.head, tail=self.tail)
+            best = yield from self._goes_on(best, changed, lengths=False)
         if len(self.shapes) > 1:
             for row in range(len(guess.rows)):
-                best = yield list(self._lengths(best, row))
+                best = yield from self._goes_on(best, list(self._lengths(best, row)), lengths=False)
         return best
 
     def _lengths(self, guess: Guess, row: int) -> Iterator[Guess]:
@@ -391,3 +408,10 @@ class Search:
             return ()
         votes = Counter(g.classes[row] for g, _ in self.beam if row < len(g.classes))
         return tuple(votes[c] / votes.total() for c in range(self.model.num_labels))
+
+
+def _alike(guess: Guess, other: Guess, *, lengths: bool) -> bool:
+    """Whether two guesses have as many sentences, of the same lengths if these matter."""
+    if lengths:
+        return [*map(len, guess.rows)] == [*map(len, other.rows)]
+    return len(guess.rows) == len(other.rows)
