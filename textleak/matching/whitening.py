@@ -18,9 +18,9 @@ from torch import Tensor
 
 from textleak.matching.factored import Leaves, ModelFunction
 from textleak.matching.matcher import GradientSource, Matcher
-from textleak.matching.single import form
 from textleak.matching.objectives import CosinePerTensor
 from textleak.matching.rules import Contribution, Outer
+from textleak.matching.single import form
 from textleak.matching.target import Target
 from textleak.numerics import exact
 
@@ -119,8 +119,9 @@ class WhitenedMatcher(Matcher):
                 own_KOI = own_KOI - delta_KO[..., None] * mean_I
             white_KOI = own_KOI @ matrix_II
             norm_K = white_KOI.flatten(1).norm(dim=1)
-            cosine_K: Tensor = (white_KOI * goal_OI).sum((1, 2))
-            return 1 - cosine_K / norm_K.clamp_min(torch.finfo(norm_K.dtype).tiny ** 0.5)
+            cosine_K = (white_KOI * goal_OI).sum((1, 2))
+            distance_K: Tensor = 1 - cosine_K / norm_K.clamp_min(torch.finfo(norm_K.dtype).tiny ** 0.5)
+            return distance_K
         inputs = torch.cat([part.left_KNO if transposed else part.right_KNI for part in parts], 1)
         deltas = torch.cat([part.right_KNI if transposed else part.left_KNO for part in parts], 1)
         white_KNI = (inputs - mean_I) @ matrix_II
