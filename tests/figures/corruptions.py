@@ -1,40 +1,87 @@
-"""Is a wrong recovery ever certified? `python -m tests.figures.corruptions --data FILE.tsv` tries a thousand of them.
+"""Is a wrong recovery ever certified? `python -m tests.figures.corruptions` tries two thousand and prints a table.
 
-Each batch's true recovery must be verified and each corrupted one must not: a token changed (to any other, to its
-nearest neighbor, or the last of a sentence), two tokens swapped, two sentences' tails exchanged. What changes nothing
-is left out: the same sentences in another order, tokens whose embeddings are equal.
+No corrupted recovery may be verified: a token changed (to any other, to its nearest neighbor, or the last of a
+sentence), two tokens swapped, neighbors too, two sentences' tails exchanged. Each batch's true recovery must be, or the
+certificate must say why it can't be told. What changes nothing is left out: the same sentences in another order, tokens
+whose embeddings are equal.
+
+Models are tiny ones of many families, drawn as their configurations draw them, every other one trained a few steps, and
+pretrained ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import dataclasses
+import itertools
 import json
+import math
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
-import textleak
+from tests import conftest
+from textleak import seeds
 from textleak.clients.view import view_of
 from textleak.events import Sentence
-from textleak.models import TextModel
+from textleak.models import TextModel, load_model
 from textleak.models.decoding import nearest_tokens, to_sentence
+from textleak.models.text import TextExamples
 from textleak.private.secrets import Secret
 from textleak.private.share import share
 from textleak.proof.certificate import certify
 from textleak.shared.gradient import SharedGradient
 
-MODELS = ("minilm", "bert-base", "gpt2", "smollm2")
+_SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+_RELATIVE = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]}
+_GROUPED = {**_SMALL, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True}
+# Families beside those of conftest: configuration, tokenizer.
+FAMILIES: dict[str, tuple[dict[str, object], str]] = {
+    **conftest.FAMILIES,
+    "deberta": ({**_SMALL, **_RELATIVE, "max_relative_positions": -1}, "wordpiece"),
+    "deberta-v2": (
+        {**_SMALL, **_RELATIVE, "position_buckets": 16, "norm_rel_ebd": "layer_norm"},
+        "wordpiece",
+    ),
+    "modernbert": (_SMALL, "wordpiece"),
+    "nomic_bert": (_SMALL, "wordpiece"),
+    "mpnet": (_SMALL, "wordpiece"),
+    "gpt_neox": (_SMALL, "gpt2"),
+    "phi": ({**_SMALL, "partial_rotary_factor": 0.5}, "gpt2"),
+    "gemma3_text": ({**_GROUPED, "sliding_window": 32}, "gpt2"),
+    "qwen3": (_GROUPED, "gpt2"),
+}
+PRETRAINED = ("minilm", "smollm2")
+_TRAINED_STEPS = 20
+# Part of a tiny model's corruptions that a larger one gets, whose certificates take a hundred times as long.
+_OF_LARGER = {"minilm": 0.5, "smollm2": 0.1}
 # Query, key and value weights of the first two layers, as the families call them.
 FIRST_TWO = r"(layer|h|layers)\.[01]\..*(query|key|value|c_attn|[qkv]_proj)"
 SHARES = ("all", "no-embeddings", FIRST_TWO)
-KINDS = ("any token", "nearest token", "last token", "two swapped", "tails exchanged")
+KINDS = ("any token", "nearest token", "last token", "two swapped", "neighbors swapped", "tails exchanged")
 LARGEST_BATCH = 8
+SENTENCES = (
+    "the cat sat on the mat.",
+    "a dog ran home.",
+    "nobody told the doctor about the old letter.",
+    "she wrote a book and he read it.",
+    "the train to london was never on time.",
+    "it is snow.",
+    "will the bank account number be private?",
+    "john saw mary by the river.",
+    "every man and every woman had to be quick.",
+    "they moved the meeting to friday morning, and nobody was told about it.",
+    "red car, blue ship, green boat.",
+    "what would you have read by the sea all day and all night?",
+)
 
 Rows = list[list[int]]
 
@@ -51,6 +98,7 @@ class Trial:
         tokens: in the batch.
         distance: of the recovery's own gradient.
         verified: what the certificate says.
+        reason: why it says nothing.
         seconds: it took.
         text: the corrupted sentences, decoded.
     """
@@ -62,13 +110,14 @@ class Trial:
     tokens: int
     distance: float | None
     verified: bool | None
+    reason: str | None
     seconds: float
     text: tuple[str, ...] = ()
 
     @property
     def right(self) -> bool:
-        """Whether the certificate tells the truth."""
-        return self.verified is (self.kind == "")
+        """Whether the certificate tells the truth, or why it doesn't tell."""
+        return self.verified is (self.kind == "") or (self.verified is None and bool(self.reason))
 
 
 def recovery(model: TextModel, rows: Sequence[Sequence[int]], secret: Secret) -> tuple[Sentence, ...]:
@@ -83,10 +132,13 @@ def corrupted(model: TextModel, secret: Secret, kind: str, draw: random.Random) 
     row = draw.randrange(len(rows))
     content = set(model.content_ids.tolist())
     inner = [t for t, token in enumerate(rows[row]) if token in content]
-    if kind == "two swapped":
-        if len(inner) < 2:
+    if kind in ("two swapped", "neighbors swapped"):
+        pairs = list(
+            itertools.pairwise(inner) if kind == "neighbors swapped" else itertools.combinations(inner, 2)
+        )
+        if not pairs:
             return None
-        t, u = draw.sample(inner, 2)
+        t, u = draw.choice(pairs)
         rows[row][t], rows[row][u] = rows[row][u], rows[row][t]
     elif kind == "tails exchanged":
         if len(rows) < 2:
@@ -181,64 +233,117 @@ def _tried(
         tokens=sum(map(len, rows)),
         distance=certificate.gradient_distance,
         verified=certificate.verified,
+        reason=certificate.reason,
         seconds=time.perf_counter() - began,
         text=tuple(model.decode(row) for row in rows) if kind else (),
     )
 
 
+def tiny(family: str, folder: Path, *, trained: bool) -> TextModel:
+    """A family's tiny model, made in a folder: a classifier of an encoder, a causal decoder."""
+    shape, kind = FAMILIES[family]
+    tokenizer = conftest.toy_tokenizer(kind)
+    known = {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
+        for role in ("pad", "bos", "eos", "cls", "sep")
+    }
+    ids = {name: token for name, token in known.items() if token is not None}
+    config = AutoConfig.for_model(family, **{**ids, **shape, "vocab_size": len(tokenizer)})
+    config.save_pretrained(folder / family)
+    tokenizer.save_pretrained(folder / family)
+    model = load_model(str(folder / family), weights="random", device="cpu")
+    return _trained(model) if trained else model
+
+
+def _trained(model: TextModel) -> TextModel:
+    """The model after a few steps of Adam on the sentences."""
+    network = copy.deepcopy(model.network)
+    learning = model.with_network(network)
+    batch, targets = learning.targets(learning.encode(SENTENCES), None, seeds.generator(0, "client"))
+    examples = TextExamples(batch=batch, targets=targets)
+    optimizer = torch.optim.Adam([p.requires_grad_(True) for p in network.parameters()], lr=1e-3)
+    for _ in range(_TRAINED_STEPS):
+        optimizer.zero_grad()
+        examples.loss(learning).backward()
+        optimizer.step()
+    return model.with_network(network)
+
+
+def suite(number: int, *, pretrained: Sequence[str] = PRETRAINED, seed: int = 0) -> Iterator[Trial]:
+    """Trials on every family and on pretrained models: `number` corrupted recoveries in all."""
+    parts = {**dict.fromkeys(FAMILIES, 1.0), **{name: _OF_LARGER[name] for name in pretrained}}
+    each = math.ceil(number / sum(parts.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, part) in enumerate(parts.items()):
+            trained = index % 2 == 1
+            model = load_model(name) if name in pretrained else tiny(name, Path(folder), trained=trained)
+            known = f"{name} ({model.weights if name in pretrained else 'trained' if trained else 'random'})"
+            shares = ("all", "no-embeddings", "attention")
+            for trial in trials(model, SENTENCES, number=math.ceil(each * part), shares=shares, seed=seed):
+                yield dataclasses.replace(trial, model=known)
+
+
+def table(found: Sequence[Trial]) -> Iterator[str]:
+    """What came of the trials, a line a model."""
+    heads = ("true", "verified", "untold", "farthest", "wrong", "verified", "nearest")
+    yield f"{'model':24s} " + " ".join(f"{head:>9s}" for head in heads)
+    for name in [*dict.fromkeys(trial.model for trial in found), "all"]:
+        some = [trial for trial in found if name in (trial.model, "all")]
+        true, wrong = ([t for t in some if bool(t.kind) is kind] for kind in (False, True))
+        farthest = max((t.distance or 0.0 for t in true), default=0.0)
+        nearest = min((t.distance for t in wrong if t.distance is not None), default=math.inf)
+        yield (
+            f"{name:24s} {len(true):9d} {sum(t.verified is True for t in true):9d} "
+            f"{sum(t.verified is None for t in true):9d} {farthest:9.1e} {len(wrong):9d} "
+            f"{sum(t.verified is True for t in wrong):9d} {nearest:9.1e}"
+        )
+
+
 def main() -> int:
     """Parse, try, print; 1 where a certificate was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, required=True, help="tab-separated, with a column sentence")
-    parser.add_argument("--number", type=int, default=1000, help="corrupted recoveries in all")
+    parser.add_argument("--number", type=int, default=2000, help="corrupted recoveries in all")
     parser.add_argument(
-        "--model", action="append", help="repeatable; minilm, bert-base, gpt2, smollm2 by default"
+        "--model", action="append", help="one alias, repeatable; the tiny families and pretrained ones"
     )
-    parser.add_argument("--share", action="append", help="repeatable; drawn for every recovery")
-    parser.add_argument("--each", type=int, default=6, help="corruptions of each batch")
+    parser.add_argument(
+        "--data", type=Path, help="sentences for --model: tab-separated, with a column sentence"
+    )
+    parser.add_argument("--share", action="append", help="repeatable; drawn for every recovery, with --model")
+    parser.add_argument("--each", type=int, default=6, help="corruptions of each batch, with --model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write every trial here too, one a line")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with options.data.open(encoding="utf-8") as file:
-        sentences = [row["sentence"] for row in csv.DictReader(file, delimiter="\t")]
-    names = options.model or MODELS
-    found: list[Trial] = []
-    for index, name in enumerate(names):
-        number = options.number // len(names) + (index < options.number % len(names))
-        model = textleak.load_model(name)
-        shares = options.share or SHARES
-        some = []
-        for trial in trials(
-            model, sentences, number=number, shares=shares, each=options.each, seed=options.seed
-        ):
-            some.append(trial)
-            if options.json:
-                with options.json.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(dataclasses.asdict(trial)) + "\n")
-            if not trial.right:
-                sys.stdout.write(f"WRONG {trial}\n")
-        for share_ in shares:
-            sys.stdout.write(_line(f"{name} ({model.weights})", share_, some) + "\n")
-        sys.stdout.flush()
-        found += some
-    wrong = sum(not trial.right for trial in found)
-    sys.stdout.write(
-        f"{sum(bool(t.kind) for t in found)} corrupted recoveries, {sum(bool(t.kind and t.verified) for t in found)} "
-        f"verified; {sum(not t.kind for t in found)} true ones, "
-        f"{sum(bool(not t.kind and t.verified) for t in found)} verified\n"
-    )
-    return int(wrong > 0)
+    found = []
+    for trial in _of_models(options) if options.model else suite(options.number, seed=options.seed):
+        found.append(trial)
+        if options.json:
+            with options.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(trial)) + "\n")
+        if not trial.right:
+            sys.stdout.write(f"WRONG {trial}\n")
+            sys.stdout.flush()
+    sys.stdout.write("\n".join(table(found)) + "\n")
+    return int(not all(trial.right for trial in found))
 
 
-def _line(name: str, share_: str, found: Sequence[Trial]) -> str:
-    true = [t.distance for t in found if t.share == share_ and not t.kind and t.distance is not None]
-    wrong = [t.distance for t in found if t.share == share_ and t.kind and t.distance is not None]
-    return (
-        f"{name:24s} {share_[:16]:16s} true: {len(true)}, distance at most {max(true, default=0):.1e}; "
-        f"corrupted: {len(wrong)}, at least {min(wrong, default=0):.1e}"
-    )
+def _of_models(options: argparse.Namespace) -> Iterator[Trial]:
+    """Trials on the models that were named."""
+    sentences: Sequence[str] = SENTENCES
+    if options.data is not None:
+        with options.data.open(encoding="utf-8") as file:
+            sentences = [row["sentence"] for row in csv.DictReader(file, delimiter="\t")]
+    for name in options.model:
+        yield from trials(
+            load_model(name),
+            sentences,
+            number=math.ceil(options.number / len(options.model)),
+            shares=options.share or SHARES,
+            each=options.each,
+            seed=options.seed,
+        )
 
 
 if __name__ == "__main__":

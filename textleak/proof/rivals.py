@@ -30,9 +30,9 @@ from textleak.numerics import exact
 
 # Tokens tried at each place, the nearest by embedding, and other classes tried of a sentence (our choice).
 _NEAREST, _CLASSES = 2, 8
-# Multiplications that rivals beyond the nearest may take (our choice: well under a second on one core; every swap of
-# a sentence of 14 tokens on BERT-tiny, the 33 most alike of 55 on MiniLM).
-_AFFORDABLE = 5e9
+# Rivals beyond the nearest at most, and multiplications that they may take (our choice: under a second on one core;
+# every swap of a sentence of 14 tokens on BERT-tiny, the 33 most alike of 55 on MiniLM).
+_FURTHER, _AFFORDABLE = 256, 5e9
 # The last tensors that a rival is compared at first, and entries of one at most (our choice; measured on 13 families:
 # at four tensors a rival is a half to a tenth as far as at all of them, at the last two a twentieth).
 _LAST, _ENTRIES = 4, 2**21
@@ -106,7 +106,7 @@ def further(model: TextModel, guess: Guess) -> list[Guess]:
     found.sort(key=lambda one: one[0])
     left = _AFFORDABLE / _work(model)
     chosen = []
-    for _, tokens, rival in found:
+    for _, tokens, rival in found[:_FURTHER]:
         left -= tokens
         if left < 0:
             break
