@@ -47,7 +47,7 @@ QUICK: dict[str, dict[str, object]] = {
 # These read off what is there, and leave open what isn't.
 EXACT = ("embedding", "span")
 WITHOUT_OPTIONS = (*EXACT, "auto")
-ITERATIVE = tuple(attack for attack in QUICK if attack not in WITHOUT_OPTIONS)
+ITERATIVE = tuple(attack for attack in QUICK if attack not in (*WITHOUT_OPTIONS, "replay"))
 CONTINUOUS = ("dlg", "idlg", "tag", "cosine")
 DUMMIES = (*CONTINUOUS, "lamp")
 MODELS = [

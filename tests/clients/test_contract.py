@@ -16,7 +16,7 @@ from textleak.clients import CLIENTS, composed
 from textleak.clients.base import Client
 from textleak.clients.view import view_of
 from textleak.errors import InputError
-from textleak.events import Progress
+from textleak.events import Progress, Stop
 from textleak.models.base import Modality
 from textleak.models.loading.images import load_image_model
 from textleak.private.share import share
@@ -80,6 +80,11 @@ def test_an_attack_on_text_recovers_or_names_the_trait(attack: str, spec: str, t
     if (attack, spec) == ("embedding", "LoRA"):  # only adapters leave
         assert "No embedding's gradient was shared." in how
         return
+    if attack == "auto" and how == "refused":  # no channel's needs are met
+        assert not view_of(shared, model).has(Trait.ONE_POINT) or not view_of(shared, model).has(
+            Trait.REPEATABLE
+        )
+        return
     assert how == "answered"
     losses = [event.loss for event in progress if event.loss is not None]
     if attack in ("dlg", "tag", "cosine", "lamp"):  # at the few steps of a test they come nearer, no more
@@ -87,7 +92,10 @@ def test_an_attack_on_text_recovers_or_names_the_trait(attack: str, spec: str, t
         return
     recovery = to_end(begin(ATTACKS.build(attack, QUICK[attack]), shared, model))
     scores = textleak.score(recovery, secret, model)
-    assert scores.token_recall == 1.0 or recovery.notes, (attack, spec)
+    if attack != "embedding" and spec in ("one-step", "accumulate"):
+        assert scores.token_recall == 1.0
+    # A weights' difference is rounded, and this is a toy: an answer may fall short, but nothing wrong is vouched for.
+    assert scores.exact_rate == 1.0 or recovery.stop is not Stop.VERIFIED
 
 
 @pytest.mark.parametrize("attack", PICTURE_ATTACKS)

@@ -4,6 +4,7 @@
 2. `span`: whole sentences from the spans of the first layers' inputs.
 3. `match`: where these end, matching of what they left: of the batch without the sentences that are proved already, or
    of all of it where none is (the span is closed by too many tokens, by noise, or by rounding).
+4. `replay`: where the client's procedure isn't one plain step that these can rely on, its steps replayed on guesses.
 It stops as soon as the answer's own gradient equals the shared one. There is nothing to set.
 """
 
@@ -19,6 +20,7 @@ from pydantic import Field
 from textleak.attacks.base import ATTACKS, Attack, Steps, Totals
 from textleak.attacks.embedding import Embedding
 from textleak.attacks.match import Match, matching
+from textleak.attacks.replay import Replay
 from textleak.attacks.span import Span, answer, shown, spanned_sentences
 from textleak.clients.view import View
 from textleak.errors import InputError
@@ -85,6 +87,13 @@ class _Run:
             try:
                 self.answers.append((yield from self._matched(found)))
             except InputError as error:  # matching has nothing to go by: what was found before is the answer
+                self.notes.append(" ".join(str(error).splitlines()))
+        elif self._can(Replay):
+            try:
+                self.answers.append(
+                    (yield from self.totals.followed(Replay().run(self.view, generator=self.generator)))
+                )
+            except InputError as error:
                 self.notes.append(" ".join(str(error).splitlines()))
         if not self.answers:
             raise InputError(

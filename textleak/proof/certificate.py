@@ -180,7 +180,8 @@ class _Comparison:
     def _rivals(self) -> list[Guess]:
         known = self.shared.known.labels is not None
         found = [*alike(self.model, self.guess, classes=not known), *further(self.model, self.guess)]
-        return list(dict.fromkeys(found))
+        mine = sorted(lines_of(self.guess))  # the same sentences in another order are the same batch
+        return [rival for rival in dict.fromkeys(found) if sorted(lines_of(rival)) != mine]
 
     def _within(self, bar: float, margins: Sequence[tuple[View, float]]) -> list[Guess]:
         """The rivals that a few tensors don't show to be beyond the bar, those that seem nearest first.
@@ -238,7 +239,9 @@ class _Comparison:
         """Rivals with their distances at the tensors of `parts`, the nearest first."""
         if not parts.names:
             return [(0.0, rival) for rival in rivals]
-        found = (0.0 if math.isnan(d) else d for d in distances(parts, self.guess, rivals, self.own, distance))
+        found = (
+            0.0 if math.isnan(d) else d for d in distances(parts, self.guess, rivals, self.own, distance)
+        )
         return sorted(zip(found, rivals, strict=True), key=lambda pair: pair[0])
 
     def _near(self, rivals: Iterable[Guess], bar: float, view: View) -> list[Guess]:
