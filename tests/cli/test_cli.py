@@ -31,7 +31,7 @@ RUN_KEYS = set(
     """
     model weights task attack share defense device dtype threads seed versions batch_size tokens hidden_size
     tokens_per_hidden steps evaluations seconds seconds_to_load sentences token_match_rate token_recall
-    exact_rate rouge1 rouge2 rougeL final_loss gradient_distance verified channel client run_dir
+    exact_rate rouge1 rouge2 rougeL final_loss gradient_distance verified verified_reason channel client run_dir
     """.split()  # noqa: SIM905
 )
 MORE_RUN_KEYS = set(
@@ -172,7 +172,7 @@ def test_help_answers_in_half_a_second():
 def test_run_has_the_flags_of_the_contract():
     flags = (
         "-m --model --weights -s --sentence --file --label --task -a --attack --prior --gradients --truth --share "
-        "--defense --know -k --restarts --steps --seed --device --threads -c --config --set --out --json "
+        "--client --defense --know -k --restarts --steps --seed --device --threads -c --config --set --out --json "
         "--save-gradients --redact --fail-above"
     )
     text = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
