@@ -33,8 +33,8 @@ from textleak import seeds
 from textleak.clients.view import view_of
 from textleak.events import Sentence
 from textleak.models import TextModel, load_model
+from textleak.models.batches import TextExamples
 from textleak.models.decoding import nearest_tokens, to_sentence
-from textleak.models.text import TextExamples
 from textleak.private.secrets import Secret
 from textleak.private.share import share
 from textleak.proof.certificate import certify
