@@ -386,7 +386,7 @@ def test_the_app_says_why_it_can_t_be_attacked(own_code: OwnCode, tmp_path: Path
 
     async def scene() -> Child:
         child = Child(tmp_path / "run")
-        await child.start(["--model", str(folder), "--sentence", "the cat sat"])
+        await child.start("run", {"model": str(folder), "sentences": ["the cat sat"]})
         assert child._process is not None
         assert child._process.stdin is not None
         child._process.stdin.write(b"y\n" * 100)
