@@ -83,17 +83,15 @@ class _Run:
             self.answers.append(recovery)
             if recovery.stop.settled:
                 return self._last(recovery)
+        part: Steps | None = None
         if self._can(Match):
-            try:
-                self.answers.append((yield from self._matched(found)))
-            except InputError as error:  # matching has nothing to go by: what was found before is the answer
-                self.notes.append(" ".join(str(error).splitlines()))
+            part = self._matched(found)
         elif self._can(Replay):
+            part = self.totals.followed(Replay().run(self.view, generator=self.generator))
+        if part is not None:
             try:
-                self.answers.append(
-                    (yield from self.totals.followed(Replay().run(self.view, generator=self.generator)))
-                )
-            except InputError as error:
+                self.answers.append((yield from part))
+            except InputError as error:  # it has nothing to go by: what was found before is the answer
                 self.notes.append(" ".join(str(error).splitlines()))
         if not self.answers:
             raise InputError(
