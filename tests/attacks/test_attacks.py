@@ -22,7 +22,7 @@ from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, from_json, to_json
 from textleak.exact.found import OPEN
-from textleak.models import TextModel
+from textleak.models import TextModel, load_model
 from textleak.models.decoding import fixed_tokens
 from textleak.private.secrets import Secret
 from textleak.private.share import share
@@ -315,13 +315,26 @@ def test_continuous_attacks_bring_the_gradients_nearer(
 
 
 @pytest.mark.slow
-def test_dlg_recovers_most_of_a_planted_sentence(toy_model: ToyModel, from_disk: FromDisk) -> None:
-    model = toy_model("bert", task="classification", dtype="float64")
+def test_dlg_recovers_a_planted_sentence(toy_folder: Callable[[str], Path], from_disk: FromDisk) -> None:
+    """Of a model whose layer norm over the embeddings hides nothing of a token.
+
+    A layer norm takes shift and scale away from what it reads, so that the gradient leaves them open: where positions
+    are added before it, they move the dummy toward other tokens. Here nothing is added and no embedding has a shift.
+    """
+    model = load_model(
+        str(toy_folder("bert")), weights="random", task="classification", device="cpu", dtype="float64"
+    )
+    embeddings = model.network.get_submodule("bert.embeddings")
+    with torch.no_grad():
+        embeddings.position_embeddings.weight.zero_()
+        embeddings.token_type_embeddings.weight.zero_()
+        words_VE = embeddings.word_embeddings.weight
+        words_VE -= words_VE.mean(1, keepdim=True)
     shared, secret = from_disk(model, "the cat sat")
-    _, recovery = run("dlg", shared, model, steps=800, restarts=16)
-    found, ids = tokens(recovery.sentences)[0], secret.ids[0]
+    _, recovery = run("dlg", shared, model, steps=600, restarts=8)
     assert recovery.final_loss < 1e-6
-    assert sum(a == b for a, b in zip(found, ids, strict=True)) >= len(ids) - 1
+    # Without positions the network reads a set.
+    assert sorted(tokens(recovery.sentences)[0]) == sorted(secret.ids[0])
     assert recovery.sentences[0].label == secret.labels[0]
 
 
