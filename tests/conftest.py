@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 from textleak.models import TextModel, load_model
 from textleak.models.loading import vocabulary as bundled
 
+# The tests share the cores by process; what they start does so too.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = tuple(
     """
