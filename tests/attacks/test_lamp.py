@@ -30,7 +30,7 @@ from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery
-from textleak.jobs.text import build_attack
+from textleak.jobs.parts import build_attack
 from textleak.matching import CosinePerTensor
 from textleak.matching.discrete import Guess
 from textleak.models import TextModel

@@ -16,7 +16,7 @@ from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
-from textleak.exact import prefixes
+from textleak.exact import later_inputs
 from textleak.exact.found import OPEN, Found
 from textleak.exact.predictions import read_predictions, whole_numbers
 from textleak.exact.prefixes import causal_sentences
@@ -251,8 +251,8 @@ def test_many_tokens_after_one_beginning_run_at_once(family: str, wide_model: To
     )
     tokens = model.content_ids[10:17].tolist()
     beginnings = [(3, 5, 4), (9, 9, 8)]
-    assert prefixes._packs(model, name)
-    packed = prefixes._packed_inputs(model, name, beginnings, tokens)
+    assert later_inputs._packs(model, name)
+    packed = later_inputs._packed_inputs(model, name, beginnings, tokens)
     for f, beginning in enumerate(beginnings):
         for k, token in enumerate(tokens):
             row = torch.tensor([[*beginning, token]])
@@ -264,7 +264,7 @@ def test_a_network_that_takes_no_positions_is_run_row_by_row(
 ) -> None:
     model = wide_model("gpt2")
     shared, secret = share(model, ["he sat on", "we ran"], share="no-embeddings", know="nothing", seed=1)
-    monkeypatch.setattr(prefixes, "_packs", lambda *_: False)
+    monkeypatch.setattr(later_inputs, "_packs", lambda *_: False)
     assert Counter(recovered(model, shared)[0].rows) == Counter(secret.ids)
 
 
@@ -272,7 +272,7 @@ def test_what_rounding_accounts_for_tells_inside_from_outside(wide_model: ToyMod
     """However weak a token's own part in the gradient is."""
     model = wide_model("gpt2")
     shared, secret = share(model, ["he sat on", "we ran"], share="no-embeddings", know="nothing", seed=1)
-    check = prefixes._Checks(model, shared)[0]
+    check = later_inputs.LaterInputs(model, shared)[0]
     rows = [ids[:-1] for ids in secret.ids]
     for row in rows:
         wrong = [(*row[:-1], token) for token in model.content_ids[:100].tolist() if token != row[-1]]

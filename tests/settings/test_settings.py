@@ -203,7 +203,7 @@ def test_a_value_out_of_range_is_named_with_its_flag(flags, what):
 def test_a_run_has_exactly_one_batch(tmp_path):
     with pytest.raises(InputError, match="nothing to attack"):
         load_run_config()
-    with pytest.raises(InputError, match="sentences and gradients"):
+    with pytest.raises(InputError, match="--sentence and --gradients"):
         load_run_config(flags={**ONE, "gradients": "g.safetensors"})
     with pytest.raises(InputError, match="without --gradients"):
         load_run_config(flags={**ONE, "truth": "g.truth.json"})

@@ -74,7 +74,7 @@ def test_what_an_attack_that_fails_on_its_way_leaves(
     def broken(self: Any) -> None:
         raise error
 
-    monkeypatch.setattr("textleak.jobs.text.Job.steps", broken)
+    monkeypatch.setattr("textleak.jobs.text.TextJob.steps", broken)
     folder = tmp_path / "run"
     code = attack("run", folder, {**SETTINGS, "model": str(toy_folder("bert"))})
     assert code == (REFUSED if isinstance(error, InputError) else FAILED)

@@ -54,7 +54,7 @@ def command(
 ) -> None:
     """Measure the engine: factored gradients of K candidates at once against formed ones, one at a time."""
     from textleak.errors import InputError, unknown_name
-    from textleak.jobs.text import set_threads
+    from textleak.jobs.parts import set_threads
     from textleak.models import load_model
 
     lengths, counts = tokens or [14], restarts or [16]

@@ -131,6 +131,35 @@ Assignments = Annotated[
         help="Any setting, also an attack's own (attack.KEY=VALUE); repeat it. Wins over everything.",
     ),
 ]
+Gradients = Annotated[
+    Path | None,
+    typer.Option(
+        "--gradients",
+        metavar="FILE",
+        help="Attack the gradient in a file instead; --model names its model, unless that is an alias.",
+    ),
+]
+TruthFile = Annotated[
+    Path | None,
+    typer.Option("--truth", metavar="FILE", help="Score it against this file; without it scores are null."),
+]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", "-i", metavar="FILE", help="A private picture; repeat it for one batch."),
+]
+Indices = Annotated[
+    list[int] | None,
+    typer.Option("--index", metavar="INT", help="Or its number in --dataset; repeat it.", show_default="0"),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="TEXT",
+        help="cifar100 | cifar10 | mnist (local cache or hub) | a folder of pictures.",
+        show_default="sample pictures that ship with textleak",
+    ),
+]
 Restarts = Annotated[
     int | None,
     typer.Option(

@@ -33,7 +33,7 @@ def examine() -> dict[str, Any]:
     from textleak import runs
     from textleak.cli.models import at_hand
     from textleak.errors import TextleakError
-    from textleak.jobs.text import set_threads
+    from textleak.jobs.parts import set_threads
     from textleak.models import find_device, load_model
 
     threads = set_threads(None)

@@ -14,11 +14,10 @@ from textleak.words import count_of
 
 if TYPE_CHECKING:
     from textleak.events import Event
-    from textleak.jobs.images import ImageJob
-    from textleak.jobs.text import Job
+    from textleak.jobs.base import Job
     from textleak.runs import RunFolder
 
-AnyJob = TypeVar("AnyJob", bound="Job | ImageJob")
+AnyJob = TypeVar("AnyJob", bound="Job")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,12 +57,10 @@ def carry_out(
     return Done(job=job, folder=folder.path, result=_drive(job, folder, viewers))
 
 
-def _drive(
-    job: Job | ImageJob, folder: RunFolder, viewers: Sequence[Callable[[Event], None]]
-) -> dict[str, Any]:
+def _drive(job: Job, folder: RunFolder, viewers: Sequence[Callable[[Event], None]]) -> dict[str, Any]:
     """Run the attack with its view, its records and other viewers; the result as it was written."""
     from textleak.errors import InputError, TextleakError
-    from textleak.jobs.text import drive
+    from textleak.jobs.base import drive
     from textleak.runs import Recorder
     from textleak.view import LiveDisplay, PlainDisplay, display_on
 
@@ -73,7 +70,7 @@ def _drive(
     try:
         with (
             display_on(common.stderr(), LiveDisplay, PlainDisplay) as display,
-            Recorder(folder, job.settings(), redact=redact, viewers=[display.show, *viewers]) as recorder,
+            Recorder(folder, job.settings, redact=redact, viewers=[display.show, *viewers]) as recorder,
         ):
             try:
                 return drive(job, recorder)
@@ -93,7 +90,7 @@ def _drive(
     raise typer.Exit(1)
 
 
-def say_run(job: Job | ImageJob, kind: str, size: str) -> None:
+def say_run(job: Job, kind: str, size: str) -> None:
     """On stderr, what a run works on.
 
     Args:
@@ -103,7 +100,7 @@ def say_run(job: Job | ImageJob, kind: str, size: str) -> None:
     """
     from rich.text import Text
 
-    facts = job.settings()
+    facts = job.settings
     words = (
         f"{facts['model']} ({kind}) on {facts['device']}, {facts['dtype']}, {count_of(job.threads, 'thread')}; "
         f"{size}; loaded in {job.seconds_to_load:.1f} s"

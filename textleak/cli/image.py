@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,30 +11,13 @@ from textleak.cli import common, drive
 if TYPE_CHECKING:
     from textleak.jobs.images import ImageJob
     from textleak.settings import ImageConfig
-    from textleak.view.films import Film
 
 
 @common.guarded
 def command(
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", "-i", metavar="FILE", help="A private picture; repeat it for one batch."),
-    ] = None,
-    index: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--index", metavar="INT", help="Or its number in --dataset; repeat it.", show_default="0"
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset",
-            metavar="TEXT",
-            help="cifar100 | cifar10 | mnist (local cache or hub) | a folder of pictures.",
-            show_default="sample pictures that ship with textleak",
-        ),
-    ] = None,
+    image: common.Images = None,
+    index: common.Indices = None,
+    dataset: common.Dataset = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -60,6 +42,8 @@ def command(
         str | None,
         typer.Option("--attack", "-a", metavar="TEXT", help="dlg | idlg | cosine | tag", show_default="dlg"),
     ] = None,
+    gradients: common.Gradients = None,
+    truth: common.TruthFile = None,
     share: common.Share = None,
     client: common.Clients = None,
     defense: common.Defenses = None,
@@ -105,6 +89,8 @@ def command(
             weights=weights,
             labels=label,
             attack=attack,
+            gradients=gradients,
+            truth=truth,
             share=share,
             client=client,
             defenses=defense,
@@ -123,7 +109,7 @@ def command(
     film = Film()
     done = drive.carry_out(lambda: _prepare(settings), settings.out, [film.show])
     if not settings.redact:
-        _write(done, film)
+        film.write(done.folder, done.job.truth(), done.result["images"])
     drive.answer(done.result, as_json=json_)
 
 
@@ -137,16 +123,9 @@ def _prepare(settings: ImageConfig) -> ImageJob:
         job = prepare(settings)
     for words in job.warnings():
         common.stderr().print(Text(words, style="yellow"), soft_wrap=True)
-    facts = job.settings()
+    facts = job.settings
     channels, height, width = facts["picture_shape"]
-    size = f"{facts['batch_size']} in the batch, {height} x {width} pixels, {channels} channels"
+    batch = f"{facts['batch_size']} in the batch" if facts["batch_size"] else "batch size not known"
+    size = f"{batch}, {height} x {width} pixels, {channels} channels"
     drive.say_run(job, f"{facts['weights']} weights", size)
     return job
-
-
-def _write(done: drive.Done[ImageJob], film: Film) -> None:
-    """The strip, the GIF and the pictures, into the run folder."""
-    from textleak.view.films import as_bytes, write_films
-
-    originals = as_bytes(done.job.secret.pictures_BCHW.permute(0, 2, 3, 1))
-    write_films(done.folder, film.frames, originals, [image["recovered"] for image in done.result["images"]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from textleak.cli import common, drive
 
 if TYPE_CHECKING:
-    from textleak.jobs.text import Job
+    from textleak.jobs.text import TextJob
     from textleak.settings import RunConfig
 
 
@@ -42,20 +41,8 @@ def command(
             show_default="none",
         ),
     ] = None,
-    gradients: Annotated[
-        Path | None,
-        typer.Option(
-            "--gradients",
-            metavar="FILE",
-            help="Attack a gradient in a file instead of --sentence; --model names its model, unless that is an alias.",
-        ),
-    ] = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            "--truth", metavar="FILE", help="Score it against this file; without it scores are null."
-        ),
-    ] = None,
+    gradients: common.Gradients = None,
+    truth: common.TruthFile = None,
     share: common.Share = None,
     client: common.Clients = None,
     defense: common.Defenses = None,
@@ -121,7 +108,7 @@ def command(
         raise typer.Exit(common.ABOVE)
 
 
-def _prepare(settings: RunConfig) -> Job:
+def _prepare(settings: RunConfig) -> TextJob:
     """Load and check everything, and say what the run works on."""
     from textleak.jobs.text import prepare
 
@@ -136,7 +123,7 @@ def _prepare(settings: RunConfig) -> Job:
     with common.loading():
         job = prepare(settings)
     common.say_weights(job.model.weights, job.model.source, job.model.name)
-    facts = job.settings()
+    facts = job.settings
     batch = f"{facts['batch_size']} in the batch" if facts["batch_size"] else "batch size not known"
     size = (
         f"n = {facts['tokens']}, n/D = {facts['tokens_per_hidden']:.2g}" if facts["tokens"] else "n not known"

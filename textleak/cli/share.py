@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,10 @@ import typer
 from textleak.cli import common
 
 if TYPE_CHECKING:
-    from textleak.settings import ClientConfig
+    from textleak.models.base import Model
+    from textleak.private.secrets import ImageSecret, Secret
+    from textleak.settings import ClientConfig, PictureConfig
+    from textleak.shared.gradient import SharedGradient
 
 
 @common.guarded
@@ -25,6 +29,9 @@ def command(
     weights: common.Weights = None,
     sentence: common.Sentences = None,
     file: common.File = None,
+    image: common.Images = None,
+    index: common.Indices = None,
+    dataset: common.Dataset = None,
     label: common.Labels = None,
     task: common.Task = None,
     share: common.Share = None,
@@ -38,30 +45,34 @@ def command(
     assignments: common.Assignments = None,
     json_: common.Json = False,
 ) -> None:
-    """Compute the gradient that a client would share, and write it to a file."""
-    from textleak.settings import load_client_config
+    """Compute the gradient that a client would share, and write it to a file.
 
-    settings = load_client_config(
-        config,
-        common.given(
-            model=model,
-            weights=weights,
-            sentences=sentence,
-            file=file,
-            labels=label,
-            task=task,
-            share=share,
-            client=client,
-            defenses=defense,
-            know=know,
-            seed=seed,
-            device=device,
-            threads=threads,
-            out=out,
+    The batch is of text, or with --image, --index or --dataset of pictures (then --model is one of `textleak image`).
+    """
+    of_text = common.given(sentences=sentence, file=file, task=task)
+    of_pictures = common.given(images=image, indices=index, dataset=dataset)
+    facts = _share(
+        _settings(
+            of_text,
+            of_pictures,
+            common.given(
+                model=model,
+                weights=weights,
+                labels=label,
+                share=share,
+                client=client,
+                defenses=defense,
+                know=know,
+                seed=seed,
+                device=device,
+                threads=threads,
+                out=out,
+            ),
+            config,
+            assignments or (),
         ),
-        assignments or (),
+        out,
     )
-    facts = _share(settings, out)
     if json_:
         common.print_json(facts)
         return
@@ -76,34 +87,93 @@ def command(
     console.print(Text(f"What it was computed from, for scoring only: {facts['truth']}"))
 
 
-def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
+def _settings(
+    of_text: dict[str, Any],
+    of_pictures: dict[str, Any],
+    of_both: dict[str, Any],
+    config: str | None,
+    assignments: Sequence[str],
+) -> ClientConfig | PictureConfig:
+    """The settings, of text unless a flag names pictures.
+
+    Raises:
+        InputError: flags of both.
+    """
+    from textleak.errors import InputError
+    from textleak.settings import ClientConfig, PictureConfig, load_client_config, load_picture_config
+    from textleak.settings.base import flag
+
+    if of_text and of_pictures:
+        raise InputError(
+            f"{flag(ClientConfig, next(iter(of_text)))} was given with "
+            f"{flag(PictureConfig, next(iter(of_pictures)))}.",
+            why="A batch is of text or of pictures.",
+            fix="Leave one of them out.",
+        )
+    if of_pictures:
+        return load_picture_config(config, {**of_pictures, **of_both}, assignments)
+    return load_client_config(config, {**of_text, **of_both}, assignments)
+
+
+def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
     """Write both files; what is in them."""
     from textleak import runs
     from textleak.errors import InputError
-    from textleak.jobs import text as job
-    from textleak.private.share import share
+    from textleak.jobs.base import model_facts
+    from textleak.jobs.parts import build_client, build_defenses, set_threads
 
     if out.is_dir():
         raise InputError(
             f"{out} is a folder.", why="One gradient is one file.", fix="Give --out a file's name."
         )
     runs.check_writable(out.parent)
-    sentences = settings.batch()
-    defenses = job.build_defenses(settings)
-    threads = job.set_threads(settings.threads)
+    build_client(settings)
+    build_defenses(settings)  # what is wrong with them is said before anything is loaded
+    threads = set_threads(settings.threads)
     with common.loading():
-        model = job.load(settings)
-        shared, secret = share(
-            model,
-            sentences,
-            settings.labels or None,
-            share=settings.share,
-            client=job.build_client(settings),
-            defenses=defenses,
-            know=settings.know,
-            seed=settings.seed,
-        )
-    common.say_weights(model.weights, model.source, model.name)
+        model, shared, secret, sizes = _computed(settings)
+    if "hidden_size" in sizes:  # the papers' networks for pictures have random weights anyway
+        common.say_weights(model.weights, model.source, model.name)
+    truth = _write(shared, secret, out)
+    return {
+        "out": str(out),
+        "truth": str(truth),
+        **model_facts(model),
+        "share": shared.share,
+        "client": [choice.spec for choice in settings.client],
+        "defense": [choice.spec for choice in settings.defenses],
+        "threads": threads,
+        "seed": settings.seed,
+        **sizes,
+        "parameters": len(shared.gradients),
+        "bytes": out.stat().st_size,
+        "gradient_norm": shared.norm(),
+        "versions": runs.versions(),
+    }
+
+
+def _computed(
+    settings: ClientConfig | PictureConfig,
+) -> tuple[Model, SharedGradient, Secret | ImageSecret, dict[str, Any]]:
+    """The model, what a client shares, the truth, and how large the batch is."""
+    from textleak.jobs import images, text
+    from textleak.settings import PictureConfig
+
+    if isinstance(settings, PictureConfig):
+        network = images.load(settings)
+        seen, pictures = images.share_pictures(settings, network, images.read_pictures(settings, network))
+        shape = list(network.shape)
+        return network, seen, pictures, {"batch_size": len(pictures.labels), "picture_shape": shape}
+    sentences = settings.batch()
+    model = text.load(settings)
+    shared, secret = text.share_text(settings, model, sentences)
+    tokens = sum(map(len, secret.ids))
+    sizes = {"batch_size": len(secret.ids), "tokens": tokens, "hidden_size": model.hidden_size}
+    return model, shared, secret, sizes
+
+
+def _write(shared: SharedGradient, secret: Secret | ImageSecret, out: Path) -> Path:
+    """Write the gradient, and the truth beside it: either both or neither."""
     truth = out.with_name(f"{out.name}.truth.json")
     partial = truth.with_name(f"{truth.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -113,20 +183,4 @@ def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
         partial.replace(truth)
     finally:
         partial.unlink(missing_ok=True)
-    return {
-        "out": str(out),
-        "truth": str(truth),
-        **job.model_facts(model),
-        "share": shared.share,
-        "client": [choice.spec for choice in settings.client],
-        "defense": [choice.spec for choice in settings.defenses],
-        "threads": threads,
-        "seed": settings.seed,
-        "batch_size": len(secret.ids),
-        "tokens": sum(map(len, secret.ids)),
-        "hidden_size": model.hidden_size,
-        "parameters": len(shared.gradients),
-        "bytes": out.stat().st_size,
-        "gradient_norm": shared.norm(),
-        "versions": runs.versions(),
-    }
+    return truth

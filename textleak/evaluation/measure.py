@@ -21,7 +21,9 @@ from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
-from textleak.jobs import text as job
+from textleak.jobs.base import finite
+from textleak.jobs.parts import set_threads
+from textleak.jobs.text import SCORES, WORD_SCORES
 from textleak.models import TextModel, load_model
 from textleak.private.secrets import Secret
 from textleak.private.share import share
@@ -51,7 +53,7 @@ def measure(work: Work, order: Order) -> Record:
 
 def _measured(work: Work, order: Order) -> Record:
     cell, config = work.cell, order.config
-    threads = job.set_threads(order.threads)
+    threads = set_threads(order.threads)
     model = _model(cell.model, cell.seed, config)
     choice = Choice.model_validate(cell.attack)
     attack = ATTACKS.build(choice.name, choice.options)
@@ -77,9 +79,9 @@ def _measured(work: Work, order: Order) -> Record:
         tokens=tokens,
         hidden_size=model.hidden_size,
         tokens_per_hidden=round(tokens / model.hidden_size, 4),
-        **{figure: getattr(scores, figure) for figure in (*job.SCORES, *job.WORD_SCORES)},
-        final_loss=job.finite(recovery.final_loss),
-        gradient_distance=job.finite(certificate.gradient_distance),
+        **{figure: getattr(scores, figure) for figure in (*SCORES, *WORD_SCORES)},
+        final_loss=finite(recovery.final_loss),
+        gradient_distance=finite(certificate.gradient_distance),
         verified=certificate.verified,
         channel=recovery.channel,
         stop=recovery.stop.value,
@@ -93,7 +95,7 @@ def _measured(work: Work, order: Order) -> Record:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         threads=threads,
-        epsilon=job.finite(next((d.epsilon for d in secret.defenses if d.epsilon is not None), None)),
+        epsilon=finite(next((d.epsilon for d in secret.defenses if d.epsilon is not None), None)),
         worker=order.worker,
         versions=runs.versions(),
     )

@@ -1,10 +1,12 @@
 """What a gradient says outright: tokens, sentences and labels that are read off it, without optimizing anything.
 
-- `rows`: the embeddings' gradients, row by row.
+- `rows`: the embeddings' gradients, row by row, from `lookups`, `placing` and `right_angles`.
 - `subspace`, `completion`: the span of a layer's inputs, from its gradient; `vocabulary`: the tokens inside it.
 - `proposals`: ranked tokens by position, for the matching attacks.
-- `prefixes`, `predictions`: a decoder's sentences, from beginnings and what they predict.
-- `pairs`, `checks`, `remainder`, `grouping`: an encoder's sentences, told apart, proved and taken off one by one.
+- `prefixes`: a decoder's sentences, from their `beginnings` (`later_inputs`) and `endings`, which `predictions` tell
+  (`last_layers`, `label_fit`).
+- `grouping`: an encoder's sentences, told apart (`pairs`, `checks`, `sentence_search`), proved and taken off one by one
+  (`remainder`).
 - `classes`: labels, from the classification head.
 - `found`: the shape in which all of them say what they found.
 

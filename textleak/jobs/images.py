@@ -1,4 +1,4 @@
-"""One run on pictures from its settings to its result: load, share, attack, score, certify.
+"""One run on pictures from its settings to its result: load, share or read a gradient, attack, score, certify.
 
 As `textleak.jobs.text` for text, and driven in the same way.
 """
@@ -6,118 +6,82 @@ As `textleak.jobs.text` for text, and driven in the same way.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textleak.data.pictures import Picture, chosen_pictures
+from textleak.errors import InputError
 from textleak.events import Recovery, Truth
-from textleak.jobs.text import (
-    build_attack,
-    build_client,
-    build_defenses,
-    outcome_facts,
-    run_facts,
-    set_threads,
-    told_to,
-)
-from textleak.settings import ImageConfig
+from textleak.jobs.base import Job
+from textleak.jobs.files import asked_by_file, check_model, done_to, read_gradient, tell_less
+from textleak.jobs.parts import asked_for, build_attack, build_client, build_defenses, set_threads
+from textleak.settings import ImageConfig, PictureConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from textleak.attacks import Attack
-    from textleak.attacks.base import Steps
-    from textleak.clients.view import View
     from textleak.models.vision import ImageModel
     from textleak.private.secrets import ImageSecret
+    from textleak.proof.certificate import Certificate
     from textleak.shared.gradient import SharedGradient
-    from textleak.shared.public import PublicClient, PublicDefense
+
+# Of a head that a file may have built: numbers of a picture times classes (our choice: 1 GiB in float32).
+_MOST_WEIGHTS = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageJob:
-    """A run that can go: everything is loaded and checked.
+class ImageJob(Job):
+    """A run on pictures.
 
     Attributes:
-        config: what was asked for.
-        attack: the attack with its options.
-        shared: what it sees.
-        model: the public model.
-        secret: the pictures that were shared, for scoring.
-        pictures: where they are from.
-        threads: CPU threads in use.
-        seconds_to_load: from the settings to here.
+        pictures: where they are from; none of a gradient from a file.
     """
 
     config: ImageConfig
-    attack: Attack
-    shared: SharedGradient
     model: ImageModel
-    secret: ImageSecret
-    pictures: tuple[Picture, ...]
-    threads: int
-    seconds_to_load: float
+    secret: ImageSecret | None
+    pictures: tuple[Picture, ...] = ()
 
-    @property
-    def name(self) -> str:
-        """Model and attack in two words, for a folder's name."""
-        return f"{self.config.model.rstrip('/').rpartition('/')[2].partition(':')[0]}-{self.attack.name}"
-
-    @property
-    def defenses(self) -> tuple[PublicDefense, ...]:
-        """What the client did before sharing, whether the attack is told or not."""
-        return self.secret.defenses
-
-    @property
-    def client(self) -> PublicClient:
-        """How the client trained, likewise."""
-        return self.secret.client
-
-    def settings(self) -> dict[str, Any]:
-        """What the run works on, as plain values: the head of its result, and what viewers show."""
+    def facts(self) -> dict[str, Any]:
+        """The pictures, and how many numbers they are beside what the gradient determines."""
         from textleak.attacks.dummies.pictures import numbers_determined
 
-        count = len(self.pictures)
-        known = self.shared.known
-        told = {"batch-size": known.batch_size, "labels": known.labels, "batch-norm": known.batch_norm}
+        count = self.shared.known.size if self.secret is None else len(self.secret.labels)
+        names = self.shared.gradients
         return {
-            **run_facts(self),
-            "know": told_to(self, [kind for kind, value in told.items() if value is not None]),
             "batch_size": count,
             "picture_shape": list(self.model.shape),
-            "numbers": count * self.model.numbers,
-            "numbers_determined": numbers_determined(self.view.model, self.shared.gradients, count),
+            "numbers": count and count * self.model.numbers,
+            "numbers_determined": count and numbers_determined(self.view.model, names, count),
             "pictures": [picture.name for picture in self.pictures],
             "conversions": {picture.name: list(picture.notes) for picture in self.pictures if picture.notes},
-            "labels": list(self.secret.labels),
+            "labels": None if self.secret is None else list(self.secret.labels),
         }
 
-    def warnings(self) -> tuple[str, ...]:
-        """What a person should know before the run: conversions, and a batch beyond the gradient's rank."""
-        said = [f"{picture.name}: {note}." for picture in self.pictures for note in picture.notes]
-        limit = limit_in_words(self.settings())
-        return (*said, limit) if limit else tuple(said)
+    def limits(self) -> tuple[str, ...]:
+        """A sentence where the batch is more numbers than the gradient can determine."""
+        numbers, determined = self.settings["numbers"], self.settings["numbers_determined"]
+        if numbers is None or numbers <= determined:
+            return ()
+        return (
+            f"The batch is {numbers:,} numbers, and this model's shared gradient can determine at most "
+            f"{determined:,}: the pictures can't come back exactly.",
+        )
 
-    def truth(self) -> Truth:
+    def warnings(self) -> tuple[str, ...]:
+        """Conversions of the pictures, and the limits."""
+        said = [f"{picture.name}: {note}." for picture in self.pictures for note in picture.notes]
+        return (*said, *self.limits())
+
+    def truth(self) -> Truth | None:
         """What viewers compare with."""
+        if self.secret is None:
+            return None
         return Truth(
             image=tuple(self.secret.pictures_BCHW.permute(0, 2, 3, 1).double().round(decimals=3).tolist()),
             labels=self.secret.labels,
         )
-
-    def steps(self) -> Steps:
-        """The attack, ready to be driven."""
-        from textleak.attacks.base import begin
-
-        return begin(self.attack, self.shared, self.model, seed=self.config.seed)
-
-    @functools.cached_property
-    def view(self) -> View:
-        """What the server makes of what was shared."""
-        from textleak.clients.view import view_of
-
-        return view_of(self.shared, self.model)
 
     def recovered(self, recovery: Recovery) -> Tensor:
         """The answer's pictures, (B, channels, height, width)."""
@@ -127,54 +91,21 @@ class ImageJob:
             return torch.zeros(0, *self.model.shape)
         return torch.tensor(recovery.image, dtype=torch.float64).permute(0, 3, 1, 2)
 
-    def result(
-        self,
-        recovery: Recovery,
-        *,
-        outcome: str,
-        seconds: float,
-        run_dir: str | None,
-        certified: bool = True,
-    ) -> dict[str, Any]:
-        """What `image --json` prints: settings, figures and the certificate, as plain JSON values.
+    def certificate(self, recovery: Recovery) -> Certificate:
+        """What the answer's own gradient says."""
+        from textleak.proof.certificate import certify_pictures
 
-        Args:
-            recovery: the attack's answer, or the best one when it was stopped.
-            outcome: "done", "interrupted" or "stopped".
-            seconds: the attack's own time.
-            run_dir: the run folder.
-            certified: form the answer's own gradient in float64.
-        """
-        from textleak.proof.certificate import Certificate, certify_pictures
-        from textleak.scoring.pixels import score_pictures
+        return certify_pictures(self.view, self.recovered(recovery), recovery.labels)
 
-        pictures_BCHW = self.recovered(recovery)
-        certificate = Certificate(gradient_distance=None, verified=None)
-        if certified:
-            certificate = certify_pictures(self.view, pictures_BCHW, recovery.labels)
-        scores = score_pictures(
-            self.secret.pictures_BCHW, self.secret.labels, pictures_BCHW, recovery.labels
+    def scores(self, recovery: Recovery) -> dict[str, Any]:
+        """Figures, each picture's and their means; null where the truth isn't known."""
+        from textleak.scoring.pixels import score_pictures, unscored
+
+        if self.secret is None:
+            return unscored(recovery.labels, len(recovery.image)).to_json()
+        return score_pictures(
+            self.secret.pictures_BCHW, self.secret.labels, self.recovered(recovery), recovery.labels
         ).to_json()
-        settings = self.settings()
-        limit = limit_in_words(settings)
-        facts = outcome_facts(recovery, certificate, outcome=outcome, seconds=seconds, run_dir=run_dir)
-        return {
-            **{key: value for key, value in settings.items() if key != "labels"},
-            **facts,
-            "notes": [*facts["notes"], *([limit] if limit else [])],
-            "seconds_to_load": round(self.seconds_to_load, 3),
-            **scores,
-        }
-
-
-def limit_in_words(settings: dict[str, Any]) -> str:
-    """A sentence where the batch is more numbers than the gradient can determine, else an empty one."""
-    if settings["numbers"] <= settings["numbers_determined"]:
-        return ""
-    return (
-        f"The batch is {settings['numbers']:,} numbers, and this model's shared gradient can determine at most "
-        f"{settings['numbers_determined']:,}: the pictures can't come back exactly."
-    )
 
 
 def prepare(config: ImageConfig) -> ImageJob:
@@ -183,53 +114,121 @@ def prepare(config: ImageConfig) -> ImageJob:
     Raises:
         InputError: whatever the caller can mend.
     """
-    from textleak import seeds
-
     began = time.perf_counter()
     attack = build_attack(config)
     from textleak.attacks.base import check_reads
     from textleak.models.base import Modality
 
     check_reads(attack, Modality.PICTURES)
-    defenses = build_defenses(config)
+    build_client(config)
+    build_defenses(config)  # what is wrong with them is said before anything is loaded
     threads = set_threads(config.threads)
-    from textleak.models.loading.images import ImageRequest, load_images
-    from textleak.private.share import share
+    pictures: tuple[Picture, ...] = ()
+    secret: ImageSecret | None
+    if config.gradients is None:
+        model = load(config)
+        pictures = read_pictures(config, model)
+        shared, secret = share_pictures(config, model, pictures)
+    else:
+        model, shared, secret = _read(config)
+    done, client = done_to(shared, secret)
+    return ImageJob(
+        config=config,
+        attack=attack,
+        shared=shared if config.gradients is None else tell_less(shared, config),
+        model=model,
+        secret=secret,
+        pictures=pictures,
+        defenses=done,
+        client=client,
+        threads=threads,
+        seconds_to_load=time.perf_counter() - began,
+    )
 
-    model = load_images(
+
+def load(config: PictureConfig) -> ImageModel:
+    """The public model that the settings name."""
+    from textleak.models.loading.images import ImageRequest, load_images
+
+    return load_images(
         ImageRequest(
-            name=config.model,
-            weights=config.weights,
-            device=config.device,
-            dtype=config.dtype,
-            weights_seed=seeds.derive(config.seed, "weights"),
+            **asked_for(config),
             num_labels=config.num_labels,
             size=config.size,
             channels=config.channels,
         )
     )
-    pictures = chosen_pictures(config.images, config.indices, config.dataset, model.shape)
+
+
+def read_pictures(config: PictureConfig, model: ImageModel) -> tuple[Picture, ...]:
+    """The private batch, as the model reads it."""
+    return chosen_pictures(config.images, config.indices, config.dataset, model.shape)
+
+
+def share_pictures(
+    config: PictureConfig, model: ImageModel, pictures: Sequence[Picture]
+) -> tuple[SharedGradient, ImageSecret]:
+    """What the client that the settings name shares of some pictures, and the truth.
+
+    Their classes are those that were given, else their own where the model has as many; else they are drawn.
+    """
     import torch
 
-    own = [picture.label for picture in pictures if picture.label is not None]
+    from textleak.private.share import share
+
+    own = tuple(picture.label for picture in pictures if picture.label is not None)
     labels = config.labels or (own if len(own) == len(pictures) and max(own) < model.num_labels else None)
-    shared, secret = share(
+    return share(
         model,
         torch.stack([picture.values_CHW for picture in pictures]),
         labels,
         share=config.share,
         client=build_client(config),
-        defenses=defenses,
+        defenses=build_defenses(config),
         know=config.know,
         seed=config.seed,
     )
-    return ImageJob(
-        config=config,
-        attack=attack,
-        shared=shared,
-        model=model,
-        secret=secret,
-        pictures=pictures,
-        threads=threads,
-        seconds_to_load=time.perf_counter() - began,
+
+
+def _read(config: ImageConfig) -> tuple[ImageModel, SharedGradient, ImageSecret | None]:
+    """A gradient from a file, its model, and the truth where a file of it was given."""
+    from textleak.models.base import Modality
+    from textleak.models.loading.images import ALIASES, ImageRequest, load_images
+    from textleak.private.secrets import ImageSecret
+
+    shared = read_gradient(config, Modality.PICTURES)
+    secret = None if config.truth is None else ImageSecret.load(config.truth)
+    public, given = shared.model, config.model_fields_set
+    assert public.picture is not None
+    channels, size, _ = public.picture
+    if "model" not in given and channels * size**2 * (public.num_labels or 1) > _MOST_WEIGHTS:
+        raise InputError(
+            f"{config.gradients} names a model of {public.num_labels} classes for pictures of {size} x {size}.",
+            why="That would fill the memory, and no alias is trained at such a size.",
+            fix="Name the model yourself, if you trust the file: --model NAME.",
+        )
+    model = load_images(
+        ImageRequest(
+            **asked_by_file(config, public, ALIASES),
+            num_labels=config.num_labels if "num_labels" in given else public.num_labels,
+            size=config.size if "size" in given else size,
+            channels=config.channels if "channels" in given else channels,
+        )
     )
+    check_model(config, shared, model)
+    if secret is not None:
+        _check_truth(secret, shared, model, config)
+    return model, shared, secret
+
+
+def _check_truth(secret: ImageSecret, shared: SharedGradient, model: ImageModel, config: ImageConfig) -> None:
+    count = len(secret.labels)
+    fits = count > 0 and tuple(secret.pictures_BCHW.shape) == (count, *model.shape)
+    fits = fits and all(0 <= label < model.num_labels for label in secret.labels)
+    fits = fits and shared.known.size in (None, count)
+    if not fits:
+        raise InputError(
+            f"{config.truth} doesn't fit {config.gradients}.",
+            why=f"Its pictures or labels are not those of a batch for {model.name}.",
+            fix="Give the .truth.json that was written beside the gradient.",
+        )

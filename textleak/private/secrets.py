@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from textleak import foreign
@@ -33,25 +35,16 @@ class Secret:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        path.touch(mode=0o600)  # it holds the private text
-        written = TypeAdapter(type(self)).dump_json(self, indent=1, ensure_ascii=False)
-        path.write_bytes(written + b"\n")
+        _write(self, path)
 
     @classmethod
     def load(cls, path: Path) -> Secret:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, or not a truth file.
+            InputError: no such file, or not a truth file of sentences.
         """
-        try:
-            return TypeAdapter(cls).validate_json(foreign.read(path))
-        except (OSError, ValidationError) as error:
-            raise InputError(
-                f"{path} can't be read as a truth file.",
-                why=str(error).splitlines()[0],
-                fix="`textleak share --out FILE` writes FILE.truth.json beside the gradient.",
-            ) from None
+        return _read(cls, path, "sentences")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,3 +62,77 @@ class ImageSecret:
     labels: tuple[int, ...]
     defenses: tuple[PublicDefense, ...] = ()
     client: PublicClient = ONE_STEP
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        _write(
+            _WrittenPictures(
+                pictures=self.pictures_BCHW.tolist(),
+                labels=self.labels,
+                defenses=self.defenses,
+                client=self.client,
+            ),
+            path,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> ImageSecret:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or not a truth file of pictures.
+        """
+        written = _read(_WrittenPictures, path, "pictures")
+        try:
+            pictures_BCHW = torch.tensor(written.pictures)
+        except ValueError:
+            raise _unread(path, "pictures", "Its pictures are not of one size.") from None
+        return cls(
+            pictures_BCHW=pictures_BCHW,
+            labels=written.labels,
+            defenses=written.defenses,
+            client=written.client,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _WrittenPictures:
+    """An `ImageSecret` as its file holds it.
+
+    Attributes:
+        pictures: values 0 to 1 by picture, channel, row and column.
+        labels, defenses, client: as in `ImageSecret`.
+    """
+
+    pictures: list[list[list[list[Annotated[float, Field(ge=0, le=1)]]]]]
+    labels: tuple[int, ...]
+    defenses: tuple[PublicDefense, ...] = ()
+    client: PublicClient = ONE_STEP
+
+
+W = TypeVar("W")
+
+
+def _write(secret: object, path: Path) -> None:
+    path.touch(mode=0o600)  # it holds what is private
+    indent = 1 if isinstance(secret, Secret) else None  # a line a sentence, but not a line a pixel
+    path.write_bytes(TypeAdapter(type(secret)).dump_json(secret, indent=indent, ensure_ascii=False) + b"\n")
+
+
+def _read(kind: type[W], path: Path, what: str) -> W:
+    try:
+        return TypeAdapter(kind).validate_json(foreign.read(path))
+    except OSError as error:
+        raise _unread(path, what, f"{error}.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _unread(path, what, f"{where and f'{where}: '}{first['msg']}.") from None
+
+
+def _unread(path: Path, what: str, why: str) -> InputError:
+    return InputError(
+        f"{path} can't be read as a truth file of {what}.",
+        why=why,
+        fix="`textleak share --out FILE` writes FILE.truth.json beside the gradient.",
+    )

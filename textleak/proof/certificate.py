@@ -93,9 +93,15 @@ class Certificate:
 
 def certificate_of(recovery: Recovery, view: View) -> Certificate:
     """The certificate of an attack's answer: its own where it has certified it itself, else `certify`'s."""
+    own = own_certificate(recovery)
+    return own if own.verified else certify(view, recovery.sentences)
+
+
+def own_certificate(recovery: Recovery) -> Certificate:
+    """What an attack has certified itself; one that says nothing where it hasn't."""
     if recovery.stop is Stop.VERIFIED and recovery.gradient_distance is not None:
         return Certificate(gradient_distance=recovery.gradient_distance, verified=True)
-    return certify(view, recovery.sentences)
+    return Certificate(gradient_distance=None, verified=None)
 
 
 def certify(view: View, sentences: tuple[Sentence, ...]) -> Certificate:

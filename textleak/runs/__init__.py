@@ -18,6 +18,7 @@ from textleak.runs.folder import (
     check_out,
     check_writable,
     new_path,
+    run_words,
     runs_folder,
     write_json,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "read_run",
     "redacted_result",
     "redacted_settings",
+    "run_words",
     "runs_folder",
     "send",
     "versions",

@@ -37,6 +37,11 @@ def new_path(name: str, root: Path | None = None) -> Path:
     return (root or runs_folder()) / f"{now}-{as_file_name(name)[:60]}-{secrets.token_hex(2)}"
 
 
+def run_words(model: str, attack: str) -> str:
+    """Words that tell a run: the last part of its model's name, without options, and its attack."""
+    return f"{model.rstrip('/').rpartition('/')[2].partition(':')[0]}-{attack}"
+
+
 def as_file_name(words: str) -> str:
     """Words with nothing in them that a file's name can't have."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in words)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from textleak.scoring.perceptual import lpips
 
+_FIGURES = ("psnr", "mse", "ssim", "lpips")
 INFINITE_PSNR = 100.0  # written where a picture is exact
 
 # Wang et al. 2004, sec. III: a Gaussian window of 11 x 11 and 1.5 pixels, and the two small constants.
@@ -72,7 +73,8 @@ class PictureScore:
     """One picture of the batch and the recovered one assigned to it.
 
     Attributes:
-        psnr: in dB; 100 for an exact picture, 0 where nothing was recovered, likewise `mse` 1 and `ssim` 0.
+        psnr: in dB; 100 for an exact picture, 0 where nothing was recovered, likewise `mse` 1 and `ssim` 0; None, as
+            all figures, where the truth isn't known.
         mse: mean squared error of values 0 to 1.
         ssim: structural similarity, at most 1.
         lpips: perceptual distance, None where its weights aren't at hand (`textleak.scoring.perceptual`).
@@ -81,9 +83,9 @@ class PictureScore:
         recovered: which of the recovered pictures it is.
     """
 
-    psnr: float
-    mse: float
-    ssim: float
+    psnr: float | None
+    mse: float | None
+    ssim: float | None
     lpips: float | None = None
     label: int | None
     recovered_label: int | None
@@ -95,9 +97,9 @@ class PictureScores:
     """The figures of a batch: those of each picture, in the order of the references, and their means."""
 
     images: tuple[PictureScore, ...]
-    psnr: float
-    mse: float
-    ssim: float
+    psnr: float | None
+    mse: float | None
+    ssim: float | None
     lpips: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -139,12 +141,20 @@ def score_pictures(
                 recovered=index,
             )
         )
-    count = max(1, len(scores))
-    perceptual = [one.lpips for one in scores if one.lpips is not None]
-    return PictureScores(
-        images=tuple(scores),
-        psnr=sum(one.psnr for one in scores) / count,
-        mse=sum(one.mse for one in scores) / count,
-        ssim=sum(one.ssim for one in scores) / count,
-        lpips=sum(perceptual) / len(perceptual) if perceptual else None,
+    return PictureScores(images=tuple(scores), **{name: _mean(scores, name) for name in _FIGURES})
+
+
+def unscored(recovered_labels: Sequence[int], count: int) -> PictureScores:
+    """An answer of so many pictures where the truth isn't known: no figures."""
+    labels = recovered_labels or (None,) * count
+    images = tuple(
+        PictureScore(**dict.fromkeys(_FIGURES), label=None, recovered_label=label, recovered=index)
+        for index, label in zip(range(count), labels, strict=True)
     )
+    return PictureScores(images=images, **dict.fromkeys(_FIGURES))
+
+
+def _mean(scores: Sequence[PictureScore], name: str) -> float | None:
+    """Of the pictures that have the figure; None where none has."""
+    known = [value for score in scores if (value := getattr(score, name)) is not None]
+    return sum(known) / len(known) if known else None

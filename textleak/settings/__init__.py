@@ -14,9 +14,11 @@ from textleak.settings.presets import EVALUATIONS, parse_assignment, preset_name
 from textleak.settings.run import (
     ClientConfig,
     ImageConfig,
+    PictureConfig,
     RunConfig,
     load_client_config,
     load_image_config,
+    load_picture_config,
     load_run_config,
 )
 
@@ -27,10 +29,12 @@ __all__ = [
     "ClientConfig",
     "EvaluationConfig",
     "ImageConfig",
+    "PictureConfig",
     "RunConfig",
     "load_client_config",
     "load_evaluation_config",
     "load_image_config",
+    "load_picture_config",
     "load_run_config",
     "parse_assignment",
     "parse_attack",

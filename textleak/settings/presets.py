@@ -18,6 +18,7 @@ EVALUATIONS = "evaluations"
 MOST_PRESET = foreign.MIB  # bytes of a file (our choice): no preset is near it
 # Where a batch may come from: naming one sets aside what a layer below named.
 _SOURCES = frozenset({"sentences", "file", "gradients"})
+_PICTURES = frozenset({"images", "indices", "dataset"})  # of one batch, several of them may be named
 
 
 def lay_over(below: dict[str, Any], above: Mapping[str, Any], default_attack: str) -> None:
@@ -25,6 +26,10 @@ def lay_over(below: dict[str, Any], above: Mapping[str, Any], default_attack: st
     if _SOURCES & above.keys():
         for key in (_SOURCES | {"truth", "labels"}) - above.keys():
             below.pop(key, None)
+    for key in (
+        _PICTURES if "gradients" in above else ("gradients", "truth") if _PICTURES & above.keys() else ()
+    ):
+        below.pop(key, None)
     for key, value in above.items():
         if key != "attack":
             below[key] = value

@@ -15,7 +15,7 @@ from textleak.settings.base import DType, Settings, flag, validated
 from textleak.settings.choices import Choice
 from textleak.settings.presets import check_keys, lay_over, parse_assignment, read_preset
 
-Config = TypeVar("Config", bound="_ClientSettings")
+Config = TypeVar("Config", "RunConfig", "ImageConfig", "ClientConfig", "PictureConfig")
 DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "match", "dlg"
 # Bytes of a file of sentences (our choice): no batch that can be attacked is near it.
 MOST_SENTENCES = 64 * foreign.MIB
@@ -67,6 +67,8 @@ class _AttackSettings(Settings):
     attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_ATTACK))
     restarts: Annotated[int, Field(ge=1)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
+    gradients: Path | None = None
+    truth: Path | None = None
     save_gradients: bool = False
     redact: bool = False
 
@@ -148,8 +150,6 @@ class RunConfig(ClientConfig, _AttackSettings):
     """
 
     prior: str | None = None
-    gradients: Path | None = None
-    truth: Path | None = None
     fail_above: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
 
     def attack_options(self) -> dict[str, Any]:
@@ -157,8 +157,10 @@ class RunConfig(ClientConfig, _AttackSettings):
         return {**super().attack_options(), **({} if self.prior is None else {"prior": self.prior})}
 
 
-class ImageConfig(_ClientSettings, _AttackSettings):
-    """The settings of `textleak image`; those that it shares with `RunConfig` mean the same.
+class PictureConfig(_ClientSettings):
+    """What a client with pictures needs to compute a gradient: the settings that `image` and `share` have in common.
+
+    Those that it shares with `ClientConfig` mean the same.
 
     Attributes:
         model: alias with its options, hub id or folder of an image classifier.
@@ -177,12 +179,17 @@ class ImageConfig(_ClientSettings, _AttackSettings):
     images: tuple[Path, ...] = ()
     indices: tuple[int, ...] = ()
     dataset: str | None = None
-    attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_IMAGE_ATTACK))
 
     @field_validator("images", "indices", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str | int | Path) else value
+
+
+class ImageConfig(PictureConfig, _AttackSettings):
+    """The settings of `textleak image`; those that it shares with `RunConfig` mean the same."""
+
+    attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_IMAGE_ATTACK))
 
 
 def load_run_config(
@@ -216,17 +223,25 @@ def load_client_config(
     return _load(ClientConfig, preset, flags, assignments)
 
 
+def load_picture_config(
+    preset: str | None = None, flags: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> PictureConfig:
+    """Settings of `textleak share` for pictures: as `load_client_config`."""
+    return _load(PictureConfig, preset, flags, assignments)
+
+
 def _load(
     kind: type[Config],
     preset: str | None,
     flags: Mapping[str, Any] | None,
     assignments: Sequence[str],
 ) -> Config:
-    default = DEFAULT_IMAGE_ATTACK if kind is ImageConfig else DEFAULT_ATTACK
+    default = DEFAULT_IMAGE_ATTACK if issubclass(kind, PictureConfig) else DEFAULT_ATTACK
+    every = ImageConfig if issubclass(kind, PictureConfig) else RunConfig
     merged: dict[str, Any] = {}
     if preset is not None:
         from_file = read_preset(preset)
-        check_keys(from_file, {**RunConfig.model_fields, **kind.model_fields}, preset)
+        check_keys(from_file, {**RunConfig.model_fields, **every.model_fields}, preset)
         kept = {key: value for key, value in from_file.items() if key in kind.model_fields}
         lay_over(merged, kept, default)
     given = {key: value for key, value in (flags or {}).items() if value not in (None, (), [], "")}
@@ -240,38 +255,42 @@ def _load(
             if isinstance(of_attack, Mapping) and key in of_attack:
                 merged.pop(key, None)
     config = validated(kind, merged)
-    if isinstance(config, ClientConfig):
-        _check_batch(config)
-    if isinstance(config, RunConfig) and config.gradients:
-        for key in ("share", "client", "defenses"):
-            if key in given:
-                raise InputError(
-                    f"{flag(kind, key)} was given with --gradients.",
-                    why="What the client shared, and how it defended it, is fixed in the file.",
-                    fix=f"Leave {flag(kind, key)} out, or give it to `textleak share`.",
-                )
+    _check_batch(config)
+    if isinstance(config, RunConfig | ImageConfig):
+        _check_file(config, given)
     return config
 
 
-def _check_batch(config: ClientConfig) -> None:
-    """Raise where the settings contradict each other."""
-    sources = ["sentences"] if config.sentences else []
-    sources += ["file"] if config.file else []
-    if isinstance(config, RunConfig):
-        sources += ["gradients"] if config.gradients else []
-        if config.truth and not config.gradients:
+def _check_file(config: RunConfig | ImageConfig, given: Mapping[str, Any]) -> None:
+    """Raise where what a file fixes was given too, or a truth without a file."""
+    if config.truth and not config.gradients:
+        raise InputError(
+            f"--truth {config.truth} was given without --gradients.",
+            why=f"With {_samples(config)}s the truth is known already.",
+            fix="Leave it out, or name the gradient file with --gradients.",
+        )
+    if config.gradients and config.labels:
+        raise InputError(
+            "--label was given with --gradients.",
+            why="The labels of a gradient in a file are fixed; an attack finds them.",
+            fix="Leave --label out.",
+        )
+    for key in ("share", "client", "defenses") if config.gradients else ():
+        if key in given:
             raise InputError(
-                f"--truth {config.truth} was given without --gradients.",
-                why="With sentences the truth is known already.",
-                fix="Leave it out, or name the gradient file with --gradients.",
+                f"{flag(type(config), key)} was given with --gradients.",
+                why="What the client shared, and how it defended it, is fixed in the file.",
+                fix=f"Leave {flag(type(config), key)} out, or give it to `textleak share`.",
             )
-        if config.gradients and config.labels:
-            raise InputError(
-                "--label was given with --gradients.",
-                why="The labels of a gradient in a file are fixed; an attack finds them.",
-                fix="Leave --label out.",
-            )
-    if not sources:
+
+
+def _check_batch(config: ClientConfig | PictureConfig) -> None:
+    """Raise where there is no batch, or more than one."""
+    of_pictures = isinstance(config, PictureConfig)
+    own = ("images", "indices", "dataset") if of_pictures else ("sentences", "file")
+    file = isinstance(config, _AttackSettings) and config.gradients is not None
+    sources = [key for key in own if getattr(config, key)] + (["gradients"] if file else [])
+    if not sources and not of_pictures:  # of pictures there are samples
         raise InputError(
             "There is nothing to attack."
             if isinstance(config, RunConfig)
@@ -280,9 +299,13 @@ def _check_batch(config: ClientConfig) -> None:
             fix='Give --sentence "some text", --file PATH'
             + (" or --gradients FILE." if isinstance(config, RunConfig) else "."),
         )
-    if len(sources) > 1:
+    if len(sources) > 1 and (file or not of_pictures):  # pictures' own sources are judged where they are read
         raise InputError(
-            f"{' and '.join(sources)} were given together.",
+            f"{' and '.join(flag(type(config), key) for key in sources)} were given together.",
             why="A run has one batch.",
             fix="Choose one of them.",
         )
+
+
+def _samples(config: Settings) -> str:
+    return "picture" if isinstance(config, PictureConfig) else "sentence"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -39,6 +39,15 @@ class SideInformation:
         told = (self.batch_size, self.labels and len(self.labels), self.lengths and len(self.lengths))
         return next((number for number in told if number), None)
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The kinds that are known, as `--know` names them."""
+        return tuple(kind for kind, field in _FIELDS.items() if getattr(self, field) is not None)
+
+    def only(self, kinds: Collection[str]) -> SideInformation:
+        """No more than some kinds of it."""
+        return dataclasses.replace(self, **{_FIELDS[kind]: None for kind in self.told if kind not in kinds})
+
     KINDS = ("batch-size", "labels", "lengths")
     PICTURE_KINDS = ("batch-norm", "batch-size", "labels")
 
@@ -66,6 +75,9 @@ class SideInformation:
                 raise unknown_name("side information", name, [*kinds, *_HIDDEN, "nothing"])
         return frozenset(chosen)
 
+
+# Where each kind is held.
+_FIELDS = {"batch-size": "batch_size", "lengths": "lengths", "labels": "labels", "batch-norm": "batch_norm"}
 
 UNTOLD = SideInformation()
 """Nothing beside the gradient."""

@@ -14,6 +14,11 @@ from textleak.shared.traits import Trait
 MOST_LABELS = 100_000
 
 
+# Our choices: no classifier's pictures have more.
+Channels = Annotated[int, Field(ge=1, le=64)]
+Side = Annotated[int, Field(ge=1, le=1024)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublicModel:
     """The model both sides know, as far as is needed to load the same one again.
@@ -36,7 +41,7 @@ class PublicModel:
     num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None
     dtype: str
     fingerprint: str
-    picture: tuple[int, int, int] | None = None
+    picture: tuple[Channels, Side, Side] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

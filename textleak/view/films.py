@@ -6,13 +6,13 @@ Shapes: B pictures, H and W height and width, C color channels (1 or 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from textleak.events import Event, Progress
+from textleak.events import Event, Progress, Truth
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,20 +44,33 @@ class Film:
         if isinstance(event, Progress) and event.image:
             self.frames.append((event.total_steps, as_bytes(event.image)))
 
+    def write(self, folder: Path, truth: Truth | None, images: Sequence[Mapping[str, Any]]) -> None:
+        """Write what was kept into the run's folder, as `write_films` does.
 
-def write_films(folder: Path, frames: Frames, originals: np.ndarray, order: Sequence[int | None]) -> None:
+        Args:
+            folder: where to.
+            truth: the originals, where they are known.
+            images: as a result has them.
+        """
+        originals = None if truth is None else as_bytes(truth.image)
+        write_films(folder, self.frames, originals, [image["recovered"] for image in images])
+
+
+def write_films(
+    folder: Path, frames: Frames, originals: np.ndarray | None, order: Sequence[int | None]
+) -> None:
     """Write strip.png, recovery.gif, grid.png and each picture of a run into its folder.
 
     Args:
         folder: where to.
         frames: pictures along the run, the answer last.
-        originals: (B, H, W, C) in bytes.
-        order: for each original the recovered picture that it is compared with.
+        originals: (B, H, W, C) in bytes; None where they aren't known.
+        order: for each original the recovered picture that it is compared with; else the recovered pictures.
     """
-    if not frames:
+    if not frames or not order:
         return
     frames = _thinned(frames)
-    blank = np.full_like(originals[0], 255)
+    blank = np.full_like(frames[-1][1][0], 255)
     films = [
         [(step, blank if index is None else pictures[index]) for step, pictures in frames] for index in order
     ]
@@ -67,9 +80,9 @@ def write_films(folder: Path, frames: Frames, originals: np.ndarray, order: Sequ
     pages = [_grid(originals, [film[k][1] for film in films]) for k in range(len(frames))]
     durations = [120] * (len(pages) - 1) + [2000]  # ms
     pages[0].save(folder / "recovery.gif", save_all=True, append_images=pages[1:], duration=durations, loop=0)
-    for number, (original, picture) in enumerate(zip(originals, last, strict=True)):
-        _enlarged(original, 1).save(folder / f"original-{number}.png")
-        _enlarged(picture, 1).save(folder / f"recovered-{number}.png")
+    for kind, pictures in (("original", () if originals is None else originals), ("recovered", last)):
+        for number, picture in enumerate(pictures):
+            _enlarged(picture, 1).save(folder / f"{kind}-{number}.png")
 
 
 def _thinned(frames: Frames) -> Frames:
@@ -92,14 +105,15 @@ def _scale(picture_HWC: np.ndarray) -> int:
     return max(1, 96 // side)
 
 
-def _strip(films: Sequence[Frames], originals: np.ndarray) -> Image:
-    """Each picture's recovery in rows, step by step, the original at the left of each row."""
+def _strip(films: Sequence[Frames], originals: np.ndarray | None) -> Image:
+    """Each picture's recovery in rows, step by step, the original at the left of each row where it is known."""
     from PIL import Image, ImageDraw
 
-    scale = _scale(originals[0])
-    height, width = (side * scale for side in originals.shape[1:3])
+    first = films[0][0][1]
+    scale = _scale(first)
+    height, width = (side * scale for side in first.shape[:2])
     rows = math.ceil(len(films[0]) / _A_ROW)
-    columns = min(_A_ROW, len(films[0])) + 1
+    columns = min(_A_ROW, len(films[0])) + (originals is not None)
     sheet = Image.new(
         "RGB",
         (columns * (width + _GAP) + _GAP, len(films) * rows * (height + _TEXT_ROW + _GAP) + _GAP),
@@ -109,7 +123,7 @@ def _strip(films: Sequence[Frames], originals: np.ndarray) -> Image:
     for number, film in enumerate(films):
         for row in range(rows):
             y = (number * rows + row) * (height + _TEXT_ROW + _GAP) + _GAP
-            cells: list[tuple[str, np.ndarray]] = [("original", originals[number])]
+            cells = [] if originals is None else [("original", originals[number])]
             cells += [(f"{step}", picture) for step, picture in film[row * _A_ROW : (row + 1) * _A_ROW]]
             for column, (words, picture) in enumerate(cells):
                 x = column * (width + _GAP) + _GAP
@@ -118,18 +132,21 @@ def _strip(films: Sequence[Frames], originals: np.ndarray) -> Image:
     return sheet
 
 
-def _grid(originals: np.ndarray, recovered: Sequence[np.ndarray]) -> Image:
-    """Originals in the upper row, below each what was recovered of it."""
+def _grid(originals: np.ndarray | None, recovered: Sequence[np.ndarray]) -> Image:
+    """Originals in the upper row where they are known, below each what was recovered of it."""
     from PIL import Image, ImageDraw
 
-    scale = _scale(originals[0])
-    height, width = (side * scale for side in originals.shape[1:3])
-    shown = len(originals)
-    sheet = Image.new(
-        "RGB", (max(80, shown * (width + _GAP) + _GAP), 2 * (height + _TEXT_ROW + _GAP) + _GAP), _BACKGROUND
+    scale = _scale(recovered[0])
+    height, width = (side * scale for side in recovered[0].shape[:2])
+    rows = (
+        [("recovered", recovered)]
+        if originals is None
+        else [("original", originals), ("recovered", recovered)]
     )
+    wide, high = len(recovered) * (width + _GAP) + _GAP, len(rows) * (height + _TEXT_ROW + _GAP) + _GAP
+    sheet = Image.new("RGB", (max(80, wide), high), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    for row, (words, pictures) in enumerate((("original", originals), ("recovered", recovered))):
+    for row, (words, pictures) in enumerate(rows):
         y = row * (height + _TEXT_ROW + _GAP) + _GAP
         pen.text((_GAP, y), words, fill=(90, 90, 90))
         for number, picture in enumerate(pictures):

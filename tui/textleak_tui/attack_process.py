@@ -27,8 +27,7 @@ from textleak.view import PlainDisplay
 from textleak_tui.child import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
-    from textleak.jobs.images import ImageJob
-    from textleak.jobs.text import Job
+    from textleak.jobs.base import Job
 
 # Our choice: well over the time that an attack takes to heed an interrupt.
 SECONDS_TO_HEAR = 3.0
@@ -93,22 +92,21 @@ def _on_text(settings: Mapping[str, Any], folder: Path) -> None:
 def _on_pictures(settings: Mapping[str, Any], folder: Path) -> None:
     from textleak.jobs.images import prepare
     from textleak.settings import load_image_config
-    from textleak.view.films import Film, as_bytes, write_films
+    from textleak.view.films import Film
 
     job, film = prepare(load_image_config(None, settings, ())), Film()
     result = _record(job, runs.RunFolder.create(folder, name=job.name), film)
-    originals = as_bytes(job.secret.pictures_BCHW.permute(0, 2, 3, 1))
-    write_films(folder, film.frames, originals, [image["recovered"] for image in result["images"]])
+    film.write(folder, job.truth(), result["images"])
 
 
-def _record(job: Job | ImageJob, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]:  # noqa: ANN401
+def _record(job: Job, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]:  # noqa: ANN401
     """Drive an attack into its folder; the result."""
-    from textleak.jobs.text import drive
+    from textleak.jobs.base import drive
 
     display = PlainDisplay(_Commentary(stderr=True, highlight=False))
     shows = [viewer.show for viewer in (display, *viewers)]
     try:
-        with display, runs.Recorder(folder, job.settings(), viewers=shows) as recorder:
+        with display, runs.Recorder(folder, job.settings, viewers=shows) as recorder:
             try:
                 return drive(job, recorder)
             except InputError:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from textleak import runs
 from textleak.errors import InputError
 from textleak.view import ViewState
 from textleak_tui.child import REFUSED, Child, Failure
@@ -142,10 +141,8 @@ class Sessions:
         self._open: set[Session] = set()
 
     def name(self, words: str) -> str:
-        """A new folder's name: the time, words that tell the run by, and a few letters of its own."""
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in words)
-        return f"{now}-{plain[:60]}-{secrets.token_hex(2)}"
+        """A new folder's name, as every run's is made, from words that tell the run by."""
+        return runs.new_path(words, self.root).name
 
     def open(self, name: str) -> Session:
         """A session for the folder of this name under the root, not started yet."""

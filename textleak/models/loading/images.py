@@ -13,10 +13,9 @@ from torch import nn
 
 import textleak.models.rules.images  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
-from textleak.models.base import Weights
 from textleak.models.loading import own_code
 from textleak.models.loading.places import Place, find_place, not_at_hand
-from textleak.models.loading.request import Request
+from textleak.models.loading.request import Built, Request
 from textleak.models.loading.text import reading, weights_options
 from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
 from textleak.models.quiet import quiet
@@ -172,11 +171,8 @@ def load_images(request: ImageRequest) -> ImageModel:
     return model
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Built:
-    network: nn.Module
-    weights: Weights
-    source: str
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Built(Built):
     num_labels: int
     shape: tuple[int, int, int]
     mean: tuple[float, ...]

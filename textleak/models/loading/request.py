@@ -6,6 +6,7 @@ import dataclasses
 from typing import get_args
 
 import torch
+from torch import nn
 
 from textleak.errors import InputError, unknown_name
 from textleak.models.base import Weights
@@ -39,6 +40,21 @@ class Request:
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
         return find_device(self.device, DTYPES[self.dtype]), DTYPES[self.dtype]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Built:
+    """A network as it was read or drawn, before it goes to its device.
+
+    Attributes:
+        network: in float32, on the CPU.
+        weights: whether they are pretrained.
+        source: where they are from, in words.
+    """
+
+    network: nn.Module
+    weights: Weights
+    source: str
 
 
 def find_device(device: str, dtype: torch.dtype = torch.float32) -> torch.device:

@@ -15,11 +15,10 @@ import torch
 
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
-from textleak.models.base import Weights
 from textleak.models.loading import own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Place, find_place, not_at_hand
-from textleak.models.loading.request import Request
+from textleak.models.loading.request import Built, Request
 from textleak.models.quiet import quiet
 from textleak.models.text import Task, TextModel
 from textleak.seeds import seeded
@@ -104,13 +103,11 @@ def load(request: TextRequest) -> TextModel:
 # Building networks
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Built:
-    task: Task
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Built(Built):
     network: PreTrainedModel
+    task: Task
     tokenizer: PreTrainedTokenizerFast
-    weights: Weights
-    source: str
 
 
 def _built_for(request: TextRequest) -> _Built:

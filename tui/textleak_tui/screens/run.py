@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
@@ -14,6 +13,7 @@ from textual.containers import Vertical
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 
+from textleak import runs
 from textleak_tui import catalog
 from textleak_tui.catalog import Catalog
 from textleak_tui.child import Failure
@@ -228,7 +228,7 @@ class RunScreen(Page):
     async def _start(self) -> None:
         self._values, batch = self.form.values, self.form.private_batch
         values = self._values
-        name = self.sessions.name(f"{Path(values['model']).name}-{values['attack']}")
+        name = self.sessions.name(runs.run_words(values["model"], values["attack"]))
         self.session = session = self.sessions.open(name)
         self._ticked, self._held = time.monotonic(), None
         self.view.forget()

@@ -1,0 +1,249 @@
+"""The search for one more sentence of an encoder's batch among the pairs that are left.
+
+From a loud pair, the pairs tied to it by the attention's gradient (`pairs.Partners`) are most of its sentence; the rest
+comes by descent (`checks`), with more effort the longer nothing is found.
+
+Shapes: N pairs, T positions, K sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.exact.checks import Check, ContextCheck, LayerCheck, descend
+from textleak.exact.pairs import Pairs, Partners, pair_gradients
+from textleak.exact.remainder import LayerRemainder
+from textleak.matching.discrete import Row
+from textleak.models import TextModel
+from textleak.models.probes.attention import FirstAttention
+
+# A mean part outside below which a sentence is put to the proof (our choice; measured on minilm: 1e-13 to 1e-9 for
+# true sentences, above 1e-3 for all others).
+_SOLVED = 1e-6
+# A part outside beyond which the network isn't run for a row that the cheap check was left with (our choice).
+_HOPELESS = 0.2
+# A pair has a vote where its own tie is above this part of the strongest one; the ties to it count for half of its own.
+_HAS_A_VOTE, _OTHER_WAY = 0.15, 0.5
+_MOST_VOTERS = 12
+# Starts whose ends are compared before the most promising ones go on (our choice).
+_HANDFUL = 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How hard starts are tried: rounds get harder as long as nothing is found (our choice).
+
+    Attributes:
+        starts: pairs tried as starts, as a part of the inputs that are left.
+        votes: rounds in which the pairs found so far say which others they are tied to.
+        lengths: sentence lengths tried.
+        options: tokens tried at a place, the likeliest ones.
+        further: likewise, where the network is run.
+        finished: of each handful of starts, how many the network is run for, the most promising ones.
+    """
+
+    starts: float
+    votes: int
+    lengths: int
+    options: int
+    further: int
+    finished: int
+
+
+EFFORTS = (
+    Effort(starts=0.1, votes=0, lengths=3, options=8, further=12, finished=2),
+    Effort(starts=1.0, votes=2, lengths=4, options=12, further=12, finished=2),
+    Effort(starts=2.0, votes=3, lengths=12, options=24, further=48, finished=4),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _End:
+    """Where a descent ended.
+
+    Attributes:
+        row: a pair at each position.
+        outside: the mean part of its inputs that lies outside.
+        ranked: the pairs at each position, likeliest first, that it went by.
+    """
+
+    row: list[int]
+    outside: float
+    ranked: list[list[int]]
+
+
+class SentenceSearch:
+    """The search for one more sentence among the pairs that are left."""
+
+    def __init__(
+        self,
+        model: TextModel,
+        pairs: Pairs,
+        inputs: Sequence[LayerRemainder],
+        attention: FirstAttention | None,
+        ends: dict[Row, float],
+    ) -> None:
+        """Nothing is tried yet.
+
+        Args:
+            model: the public model.
+            pairs: those that are left.
+            inputs: what is left of the gradient at the first input, and at those further in.
+            attention: the first one, where it was found.
+            ends: where descents end is noted here, with their mean parts outside.
+        """
+        self.model, self.pairs, self.ends = model, pairs, ends
+        first, *further = inputs
+        assert first.span is not None
+        self.rank = first.span.rank
+        self.gradients = pair_gradients(pairs, first)
+        self.partners: Partners | None = None
+        self.context: Check | None = None
+        shared = {layer.name for layer in first.layers}
+        if attention is not None and shared & {attention.query.name, attention.key.name}:
+            self.partners = Partners(model, attention, first, pairs, self.gradients)
+            for left in further:
+                span = left.span
+                if span is None or not span.clear or span.rank < self.rank:
+                    continue
+                if left.layers[0].name == attention.output.name:
+                    self.context = ContextCheck(model, attention, pairs, span)
+        # What is the same at the first input is apart further in: fewer directions were lost in rounding.
+        self.network = LayerCheck.of(model, pairs, further, least=self.rank)
+        self.check: Check | None = self.context or self.network
+        special = {*model.prefix_ids, *model.suffix_ids}
+        tokens = pairs.tokens_N.tolist()
+        self.inner = [[i for i in indices if tokens[i] not in special] for indices in pairs.by_position]
+        self.seen: set[tuple[int, ...]] = set()
+        self.known_ties: dict[int, Tensor] = {}
+
+    def starts(self) -> list[int]:
+        """Pairs to start from, the loudest first."""
+        inner = {i for indices in self.inner for i in indices}
+        return [i for i in self.gradients.loudness_N.argsort(descending=True).tolist() if i in inner]
+
+    def rows(self, effort: Effort) -> Iterator[Row | None]:
+        """Sentences that nothing found so far speaks against; None after every start, found or not."""
+        if self.check is None:
+            return
+        tokens = self.pairs.tokens_N
+        starts = iter(self.starts()[: max(_HANDFUL, round(effort.starts * self.rank))])
+        while handful := list(itertools.islice(starts, _HANDFUL)):
+            ended: list[_End] = []
+            for start in handful:
+                ranked = self._ranked(start, effort.votes)
+                for end in self._ends(start, ranked, effort):
+                    if end.outside <= _SOLVED:
+                        yield tuple(tokens[end.row].tolist())
+                    ended.append(end)
+                yield None
+            for row in self._finished(ended, effort):
+                yield tuple(tokens[row].tolist())
+                yield None
+
+    def _ranked(self, start: int, votes: int) -> list[list[int]]:
+        """The pairs at each position, those first that are tied most strongly to one of them."""
+        place = int(self.pairs.positions_N[start])
+        tied_N = self._ties(start)
+        for _ in range(votes if self.partners is not None else 0):
+            strength = tied_N.tolist()
+            likeliest = [max(indices, key=strength.__getitem__) for indices in self.inner if indices]
+            likeliest = [i for i in likeliest if i != start and self.pairs.positions_N[i] != place]
+            strongest = max((strength[i] for i in likeliest), default=0.0)
+            voters = sorted(likeliest, key=lambda i: -strength[i])[:_MOST_VOTERS]
+            tied_N = self._ties(start)
+            for voter in voters:
+                weight = strength[voter] / strongest if strongest > 0 else 0.0
+                if weight > _HAS_A_VOTE:
+                    tied_N = tied_N + weight * self._ties(voter)
+                    tied_N[voter] += _OTHER_WAY * weight
+        # Pairs that nothing ties to the start come last, the loudest of them first.
+        floor_N = 1e-9 * self.gradients.loudness_N / self.gradients.loudness_N.max()
+        strength = (tied_N + floor_N).tolist()
+        ranked = [sorted(indices, key=lambda i: -strength[i]) for indices in self.inner]
+        ranked[place] = [start]
+        return ranked
+
+    def _ties(self, pair: int) -> Tensor:
+        """How strongly each pair is tied to one, 0 to 1; without the attention's gradient how loud it is."""
+        if pair not in self.known_ties:
+            tied_N = (
+                self.partners.of(pair) if self.partners is not None else self.gradients.loudness_N.clone()
+            )
+            tied_N[pair] = 0
+            self.known_ties[pair] = tied_N / tied_N.max().clamp_min(torch.finfo(tied_N.dtype).tiny)
+        return self.known_ties[pair]
+
+    def _ends(self, start: int, ranked: list[list[int]], effort: Effort) -> Iterator[_End]:
+        """Where descents from the likeliest tokens end, at several lengths."""
+        assert self.check is not None
+        place = int(self.pairs.positions_N[start])
+        rows = self._cut(ranked, place)
+        scored = sorted((float(self.check.outside(torch.tensor([row])).mean()), row) for row in rows)
+        for _, row in scored[: effort.lengths]:
+            options = self._options(row, ranked, effort.options)
+            options[place] = []
+            end, outside = descend(
+                self.check, row, options, sweeps=8, solved_at=_SOLVED, exchanges=self._exchanges
+            )
+            self._note(end, outside)
+            yield _End(row=end, outside=outside, ranked=ranked)
+
+    def _finished(self, ended: Sequence[_End], effort: Effort) -> Iterator[list[int]]:
+        """The most promising ends, carried on with all tokens, then with the network itself as a check."""
+        open_ = {tuple(end.row): end for end in ended if tuple(end.row) not in self.seen}
+        promising = sorted(open_.values(), key=lambda end: end.outside)
+        for start in promising[: effort.finished]:
+            if start.outside > _HOPELESS:
+                return
+            self.seen.add(tuple(start.row))
+            row, outside = list(start.row), start.outside
+            for check, most in ((self.check, None), (self.network, effort.further)):
+                if check is not None and outside > _SOLVED:
+                    options = self._options(row, start.ranked, most)
+                    row, outside = descend(
+                        check, row, options, sweeps=4, solved_at=_SOLVED, exchanges=self._exchanges
+                    )
+            self._note(row, outside)
+            if outside <= _SOLVED:
+                yield row
+
+    def _cut(self, ranked: Sequence[Sequence[int]], place: int) -> Iterator[list[int]]:
+        """The likeliest tokens as rows of every length at which a sentence with that place can end."""
+        head, tail = self.model.prefix_ids, self.model.suffix_ids
+        index, longest = self.pairs.index, self.pairs.longest
+        first = [index.get((t, id_)) for t, id_ in enumerate(head)]
+        for length in range(place + 1 + len(tail), longest + 1):
+            last = [index.get((length - len(tail) + i, id_)) for i, id_ in enumerate(tail)]
+            inner = ranked[len(head) : length - len(tail)]
+            if None in first or None in last or not all(inner):
+                continue
+            yield [i for i in (*first, *(options[0] for options in inner), *last) if i is not None]
+
+    def _exchanges(self, row: Sequence[int]) -> list[list[int]]:
+        """The row with two of its tokens in each other's place, where those are pairs too."""
+        index, tokens = self.pairs.index, self.pairs.tokens_N[list(row)].tolist()
+        head, end = len(self.model.prefix_ids), len(row) - len(self.model.suffix_ids)
+        found = []
+        for t, u in itertools.combinations(range(head, end), 2):
+            one, other = index.get((t, tokens[u])), index.get((u, tokens[t]))
+            if tokens[t] != tokens[u] and one is not None and other is not None:
+                changed = list(row)
+                changed[t], changed[u] = one, other
+                found.append(changed)
+        return found
+
+    def _options(
+        self, row: Sequence[int], ranked: Sequence[Sequence[int]], most: int | None
+    ) -> list[list[int]]:
+        head, tail = len(self.model.prefix_ids), len(self.model.suffix_ids)
+        return [list(ranked[t][:most]) if head <= t < len(row) - tail else [] for t in range(len(row))]
+
+    def _note(self, row: Sequence[int], outside: float) -> None:
+        tokens = tuple(self.pairs.tokens_N[list(row)].tolist())
+        self.ends[tokens] = min(outside, self.ends.get(tokens, outside))

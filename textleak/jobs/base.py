@@ -1,0 +1,207 @@
+"""What every run is, whatever its batch is made of: what it works on, its attack, its result, and how it is driven."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from textleak.events import Phase, Recovery, Stop, Truth
+from textleak.runs import Recorder, execute, run_words, versions
+from textleak.settings import Choice, ImageConfig, RunConfig
+
+if TYPE_CHECKING:
+    from textleak.attacks import Attack
+    from textleak.attacks.base import Steps
+    from textleak.clients.view import View
+    from textleak.models.base import Model
+    from textleak.private.secrets import ImageSecret, Secret
+    from textleak.proof.certificate import Certificate
+    from textleak.shared.gradient import SharedGradient
+    from textleak.shared.public import PublicClient, PublicDefense
+
+_PRIVATE = ("sentences", "labels")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job(abc.ABC):
+    """A run that can go: everything is loaded and checked.
+
+    A kind of data fills in what is its own: `facts`, `truth`, `scores`, `certificate`.
+
+    Attributes:
+        config: what was asked for.
+        attack: the attack with its options.
+        shared: what it sees.
+        model: the public model.
+        secret: what was really in the batch, for scoring; None where that isn't known.
+        defenses: what the client did before sharing, whether the attack is told or not.
+        client: how the client trained, likewise.
+        threads: CPU threads in use.
+        seconds_to_load: from the settings to here.
+    """
+
+    config: RunConfig | ImageConfig
+    attack: Attack
+    shared: SharedGradient
+    model: Model
+    secret: Secret | ImageSecret | None
+    defenses: tuple[PublicDefense, ...]
+    client: PublicClient
+    threads: int
+    seconds_to_load: float
+
+    @property
+    def name(self) -> str:
+        """Words that tell the run, for a folder's name."""
+        return run_words(self.model.name, self.attack.name)
+
+    @functools.cached_property
+    def view(self) -> View:
+        """What the server makes of what was shared."""
+        from textleak.clients.view import view_of
+
+        return view_of(self.shared, self.model)
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What the run works on, as plain values: the head of its result, and what viewers show."""
+        return {
+            **model_facts(self.model),
+            "attack": self.attack.name,
+            "attack_options": dataclasses.asdict(self.attack),  # type: ignore[call-overload]
+            "share": self.shared.share,
+            "client": [Choice(name=name, options=options).spec for name, options in self.client.kinds],
+            "defense": [Choice(name=d.name, options=d.options).spec for d in self.defenses],
+            "epsilon": finite(next((d.epsilon for d in self.defenses if d.epsilon is not None), None)),
+            "threads": self.threads,
+            "seed": self.config.seed,
+            "know": self._told(),
+            "gradients": None if self.config.gradients is None else str(self.config.gradients),
+            **self.facts(),
+        }
+
+    def _told(self) -> list[str]:
+        """What the attack is told, as `--know` names it: kinds of side information, and what is kept from it."""
+        from textleak.shared.known import NO_CLIENT, NO_DEFENSE
+
+        hidden = [NO_DEFENSE] if self.defenses and not self.shared.defenses else []
+        hidden += [NO_CLIENT] if self.client != self.shared.client else []
+        return [*self.shared.known.told, *hidden]
+
+    @abc.abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What the settings say of this kind of data alone."""
+
+    @abc.abstractmethod
+    def truth(self) -> Truth | None:
+        """What viewers may compare with; None where the truth isn't known."""
+
+    @abc.abstractmethod
+    def scores(self, recovery: Recovery) -> dict[str, Any]:
+        """Figures of an answer, each sample's and their means; null where the truth isn't known."""
+
+    @abc.abstractmethod
+    def certificate(self, recovery: Recovery) -> Certificate:
+        """What the answer's own gradient, formed in float64, says."""
+
+    def limits(self) -> tuple[str, ...]:
+        """Why no answer can be exact, in sentences."""
+        return ()
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before the run, in sentences."""
+        return self.limits()
+
+    def steps(self) -> Steps:
+        """The attack, ready to be driven."""
+        from textleak.attacks.base import begin
+
+        return begin(self.attack, self.shared, self.model, seed=self.config.seed)
+
+    def result(
+        self,
+        recovery: Recovery,
+        *,
+        outcome: str,
+        seconds: float,
+        run_dir: str | None,
+        certified: bool = True,
+    ) -> dict[str, Any]:
+        """What `--json` prints: settings, figures and the certificate, as plain JSON values.
+
+        Args:
+            recovery: the attack's answer, or the best one when it was stopped.
+            outcome: "done", "interrupted" or "stopped".
+            seconds: the attack's own time.
+            run_dir: the run folder.
+            certified: form the answer's own gradient, which takes as long as a training step in float64; an attack
+                that did so itself has said what came of it.
+        """
+        from textleak.proof.certificate import own_certificate
+
+        certificate = self.certificate(recovery) if certified else own_certificate(recovery)
+        return {
+            **{key: value for key, value in self.settings.items() if key not in _PRIVATE},
+            "versions": versions(),
+            "outcome": outcome,
+            "stop": recovery.stop.value,
+            "steps": recovery.steps,
+            "evaluations": recovery.evaluations,
+            "seconds": round(seconds, 3),
+            "seconds_to_load": round(self.seconds_to_load, 3),
+            "final_loss": finite(recovery.final_loss),
+            "gradient_distance": finite(certificate.gradient_distance),
+            "verified": certificate.verified,
+            "verified_reason": certificate.reason,
+            "channel": recovery.channel,
+            "notes": [*recovery.notes, *certificate.notes, *self.limits()],
+            "run_dir": run_dir,
+            **self.scores(recovery),
+        }
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """What a record says of the model."""
+    return {
+        "model": model.name,
+        "weights": model.weights,
+        "weights_source": model.source,
+        "task": model.task,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def finite(number: float | None) -> float | None:
+    """The number where it can be written as JSON."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def drive(job: Job, recorder: Recorder) -> dict[str, Any]:
+    """Record the truth, drive the attack to its end or to an interrupt, certify; the result as it was written."""
+    truth = job.truth()
+    if truth is not None:
+        recorder.record(truth)
+    began = recorder.elapsed()
+    try:
+        recovery = execute(job.steps(), recorder)
+    except KeyboardInterrupt:
+        recovery = recorder.recovery(Stop.INTERRUPTED)
+    seconds = recorder.elapsed() - began
+    outcome, run_dir = outcome_of(recovery), str(recorder.folder.path)
+    recorder.record(Phase(name="certify", detail="the answer's own gradient, in float64"))
+    try:
+        result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir)
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir, certified=False)
+    return recorder.finish(outcome, result)
+
+
+def outcome_of(recovery: Recovery) -> str:
+    """How a run that came back with an answer ended, in a word."""
+    return {Stop.INTERRUPTED: "interrupted", Stop.STOPPED: "stopped"}.get(recovery.stop, "done")

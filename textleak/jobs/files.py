@@ -1,0 +1,122 @@
+"""A run on a gradient from a file: which model it is of, what was done to it, and how much of it the attack is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from textleak.errors import InputError
+from textleak.settings import ImageConfig, RunConfig
+
+if TYPE_CHECKING:
+    from textleak.models.base import Modality, Model
+    from textleak.private.secrets import ImageSecret, Secret
+    from textleak.shared.gradient import SharedGradient
+    from textleak.shared.public import PublicClient, PublicDefense, PublicModel
+
+
+def read_gradient(config: RunConfig | ImageConfig, modality: Modality) -> SharedGradient:
+    """The gradient in the file that the settings name.
+
+    Raises:
+        InputError: it can't be read, or is of another kind of data.
+    """
+    from textleak.models.base import Modality
+    from textleak.shared.gradient import SharedGradient
+
+    assert config.gradients is not None
+    shared = SharedGradient.load(config.gradients)
+    found = Modality.TEXT if shared.model.picture is None else Modality.PICTURES
+    if found is not modality:
+        command = {Modality.TEXT: "run", Modality.PICTURES: "image"}[found]
+        raise InputError(
+            f"{config.gradients} is a gradient of {found.value}, not of {modality.value}.",
+            why=f"Its model is {shared.model.name} ({shared.model.task}).",
+            fix=f"Use `textleak {command} --gradients {config.gradients}`.",
+        )
+    return shared
+
+
+def asked_by_file(
+    config: RunConfig | ImageConfig, public: PublicModel, aliases: Collection[str]
+) -> dict[str, Any]:
+    """What the model of a file is asked for with: what the settings say, else what the file says.
+
+    Of the names that a file says only an alias is loaded.
+
+    Raises:
+        InputError: the file names something else.
+    """
+    given = config.model_fields_set
+    short = public.name.partition(":")[0]
+    if "model" not in given and short not in aliases and public.name not in aliases:
+        raise InputError(
+            f"{config.gradients} names the model {public.name!r}, which no file can have loaded.",
+            why="It could be anything from anywhere: a file has only an alias loaded (`textleak models`).",
+            fix="Name it yourself, if you trust it: --model NAME.",
+        )
+    return {
+        "name": config.model if "model" in given else public.name,
+        "weights": config.weights if "weights" in given else public.weights,
+        "device": config.device,
+        "dtype": config.dtype if "dtype" in given else public.dtype,
+        "weights_seed": public.weights_seed,
+    }
+
+
+def check_model(config: RunConfig | ImageConfig, shared: SharedGradient, model: Model) -> None:
+    """Make sure that a file's gradient is one of a model, by names, shapes and a hash of the weights.
+
+    Raises:
+        InputError: it isn't.
+    """
+    from textleak.clients.view import view_of
+
+    view_of(shared, model)  # names and shapes
+    public = shared.model
+    if model.fingerprint != public.fingerprint:
+        raise InputError(
+            f"{config.gradients} is a gradient of another model than the {model.name} that was loaded.",
+            why=f"The weights differ: the file names {public.name} ({public.weights}, {public.dtype}), "
+            f"loaded was {model.source}.",
+            fix="Load the model that the client used (--model, --weights, --task), or make the same weights "
+            "available here.",
+        )
+
+
+def done_to(
+    shared: SharedGradient, secret: Secret | ImageSecret | None
+) -> tuple[tuple[PublicDefense, ...], PublicClient]:
+    """What a client did before sharing, and how it trained, from what it shared and from the truth."""
+    from textleak.shared.public import ONE_STEP
+
+    if secret is None:
+        return shared.defenses, shared.client
+    return shared.defenses or secret.defenses, secret.client if shared.client == ONE_STEP else shared.client
+
+
+def tell_less(shared: SharedGradient, config: RunConfig | ImageConfig) -> SharedGradient:
+    """The gradient with no more side information than `--know` names.
+
+    Raises:
+        InputError: the file doesn't say what is to be told.
+    """
+    from textleak.shared.known import SideInformation, hides_client, hides_defense, leaves_default
+    from textleak.shared.public import ONE_STEP
+
+    if hides_defense(config.know):
+        shared = dataclasses.replace(shared, defenses=())
+    if hides_client(config.know):
+        shared = dataclasses.replace(shared, client=ONE_STEP)
+    if config.know is None or leaves_default(config.know):
+        return shared
+    kinds = SideInformation.PICTURE_KINDS if isinstance(config, ImageConfig) else SideInformation.KINDS
+    told = SideInformation.parse(config.know, batch_size=shared.known.batch_size or 0, kinds=kinds)
+    for kind in sorted(told - {*shared.known.told}):
+        raise InputError(
+            f"--know {kind} can't be told.",
+            why=f"{config.gradients} doesn't say it.",
+            fix=f"Write the file with `textleak share --know {kind}`.",
+        )
+    return dataclasses.replace(shared, known=shared.known.only(told))

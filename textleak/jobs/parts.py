@@ -1,0 +1,70 @@
+"""What the settings of a run name, built and checked: attack, defenses, client, threads."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from textleak.errors import InputError
+from textleak.runs import cores
+from textleak.settings import ClientConfig, ImageConfig, PictureConfig, RunConfig
+
+if TYPE_CHECKING:
+    from textleak.attacks import Attack
+    from textleak.clients import Client
+    from textleak.defenses import Defense
+
+
+def build_attack(config: RunConfig | ImageConfig) -> Attack:
+    """The attack that the settings name, its options checked."""
+    from textleak.attacks import ATTACKS
+
+    name = config.attack.name
+    if isinstance(config, RunConfig) and config.prior is not None:
+        options = {option.name for option in dataclasses.fields(ATTACKS[name])}  # type: ignore[arg-type]
+        if "prior" not in options:
+            raise InputError(
+                f"--prior {config.prior} was given, but the attack {name} has no language-model prior.",
+                fix="Leave --prior out, or use --attack lamp.",
+            )
+    return ATTACKS.build(name, config.attack_options())
+
+
+def build_defenses(config: ClientConfig | PictureConfig) -> tuple[Defense, ...]:
+    """The defenses that the settings name, their options checked, in order."""
+    from textleak.defenses import DEFENSES
+
+    return tuple(DEFENSES.build(choice.name, choice.options) for choice in config.defenses)
+
+
+def build_client(config: ClientConfig | PictureConfig) -> Client:
+    """How the settings say that the client trains, its options checked."""
+    from textleak.clients import CLIENTS, composed
+
+    return composed([CLIENTS.build(choice.name, choice.options) for choice in config.client])
+
+
+def asked_for(config: ClientConfig | PictureConfig) -> dict[str, Any]:
+    """What any model is asked for with; weights that are drawn come from the seed's own stream."""
+    from textleak import seeds
+
+    return {
+        "name": config.model,
+        "weights": config.weights,
+        "device": config.device,
+        "dtype": config.dtype,
+        "weights_seed": seeds.derive(config.seed, "weights"),
+    }
+
+
+def set_threads(threads: int | None) -> int:
+    """Set the CPU threads of this process; by default no more than the cores it may really use.
+
+    More threads than free cores cost a factor of 10 on these small matrices.
+    """
+    import torch
+
+    if threads is None:
+        threads = min(torch.get_num_threads(), cores())
+    torch.set_num_threads(threads)
+    return threads
