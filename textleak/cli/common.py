@@ -244,6 +244,8 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
     """
     from rich.text import Text
 
+    from textleak import owned
+
     lines = traceback.format_exception(error)
     message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if redact:
@@ -254,7 +256,7 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
             handle, name = tempfile.mkstemp(prefix="textleak-traceback-", suffix=".txt")
             os.close(handle)
             path = Path(name)
-        path.write_text("".join(lines), "utf-8")
+        owned.write(path, "".join(lines).encode("utf-8", "replace"))
         where = f"The traceback is in {path}."
     except OSError as failure:
         where = f"The traceback could not be written: {failure}."

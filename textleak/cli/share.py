@@ -78,15 +78,21 @@ def command(
 
 def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
     """Write both files; what is in them."""
-    from textleak import runs
+    from textleak import owned, runs
     from textleak.errors import InputError
     from textleak.jobs import text as job
     from textleak.private.share import share
 
-    if out.is_dir():
-        raise InputError(
-            f"{out} is a folder.", why="One gradient is one file.", fix="Give --out a file's name."
-        )
+    truth = out.with_name(f"{out.name}.truth.json")
+    for target in (out, truth):
+        try:
+            owned.check(target)
+        except OSError as error:
+            raise InputError(
+                f"{target} can't be written.",
+                why=owned.why_not(error),
+                fix="Give --out the name of a file, or of none yet.",
+            ) from None
     runs.check_writable(out.parent)
     sentences = settings.batch()
     defenses = job.build_defenses(settings)
@@ -104,15 +110,10 @@ def _share(settings: ClientConfig, out: Path) -> dict[str, Any]:
             seed=settings.seed,
         )
     common.say_weights(model.weights, model.source, model.name)
-    truth = out.with_name(f"{out.name}.truth.json")
-    partial = truth.with_name(f"{truth.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with owned.replacing(truth) as partial:  # both files, or neither
         secret.save(partial)
         shared.save(out)
-        partial.replace(truth)
-    finally:
-        partial.unlink(missing_ok=True)
     return {
         "out": str(out),
         "truth": str(truth),

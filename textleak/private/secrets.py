@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from textleak import foreign
+from textleak import foreign, owned
 from textleak.errors import InputError
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense
 
@@ -32,10 +32,20 @@ class Secret:
     client: PublicClient = ONE_STEP
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.touch(mode=0o600)  # it holds the private text
+        """Write it as JSON, for its owner alone.
+
+        Raises:
+            InputError: the file can't be written.
+        """
         written = TypeAdapter(type(self)).dump_json(self, indent=1, ensure_ascii=False)
-        path.write_bytes(written + b"\n")
+        try:
+            owned.write(path, written + b"\n")
+        except OSError as error:
+            raise InputError(
+                f"The truth can't be written to {path}.",
+                why=owned.why_not(error),
+                fix="Choose another --out.",
+            ) from None
 
     @classmethod
     def load(cls, path: Path) -> Secret:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from textleak import owned
 from textleak.errors import InputError
 
 
@@ -154,11 +155,12 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
+    """Write JSON, for its owner alone, so that a reader sees the old file or the whole new one, never a part."""
+    owned.write(path, _as_json(value))
+
+
+def _as_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:
     text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text + "\n", "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return f"{text}\n".encode(
+        "utf-8", "replace"
+    )  # half a letter, as a name of no encoding has, can't be written

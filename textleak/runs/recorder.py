@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from textleak import owned
 from textleak.events import Event, Finished, Progress, Recovery, Started, Stop, Truth, to_json
 from textleak.runs.folder import RunFolder, write_json
 from textleak.runs.machine import machine_facts, versions
@@ -64,7 +65,7 @@ class Recorder:
                 "machine": machine_facts(),
             },
         )
-        self._file = os.open(self.folder.events_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = owned.append_to(self.folder.events_path)
         self.record(Started(settings=self._settings))
         return self
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from textleak import runs
+from textleak import owned, runs
 from textleak.errors import InputError, TextleakError
 from textleak.view import PlainDisplay
 from textleak_tui.child import FAILED, INTERRUPTED
@@ -128,7 +128,7 @@ def _bug(error: Exception, folder: Path) -> None:
     path = runs.RunFolder(path=folder).traceback_path
     where = ""
     with contextlib.suppress(OSError):  # there is no folder where it had not begun
-        path.write_text("".join(traceback.format_exception(error)), "utf-8")
+        owned.write(path, "".join(traceback.format_exception(error)).encode("utf-8", "replace"))
         where = f"The traceback is in {path}."
     first = next(iter(str(error).splitlines()), "")
     _last_word("Something went wrong inside textleak.", f"{type(error).__name__}: {first}", where)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from textleak import owned
 from textleak.errors import InputError, TextleakError
 from textleak.events import Finished, to_json
 from textleak.runs import read_run, redacted_settings, without_truth
@@ -61,8 +62,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     while True:
         path = folder / (name if number == 1 else f"{stem}-{number}{dot}{ending}")
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
+            owned.create(path, text.encode("utf-8", "replace"))
         except FileExistsError:
             number += 1
         except OSError as error:
