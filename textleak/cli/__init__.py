@@ -8,12 +8,28 @@ that `--help` answers at once. Exit codes: 0 done, 1 the run failed, 2 usage, se
 from __future__ import annotations
 
 import signal
+import sys
 from typing import Annotated
 
 import typer
 
 from textleak import __version__
-from textleak.cli import bench, compare, doctor, evaluate, image, models, registries, report, run, share, tui
+from textleak.cli import (
+    bench,
+    common,
+    compare,
+    doctor,
+    evaluate,
+    image,
+    models,
+    outputs,
+    registries,
+    report,
+    run,
+    share,
+    tui,
+)
+from textleak.errors import TextleakError
 
 app = typer.Typer(
     name="textleak",
@@ -61,4 +77,22 @@ def main() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, signal.default_int_handler)
-    app()
+    outputs.prepare()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command that was given; the exit code."""
+    try:
+        try:
+            app()
+        except SystemExit as end:
+            outputs.finish()
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except TextleakError as error:
+        common.print_error(error)
+        return error.exit_code
+    except BrokenPipeError:
+        outputs.forget()
+        return 1
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from textleak.errors import TextleakError
+from textleak.errors import InputError, TextleakError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
+# A full disk, a full quota, a limit on a file's size, a place that can only be read.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 ABOVE = 3
 
 # Flags. Those of settings default to None, "not given", so that a preset can say otherwise.
@@ -213,10 +216,28 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
-            report_bug(error, None)
-            raise typer.Exit(1) from None
+            known = _of_the_system(error)
+            if known is None:
+                report_bug(error, None)
+                raise typer.Exit(1) from None
+            print_error(known)
+            raise typer.Exit(known.exit_code) from None
 
     return guard
+
+
+def _of_the_system(error: Exception) -> TextleakError | None:
+    """What a person can mend of a system's error, wherever it was met; None where it is a bug."""
+    if not isinstance(error, OSError):
+        return None
+    where = f"{error.filename} can't be used" if error.filename else "A file can't be used"
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{where}.", why="Its name is too long for this system.", fix="Name another file.")
+    if error.errno in _NO_ROOM:
+        return TextleakError(
+            f"{where}: {error.strerror}.", fix="Make room, or name another place, and run it again."
+        )
+    return None
 
 
 def print_error(error: TextleakError) -> None:

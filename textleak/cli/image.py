@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from textleak.cli import common, drive
+from textleak.errors import TextleakError
 
 if TYPE_CHECKING:
     from textleak.jobs.images import ImageJob
@@ -123,8 +125,11 @@ def command(
     film = Film()
     done = drive.carry_out(lambda: _prepare(settings), settings.out, [film.show])
     if not settings.redact:
-        _write(done, film)
-    drive.answer(done.result, as_json=json_)
+        try:
+            _write(done, film)
+        except OSError as error:
+            done = dataclasses.replace(done, problem=_undrawn(done.folder, error))
+    drive.answer(done, as_json=json_)
 
 
 def _prepare(settings: ImageConfig) -> ImageJob:
@@ -142,6 +147,14 @@ def _prepare(settings: ImageConfig) -> ImageJob:
     size = f"{facts['batch_size']} in the batch, {height} x {width} pixels, {channels} channels"
     drive.say_run(job, f"{facts['weights']} weights", size)
     return job
+
+
+def _undrawn(folder: Path, error: OSError) -> TextleakError:
+    return TextleakError(
+        f"The pictures can't be written into {folder}: {error.strerror or error}.",
+        why="The result is there without them.",
+        fix="Make room, or choose another --out, and run it again.",
+    )
 
 
 def _write(done: drive.Done[ImageJob], film: Film) -> None:

@@ -50,12 +50,22 @@ def check_folder(folder: Path) -> None:
         InputError: it holds a run already, isn't a folder, or can't be written to.
     """
     if (folder / "run.json").exists():
+        raise _holds_a_run(folder)
+    if (folder / "evaluation.json").exists():
         raise InputError(
-            f"{folder} holds a run already.",
-            why="A run never writes over another one's records.",
-            fix="Choose another --out, or delete that folder.",
+            f"{folder} holds an evaluation.",
+            why="A run's records would lie among its own.",
+            fix="Choose another --out.",
         )
     check_writable(folder)
+
+
+def _holds_a_run(folder: Path) -> InputError:
+    return InputError(
+        f"{folder} holds a run already.",
+        why="A run never writes over another one's records.",
+        fix="Choose another --out, or delete that folder.",
+    )
 
 
 def check_out(out: Path | None) -> None:
@@ -130,7 +140,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: Path | None, *, name: str) -> RunFolder:
-        """Make a run's folder.
+        """Make a run's folder, or take one: of several who try at once exactly one has it.
+
+        Its `run.json` comes first, so that whoever looks at any moment sees a run.
 
         Args:
             out: the folder; None for a new one under `runs_folder()`.
@@ -142,8 +154,18 @@ class RunFolder:
         if out is None:
             out = new_path(name)
         check_folder(out)
-        out.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds private text
-        return cls(path=out.resolve())
+        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        try:
+            out.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds private text
+            folder = cls(path=out.resolve())
+            owned.create(folder.run_path, _as_json({"started": began, "pid": os.getpid(), "settings": {}}))
+        except FileExistsError:
+            raise _holds_a_run(out) from None
+        except OSError as error:
+            raise InputError(
+                f"{out} can't be written to.", why=owned.why_not(error), fix="Choose another --out."
+            ) from None
+        return folder
 
     def discard(self) -> None:
         """Take back what was written, for a run that is impossible or unwanted; all else stays."""

@@ -110,7 +110,7 @@ def _record(job: Job | ImageJob, folder: runs.RunFolder, *viewers: Any) -> dict[
     try:
         with display, runs.Recorder(folder, job.settings(), viewers=shows) as recorder:
             try:
-                return drive(job, recorder)
+                result, problem = drive(job, recorder), recorder.problem()
             except InputError:
                 raise
             except Exception as error:
@@ -120,6 +120,9 @@ def _record(job: Job | ImageJob, folder: runs.RunFolder, *viewers: Any) -> dict[
         # The attack itself says that this can't be attacked: nothing half-written is left.
         folder.discard()
         raise
+    if problem is not None:
+        raise problem
+    return result
 
 
 def _bug(error: Exception, folder: Path) -> None:
