@@ -93,6 +93,11 @@ def _too_large(most: int, size: int | None = None) -> UnreadError:
     return UnreadError(f"it has {has}, and no more than {in_words(most)} are read")
 
 
+def expanded(text: str) -> Path:
+    """A path as a person writes it, ~ for a home; one of nobody's stays as it is, and isn't there."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises for nobody's home
+
+
 def in_words(size: int) -> str:
     """A number of bytes as a person says it."""
     return f"{size / MIB:,.0f} MiB" if size >= MIB else f"{size:,} bytes"

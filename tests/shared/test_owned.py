@@ -73,6 +73,8 @@ def model() -> PublicModel:
 def _record(path: Path) -> None:
     with Recorder(RunFolder(path=path), {}) as recorder:
         recorder.finish("done", {})
+    if recorder.problem() is not None:
+        raise OSError(str(recorder.problem()))
 
 
 def _append(path: Path) -> None:

@@ -33,6 +33,7 @@ from textleak.errors import TextleakError
 
 app = typer.Typer(
     name="textleak",
+    cls=common.Group,
     help="Audit how much private text a shared gradient gives away.",
     no_args_is_help=True,
     add_completion=False,
@@ -56,19 +57,19 @@ def _top(
     """Audit how much private text a shared gradient gives away."""
 
 
-app.command("run")(run.command)
-app.command("image")(image.command)
-app.command("eval")(evaluate.command)
-app.command("share")(share.command)
-app.command("tui")(tui.command)
-app.command("models")(models.command)
-app.command("attacks")(registries.attacks)
-app.command("clients")(registries.clients)
-app.command("defenses")(registries.defenses)
-app.command("report")(report.command)
-app.command("compare")(compare.command)
-app.command("bench")(bench.command)
-app.command("doctor")(doctor.command)
+app.command("run", cls=common.Command)(run.command)
+app.command("image", cls=common.Command)(image.command)
+app.command("eval", cls=common.Command)(evaluate.command)
+app.command("share", cls=common.Command)(share.command)
+app.command("tui", cls=common.Command)(tui.command)
+app.command("models", cls=common.Command)(models.command)
+app.command("attacks", cls=common.Command)(registries.attacks)
+app.command("clients", cls=common.Command)(registries.clients)
+app.command("defenses", cls=common.Command)(registries.defenses)
+app.command("report", cls=common.Command)(report.command)
+app.command("compare", cls=common.Command)(compare.command)
+app.command("bench", cls=common.Command)(bench.command)
+app.command("doctor", cls=common.Command)(doctor.command)
 
 
 def main() -> None:

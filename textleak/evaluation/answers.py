@@ -15,6 +15,7 @@ from textleak import owned
 from textleak.errors import InputError, unknown_name
 from textleak.evaluation.records import Cell, Record
 from textleak.settings import AttackChoice, parse_attack, parse_defense
+from textleak.words import table_cell
 
 FIGURES = (
     "token_match_rate",
@@ -146,7 +147,7 @@ class Records(list[Record]):
         return [_row(record) for record in self]
 
     def to_csv(self, path: Path | str) -> None:
-        """Write `rows` as a table.
+        """Write `rows` as a table; a text that another program would take for a formula gets an apostrophe.
 
         Raises:
             InputError: it can't be written.
@@ -154,7 +155,8 @@ class Records(list[Record]):
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, _row_columns())
         writer.writeheader()
-        writer.writerows(self.rows())
+        for row in self.rows():
+            writer.writerow({name: table_cell(v) if isinstance(v, str) else v for name, v in row.items()})
         try:
             owned.write(Path(path), table.getvalue().encode("utf-8", "replace"))
         except OSError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from textleak.errors import InputError
 from textleak.events import Phase, Position, Recovery, Sentence, Stop, Truth
 from textleak.runs import Recorder, cores, execute, versions
-from textleak.settings import Choice, ClientConfig, ImageConfig, RunConfig
+from textleak.settings import MOST_THREADS, Choice, ClientConfig, ImageConfig, RunConfig
 
 if TYPE_CHECKING:
     from textleak.attacks import Attack
@@ -290,6 +290,12 @@ def set_threads(threads: int | None) -> int:
     """
     import torch
 
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(
+            f"--threads can't be {threads}.",
+            why=f"torch takes 1 to {MOST_THREADS:,}.",
+            fix="Leave it out for the cores at hand.",
+        )
     if threads is None:
         threads = min(torch.get_num_threads(), cores())
     torch.set_num_threads(threads)

@@ -21,7 +21,14 @@ def runs_folder() -> Path:
     """Where run folders are made: `$TEXTLEAK_RUNS`, else the platform's folder for user data."""
     chosen = os.environ.get("TEXTLEAK_RUNS")
     if chosen:
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError:
+            raise InputError(
+                f"TEXTLEAK_RUNS={chosen} can't be used.",
+                why="There is no such user here.",
+                fix="Write the folder out in full, or leave TEXTLEAK_RUNS unset.",
+            ) from None
     from platformdirs import user_data_path
 
     return user_data_path("textleak", appauthor=False) / "runs"

@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from textleak import owned, runs
 from textleak.errors import InputError, TextleakError
 from textleak.view import PlainDisplay
+from textleak.view.consoles import Commentary
 from textleak_tui.child import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -47,14 +46,6 @@ def _end_with_the_app(folder: Path) -> None:
     # An exact answer that is being written is done in well under this time.
     threading.Event().wait(SECONDS_TO_FINISH)
     os._exit(INTERRUPTED)
-
-
-class _Commentary(Console):
-    """Standard error; where nobody reads it any more, what is said is lost, never the work."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def attack(command: str, folder: Path, settings: Mapping[str, Any]) -> int:
@@ -105,7 +96,7 @@ def _record(job: Job | ImageJob, folder: runs.RunFolder, *viewers: Any) -> dict[
     """Drive an attack into its folder; the result."""
     from textleak.jobs.text import drive
 
-    display = PlainDisplay(_Commentary(stderr=True, highlight=False))
+    display = PlainDisplay(Commentary())
     shows = [viewer.show for viewer in (display, *viewers)]
     try:
         with display, runs.Recorder(folder, job.settings(), viewers=shows) as recorder:

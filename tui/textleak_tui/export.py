@@ -16,7 +16,7 @@ from textleak.errors import InputError, TextleakError
 from textleak.events import Finished, to_json
 from textleak.runs import read_run, redacted_settings, without_truth
 from textleak.view import ViewState, how_much
-from textleak.words import count_of, loss_in_words, seconds_in_words
+from textleak.words import count_of, loss_in_words, printable, seconds_in_words
 from textleak_tui import bounds
 from textleak_tui.climb import Climb
 
@@ -193,7 +193,7 @@ def summary(run: Path, state: ViewState, *, blind: bool = False) -> str:
         lines += ["", "| | text |", "|---|---|", *(f"| {name} | {_plain(text)} |" for name, text in texts)]
     notes = (result or {}).get("notes") or ()
     lines += ["", *(f"- {_plain(note)}" for note in notes)] if notes else []
-    return "\n".join([*lines, "", f"Run folder: `{run}`", ""])
+    return printable("\n".join([*lines, "", f"Run folder: `{run}`", ""]), kept="\n")
 
 
 def _headline(result: Mapping[str, Any]) -> str:
