@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 from textleak.words import printable
 
-# Characters of a part that are shown (our choice: a screenful). A name from a file may have a million.
-LONGEST = 2000
+# Characters and lines of a part that are shown, so that all three fit on a screen of 80 by 24 (our choice). A name from
+# a file may have a million.
+LONGEST = 600
+MOST_LINES = 7
 
 
 class TextleakError(Exception):
@@ -52,6 +54,9 @@ def shown(text: str) -> str:
     if len(text) > LONGEST:
         kept = LONGEST // 2
         text = f"{text[:kept]} … ({len(text) - 2 * kept:,} characters left out) … {text[-kept:]}"
+    lines = text.split("\n")
+    if len(lines) > MOST_LINES:
+        text = "\n".join([*lines[: MOST_LINES - 1], " ".join(lines[MOST_LINES - 1 :])])
     return printable(text, kept="\n\t")
 
 

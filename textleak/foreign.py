@@ -20,6 +20,7 @@ MOST_ROWS = 4096 * MIB  # of a file with a sentence or a record in each line
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -75,10 +76,14 @@ def read(path: Path, *, most: int = MOST, pipes: bool = False) -> bytes:
     return content
 
 
+def kind_of(mode: int) -> str:
+    """What a file of some mode is, where it is no regular one, in words."""
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
 def _check(found: os.stat_result, most: int | None) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise UnreadError(f"it is {kind}, not a regular file")
+        raise UnreadError(f"it is {kind_of(found.st_mode)}, not a regular file")
     if most is not None and found.st_size > most:
         raise _too_large(most, found.st_size)
 
@@ -86,6 +91,11 @@ def _check(found: os.stat_result, most: int | None) -> None:
 def _too_large(most: int, size: int | None = None) -> UnreadError:
     has = "more" if size is None else in_words(size)
     return UnreadError(f"it has {has}, and no more than {in_words(most)} are read")
+
+
+def expanded(text: str) -> Path:
+    """A path as a person writes it, ~ for a home; one of nobody's stays as it is, and isn't there."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises for nobody's home
 
 
 def in_words(size: int) -> str:

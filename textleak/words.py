@@ -38,8 +38,19 @@ def readable(token: str, space: str = "␣") -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text) or space
 
 
+def table_cell(text: str) -> str:
+    """A text as a cell of a table of others' programs: none of them takes it for a formula.
+
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    shown = printable(text, kept="\n")
+    return f"'{shown}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else shown
+
+
 def printable(text: str, *, kept: str = "") -> str:
     """A text with each letter that a terminal would obey written out, but for those in `kept`."""
+    if text.isprintable():
+        return text
     return "".join(
         letter
         if letter.isprintable() or letter in kept or unicodedata.category(letter) == "Zs"

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -409,6 +410,44 @@ def test_a_run_never_writes_over_another(folder):
         pass
     with pytest.raises(InputError, match="holds a run already"):
         RunFolder.create(folder.path, name="again")
+
+
+def test_of_several_runs_on_one_folder_exactly_one_has_it(tmp_path):
+    def begin(number: int) -> str:
+        try:
+            with Recorder(RunFolder.create(tmp_path / "run", name="x"), {"seed": number}) as recorder:
+                recorder.finish("done", {"seed": number})
+        except InputError as error:
+            return error.what
+        return "done"
+
+    with ThreadPoolExecutor(8) as pool:
+        came = sorted(pool.map(begin, range(16)))
+    assert came == sorted(["done", *[f"{tmp_path / 'run'} holds a run already."] * 15])
+    record = read_run(tmp_path / "run")
+    assert record.outcome == "done"
+    assert record.result == record.settings
+    assert len(list(record.events())) == 2
+
+
+def test_from_its_first_moment_a_folder_is_a_run_s(folder):
+    # Whoever is killed here has written nothing else yet.
+    record = read_run(folder.path)
+    assert (record.outcome, record.settings, record.result) == ("running", {}, None)
+    assert runs.list_runs(folder.path.parent) == [folder.path]
+    assert list(record.events()) == []
+
+
+def test_a_folder_that_was_made_and_nothing_else_is_no_run_and_can_be_used(tmp_path):
+    (tmp_path / "run").mkdir()  # by one who was killed before its first file
+    assert runs.list_runs(tmp_path) == []
+    assert RunFolder.create(tmp_path / "run", name="x").run_path.exists()
+
+
+def test_a_run_is_not_written_into_an_evaluation_s_folder(tmp_path):
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an evaluation"):
+        runs.check_folder(tmp_path)
 
 
 def test_a_place_that_can_t_be_written_to_is_told_before_the_work(tmp_path):

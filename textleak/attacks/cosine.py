@@ -67,7 +67,9 @@ class Cosine:
     reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
 
-    restarts: Annotated[int, Field(ge=1)] | None = None  # our choice; the paper's experiments take 1 to 16
+    restarts: Annotated[int, Field(ge=1, le=4096)] | None = (
+        None  # our choice; the paper's experiments take 1 to 16
+    )
     # Our choice, as many as LAMP's re-runs of DLG and TAG on text; images: up to 24,000.
     steps: Annotated[int, Field(ge=1)] = 2500
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # Geiping et al. 2020, sec. 4

@@ -45,7 +45,7 @@ class DLG:
     reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
 
-    restarts: Annotated[int, Field(ge=1)] = 1  # Zhu et al. 2019, released code: one start
+    restarts: Annotated[int, Field(ge=1, le=4096)] = 1  # Zhu et al. 2019, released code: one start
     # LAMP's re-run of DLG on text (dlg.sh). The released image code makes 300 calls of torch's L-BFGS, each
     # of up to 20 iterations; a step here is one evaluation, those of the line search counted.
     steps: Annotated[int, Field(ge=1)] = 2500

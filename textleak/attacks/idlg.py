@@ -41,7 +41,7 @@ class IDLG:
     reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
 
-    restarts: Annotated[int, Field(ge=1)] = 1  # Zhao et al. 2020, released code: one start
+    restarts: Annotated[int, Field(ge=1, le=4096)] = 1  # Zhao et al. 2020, released code: one start
     steps: Annotated[int, Field(ge=1)] = 2500  # as for DLG; released image code: 300 calls of torch's L-BFGS
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

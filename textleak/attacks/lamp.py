@@ -89,7 +89,7 @@ class LAMP:
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
 
     variant: Literal["cos", "l1l2"] = "cos"
-    restarts: Annotated[int, Field(ge=1)] = 1  # released code: one candidate
+    restarts: Annotated[int, Field(ge=1, le=4096)] = 1  # released code: one candidate
     steps: Annotated[int, Field(ge=1)] = 2000  # released code, n_steps
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01  # released code, lr
     prior: str | None = None

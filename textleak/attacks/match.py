@@ -56,7 +56,7 @@ class Match:
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
 
-    restarts: Annotated[int, Field(ge=1)] = 8
+    restarts: Annotated[int, Field(ge=1, le=4096)] = 8
     steps: Annotated[int, Field(ge=1)] = 40
     span_proposals: bool = True
     proposals: Annotated[int, Field(ge=1)] = 32

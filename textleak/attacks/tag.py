@@ -37,7 +37,7 @@ class TAG:
     reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
 
-    restarts: Annotated[int, Field(ge=1)] = 1  # LAMP's re-run of TAG: one start
+    restarts: Annotated[int, Field(ge=1, le=4096)] = 1  # LAMP's re-run of TAG: one start
     steps: Annotated[int, Field(ge=1)] = 2500  # LAMP's re-run of TAG (tag.sh)
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1  # LAMP's re-run of TAG (tag.sh)
     # One α for all layers (tag.sh). The paper's falls with a layer's distance from the input.

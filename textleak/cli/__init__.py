@@ -8,15 +8,32 @@ that `--help` answers at once. Exit codes: 0 done, 1 the run failed, 2 usage, se
 from __future__ import annotations
 
 import signal
+import sys
 from typing import Annotated
 
 import typer
 
 from textleak import __version__
-from textleak.cli import bench, compare, doctor, evaluate, image, models, registries, report, run, share, tui
+from textleak.cli import (
+    bench,
+    common,
+    compare,
+    doctor,
+    evaluate,
+    image,
+    models,
+    outputs,
+    registries,
+    report,
+    run,
+    share,
+    tui,
+)
+from textleak.errors import TextleakError
 
 app = typer.Typer(
     name="textleak",
+    cls=common.Group,
     help="Audit how much private text a shared gradient gives away.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,19 +57,19 @@ def _top(
     """Audit how much private text a shared gradient gives away."""
 
 
-app.command("run")(run.command)
-app.command("image")(image.command)
-app.command("eval")(evaluate.command)
-app.command("share")(share.command)
-app.command("tui")(tui.command)
-app.command("models")(models.command)
-app.command("attacks")(registries.attacks)
-app.command("clients")(registries.clients)
-app.command("defenses")(registries.defenses)
-app.command("report")(report.command)
-app.command("compare")(compare.command)
-app.command("bench")(bench.command)
-app.command("doctor")(doctor.command)
+app.command("run", cls=common.Command)(run.command)
+app.command("image", cls=common.Command)(image.command)
+app.command("eval", cls=common.Command)(evaluate.command)
+app.command("share", cls=common.Command)(share.command)
+app.command("tui", cls=common.Command)(tui.command)
+app.command("models", cls=common.Command)(models.command)
+app.command("attacks", cls=common.Command)(registries.attacks)
+app.command("clients", cls=common.Command)(registries.clients)
+app.command("defenses", cls=common.Command)(registries.defenses)
+app.command("report", cls=common.Command)(report.command)
+app.command("compare", cls=common.Command)(compare.command)
+app.command("bench", cls=common.Command)(bench.command)
+app.command("doctor", cls=common.Command)(doctor.command)
 
 
 def main() -> None:
@@ -61,4 +78,22 @@ def main() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, signal.default_int_handler)
-    app()
+    outputs.prepare()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command that was given; the exit code."""
+    try:
+        try:
+            app()
+        except SystemExit as end:
+            outputs.finish()
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except TextleakError as error:
+        common.print_error(error)
+        return error.exit_code
+    except BrokenPipeError:
+        outputs.forget()
+        return 1
+    return 0

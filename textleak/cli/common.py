@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from textleak.errors import TextleakError
+from textleak.errors import InputError, TextleakError, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +28,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
+# A full disk, a full quota, a limit on a file's size, a place that can only be read.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 ABOVE = 3
 
 # Flags. Those of settings default to None, "not given", so that a preset can say otherwise.
@@ -176,27 +182,83 @@ SaveGradients = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, progress on stderr.")]
 
 
+class Command(TyperCommand):
+    """A command that is given no empty value and no text of no encoding: a shell's unset variable is no wish."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's, wherever typer has it
+        """Refuse such values before anything is made of them.
+
+        Raises:
+            typer.Exit: there is one, and has been told.
+        """
+        problem = _unusable(args)
+        if problem is not None:
+            print_error(problem)
+            raise typer.Exit(problem.exit_code)
+        with _shown_shortly():
+            return super().parse_args(ctx, args)
+
+
+class Group(TyperGroup):
+    """The program: which command it is."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - likewise
+        """The command that the arguments name."""
+        with _shown_shortly():
+            return super().resolve_command(ctx, args)
+
+
+@contextlib.contextmanager
+def _shown_shortly() -> Iterator[None]:
+    """Let an error of usage quote a value as all errors do."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(getattr(error, "message", None), str):
+            error.message = shown(error.message)  # type: ignore[attr-defined]
+        raise
+
+
+def _unusable(args: Sequence[str]) -> InputError | None:
+    """What is wrong with the first value that can't be meant; None where there is none."""
+    before = ""
+    for arg in args:
+        empty = arg == "" or (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1)
+        name = before if before.startswith("-") else "An argument"
+        if empty:
+            return InputError(
+                f"{arg[:-1] or name} was given an empty value.",
+                why="That is what a shell makes of a variable that isn't set.",
+                fix="Leave it out, or give it a value.",
+            )
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            return InputError(
+                f"{name} was given {arg!r}, which is not UTF-8.",
+                why="It could be shown and recorded by no name that leads back to it.",
+                fix="Write it in UTF-8; a file can be renamed.",
+            )
+        before = arg
+    return None
+
+
 def stdout() -> Console:
     """The console for results; on anything but a terminal it neither wraps nor colors."""
-    from rich.console import Console
+    from textleak.view.consoles import ReadableConsole
 
     if sys.stdout.isatty():
-        return Console(highlight=False)
+        return ReadableConsole(highlight=False)
     _no_crash(sys.stdout)
-    return Console(highlight=False, width=10_000, soft_wrap=True)
+    return ReadableConsole(highlight=False, width=10_000, soft_wrap=True)
 
 
 def stderr() -> Console:
     """The console for progress and errors; where nobody reads it any more, what it says is lost, never the work."""
-    from rich.console import Console
-
-    class Commentary(Console):
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    from textleak.view.consoles import Commentary
 
     _no_crash(sys.stderr)
-    return Commentary(stderr=True, highlight=False)
+    return Commentary()
 
 
 def loading() -> Status:
@@ -213,8 +275,17 @@ def _no_crash(stream: object) -> None:
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """The one JSON document on stdout."""
     unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    sys.stdout.write(json.dumps(value, ensure_ascii=not unicode, indent=1, default=str) + "\n")
+    text = json.dumps(value, ensure_ascii=not unicode, indent=1, default=str)
+    sys.stdout.write(_UNSHOWN.sub(_escaped, text) + "\n")
     sys.stdout.flush()
+
+
+# What JSON leaves as it is and a terminal may obey: such letters stand in texts alone, where they can be escaped.
+_UNSHOWN = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def given(**flags: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -242,10 +313,28 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
-            report_bug(error, None)
-            raise typer.Exit(1) from None
+            known = _of_the_system(error)
+            if known is None:
+                report_bug(error, None)
+                raise typer.Exit(1) from None
+            print_error(known)
+            raise typer.Exit(known.exit_code) from None
 
     return guard
+
+
+def _of_the_system(error: Exception) -> TextleakError | None:
+    """What a person can mend of a system's error, wherever it was met; None where it is a bug."""
+    if not isinstance(error, OSError):
+        return None
+    where = f"{error.filename} can't be used" if error.filename else "A file can't be used"
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{where}.", why="Its name is too long for this system.", fix="Name another file.")
+    if error.errno in _NO_ROOM:
+        return TextleakError(
+            f"{where}: {error.strerror}.", fix="Make room, or name another place, and run it again."
+        )
+    return None
 
 
 def print_error(error: TextleakError) -> None:
@@ -273,6 +362,8 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
     """
     from rich.text import Text
 
+    from textleak import owned
+
     lines = traceback.format_exception(error)
     message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if redact:
@@ -283,7 +374,7 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
             handle, name = tempfile.mkstemp(prefix="textleak-traceback-", suffix=".txt")
             os.close(handle)
             path = Path(name)
-        path.write_text("".join(lines), "utf-8")
+        owned.write(path, "".join(lines).encode("utf-8", "replace"))
         where = f"The traceback is in {path}."
     except OSError as failure:
         where = f"The traceback could not be written: {failure}."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import typer
 
 from textleak.cli import common
+from textleak.errors import InputError, TextleakError
 from textleak.words import count_of
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ class Done(Generic[AnyJob]):
         job: what ran.
         folder: its run folder.
         result: as it was written there.
+        problem: why not all of it could be written; None where it could.
     """
 
     job: AnyJob
     folder: Path
     result: dict[str, Any]
+    problem: TextleakError | None = None
 
 
 def carry_out(
@@ -54,26 +57,29 @@ def carry_out(
     check_out(out)
     job = prepare()
     folder = RunFolder.create(out, name=job.name)
-    return Done(job=job, folder=folder.path, result=_drive(job, folder, viewers))
+    result, problem = _drive(job, folder, viewers)
+    return Done(job=job, folder=folder.path, result=result, problem=problem)
 
 
-def _drive(job: Job, folder: RunFolder, viewers: Sequence[Callable[[Event], None]]) -> dict[str, Any]:
-    """Run the attack with its view, its records and other viewers; the result as it was written."""
-    from textleak.errors import InputError, TextleakError
+def _drive(
+    job: Job, folder: RunFolder, viewers: Sequence[Callable[[Event], None]]
+) -> tuple[dict[str, Any], TextleakError | None]:
+    """Run the attack with its view, its records and other viewers; the result, and why it could not be written."""
+    from textleak.errors import TextleakError
     from textleak.jobs.base import drive
     from textleak.runs import Recorder
     from textleak.view import LiveDisplay, PlainDisplay, display_on
 
     redact = job.config.redact
-    if job.config.save_gradients:
-        job.shared.save(folder.gradients_path)
     try:
+        if job.config.save_gradients:
+            job.shared.save(folder.gradients_path)
         with (
             display_on(common.stderr(), LiveDisplay, PlainDisplay) as display,
             Recorder(folder, job.settings, redact=redact, viewers=[display.show, *viewers]) as recorder,
         ):
             try:
-                return drive(job, recorder)
+                return drive(job, recorder), recorder.problem()
             except InputError:
                 raise
             except TextleakError as error:
@@ -108,17 +114,20 @@ def say_run(job: Job, kind: str, size: str) -> None:
     common.stderr().print(Text(words, style="bright_black"), soft_wrap=True)
 
 
-def answer(result: dict[str, Any], *, as_json: bool) -> None:
+def answer(done: Done[AnyJob], *, as_json: bool) -> None:
     """The result on stdout.
 
     Raises:
         typer.Exit: the run was interrupted.
+        TextleakError: its records could not be written.
     """
     if as_json:
-        common.print_json(result)
+        common.print_json(done.result)
     else:
         from textleak.view.summary import summary
 
-        common.stdout().print(summary(result))
-    if result["outcome"] == "interrupted":
+        common.stdout().print(summary(done.result))
+    if done.problem is not None:
+        raise done.problem
+    if done.result["outcome"] == "interrupted":
         raise typer.Exit(common.INTERRUPTED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -201,14 +200,16 @@ def command(
 
 def _check_target(csv: Path) -> None:
     """Raise where the CSV file can't be written: better now than when all is computed."""
-    from textleak import runs
+    from textleak import owned, runs
     from textleak.errors import InputError
 
-    if csv.is_dir() or (csv.exists() and not os.access(csv, os.W_OK)):
-        why = "It is a folder." if csv.is_dir() else "It is there, and may not be changed."
-        raise InputError(f"--csv {csv} can't be written.", why=why, fix="Name another file.")
-    if not csv.exists():
-        runs.check_writable(csv.parent)
+    try:
+        owned.check(csv)
+    except OSError as error:
+        raise InputError(
+            f"--csv {csv} can't be written.", why=owned.why_not(error), fix="Name another file."
+        ) from None
+    runs.check_writable(csv.parent)
 
 
 def _say_before(evaluation: Evaluation) -> None:

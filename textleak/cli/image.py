@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +11,7 @@ import typer
 from textleak.cli import common, drive
 
 if TYPE_CHECKING:
+    from textleak.errors import TextleakError
     from textleak.jobs.images import ImageJob
     from textleak.settings import ImageConfig
 
@@ -109,8 +112,11 @@ def command(
     film = Film()
     done = drive.carry_out(lambda: _prepare(settings), settings.out, [film.show])
     if not settings.redact:
-        film.write(done.folder, done.job.truth(), done.result["images"])
-    drive.answer(done.result, as_json=json_)
+        try:
+            film.write(done.folder, done.job.truth(), done.result["images"])
+        except OSError as error:
+            done = dataclasses.replace(done, problem=_undrawn(done.folder, error))
+    drive.answer(done, as_json=json_)
 
 
 def _prepare(settings: ImageConfig) -> ImageJob:
@@ -129,3 +135,13 @@ def _prepare(settings: ImageConfig) -> ImageJob:
     size = f"{batch}, {height} x {width} pixels, {channels} channels"
     drive.say_run(job, f"{facts['weights']} weights", size)
     return job
+
+
+def _undrawn(folder: Path, error: OSError) -> TextleakError:
+    from textleak.errors import TextleakError
+
+    return TextleakError(
+        f"The pictures can't be written into {folder}: {error.strerror or error}.",
+        why="The result is there without them.",
+        fix="Make room, or choose another --out, and run it again.",
+    )

@@ -76,16 +76,16 @@ def _write(report: Report, path: Path, *, redact: bool) -> None:
     Raises:
         InputError: it can't be written.
     """
+    from textleak import owned
     from textleak.reports.pages import to_html, to_markdown
 
     render = to_markdown if path.suffix.lower() == ".md" else to_html
     page = render(report, redact=redact)
     try:
-        path.touch(mode=0o600)
-        path.write_text(page, "utf-8", errors="replace")
+        owned.write(path, page.encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(
             f"{path} can't be written.",
-            why=f"{error.strerror or error}.",
+            why=owned.why_not(error),
             fix="Choose another file with --out.",
         ) from None

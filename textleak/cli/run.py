@@ -103,7 +103,7 @@ def command(
         assignments or (),
     )
     done = drive.carry_out(lambda: _prepare(settings), settings.out)
-    drive.answer(done.result, as_json=json_)
+    drive.answer(done, as_json=json_)
     if settings.fail_above is not None and _above(done.result, settings.fail_above):
         raise typer.Exit(common.ABOVE)
 

@@ -117,15 +117,21 @@ def _settings(
 
 def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
     """Write both files; what is in them."""
-    from textleak import runs
+    from textleak import owned, runs
     from textleak.errors import InputError
     from textleak.jobs.base import model_facts
     from textleak.jobs.parts import build_client, build_defenses, set_threads
 
-    if out.is_dir():
-        raise InputError(
-            f"{out} is a folder.", why="One gradient is one file.", fix="Give --out a file's name."
-        )
+    truth = out.with_name(f"{out.name}.truth.json")
+    for target in (out, truth):
+        try:
+            owned.check(target)
+        except OSError as error:
+            raise InputError(
+                f"{target} can't be written.",
+                why=owned.why_not(error),
+                fix="Give --out the name of a file, or of none yet.",
+            ) from None
     runs.check_writable(out.parent)
     build_client(settings)
     build_defenses(settings)  # what is wrong with them is said before anything is loaded
@@ -174,13 +180,11 @@ def _computed(
 
 def _write(shared: SharedGradient, secret: Secret | ImageSecret, out: Path) -> Path:
     """Write the gradient, and the truth beside it: either both or neither."""
+    from textleak import owned
+
     truth = out.with_name(f"{out.name}.truth.json")
-    partial = truth.with_name(f"{truth.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with owned.replacing(truth) as partial:  # both files, or neither
         secret.save(partial)
         shared.save(out)
-        partial.replace(truth)
-    finally:
-        partial.unlink(missing_ok=True)
     return truth

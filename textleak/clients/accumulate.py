@@ -25,7 +25,7 @@ class Accumulate(Client):
 
     name: ClassVar[str]
 
-    steps: Annotated[int, Field(ge=1)] = 2
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 2
 
     def update(
         self, model: Model, batch: Examples, gradient_of: GradientOf, draws: torch.Generator

@@ -16,6 +16,10 @@ from textleak.errors import InputError
 from textleak.models.base import Examples, Model, Tensors
 from textleak.shared.traits import Trait
 
+# Of a client, and of one that a file tells of: replaying it takes as long as training (our choice; clients of federated
+# learning take tens to hundreds).
+MOST_STEPS = 1000
+_Count = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Part = Annotated[float, Field(ge=0, lt=1)]
 
@@ -42,8 +46,8 @@ class FedAvg(Client):
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: _Rate | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    steps: _Count | None = None
+    epochs: _Count | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
     max_grad_norm: _Rate | None = None
     momentum: _Part = 0.0
@@ -78,6 +82,12 @@ class FedAvg(Client):
         size = min(self.batch_size or len(batch), len(batch))
         starts = range(0, len(batch), size)
         count = self.steps or (self.epochs or 1) * len(starts)
+        if count > MOST_STEPS:
+            raise InputError(
+                f"fedavg would take {count:,} steps on a batch of {len(batch):,}.",
+                why=f"No more than {MOST_STEPS:,} are taken, as an attack takes them again for each guess.",
+                fix="Give fewer epochs, or a larger fedavg:batch_size.",
+            )
         for step in range(count):
             start = starts[step % len(starts)]
             yield batch.only(slice(start, start + size))

@@ -52,7 +52,7 @@ class Lora(Client):
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
 
-    rank: Annotated[int, Field(ge=1, le=4096)] = 8
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
     targets: _Names | Literal["all-linear"] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

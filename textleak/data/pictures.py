@@ -230,13 +230,13 @@ def chosen_pictures(
             )
         return tuple(read_picture(path, shape) for path in images)
     chosen = list(indices) or [0]
-    if dataset is not None and dataset not in DATASETS and not Path(dataset).expanduser().is_dir():
+    if dataset is not None and dataset not in DATASETS and not foreign.expanded(dataset).is_dir():
         raise unknown_name("data set", dataset, DATASETS, fix="Or name a folder of pictures that is there.")
     if dataset in DATASETS:
         return _of_hub(dataset, chosen, shape)
     paths, labels, words = sample_paths(), None, "the sample pictures"
     if dataset is not None:
-        folder = Path(dataset).expanduser()
+        folder = foreign.expanded(dataset)
         found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
         classes = sorted({path.parent for path in found if path.parent != folder})
         paths, words = found, str(folder)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from textleak import owned
 from textleak.errors import InputError, unknown_name
 from textleak.evaluation.records import Cell, Record
 from textleak.settings import AttackChoice, parse_attack, parse_defense
+from textleak.words import table_cell
 
 FIGURES = (
     "token_match_rate",
@@ -144,18 +147,20 @@ class Records(list[Record]):
         return [_row(record) for record in self]
 
     def to_csv(self, path: Path | str) -> None:
-        """Write `rows` as a table.
+        """Write `rows` as a table; a text that another program would take for a formula gets an apostrophe.
 
         Raises:
             InputError: it can't be written.
         """
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, _row_columns())
+        writer.writeheader()
+        for row in self.rows():
+            writer.writerow({name: table_cell(v) if isinstance(v, str) else v for name, v in row.items()})
         try:
-            with Path(path).open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, _row_columns())
-                writer.writeheader()
-                writer.writerows(self.rows())
+            owned.write(Path(path), table.getvalue().encode("utf-8", "replace"))
         except OSError as error:
-            raise InputError(f"{path} can't be written: {error.strerror or error}.") from None
+            raise InputError(f"{path} can't be written.", why=owned.why_not(error)) from None
 
     def to_parquet(self, path: Path | str) -> None:
         """Write `rows` as a Parquet file.
@@ -171,9 +176,10 @@ class Records(list[Record]):
         rows = self.rows()
         columns = {name: [row[name] for row in rows] for name in _row_columns()}
         try:
-            pyarrow.parquet.write_table(pyarrow.table(columns), Path(path))
+            with owned.replacing(Path(path)) as partial:
+                pyarrow.parquet.write_table(pyarrow.table(columns), partial)
         except OSError as error:
-            raise InputError(f"{path} can't be written: {error.strerror or error}.") from None
+            raise InputError(f"{path} can't be written.", why=owned.why_not(error)) from None
 
 
 def defense_of(cell: Cell) -> str:

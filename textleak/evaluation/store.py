@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from textleak import foreign, runs
+from textleak import foreign, owned, runs
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import Key, key_of
 from textleak.evaluation.records import Record, from_json, to_json
@@ -99,6 +99,12 @@ class Store:
         Raises:
             InputError: it holds another evaluation, or can't be written to.
         """
+        if (path / "run.json").exists():
+            raise InputError(
+                f"{path} holds a run.",
+                why="An evaluation's records would lie among those of the run.",
+                fix="Choose another --out.",
+            )
         runs.check_writable(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds private text
         store = cls(EvaluationFolder(path=path.resolve()), identity)
@@ -177,12 +183,18 @@ class Store:
         path = self.folder.records_path
         if not path.exists():
             return
-        with path.open("r+b") as file:
-            file.seek(self._read)
-            content = file.read()
+        try:
+            with foreign.open_regular(path, most=foreign.MOST_ROWS) as file:
+                file.seek(self._read)
+                content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
             if len(whole) < len(content):  # its writer was killed, or we wouldn't have the lock
-                file.truncate(self._read + len(whole))
+                owned.check(path)
+                os.truncate(path, self._read + len(whole))
+        except OSError as error:
+            raise InputError(
+                f"{path} can't be gone on with.", why=owned.why_not(error), fix="Choose another --out."
+            ) from None
         for record in _parsed(whole, self.identity, path):
             self._keep(record)
         self._read += len(whole)
@@ -206,7 +218,10 @@ class Store:
 
     def _append(self, line: bytes) -> None:
         path = self.folder.records_path
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            handle = owned.append_to(path)
+        except OSError as error:
+            raise self._unwritable(error) from None
         try:
             try:
                 written = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
 from textleak.runs import cores
-from textleak.settings import ClientConfig, ImageConfig, PictureConfig, RunConfig
+from textleak.settings import MOST_THREADS, ClientConfig, ImageConfig, PictureConfig, RunConfig
 
 if TYPE_CHECKING:
     from textleak.attacks import Attack
@@ -64,6 +64,12 @@ def set_threads(threads: int | None) -> int:
     """
     import torch
 
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(
+            f"--threads can't be {threads}.",
+            why=f"torch takes 1 to {MOST_THREADS:,}.",
+            fix="Leave it out for the cores at hand.",
+        )
     if threads is None:
         threads = min(torch.get_num_threads(), cores())
     torch.set_num_threads(threads)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from textleak import foreign
+from textleak import foreign, owned
 from textleak.errors import InputError
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense
 
@@ -34,7 +34,11 @@ class Secret:
     client: PublicClient = ONE_STEP
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write it as JSON, for its owner alone.
+
+        Raises:
+            InputError: the file can't be written.
+        """
         _write(self, path)
 
     @classmethod
@@ -64,7 +68,11 @@ class ImageSecret:
     client: PublicClient = ONE_STEP
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write it as JSON, for its owner alone.
+
+        Raises:
+            InputError: the file can't be written.
+        """
         _write(
             _WrittenPictures(
                 pictures=self.pictures_BCHW.tolist(),
@@ -114,9 +122,16 @@ W = TypeVar("W")
 
 
 def _write(secret: object, path: Path) -> None:
-    path.touch(mode=0o600)  # it holds what is private
     indent = 1 if isinstance(secret, Secret) else None  # a line a sentence, but not a line a pixel
-    path.write_bytes(TypeAdapter(type(secret)).dump_json(secret, indent=indent, ensure_ascii=False) + b"\n")
+    written = TypeAdapter(type(secret)).dump_json(secret, indent=indent, ensure_ascii=False)
+    try:
+        owned.write(path, written + b"\n")
+    except OSError as error:
+        raise InputError(
+            f"The truth can't be written to {path}.",
+            why=owned.why_not(error),
+            fix="Choose another --out.",
+        ) from None
 
 
 def _read(kind: type[W], path: Path, what: str) -> W:

@@ -20,7 +20,7 @@ from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
 from textleak.runs import redacted_settings
-from textleak.words import count_of, readable, seconds_in_words
+from textleak.words import count_of, printable, readable, seconds_in_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,13 +43,13 @@ def to_html(report: Report, *, redact: bool = False) -> str:
     """
     style = (files("textleak.reports") / "templates" / "report.css").read_text("utf-8")
     page = _environment(html=True).get_template("report.html.j2")
-    return page.render(**_context(report, redact), style=style)
+    return printable(page.render(**_context(report, redact), style=style), kept="\n\t")
 
 
 def to_markdown(report: Report, *, redact: bool = False) -> str:
     """The same in Markdown; charts are tables there."""
     page = _environment(html=False).get_template("report.md.j2").render(**_context(report, redact))
-    return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
+    return printable(re.sub(r"\n{3,}", "\n\n", page).strip(), kept="\n\t") + "\n"
 
 
 def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from textleak import foreign
+from textleak import foreign, owned
 from textleak.errors import InputError
 
 FORMAT_VERSION = 1
@@ -114,4 +114,4 @@ def read_utility(path: Path) -> Utility:
 
 def write_utility(path: Path, utility: Utility) -> None:
     """Write a utility file."""
-    path.write_bytes(TypeAdapter(Utility).dump_json(utility, indent=1) + b"\n")
+    owned.write(path, TypeAdapter(Utility).dump_json(utility, indent=1) + b"\n")

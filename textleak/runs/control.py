@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Generator
 from pathlib import Path
 
+from textleak import foreign, owned
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.runs.folder import RunFolder
 from textleak.runs.recorder import Recorder
@@ -72,7 +74,7 @@ class Control:
         try:
             if self._path.stat().st_size <= self._read:
                 return []
-            with self._path.open("rb") as file:
+            with foreign.open_regular(self._path) as file:
                 file.seek(self._read)
                 text = file.read()
         except OSError:
@@ -90,5 +92,5 @@ def send(folder: Path, command: str) -> None:
     """Tell a running attack to `pause`, `resume` or `stop`."""
     if command not in COMMANDS:
         raise ValueError(f"{command!r} is not one of {COMMANDS}")
-    with RunFolder(path=folder).control_path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"command": command}) + "\n")
+    with os.fdopen(owned.append_to(RunFolder(path=folder).control_path), "ab") as file:
+        file.write(json.dumps({"command": command}).encode() + b"\n")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from textleak import owned
 from textleak.errors import InputError
 
 
@@ -20,7 +21,14 @@ def runs_folder() -> Path:
     """Where run folders are made: `$TEXTLEAK_RUNS`, else the platform's folder for user data."""
     chosen = os.environ.get("TEXTLEAK_RUNS")
     if chosen:
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError:
+            raise InputError(
+                f"TEXTLEAK_RUNS={chosen} can't be used.",
+                why="There is no such user here.",
+                fix="Write the folder out in full, or leave TEXTLEAK_RUNS unset.",
+            ) from None
     from platformdirs import user_data_path
 
     return user_data_path("textleak", appauthor=False) / "runs"
@@ -54,12 +62,22 @@ def check_folder(folder: Path) -> None:
         InputError: it holds a run already, isn't a folder, or can't be written to.
     """
     if (folder / "run.json").exists():
+        raise _holds_a_run(folder)
+    if (folder / "evaluation.json").exists():
         raise InputError(
-            f"{folder} holds a run already.",
-            why="A run never writes over another one's records.",
-            fix="Choose another --out, or delete that folder.",
+            f"{folder} holds an evaluation.",
+            why="A run's records would lie among its own.",
+            fix="Choose another --out.",
         )
     check_writable(folder)
+
+
+def _holds_a_run(folder: Path) -> InputError:
+    return InputError(
+        f"{folder} holds a run already.",
+        why="A run never writes over another one's records.",
+        fix="Choose another --out, or delete that folder.",
+    )
 
 
 def check_out(out: Path | None) -> None:
@@ -134,7 +152,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: Path | None, *, name: str) -> RunFolder:
-        """Make a run's folder.
+        """Make a run's folder, or take one: of several who try at once exactly one has it.
+
+        Its `run.json` comes first, so that whoever looks at any moment sees a run.
 
         Args:
             out: the folder; None for a new one under `runs_folder()`.
@@ -146,8 +166,18 @@ class RunFolder:
         if out is None:
             out = new_path(name)
         check_folder(out)
-        out.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds private text
-        return cls(path=out.resolve())
+        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        try:
+            out.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds private text
+            folder = cls(path=out.resolve())
+            owned.create(folder.run_path, _as_json({"started": began, "pid": os.getpid(), "settings": {}}))
+        except FileExistsError:
+            raise _holds_a_run(out) from None
+        except OSError as error:
+            raise InputError(
+                f"{out} can't be written to.", why=owned.why_not(error), fix="Choose another --out."
+            ) from None
+        return folder
 
     def discard(self) -> None:
         """Take back what was written, for a run that is impossible or unwanted; all else stays."""
@@ -159,11 +189,12 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
+    """Write JSON, for its owner alone, so that a reader sees the old file or the whole new one, never a part."""
+    owned.write(path, _as_json(value))
+
+
+def _as_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:
     text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text + "\n", "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return f"{text}\n".encode(
+        "utf-8", "replace"
+    )  # half a letter, as a name of no encoding has, can't be written

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from textleak import owned
+from textleak.errors import TextleakError
 from textleak.events import Event, Finished, Progress, Recovery, Started, Stop, Truth, to_json
 from textleak.runs.folder import RunFolder, write_json
 from textleak.runs.machine import machine_facts, versions
@@ -25,6 +27,8 @@ INTERVAL_GROWTH = 1 / 2000
 
 class Recorder:
     """Writes a run's records while it runs, and hands every event on to viewers in the same process.
+
+    Where they can't be written any more, as on a full disk, the run goes on without, and `problem` says so at its end.
 
     Use it as a context manager. `redact` takes every text, token id, label and the truth out of the events
     before anything sees them, viewers included.
@@ -49,22 +53,28 @@ class Recorder:
         self._written = float("-inf")
         self._waiting: tuple[float, Event] | None = None
         self._file: int | None = None
+        self._problem: OSError | None = None
 
     def __enter__(self) -> Self:
-        """Write run.json and the first event."""
-        write_json(
-            self.folder.run_path,
-            {
-                "format": FORMAT_VERSION,
-                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "pid": os.getpid(),
-                "redacted": self.redact,
-                "settings": self._settings,
-                "versions": versions(),
-                "machine": machine_facts(),
-            },
-        )
-        self._file = os.open(self.folder.events_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        """Write run.json and the first event.
+
+        Raises:
+            TextleakError: they can't be written.
+        """
+        facts = {
+            "format": FORMAT_VERSION,
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "pid": os.getpid(),
+            "redacted": self.redact,
+            "settings": self._settings,
+            "versions": versions(),
+            "machine": machine_facts(),
+        }
+        try:
+            write_json(self.folder.run_path, facts)
+            self._file = owned.append_to(self.folder.events_path)
+        except OSError as error:
+            raise self._unwritable(error, "Nothing has been computed.") from None
         self.record(Started(settings=self._settings))
         return self
 
@@ -124,7 +134,10 @@ class Recorder:
             The result as it was written, texts taken out where the run is redacted.
         """
         written = redacted_result(result) if self.redact else dict(result)
-        write_json(self.folder.result_path, written)
+        try:
+            write_json(self.folder.result_path, written)
+        except OSError as error:
+            self._problem = self._problem or error
         self.record(Finished(outcome=outcome, result=written))
         return written
 
@@ -133,6 +146,19 @@ class Recorder:
         # A message may quote the input; its kind can't.
         words = type(error).__name__ if self.redact else f"{type(error).__name__}: {error}"
         self.record(Finished(outcome="failed", error=words))
+
+    def problem(self) -> TextleakError | None:
+        """Why the records are not whole; None where they are."""
+        if self._problem is None:
+            return None
+        return self._unwritable(self._problem, "The records of this run are not whole.")
+
+    def _unwritable(self, error: OSError, why: str) -> TextleakError:
+        return TextleakError(
+            f"{self.folder.path} can't be written to: {error.strerror or error}.",
+            why=why,
+            fix="Make room, or choose another --out, and run it again.",
+        )
 
     def recovery(self, stop: Stop) -> Recovery:
         """The best answer so far, for a run that ends before its attack does."""
@@ -153,7 +179,15 @@ class Recorder:
             if key in record:
                 record[key] = _without_infinity(record[key])
         # One system call a line: an interrupt falls between lines, and a kill tears the last one at most.
-        os.write(self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        if self._problem is not None:  # a line behind one that is torn would be torn with it
+            return
+        try:
+            written = os.write(self._file, line)
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            self._problem = error
 
 
 def _without_infinity(value: Any) -> Any:  # noqa: ANN401 - a number, None or a list of them

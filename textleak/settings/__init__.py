@@ -8,6 +8,7 @@ or defense's own options are checked where it is built.
 written, `presets` the layers.
 """
 
+from textleak.settings.base import MOST_THREADS
 from textleak.settings.choices import AttackChoice, Choice
 from textleak.settings.evaluation import EvaluationConfig, load_evaluation_config, parse_attack, parse_defense
 from textleak.settings.presets import EVALUATIONS, parse_assignment, preset_names, read_preset
@@ -24,6 +25,7 @@ from textleak.settings.run import (
 
 __all__ = [
     "EVALUATIONS",
+    "MOST_THREADS",
     "AttackChoice",
     "Choice",
     "ClientConfig",

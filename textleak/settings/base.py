@@ -5,13 +5,23 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from textleak.errors import InputError, unknown_name
 
 Checked = TypeVar("Checked", bound="Settings")
+# What a text among the settings may have (our choice: a path has up to 4096 bytes on Linux).
+MOST_LETTERS = 4096
+# More threads than any machine has cores; far more end in torch's own errors.
+MOST_THREADS = 1024
+MOST_LABELS = 100_000  # as in a file of gradients (`shared.public`)
+# Our choices: what an attack can hold in memory, and years of steps.
+MOST_RESTARTS, MOST_STEPS = 4096, 1_000_000_000
+Word = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 DType = Literal["float32", "float64", "bfloat16"]
 
 
@@ -47,7 +57,7 @@ def validated(kind: type[Checked], settings: Mapping[str, Any]) -> Checked:
         if first["type"] == "extra_forbidden":
             raise unknown_setting(str(first["loc"][-1]), kind.model_fields, "") from None
         value = first.get("input")
-        fix = ""
+        fix = f"Leave {flag(kind, key)} out, or give it a value." if value in ("", ()) else ""
         if first["type"] == "literal_error":
             allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
             near = difflib.get_close_matches(str(value), allowed, n=2, cutoff=0.4)

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from textleak.errors import InputError
-from textleak.settings.base import DType, Settings, validated
+from textleak.settings.base import MOST_LABELS, DType, Seed, Settings, Threads, Word, validated
 from textleak.settings.choices import AttackChoice, Choice, composition
 from textleak.settings.presets import EVALUATIONS, check_keys, parse_assignment, read_preset
 from textleak.settings.run import DEFAULT_ATTACK
 
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Names = Annotated[tuple[Word, ...], Field(min_length=1)]
 
 
 class EvaluationConfig(Settings):
@@ -41,27 +41,27 @@ class EvaluationConfig(Settings):
     flags: ClassVar[Mapping[str, str]] = dict.fromkeys(("num_labels", "dtype"), "")
 
     data: Names = ("sample",)
-    column: str | None = None
-    label_column: str | None = None
+    column: Word | None = None
+    label_column: Word | None = None
     limit: Annotated[int, Field(ge=1)] = 20
     max_words: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
     model: Names = ("bert-tiny",)
     weights: Literal["auto", "pretrained", "random"] = "auto"
     task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
-    num_labels: Annotated[int, Field(ge=2)] = 2
+    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] = 2
     attack: Annotated[tuple[AttackChoice, ...], Field(min_length=1)] = Field(
         default_factory=lambda: (AttackChoice(name=DEFAULT_ATTACK),)
     )
     share: Names = ("all",)
     client: Annotated[tuple[tuple[Choice, ...], ...], Field(min_length=1)] = ((),)
     defense: Annotated[tuple[tuple[Choice, ...], ...], Field(min_length=1)] = ((),)
-    know: Annotated[tuple[str | None, ...], Field(min_length=1)] = (None,)
-    seed: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    know: Annotated[tuple[Word | None, ...], Field(min_length=1)] = (None,)
+    seed: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     dtype: DType = "float32"
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=1)] | None = None
+    device: Word = "auto"
+    threads: Threads | None = None
     out: Path | None = None
 
     @field_validator("data", "share", "know", mode="before")
@@ -82,7 +82,7 @@ class EvaluationConfig(Settings):
         found: list[object] = []
         for one in values:
             split = isinstance(one, str) and ":" not in one
-            found += [part.strip() for part in str(one).split(",") if part.strip()] if split else [one]
+            found += [part.strip() for part in str(one).split(",")] if split else [one]
         return tuple(found)
 
     @field_validator("client", "defense", mode="before")
@@ -146,7 +146,7 @@ def load_evaluation_config(
     if preset is not None:
         merged |= read_preset(preset, folder=EVALUATIONS)
         check_keys(merged, EvaluationConfig.model_fields, preset)
-    merged |= {key: value for key, value in (flags or {}).items() if value not in (None, (), [], "")}
+    merged |= {key: value for key, value in (flags or {}).items() if value not in (None, (), [])}
     for assignment in assignments:
         setting = parse_assignment(assignment)
         check_keys(setting, EvaluationConfig.model_fields, "--set")

@@ -7,12 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.settings.base import unknown_setting
-from textleak.settings.specs import Loader, key_and_value, read
+from textleak.settings.specs import MOST_DEPTH, key_and_value, load_yaml, read
 
 EVALUATIONS = "evaluations"
 MOST_PRESET = foreign.MIB  # bytes of a file (our choice): no preset is near it
@@ -53,6 +51,10 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """
     dotted, value = key_and_value(text)
     setting: Any = value
+    if dotted.count(".") >= MOST_DEPTH:
+        raise InputError(
+            f"--set {text!r} reaches too deep.", fix="Write KEY=VALUE, for example attack.steps=10."
+        )
     for part in reversed(dotted.split(".")):
         if not part:
             raise InputError(f"--set {text!r} has an empty key.", fix="Write KEY=VALUE, for example seed=1.")
@@ -98,8 +100,8 @@ def read_preset(name: str, folder: str = "") -> dict[str, Any]:
             )
         path = presets_folder() / f"{found[0]}.yaml"
     try:
-        content = yaml.load(foreign.read(path, most=MOST_PRESET).decode("utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = load_yaml(foreign.read(path, most=MOST_PRESET).decode("utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"The config {path} can't be read.", why=str(error)) from None
     if not isinstance(content, dict):
         raise InputError(

@@ -11,7 +11,18 @@ from pydantic import Field, field_validator
 
 from textleak import foreign
 from textleak.errors import InputError
-from textleak.settings.base import DType, Settings, flag, validated
+from textleak.settings.base import (
+    MOST_LABELS,
+    MOST_RESTARTS,
+    MOST_STEPS,
+    DType,
+    Seed,
+    Settings,
+    Threads,
+    Word,
+    flag,
+    validated,
+)
 from textleak.settings.choices import Choice
 from textleak.settings.presets import check_keys, lay_over, parse_assignment, read_preset
 
@@ -35,14 +46,14 @@ class _ClientSettings(Settings):
 
     weights: Literal["auto", "pretrained", "random"] = "auto"
     labels: tuple[int, ...] = ()
-    share: str = "all"
+    share: Word = "all"
     client: tuple[Choice, ...] = ()
     defenses: tuple[Choice, ...] = ()
-    know: str | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    know: Word | None = None
+    seed: Seed = 0
     dtype: DType = "float32"
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=1)] | None = None
+    device: Word = "auto"
+    threads: Threads | None = None
     out: Path | None = None
 
     @field_validator("dtype", mode="before")
@@ -65,8 +76,8 @@ class _AttackSettings(Settings):
     """What the settings of an attack have in common."""
 
     attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_ATTACK))
-    restarts: Annotated[int, Field(ge=1)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
+    restarts: Annotated[int, Field(ge=1, le=MOST_RESTARTS)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     gradients: Path | None = None
     truth: Path | None = None
     save_gradients: bool = False
@@ -100,10 +111,10 @@ class ClientConfig(_ClientSettings):
         threads: CPU threads; None for the cores at hand.
     """
 
-    model: str = "bert-tiny"
+    model: Word = "bert-tiny"
     task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
-    num_labels: Annotated[int, Field(ge=2)] = 2
-    sentences: tuple[str, ...] = ()
+    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] = 2
+    sentences: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     file: Path | None = None
 
     @field_validator("sentences", mode="before")
@@ -149,7 +160,7 @@ class RunConfig(ClientConfig, _AttackSettings):
         fail_above: exit code 3 when the token match rate is above it.
     """
 
-    prior: str | None = None
+    prior: Word | None = None
     fail_above: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
 
     def attack_options(self) -> dict[str, Any]:
@@ -172,13 +183,13 @@ class PictureConfig(_ClientSettings):
         dataset: "cifar100", "cifar10", "mnist" or a folder; None for the sample pictures.
     """
 
-    model: str = "lenet"
-    num_labels: Annotated[int, Field(ge=2)] | None = None
-    size: Annotated[int, Field(ge=1)] | None = None
+    model: Word = "lenet"
+    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None = None
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
     channels: Literal[1, 3] = 3
     images: tuple[Path, ...] = ()
     indices: tuple[int, ...] = ()
-    dataset: str | None = None
+    dataset: Word | None = None
 
     @field_validator("images", "indices", mode="before")
     @classmethod
@@ -199,7 +210,7 @@ def load_run_config(
 
     Args:
         preset: a name under `configs/` or a path to a YAML file.
-        flags: settings by name; those that are None or empty were not given.
+        flags: settings by name; those that are None or an empty list were not given.
         assignments: as `--set` takes them; dotted keys reach inside, values are YAML.
 
     Raises:
@@ -244,7 +255,7 @@ def _load(
         check_keys(from_file, {**RunConfig.model_fields, **every.model_fields}, preset)
         kept = {key: value for key, value in from_file.items() if key in kind.model_fields}
         lay_over(merged, kept, default)
-    given = {key: value for key, value in (flags or {}).items() if value not in (None, (), [], "")}
+    given = {key: value for key, value in (flags or {}).items() if value not in (None, (), [])}
     lay_over(merged, given, default)
     for assignment in assignments:
         setting = parse_assignment(assignment)

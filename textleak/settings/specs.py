@@ -12,14 +12,49 @@ import yaml
 
 from textleak.errors import InputError
 
+# Our choice: no setting has lists in lists in lists.
+MOST_DEPTH = 32
 
-class Loader(yaml.SafeLoader):
-    """YAML 1.1, but for 1e-3, which it takes for a text as it has no dot."""
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but for 1e-3, which it takes for a text as it has no dot; shallow, and without references.
+
+    A few lines of references to references stand for more than any memory holds.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - PyYAML's own
+        """A node of the document."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references (*name) aren't read")
+        if self.depth >= MOST_DEPTH:
+            raise yaml.YAMLError(f"it is nested deeper than {MOST_DEPTH} levels")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
-Loader.add_implicit_resolver(
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+def load_yaml(text: str) -> Any:  # noqa: ANN401 - whatever is in it
+    """What is in a YAML document.
+
+    Raises:
+        ValueError: it can't be read; its text says why.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # What PyYAML makes of `!!int ""`, of a date in month 13, of a number with 5,000 digits.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def split_composition(text: str, kind: str) -> tuple[str, ...]:
@@ -55,7 +90,14 @@ def read(value: Any) -> Any:  # noqa: ANN401 - whatever YAML or a flag held
     if isinstance(value, Mapping):
         fields = {key: item for key, item in value.items() if key in ("name", "options")}
         options = {key: item for key, item in value.items() if key not in fields}
-        return {**fields, "options": {**(fields.get("options") or {}), **options}}
+        given = fields.get("options") or {}
+        if not isinstance(given, Mapping):
+            raise InputError(
+                f"The options {given!r} can't be used.",
+                why="Each option has a name.",
+                fix="Write KEY=VALUE, for example attack.steps=10.",
+            )
+        return {**fields, "options": {**given, **options}}
     return value
 
 
@@ -121,7 +163,7 @@ def key_and_value(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise InputError(f"{text!r} is not KEY=VALUE.", fix="Write for example attack.span_proposals=false.")
     try:
-        parsed = yaml.load(value, Loader)
-    except yaml.YAMLError as error:
+        parsed = load_yaml(value)
+    except ValueError as error:
         raise InputError(f"The value of {text!r} can't be read.", why=f"{error}.") from None
     return key.strip(), parsed

@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from textleak import owned
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
 from textleak.shared.effects import STORED, Effect, Noised, Rounded
@@ -97,14 +98,14 @@ class SharedGradient:
             "defenses": _dump(self.defenses),
             "client": _dump(self.client),
         }
-        partial = path.with_name(path.name + ".partial")
+        tensors = {name: gradient.detach().cpu().contiguous() for name, gradient in self.gradients.items()}
         try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.gradients.items()}, partial, header)
-            partial.replace(path)
+            with owned.replacing(path) as partial:
+                save_file(tensors, partial, header)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            why = owned.why_not(error) if isinstance(error, OSError) else str(error)
             raise InputError(
-                f"The gradient can't be written to {path}.", why=str(error), fix="Choose another --out."
+                f"The gradient can't be written to {path}.", why=why, fix="Choose another --out."
             ) from None
 
     @classmethod

@@ -5,6 +5,7 @@ Shapes: B pictures, H and W height and width, C color channels (1 or 3).
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from textleak import owned
 from textleak.events import Event, Progress, Truth
 
 if TYPE_CHECKING:
@@ -74,15 +76,23 @@ def write_films(
     films = [
         [(step, blank if index is None else pictures[index]) for step, pictures in frames] for index in order
     ]
-    _strip(films, originals).save(folder / "strip.png")
+    _keep(_strip(films, originals), folder / "strip.png")
     last = [film[-1][1] for film in films]
-    _grid(originals, last).save(folder / "grid.png")
+    _keep(_grid(originals, last), folder / "grid.png")
     pages = [_grid(originals, [film[k][1] for film in films]) for k in range(len(frames))]
     durations = [120] * (len(pages) - 1) + [2000]  # ms
-    pages[0].save(folder / "recovery.gif", save_all=True, append_images=pages[1:], duration=durations, loop=0)
+    film = {"save_all": True, "append_images": pages[1:], "duration": durations, "loop": 0}
+    _keep(pages[0], folder / "recovery.gif", **film)
     for kind, pictures in (("original", () if originals is None else originals), ("recovered", last)):
         for number, picture in enumerate(pictures):
-            _enlarged(picture, 1).save(folder / f"{kind}-{number}.png")
+            _keep(_enlarged(picture, 1), folder / f"{kind}-{number}.png")
+
+
+def _keep(image: Image, path: Path, **options: Any) -> None:  # noqa: ANN401 - the format's own
+    """Write an image into a file of its owner's alone; its ending says the format."""
+    drawn = io.BytesIO()
+    image.save(drawn, format=path.suffix[1:].upper(), **options)
+    owned.write(path, drawn.getvalue())
 
 
 def _thinned(frames: Frames) -> Frames:

@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from textleak.events import Progress, Sentence
+from textleak.view.consoles import ReadableConsole
 from textleak.view.glyphs import ASCII, STYLES, UNICODE, Glyphs
 from textleak.view.state import ViewState, remaining_seconds
 from textleak.view.statuses import ELSEWHERE, OPEN, RIGHT, SPECIAL, WRONG, right_of, statuses_of, surplus_of
@@ -366,7 +367,7 @@ def nothing() -> None:
 
 def picture(state: ViewState, *, width: int = 80, height: int = 24, title: str = "textleak run") -> str:
     """The live view of a state as an SVG document, for a page or a README."""
-    console = Console(
+    console = ReadableConsole(
         record=True,
         width=width,
         height=height,

@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from textleak import runs
+from textleak import owned, runs
 from textleak.errors import InputError, TextleakError
 from textleak.view import PlainDisplay
+from textleak.view.consoles import Commentary
 from textleak_tui.child import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -46,14 +45,6 @@ def _end_with_the_app(folder: Path) -> None:
     # An exact answer that is being written is done in well under this time.
     threading.Event().wait(SECONDS_TO_FINISH)
     os._exit(INTERRUPTED)
-
-
-class _Commentary(Console):
-    """Standard error; where nobody reads it any more, what is said is lost, never the work."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def attack(command: str, folder: Path, settings: Mapping[str, Any]) -> int:
@@ -103,12 +94,12 @@ def _record(job: Job, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]: 
     """Drive an attack into its folder; the result."""
     from textleak.jobs.base import drive
 
-    display = PlainDisplay(_Commentary(stderr=True, highlight=False))
+    display = PlainDisplay(Commentary())
     shows = [viewer.show for viewer in (display, *viewers)]
     try:
         with display, runs.Recorder(folder, job.settings, viewers=shows) as recorder:
             try:
-                return drive(job, recorder)
+                result, problem = drive(job, recorder), recorder.problem()
             except InputError:
                 raise
             except Exception as error:
@@ -118,6 +109,9 @@ def _record(job: Job, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]: 
         # The attack itself says that this can't be attacked: nothing half-written is left.
         folder.discard()
         raise
+    if problem is not None:
+        raise problem
+    return result
 
 
 def _bug(error: Exception, folder: Path) -> None:
@@ -126,7 +120,7 @@ def _bug(error: Exception, folder: Path) -> None:
     path = runs.RunFolder(path=folder).traceback_path
     where = ""
     with contextlib.suppress(OSError):  # there is no folder where it had not begun
-        path.write_text("".join(traceback.format_exception(error)), "utf-8")
+        owned.write(path, "".join(traceback.format_exception(error)).encode("utf-8", "replace"))
         where = f"The traceback is in {path}."
     first = next(iter(str(error).splitlines()), "")
     _last_word("Something went wrong inside textleak.", f"{type(error).__name__}: {first}", where)

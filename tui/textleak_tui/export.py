@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from textleak import owned
 from textleak.errors import InputError, TextleakError
 from textleak.events import Finished, to_json
 from textleak.runs import read_run, redacted_settings, without_truth
 from textleak.view import ViewState, how_much
-from textleak.words import count_of, loss_in_words, seconds_in_words
+from textleak.words import count_of, loss_in_words, printable, seconds_in_words
 from textleak_tui import bounds
 from textleak_tui.climb import Climb
 
@@ -61,8 +62,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     while True:
         path = folder / (name if number == 1 else f"{stem}-{number}{dot}{ending}")
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
+            owned.create(path, text.encode("utf-8", "replace"))
         except FileExistsError:
             number += 1
         except OSError as error:
@@ -193,7 +193,7 @@ def summary(run: Path, state: ViewState, *, blind: bool = False) -> str:
         lines += ["", "| | text |", "|---|---|", *(f"| {name} | {_plain(text)} |" for name, text in texts)]
     notes = (result or {}).get("notes") or ()
     lines += ["", *(f"- {_plain(note)}" for note in notes)] if notes else []
-    return "\n".join([*lines, "", f"Run folder: `{run}`", ""])
+    return printable("\n".join([*lines, "", f"Run folder: `{run}`", ""]), kept="\n")
 
 
 def _headline(result: Mapping[str, Any]) -> str:

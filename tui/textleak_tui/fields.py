@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading.catalog import CATALOG, unknown_model
 from textleak.shared.known import NO_DEFENSE, SideInformation
@@ -73,7 +73,7 @@ def check_model(text: str, _: Catalog) -> None:
         raise InputError("No model.", fix="Choose one, for example bert-tiny.")
     if text in CATALOG:
         return
-    path = Path(text).expanduser()
+    path = foreign.expanded(text)
     if path.exists():
         return
     if text.startswith(("/", "./", "../", "~")):
@@ -294,7 +294,7 @@ FIELDS = (
 
 def _check_image_model(text: str, catalog: Catalog) -> None:
     names = [str(one["name"]) for one in catalog.image_models]
-    path = Path(text).expanduser()
+    path = foreign.expanded(text)
     if names and text.partition(":")[0] not in names and not path.exists() and "/" not in text:
         raise unknown_name("image model", text, names)
 

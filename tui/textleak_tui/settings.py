@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from textleak import foreign
 from textleak.runs import write_json
 
 
@@ -47,14 +48,13 @@ class Memory:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(self._path, self._values)
-            self._path.chmod(0o600)
 
 
 def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(foreign.read(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

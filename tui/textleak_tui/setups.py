@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from textleak import foreign
 from textleak.errors import InputError
 from textleak_tui.fields import FIELDS, IMAGE_FIELDS, Field
 
@@ -39,7 +39,7 @@ def check_pictures(pictures: Sequence[str]) -> None:
     if files and len(files) < len(pictures):
         raise InputError("Numbers and files are mixed.", fix="Give the numbers of pictures, or files.")
     for file in files:
-        if not Path(file).expanduser().is_file():
+        if not foreign.expanded(file).is_file():
             raise InputError(
                 f"{file} is no file.", fix="Give a picture file, or a sample's number (0 to 19)."
             )
@@ -56,7 +56,7 @@ def _of_sentences(sentences: Sequence[str]) -> dict[str, list[str]]:
 
 def _of_pictures(pictures: Sequence[str]) -> dict[str, list[str]]:
     numbers = [one for one in pictures if one.isdigit()]
-    files = [str(Path(one).expanduser()) for one in pictures if not one.isdigit()]
+    files = [str(foreign.expanded(one)) for one in pictures if not one.isdigit()]
     return {name: found for name, found in (("indices", numbers), ("images", files)) if found}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 import textleak.models.rules.images  # noqa: F401 - tells the engine what it needs to know
+from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import own_code
 from textleak.models.loading.places import Place, find_place, not_at_hand
@@ -253,7 +253,7 @@ def _of_hugging_face(request: ImageRequest) -> _Built:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     name, weights, seed = request.name, request.weights, request.weights_seed
-    if "/" not in name and not Path(name).expanduser().exists():
+    if "/" not in name and not foreign.expanded(name).exists():
         raise unknown_name(
             "image model",
             name,

@@ -7,6 +7,7 @@ import importlib.util
 import threading
 from pathlib import Path
 
+from textleak import foreign
 from textleak.errors import InputError
 from textleak.models.loading.catalog import Entry, unknown_model
 
@@ -53,7 +54,7 @@ def find_place(
         if place is not None:
             return place, ""
         return from_hub(entry.hub_id) if download else (None, NOT_ASKED)
-    path = Path(name).expanduser()
+    path = foreign.expanded(name)
     if path.exists():
         return _local(name, path), ""
     if not _could_be_hub_id(name):

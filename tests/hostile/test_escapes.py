@@ -1,0 +1,214 @@
+"""Text of others, wherever it comes out: a terminal obeys none of it, a page and a table take none of it for theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+from textual.pilot import Pilot
+from typer.testing import CliRunner
+
+from tests.synthetic import cell, done, failed, sentence, write
+from textleak.cli import app, common
+from textleak.errors import InputError
+from textleak.evaluation.answers import Records
+from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, Started, Truth
+from textleak.runs import Recorder, RunFolder
+from textleak.view import LiveView, PlainDisplay, ViewState
+from textleak.view.consoles import ReadableConsole
+from textleak.view.summary import summary
+from textleak.words import printable, table_cell
+from textleak_tui import export
+from textleak_tui.app import build_app
+from textleak_tui.places import OpenRun
+from textleak_tui.screens.history import HistoryScreen
+from textleak_tui.screens.replay import ReplayScreen
+
+# Sets the title, clears the screen, turns red, rings, moves left, turns the direction of writing, C1's own CSI, nothing.
+EVIL = "a\x1b]0;owned\x07b\x1b[2J\x1b[31m\x08\u202ec\x9b2Jd\x00"
+
+
+def quiet(text: str, *, kept: str = "\n") -> bool:
+    """Whether a terminal just shows it; colors of our own aside."""
+    return printable(text, kept=kept) == text
+
+
+SETTINGS: dict[str, Any] = {
+    "model": EVIL,
+    "attack": EVIL,
+    "share": EVIL,
+    "device": EVIL,
+    "defense": [EVIL],
+    "client": [EVIL],
+    "weights": EVIL,
+    "task": EVIL,
+    "batch_size": 1,
+    "tokens": 4,
+    "seed": 0,
+    "sentences": [EVIL],
+    "attack_options": {EVIL: EVIL},
+}
+ANSWER = Sentence(
+    positions=(Position(position=0, id=1, text=EVIL), Position(position=1, id=2, text=f"Ġ{EVIL}")),
+    text=EVIL,
+    label=1,
+)
+RESULT: dict[str, Any] = {
+    **SETTINGS,
+    "outcome": "done",
+    "token_match_rate": 0.5,
+    "token_recall": 0.5,
+    "rouge1": 0.5,
+    "rouge2": 0.5,
+    "rougeL": 0.5,
+    "verified": False,
+    "verified_reason": EVIL,
+    "channel": EVIL,
+    "stop": EVIL,
+    "seconds": 1.5,
+    "evaluations": 3,
+    "notes": [EVIL],
+    "surplus": [EVIL],
+    "run_dir": EVIL,
+    "sentences": [{"reference": EVIL, "recovered": f"x {EVIL}", "token_match_rate": 0.5, "tokens": 2}],
+}
+EVENTS: tuple[Event, ...] = (
+    Started(settings=SETTINGS),
+    Truth(sentences=(ANSWER,)),
+    Phase(name=EVIL, detail=EVIL),
+    Progress(phase=EVIL, step=1, steps=2, loss=0.5, losses=(0.5, 0.6), detail=EVIL, sentences=(ANSWER,)),
+    Finished(outcome="failed", error=EVIL),
+)
+
+
+def printed(*renderables: Any, width: int = 120) -> str:
+    file = io.StringIO()
+    console = ReadableConsole(file=file, width=width)
+    for one in renderables:
+        console.print(one)
+    return file.getvalue()
+
+
+def test_a_console_writes_out_what_a_terminal_would_obey() -> None:
+    table = Table(EVIL, "b")
+    table.add_row(Text(EVIL), "x")
+    text = printed(Text(EVIL), table)
+    assert quiet(text)
+    assert r"a\x1b]0;owned" in text
+    file = io.StringIO()
+    ReadableConsole(file=file, force_terminal=True, width=80).print(Text(EVIL, style="bold red"))
+    assert file.getvalue().startswith("\x1b[1;31ma\\x1b]0;owned")  # its own colors are
+
+
+def test_neither_lines_nor_the_live_view_nor_the_summary_obey() -> None:
+    file = io.StringIO()
+    display = PlainDisplay(ReadableConsole(file=file, width=200), seconds_between=0.0)
+    state = ViewState()
+    for event in EVENTS:
+        display.show(event)
+        state = state.add(event, 1.0) or state
+    assert quiet(file.getvalue())
+    assert quiet(printed(LiveView(lambda: state)))
+    assert quiet(printed(summary(RESULT)))
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_the_commands_consoles_are_such(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
+    getattr(common, stream)().print(Text(EVIL))
+    common.print_error(InputError(EVIL, why=EVIL, fix=EVIL))
+    common.say_weights("random", EVIL, EVIL)
+    common.report_bug(RuntimeError(EVIL), Path("/proc/none"))
+    common.print_json({EVIL: EVIL})
+    captured = capsys.readouterr()
+    assert quiet(captured.out)
+    assert quiet(captured.err)
+    assert json.loads(captured.out[captured.out.index("{") :]) == {EVIL: EVIL}
+
+
+def evil_folder(path: Path) -> Path:
+    of = cell(model=EVIL, attack=EVIL, share=EVIL, defense=(EVIL,), client=(EVIL,), know=EVIL, data=EVIL)
+    record = done(of, 0, sentence(["the", EVIL], ["the", f"=1{EVIL}"], secrets=[(EVIL, True)]))
+    record = dataclasses.replace(record, notes=(EVIL,), channel=EVIL, stop=EVIL, versions={EVIL: EVIL})
+    return write(path, [record, failed(of, 1, EVIL)], settings={"model": [EVIL], EVIL: EVIL})
+
+
+def test_reports_and_comparisons_obey_nothing(tmp_path: Path) -> None:
+    first, second = evil_folder(tmp_path / "one"), evil_folder(tmp_path / "two")
+    runner = CliRunner()
+    for arguments in (["report", first], ["report", first, "--json"], ["compare", first, second]):
+        outcome = runner.invoke(app, [str(argument) for argument in arguments])
+        assert outcome.exit_code == 0, outcome.exception
+        assert quiet(outcome.output)
+    for name in ("report.html", "report.md"):
+        page = (first / name).read_text("utf-8")
+        assert quiet(page, kept="\n\t")
+        assert "owned" in page
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_of_a_table_is_a_formula(begin: str, tmp_path: Path) -> None:
+    formula = f"{begin}HYPERLINK(1)\x1b[2J"
+    of = cell(model=formula, attack=formula, share=formula, data=formula, defense=(formula,))
+    Records([failed(of, 0, formula), done(of, 1, sentence(["a"]))]).to_csv(tmp_path / "r.csv")
+    content = (tmp_path / "r.csv").read_text("utf-8")
+    assert quiet(content.replace("\r\n", "\n"))
+    for row in csv.DictReader(io.StringIO(content)):
+        for name, value in row.items():
+            assert not value.startswith(("=", "+", "@", "\t", "\r")), name
+            assert not value.startswith("-") or float(value) < 0
+        assert row["model"].startswith(f"'{begin}" if begin.isprintable() else "'\\")
+    assert table_cell("plain") == "plain"
+
+
+def drawn(screen: Any) -> str:
+    return "\n".join(
+        "".join(segment.text for segment in strip) for strip in screen._compositor.render_strips()
+    )
+
+
+def test_the_app_shows_every_text_and_obeys_none(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        seconds = iter(range(10**6))
+        folder = RunFolder.create(tmp_path / "runs" / name, name=name)
+        with Recorder(folder, SETTINGS, clock=lambda seconds=seconds: float(next(seconds))) as recorder:
+            for event in EVENTS[1:-1]:
+                recorder.record(event)
+            recorder.finish("done", RESULT)
+
+    async def until(pilot: Pilot[None], true: Any) -> None:
+        for _ in range(500):
+            if true():
+                return
+            await pilot.pause(0.02)
+        pytest.fail("it didn't come true in time")
+
+    async def session() -> None:
+        program = build_app(root=tmp_path / "runs")
+        async with program.run_test(size=(160, 48)) as pilot:
+            program.switch_mode("history")
+            await until(
+                pilot, lambda: isinstance(program.screen, HistoryScreen) and program.screen.rows is not None
+            )
+            await pilot.pause(0.1)
+            assert quiet(drawn(program.screen))
+            program.open_run(OpenRun(folder.path))
+            await until(pilot, lambda: isinstance(program.screen, ReplayScreen))
+            screen = program.screen
+            assert isinstance(screen, ReplayScreen)
+            await until(pilot, lambda: screen.standing)
+            await pilot.pause(0.2)
+            assert "owned" in drawn(screen)
+            assert quiet(drawn(screen))
+            state = screen.recording.state()
+            assert quiet(export.summary(folder.path, state))
+            assert quiet(program.export_screenshot(), kept="\n\t")
+
+    asyncio.run(session())

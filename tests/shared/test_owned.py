@@ -1,0 +1,240 @@
+"""Files of one's own: nothing but a file is replaced, no link is followed, and nobody else can read them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from textleak import owned, runs
+from textleak.errors import InputError, TextleakError
+from textleak.evaluation.answers import Records
+from textleak.evaluation.store import Store
+from textleak.private.secrets import Secret
+from textleak.reports.utility import Utility, write_utility
+from textleak.runs import Recorder, RunFolder
+from textleak.shared.gradient import SharedGradient
+from textleak.shared.public import PublicModel
+from textleak.view.films import write_films
+from textleak_tui import export
+from textleak_tui.settings import Memory
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="modes, links and pipes in folders are POSIX's")
+
+
+@pytest.fixture(autouse=True)
+def _open_to_all() -> Iterator[None]:
+    """A umask that takes nothing from anybody."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def link(path: Path) -> None:
+    path.with_name("elsewhere").write_text("precious")
+    path.symlink_to("elsewhere")
+
+
+def device(path: Path) -> None:
+    """A node of the device that takes everything, in the test's own folder."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except OSError:
+        pytest.skip("only root makes nodes")
+
+
+PLANTED: dict[str, Callable[[Path], object]] = {
+    "a link": link,
+    "a named pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a device": device,
+}
+
+
+def model() -> PublicModel:
+    return PublicModel(
+        name="toy",
+        task="classification",
+        weights="random",
+        fingerprint="0",
+        weights_seed=0,
+        dtype="float32",
+        num_labels=2,
+    )
+
+
+def _record(path: Path) -> None:
+    with Recorder(RunFolder(path=path), {}) as recorder:
+        recorder.finish("done", {})
+    if recorder.problem() is not None:
+        raise OSError(str(recorder.problem()))
+
+
+def _append(path: Path) -> None:
+    store = Store.open(path, identity="x", settings={}, batches=1)
+    store._append(b"{}\n")
+
+
+def _films(path: Path) -> None:
+    frames = [(step, np.zeros((1, 4, 4, 3), np.uint8)) for step in range(2)]
+    write_films(path, frames, np.zeros((1, 4, 4, 3), np.uint8), [0])
+
+
+UTILITY = Utility(
+    model="",
+    data="",
+    train=1,
+    test=1,
+    epochs=1,
+    batch_size=1,
+    learning_rate=1.0,
+    command="",
+    versions={},
+    rows=(),
+)
+# The file, and what writes it into a folder.
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "gradient": lambda folder: SharedGradient(
+        gradients={"a": torch.ones(2)}, model=model(), share="all"
+    ).save(folder / "gradient"),
+    "truth.json": lambda folder: Secret(sentences=("a",), ids=((1,),)).save(folder / "truth.json"),
+    "run.json": _record,
+    "events.jsonl": _record,
+    "result.json": _record,
+    "control.jsonl": lambda folder: runs.send(folder, "stop"),
+    "evaluation.json": lambda folder: Store.open(folder, identity="x", settings={}, batches=1),
+    "records.jsonl": _append,
+    "r.csv": lambda folder: Records().to_csv(folder / "r.csv"),
+    "utility.json": lambda folder: write_utility(folder / "utility.json", UTILITY),
+    "strip.png": _films,
+    "recovery.gif": _films,
+    "screen.svg": lambda folder: export.write(folder, "screen.svg", "<svg/>"),
+    "tui.json": lambda folder: Memory(folder / "tui.json").keep("a", 1),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_file_is_its_owner_s_alone_whatever_the_folder_and_the_umask(name: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    WRITERS[name](tmp_path)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+# The others are never written again: a run and an evaluation begin once, and an export takes another name.
+AGAIN = [
+    name for name in WRITERS if name not in ("run.json", "evaluation.json", "records.jsonl", "screen.svg")
+]
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_file_that_all_could_read_is_its_owner_s_when_it_is_written_again(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    (tmp_path / name).chmod(0o644)
+    WRITERS[name](tmp_path)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+@pytest.mark.parametrize("name", WRITERS)
+def test_nothing_but_a_file_is_replaced_or_written_to(name: str, planted: str, tmp_path: Path) -> None:
+    PLANTED[planted](tmp_path / name)
+    before = (tmp_path / name).lstat()
+    try:
+        WRITERS[name](tmp_path)
+    except (OSError, TextleakError):
+        pass
+    else:  # the app takes another name, and goes on without its settings
+        assert name in ("screen.svg", "tui.json")
+    after = (tmp_path / name).lstat()
+    assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
+    if planted == "a link":
+        assert (tmp_path / "elsewhere").read_text() == "precious"
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    for words, plant in PLANTED.items():
+        path = tmp_path / words.replace(" ", "-")
+        plant(path)
+        with pytest.raises(owned.UnwrittenError, match=f"it is {words}"):
+            owned.write(path, b"")
+        with pytest.raises(owned.UnwrittenError, match=f"it is {words}"):
+            owned.append_to(path)
+
+
+def test_what_takes_a_file_s_place_meanwhile_is_neither_followed_nor_replaced(tmp_path: Path) -> None:
+    def replaced() -> None:
+        with owned.replacing(tmp_path / "file") as partial:
+            partial.write_bytes(b"new")
+            link(tmp_path / "file")
+
+    with pytest.raises(owned.UnwrittenError):
+        replaced()
+    assert (tmp_path / "elsewhere").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "file"]
+
+
+def test_a_pipe_that_takes_a_file_s_place_meanwhile_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "file")
+    monkeypatch.setattr(owned, "check", lambda _: None)
+    with pytest.raises(OSError, match=r"No such device|named pipe"):
+        owned.append_to(tmp_path / "file")
+
+
+def test_of_many_who_create_a_file_one_does_and_it_is_whole(tmp_path: Path) -> None:
+    def attempt(number: int) -> int | None:
+        try:
+            owned.create(tmp_path / "file", str(number).encode() * 1000)
+        except FileExistsError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        done = [number for number in pool.map(attempt, range(1, 33)) if number is not None]
+    (only,) = done
+    assert (tmp_path / "file").read_bytes() == str(only).encode() * 1000
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", none)
+    owned.create(tmp_path / "file", b"1")
+    with pytest.raises(FileExistsError):
+        owned.create(tmp_path / "file", b"2")
+    assert (tmp_path / "file").read_bytes() == b"1"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+    def replaced() -> None:
+        with owned.replacing(tmp_path / "file") as partial:
+            partial.write_bytes(b"ne")
+            raise OSError(errno.ENOSPC, "full")
+
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(OSError, match="full"):
+        replaced()
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_an_evaluation_is_not_written_into_a_run_s_folder(tmp_path: Path) -> None:
+    _record(tmp_path)
+    with pytest.raises(InputError, match="holds a run"):
+        Store.open(tmp_path, identity="x", settings={}, batches=1)
+    assert not (tmp_path / "evaluation.json").exists()

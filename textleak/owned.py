@@ -1,0 +1,130 @@
+"""Files of one's own: written whole or not at all, readable by their owner alone whatever the folder and the umask.
+
+What textleak writes quotes private text, often into folders in which others can prepare names. So a file comes into
+being under a name that nobody can guess, and takes its place by a rename; nothing but a regular file is replaced, and
+no link is followed. Errors are `OSError`s, so that a caller says what the file was for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from textleak.foreign import kind_of
+
+_MODE = 0o600
+# Of a link that stands where a file is to be opened; 0 on systems without links of that kind.
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+class UnwrittenError(OSError):
+    """A file that is not written, for what is in its place; its text says so."""
+
+
+def check(path: Path) -> None:
+    """Raise where something is in a file's place that isn't replaced.
+
+    Raises:
+        UnwrittenError: a device, a folder, a link, a named pipe.
+        PermissionError: a file that may not be changed.
+        OSError: nobody can look.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise UnwrittenError(f"it is {kind_of(found.st_mode)}, and only a file is replaced")
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is there, and may not be changed", str(path))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` that takes its place when all went well, and is gone when not.
+
+    Raises:
+        OSError: as for `check`, or it can't be written.
+    """
+    check(path)
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW, _MODE))
+    try:
+        yield partial
+        partial.chmod(_MODE)  # a library may have put a file of its own in its place
+        check(path)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, never a part.
+
+    Raises:
+        OSError: as for `replacing`.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def create(path: Path, content: bytes) -> None:
+    """Write a file that isn't there yet: of several who try at once exactly one does, and a reader sees it whole.
+
+    Raises:
+        FileExistsError: something of that name is there.
+        OSError: it can't be written.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        _fill(partial, content)
+        try:
+            os.link(partial, path, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except (OSError, NotImplementedError):  # a file system without hard links
+            _fill(path, content)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fill(path: Path, content: bytes) -> None:
+    with os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, _MODE), "wb"
+    ) as file:
+        file.write(content)
+
+
+def append_to(path: Path) -> int:
+    """Open a file to append to, made where there is none; its descriptor.
+
+    Raises:
+        UnwrittenError: a device, a folder, a link, a named pipe.
+        OSError: it can't be opened.
+    """
+    check(path)
+    # It can be another by now, and opening a pipe waits for a reader.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | _NOFOLLOW | _BINARY
+    descriptor = os.open(path, flags, _MODE)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnwrittenError(f"it is {kind_of(found.st_mode)}, and only a file is written to")
+        if hasattr(os, "fchmod") and found.st_uid == os.geteuid():
+            os.fchmod(descriptor, _MODE)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def why_not(error: OSError) -> str:
+    """Why a file can't be written, as a sentence."""
+    words = str(error.strerror or error)
+    return f"{words[:1].upper()}{words[1:]}."
