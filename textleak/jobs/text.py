@@ -137,7 +137,7 @@ class Job:
         from textleak.proof.certificate import Certificate, certificate_of
 
         certificate = Certificate(gradient_distance=None, verified=None)
-        if certified or recovery.stop is Stop.VERIFIED:
+        if certified or recovery.stop in (Stop.VERIFIED, Stop.PROVED):
             certificate = certificate_of(recovery, self.view)
         private = ("sentences", "labels")
         return {
@@ -146,6 +146,7 @@ class Job:
             "tokens": self._tokens(recovery),
             "tokens_per_hidden": _ratio(self._tokens(recovery), self.model.hidden_size),
             **outcome_facts(recovery, certificate, outcome=outcome, seconds=seconds, run_dir=run_dir),
+            **proof_facts(recovery, certificate),
             "seconds_to_load": round(self.seconds_to_load, 3),
             **self._scores(recovery),
         }
@@ -365,6 +366,17 @@ def outcome_facts(
         "channel": recovery.channel,
         "notes": [*recovery.notes, *certificate.notes],
         "run_dir": run_dir,
+    }
+
+
+def proof_facts(recovery: Recovery, certificate: Certificate) -> dict[str, Any]:
+    """What proves an answer's tokens, and how many: its own gradient all of them, the span each by itself."""
+    tokens = sum(p.id >= 0 and not p.special for s in recovery.sentences for p in s.positions)
+    if certificate.verified and recovery.stop is not Stop.PROVED:
+        return {"proof": "gradient", "proved_tokens": tokens}
+    return {
+        "proof": "span" if recovery.proved_tokens else None,
+        "proved_tokens": recovery.proved_tokens,
     }
 
 

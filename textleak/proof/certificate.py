@@ -95,6 +95,8 @@ def certificate_of(recovery: Recovery, view: View) -> Certificate:
     """The certificate of an attack's answer: its own where it has certified it itself, else `certify`'s."""
     if recovery.stop is Stop.VERIFIED and recovery.gradient_distance is not None:
         return Certificate(gradient_distance=recovery.gradient_distance, verified=True)
+    if recovery.stop is Stop.PROVED:
+        return Certificate(gradient_distance=None, verified=True)
     return certify(view, recovery.sentences)
 
 
