@@ -33,6 +33,7 @@ SHAPES: dict[str, dict[str, object]] = {
     "opt": {"hidden_size": 96, "num_attention_heads": 4, "ffn_dim": 128, "word_embed_proj_dim": 96},
 }
 ONE = "he told the doctor about a secret plan"
+THREE = ("he sat on the mat", "we ran home", "a dog")
 TRAIN_MODE = composed([CLIENTS.build("train-mode", {})])
 
 
@@ -146,6 +147,39 @@ def test_the_attention_alone_gives_it_away_and_neither_length_nor_label_need_be_
     assert recovery.stop is Stop.PROVED
     assert recovery.sentences[0].label is None
     assert "label stays open" in " ".join(recovery.notes)
+
+
+@pytest.mark.parametrize("know", ["batch-size", "batch-size,lengths", "nothing"])
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_batch_behind_dropout_is_told_apart_by_its_attention(
+    family: str, know: str, wide_model: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    model = wide_model(family)
+    shared, secret = shared_by(model, *THREE, folder=tmp_path, know=know)
+    recovery = recover(shared, model, "span")
+    assert sorted(tuple(p.id for p in s.positions) for s in recovery.sentences) == sorted(secret.ids)
+    assert recovery.stop is Stop.PROVED
+    assert not proved_wrong(recovery, secret)
+
+
+def test_the_same_sentence_twice_has_two_masks(wide_model: Callable[..., TextModel], tmp_path: Path) -> None:
+    model = wide_model("bert")
+    shared, secret = shared_by(model, "a dog sat", "a dog sat", folder=tmp_path)
+    recovery = recover(shared, model, "auto")
+    assert [tuple(p.id for p in s.positions) for s in recovery.sentences] == list(secret.ids)
+    assert recovery.stop is Stop.PROVED
+
+
+def test_without_keys_or_queries_what_stands_where_is_said_not_in_which_sentence(
+    wide_model: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    model = wide_model("bert")
+    shared, secret = shared_by(model, "a dog", "we ran", folder=tmp_path, share=r"layer\.0\.attention.*value")
+    recovery = recover(shared, model, "span")
+    assert recovery.stop is not Stop.PROVED
+    shown = {(p.position, c.id) for s in recovery.sentences for p in s.positions for c in p.candidates}
+    assert shown == {(t, token) for ids in secret.ids for t, token in enumerate(ids)}
+    assert recovery.proved_tokens == 0
 
 
 def test_tokens_that_are_twins_are_not_proved(wide_model: Callable[..., TextModel], tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Frame:
     Attributes:
         model: the public model.
         dropped: how entries are dropped.
+        layers: local layers that read the input.
         stacked_OI: the layers' gradients, one after the other.
         span: where the inputs lie.
         scale_I: the scales.
@@ -38,6 +39,7 @@ class Frame:
 
     model: TextModel
     dropped: Dropped
+    layers: tuple[LocalLayer, ...]
     stacked_OI: Tensor
     span: InputSpan
     scale_I: Tensor
@@ -69,6 +71,7 @@ class Frame:
         return cls(
             model=model,
             dropped=dropped,
+            layers=tuple(layers),
             stacked_OI=stacked_OI,
             span=span,
             scale_I=scale_I,

@@ -54,7 +54,7 @@ _EFFORTS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Occurrence:
-    """A token that stands at a position of one sentence, proved, with what the network read there.
+    """A token that stands at a position of one sentence, with what the network read there.
 
     Attributes:
         position, token: where, and which.
@@ -63,6 +63,7 @@ class Occurrence:
         agreeing: entries that equal the token's own.
         dropped: entries that are 0.
         chance: logarithm of a bound on the chance that any wrong token would have fitted so well.
+        proved: whether it is the token; False where another one fits nearly as well.
     """
 
     position: int
@@ -72,6 +73,7 @@ class Occurrence:
     agreeing: int
     dropped: int
     chance: float
+    proved: bool
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -101,9 +103,8 @@ class Occurrences:
     """The search for the inputs of a batch: as many as the span has dimensions.
 
     Attributes:
-        found: those proved so far.
+        found: those found so far.
         places: positions looked at.
-        twins: pairs (position, token) that fit a vector which another token fits nearly as well.
     """
 
     def __init__(
@@ -125,7 +126,6 @@ class Occurrences:
         self.generator = torch.Generator().manual_seed(0)
         self.found: list[Occurrence] = []
         self.places: list[Place] = []
-        self.twins: set[tuple[int, int]] = set()
 
     @property
     def complete(self) -> bool:
@@ -274,7 +274,7 @@ class Occurrences:
         return kept_I
 
     def _judge(self, place: Place, index: int, evidence: Evidence) -> None:
-        """Keep a token that is proved, and wasn't found with the same mask before."""
+        """Keep a token whose fit is no accident, unless it was found with the same mask before."""
         position, token = place.position, place.tokens[index]
         if not self.court.proves(evidence, places=len(self.places)):
             return
@@ -284,10 +284,7 @@ class Occurrences:
             (other.position, other.tokens[twin])
             for other in self.places
             for twin in evidence.twins(other.targets_CI).nonzero().flatten().tolist()
-        } - {(position, token)}
-        if alike:
-            self.twins |= {(position, token), *alike}
-            return
+        }
         self.found.append(
             Occurrence(
                 position=position,
@@ -299,5 +296,6 @@ class Occurrences:
                 chance=evidence.chance(
                     columns=len(self.fits.turn_KK), tokens=self.model.vocab_size * len(self.places)
                 ),
+                proved=alike <= {(position, token)},
             )
         )

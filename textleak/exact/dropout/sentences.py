@@ -17,11 +17,14 @@ from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
 from textleak.exact.classes import single_class
+from textleak.exact.dropout.arrangement import arranged
+from textleak.exact.dropout.attention import attended
 from textleak.exact.dropout.frame import Frame
 from textleak.exact.dropout.occurrences import Occurrences
 from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
 from textleak.exact.subspace import shared_spans
+from textleak.words import count_of
 
 
 def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
@@ -39,7 +42,11 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     for step, words in enumerate(search.search(), 1):
         yield Progress(phase="span", step=step, detail=words)
     single = view.shared.known.batch_size == 1
-    return _one_sentence(view, search) if single else _many(search)
+    if single:
+        return _one_sentence(view, search)
+    if search.found:
+        yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
+    return _several(view, search)
 
 
 def _laid_out(view: View) -> Frame | str:
@@ -71,8 +78,8 @@ def _one_sentence(view: View, search: Occurrences) -> Found:
         row[place.position], confidence[place.position] = place.best, float(place.promise_C.max())
     for occurrence in search.found:
         if occurrence.position < length:
-            row[occurrence.position], proved[occurrence.position] = occurrence.token, True
-            confidence[occurrence.position] = 1.0
+            row[occurrence.position], proved[occurrence.position] = occurrence.token, occurrence.proved
+            confidence[occurrence.position] = 1.0 if occurrence.proved else 0.5
     label, notes = _label(view)
     if model.task == "masked-lm":
         shown = [token != model.mask_id for token in row]
@@ -103,26 +110,49 @@ def _label(view: View) -> tuple[int | None, tuple[str, ...]]:
         return None, ("The classification head's gradient was not shared, so the label stays open.",)
 
 
-def _many(search: Occurrences) -> Found:
-    """What stands where in a batch whose sentences can't be told apart."""
-    sets = tuple(tuple(dict.fromkeys(o.token for o in search.here(p.position))) for p in search.places)
-    while sets and not sets[-1]:
-        sets = sets[:-1]
-    return Found(sets=sets, notes=_notes(search))
+def _several(view: View, search: Occurrences) -> Found:
+    """The sentences of a batch, by what ties their tokens; what stands where if nothing does."""
+    inputs_NI = [o.input_I for o in search.found]
+    attention = attended(search.frame, torch.stack(inputs_NI)) if inputs_NI else None
+    if attention is None:
+        sets = tuple(tuple(dict.fromkeys(o.token for o in search.here(p.position))) for p in search.places)
+        while sets and not sets[-1]:
+            sets = sets[:-1]
+        return Found(sets=sets, notes=_notes(search))
+    ends = view.model.suffix_ids[-1] if view.model.suffix_ids else None
+    arrangement = arranged(search.found, attention, ends, view.shared.known.batch_size)
+    rows, proved = [], []
+    for row in arrangement.rows:
+        places = range(max(row) + 1)
+        rows.append(tuple(search.found[row[t]].token if t in row else OPEN for t in places))
+        proved.append(tuple(t in row and search.found[row[t]].proved for t in places))
+    grouped = sum(arrangement.proved)
+    known = view.shared.known.batch_size
+    settled = search.complete and all(map(all, proved)) and grouped == len(rows) and known in (None, grouped)
+    if search.complete and grouped < len(rows):
+        left = count_of(len(rows) - grouped, "sentence")
+        note = f"Which tokens stand together is likely, but not proved, in {left}."
+    return Found(
+        rows=tuple(rows),
+        batch_size=known or (len(rows) if settled else None),
+        complete=search.complete,
+        proved=tuple(proved),
+        settled=settled,
+        notes=(*_notes(search), *((note,) if search.complete and grouped < len(rows) else ())),
+    )
 
 
 def _notes(search: Occurrences) -> tuple[str, ...]:
     """What the channel gave, in plain words."""
-    found, rank = len(search.found), search.frame.span.rank
-    rate = search.frame.dropped.rate
+    proved, rank = sum(o.proved for o in search.found), search.frame.span.rank
+    drops = f"The client drops {search.frame.dropped.rate:.0%} of the first layers' inputs"
+    if not proved:
+        return (f"{drops}, and no token could be proved behind that.",)
     notes = [
-        f"The client drops {rate:.0%} of the first layers' inputs, which hides no token: {found} of the {rank} inputs "
-        "that the gradient shows are proved, each by hundreds of entries that equal its token's own."
-        if found
-        else f"The client drops {rate:.0%} of the first layers' inputs, and no token could be proved behind that."
+        f"{drops}, which hides no token: {proved} of the {rank} inputs that the gradient shows are proved, each by "
+        "far more entries that equal its token's own than could by accident."
     ]
-    if search.twins:
-        notes.append(
-            f"{len(search.twins)} tokens fit so nearly alike at some places that which of them it was can't be told."
-        )
+    if len(search.found) > proved:
+        alike = count_of(len(search.found) - proved, "input")
+        notes.append(f"Tokens fit so nearly alike at {alike} that which of them it was can't be told.")
     return tuple(notes)
