@@ -36,6 +36,7 @@ class Position:
         channel: what gave the token away ("embedding", "span", "matching", ...), "" while it is a guess.
         special: whether the token is one that the tokenizer adds itself.
         masked: masked language modelling only: the network read a mask here, the token was its label.
+        proved: whether the token is proved by itself, whatever the whole answer's gradient is.
         candidates: the next best tokens, best first.
     """
 
@@ -46,6 +47,7 @@ class Position:
     channel: str = ""
     special: bool = False
     masked: bool = False
+    proved: bool = False
     candidates: tuple[TokenGuess, ...] = ()
 
 
@@ -124,6 +126,7 @@ class Stop(enum.Enum):
     """Why an attack ended; the value is the sentence a person reads."""
 
     VERIFIED = "The recovered tokens' own gradient equals the shared one."
+    PROVED = "Every token is proved by the span of the first layers' inputs."
     UNTOLD = "The recovered tokens' own gradient equals the shared one, but so do those of other texts."
     LIKELIEST = (
         "All that the recovered text leaves of the shared gradient is noise; no text near it does that."
@@ -138,7 +141,7 @@ class Stop(enum.Enum):
     @property
     def settled(self) -> bool:
         """Whether nothing that is searched for can be better."""
-        return self in (Stop.VERIFIED, Stop.UNTOLD)
+        return self in (Stop.VERIFIED, Stop.PROVED, Stop.UNTOLD)
 
 
 def main_channel(sentences: Iterable[Sentence], default: str = "matching") -> str:
@@ -177,6 +180,11 @@ class Recovery:
     gradient_distance: float | None = None
     image: tuple[Any, ...] = ()
     labels: tuple[int, ...] = ()
+
+    @property
+    def proved_tokens(self) -> int:
+        """Tokens that are proved by themselves, without those that the tokenizer adds."""
+        return sum(p.proved and not p.special for s in self.sentences for p in s.positions)
 
     @classmethod
     def from_progress(cls, progress: Progress, stop: Stop) -> Recovery:

@@ -81,7 +81,7 @@ class _Run:
             recovery = answer(self.view, found)
             self.totals.evaluations += recovery.final_loss is not None  # it was put to the exact test
             self.answers.append(recovery)
-            if recovery.stop.settled:
+            if recovery.stop.settled or found.proved:  # nothing else reads what only some of is proved
                 return self._last(recovery)
         part: Steps | None = None
         if self._can(Match):

@@ -1,6 +1,7 @@
 """Exact recovery from the span of the layers' inputs (Petrov et al. 2024; grouping, proof and counting: our choice).
 
 A decoder's sentences are built token by token (`prefixes`), an encoder's are told apart by its attention (`grouping`).
+Where the client drops entries of these inputs, each is looked for up to zeros (`dropout`).
 Neither labels, lengths nor the batch size need be known. Nothing is optimized, and nothing is filled in that the
 gradient doesn't show: where exactness ends, sentences found so far are the answer, the rest stays open.
 """
@@ -8,7 +9,7 @@ gradient doesn't show: where exactness ends, sentences found so far are the answ
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from pydantic import Field
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.exact.dropout.sentences import dropped_sentences
 from textleak.exact.found import OPEN, Found
 from textleak.exact.grouping import encoder_sentences
 from textleak.exact.prefixes import causal_sentences
@@ -43,7 +45,7 @@ class Span:
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
-    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.ADDITIVE, Trait.IN_SPAN})
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.ADDITIVE})
 
     time_limit: Annotated[float, Field(gt=0)] | None = None
 
@@ -66,6 +68,8 @@ class Span:
 
 def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
+    if not view.has(Trait.IN_SPAN):
+        return (yield from dropped_sentences(view))
     if sees_ahead(view.model):
         return (yield from encoder_sentences(view.model, view.shared, time_limit=view.clock.left))
     return (yield from causal_sentences(view.model, view.shared))
@@ -76,6 +80,11 @@ def answer(view: View, found: Found) -> Recovery:
     model, shared = view.model, view.shared
     sentences = shown(model, shared, found)
     certificate = Certificate(gradient_distance=None, verified=False)
+    if found.proved:
+        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.CONVERGED
+        return Recovery(
+            sentences=sentences, stop=stop, final_loss=None, steps=1, channel=found.channel, notes=found.notes
+        )
     if found.complete and not any(token == OPEN for row in found.rows for token in row):
         certificate = certify(view, sentences)
     return Recovery(
@@ -100,7 +109,7 @@ def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sente
                 for length, fixed in zip(shared.known.lengths, known, strict=True)
             )
         return (_open_sentence(model, len(found.sets), {}, found.sets),) if found.sets else ()
-    return tuple(
+    sentences = tuple(
         to_sentence(
             model,
             row,
@@ -110,6 +119,14 @@ def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sente
         )
         for b, row in enumerate(found.rows)
     )
+    return tuple(map(_marked, sentences, found.proved)) if found.proved else sentences
+
+
+def _marked(sentence: Sentence, proved: Sequence[bool]) -> Sentence:
+    """A sentence with the tokens marked that the channel itself proves."""
+    marks = zip(sentence.positions, proved, strict=True)
+    positions = tuple(dataclasses.replace(position, proved=sure) for position, sure in marks)
+    return dataclasses.replace(sentence, positions=positions)
 
 
 def _open_sentence(

@@ -7,6 +7,7 @@
   (`last_layers`, `label_fit`).
 - `grouping`: an encoder's sentences, told apart (`pairs`, `checks`, `sentence_search`), proved and taken off one by one
   (`remainder`).
+- `dropout`: tokens and sentences of a client that drops entries of the first layers' inputs.
 - `classes`: labels, from the classification head.
 - `found`: the shape in which all of them say what they found.
 

@@ -21,6 +21,9 @@ class Found:
         classes: label of each sentence; empty where they aren't known, or are tokens themselves.
         batch_size: how many sentences the batch has, as far as the found ones' parts in the gradient tell.
         complete: whether the channel's own evidence leaves nothing over: every distinct input it shows is explained.
+        proved: for each row and position whether the channel itself proves the token, whatever the answer's own
+            gradient is; empty where it proves none.
+        settled: whether it proves all of the batch's tokens, and which sentence each stands in.
         channel: what gave the tokens away, "embedding" or "span".
         sets: tokens that could stand at each position where no sentence could be told; empty otherwise.
         notes: sentences for a person: limits met, what stayed open and why.
@@ -31,6 +34,8 @@ class Found:
     classes: tuple[int, ...] = ()
     batch_size: int | None = None
     complete: bool = False
+    proved: tuple[tuple[bool, ...], ...] = ()
+    settled: bool = False
     channel: str = "span"
     sets: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()

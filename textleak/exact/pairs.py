@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -183,20 +184,32 @@ class Partners:
 
     def of(self, pair: int) -> Tensor:
         """How strongly each pair is tied to one, (N,): the sparsest dS that explains its gradients."""
-        weights_M = tied_M = self.start_M
-        tiny = torch.finfo(weights_M.dtype).tiny
-        for round_ in range(_PARTNER_ROUNDS):
-            squares_M = torch.zeros_like(weights_M)
-            for columns_HAM, wanted_NHA in self.sides:
-                wanted_HA1 = wanted_NHA[pair, ..., None] / wanted_NHA[pair].norm().clamp_min(tiny)
-                weighted_HAM = columns_HAM * weights_M
-                gram_HAA = weighted_HAM @ columns_HAM.transpose(1, 2)
-                ridge_H = _PARTNER_RIDGE * gram_HAA.diagonal(dim1=1, dim2=2).sum(1)
-                gram_HAA += torch.diag_embed(ridge_H[:, None].expand(-1, gram_HAA.shape[1]))
-                tied_HM = (weighted_HAM.transpose(1, 2) @ torch.linalg.solve(gram_HAA, wanted_HA1))[..., 0]
-                squares_M += tied_HM.square().sum(0)
-            tied_M = squares_M.sqrt()
-            weights_M = tied_M / tied_M.max() + 1e-9 * 0.8**round_
+        sides = [(columns_HAM, wanted_NHA[pair]) for columns_HAM, wanted_NHA in self.sides]
+        tied_M = sparsest(sides, self.start_M)
         tied_N = tied_M.new_zeros(self.pairs)
         tied_N[self.chosen_M] = tied_M
         return tied_N
+
+
+def sparsest(sides: Sequence[tuple[Tensor, Tensor]], start_M: Tensor) -> Tensor:
+    """How large the fewest columns' parts are in what they must make, all heads and sides with the same few: (M,).
+
+    Args:
+        sides: columns (H, A, M), and what they must make (H, A).
+        start_M: weights to begin with.
+    """
+    weights_M = tied_M = start_M
+    tiny = torch.finfo(weights_M.dtype).tiny
+    for round_ in range(_PARTNER_ROUNDS):
+        squares_M = torch.zeros_like(weights_M)
+        for columns_HAM, wanted_HA in sides:
+            wanted_HA1 = wanted_HA[..., None] / wanted_HA.norm().clamp_min(tiny)
+            weighted_HAM = columns_HAM * weights_M
+            gram_HAA = weighted_HAM @ columns_HAM.transpose(1, 2)
+            ridge_H = _PARTNER_RIDGE * gram_HAA.diagonal(dim1=1, dim2=2).sum(1)
+            gram_HAA += torch.diag_embed(ridge_H[:, None].expand(-1, gram_HAA.shape[1]))
+            tied_HM = (weighted_HAM.transpose(1, 2) @ torch.linalg.solve(gram_HAA, wanted_HA1))[..., 0]
+            squares_M += tied_HM.square().sum(0)
+        tied_M = squares_M.sqrt()
+        weights_M = tied_M / tied_M.max() + 1e-9 * 0.8**round_
+    return tied_M

@@ -108,6 +108,11 @@ class Job(abc.ABC):
     def certificate(self, recovery: Recovery) -> Certificate:
         """What the answer's own gradient, formed in float64, says."""
 
+    def proved(self, recovery: Recovery, certificate: Certificate) -> dict[str, Any]:
+        """What proves parts of an answer, where there are such."""
+        del recovery, certificate
+        return {}
+
     def limits(self) -> tuple[str, ...]:
         """Why no answer can be exact, in sentences."""
         return ()
@@ -157,6 +162,7 @@ class Job(abc.ABC):
             "gradient_distance": finite(certificate.gradient_distance),
             "verified": certificate.verified,
             "verified_reason": certificate.reason,
+            **self.proved(recovery, certificate),
             "channel": recovery.channel,
             "notes": [*recovery.notes, *certificate.notes, *self.limits()],
             "run_dir": run_dir,

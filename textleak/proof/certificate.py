@@ -101,6 +101,8 @@ def own_certificate(recovery: Recovery) -> Certificate:
     """What an attack has certified itself; one that says nothing where it hasn't."""
     if recovery.stop is Stop.VERIFIED and recovery.gradient_distance is not None:
         return Certificate(gradient_distance=recovery.gradient_distance, verified=True)
+    if recovery.stop is Stop.PROVED:
+        return Certificate(gradient_distance=None, verified=True)
     return Certificate(gradient_distance=None, verified=None)
 
 

@@ -46,6 +46,8 @@ def _of_text(result: Mapping[str, Any]) -> str:
         str(result.get("channel")), "gradient matching"
     )
     if rate is None:
+        if result.get("proof") == "span":
+            return f"{count_of(result['proved_tokens'], 'token')} recovered through {channel}, each proved by it."
         if result.get("verified"):
             return f"The text was recovered through {channel}: its own gradient equals the shared one."
         if result.get("stop") == Stop.UNTOLD.value:
@@ -134,9 +136,13 @@ def _text_figures(result: Mapping[str, Any]) -> RenderableType:
         table.add_row("verified", changed if result.get("defense") else "not checked")
     else:
         words = "yes" if verified else "no"
+        if verified and result.get("proof") == "span":
+            words += ", the span of the first layers' inputs proves every token"
         if distance is not None:
             words += f", the text's own gradient is {distance:.1e} away from the shared one (relative)"
         table.add_row("verified", words)
+    if result.get("proof") == "span" and not verified:
+        table.add_row("proved", f"{count_of(result['proved_tokens'], 'token')}, each by the span itself")
     if result.get("stop") and not verified:
         table.add_row("ended because", Text(str(result["stop"])))
     if result.get("weights") == "random":

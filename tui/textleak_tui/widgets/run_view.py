@@ -251,7 +251,9 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
     words = [f"match rate {rate:.2f}"] if isinstance(rate, int | float) else []
     verified = result.get("verified")
     if verified:
-        words.append("✓ verified" + ("" if short else ": its own gradient equals the shared one"))
+        spanned = result.get("proof") == "span"
+        why = "the span proves every token" if spanned else "its own gradient equals the shared one"
+        words.append("✓ verified" + ("" if short else f": {why}"))
     elif verified is None:
         reason = result.get("verified_reason")
         if reason:

@@ -1,0 +1,301 @@
+"""Which tokens stand where although entries of the first layers' inputs are dropped (our choice).
+
+A token is tested by looking for a vector of the span that equals its input in most entries and is 0 in all others
+(`fits`); whether that proves it is judged by `evidence`. A token that stands at a place of several sentences has a
+vector for each of its masks; other starts find one after the other.
+
+Shapes: C tokens, N fits, I the layer's input size, R rank of the span.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.clients.view import Clock
+from textleak.exact.dropout.evidence import Court, Evidence
+from textleak.exact.dropout.fits import SparseFits
+from textleak.exact.dropout.frame import Frame
+from textleak.models.decoding import fixed_tokens
+from textleak.shared.known import SideInformation
+
+# Tokens kept at a place, those whose input lies most in the span (our choice; measured on minilm: true ones are among
+# the first 24 for one sentence, 68 for eight), and how many of them are tried at once.
+_LISTED, _AT_ONCE = 512, 16
+# Places without any token after which no sentence is taken to be longer (our choice).
+_EMPTY = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Effort:
+    """How hard a round tries: rounds get harder as long as inputs are missing (our choice).
+
+    Attributes:
+        depth: tokens tried at a place from the plain start.
+        starts: other starts of a token.
+        others: tokens not found at a place yet that get them: those that their best fit explains best.
+    """
+
+    depth: int
+    starts: int
+    others: int
+
+
+_EFFORTS = (
+    _Effort(depth=64, starts=8, others=2),
+    _Effort(depth=128, starts=32, others=4),
+    _Effort(depth=256, starts=128, others=8),
+    _Effort(depth=_LISTED, starts=256, others=16),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Occurrence:
+    """A token that stands at a position of one sentence, with what the network read there.
+
+    Attributes:
+        position, token: where, and which.
+        input_I: the layer's input with its mask, float64.
+        kept_I: the mask.
+        agreeing: entries that equal the token's own.
+        dropped: entries that are 0.
+        chance: logarithm of a bound on the chance that any wrong token would have fitted so well.
+        proved: whether it is the token; False where another one fits nearly as well.
+    """
+
+    position: int
+    token: int
+    input_I: Tensor
+    kept_I: Tensor
+    agreeing: int
+    dropped: int
+    chance: float
+    proved: bool
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Place:
+    """What could stand at a position.
+
+    Attributes:
+        position: where.
+        tokens: which, likeliest first.
+        targets_CI: what entries of each are where they aren't dropped, in scales.
+        promise_C: part of the entries that each one's best fit explains; below 0 where it wasn't tried.
+        open: whether it may be in a sentence that isn't found yet.
+    """
+
+    position: int
+    tokens: list[int]
+    targets_CI: Tensor
+    promise_C: Tensor
+
+    @property
+    def best(self) -> int:
+        """The token that stands there most likely, as far as fits tell."""
+        return self.tokens[int(self.promise_C.argmax())]
+
+
+class Occurrences:
+    """The search for the inputs of a batch: as many as the span has dimensions.
+
+    Attributes:
+        found: those found so far.
+        places: positions looked at.
+    """
+
+    def __init__(
+        self, frame: Frame, known: SideInformation, clock: Clock, *, ends_early: bool = False
+    ) -> None:
+        """Nothing is found yet.
+
+        Args:
+            frame: what is compared.
+            known: what the server was told of the batch.
+            clock: when to end.
+            ends_early: whether a sentence's last token leaves nothing in the gradient, as in a causal language model.
+        """
+        self.frame, self.model, self.known, self.clock = frame, frame.model, known, clock
+        self.ends_early = ends_early
+        self.fits = SparseFits(frame.columns_IK)
+        self.court = Court(frame, self.fits)
+        self.inside = frame.inside(self.fits.basis_IK)
+        self.generator = torch.Generator().manual_seed(0)
+        self.found: list[Occurrence] = []
+        self.places: list[Place] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether every input that the gradient shows is one of those found."""
+        return len(self.found) == self.frame.span.rank
+
+    def search(self) -> Iterator[str]:
+        """Find one occurrence after the other; a line of words after every step."""
+        yield from self._first_looks()
+        depth = _AT_ONCE
+        for effort in _EFFORTS:
+            for start in range(depth, effort.depth, _AT_ONCE):
+                for place in self.places:
+                    self._try(place, range(start, min(start + _AT_ONCE, len(place.tokens))))
+                    if self._over():
+                        return
+                yield self.words
+            depth = effort.depth
+            yield from self._restarted(effort)
+
+    @property
+    def words(self) -> str:
+        """How far it got."""
+        return f"{len(self.found)} of {self.frame.span.rank} inputs explained"
+
+    def _over(self) -> bool:
+        return self.complete or self.clock.over
+
+    def reaching(self, position: int) -> int | None:
+        """How many sentences reach a position, at most; None where that isn't known."""
+        if self.known.lengths is not None:
+            return sum(length - self.ends_early > position for length in self.known.lengths)
+        if self.known.batch_size is None:
+            return None
+        end = self.model.suffix_ids[-1:]
+        ended = sum(o.position < position and (o.token,) == end for o in self.found)
+        return self.known.batch_size - ended
+
+    def here(self, position: int) -> list[Occurrence]:
+        """What was found at a position."""
+        return [o for o in self.found if o.position == position]
+
+    # Candidates
+
+    def _first_looks(self) -> Iterator[str]:
+        """The likeliest tokens at every position that a sentence reaches."""
+        lengths, rank = self.known.lengths, self.frame.span.rank
+        count = min(max(lengths) - self.ends_early if lengths else rank, rank)
+        empty = 0
+        for position in range(min(count, self.model.max_length)):
+            place = self._listed(position)
+            self.places.append(place)
+            self._try(place, range(min(_AT_ONCE, len(place.tokens))))
+            yield self.words
+            empty = 0 if self.here(position) else empty + 1
+            if self._over() or (empty == _EMPTY and lengths is None):
+                return
+
+    def _listed(self, position: int) -> Place:
+        """The tokens whose input lies mostly in the span, most first."""
+        ids_C = self._fixed(position)
+        if ids_C is None:
+            ids_C = torch.arange(self.model.vocab_size, device=self.model.device)
+            if self.inside is not None:
+                inside_V = self.inside(position)
+                ids_C = inside_V.topk(min(2 * _LISTED, len(inside_V))).indices
+        targets_CI = self.frame.targets(ids_C, position)
+        inside_C = (targets_CI @ self.fits.basis_IK).square().sum(1) / targets_CI.square().sum(1)
+        order_C = inside_C.argsort(descending=True)[:_LISTED]
+        return Place(
+            position=position,
+            tokens=ids_C.cpu()[order_C].tolist(),
+            targets_CI=targets_CI[order_C],
+            promise_C=torch.full((len(order_C),), -1.0),
+        )
+
+    def _fixed(self, position: int) -> Tensor | None:
+        """The tokens that the tokenizer puts there in every sentence that reaches it; None where text stands there."""
+        reaching = [length for length in self.known.lengths or () if length > position]
+        here = {fixed_tokens(self.model, length).get(position) for length in reaching}
+        if position < len(self.model.prefix_ids):
+            here = {self.model.prefix_ids[position]}
+        if not here or None in here:
+            return None
+        fixed = sorted(token for token in here if token is not None)
+        return torch.tensor(fixed, device=self.model.device)
+
+    def _open(self, position: int) -> bool:
+        """Whether a sentence that isn't found yet may have a token there."""
+        most = self.reaching(position)
+        return most is None or len(self.here(position)) < most
+
+    def _restarted(self, effort: _Effort) -> Iterator[str]:
+        """Other starts, as long as they find anything."""
+        progress = True
+        while progress and not self._over():
+            before = len(self.found)
+            for place, index in self._promising(effort.others):
+                if self._open(place.position):
+                    self._try(place, [index] * effort.starts, again=True)
+                    yield self.words
+                if self._over():
+                    return
+            progress = len(self.found) > before
+
+    def _promising(self, others: int) -> list[tuple[Place, int]]:
+        """What to try again: tokens that may stand there in another sentence too, then those nearly found."""
+        special = {*self.model.prefix_ids, *self.model.suffix_ids}
+        again: list[tuple[Place, int]] = []
+        further: list[tuple[Place, int]] = []
+        for place in self.places:
+            known = {o.token for o in self.here(place.position)}
+            order = place.promise_C.argsort(descending=True).tolist()
+            if self.known.batch_size != 1:
+                again += [(place, index) for index in order if place.tokens[index] in known]
+            new = [index for index in order if place.tokens[index] not in known]
+            further += [(place, index) for index in new[:others]]
+        again.sort(key=lambda pair: pair[0].tokens[pair[1]] not in special)
+        return [*again, *sorted(further, key=lambda pair: -float(pair[0].promise_C[pair[1]]))]
+
+    # Fits
+
+    def _try(self, place: Place, chosen: Sequence[int], *, again: bool = False) -> None:
+        """Fit tokens, each from the plain start or from a random one, and keep those that are proved."""
+        if not len(chosen) or not self._open(place.position):
+            return
+        targets_NI = place.targets_CI[list(chosen)]
+        if again:
+            kept_NI = torch.stack([self._kept(place, index) for index in chosen])
+            fit = self.fits.again(targets_NI, kept_NI, self.generator)
+        else:
+            fit = self.fits.plain(targets_NI)
+        explained_N = (fit.agrees_NI | fit.zero_NI).float().mean(1)
+        for index, explained in zip(chosen, explained_N.tolist(), strict=True):
+            place.promise_C[index] = max(float(place.promise_C[index]), explained)
+        for n, evidence in self.court.whole(fit, targets_NI):
+            if self._open(place.position):
+                self._judge(place, chosen[n], evidence)
+
+    def _kept(self, place: Place, index: int) -> Tensor:
+        """The entries that no occurrence of the token found there has dropped."""
+        kept_I = torch.ones(place.targets_CI.shape[1], dtype=torch.bool)
+        for o in self.here(place.position):
+            if o.token == place.tokens[index]:
+                kept_I &= o.kept_I
+        return kept_I
+
+    def _judge(self, place: Place, index: int, evidence: Evidence) -> None:
+        """Keep a token whose fit is no accident, unless it was found with the same mask before."""
+        position, token = place.position, place.tokens[index]
+        if not self.court.proves(evidence, places=len(self.places)):
+            return
+        if any(evidence.same(o.kept_I) for o in self.here(position)):
+            return
+        alike = {
+            (other.position, other.tokens[twin])
+            for other in self.places
+            for twin in evidence.twins(other.targets_CI).nonzero().flatten().tolist()
+        }
+        self.found.append(
+            Occurrence(
+                position=position,
+                token=token,
+                input_I=self.frame.dropped.read(token, position, evidence.kept_I),
+                kept_I=evidence.kept_I,
+                agreeing=evidence.agreeing,
+                dropped=evidence.dropped,
+                chance=evidence.chance(
+                    columns=len(self.fits.turn_KK), tokens=self.model.vocab_size * len(self.places)
+                ),
+                proved=alike <= {(position, token)},
+            )
+        )

@@ -1,0 +1,158 @@
+"""Sentences of a client that trains with dropout, from a server's view (our choice).
+
+The first layers' gradients span what these layers read, dropped entries and all. Which token at which position each of
+these vectors is comes out of `occurrences`, with a proof; a batch's are put together by `arrangement`, and the label of
+one sentence is read off the head.
+
+Shapes: B sentences, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+
+from textleak.clients.view import View
+from textleak.errors import InputError
+from textleak.events import Phase, Progress
+from textleak.exact.classes import single_class
+from textleak.exact.dropout.arrangement import arranged
+from textleak.exact.dropout.attention import attended
+from textleak.exact.dropout.frame import Frame
+from textleak.exact.dropout.occurrences import Occurrences
+from textleak.exact.dropout.rules import dropped_by
+from textleak.exact.found import OPEN, Found
+from textleak.exact.subspace import shared_spans
+from textleak.words import count_of
+
+
+def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
+    """The sentences of a batch whose inputs were dropped, as far as the first layers' gradients tell them.
+
+    Args:
+        view: what the server sees; the client's procedure is run to tell how it drops.
+    """
+    yield Phase(name="span", detail="tokens behind dropout: inputs that the gradient spans, up to zeros")
+    laid_out = _laid_out(view)
+    if isinstance(laid_out, str):
+        return Found(notes=(laid_out,))
+    causal = view.model.task == "causal-lm"
+    search = Occurrences(laid_out, view.shared.known, view.clock, ends_early=causal)
+    for step, words in enumerate(search.search(), 1):
+        yield Progress(phase="span", step=step, detail=words)
+    single = view.shared.known.batch_size == 1
+    if single:
+        return _one_sentence(view, search)
+    if search.found:
+        yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
+    return _several(view, search)
+
+
+def _laid_out(view: View) -> Frame | str:
+    """The widest first span, ready for comparison; else a sentence that says why there is none."""
+    spans = shared_spans(view.model, view.shared)
+    if not spans:
+        return "No first layer's weight gradient was shared: there is no span to read."
+    if view.shared.noise_sigma > 0:
+        return "Noise covers the span of the first layers' inputs."
+    told = ((layers, span, dropped_by(view, layers[0])) for layers, span in spans)
+    readable = [(layers, span, dropped) for layers, span, dropped in told if dropped is not None]
+    if not readable:
+        return "The client changes the first layers' inputs in a way that no channel here reads."
+    layers, span, dropped = max(readable, key=lambda entry: entry[1].room)
+    if not span.clear:
+        return (
+            f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D), "
+            "without a clear end: behind dropout, the span tells nothing for certain."
+        )
+    return Frame.of(view.model, dropped, view.shared, layers, span)
+
+
+def _one_sentence(view: View, search: Occurrences) -> Found:
+    """The only sentence: what was proved, and the likeliest tokens at its other places."""
+    model, known = view.model, view.shared.known
+    length = known.lengths[0] if known.lengths else search.frame.span.rank + search.ends_early
+    row, proved, confidence = [OPEN] * length, [False] * length, [0.0] * length
+    for place in search.places[:length]:
+        row[place.position], confidence[place.position] = place.best, float(place.promise_C.max())
+    for occurrence in search.found:
+        if occurrence.position < length:
+            row[occurrence.position], proved[occurrence.position] = occurrence.token, occurrence.proved
+            confidence[occurrence.position] = 1.0 if occurrence.proved else 0.5
+    label, notes = _label(view)
+    if model.task == "masked-lm":
+        shown = [token != model.mask_id for token in row]
+        row = [token if seen else OPEN for token, seen in zip(row, shown, strict=True)]
+        proved = [sure and seen for sure, seen in zip(proved, shown, strict=True)]
+        notes = (*notes, "What stands behind the masks is a label, which no span shows.")
+    return Found(
+        rows=(tuple(row),),
+        confidence=(tuple(confidence),),
+        classes=() if label is None else (label,),
+        batch_size=1,
+        complete=search.complete,
+        proved=(tuple(proved),),
+        settled=search.complete and all(proved),
+        notes=(*_notes(search), *notes),
+    )
+
+
+def _label(view: View) -> tuple[int | None, tuple[str, ...]]:
+    """The class of one sentence, where the head tells it; a note where it doesn't."""
+    if view.model.num_labels is None:
+        return None, ()
+    if view.shared.known.labels is not None:
+        return view.shared.known.labels[0], ()
+    try:
+        return single_class(view.shared, view.model, torch.Generator().manual_seed(0)), ()
+    except InputError:
+        return None, ("The classification head's gradient was not shared, so the label stays open.",)
+
+
+def _several(view: View, search: Occurrences) -> Found:
+    """The sentences of a batch, by what ties their tokens; what stands where if nothing does."""
+    inputs_NI = [o.input_I for o in search.found]
+    attention = attended(search.frame, torch.stack(inputs_NI)) if inputs_NI else None
+    if attention is None:
+        sets = tuple(tuple(dict.fromkeys(o.token for o in search.here(p.position))) for p in search.places)
+        while sets and not sets[-1]:
+            sets = sets[:-1]
+        return Found(sets=sets, notes=_notes(search))
+    ends = view.model.suffix_ids[-1] if view.model.suffix_ids else None
+    arrangement = arranged(search.found, attention, ends, view.shared.known.batch_size)
+    rows, proved = [], []
+    for row in arrangement.rows:
+        places = range(max(row) + 1)
+        rows.append(tuple(search.found[row[t]].token if t in row else OPEN for t in places))
+        proved.append(tuple(t in row and search.found[row[t]].proved for t in places))
+    grouped = sum(arrangement.proved)
+    known = view.shared.known.batch_size
+    settled = search.complete and all(map(all, proved)) and grouped == len(rows) and known in (None, grouped)
+    if search.complete and grouped < len(rows):
+        left = count_of(len(rows) - grouped, "sentence")
+        note = f"Which tokens stand together is likely, but not proved, in {left}."
+    return Found(
+        rows=tuple(rows),
+        batch_size=known or (len(rows) if settled else None),
+        complete=search.complete,
+        proved=tuple(proved),
+        settled=settled,
+        notes=(*_notes(search), *((note,) if search.complete and grouped < len(rows) else ())),
+    )
+
+
+def _notes(search: Occurrences) -> tuple[str, ...]:
+    """What the channel gave, in plain words."""
+    proved, rank = sum(o.proved for o in search.found), search.frame.span.rank
+    drops = f"The client drops {search.frame.dropped.rate:.0%} of the first layers' inputs"
+    if not proved:
+        return (f"{drops}, and no token could be proved behind that.",)
+    notes = [
+        f"{drops}, which hides no token: {proved} of the {rank} inputs that the gradient shows are proved, each by "
+        "far more entries that equal its token's own than could by accident."
+    ]
+    if len(search.found) > proved:
+        alike = count_of(len(search.found) - proved, "input")
+        notes.append(f"Tokens fit so nearly alike at {alike} that which of them it was can't be told.")
+    return tuple(notes)
