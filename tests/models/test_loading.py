@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+import transformers
 
 from textleak.errors import InputError
 from textleak.models import describe, load_model
@@ -255,6 +256,50 @@ def test_a_head_that_is_there_is_used_and_one_of_another_size_drawn(checkpoint: 
     assert "classifier.weight" in load_model(name, num_labels=2).source
 
 
+@pytest.fixture
+def with_head(toy_folder: Folder, tmp_path: Path) -> Callable[..., str]:
+    """A folder of a toy BERT with a head of a kind: with_head("SequenceClassification", num_labels=3)."""
+
+    def made(kind: str, **settings: object) -> str:
+        folder = tmp_path / kind
+        shutil.copytree(toy_folder("bert"), folder)
+        config = transformers.AutoConfig.from_pretrained(folder, **settings)
+        getattr(transformers, f"BertFor{kind}")(config).save_pretrained(folder)
+        return str(folder)
+
+    return made
+
+
+def test_a_checkpoints_own_head_says_how_many_classes_there_are(with_head: Callable[..., str]) -> None:
+    name = with_head("SequenceClassification", num_labels=3)
+    model = load_model(name)
+    assert (model.num_labels, model.source) == (3, f"folder {name}")
+    assert load_model(name, weights="random").num_labels == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words", "way"),
+    [
+        ("SequenceClassification", {"num_labels": 1}, "regression", {"num_labels": 2}),
+        (
+            "SequenceClassification",
+            {"num_labels": 4, "problem_type": "multi_label_classification"},
+            "multi_label",
+            {"num_labels": 4},
+        ),
+        ("TokenClassification", {"num_labels": 9}, "every token", {"task": "classification"}),
+        ("QuestionAnswering", {}, "begins and ends", {"task": "classification"}),
+    ],
+)
+def test_a_head_of_another_loss_is_not_silently_replaced(
+    kind: str, settings: dict[str, object], words: str, way: dict[str, Any], with_head: Callable[..., str]
+) -> None:
+    name = with_head(kind, **settings)
+    with pytest.raises(InputError, match=words):
+        load_model(name)
+    assert load_model(name, **way).num_labels == way.get("num_labels", 2)
+
+
 def test_random_weights_take_a_folders_shape_and_tokenizer(checkpoint: Callable[..., Path]) -> None:
     model = load_model(str(checkpoint("gpt2")), weights="random")
     assert (model.weights, model.hidden_size) == ("random", 16)
@@ -287,6 +332,15 @@ def test_a_folder_without_a_tokenizer_is_refused(checkpoint: Callable[..., Path]
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(InputError, match="tokenizer"):
+        load_model(str(folder))
+
+
+def test_a_tokenizer_that_knows_only_its_special_tokens_is_none(checkpoint: Callable[..., Path]) -> None:
+    """As transformers makes one of a BERT where there are no files."""
+    folder = checkpoint("bert")
+    for file in (*folder.glob("tokenizer*"), *folder.glob("vocab*")):
+        file.unlink()
+    with pytest.raises(InputError, match="no tokenizer"):
         load_model(str(folder))
 
 

@@ -107,7 +107,7 @@ def _model(name: str, seed: int, config: EvaluationConfig) -> TextModel:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(
-    name: str, weights: str, task: str, device: str, dtype: str, num_labels: int, seed: int
+    name: str, weights: str, task: str, device: str, dtype: str, num_labels: int | None, seed: int
 ) -> TextModel:
     """The public model; the last one is kept, as the batches of one model follow each other."""
     return load_model(

@@ -213,7 +213,7 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
         TextRequest(
             **asked_by_file(config, public, {*CATALOG, *BY_HUB_ID}),
             task=config.task if "task" in given else public.task,
-            num_labels=config.num_labels if "num_labels" in given else public.num_labels or 2,
+            num_labels=config.num_labels if "num_labels" in given else public.num_labels,
             download="model" in given,  # nothing is downloaded for what a file names
         )
     )

@@ -49,7 +49,7 @@ class EvaluationConfig(Settings):
     model: Names = ("bert-tiny",)
     weights: Literal["auto", "pretrained", "random"] = "auto"
     task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
-    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] = 2
+    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None = None
     attack: Annotated[tuple[AttackChoice, ...], Field(min_length=1)] = Field(
         default_factory=lambda: (AttackChoice(name=DEFAULT_ATTACK),)
     )

@@ -96,7 +96,7 @@ class ClientConfig(_ClientSettings):
         model: alias, hub id, folder, or folder and .gguf file.
         weights: "auto" takes pretrained weights if they can be had, else random ones.
         task: "auto", "classification", "causal-lm" or "masked-lm".
-        num_labels: classes of a classification head.
+        num_labels: classes of a classification head; None for the checkpoint's own, or 2.
         sentences: the private batch.
         file: a text file with one sentence a line, instead of `sentences`.
         labels: one class a sentence; drawn from the seed where empty.
@@ -113,7 +113,7 @@ class ClientConfig(_ClientSettings):
 
     model: Word = "bert-tiny"
     task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
-    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] = 2
+    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None = None
     sentences: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     file: Path | None = None
 

@@ -15,7 +15,7 @@ import torch
 
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
-from textleak.models.loading import own_code, vocabulary
+from textleak.models.loading import heads, own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Place, find_place, not_at_hand
 from textleak.models.loading.request import Built, Request
@@ -35,7 +35,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "float32",
     weights_seed: int = 0,
-    num_labels: int = 2,
+    num_labels: int | None = None,
 ) -> TextModel:
     """Load the public model that client and attacker share. No code that a checkpoint brings along is run.
 
@@ -47,7 +47,7 @@ def load_model(
         device: "auto" takes CUDA or MPS where there is one; "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32", "float64" or "bfloat16".
         weights_seed: seed of weights that are drawn: all of them, or a head that the checkpoint lacks.
-        num_labels: classes of a classification head, at least 2.
+        num_labels: classes of a classification head, at least 2; None for the checkpoint's own, or 2.
 
     Raises:
         InputError: an unknown name or option, weights that can't be had, a checkpoint that needs code of its own, a
@@ -75,17 +75,17 @@ class TextRequest(Request):
     """
 
     task: str = "auto"
-    num_labels: int = 2
+    num_labels: int | None = None
     download: bool = True
 
 
 def load(request: TextRequest) -> TextModel:
     """Load what was asked for; as `load_model`."""
-    name, task, num_labels = request.name, request.task, request.num_labels
+    name, task, asked = request.name, request.task, request.num_labels
     if task not in ("auto", *get_args(Task)):
         raise unknown_name("task", task, ("auto", *get_args(Task)))
-    if num_labels < 2:
-        raise InputError(f"num_labels={num_labels} can't be used.", why="A classification needs two classes.")
+    if asked is not None and asked < 2:
+        raise InputError(f"num_labels={asked} can't be used.", why="A classification needs two classes.")
     device, dtype = request.target()
     built = _built_for(request)
     return TextModel(
@@ -96,7 +96,7 @@ def load(request: TextRequest) -> TextModel:
         weights=built.weights,
         source=built.source,
         weights_seed=request.weights_seed,
-        num_labels=num_labels if built.task == "classification" else None,
+        num_labels=int(built.network.config.num_labels) if built.task == "classification" else None,
     )
 
 
@@ -155,6 +155,7 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
         able["causal-lm"] = AutoModelForCausalLM
     chosen: Any = task
     if task == "auto":
+        heads.check_head(name, config)
         chosen = "causal-lm" if "causal-lm" in able else "classification"
     if chosen not in able:
         if not able and hasattr(config, "auto_map"):
@@ -206,8 +207,13 @@ def _read_tokenizer(name: str, place: Place, config: PreTrainedConfig) -> PreTra
     options = {} if place.gguf is None else {"gguf_file": place.gguf}
     with reading(name, place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(place.folder, config=config, **own_code.LOCAL, **options)
-        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-            raise ValueError("Its vocabulary is empty.")  # what transformers makes of missing files
+    # What transformers makes of missing files: a tokenizer with no words.
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        raise InputError(
+            f"There is no tokenizer of {name!r} in {place.words}.",
+            why="Without its vocabulary no text can be turned into the model's tokens, nor back.",
+            fix="Save it there (tokenizer.save_pretrained(FOLDER)): tokenizer.json, or vocab.txt or the like.",
+        )
     return tokenizer
 
 
@@ -240,7 +246,7 @@ def _pretrained(request: TextRequest, place: Place, entry: Entry | None) -> _Bui
     config = _read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, request.task)
     if chosen == "classification":
-        config.num_labels = request.num_labels
+        config.num_labels = heads.classes_for(name, config, request.num_labels)
     tokenizer = _read_tokenizer(name, place, config)
     with reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
@@ -319,7 +325,7 @@ def _random_in(request: TextRequest, place: Place, entry: Entry | None) -> _Buil
     config = _read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, request.task)
     if chosen == "classification":
-        config.num_labels = request.num_labels
+        config.num_labels = heads.classes_for(name, config, request.num_labels)
     tokenizer = _read_tokenizer(name, place, config)
     with own_code.refused(name):
         network = _draw(auto, config, seed)
@@ -345,7 +351,7 @@ def _random_alias(request: TextRequest, entry: Entry, missing: str) -> _Built:
     config = AutoConfig.for_model(entry.model_type, **{**entry.shape, "vocab_size": len(tokenizer), **ids})
     chosen, auto = _choose_task(entry.alias, config, request.task)
     if chosen == "classification":
-        config.num_labels = request.num_labels
+        config.num_labels = heads.classes_for(entry.alias, config, request.num_labels)
     because = f"; pretrained ones could not be had: {missing}" if missing else ""
     return _Built(
         task=chosen,
