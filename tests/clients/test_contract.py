@@ -34,6 +34,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "fedavg, more steps": ("fedavg:steps=3",),
     "fedavg, AdamW": ("fedavg:optimizer=adamw,steps=1,max_grad_norm=1.0",),
     "LoRA": ("lora:at=2",),
+    "bfloat16": ("autocast",),
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")

@@ -191,3 +191,20 @@ def test_gradients_are_formed_of_any_examples(toy_model: ToyModel) -> None:
     assert len(examples) == 4
     for name, gradient in whole.items():
         assert torch.allclose(gradient, (halves[0][name] + halves[1][name]) / 2, rtol=1e-9, atol=1e-14)
+
+
+def test_autocast_is_torchs(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, FOUR, LABELS, client=client("autocast"))
+    plainly, _ = share(model, FOUR, LABELS)
+    network = copy.deepcopy(model.network).requires_grad_(True)
+    batch = model.encode(FOUR)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, labels=torch.tensor(LABELS))
+    output.loss.backward()
+    for name, parameter in network.named_parameters():
+        if name in shared.gradients:
+            assert parameter.grad is not None
+            # The loss itself is formed another way, from the same logits.
+            off = (shared.gradients[name] - parameter.grad).norm()
+            assert off <= 0.5 * (plainly.gradients[name] - parameter.grad).norm() + 1e-7, name

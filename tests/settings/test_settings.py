@@ -8,6 +8,8 @@ import random
 import pytest
 
 from textleak.attacks import ATTACKS
+from textleak.clients import CLIENTS as CLIENT_KINDS
+from textleak.clients import composed
 from textleak.errors import InputError
 from textleak.settings import (
     Choice,
@@ -17,6 +19,7 @@ from textleak.settings import (
     preset_names,
     read_preset,
 )
+from textleak.settings.presets import CLIENTS
 
 ONE = {"sentences": ["hello there"]}
 
@@ -287,3 +290,19 @@ def test_lamps_presets_are_its_two_variants(variant):
     assert config.attack_options() == {"variant": variant, "prior": "smollm2"}
     built = ATTACKS.build("lamp", config.attack_options())
     assert (built.steps, built.starts, built.moves) == (2000, 500, 200)
+
+
+@pytest.mark.parametrize("name", [name.rpartition("/")[2] for name in preset_names(CLIENTS)])
+def test_a_preset_of_a_client_is_one_word(name):
+    config = load_run_config(flags={**ONE, "client": [name]})
+    built = composed([CLIENT_KINDS.build(choice.name, choice.options) for choice in config.client])
+    assert len(built.kinds) == len(config.client) > 0 or name == "fedsgd"
+    cell = load_evaluation_config(flags={"client": [name]}).client
+    assert cell == (config.client,)
+
+
+def test_a_preset_of_a_client_goes_with_other_kinds():
+    names = [
+        choice.name for choice in load_run_config(flags={**ONE, "client": ["hf-trainer", "autocast"]}).client
+    ]
+    assert names == ["train-mode", "fedavg", "autocast"]

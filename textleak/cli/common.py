@@ -92,7 +92,7 @@ Clients = Annotated[
     typer.Option(
         "--client",
         metavar="SPEC",
-        help="How the client trains: name[:key=value,...]; repeat it, kinds are composed in order.",
+        help="How the client trains: name[:key=value,...] or a preset; repeat it, kinds are composed in order.",
         show_default="one-step",
     ),
 ]

@@ -38,6 +38,23 @@ def clients(name: Name = None, json_: common.Json = False) -> None:
     from textleak.clients import CLIENTS
 
     _show(CLIENTS, name, as_json=json_, how="--client NAME:OPTION=VALUE,...")
+    if name is None and not json_:
+        _show_presets()
+
+
+def _show_presets() -> None:
+    """What `--client` takes beside the kinds."""
+    from rich import box
+    from rich.table import Table
+
+    from textleak.settings.presets import CLIENTS, client_kinds, preset_names
+
+    table = Table("preset", "what it stands for", box=box.SIMPLE_HEAD, pad_edge=False)
+    for preset in preset_names(CLIENTS):
+        known = preset.rpartition("/")[2]
+        kinds = [f"--client {kind}" for kind in client_kinds(known)]
+        table.add_row(known, " ".join(kinds) or "--client one-step")
+    common.stdout().print(table)
 
 
 def _show(registry: Registry[Any], name: str | None, *, as_json: bool, how: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from textleak.errors import InputError
 from textleak.settings import specs
 from textleak.settings.base import Settings
+from textleak.settings.presets import client_kinds
 
 
 class Choice(Settings):
@@ -49,7 +50,8 @@ def composition(value: object, kind: str) -> object:
     if value is None or value in ("none", "one-step"):
         return ()
     if isinstance(value, str):
-        return specs.split_composition(value, kind)
+        parts: tuple[object, ...] = specs.split_composition(value, kind)
+        return parts if kind != "client" else tuple(k for part in parts for k in client_kinds(part))
     return (value,) if isinstance(value, Mapping | Choice) else value
 
 

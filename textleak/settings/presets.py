@@ -12,7 +12,8 @@ from textleak.errors import InputError, unknown_name
 from textleak.settings.base import unknown_setting
 from textleak.settings.specs import MOST_DEPTH, key_and_value, load_yaml, read
 
-EVALUATIONS = "evaluations"
+EVALUATIONS, CLIENTS = "evaluations", "clients"
+"""Folders of presets that aren't a run's."""
 MOST_PRESET = foreign.MIB  # bytes of a file (our choice): no preset is near it
 # Where a batch may come from: naming one sets aside what a layer below named.
 _SOURCES = frozenset({"sentences", "file", "gradients"})
@@ -73,11 +74,23 @@ def preset_names(folder: str = "") -> list[str]:
     """Names that `-c` takes: file names without their ending, with the folder where they lie in one.
 
     Args:
-        folder: "evaluations" for those of `textleak eval`, "" for all others.
+        folder: "evaluations" for those of `textleak eval`, "clients" for those of `--client`, "" for all others.
     """
     root = presets_folder()
     names = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    return [name for name in names if name.startswith(f"{EVALUATIONS}/") == (folder == EVALUATIONS)]
+    of_their_own = {
+        name: name.partition("/")[0] for name in names if name.startswith((f"{EVALUATIONS}/", f"{CLIENTS}/"))
+    }
+    return [name for name in names if of_their_own.get(name, "") == folder]
+
+
+def client_kinds(value: object) -> tuple[object, ...]:
+    """The kinds of client that a preset's name stands for; anything else is one kind."""
+    names = [name.rpartition("/")[2] for name in preset_names(CLIENTS)]
+    if value not in names:
+        return (value,)
+    kinds = read_preset(str(value), CLIENTS)["client"]
+    return tuple(kind for kind in kinds if kind != "one-step")
 
 
 def read_preset(name: str, folder: str = "") -> dict[str, Any]:

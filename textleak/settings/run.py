@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from textleak import foreign
 from textleak.errors import InputError
@@ -24,7 +24,7 @@ from textleak.settings.base import (
     validated,
 )
 from textleak.settings.choices import Choice
-from textleak.settings.presets import check_keys, lay_over, parse_assignment, read_preset
+from textleak.settings.presets import check_keys, client_kinds, lay_over, parse_assignment, read_preset
 
 Config = TypeVar("Config", "RunConfig", "ImageConfig", "ClientConfig", "PictureConfig")
 DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "match", "dlg"
@@ -68,8 +68,11 @@ class _ClientSettings(Settings):
 
     @field_validator("client", "defenses", mode="before")
     @classmethod
-    def _one_or_several_choices(cls, value: object) -> object:
-        return (value,) if isinstance(value, str | Mapping) else value or ()
+    def _one_or_several_choices(cls, value: object, info: ValidationInfo) -> object:
+        several = (value,) if isinstance(value, str | Mapping) else value or ()
+        if info.field_name != "client" or not isinstance(several, Sequence):
+            return several
+        return tuple(kind for one in several for kind in client_kinds(one))
 
 
 class _AttackSettings(Settings):
