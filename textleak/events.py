@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Generator, Iterable
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -139,6 +139,27 @@ class Stop(enum.Enum):
     def settled(self) -> bool:
         """Whether nothing that is searched for can be better."""
         return self in (Stop.VERIFIED, Stop.UNTOLD)
+
+
+E = TypeVar("E")
+R = TypeVar("R")
+
+
+class Followed(Generic[E, R]):
+    """A generator to be gone through with `for`, which keeps what it returned.
+
+    Attributes:
+        result: that, once there is no more to come.
+    """
+
+    result: R
+
+    def __init__(self, steps: Generator[E, None, R]) -> None:
+        self._steps = steps
+
+    def __iter__(self) -> Generator[E, None, None]:
+        """What it yields."""
+        self.result = yield from self._steps
 
 
 def main_channel(sentences: Iterable[Sentence], default: str = "matching") -> str:

@@ -91,7 +91,7 @@ class Cosine:
             labels_KB = _labels(view, candidates, generator)
         pictures = PictureSettings(total_variation=self.total_variation, boxed=self.boxed, kinks=self.kinks)
         totals = Totals()
-        start_CHW = read_patches(view.shared, view.model) if pictured and self.closed_form else None
+        start_CHW = read_patches(view.shared, view.image_model) if pictured and self.closed_form else None
         if start_CHW is not None:
             read = yield from totals.followed(put_to_the_test(view, start_CHW, labels_KB))
             if read.stop is Stop.MATCHED:

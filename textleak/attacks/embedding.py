@@ -36,18 +36,12 @@ _SHOWN = 16
 _CLASSES_TRIED = 8
 
 
-def embedding_rows(view: View) -> Found | None:
-    """Sentences of the batch as far as the embeddings' gradients tell them; None where they tell nothing.
+def found_in(view: View, seen: EmbeddingRows) -> Found | None:
+    """Sentences of the batch as far as the embeddings' rows tell them; None where they tell nothing.
 
     In masked language modeling a token behind a mask is written as its id + V, as in `Guess`.
     """
-    seen = read_rows(view.model, view.shared)
-    return None if seen is None else found_in(view, seen)
-
-
-def found_in(view: View, seen: EmbeddingRows) -> Found | None:
-    """The same from rows that were read already."""
-    model, shared = view.model, view.shared
+    model, shared = view.text_model, view.shared
     lengths, notes = _lengths(model, shared, seen), list(seen.notes)
     if not lengths:
         return None
@@ -124,7 +118,7 @@ def _row(model: TextModel, shared: SharedGradient, seen: EmbeddingRows, length: 
 
 def _with_labels(view: View, row: Row, notes: list[str]) -> Row:
     """Tokens that are labels only (a causal model's last one, those behind masks), where the last norm tells them."""
-    model = view.model
+    model = view.text_model
     hidden = [t for t, token in enumerate(row) if model.task == "masked-lm" and token == model.mask_id]
     open_ = hidden or [len(row) - 1]
     read = [token for t, token in enumerate(row) if t not in open_]
@@ -179,7 +173,7 @@ class Embedding:
         """
         del generator  # nothing is drawn
         yield Phase(name="rows", detail="tokens and positions in the embeddings' gradients")
-        model, shared = view.model, view.shared
+        model, shared = view.text_model, view.shared
         seen = read_rows(model, shared)
         if seen is None:
             raise _nothing_shared(model)

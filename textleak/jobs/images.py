@@ -53,7 +53,7 @@ class ImageJob(Job):
             "batch_size": count,
             "picture_shape": list(self.model.shape),
             "numbers": count and count * self.model.numbers,
-            "numbers_determined": count and numbers_determined(self.view.model, names, count),
+            "numbers_determined": count and numbers_determined(self.view.image_model, names, count),
             "pictures": [picture.name for picture in self.pictures],
             "conversions": {picture.name: list(picture.notes) for picture in self.pictures if picture.notes},
             "labels": None if self.secret is None else list(self.secret.labels),
@@ -132,7 +132,7 @@ def prepare(config: ImageConfig) -> ImageJob:
     else:
         model, shared, secret = _read(config)
     done, client = done_to(shared, secret)
-    return ImageJob(
+    job = ImageJob(
         config=config,
         attack=attack,
         shared=shared if config.gradients is None else tell_less(shared, config),
@@ -144,6 +144,10 @@ def prepare(config: ImageConfig) -> ImageJob:
         threads=threads,
         seconds_to_load=time.perf_counter() - began,
     )
+    if config.gradients is not None:
+        check_model(job)
+        _check_truth(job)
+    return job
 
 
 def load(config: PictureConfig) -> ImageModel:
@@ -215,13 +219,13 @@ def _read(config: ImageConfig) -> tuple[ImageModel, SharedGradient, ImageSecret 
             channels=config.channels if "channels" in given else channels,
         )
     )
-    check_model(config, shared, model)
-    if secret is not None:
-        _check_truth(secret, shared, model, config)
     return model, shared, secret
 
 
-def _check_truth(secret: ImageSecret, shared: SharedGradient, model: ImageModel, config: ImageConfig) -> None:
+def _check_truth(job: ImageJob) -> None:
+    secret, shared, model, config = job.secret, job.shared, job.model, job.config
+    if secret is None:
+        return
     count = len(secret.labels)
     fits = count > 0 and tuple(secret.pictures_BCHW.shape) == (count, *model.shape)
     fits = fits and all(0 <= label < model.num_labels for label in secret.labels)

@@ -108,7 +108,7 @@ def from_moves(
         rounds: at most; none after one in which all candidates stay.
         signed: whether Adam sees the gradient's sign alone.
     """
-    distance = distance_of_places(onward.view.model)
+    distance = distance_of_places(onward.view.image_model)
     if distance is None:
         return found
     taken, candidates = int(_MOVE_STEPS * steps), len(found.losses_K)

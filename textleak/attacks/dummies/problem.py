@@ -131,7 +131,7 @@ def _sentences(
     view: View, objective: Objective, labels_KB: Tensor | None, _: PictureSettings
 ) -> tuple[StandIns, Matcher]:
     matcher = TextProblem(view=view, objective=objective).soft_matcher
-    return Dummies(model=view.model, lengths=known_lengths(view.shared), labels_KB=labels_KB), matcher
+    return Dummies(model=view.text_model, lengths=known_lengths(view.shared), labels_KB=labels_KB), matcher
 
 
 def _pictures(
