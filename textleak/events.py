@@ -35,7 +35,7 @@ class Position:
         confidence: 0 to 1, the attack's own.
         channel: what gave the token away ("embedding", "span", "matching", ...), "" while it is a guess.
         special: whether the token is one that the tokenizer adds itself.
-        masked: masked language modelling only: the network read a mask here, the token was its label.
+        masked: masked language modeling only: the network read a mask here, the token was its label.
         candidates: the next best tokens, best first.
     """
 
@@ -176,7 +176,7 @@ class Recovery:
         sentences: the answer; empty where it is pictures.
         stop: why it ended.
         final_loss: the objective at the answer.
-        steps: optimisation steps in all.
+        steps: optimization steps in all.
         evaluations: gradient evaluations in all, one a candidate.
         channel: what gave most of the tokens away; "" where that is what the sentences' tokens say.
         stages: figures a stage wants to report, for example {"continuous": Sentence tuple}: the answer as it

@@ -103,7 +103,7 @@ class Cosine:
             schedule=stepped(self.steps, *_MILESTONES),
             signed=self.signed,
         )
-        race = Race(optimiser=adam, survivors={max(1, int(_EARLY * self.steps)): _GO_ON})
+        race = Race(optimizer=adam, survivors={max(1, int(_EARLY * self.steps)): _GO_ON})
         found = yield from onward.matched(
             race if pictured else adam,
             candidates=candidates,

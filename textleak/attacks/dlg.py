@@ -18,7 +18,7 @@ from textleak.attacks.dummies.matched import match_dummies
 from textleak.attacks.dummies.pictures import PictureSettings
 from textleak.attacks.dummies.problem import DummyProblem
 from textleak.clients.view import View
-from textleak.matching import LBFGS, Adam, Optimiser, SquaredL2
+from textleak.matching import LBFGS, Adam, Optimizer, SquaredL2
 from textleak.models.base import Modality
 from textleak.shared.traits import Trait
 
@@ -81,11 +81,11 @@ class DLG(DLGOptions):
                 spread=self.spread, smooth=self.smooth, one_at_a_time=self.one_at_a_time
             ),
         )
-        optimiser = problem.patient(self._optimiser())
-        matched = yield from match_dummies(problem, optimiser, steps=self.steps, generator=generator)
+        optimizer = problem.patient(self._optimizer())
+        matched = yield from match_dummies(problem, optimizer, steps=self.steps, generator=generator)
         return matched.recovery
 
-    def _optimiser(self) -> Optimiser:
+    def _optimizer(self) -> Optimizer:
         """The optimizer with its learning rate."""
         if self.optimizer == "adam":
             return Adam(learning_rate=self.learning_rate or 0.1)  # LAMP's re-run of DLG on text (dlg.sh)

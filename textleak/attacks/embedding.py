@@ -183,12 +183,12 @@ class Embedding:
         certificate, stop, evaluations = Certificate(gradient_distance=None, verified=None), Stop.CONVERGED, 0
         if found is not None and all(token != OPEN for row in found.rows for token in row):
             yield Phase(name="verify", detail="the answer's own gradient")
-            for labelled in _labelled(model, sentences):
+            for labeled in _labeled(model, sentences):
                 evaluations += 1
-                certificate = certify(view, labelled)
+                certificate = certify(view, labeled)
                 stop = certificate.stop(Stop.CONVERGED)
                 if stop.settled:
-                    sentences = labelled
+                    sentences = labeled
                     break
             yield Progress(
                 phase="verify",
@@ -210,7 +210,7 @@ class Embedding:
         )
 
 
-def _labelled(model: TextModel, sentences: tuple[Sentence, ...]) -> Iterator[tuple[Sentence, ...]]:
+def _labeled(model: TextModel, sentences: tuple[Sentence, ...]) -> Iterator[tuple[Sentence, ...]]:
     """The answer with each class that its one sentence can have, where that isn't known."""
     (first, *rest) = sentences
     if model.num_labels is None or first.label is not None or rest:

@@ -107,11 +107,11 @@ class Shelf:
         self.root = root
         self._known: dict[Path, tuple[object, RunRow]] = {}
 
-    def refresh(self, cancelled: Callable[[], bool] = lambda: False) -> Sequence[RunRow]:
+    def refresh(self, canceled: Callable[[], bool] = lambda: False) -> Sequence[RunRow]:
         """A row a folder, newest first."""
         rows, known = [], {}
         for path in list_runs(self.root):
-            if cancelled():
+            if canceled():
                 break
             stamp = _stamp(path)
             before = self._known.get(path)

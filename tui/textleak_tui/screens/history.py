@@ -123,7 +123,7 @@ class HistoryScreen(Page):
         while not worker.is_cancelled:
             if self._here.is_set():
                 self.post_message(self.Looked(self._shelf.refresh(lambda: worker.is_cancelled)))
-            # In short waits, as a cancelled worker has to end soon.
+            # In short waits, as a canceled worker has to end soon.
             for _ in range(round(SECONDS_BETWEEN_LOOKS / 0.1)):
                 if self._look.wait(0.1) or worker.is_cancelled:
                     break
