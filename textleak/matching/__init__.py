@@ -4,7 +4,7 @@ It is given a network, a differentiable model function, leaves (dummy inputs, la
 doesn't know what the leaves mean, be it text or images, and imports torch and nothing above it.
 
 - rules.py: how a layer's input and output gradient make its parameters' gradients; `register_rule` adds one.
-- factored.py: the candidates' gradients as factors, by hooks and one call of autograd.
+- factored.py: the candidates' gradients as factors, by hooks (hooks.py) and one call of autograd.
 - target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both, those of most
   tensors together (plan.py), of the others one by one (single.py).
 - kernels.py: a network's usual operations with cheap second derivatives.  linear.py: products by a constant weight.
