@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Of a head that a file may have built: numbers of a picture times classes (our choice: 1 GiB in float32).
 _MOST_WEIGHTS = 1 << 28
+_CLASSES = 100  # where it says none, as models are loaded here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,9 +206,10 @@ def _read(config: ImageConfig) -> tuple[ImageModel, SharedGradient, ImageSecret 
     public, given = shared.model, config.model_fields_set
     assert public.picture is not None
     channels, size, _ = public.picture
-    if "model" not in given and channels * size**2 * (public.num_labels or 1) > _MOST_WEIGHTS:
+    classes = public.num_labels or _CLASSES
+    if "model" not in given and channels * size**2 * classes > _MOST_WEIGHTS:
         raise InputError(
-            f"{config.gradients} names a model of {public.num_labels} classes for pictures of {size} x {size}.",
+            f"{config.gradients} names a model of {classes} classes for pictures of {size} x {size}.",
             why="That would fill the memory, and no alias is trained at such a size.",
             fix="Name the model yourself, if you trust the file: --model NAME.",
         )
