@@ -31,6 +31,7 @@ __all__ = [
     "share",
 ]
 
+# Where each of them lives.
 _HOMES = {
     "Secret": "private.secrets",
     "SharedGradient": "shared.gradient",
@@ -52,3 +53,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
 
         return getattr(import_module(f"textleak.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What a script may use, for tab completion: names that aren't imported yet among them."""
+    return sorted([*__all__, "__version__"])

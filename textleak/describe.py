@@ -11,7 +11,9 @@ from typing import Any
 def describe(name: str, cls: type[Any]) -> dict[str, Any]:
     """A registered class in plain values: its name, first line, and options with type, default and words."""
     words = inspect.getdoc(cls) or ""
-    docs = _attribute_docs(words)
+    docs: dict[str, str] = {}
+    for kind in reversed(cls.__mro__):  # an option that several share is described where it is
+        docs |= _attribute_docs(inspect.cleandoc(kind.__doc__ or ""))
     options = [
         {
             "name": field.name,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Generator, Iterable
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -35,7 +35,7 @@ class Position:
         confidence: 0 to 1, the attack's own.
         channel: what gave the token away ("embedding", "span", "matching", ...), "" while it is a guess.
         special: whether the token is one that the tokenizer adds itself.
-        masked: masked language modelling only: the network read a mask here, the token was its label.
+        masked: masked language modeling only: the network read a mask here, the token was its label.
         proved: whether the token is proved by itself, whatever the whole answer's gradient is.
         candidates: the next best tokens, best first.
     """
@@ -144,6 +144,27 @@ class Stop(enum.Enum):
         return self in (Stop.VERIFIED, Stop.PROVED, Stop.UNTOLD)
 
 
+E = TypeVar("E")
+R = TypeVar("R")
+
+
+class Followed(Generic[E, R]):
+    """A generator to be gone through with `for`, which keeps what it returned.
+
+    Attributes:
+        result: that, once there is no more to come.
+    """
+
+    result: R
+
+    def __init__(self, steps: Generator[E, None, R]) -> None:
+        self._steps = steps
+
+    def __iter__(self) -> Generator[E, None, None]:
+        """What it yields."""
+        self.result = yield from self._steps
+
+
 def main_channel(sentences: Iterable[Sentence], default: str = "matching") -> str:
     """What gave most of the tokens away, the first to be found of equals."""
     channels = Counter(p.channel for s in sentences for p in s.positions if p.channel)
@@ -158,7 +179,7 @@ class Recovery:
         sentences: the answer; empty where it is pictures.
         stop: why it ended.
         final_loss: the objective at the answer.
-        steps: optimisation steps in all.
+        steps: optimization steps in all.
         evaluations: gradient evaluations in all, one a candidate.
         channel: what gave most of the tokens away; "" where that is what the sentences' tokens say.
         stages: figures a stage wants to report, for example {"continuous": Sentence tuple}: the answer as it

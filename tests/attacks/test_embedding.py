@@ -9,17 +9,18 @@ import torch
 
 from tests.conftest import EVERY_TASK, ToyModel
 from textleak import recover
-from textleak.attacks.embedding import embedding_rows
+from textleak.attacks.embedding import found_in
 from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
-from textleak.exact.found import OPEN
+from textleak.exact.found import OPEN, Found
 from textleak.exact.rows import EmbeddingRows, read_rows
 from textleak.models import TextModel
 from textleak.models.probes.sums import embedding_sum
 from textleak.private.secrets import Secret
 from textleak.private.share import share
+from textleak.shared.gradient import SharedGradient
 
 ONE = "the cat saw a cat"
 SEVERAL = ("the cat sat.", "a dog ran home.", "she saw the house.", "it was on time.")
@@ -47,6 +48,11 @@ def read(model: TextModel, *sentences: str, **options: object) -> tuple[Embeddin
     seen = read_rows(model, shared)
     assert seen is not None
     return seen, secret
+
+
+def read_off(model: TextModel, shared: SharedGradient) -> Found | None:
+    seen = read_rows(model, shared)
+    return None if seen is None else found_in(view_of(shared, model), seen)
 
 
 # One sentence
@@ -177,7 +183,7 @@ def test_what_a_batch_leaves_open_is_open_with_the_tokens_that_could_stand_there
             if position.id == OPEN:
                 assert token in {c.id for c in position.candidates}
             assert {c.id for c in position.candidates} <= set().union(*truth)
-    found = embedding_rows(view_of(shared, model))
+    found = read_off(model, shared)
     assert found is not None
     assert not found.complete
     assert all(truth[t] <= set(found.sets[t]) for t in range(len(truth)))
@@ -186,7 +192,7 @@ def test_what_a_batch_leaves_open_is_open_with_the_tokens_that_could_stand_there
 def test_the_longest_sentence_shows_without_being_told(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, SEVERAL, seed=1, know="batch-size")
-    found = embedding_rows(view_of(shared, model))
+    found = read_off(model, shared)
     assert found is not None
     assert len(found.rows) == len(SEVERAL)
     assert max(map(len, found.rows)) == max(map(len, secret.ids))
@@ -250,7 +256,7 @@ def test_where_nothing_shows_no_sentence_is_made_up(attack: str, share_: str, to
 def test_a_share_without_embeddings_is_refused_with_what_would_do(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, [ONE], share="no-embeddings")
-    assert embedding_rows(view_of(shared, model)) is None
+    assert read_off(model, shared) is None
     with pytest.raises(InputError, match="embedding") as told:
         recover(shared, model, "embedding")
     assert "word_embeddings" in str(told.value)

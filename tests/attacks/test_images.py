@@ -29,7 +29,7 @@ from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
-from textleak.matching import LBFGS, Adam, Limits, Patient, SquaredL2, Turns, minimise, minimise_in_turns
+from textleak.matching import LBFGS, Adam, Limits, Patient, SquaredL2, Turns, minimize, minimize_in_turns
 from textleak.models.base import Modality
 from textleak.models.loading.images import load_image_model
 from textleak.private.secrets import ImageSecret
@@ -160,11 +160,11 @@ def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_ne
     misplaced_1CHW = moved(picture_1CHW, 0, 4)[4]
     really = Onward.matched
 
-    def matched(self, optimiser, *, steps, pictures, phase="continuous", **options):
+    def matched(self, optimizer, *, steps, pictures, phase="continuous", **options):
         if phase == "continuous":
             pictures = dataclasses.replace(pictures, start_KBCHW=model.normalized(misplaced_1CHW)[None])
             steps = 1
-        run = really(self, optimiser, steps=steps, pictures=pictures, phase=phase, **options)
+        run = really(self, optimizer, steps=steps, pictures=pictures, phase=phase, **options)
         return (yield from run)
 
     monkeypatch.setattr(Onward, "matched", matched)
@@ -249,12 +249,12 @@ def test_a_stuck_candidate_begins_anew_and_the_best_is_kept():
         begun.append(k)
         return {"x": torch.full((1,), 1.0)}
 
-    *_, step = minimise(
+    *_, step = minimize(
         valley,
         {"x": torch.tensor([[-9.0]])},
-        Patient(optimiser=Adam(learning_rate=0.1), patience=30),
+        Patient(optimizer=Adam(learning_rate=0.1), patience=30),
         limits=Limits(steps=400, tolerance=1e-3),
-        reinitialise=again,
+        reinitialize=again,
     )
     assert begun == [0]
     assert float(step.best["x"]) == pytest.approx(3, abs=0.05)
@@ -264,7 +264,7 @@ def test_projection_keeps_points_in_their_range():
     def slope(leaves):
         return leaves["x"].sum(1), {"x": torch.ones_like(leaves["x"])}
 
-    *_, step = minimise(
+    *_, step = minimize(
         slope,
         {"x": torch.rand(2, 3)},
         Adam(learning_rate=0.3),
@@ -282,8 +282,8 @@ def test_turns_minimize_all_leaves_and_never_lose_ground():
 
     leaves = {"x": torch.zeros(1, 2, dtype=torch.float64), "y": torch.zeros(1, 2, dtype=torch.float64)}
     limits, turns = Limits(steps=200), Turns(groups=(("x",), ("y",)), each=10)
-    seen = list(minimise_in_turns(bowl, leaves, LBFGS(), limits=limits, turns=turns))
-    both = list(minimise(bowl, leaves, LBFGS(), limits=limits))
+    seen = list(minimize_in_turns(bowl, leaves, LBFGS(), limits=limits, turns=turns))
+    both = list(minimize(bowl, leaves, LBFGS(), limits=limits))
     assert torch.allclose(seen[-1].best["x"], both[-1].best["x"], atol=1e-4)
     assert torch.allclose(seen[-1].best["y"], both[-1].best["y"], atol=1e-4)
     assert [step.step for step in seen] == list(range(1, len(seen) + 1))
@@ -293,11 +293,11 @@ def test_turns_minimize_all_leaves_and_never_lose_ground():
 def test_text_and_pictures_pass_through_the_same_loop_and_comparison(tmp_path, monkeypatch, toy_model):
     called = []
 
-    def watched(objective_fn, leaves, optimiser, **options):
+    def watched(objective_fn, leaves, optimizer, **options):
         called.append(tuple(options["wrt"]))
-        return minimise(objective_fn, leaves, optimiser, **options)
+        return minimize(objective_fn, leaves, optimizer, **options)
 
-    monkeypatch.setattr(textleak.attacks.dummies.matched, "minimise", watched)
+    monkeypatch.setattr(textleak.attacks.dummies.matched, "minimize", watched)
     compared = []
     original = textleak.matching.Matcher.value_and_gradient
 

@@ -25,7 +25,7 @@ from textleak.data.hub import load_dataset
 from textleak.errors import InputError
 from textleak.models.loading import places
 from textleak.models.loading.images import load_image_model
-from textleak.models.loading.places import Place
+from textleak.models.loading.places import Checkpoint
 from textleak.shared.gradient import SharedGradient
 from textleak_tui.child import Child
 from textleak_tui.recording import Recording
@@ -268,7 +268,7 @@ def test_an_alias_in_a_file_is_loaded_from_what_is_at_hand(
     folder = tmp_path / "cache"
     shutil.copytree(toy_folder("bert"), folder)
     toy_model("bert", task="classification", num_labels=2).network.save_pretrained(folder)
-    monkeypatch.setattr(places, "cached", lambda _: Place(folder=folder, gguf=None, words="the cache"))
+    monkeypatch.setattr(places, "cached", lambda _: Checkpoint(folder=folder, gguf=None, words="the cache"))
     shared, _ = textleak.share(textleak.load_model("bert-tiny"), ["the cat sat"], [1])
     shared.save(tmp_path / "g.safetensors")
     result = textleak.run(gradients=str(tmp_path / "g.safetensors"), attack="embedding")

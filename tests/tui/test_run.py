@@ -45,6 +45,15 @@ CATALOG = Catalog.from_json(
             {"name": "tag", "summary": "TAG.", "options": []},
             {"name": "dlg", "summary": "DLG.", "options": [], "reads": ["pictures", "text"]},
         ],
+        "clients": [
+            {
+                "name": "accumulate",
+                "summary": "Micro-batches.",
+                "options": [{"name": "steps", "type": "int", "default": 2}],
+            },
+            {"name": "batch-norm-train", "summary": "Batch norms as in training.", "options": []},
+            {"name": "one-step", "summary": "One gradient.", "options": []},
+        ],
         "defenses": [
             {
                 "name": "gaussian",
@@ -175,6 +184,7 @@ def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line
         "weights": "random",
         "task": "classification",
         "share": "attention",
+        "client": ("accumulate:steps=2",),
         "defenses": ("gaussian:sigma=0.1",),
         "know": "nothing",
         "restarts": 3,
@@ -197,6 +207,9 @@ def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line
         ("model", "./nowhere", "doesn't exist"),
         ("attack", "mtch", "match"),
         ("share", "at(ten", "regular expression"),
+        ("client", "acumulate", "accumulate"),
+        ("client", "accumulate:stps=2", "steps"),
+        ("client", "accumulate:steps=two", "not a number"),
         ("defenses", "gausian", "gaussian"),
         ("defenses", "gaussian:sgma=1", "sigma"),
         ("defenses", "gaussian:sigma=much", "not a number"),
@@ -223,12 +236,34 @@ def test_a_field_says_what_is_wrong_and_what_would_do(name: str, text: str, says
         ("know", "no-defense"),
         ("know", "lengths, labels,no-defense"),
         ("know", "nothing"),
+        ("know", "no-client"),
+        ("client", ""),
+        ("client", "one-step"),
+        ("client", "batch-norm-train accumulate:steps=2"),
         ("defenses", "gaussian:sigma=1e-3 gaussian"),
         ("defenses", ""),
     ],
 )
 def test_a_field_takes_what_the_command_line_takes(name: str, text: str) -> None:
     next(field for field in FIELDS if field.name == name).check(text, CATALOG)
+
+
+def test_several_kinds_of_client_are_composed_in_their_order() -> None:
+    values = {"client": "batch-norm-train accumulate:steps=2"}
+    for setup in (TEXT, IMAGE):
+        assert settings_of(["1"], values, setup)["client"] == ["batch-norm-train", "accumulate:steps=2"]
+        words = shlex.split(command_line(["1"], values, setup))
+        assert [words[at + 1] for at, word in enumerate(words) if word == "--client"] == values[
+            "client"
+        ].split()
+
+
+def test_of_pictures_what_batch_norms_read_can_be_told_and_lengths_can_t() -> None:
+    field = next(field for field in IMAGE.fields if field.name == "know")
+    for text in ("", "labels,batch-norm", "no-defense", "nothing"):
+        field.check(text, CATALOG)
+    with pytest.raises(InputError, match="lengths"):
+        field.check("lengths", CATALOG)
 
 
 def test_an_error_stands_beside_its_field_and_nothing_starts(play: Callable[..., TextleakApp]) -> None:

@@ -127,6 +127,16 @@ def test_each_token_is_right_elsewhere_wrong_or_open():
     assert set(statuses_of(guess, None)) == {"special", "unknown", "open"}
 
 
+@pytest.mark.parametrize(
+    ("outcome", "sign"), [("done", "✓"), ("stopped", "■"), ("interrupted", "■"), ("failed", "✗")]
+)
+def test_a_run_that_a_person_stopped_has_not_failed(outcome, sign):
+    state = after(Phase(name="labels"), Phase(name="continuous"), Finished(outcome=outcome))
+    text = plain(state, width=100)
+    assert "✓ labels" in text
+    assert f"{sign} continuous" in text
+
+
 def test_tokens_beyond_the_end_are_too_many():
     guess = sentence("the", "cat", "sat", "on", "mat", "dog", "cat")
     assert "5 of 5 tokens right, 2 too many" in plain(after(TRUTH, progress(guess)))

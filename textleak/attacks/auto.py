@@ -24,7 +24,7 @@ from textleak.attacks.replay import Replay
 from textleak.attacks.span import Span, answer, shown, spanned_sentences
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, main_channel
+from textleak.events import Followed, Phase, Progress, Recovery, Sentence, main_channel
 from textleak.exact.found import Found
 from textleak.models import TextModel
 from textleak.models.base import Modality
@@ -62,7 +62,7 @@ class _Run:
     """One run: the answers so far."""
 
     def __init__(self, view: View, generator: torch.Generator) -> None:
-        self.view, self.shared, self.model, self.generator = view, view.shared, view.model, generator
+        self.view, self.shared, self.model, self.generator = view, view.shared, view.text_model, generator
         self.answers: list[Recovery] = []
         self.notes: list[str] = []
         self.totals = Totals()
@@ -151,15 +151,13 @@ class _Run:
         self, steps: Generator[Phase | Progress, None, Recovery], proved: tuple[Sentence, ...]
     ) -> Generator[Phase | Progress, None, Recovery]:
         """A channel's events with the sentences that are proved already before its own."""
-        while True:
-            try:
-                event = next(steps)
-            except StopIteration as end:
-                recovery: Recovery = end.value
-                return dataclasses.replace(recovery, sentences=(*proved, *recovery.sentences))
+        followed = Followed(steps)
+        for event in followed:
             if isinstance(event, Progress) and proved:
                 event = dataclasses.replace(event, sentences=(*proved, *event.sentences))
             yield event
+        recovery = followed.result
+        return dataclasses.replace(recovery, sentences=(*proved, *recovery.sentences))
 
     def _without(self, proved: tuple[Sentence, ...], size: int | None) -> SharedGradient:
         """The gradient of the batch without some of its `size` sentences."""

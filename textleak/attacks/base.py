@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
 from textleak import seeds
-from textleak.clients.view import Clock, View, view_of
+from textleak.clients.view import AnyModel, Clock, View, view_of
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Stop, main_channel
+from textleak.events import Followed, Phase, Progress, Recovery, Stop, main_channel
 from textleak.models.base import Modality
 from textleak.registry import Registry
 from textleak.shared.gradient import SharedGradient
@@ -55,7 +55,7 @@ ATTACKS: Registry[Attack] = Registry("attack", "textleak.attacks")
 def begin(
     attack: Attack,
     shared: SharedGradient,
-    model: Any,  # noqa: ANN401 - either model
+    model: AnyModel,
     *,
     seed: int = 0,
     time_limit: float | None = None,
@@ -76,8 +76,17 @@ def begin(
         InputError: the attack can't read such a batch, relies on what this client doesn't have, or the gradient is
             not one of this model's.
     """
+    return begin_on(attack, view_of(shared, model), seed=seed, time_limit=time_limit)
+
+
+def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | None = None) -> Steps:
+    """`begin`, for who has made a view of the shared gradient already.
+
+    Raises:
+        InputError: the attack can't read such a batch, or relies on what this client doesn't have.
+    """
     limits = [limit for limit in (time_limit, getattr(attack, "time_limit", None)) if limit is not None]
-    view = view_of(shared, model, clock=Clock.of(min(limits, default=None)))
+    view = dataclasses.replace(view, clock=Clock.of(min(limits, default=None)))
     check_reads(attack, view.model.modality)
     missing = [trait for trait in Trait if trait in attack.needs and not view.has(trait)]
     if missing:
@@ -85,7 +94,7 @@ def begin(
             lambda other: view.model.modality in other.reads and all(map(view.has, other.needs)),
         )
         raise InputError(
-            f"The attack {attack.name} can't work on what this client sends ({shared.client.spec}).",
+            f"The attack {attack.name} can't work on what this client sends ({view.shared.client.spec}).",
             why=f"It relies on this, which isn't so here: {missing[0].value}",
             fix=f"Use --attack {able}." if able else "No attack here can do without it yet.",
         )
@@ -116,19 +125,15 @@ def _others(fits: Callable[[type[Attack]], bool]) -> str:
 def _counted(steps: Steps, clock: Clock | None) -> Steps:
     """An attack's events, and its recovery with what it took; ended by a clock that it doesn't look at itself."""
     progress, totals = Progress(phase="", step=0), Totals()
-    part = totals.followed(steps)
-    while True:
-        try:
-            event = next(part)
-        except StopIteration as end:
-            recovery: Recovery = end.value
-            break
+    followed = Followed(totals.followed(steps))
+    for event in followed:
         if isinstance(event, Progress):
             progress = event.keeping(progress)
         yield event
         if clock is not None and clock.over and isinstance(event, Progress):
             steps.close()
             return Recovery.from_progress(progress, Stop.TIME)
+    recovery = followed.result
     return dataclasses.replace(
         recovery,
         steps=max(recovery.steps, totals.steps),
@@ -151,18 +156,16 @@ class Totals:
     def followed(self, part: Generator[Phase | Progress, None, R]) -> Generator[Phase | Progress, None, R]:
         """A part's events, counted on from the parts before."""
         steps = evaluations = 0
+        followed = Followed(part)
         try:
-            while True:
-                event = next(part)
+            for event in followed:
                 if isinstance(event, Progress):
                     steps, evaluations = event.total_steps, event.evaluations
                     event = dataclasses.replace(
                         event, total_steps=steps + self.steps, evaluations=evaluations + self.evaluations
                     )
                 yield event
-        except StopIteration as end:
-            result: R = end.value
-            return result
+            return followed.result
         finally:
             self.steps += steps
             self.evaluations += evaluations
@@ -170,9 +173,7 @@ class Totals:
 
 def to_end(steps: Steps) -> Recovery:
     """Drive an attack to its end, whatever happens on the way."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            recovery: Recovery = end.value
-            return recovery
+    followed = Followed(steps)
+    for _ in followed:
+        pass
+    return followed.result

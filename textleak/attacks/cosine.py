@@ -93,7 +93,7 @@ class Cosine:
             labels_KB = _labels(view, candidates, generator)
         pictures = PictureSettings(total_variation=self.total_variation, boxed=self.boxed, kinks=self.kinks)
         totals = Totals()
-        start_CHW = read_patches(view.shared, view.model) if pictured and self.closed_form else None
+        start_CHW = read_patches(view.shared, view.image_model) if pictured and self.closed_form else None
         if start_CHW is not None:
             read = yield from totals.followed(put_to_the_test(view, start_CHW, labels_KB))
             if read.stop is Stop.MATCHED:
@@ -105,7 +105,7 @@ class Cosine:
             schedule=stepped(self.steps, *_MILESTONES),
             signed=self.signed,
         )
-        race = Race(optimiser=adam, survivors={max(1, int(_EARLY * self.steps)): _GO_ON})
+        race = Race(optimizer=adam, survivors={max(1, int(_EARLY * self.steps)): _GO_ON})
         found = yield from onward.matched(
             race if pictured else adam,
             candidates=candidates,

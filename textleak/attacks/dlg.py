@@ -18,15 +18,14 @@ from textleak.attacks.dummies.matched import match_dummies
 from textleak.attacks.dummies.pictures import PictureSettings
 from textleak.attacks.dummies.problem import DummyProblem
 from textleak.clients.view import View
-from textleak.matching import LBFGS, Adam, Optimiser, SquaredL2
+from textleak.matching import LBFGS, Adam, Optimizer, SquaredL2
 from textleak.models.base import Modality
 from textleak.shared.traits import Trait
 
 
-@ATTACKS.register("dlg")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DLG:
-    """Squared L2, dummy embeddings or pictures and soft labels together, L-BFGS.
+class DLGOptions:
+    """What DLG and iDLG have in common.
 
     Attributes:
         restarts: candidates K, optimized at once; the best by its own distance is the answer.
@@ -38,15 +37,16 @@ class DLG:
             these, on a scale of 0 to 1; null to start from N(0, 1) as published.
         smooth: pictures are optimized as cosine waves of sizes that fall with their number beyond this; null to
             optimize pixels as published.
-        one_at_a_time: of a batch of pictures, steps spent on one before it is the next one's turn; 0 for all at once.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
 
-    restarts: Annotated[int, Field(ge=1, le=4096)] = 1  # Zhu et al. 2019, released code: one start
-    # LAMP's re-run of DLG on text (dlg.sh). The released image code makes 300 calls of torch's L-BFGS, each
+    restarts: Annotated[int, Field(ge=1, le=4096)] = (
+        1  # Zhu et al. 2019, Zhao et al. 2020, released code: one start
+    )
+    # LAMP's re-run of DLG on text (dlg.sh). The released image code of both makes 300 calls of torch's L-BFGS, each
     # of up to 20 iterations; a step here is one evaluation, those of the line search counted.
     steps: Annotated[int, Field(ge=1)] = 2500
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
@@ -56,6 +56,17 @@ class DLG:
     # 700, and waves about 300; of two pictures, waves are at 34 dB where pixels are at 20 (measured).
     spread: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.3
     smooth: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 2.0
+
+
+@ATTACKS.register("dlg")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DLG(DLGOptions):
+    """Squared L2, dummy embeddings or pictures and soft labels together, L-BFGS.
+
+    Attributes:
+        one_at_a_time: of a batch of pictures, steps spent on one before it is the next one's turn; 0 for all at once.
+    """
+
     # Zhu et al. 2019, sec. 4.3: batches converge when one sample at a time is updated; here all at once does too.
     one_at_a_time: Annotated[int, Field(ge=0)] = 0
 
@@ -72,11 +83,11 @@ class DLG:
                 spread=self.spread, smooth=self.smooth, one_at_a_time=self.one_at_a_time
             ),
         )
-        optimiser = problem.patient(self._optimiser())
-        matched = yield from match_dummies(problem, optimiser, steps=self.steps, generator=generator)
+        optimizer = problem.patient(self._optimizer())
+        matched = yield from match_dummies(problem, optimizer, steps=self.steps, generator=generator)
         return matched.recovery
 
-    def _optimiser(self) -> Optimiser:
+    def _optimizer(self) -> Optimizer:
         """The optimizer with its learning rate."""
         if self.optimizer == "adam":
             return Adam(learning_rate=self.learning_rate or 0.1)  # LAMP's re-run of DLG on text (dlg.sh)

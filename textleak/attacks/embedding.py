@@ -36,18 +36,12 @@ _SHOWN = 16
 _CLASSES_TRIED = 8
 
 
-def embedding_rows(view: View) -> Found | None:
-    """Sentences of the batch as far as the embeddings' gradients tell them; None where they tell nothing.
+def found_in(view: View, seen: EmbeddingRows) -> Found | None:
+    """Sentences of the batch as far as the embeddings' rows tell them; None where they tell nothing.
 
     In masked language modeling a token behind a mask is written as its id + V, as in `Guess`.
     """
-    seen = read_rows(view.model, view.shared)
-    return None if seen is None else found_in(view, seen)
-
-
-def found_in(view: View, seen: EmbeddingRows) -> Found | None:
-    """The same from rows that were read already."""
-    model, shared = view.model, view.shared
+    model, shared = view.text_model, view.shared
     lengths, notes = _lengths(model, shared, seen), list(seen.notes)
     if not lengths:
         return None
@@ -124,7 +118,7 @@ def _row(model: TextModel, shared: SharedGradient, seen: EmbeddingRows, length: 
 
 def _with_labels(view: View, row: Row, notes: list[str]) -> Row:
     """Tokens that are labels only (a causal model's last one, those behind masks), where the last norm tells them."""
-    model = view.model
+    model = view.text_model
     hidden = [t for t, token in enumerate(row) if model.task == "masked-lm" and token == model.mask_id]
     open_ = hidden or [len(row) - 1]
     read = [token for t, token in enumerate(row) if t not in open_]
@@ -179,7 +173,7 @@ class Embedding:
         """
         del generator  # nothing is drawn
         yield Phase(name="rows", detail="tokens and positions in the embeddings' gradients")
-        model, shared = view.model, view.shared
+        model, shared = view.text_model, view.shared
         seen = read_rows(model, shared)
         if seen is None:
             raise _nothing_shared(model)
@@ -189,12 +183,12 @@ class Embedding:
         certificate, stop, evaluations = Certificate(gradient_distance=None, verified=None), Stop.CONVERGED, 0
         if found is not None and all(token != OPEN for row in found.rows for token in row):
             yield Phase(name="verify", detail="the answer's own gradient")
-            for labelled in _labelled(model, sentences):
+            for labeled in _labeled(model, sentences):
                 evaluations += 1
-                certificate = certify(view, labelled)
+                certificate = certify(view, labeled)
                 stop = certificate.stop(Stop.CONVERGED)
                 if stop.settled:
-                    sentences = labelled
+                    sentences = labeled
                     break
             yield Progress(
                 phase="verify",
@@ -216,7 +210,7 @@ class Embedding:
         )
 
 
-def _labelled(model: TextModel, sentences: tuple[Sentence, ...]) -> Iterator[tuple[Sentence, ...]]:
+def _labeled(model: TextModel, sentences: tuple[Sentence, ...]) -> Iterator[tuple[Sentence, ...]]:
     """The answer with each class that its one sentence can have, where that isn't known."""
     (first, *rest) = sentences
     if model.num_labels is None or first.label is not None or rest:

@@ -6,48 +6,22 @@ The released code hands the attack the true label; here it is inferred as the pa
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps
-from textleak.attacks.dlg import DLG
+from textleak.attacks.dlg import DLG, DLGOptions
 from textleak.attacks.dummies.pictures import batch_size
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase
 from textleak.exact.classes import single_class
-from textleak.models.base import Modality
-from textleak.shared.traits import Trait
 
 
 @ATTACKS.register("idlg")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IDLG:
-    """The label from the classification head's gradient, then DLG; a batch of one, classification only.
-
-    Attributes:
-        restarts: candidates K, optimized at once; the best by its own distance is the answer.
-        steps: evaluations of each candidate, at most.
-        optimizer: "lbfgs" as published, or "adam" as for DLG on text.
-        learning_rate: 1 for lbfgs and 0.1 for adam unless given.
-        time_limit: seconds after which the best answer so far is returned; None for no limit.
-        spread: as for DLG.
-        smooth: as for DLG.
-    """
-
-    name: ClassVar[str]
-    reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
-    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
-
-    restarts: Annotated[int, Field(ge=1, le=4096)] = 1  # Zhao et al. 2020, released code: one start
-    steps: Annotated[int, Field(ge=1)] = 2500  # as for DLG; released image code: 300 calls of torch's L-BFGS
-    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    time_limit: Annotated[float, Field(gt=0)] | None = None
-    spread: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.3
-    smooth: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 2.0
+class IDLG(DLGOptions):
+    """The label from the classification head's gradient, then DLG; a batch of one, classification only."""
 
     def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how.

@@ -67,7 +67,7 @@ class Replay:
             InputError: more than one sentence, an unknown length, or no first layer's gradient.
         """
         del generator  # nothing is drawn
-        model, lengths = view.model, view.shared.known.lengths
+        model, lengths = view.text_model, view.shared.known.lengths
         if lengths is None or len(lengths) != 1:
             raise InputError(
                 "replay reads one sentence whose length is known.",
@@ -123,7 +123,7 @@ def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
     Raises:
         InputError: no first layer's gradient was shared.
     """
-    model, seen = view.model, view.shared.gradients
+    model, seen = view.text_model, view.shared.gradients
     layers = [layer for layer in local_layers(model) if layer.weight_name in seen and layer.used_once]
     layers = [layer for layer in layers if layer.input_group == layers[0].input_group]
     if not layers or not layers[0].depends_on_position:
@@ -184,7 +184,7 @@ class _Replayed:
         return [self._score(guess) for guess in guesses]
 
     def _score(self, guess: Guess) -> float:
-        own = self.view.own(examples_of(self.view.model, guess.rows, guess.classes))
+        own = self.view.own(examples_of(self.view.text_model, guess.rows, guess.classes))
         seen = self.view.shared.gradients
         total = 0.0
         for name, norm in self.norms.items():
@@ -203,10 +203,10 @@ def _followers(guess: Guess, lists: Sequence[Sequence[int]], turn: int, classes:
 
 
 def _sentences(view: View, guess: Guess) -> tuple[Sentence, ...]:
-    V = view.model.vocab_size
+    V = view.text_model.vocab_size
     return tuple(
         to_sentence(
-            view.model,
+            view.text_model,
             [symbol % V for symbol in row],
             channels=["replay"] * len(row),
             label=guess.classes[b] if guess.classes else None,

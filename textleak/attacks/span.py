@@ -70,14 +70,14 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
     if not view.has(Trait.IN_SPAN):
         return (yield from dropped_sentences(view))
-    if sees_ahead(view.model):
-        return (yield from encoder_sentences(view.model, view.shared, time_limit=view.clock.left))
-    return (yield from causal_sentences(view.model, view.shared))
+    if sees_ahead(view.text_model):
+        return (yield from encoder_sentences(view.text_model, view.shared, time_limit=view.clock.left))
+    return (yield from causal_sentences(view.text_model, view.shared))
 
 
 def answer(view: View, found: Found) -> Recovery:
     """What was found as a recovery, put to the exact test where it is whole."""
-    model, shared = view.model, view.shared
+    model, shared = view.text_model, view.shared
     sentences = shown(model, shared, found)
     certificate = Certificate(gradient_distance=None, verified=False)
     if found.proved:

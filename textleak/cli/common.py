@@ -293,6 +293,29 @@ def given(**flags: Any) -> dict[str, Any]:  # noqa: ANN401
     return {name: value for name, value in flags.items() if value is not None and value != []}
 
 
+# Flags whose setting has another name, as several may be given; and those that are no settings.
+_SETTINGS = {
+    "sentence": "sentences",
+    "image": "images",
+    "index": "indices",
+    "label": "labels",
+    "defense": "defenses",
+}
+_NO_SETTINGS = ("config", "assignments", "json_")
+
+
+def settings_given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A command's flags that were given, by the name of their setting.
+
+    Args:
+        parameters: all of the command's, by name; a switch that is off wasn't given.
+    """
+    flags = {
+        _SETTINGS.get(name, name): value for name, value in parameters.items() if name not in _NO_SETTINGS
+    }
+    return given(**{name: None if value is False else value for name, value in flags.items()})
+
+
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """A command whose errors become words on stderr and an exit code, never a bare traceback."""
 

@@ -79,36 +79,12 @@ def command(
     ] = False,
 ) -> None:
     """Recover the pictures behind one shared gradient, live."""
+    flags = common.settings_given(locals())
+
     from textleak.settings import load_image_config
     from textleak.view.films import Film
 
-    settings = load_image_config(
-        config,
-        common.given(
-            images=image,
-            indices=index,
-            dataset=dataset,
-            model=model,
-            weights=weights,
-            labels=label,
-            attack=attack,
-            gradients=gradients,
-            truth=truth,
-            share=share,
-            client=client,
-            defenses=defense,
-            know=know,
-            restarts=restarts,
-            steps=steps,
-            seed=seed,
-            device=device,
-            threads=threads,
-            out=out,
-            save_gradients=save_gradients or None,
-            redact=redact or None,
-        ),
-        assignments or (),
-    )
+    settings = load_image_config(config, flags, assignments or ())
     film = Film()
     done = drive.carry_out(lambda: _prepare(settings), settings.out, [film.show])
     if not settings.redact:

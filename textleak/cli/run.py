@@ -71,37 +71,11 @@ def command(
     ] = None,
 ) -> None:
     """Recover the text behind one shared gradient, live."""
+    flags = common.settings_given(locals())
+
     from textleak.settings import load_run_config
 
-    settings = load_run_config(
-        config,
-        common.given(
-            model=model,
-            weights=weights,
-            sentences=sentence,
-            file=file,
-            labels=label,
-            task=task,
-            attack=attack,
-            prior=prior,
-            gradients=gradients,
-            truth=truth,
-            share=share,
-            client=client,
-            defenses=defense,
-            know=know,
-            restarts=restarts,
-            steps=steps,
-            seed=seed,
-            device=device,
-            threads=threads,
-            out=out,
-            save_gradients=save_gradients or None,
-            redact=redact or None,
-            fail_above=fail_above,
-        ),
-        assignments or (),
-    )
+    settings = load_run_config(config, flags, assignments or ())
     done = drive.carry_out(lambda: _prepare(settings), settings.out)
     drive.answer(done, as_json=json_)
     if settings.fail_above is not None and _above(done.result, settings.fail_above):

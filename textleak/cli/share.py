@@ -49,30 +49,8 @@ def command(
 
     The batch is of text, or with --image, --index or --dataset of pictures (then --model is one of `textleak image`).
     """
-    of_text = common.given(sentences=sentence, file=file, task=task)
-    of_pictures = common.given(images=image, indices=index, dataset=dataset)
-    facts = _share(
-        _settings(
-            of_text,
-            of_pictures,
-            common.given(
-                model=model,
-                weights=weights,
-                labels=label,
-                share=share,
-                client=client,
-                defenses=defense,
-                know=know,
-                seed=seed,
-                device=device,
-                threads=threads,
-                out=out,
-            ),
-            config,
-            assignments or (),
-        ),
-        out,
-    )
+    flags = common.settings_given(locals())
+    facts = _share(_settings(flags, config, assignments or ()), out)
     if json_:
         common.print_json(facts)
         return
@@ -88,11 +66,7 @@ def command(
 
 
 def _settings(
-    of_text: dict[str, Any],
-    of_pictures: dict[str, Any],
-    of_both: dict[str, Any],
-    config: str | None,
-    assignments: Sequence[str],
+    flags: dict[str, Any], config: str | None, assignments: Sequence[str]
 ) -> ClientConfig | PictureConfig:
     """The settings, of text unless a flag names pictures.
 
@@ -103,16 +77,15 @@ def _settings(
     from textleak.settings import ClientConfig, PictureConfig, load_client_config, load_picture_config
     from textleak.settings.base import flag
 
+    of_text = [name for name in flags if name not in PictureConfig.model_fields]
+    of_pictures = [name for name in flags if name not in ClientConfig.model_fields]
     if of_text and of_pictures:
         raise InputError(
-            f"{flag(ClientConfig, next(iter(of_text)))} was given with "
-            f"{flag(PictureConfig, next(iter(of_pictures)))}.",
+            f"{flag(ClientConfig, of_text[0])} was given with {flag(PictureConfig, of_pictures[0])}.",
             why="A batch is of text or of pictures.",
             fix="Leave one of them out.",
         )
-    if of_pictures:
-        return load_picture_config(config, {**of_pictures, **of_both}, assignments)
-    return load_client_config(config, {**of_text, **of_both}, assignments)
+    return (load_picture_config if of_pictures else load_client_config)(config, flags, assignments)
 
 
 def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -12,9 +12,14 @@ from textleak.clients.base import Client, client_of, gradient_of
 from textleak.matching import Matcher, Objective, Target
 from textleak.matching.matcher import matched_names
 from textleak.models.base import Examples, Tensors
+from textleak.models.text import TextModel
+from textleak.models.vision import ImageModel
 from textleak.shared.effects import clipped_samples
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
+
+AnyModel = TextModel | ImageModel
+"""The public model, of whatever kind the batch is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +60,21 @@ class View:
     """
 
     shared: SharedGradient
-    model: Any
+    model: AnyModel
     client: Client
     clock: Clock = Clock()
+
+    @property
+    def text_model(self) -> TextModel:
+        """The model, for what reads text alone; `begin` makes sure that it is one of text."""
+        assert isinstance(self.model, TextModel)
+        return self.model
+
+    @property
+    def image_model(self) -> ImageModel:
+        """Likewise of pictures."""
+        assert isinstance(self.model, ImageModel)
+        return self.model
 
     def own(self, guess: Examples) -> Tensors:
         """What the client would have sent if the batch were `guess`, as a gradient, before the batch's defenses."""
@@ -81,7 +98,7 @@ class View:
         return trait in self.client.traits(self.model)
 
 
-def view_of(shared: SharedGradient, model: Any, *, clock: Clock = Clock()) -> View:  # noqa: ANN401 - either model
+def view_of(shared: SharedGradient, model: AnyModel) -> View:
     """What a server makes of a shared gradient and the public model.
 
     Raises:
@@ -91,6 +108,4 @@ def view_of(shared: SharedGradient, model: Any, *, clock: Clock = Clock()) -> Vi
     prepared = client.prepare(model)
     shared.validate(prepared.parameters)
     gradients = client.as_gradient(shared.gradients, prepared)
-    return View(
-        shared=dataclasses.replace(shared, gradients=gradients), model=prepared, client=client, clock=clock
-    )
+    return View(shared=dataclasses.replace(shared, gradients=gradients), model=prepared, client=client)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from textleak import runs, scoring, seeds
-from textleak.attacks.base import ATTACKS, begin, to_end
+from textleak.attacks.base import ATTACKS, begin_on, to_end
 from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
 from textleak.data.planted import holds
@@ -60,9 +60,10 @@ def _measured(work: Work, order: Order) -> Record:
     seed = seeds.of_batch(cell.seed, work.batch)
     shared, secret = _client(work, model, seed)
     began, began_working = time.perf_counter(), time.process_time()
-    recovery = to_end(begin(attack, shared, model, seed=seed, time_limit=config.time_limit))
+    view = view_of(shared, model)
+    recovery = to_end(begin_on(attack, view, seed=seed, time_limit=config.time_limit))
     seconds, worked = time.perf_counter() - began, time.process_time() - began_working
-    certificate = certificate_of(recovery, view_of(shared, model))
+    certificate = certificate_of(recovery, view)
     scores = scoring.score(recovery, secret, model)
     outputs = (*(score.recovered for score in scores.sentences), *scores.surplus)
     tokens = sum(map(len, secret.ids))

@@ -53,7 +53,7 @@ _NARROWEST = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """A cell and what its batches, as many as there are to be, came to so far; means are None before the first one."""
 
     cell: Cell
@@ -70,7 +70,7 @@ class Row:
         return {**plain.pop("cell"), **plain.pop("means"), **plain.pop("counts"), **plain}
 
 
-def rows(evaluation: Evaluation) -> list[Row]:
+def rows(evaluation: Evaluation) -> list[TableRow]:
     """The grid's rows, in its order."""
     of_cell: dict[Cell, Records] = {}
     for record in evaluation.records():
@@ -78,9 +78,9 @@ def rows(evaluation: Evaluation) -> list[Row]:
     return [_row(cell, count, of_cell.get(cell, Records())) for cell, count in evaluation.plan.cells()]
 
 
-def _row(cell: Cell, batches: int, records: Records) -> Row:
+def _row(cell: Cell, batches: int, records: Records) -> TableRow:
     done = records.done
-    return Row(
+    return TableRow(
         cell=cell,
         batches=batches,
         counts=records.counts(),
@@ -146,14 +146,14 @@ def _width(columns: Sequence[int]) -> int:
     return sum(columns) + 3 * (len(columns) - 1) + 2
 
 
-def _written(row: Row) -> dict[str, str]:
+def _written(row: TableRow) -> dict[str, str]:
     cell = row.cell
     model = f"{cell.model} (random)" if row.weights == "random" else cell.model
     plain = {name: str(getattr(cell, name)) for name in _NAMES}
     return {**plain, "model": model, "defense": defense_of(cell), "know": cell.know or "default"}
 
 
-def _figures(row: Row) -> dict[str, Text]:
+def _figures(row: TableRow) -> dict[str, Text]:
     """What stands under each heading."""
     counts = row.counts
     count = f"{counts.done}/{row.batches}" + (f" ({counts.failed} failed)" if counts.failed else "")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from textleak.errors import InputError
+from textleak.matching.hooks import hooked
 from textleak.models import Targets, TextModel
 from textleak.models.decoding import fixed_tokens
 from textleak.models.vision import ImageModel
@@ -165,14 +166,10 @@ def _calls(
     handles = [module.register_forward_hook(keep) for module in modules]
     probes_N = probes_N.to(model.device)
     labels = torch.zeros(1, len(probes_N), 1, dtype=torch.long, device=model.device)
-    try:
-        with torch.no_grad():
-            targets = Targets(labels=labels, weights=labels.to(model.loss_dtype))
-            if isinstance(model, ImageModel):
-                model.loss(probes_N[None].to(model.dtype), targets)
-            else:
-                model.loss(probes_N[None], torch.ones_like(probes_N)[None], targets)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        targets = Targets(labels=labels, weights=labels.to(model.loss_dtype))
+        if isinstance(model, ImageModel):
+            model.loss(probes_N[None].to(model.dtype), targets)
+        else:
+            model.loss(probes_N[None], torch.ones_like(probes_N)[None], targets)
     return calls

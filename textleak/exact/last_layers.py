@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from textleak.matching.discrete import Row
+from textleak.matching.hooks import hooked
 from textleak.models import TextModel
 from textleak.models.probes.layers import matrix_calls
 from textleak.numerics import exact
@@ -248,13 +249,10 @@ def _run(
 
     handles = [layer.register_forward_hook(cut), head.register_forward_pre_hook(read)]
     try:
-        with torch.enable_grad():
+        with hooked(handles), torch.enable_grad():
             model.network(inputs_embeds=model.embed(ids_RT), attention_mask=mask_RT)
     except _Enough:
         return seen["input"], seen["output"], seen["hidden"]
-    finally:
-        for handle in handles:
-            handle.remove()
     raise ValueError(f"{model.name} never runs its head")
 
 

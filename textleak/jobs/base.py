@@ -16,7 +16,7 @@ from textleak.settings import Choice, ImageConfig, RunConfig
 if TYPE_CHECKING:
     from textleak.attacks import Attack
     from textleak.attacks.base import Steps
-    from textleak.clients.view import View
+    from textleak.clients.view import AnyModel, View
     from textleak.models.base import Model
     from textleak.private.secrets import ImageSecret, Secret
     from textleak.proof.certificate import Certificate
@@ -47,7 +47,7 @@ class Job(abc.ABC):
     config: RunConfig | ImageConfig
     attack: Attack
     shared: SharedGradient
-    model: Model
+    model: AnyModel
     secret: Secret | ImageSecret | None
     defenses: tuple[PublicDefense, ...]
     client: PublicClient
@@ -123,9 +123,9 @@ class Job(abc.ABC):
 
     def steps(self) -> Steps:
         """The attack, ready to be driven."""
-        from textleak.attacks.base import begin
+        from textleak.attacks.base import begin_on
 
-        return begin(self.attack, self.shared, self.model, seed=self.config.seed)
+        return begin_on(self.attack, self.view, seed=self.config.seed)
 
     def result(
         self,

@@ -7,10 +7,11 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
+from textleak.jobs.base import Job
 from textleak.settings import ImageConfig, RunConfig
 
 if TYPE_CHECKING:
-    from textleak.models.base import Modality, Model
+    from textleak.models.base import Modality
     from textleak.private.secrets import ImageSecret, Secret
     from textleak.shared.gradient import SharedGradient
     from textleak.shared.public import PublicClient, PublicDefense, PublicModel
@@ -65,19 +66,16 @@ def asked_by_file(
     }
 
 
-def check_model(config: RunConfig | ImageConfig, shared: SharedGradient, model: Model) -> None:
-    """Make sure that a file's gradient is one of a model, by names, shapes and a hash of the weights.
+def check_model(job: Job) -> None:
+    """Make sure that a file's gradient is one of the model, by names, shapes and a hash of the weights.
 
     Raises:
         InputError: it isn't.
     """
-    from textleak.clients.view import view_of
-
-    view_of(shared, model)  # names and shapes
-    public = shared.model
-    if model.fingerprint != public.fingerprint:
+    file, public, model = job.config.gradients, job.shared.model, job.view.model
+    if job.model.fingerprint != public.fingerprint:
         raise InputError(
-            f"{config.gradients} is a gradient of another model than the {model.name} that was loaded.",
+            f"{file} is a gradient of another model than the {model.name} that was loaded.",
             why=f"The weights differ: the file names {public.name} ({public.weights}, {public.dtype}), "
             f"loaded was {model.source}.",
             fix="Load the model that the client used (--model, --weights, --task), or make the same weights "

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Of a head that a file may have built: numbers of a picture times classes (our choice: 1 GiB in float32).
 _MOST_WEIGHTS = 1 << 28
+_CLASSES = 100  # where it says none, as models are loaded here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class ImageJob(Job):
             "batch_size": count,
             "picture_shape": list(self.model.shape),
             "numbers": count and count * self.model.numbers,
-            "numbers_determined": count and numbers_determined(self.view.model, names, count),
+            "numbers_determined": count and numbers_determined(self.view.image_model, names, count),
             "pictures": [picture.name for picture in self.pictures],
             "conversions": {picture.name: list(picture.notes) for picture in self.pictures if picture.notes},
             "labels": None if self.secret is None else list(self.secret.labels),
@@ -132,7 +133,7 @@ def prepare(config: ImageConfig) -> ImageJob:
     else:
         model, shared, secret = _read(config)
     done, client = done_to(shared, secret)
-    return ImageJob(
+    job = ImageJob(
         config=config,
         attack=attack,
         shared=shared if config.gradients is None else tell_less(shared, config),
@@ -144,6 +145,10 @@ def prepare(config: ImageConfig) -> ImageJob:
         threads=threads,
         seconds_to_load=time.perf_counter() - began,
     )
+    if config.gradients is not None:
+        check_model(job)
+        _check_truth(job)
+    return job
 
 
 def load(config: PictureConfig) -> ImageModel:
@@ -201,9 +206,10 @@ def _read(config: ImageConfig) -> tuple[ImageModel, SharedGradient, ImageSecret 
     public, given = shared.model, config.model_fields_set
     assert public.picture is not None
     channels, size, _ = public.picture
-    if "model" not in given and channels * size**2 * (public.num_labels or 1) > _MOST_WEIGHTS:
+    classes = public.num_labels or _CLASSES
+    if "model" not in given and channels * size**2 * classes > _MOST_WEIGHTS:
         raise InputError(
-            f"{config.gradients} names a model of {public.num_labels} classes for pictures of {size} x {size}.",
+            f"{config.gradients} names a model of {classes} classes for pictures of {size} x {size}.",
             why="That would fill the memory, and no alias is trained at such a size.",
             fix="Name the model yourself, if you trust the file: --model NAME.",
         )
@@ -215,13 +221,13 @@ def _read(config: ImageConfig) -> tuple[ImageModel, SharedGradient, ImageSecret 
             channels=config.channels if "channels" in given else channels,
         )
     )
-    check_model(config, shared, model)
-    if secret is not None:
-        _check_truth(secret, shared, model, config)
     return model, shared, secret
 
 
-def _check_truth(secret: ImageSecret, shared: SharedGradient, model: ImageModel, config: ImageConfig) -> None:
+def _check_truth(job: ImageJob) -> None:
+    secret, shared, model, config = job.secret, job.shared, job.model, job.config
+    if secret is None:
+        return
     count = len(secret.labels)
     fits = count > 0 and tuple(secret.pictures_BCHW.shape) == (count, *model.shape)
     fits = fits and all(0 <= label < model.num_labels for label in secret.labels)

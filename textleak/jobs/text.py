@@ -161,7 +161,7 @@ def prepare(config: RunConfig) -> TextJob:
     else:
         model, shared, secret = _read(config)
     done, client = done_to(shared, secret)
-    return TextJob(
+    job = TextJob(
         config=config,
         attack=attack,
         shared=shared if config.gradients is None else tell_less(shared, config),
@@ -172,6 +172,10 @@ def prepare(config: RunConfig) -> TextJob:
         threads=threads,
         seconds_to_load=time.perf_counter() - began,
     )
+    if config.gradients is not None:
+        check_model(job)
+        _check_truth(job)
+    return job
 
 
 def load(config: ClientConfig) -> TextModel:
@@ -217,13 +221,13 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
             download="model" in given,  # nothing is downloaded for what a file names
         )
     )
-    check_model(config, shared, model)
-    if secret is not None:
-        _check_truth(secret, shared, model, config)
     return model, shared, secret
 
 
-def _check_truth(secret: Secret, shared: SharedGradient, model: TextModel, config: RunConfig) -> None:
+def _check_truth(job: TextJob) -> None:
+    secret, shared, model, config = job.secret, job.shared, job.model, job.config
+    if secret is None:
+        return
     fits = bool(secret.ids) and len(secret.ids) == len(secret.sentences)
     fits = fits and all(0 <= token < model.vocab_size for ids in secret.ids for token in ids)
     fits = fits and (secret.labels is None or len(secret.labels) == len(secret.ids))

@@ -4,12 +4,12 @@ It is given a network, a differentiable model function, leaves (dummy inputs, la
 doesn't know what the leaves mean, be it text or images, and imports torch and nothing above it.
 
 - rules.py: how a layer's input and output gradient make its parameters' gradients; `register_rule` adds one.
-- factored.py: the candidates' gradients as factors, by hooks and one call of autograd.
+- factored.py: the candidates' gradients as factors, by hooks (hooks.py) and one call of autograd.
 - target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both, those of most
   tensors together (plan.py), of the others one by one (single.py).
 - kernels.py: a network's usual operations with cheap second derivatives.  linear.py: products by a constant weight.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
-- optimisers.py: Adam and L-BFGS, asked for points and told their worth.  policies.py: patience and races, around them.
+- optimizers.py: Adam and L-BFGS, asked for points and told their worth.  policies.py: patience and races, around them.
 - driver.py: the one loop, its limits and its ending.
 - discrete.py: search over sequences of symbols.  bench.py: factored against formed gradients.
 """
@@ -22,13 +22,13 @@ from textleak.matching.driver import (
     ObjectiveFunction,
     Project,
     Turns,
-    minimise,
-    minimise_in_turns,
+    minimize,
+    minimize_in_turns,
 )
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.matcher import Matcher
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
-from textleak.matching.optimisers import LBFGS, Adam, LinearDecay, MilestoneDecay, Optimiser, StepDecay
+from textleak.matching.optimizers import LBFGS, Adam, LinearDecay, MilestoneDecay, Optimizer, StepDecay
 from textleak.matching.policies import Patient, Race
 from textleak.matching.rules import (
     Call,
@@ -66,7 +66,7 @@ __all__ = [
     "Moments",
     "Objective",
     "ObjectiveFunction",
-    "Optimiser",
+    "Optimizer",
     "Outer",
     "Patient",
     "Project",
@@ -80,8 +80,8 @@ __all__ = [
     "Turns",
     "benchmark",
     "find_rule",
-    "minimise",
-    "minimise_in_turns",
+    "minimize",
+    "minimize_in_turns",
     "register_rule",
     "scale_and_bias",
 ]

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from textleak.matching.factored import Leaves
-from textleak.matching.optimisers import Optimiser, State
+from textleak.matching.optimizers import Optimizer, State
 
 ObjectiveFunction = Callable[[Leaves], tuple[Tensor, dict[str, Tensor]]]
 """Losses (K,) and their gradients with regard to the optimized leaves: `Matcher.value_and_gradient`, say."""
 
-Reinitialise = Callable[[int], dict[str, Tensor]]
+Reinitialize = Callable[[int], dict[str, Tensor]]
 """New values of candidate k's optimized leaves, without the leading K."""
 
 Project = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -92,14 +92,14 @@ class Iterate:
     ending: Ending | None
 
 
-def minimise(
+def minimize(
     objective_fn: ObjectiveFunction,
     leaves: Leaves,
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     *,
     limits: Limits,
     wrt: Iterable[str] | None = None,
-    reinitialise: Reinitialise | None = None,
+    reinitialize: Reinitialize | None = None,
     project: Project | None = None,
 ) -> Generator[Iterate, dict[str, Tensor] | None, None]:
     """Minimize every candidate's loss on its own.
@@ -107,10 +107,10 @@ def minimise(
     Args:
         objective_fn: losses and gradients of the candidates it is given, which may be some of them.
         leaves: all tensors that `objective_fn` reads, K first; they are left as they are.
-        optimiser: its hyper-parameters, in policies where these are wanted.
+        optimizer: its hyper-parameters, in policies where these are wanted.
         limits: when to end.
         wrt: names of the leaves to be optimized, floating-point ones of one dtype; default all of these.
-        reinitialise: where a diverged candidate begins anew; default its own best point, if it has one.
+        reinitialize: where a diverged candidate begins anew; default its own best point, if it has one.
         project: applied to the points after each step, if they have to stay in some range.
 
     Yields:
@@ -122,7 +122,7 @@ def minimise(
     began, evaluations = time.monotonic(), 0
     best = _Best(flat.of_leaves(leaves).detach())
     losses_K = best.losses_K
-    state = optimiser.start(best.points_KD)
+    state = optimizer.start(best.points_KD)
     for step in range(1, limits.steps + 1):
         points_KD = state.ask()
         chosen = state.active_K.nonzero().flatten().to(points_KD.device)
@@ -136,7 +136,7 @@ def minimise(
         state.tell(losses_K, gradients_KD)
         if project is not None:
             state.place(flat.of_leaves(project(flat.leaves(state.ask()))))
-        restarted = () if limits.reached_by(best.losses_K) else _restart(state, best, flat, reinitialise)
+        restarted = () if limits.reached_by(best.losses_K) else _restart(state, best, flat, reinitialize)
         ending = limits.ending(step, time.monotonic() - began, best.losses_K, state.active_K)
         moved = yield Iterate(
             step=step,
@@ -167,15 +167,15 @@ class Turns:
     each: int
 
 
-def minimise_in_turns(
-    objective_fn: ObjectiveFunction, leaves: Leaves, optimiser: Optimiser, *, limits: Limits, turns: Turns
+def minimize_in_turns(
+    objective_fn: ObjectiveFunction, leaves: Leaves, optimizer: Optimizer, *, limits: Limits, turns: Turns
 ) -> Iterator[Iterate]:
-    """As `minimise`, some leaves at a time: the optimizer begins anew with each turn, from the best point so far.
+    """As `minimize`, some leaves at a time: the optimizer begins anew with each turn, from the best point so far.
 
     Args:
-        objective_fn: as for `minimise`.
+        objective_fn: as for `minimize`.
         leaves: likewise.
-        optimiser: likewise.
+        optimizer: likewise.
         limits: likewise, over all turns.
         turns: whose turn it is, and for how long.
 
@@ -189,7 +189,7 @@ def minimise_in_turns(
     for group in itertools.cycle(turns.groups):
         left = None if limits.seconds is None else max(0.0, limits.seconds - (time.monotonic() - began))
         turn = replace(limits, steps=min(turns.each, limits.steps - done), seconds=left)
-        for here in minimise(objective_fn, current, optimiser, limits=turn, wrt=group):
+        for here in minimize(objective_fn, current, optimizer, limits=turn, wrt=group):
             over = done + here.step >= limits.steps or here.ending in (Ending.TOLERANCE, Ending.TIME)
             yield replace(
                 here,
@@ -219,13 +219,13 @@ class _Best:
 
 
 def _restart(
-    state: State, best: _Best, flat: _Flattening, reinitialise: Reinitialise | None
+    state: State, best: _Best, flat: _Flattening, reinitialize: Reinitialize | None
 ) -> tuple[int, ...]:
     """Let diverged candidates begin anew, but for those that have nowhere to begin."""
     restarted = []
     for k in state.diverged_K.nonzero().flatten().tolist():
-        if reinitialise is not None:
-            again = {name: leaf.detach().unsqueeze(0) for name, leaf in reinitialise(k).items()}
+        if reinitialize is not None:
+            again = {name: leaf.detach().unsqueeze(0) for name, leaf in reinitialize(k).items()}
             state.restart(k, flat.of_leaves(again)[0].to(best.points_KD))
         elif best.losses_K[k].isfinite():
             state.restart(k, best.points_KD[k])

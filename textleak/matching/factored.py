@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from textleak.errors import InputError
+from textleak.matching.hooks import hooked
 from textleak.matching.kernels import CheapSecondDerivatives
 from textleak.matching.rules import Call, Contribution, Formed, Rule, find_rule
 from textleak.matching.single import form
@@ -281,22 +282,16 @@ class Capture:
         handles += [
             owner.module.register_forward_hook(keep(owner), with_kwargs=True) for owner in self._owners
         ]
-        try:
+        with hooked(handles):
             yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def _counting(self) -> Iterator[set[nn.Module]]:
         """Which modules run."""
         called: set[nn.Module] = set()
         handles = [m.register_forward_pre_hook(lambda m, _: called.add(m)) for m in self.network.modules()]
-        try:
+        with hooked(handles):
             yield called
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def candidates_of(leaves: Leaves) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textleak.matching.optimisers import Optimiser, State
+from textleak.matching.optimizers import Optimizer, State
 
 # A loss that fell to less than this part of an earlier one is on its way (our choice).
 PROGRESS = 0.9
@@ -24,16 +24,16 @@ class Patient:
     """A candidate that has converged, or hardly gets on, counts as diverged: the loop lets it begin anew.
 
     Attributes:
-        optimiser: what it goes around.
+        optimizer: what it goes around.
         patience: evaluations that have to bring the loss below `PROGRESS` of what it was.
     """
 
-    optimiser: Optimiser
+    optimizer: Optimizer
     patience: int
 
     def start(self, point_KD: Tensor) -> State:
         """A run from these points."""
-        return _PatientState(self.optimiser.start(point_KD), point_KD, self.patience)
+        return _PatientState(self.optimizer.start(point_KD), point_KD, self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +41,16 @@ class Race:
     """The candidates with the lowest losses go on, the others rest for good (Jamieson & Talwalkar 2016).
 
     Attributes:
-        optimiser: what it goes around.
+        optimizer: what it goes around.
         survivors: how many candidates go on, by the number of steps after which that is decided.
     """
 
-    optimiser: Optimiser
+    optimizer: Optimizer
     survivors: Mapping[int, int]
 
     def start(self, point_KD: Tensor) -> State:
         """A run from these points."""
-        return _RaceState(self.optimiser.start(point_KD), point_KD, self.survivors)
+        return _RaceState(self.optimizer.start(point_KD), point_KD, self.survivors)
 
 
 class _Around:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from textleak.matching.hooks import hooked
 from textleak.models.base import Modality, Model, Weights
 from textleak.models.batches import Targets
 from textleak.models.identity import attends, fingerprint_of, public_model
@@ -231,12 +232,8 @@ class ImageModel:
             for name, module in self.network.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear)
         ]
-        try:
-            with torch.no_grad():
-                self.logits(torch.zeros(1, *self.shape, device=self.device, dtype=self.dtype))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), torch.no_grad():
+            self.logits(torch.zeros(1, *self.shape, device=self.device, dtype=self.dtype))
         return calls
 
     @cached_property
@@ -262,14 +259,11 @@ class ImageModel:
             return hook
 
         handles = [module.register_forward_pre_hook(keep(name)) for name, module in self._batch_norms.items()]
-        try:
+        with hooked(handles):
             if handles:
                 for module in self._batch_norms.values():
                     module.samples = pixels_KBCHW.shape[1]
                 self.logits(pixels_KBCHW.flatten(0, 1))
-        finally:
-            for handle in handles:
-                handle.remove()
         return found
 
     def double(self) -> Self:

@@ -116,7 +116,7 @@ def certify(view: View, sentences: tuple[Sentence, ...]) -> Certificate:
     untold = _unrepeatable(view)
     if not _complete(sentences):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
-    comparison = _Comparison(view, _guess(view.model, sentences))
+    comparison = _Comparison(view, _guess(view.text_model, sentences))
     if untold:
         return Certificate(gradient_distance=comparison.distance, verified=None, reason=untold)
     return comparison.certificate()
@@ -134,7 +134,7 @@ class _Comparison:
     """
 
     def __init__(self, view: View, guess: Guess) -> None:
-        self.view, self.shared, self.model, self.guess = view, view.shared, view.model, guess
+        self.view, self.shared, self.model, self.guess = view, view.shared, view.text_model, guess
         self.exact = view.double()
         self.own = _own(self.exact, guess)
         apart, self.norm = _apart(self.shared, self.own)
@@ -203,7 +203,7 @@ class _Comparison:
         for view, margin in margins:
             if not left:
                 break
-            parts = Parts(view.model, self.own, self.guess)
+            parts = Parts(view.text_model, self.own, self.guess)
             seen = {name: self.shared.gradients[name] for name in parts.names}
             some = dataclasses.replace(self.shared, gradients=seen)
 
@@ -226,8 +226,8 @@ class _Comparison:
     def _rows(self) -> dict[int, float]:
         """Norms of the shared embedding rows by token, where only the batch's own tokens have any."""
         used = {symbol for row in self.guess.rows for symbol in row}
-        table = self.exact.model.word_embedding.weight
-        name = next((name for name in self.own if self.exact.model.parameters[name] is table), None)
+        table = self.exact.text_model.word_embedding.weight
+        name = next((name for name in self.own if self.exact.text_model.parameters[name] is table), None)
         if name is None or self.shared.seen_effects:
             return {}
         touched = set(self.own[name].any(1).nonzero().flatten().tolist())
@@ -236,7 +236,7 @@ class _Comparison:
 
     def _nearest(self) -> list[Guess]:
         """The rivals whose gradients differ least from the answer's at a few tensors."""
-        parts = Parts(self.exact.model, self.own, self.guess)
+        parts = Parts(self.exact.text_model, self.own, self.guess)
         mine = {name: self.own[name] for name in parts.names}
         order = self._in_order(parts, self._rivals, lambda own: _plainly_apart(mine, own)[0])
         return [rival for _, rival in order][:_FORMED_ANYWAY]
@@ -296,14 +296,14 @@ def certify_pictures(view: View, pictures_BCHW: Tensor, labels: tuple[int, ...])
 
 def _of_pictures(view: View, pictures_BCHW: Tensor, labels: tuple[int, ...]) -> dict[str, Tensor]:
     """The gradient that a client with these pictures has before the defenses of its batch."""
-    model = view.model
+    model = view.image_model
     pixels_BCHW = model.normalized(pictures_BCHW.to(device=model.device, dtype=model.dtype))
     return view.own(PictureExamples(pixels_BCHW=pixels_BCHW, targets=model.targets(labels)))
 
 
 def distance_of(view: View, sentences: tuple[Sentence, ...]) -> float | None:
     """`Certificate.gradient_distance` of an answer, without a word on what it proves."""
-    return _Comparison(view, _guess(view.model, sentences)).distance if _complete(sentences) else None
+    return _Comparison(view, _guess(view.text_model, sentences)).distance if _complete(sentences) else None
 
 
 def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tensor]:
@@ -313,12 +313,12 @@ def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tenso
         view: what the server sees, with the model in the precision wanted.
         sentences: every position filled.
     """
-    return _own(view, _guess(view.model, sentences))
+    return _own(view, _guess(view.text_model, sentences))
 
 
 def _own(view: View, guess: Guess) -> dict[str, Tensor]:
     """`own_gradient` of a guess."""
-    return view.own(examples_of(view.model, guess.rows, guess.classes))
+    return view.own(examples_of(view.text_model, guess.rows, guess.classes))
 
 
 def _in(view: View, dtype: torch.dtype) -> View:

@@ -79,8 +79,8 @@ def _noises(effects: tuple[Effect, ...]) -> tuple[list[Noised], list[Effect]]:
     """The noises that end the effects, and what comes before; no noises where something hides what comes before."""
     noises: list[Noised] = []
     before = of_batch(effects)
-    while before and isinstance(last := before[-1], Noised):
-        noises.append(last)
+    while before and (noise := before[-1].noise) is not None:
+        noises.append(noise)
         before.pop()
     hidden = any(effect.unbounded or effect.hides_entries for effect in before)
     return ([], []) if hidden else (noises, before)

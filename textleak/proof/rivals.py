@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from textleak.errors import InputError
 from textleak.matching import Capture, Leaves
 from textleak.matching.discrete import Guess, Row, class_changes, substitutions
+from textleak.matching.hooks import hooked
 from textleak.matching.single import form
 from textleak.models import Targets, TextModel
 from textleak.models.decoding import fixed_tokens, nearest_tokens
@@ -269,12 +270,8 @@ class Parts:
             module.register_forward_hook(lambda module, *_: ran.append(module))
             for module in self.model.network.modules()
         ]
-        try:
-            with torch.no_grad():
-                self._losses(self._leaves([line]))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), torch.no_grad():
+            self._losses(self._leaves([line]))
         known = {id(self.model.parameters[name]): name for name in names}
         owned = (p for module in reversed(ran) for p in module.parameters(recurse=False))
         return list(dict.fromkeys(known[id(p)] for p in owned if id(p) in known))

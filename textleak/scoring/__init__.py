@@ -46,7 +46,7 @@ class Vocabulary(Protocol):
     def token_texts(self, ids: Sequence[int], /) -> list[str]: ...
 
 
-class Truth(Protocol):
+class Reference(Protocol):
     """What was in the batch (`textleak.private.share.Secret`)."""
 
     @property
@@ -124,12 +124,12 @@ def output_ids(sentence: Sentence) -> tuple[int, ...]:
     return tuple(by_position.get(index, metrics.OPEN) for index in range(max(by_position, default=-1) + 1))
 
 
-def score(recovery: Recovery, secret: Truth, model: Vocabulary) -> Scores:
+def score(recovery: Recovery, secret: Reference, model: Vocabulary) -> Scores:
     """The figures of an attack's answer."""
     return score_sentences(recovery.sentences, secret, model)
 
 
-def score_sentences(sentences: Sequence[Sentence], secret: Truth, model: Vocabulary) -> Scores:
+def score_sentences(sentences: Sequence[Sentence], secret: Reference, model: Vocabulary) -> Scores:
     """The figures of any answer, for example of one stage of an attack."""
     special = model.special_ids
     outputs = [output_ids(sentence) for sentence in sentences]
@@ -163,7 +163,7 @@ def score_sentences(sentences: Sequence[Sentence], secret: Truth, model: Vocabul
     )
 
 
-def _score_one(index: int, secret: Truth, answer: Sentence | None, model: Vocabulary) -> SentenceScore:
+def _score_one(index: int, secret: Reference, answer: Sentence | None, model: Vocabulary) -> SentenceScore:
     special = model.special_ids
     reference = secret.ids[index]
     output = None if answer is None else output_ids(answer)

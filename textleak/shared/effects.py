@@ -20,6 +20,7 @@ from textleak.numerics import exact
 
 Grid = Literal["float16", "bfloat16", "int8"]
 Scale = Literal["all", "layer", "tensor"]
+Left = Literal["largest-of-tensor", "largest-of-all", "any"]
 STORED: tuple[Grid, ...] = ("float16", "bfloat16")
 """Grids that are types of tensors."""
 
@@ -66,6 +67,16 @@ class _Does:
     @property
     def lost_scale(self) -> Scale | None:
         """Which tensors had their norm changed by one unknown factor; None for none."""
+        return None
+
+    @property
+    def leaves(self) -> Left:
+        """Which entries it leaves: those that it set to 0 were no larger."""
+        return "any"
+
+    @property
+    def noise(self) -> Noised | None:
+        """The noise that it is; None where it is something else."""
         return None
 
     def factors(self, gradient: dict[str, Tensor]) -> dict[str, float]:
@@ -127,7 +138,12 @@ class Masked(_Does):
     leaves_grid: ClassVar[bool] = True
 
     kind: Literal["masked"] = "masked"
-    left: Literal["largest-of-tensor", "largest-of-all", "any"] = "any"
+    left: Left = "any"
+
+    @property
+    def leaves(self) -> Left:
+        """As it says."""
+        return self.left
 
     def repeat(self, stage: Stage) -> Tensor:
         """With the same entries left."""
@@ -206,6 +222,11 @@ class Noised(_Does):
     sigma: float
     kurtosis: float = 3.0
 
+    @property
+    def noise(self) -> Noised | None:
+        """Itself."""
+        return self
+
     def variance(self, gradient: Tensor) -> float:
         """The noise's."""
         del gradient
@@ -269,12 +290,12 @@ def clip_factors(gradient: dict[str, Tensor], max_norm: float, per: str) -> dict
 
 def clipped_samples(effects: Iterable[Effect]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
     """What the effects do to one sample's gradient, before the mean over the batch; None where they do nothing."""
-    clips = [effect.max_norm for effect in effects if isinstance(effect, Clipped) and effect.before_mean]
+    clips = [effect for effect in effects if effect.before_mean]
 
     def clipped(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-        for max_norm in clips:
-            factors = clip_factors(gradient, max_norm, "all")
-            gradient = {name: value * factors[name] for name, value in gradient.items()}
+        for effect in clips:
+            factors = effect.factors(gradient)
+            gradient = {name: value * factors.get(name, 1.0) for name, value in gradient.items()}
         return gradient
 
     return clipped if clips else None
@@ -325,7 +346,7 @@ def nearest_accepted(
         for index in reversed(range(len(effects))):
             effect = effects[index]
             # What was done to those left, after, hides how large they were.
-            left = effect.left if isinstance(effect, Masked) and effect is effects[-1] else "any"
+            left = effect.leaves if effect is effects[-1] else "any"
             stage = Stage(
                 own=before[index][name],
                 seen=shared,

@@ -18,7 +18,7 @@ from torch import Tensor
 from textleak import owned
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
-from textleak.shared.effects import STORED, Effect, Noised, Rounded
+from textleak.shared.effects import STORED, Effect, Rounded
 from textleak.shared.known import UNTOLD, SideInformation
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense, PublicModel
 from textleak.shared.tensors import read_tensors
@@ -70,7 +70,7 @@ class SharedGradient:
     @property
     def noise_sigma(self) -> float:
         """Standard deviation of the noise that the defenses publicly add, 0 for none."""
-        return math.hypot(*(effect.sigma for effect in self.effects if isinstance(effect, Noised)))
+        return math.hypot(*(effect.noise.sigma for effect in self.effects if effect.noise is not None))
 
     def deviation(self, name: str) -> float:
         """How far an entry of a tensor is from what the client computed, by noise and rounding: root mean square."""

@@ -24,6 +24,7 @@ class Glyphs:
     marks: Mapping[str, str]
     done: str
     now: str
+    stopped: str
     failed: str
     dot: str
     ellipsis: str
@@ -37,6 +38,7 @@ UNICODE = Glyphs(
     marks={RIGHT: "✓", ELSEWHERE: "~", WRONG: "✗", UNKNOWN: "•", SPECIAL: "·", OPEN: "?"},
     done="✓",
     now="●",
+    stopped="■",
     failed="✗",
     dot=" · ",
     ellipsis="…",
@@ -49,6 +51,7 @@ ASCII = Glyphs(
     marks={RIGHT: "+", ELSEWHERE: "~", WRONG: "x", UNKNOWN: "*", SPECIAL: ".", OPEN: "?"},
     done="+",
     now="*",
+    stopped="#",
     failed="x",
     dot=" - ",
     ellipsis="...",

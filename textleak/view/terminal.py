@@ -57,7 +57,7 @@ class LiveView:
 def _border(state: ViewState) -> str:
     if state.finished is None:
         return "cyan"
-    return "green" if state.finished.outcome == "done" else "yellow"
+    return {"done": "green", "failed": "red"}.get(state.finished.outcome, "yellow")
 
 
 def _title(state: ViewState, width: int, glyphs: Glyphs) -> Text:
@@ -141,14 +141,16 @@ def _facts(state: ViewState, width: int, glyphs: Glyphs) -> list[Text]:
 def _timeline(state: ViewState, now: float, width: int, glyphs: Glyphs) -> Text:
     if not state.phases:
         return Text("starting", style="bright_black")
-    ended = state.finished is not None and state.finished.outcome != "done"
+    outcome = "done" if state.finished is None else state.finished.outcome
     pieces: list[Text] = []
     for phase in state.phases:
         running = phase.end is None
         last = phase is state.phases[-1]
         sign, style = (glyphs.now, "bold cyan") if running else (glyphs.done, "green")
-        if ended and last:
-            sign, style = glyphs.failed, "yellow"
+        if last and outcome == "failed":
+            sign, style = glyphs.failed, "red"
+        elif last and outcome != "done":  # a person ended it, with its best answer so far
+            sign, style = glyphs.stopped, "yellow"
         spent = seconds_in_words((now if phase.end is None else phase.end) - phase.start)
         piece = Text(f"{sign} {phase.name}", style=style)
         piece.append(f" {spent}", style="bright_black")

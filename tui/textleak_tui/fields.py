@@ -14,7 +14,7 @@ from typing import Any
 from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading.catalog import CATALOG, unknown_model
-from textleak.shared.known import NO_DEFENSE, SideInformation
+from textleak.shared.known import NO_CLIENT, NO_DEFENSE, SideInformation
 from textleak_tui.catalog import Catalog
 
 
@@ -99,21 +99,30 @@ def check_share(text: str, _: Catalog) -> None:
         ) from None
 
 
+def check_client(text: str, catalog: Catalog) -> None:
+    """Kinds of client with their options, with blanks between them."""
+    _check_specs(text, "client", catalog.clients)
+
+
 def check_defense(text: str, catalog: Catalog) -> None:
     """Defenses with their options, with blanks between them."""
+    _check_specs(text, "defense", catalog.defenses)
+
+
+def _check_specs(text: str, kind: str, listed: Sequence[Mapping[str, Any]]) -> None:
     if not text:
         return
     from textleak.settings import Choice
 
-    names = {str(one["name"]): one for one in catalog.defenses}
+    names = {str(one["name"]): one for one in listed}
     for spec in text.split():
         choice = Choice.model_validate(spec)
         if names and choice.name not in names:
-            raise unknown_name("defense", choice.name, names)
+            raise unknown_name(kind, choice.name, names)
         known = {str(one["name"]): one for one in names.get(choice.name, {}).get("options", ())}
         for key, value in choice.options.items():
             if known and key not in known:
-                raise unknown_name(f"option of defense {choice.name}", key, known)
+                raise unknown_name(f"option of {kind} {choice.name}", key, known)
             numeric = bool(known) and str(known[key]["type"]) in ("float", "int")
             if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise InputError(f"{key}={value} is not a number.", fix=f"Write {key}=0.01.")
@@ -122,6 +131,10 @@ def check_defense(text: str, catalog: Catalog) -> None:
 def check_know(text: str, _: Catalog) -> None:
     """Kinds of side information, with commas between them."""
     SideInformation.parse(text or None, batch_size=1)
+
+
+def _check_image_know(text: str, _: Catalog) -> None:
+    SideInformation.parse(text or None, batch_size=1, kinds=SideInformation.PICTURE_KINDS)
 
 
 def check_device(text: str, _: Catalog) -> None:
@@ -141,6 +154,11 @@ def _models(_: Catalog) -> list[Option]:
 
 def _attacks(catalog: Catalog) -> list[Option]:
     return [Option(name=str(one["name"]), words=str(one.get("summary", ""))) for one in catalog.attacks]
+
+
+def _clients(catalog: Catalog) -> list[Option]:
+    # Their options have defaults that do; those of a defense say how strong it is.
+    return [Option(name=str(one["name"]), words=str(one.get("summary", ""))) for one in catalog.clients]
 
 
 def _defenses(catalog: Catalog) -> list[Option]:
@@ -221,6 +239,15 @@ FIELDS = (
         check=check_share,
     ),
     Field(
+        name="client",
+        title="Client",
+        flag="--client",
+        words="how the client trains; several kinds with blanks between",
+        options=_clients,
+        check=check_client,
+        empty="one plain step",
+    ),
+    Field(
         name="defenses",
         title="Defense",
         flag="--defense",
@@ -241,6 +268,7 @@ FIELDS = (
                 "lengths,batch-size": "how long each is, too",
                 "lengths,labels,batch-size": "and its class",
                 NO_DEFENSE: "the usual, but not that there is a defense",
+                NO_CLIENT: "the usual, but not how the client trains",
             },
         ),
         check=check_know,
@@ -347,7 +375,22 @@ IMAGE_FIELDS = (
     _named("weights"),
     _named("attack", default="dlg", options=_image_attacks, check=_check_image_attack),
     _named("share"),
+    _named("client"),
     _named("defenses"),
+    _named(
+        "know",
+        words="what the attacker is told: else the batch size",
+        options=_fixed(
+            batch_size="how many pictures there are",
+            **{
+                "labels,batch-size": "and their classes",
+                "labels,batch-norm,batch-size": "and what the batch norms read",
+                NO_DEFENSE: "the usual, but not that there is a defense",
+                NO_CLIENT: "the usual, but not how the client trains",
+            },
+        ),
+        check=_check_image_know,
+    ),
     _named("restarts"),
     _named("steps", words="evaluations of each candidate, at most"),
     _named("seed"),

@@ -19,7 +19,7 @@ LONGEST_SHOWN = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class RunRow:
     """One run folder.
 
     Attributes:
@@ -80,7 +80,7 @@ class Order(enum.Enum):
     SLOWEST = "slowest first"
 
 
-_KEYS: Mapping[Order, Callable[[Row], Any]] = {
+_KEYS: Mapping[Order, Callable[[RunRow], Any]] = {
     Order.NEWEST: lambda row: 0,
     Order.RATE: lambda row: -1.0 if row.rate is None else row.rate,
     Order.MODEL: lambda row: (row.model.casefold(), row.attack),
@@ -89,7 +89,7 @@ _KEYS: Mapping[Order, Callable[[Row], Any]] = {
 }
 
 
-def arranged(rows: Iterable[Row], order: Order, wanted: str) -> list[Row]:
+def arranged(rows: Iterable[RunRow], order: Order, wanted: str) -> list[RunRow]:
     """The rows that have every word of `wanted`, in order; among equals the newest first."""
     words = wanted.casefold().replace("not verified", "unverified").split()
     found = [row for row in rows if all(map(row.has, words))]
@@ -105,13 +105,13 @@ class Shelf:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._known: dict[Path, tuple[object, Row]] = {}
+        self._known: dict[Path, tuple[object, RunRow]] = {}
 
-    def refresh(self, cancelled: Callable[[], bool] = lambda: False) -> Sequence[Row]:
+    def refresh(self, canceled: Callable[[], bool] = lambda: False) -> Sequence[RunRow]:
         """A row a folder, newest first."""
         rows, known = [], {}
         for path in list_runs(self.root):
-            if cancelled():
+            if canceled():
                 break
             stamp = _stamp(path)
             before = self._known.get(path)
@@ -139,7 +139,7 @@ def _stamp(path: Path) -> object:
     return tuple(found)
 
 
-def read_row(path: Path) -> Row:
+def read_row(path: Path) -> RunRow:
     """A folder's row; whatever is wrong with the folder ends up in the row."""
     try:
         record = read_run(path)
@@ -147,14 +147,14 @@ def read_row(path: Path) -> Row:
         result = bounds.result_of(record.result or {})
         outcome = bounds.name_of(record.outcome)
     except InputError as error:
-        return Row(path=path, problem=error.why)
+        return RunRow(path=path, problem=error.why)
     except OSError as error:
-        return Row(path=path, problem=f"{error.strerror or error}.")
+        return RunRow(path=path, problem=f"{error.strerror or error}.")
     weights = " (random)" if settings.get("weights") == "random" else ""
     texts = settings.get("sentences") or settings.get("pictures")
     if not texts:
         texts = [sentence.get("recovered") for sentence in result.get("sentences") or ()]
-    return Row(
+    return RunRow(
         path=path,
         started=_time(record.facts.get("started")),
         model=f"{settings.get('model') or '?'}{weights}",

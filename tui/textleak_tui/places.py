@@ -12,7 +12,7 @@ from textual.message import Message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class Destination:
     """A screen that one can go to from anywhere.
 
     Attributes:
@@ -29,22 +29,22 @@ class Place:
 
 
 PLACES = (
-    Place(
+    Destination(
         name="run", title="Run", key="f2", words="Set up an attack, start it and watch the text come back."
     ),
-    Place(
+    Destination(
         name="history",
         title="History",
         key="f3",
         words="Every run so far: open one, replay it, compare two.",
     ),
-    Place(
+    Destination(
         name="defenses",
         title="Defenses",
         key="f4",
         words="One sentence against a defense of growing strength.",
     ),
-    Place(
+    Destination(
         name="pictures",
         title="Pictures",
         key="f6",

@@ -15,6 +15,8 @@ from textleak import foreign
 from textleak.errors import InputError
 from textleak_tui.fields import FIELDS, IMAGE_FIELDS, Field
 
+# Fields that may hold several names, with blanks between them.
+_SEVERAL = ("client", "defenses")
 # What a batch's settings are on the command line.
 _FLAGS = {"sentences": "--sentence", "indices": "--index", "images": "--image"}
 
@@ -119,7 +121,7 @@ def settings_of(batch: Sequence[str], values: Mapping[str, str], setup: Setup = 
     for field in setup.fields:
         value = values.get(field.name, field.default).strip()
         if value and value != field.default:
-            found[field.name] = value.split() if field.name == "defenses" else value
+            found[field.name] = value.split() if field.name in _SEVERAL else value
     return found | setup.batch(batch)
 
 

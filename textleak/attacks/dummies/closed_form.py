@@ -13,7 +13,7 @@ from textleak.proof.certificate import certify_pictures
 def put_to_the_test(view: View, pixels_CHW: Tensor, labels_KB: Tensor | None) -> Steps:
     """Show a picture that was read off, and see whether its own gradient equals the shared one."""
     yield Phase(name="closed form", detail="the gradients of patches and positions are equations for pixels")
-    shared, model = view.shared, view.model
+    shared, model = view.shared, view.image_model
     picture_1CHW = model.pictures(pixels_CHW.to(model.device, model.dtype)).clamp(0, 1)[None]
     labels = shared.known.labels or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
     certificate = certify_pictures(view, picture_1CHW, labels)

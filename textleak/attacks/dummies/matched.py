@@ -24,7 +24,7 @@ from torch import Tensor
 from textleak.attacks.dummies.problem import DummyProblem
 from textleak.attacks.dummies.telling import STOPS, Teller, in_words
 from textleak.events import Phase, Progress, Recovery
-from textleak.matching import Iterate, Limits, Optimiser, minimise, minimise_in_turns
+from textleak.matching import Iterate, Limits, Optimizer, minimize, minimize_in_turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +59,7 @@ class Matched:
 
 def match_dummies(
     problem: DummyProblem,
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     *,
     steps: int,
     generator: torch.Generator,
@@ -69,7 +69,7 @@ def match_dummies(
 
     Args:
         problem: the dummies, and what they are compared by.
-        optimiser: hyper-parameters of what minimizes the distance.
+        optimizer: hyper-parameters of what minimizes the distance.
         steps: evaluations of each candidate, at most.
         generator: draws where the candidates start.
         phase: name of the phase in events.
@@ -77,7 +77,7 @@ def match_dummies(
     stand_ins = problem.stand_ins
     yield Phase(name=phase, detail=in_words(problem.candidates, stand_ins))
     teller, last = Teller(stand_ins=stand_ins, steps=steps, phase=phase), None
-    for here in _minimised(problem, optimiser, steps, generator):
+    for here in _minimized(problem, optimizer, steps, generator):
         progress = teller.told(here)
         if progress is not None:
             yield (last := progress)
@@ -102,27 +102,27 @@ def match_dummies(
     )
 
 
-def _minimised(
-    problem: DummyProblem, optimiser: Optimiser, steps: int, generator: torch.Generator
+def _minimized(
+    problem: DummyProblem, optimizer: Optimizer, steps: int, generator: torch.Generator
 ) -> Iterator[Iterate]:
     """All dummies at once, or in turns where the problem says so."""
     stand_ins = problem.stand_ins
     leaves = stand_ins.start(problem.candidates, generator)
     limits = Limits(steps=steps, seconds=problem.clock.left, tolerance=stand_ins.tolerance)
     if stand_ins.turns is not None:
-        return minimise_in_turns(
-            problem.value_and_gradient, leaves, optimiser, limits=limits, turns=stand_ins.turns
+        return minimize_in_turns(
+            problem.value_and_gradient, leaves, optimizer, limits=limits, turns=stand_ins.turns
         )
 
     def drawn(_: int) -> dict[str, Tensor]:
         return {name: leaf[0] for name, leaf in stand_ins.draw(1, generator).items()}
 
-    return minimise(
+    return minimize(
         problem.value_and_gradient,
         leaves,
-        optimiser,
+        optimizer,
         limits=limits,
         wrt=stand_ins.free,
-        reinitialise=drawn,
+        reinitialize=drawn,
         project=stand_ins.project,
     )

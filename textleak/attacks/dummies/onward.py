@@ -23,7 +23,7 @@ from textleak.attacks.dummies.pictures import PictureSettings
 from textleak.attacks.dummies.problem import DummyProblem
 from textleak.clients.view import View
 from textleak.events import Phase, Progress
-from textleak.matching import Adam, MilestoneDecay, Objective, Optimiser
+from textleak.matching import Adam, MilestoneDecay, Objective, Optimizer
 
 # Each descent's kinks, and each round's kinks, total variation and learning rate, in units of those before.
 _NARROWER = 0.3
@@ -55,7 +55,7 @@ class Onward:
 
     def matched(
         self,
-        optimiser: Optimiser,
+        optimizer: Optimizer,
         *,
         candidates: int,
         steps: int,
@@ -67,13 +67,13 @@ class Onward:
         problem = DummyProblem.of(
             self.view, self.objective, candidates=candidates, labels_KB=labels_KB, pictures=pictures
         )
-        run = match_dummies(problem, optimiser, steps=steps, generator=self.generator, phase=phase)
+        run = match_dummies(problem, optimizer, steps=steps, generator=self.generator, phase=phase)
         return (yield from self.totals.followed(run))
 
     def from_pictures(
         self,
         phase: str,
-        optimiser: Optimiser,
+        optimizer: Optimizer,
         *,
         steps: int,
         labels_KB: Tensor | None,
@@ -85,7 +85,7 @@ class Onward:
         assert pictures.start_KBCHW is not None
         return (
             yield from self.matched(
-                optimiser,
+                optimizer,
                 candidates=len(pictures.start_KBCHW),
                 steps=steps,
                 labels_KB=labels_KB,
@@ -108,11 +108,11 @@ def from_moves(
         rounds: at most; none after one in which all candidates stay.
         signed: whether Adam sees the gradient's sign alone.
     """
-    distance = distance_of_places(onward.view.model)
+    distance = distance_of_places(onward.view.image_model)
     if distance is None:
         return found
     taken, candidates = int(_MOVE_STEPS * steps), len(found.losses_K)
-    optimiser = Adam(learning_rate=_MOVE_RATE, schedule=stepped(taken, 1 / 2), signed=signed)
+    optimizer = Adam(learning_rate=_MOVE_RATE, schedule=stepped(taken, 1 / 2), signed=signed)
     for _ in range(rounds):
         stays = True
         for b in range(len(found.recovery.image)):
@@ -122,7 +122,7 @@ def from_moves(
             moves = len(start_KBCHW) // candidates
             labels_KB = None if found.labels_KB is None else found.labels_KB.repeat_interleave(moves, 0)
             tried = yield from onward.from_pictures(
-                "moves", optimiser, steps=taken, labels_KB=labels_KB, pictures=start
+                "moves", optimizer, steps=taken, labels_KB=labels_KB, pictures=start
             )
             if tried is None:
                 return found

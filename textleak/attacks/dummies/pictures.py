@@ -103,7 +103,7 @@ class DummyPictures:
     @property
     def model(self) -> ImageModel:
         """The public model."""
-        model: ImageModel = self.view.model
+        model: ImageModel = self.view.image_model
         return model
 
     @property

@@ -17,7 +17,7 @@ from textleak.attacks.dummies.text import Dummies, known_lengths
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import Clock, View
 from textleak.events import Tokens
-from textleak.matching import Leaves, Matcher, Objective, Optimiser, Patient, Project, Turns
+from textleak.matching import Leaves, Matcher, Objective, Optimizer, Patient, Project, Turns
 from textleak.models.base import Modality
 
 
@@ -118,10 +118,10 @@ class DummyProblem:
         """What is minimized, (K,), and its gradients by the free leaves."""
         return self.stand_ins.value_and_gradient(self.matcher, leaves)
 
-    def patient(self, optimiser: Optimiser) -> Optimiser:
+    def patient(self, optimizer: Optimizer) -> Optimizer:
         """The optimizer, with candidates that are stuck beginning anew where these dummies let one tell."""
         patience = self.stand_ins.patience
-        return optimiser if patience is None else Patient(optimiser=optimiser, patience=patience)
+        return optimizer if patience is None else Patient(optimizer=optimizer, patience=patience)
 
 
 _Kind = Callable[[View, Objective, Tensor | None, PictureSettings], tuple[StandIns, Matcher]]
@@ -131,7 +131,7 @@ def _sentences(
     view: View, objective: Objective, labels_KB: Tensor | None, _: PictureSettings
 ) -> tuple[StandIns, Matcher]:
     matcher = TextProblem(view=view, objective=objective).soft_matcher
-    return Dummies(model=view.model, lengths=known_lengths(view.shared), labels_KB=labels_KB), matcher
+    return Dummies(model=view.text_model, lengths=known_lengths(view.shared), labels_KB=labels_KB), matcher
 
 
 def _pictures(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from textleak.attacks.search.problem import TextProblem
 from textleak.matching import Call, find_rule
 from textleak.matching.discrete import Guess
+from textleak.matching.hooks import hooked
 from textleak.matching.single import form
 
-Place = tuple[int, int]
+Prediction = tuple[int, int]
 """Row of the batch, and index of the prediction in it."""
 
 # Rows of the head tried at once: bounds the memory at this many times the hidden size.
@@ -28,8 +29,8 @@ _CHUNK = 8192
 
 
 def rank_labels(
-    problem: TextProblem, guess: Guess, places: Sequence[Place], keep: int
-) -> dict[Place, list[int]]:
+    problem: TextProblem, guess: Guess, places: Sequence[Prediction], keep: int
+) -> dict[Prediction, list[int]]:
     """The likeliest labels of some predictions, best first, given the guess's inputs and other labels.
 
     The places are first filled greedily, the clearest first; then each is ranked given the others.
@@ -41,7 +42,7 @@ def rank_labels(
     if norm is None:
         return {}
     open_ = list(places)
-    chosen: dict[Place, int] = {}
+    chosen: dict[Prediction, int] = {}
     missing_P = norm.unexplained(open_)
     while open_:
         best = {place: norm.distances(place, missing_P).min(0) for place in open_}
@@ -90,13 +91,10 @@ class _LastNorm:
                 made.append((module, arguments[0], output))
 
         handles = [module.register_forward_hook(keep) for module in network.modules()]
-        try:
+        with hooked(handles):
             leaves = problem.leaves([guess])
             with torch.no_grad():
                 losses = problem.losses(leaves)
-        finally:
-            for handle in handles:
-                handle.remove()
         del losses
         owner_names = {id(p): name for name, p in problem.model.parameters.items()}
         for module, input_BTD, output in made:
@@ -136,7 +134,7 @@ class _LastNorm:
             [form([found[local]], tuple(shape)).flatten(1) for local, shape in shapes.items()], 1
         )
 
-    def unexplained(self, open_: Sequence[Place]) -> Tensor:
+    def unexplained(self, open_: Sequence[Prediction]) -> Tensor:
         """The shared gradient less what all predictions and all labels but the open ones make of it: (P,)."""
         shared_P = torch.cat(
             [self.problem.shared.gradients[name].flatten() for name in self.names.values()]
@@ -148,12 +146,12 @@ class _LastNorm:
         own_KP = self._gradient(self.input_BTD.flatten(0, 1), delta_BTD.flatten(0, 1))
         return shared_P - own_KP.sum(0)
 
-    def part(self, place: Place, label: int) -> Tensor:
+    def part(self, place: Prediction, label: int) -> Tensor:
         """What one label adds to the norm's gradients, (P,)."""
         delta_1D = -self.weights_BT[place] * self.head_VD[label : label + 1]
         return self._gradient(self.input_BTD[place][None], delta_1D)[0]
 
-    def distances(self, place: Place, missing_P: Tensor) -> Tensor:
+    def distances(self, place: Prediction, missing_P: Tensor) -> Tensor:
         """How much of `missing_P` stays unexplained with each label at a place: (V,)."""
         found = []
         for start in range(0, len(self.head_VD), _CHUNK):

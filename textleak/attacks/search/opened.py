@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textleak.attacks.search.problem import TextProblem
-from textleak.matching import Adam, Iterate, Leaves, Limits, LinearDecay, Matcher, minimise
+from textleak.matching import Adam, Iterate, Leaves, Limits, LinearDecay, Matcher, minimize
 from textleak.matching.discrete import Guess
 
 Place = tuple[int, int]
@@ -76,7 +76,7 @@ def optimize(
 
     adam = Adam(learning_rate=opening.learning_rate, schedule=LinearDecay(steps=opening.steps))
     limits = Limits(steps=opening.steps)
-    return minimise(objective, {**leaves, "free": free_KBT}, adam, limits=limits, wrt=wrt)
+    return minimize(objective, {**leaves, "free": free_KBT}, adam, limits=limits, wrt=wrt)
 
 
 def pulls(

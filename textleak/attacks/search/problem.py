@@ -22,6 +22,7 @@ from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.matching import Damage, Leaves, Matcher, Objective, Target
 from textleak.matching.discrete import Guess
+from textleak.matching.hooks import hooked
 from textleak.matching.whitening import WhitenedMatcher, Whitening
 from textleak.models import Targets, TextModel
 from textleak.models.guesses import inputs_and_targets
@@ -52,7 +53,7 @@ class TextProblem:
     @property
     def model(self) -> TextModel:
         """The public model."""
-        model: TextModel = self.view.model
+        model: TextModel = self.view.text_model
         return model
 
     @property
@@ -99,13 +100,10 @@ class TextProblem:
             uses.update(id(parameter) for parameter in module.parameters(recurse=False))
 
         handles = [module.register_forward_pre_hook(count) for module in self.model.network.modules()]
-        try:
+        with hooked(handles):
             classes = () if self.model.num_labels is None else (0,)
             with torch.no_grad():
                 self.losses(self.leaves([Guess(((self.model.pad_id,) * max(lengths),), classes)]))
-        finally:
-            for handle in handles:
-                handle.remove()
         return sum(lengths) * max(uses.values())
 
     @cached_property

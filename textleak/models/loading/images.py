@@ -14,7 +14,7 @@ import textleak.models.rules.images  # noqa: F401 - tells the engine what it nee
 from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import own_code
-from textleak.models.loading.places import Place, find_place, not_at_hand
+from textleak.models.loading.places import Checkpoint, find_place, not_at_hand
 from textleak.models.loading.request import Built, Request
 from textleak.models.loading.text import reading, weights_options
 from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
@@ -313,7 +313,9 @@ def _side(value: Any) -> int | None:  # noqa: ANN401 - a number, a pair, or a ma
     return int(value) if value else None
 
 
-def _preprocessing(place: Place, channels: int) -> tuple[int | None, tuple[float, ...], tuple[float, ...]]:
+def _preprocessing(
+    place: Checkpoint, channels: int
+) -> tuple[int | None, tuple[float, ...], tuple[float, ...]]:
     """Size, means and deviations that a checkpoint's own preprocessing names; ImageNet's where it names none."""
     path = place.folder / "preprocessor_config.json"
     settings: dict[str, Any] = {}

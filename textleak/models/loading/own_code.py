@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from textleak.errors import InputError
-from textleak.models.loading.places import Place
+from textleak.models.loading.places import Checkpoint
 
 # What each load from a folder is told: no code from it, nothing from the network.
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -45,7 +45,7 @@ def refused(name: str) -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
-def check_parts(name: str, place: Place) -> None:
+def check_parts(name: str, place: Checkpoint) -> None:
     """Raise where a folder holds more than a model.
 
     Raises:

@@ -20,7 +20,7 @@ _OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class Checkpoint:
     """Where a checkpoint lies: a folder, for GGUF with the file in it, and how to call the place in words."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Place:
 
 def find_place(
     name: str, entry: Entry | None, weights: str, *, download: bool = True
-) -> tuple[Place | None, str]:
+) -> tuple[Checkpoint | None, str]:
     """The place of the checkpoint that a name stands for, or None with the reason in words.
 
     Args:
@@ -76,15 +76,15 @@ def _could_be_hub_id(name: str) -> bool:
     return "/" in name and not name.endswith(".gguf")
 
 
-def _local(name: str, path: Path) -> Place:
+def _local(name: str, path: Path) -> Checkpoint:
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(
                 f"{name} is a file, but not a .gguf file.", fix="Give the folder that the checkpoint is in."
             )
-        return Place(folder=path.parent, gguf=path.name, words=f"file {path}")
+        return Checkpoint(folder=path.parent, gguf=path.name, words=f"file {path}")
     if (path / "config.json").is_file():
-        return Place(folder=path, gguf=None, words=f"folder {path}")
+        return Checkpoint(folder=path, gguf=None, words=f"folder {path}")
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) != 1:
         raise InputError(
@@ -92,28 +92,28 @@ def _local(name: str, path: Path) -> Place:
             why="A checkpoint is a folder with config.json and weights, or one .gguf file.",
             fix="Name the .gguf file itself." if ggufs else "Name another folder.",
         )
-    return Place(folder=path, gguf=ggufs[0].name, words=f"file {ggufs[0]}")
+    return Checkpoint(folder=path, gguf=ggufs[0].name, words=f"file {ggufs[0]}")
 
 
-def cached(hub_id: str) -> Place | None:
+def cached(hub_id: str) -> Checkpoint | None:
     """The checkpoint in the Hugging Face cache, without asking the network."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(hub_id, "config.json")
     if not isinstance(config, str):
         return None
-    place = Place(folder=Path(config).parent, gguf=None, words=f"Hugging Face cache, {hub_id}")
+    place = Checkpoint(folder=Path(config).parent, gguf=None, words=f"Hugging Face cache, {hub_id}")
     return place if place.has_weights else None
 
 
-def packaged(entry: Entry) -> Place | None:
+def packaged(entry: Entry) -> Checkpoint | None:
     """The checkpoint in an installed package, found without importing the package."""
     spec = importlib.util.find_spec(entry.package) if entry.package else None
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         path = Path(folder) / entry.package_path
         if path.is_file() or (path / "config.json").is_file():
             gguf = path.name if path.suffix == ".gguf" else None
-            return Place(
+            return Checkpoint(
                 folder=path.parent if gguf else path, gguf=gguf, words=f"package {entry.distribution}"
             )
     return None
@@ -154,7 +154,7 @@ def why_unreachable(hub_id: str, file: str = "config.json", kind: str = "model")
     return answer[0]
 
 
-def from_hub(hub_id: str) -> tuple[Place | None, str]:
+def from_hub(hub_id: str) -> tuple[Checkpoint | None, str]:
     """Download the checkpoint; None with the reason where that can't be done."""
     why = why_unreachable(hub_id)
     if why:
@@ -168,7 +168,7 @@ def from_hub(hub_id: str) -> tuple[Place | None, str]:
         with quiet():
             for pattern in _CHECKPOINTS:
                 folder = Path(snapshot_download(hub_id, allow_patterns=[pattern, *_OTHER_FILES]))
-                place = Place(folder=folder, gguf=None, words=words)
+                place = Checkpoint(folder=folder, gguf=None, words=words)
                 if place.has_weights and (folder / "config.json").is_file():
                     return place, ""
     except Exception as error:

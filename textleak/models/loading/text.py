@@ -17,7 +17,7 @@ import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import heads, own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
-from textleak.models.loading.places import Place, find_place, not_at_hand
+from textleak.models.loading.places import Checkpoint, find_place, not_at_hand
 from textleak.models.loading.request import Built, Request
 from textleak.models.quiet import quiet
 from textleak.models.text import Task, TextModel
@@ -169,7 +169,7 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
 
 
 @contextmanager
-def reading(name: str, place: Place, what: str) -> Iterator[None]:
+def reading(name: str, place: Checkpoint, what: str) -> Iterator[None]:
     """Turn whatever goes wrong in reading a checkpoint into an `InputError` that says where; keep quiet."""
     if place.gguf is not None and importlib.util.find_spec("gguf") is None:
         raise _package_missing(name, place, "the package gguf")
@@ -188,7 +188,7 @@ def reading(name: str, place: Place, what: str) -> Iterator[None]:
         ) from error
 
 
-def _read_config(name: str, place: Place, entry: Entry | None) -> PreTrainedConfig:
+def _read_config(name: str, place: Checkpoint, entry: Entry | None) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     own_code.check_parts(name, place)
@@ -201,7 +201,7 @@ def _read_config(name: str, place: Place, entry: Entry | None) -> PreTrainedConf
         return AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
 
 
-def _read_tokenizer(name: str, place: Place, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
+def _read_tokenizer(name: str, place: Checkpoint, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     options = {} if place.gguf is None else {"gguf_file": place.gguf}
@@ -217,7 +217,7 @@ def _read_tokenizer(name: str, place: Place, config: PreTrainedConfig) -> PreTra
     return tokenizer
 
 
-def _package_missing(name: str, place: Place, what: str) -> InputError:
+def _package_missing(name: str, place: Checkpoint, what: str) -> InputError:
     return InputError(
         f"A package is missing to read {name!r} ({place.words}).",
         why=f"It needs {what}.",
@@ -241,7 +241,7 @@ def _reading_gguf_once() -> Iterator[None]:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
 
 
-def _pretrained(request: TextRequest, place: Place, entry: Entry | None) -> _Built:
+def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) -> _Built:
     name, seed = request.name, request.weights_seed
     config = _read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, request.task)
@@ -319,7 +319,7 @@ def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> P
         return _built(auto, config)
 
 
-def _random_in(request: TextRequest, place: Place, entry: Entry | None) -> _Built:
+def _random_in(request: TextRequest, place: Checkpoint, entry: Entry | None) -> _Built:
     """The architecture and tokenizer of a folder, random weights."""
     name, seed = request.name, request.weights_seed
     config = _read_config(name, place, entry)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textleak.matching.hooks import hooked
 from textleak.models.probes.layers import LocalLayer, layer_inputs
 from textleak.models.text import TextModel
 
@@ -129,11 +130,8 @@ def _norms(model: TextModel, ids_NT: Tensor, until: str) -> list[tuple[str, nn.M
         for module in names
         if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() == 1
     ]
-    try:
+    with hooked(handles):
         layer_inputs(model, ids_NT, [until])
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from textleak.matching.hooks import hooked
 from textleak.models.text import TextModel
 
 _LENGTH = 4  # positions that the probe runs on: enough for a token before, between and after others
@@ -146,7 +147,7 @@ def layer_inputs(
     ]
     differentiable = torch.is_grad_enabled() and inputs.requires_grad
     try:
-        with torch.set_grad_enabled(differentiable):
+        with hooked(handles), torch.set_grad_enabled(differentiable):
             embeddings_NTE = inputs if inputs.dtype.is_floating_point else model.embed(inputs)
             where = {} if positions is None else {"position_ids": positions}
             model.network(inputs_embeds=embeddings_NTE, attention_mask=mask, **where)
@@ -154,9 +155,6 @@ def layer_inputs(
         shape = embeddings_NTE.shape[:2]
         # Some networks run all sentences' tokens through a layer as one long list.
         return {name: seen[name].reshape(*shape, -1) for name in layer_names}
-    finally:
-        for handle in handles:
-            handle.remove()
     unused = sorted(set(layer_names) - seen.keys())
     raise ValueError(f"a forward pass of {model.name} never uses {unused}")
 
@@ -213,11 +211,8 @@ def _hooks(network: nn.Module, make: Callable[[str], Any]) -> Iterator[None]:
         and (weight := module._parameters.get("weight")) is not None  # its own: an adapter shows its base's
         and weight.dim() == 2
     ]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _transposed(module: nn.Module, use: _Use) -> bool | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textleak.matching.hooks import hooked
 from textleak.models.probes.layers import matrix_calls
 from textleak.models.text import TextModel
 
@@ -66,7 +67,7 @@ def arbitrary_inputs(model: TextModel, names: tuple[str, ...]) -> dict[str, Tens
 
     handles = [model.network.get_submodule(n).register_forward_pre_hook(keep(n)) for n in names]
     inner = _LENGTH - len(model.prefix_ids) - len(model.suffix_ids)
-    try:
+    with hooked(handles):
         for _ in range(_SENTENCES // _BATCH):
             drawn = torch.randint(len(model.content_ids), (_BATCH, inner), generator=generator)
             ids = torch.cat(
@@ -79,7 +80,4 @@ def arbitrary_inputs(model: TextModel, names: tuple[str, ...]) -> dict[str, Tens
             ).to(model.device)
             with torch.no_grad():
                 model.network.base_model(inputs_embeds=model.embed(ids))
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: torch.cat(parts) for name, parts in seen.items()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from textleak.matching.hooks import hooked
 from textleak.models.batches import Batch
 from textleak.models.probes.layers import layer_inputs
 from textleak.models.text import TextModel
@@ -66,11 +67,8 @@ def embedding_sum(model: TextModel) -> EmbeddingSum:
         for table in tables
         if table is not model.word_embedding
     ]
-    try:
+    with hooked(handles):
         sum_TE = layer_inputs(model, ids_T[None], [norm])[norm][0]
-    finally:
-        for handle in handles:
-            handle.remove()
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     position_name, position_rows = None, ()
     offset_TE = torch.zeros(length, model.embedding_size, dtype=torch.float64, device=_exact_device(model))
@@ -120,12 +118,8 @@ def _first_norm(model: TextModel) -> str | None:
         for name, module in model.network.named_modules()
         if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() == 1
     ]
-    try:
-        with torch.no_grad():
-            model.network.base_model(inputs_embeds=model.embed(ids_T)[None])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        model.network.base_model(inputs_embeds=model.embed(ids_T)[None])
     return met[0] if met else None
 
 

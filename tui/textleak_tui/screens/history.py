@@ -18,7 +18,7 @@ from textual.worker import get_current_worker
 
 from textleak.view import UNICODE
 from textleak.words import count_of, printable
-from textleak_tui.listing import Order, Row, Shelf, arranged
+from textleak_tui.listing import Order, RunRow, Shelf, arranged
 from textleak_tui.places import CompareRuns, OpenRun
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.delete import DeleteDialog, delete_run
@@ -70,12 +70,12 @@ class HistoryScreen(Page):
     class Looked(Message):
         """The runs folder was read."""
 
-        rows: Sequence[Row]
+        rows: Sequence[RunRow]
 
     def __init__(self, root: Path) -> None:
         super().__init__("history")
-        self.rows: Sequence[Row] | None = None
-        self.shown: list[Row] = []
+        self.rows: Sequence[RunRow] | None = None
+        self.shown: list[RunRow] = []
         self.marked: list[Path] = []
         self.order = Order.NEWEST
         self.table = HistoryTable()
@@ -123,7 +123,7 @@ class HistoryScreen(Page):
         while not worker.is_cancelled:
             if self._here.is_set():
                 self.post_message(self.Looked(self._shelf.refresh(lambda: worker.is_cancelled)))
-            # In short waits, as a cancelled worker has to end soon.
+            # In short waits, as a canceled worker has to end soon.
             for _ in range(round(SECONDS_BETWEEN_LOOKS / 0.1)):
                 if self._look.wait(0.1) or worker.is_cancelled:
                     break
@@ -176,7 +176,7 @@ class HistoryScreen(Page):
             'textleak run -s "the meeting was moved to friday morning"\nin another terminal.'
         )
 
-    def _row(self) -> Row | None:
+    def _row(self) -> RunRow | None:
         """The run under the cursor."""
         chosen = self.table.chosen
         return next((row for row in self.rows or () if str(row.path) == chosen), None)
@@ -290,7 +290,7 @@ class HistoryScreen(Page):
             return
         self.app.push_screen(DeleteDialog(row.path), lambda sure: self._delete(row) if sure else None)
 
-    def _delete(self, row: Row) -> None:
+    def _delete(self, row: RunRow) -> None:
         try:
             left = delete_run(row.path)
         except OSError as error:
@@ -304,7 +304,7 @@ class HistoryScreen(Page):
         self._look.set()
 
 
-def _in_words(row: Row, *, blind: bool) -> str:
+def _in_words(row: RunRow, *, blind: bool) -> str:
     """How a run ended, in a sentence."""
     match row.outcome:
         case "broken":

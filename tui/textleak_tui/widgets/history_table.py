@@ -10,7 +10,7 @@ from rich.text import Text
 
 from textleak.view import UNICODE
 from textleak.words import seconds_in_words
-from textleak_tui.listing import Row, when
+from textleak_tui.listing import RunRow, when
 from textleak_tui.standing import SIGNS
 from textleak_tui.widgets.run_table import RunTable, short
 
@@ -47,7 +47,9 @@ class HistoryTable(RunTable):
         self._columns: tuple[str, ...] = ()
         self._drawn: list[tuple[Text, ...]] = []
 
-    def show(self, rows: Sequence[Row], *, marked: Collection[Path], blind: bool, anew: bool = False) -> None:
+    def show(
+        self, rows: Sequence[RunRow], *, marked: Collection[Path], blind: bool, anew: bool = False
+    ) -> None:
         """Draw rows, leaving the cursor on its run.
 
         Args:
@@ -90,7 +92,7 @@ class HistoryTable(RunTable):
             return None
         return self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value
 
-    def _cells(self, row: Row, columns: Sequence[str], marked: bool, blind: bool) -> tuple[Text, ...]:
+    def _cells(self, row: RunRow, columns: Sequence[str], marked: bool, blind: bool) -> tuple[Text, ...]:
         colors, narrow = self.app.theme_variables, "attack" not in columns
         now = datetime.datetime.now().astimezone()
         sign = SIGNS.get(row.outcome, "?")

@@ -230,7 +230,7 @@ class FieldRow(Horizontal):
         self.hint.update(Text(f"{words}{self.note}"))
 
 
-_LISTED = ("attack", "defenses", "knob", "model")
+_LISTED = ("attack", "client", "defenses", "knob", "model")
 
 
 class SetupForm(Vertical):
@@ -298,7 +298,7 @@ class SetupForm(Vertical):
         return sentences_of(self.sentences.text)
 
     def list_names(self, catalog: Catalog) -> None:
-        """Take in what attacks and defenses there are."""
+        """Take in what attacks, clients and defenses there are."""
         self.catalog = catalog
         for row in self.rows.values():
             row.box.options = list(row.field.options(catalog))

@@ -16,9 +16,9 @@ from textleak.matching import (
     Patient,
     Race,
     StepDecay,
-    minimise,
+    minimize,
 )
-from textleak.matching.optimisers import _Memory
+from textleak.matching.optimizers import _Memory
 
 
 def rosenbrock(leaves):
@@ -39,9 +39,9 @@ def points(*rows):
     return {"x": torch.tensor(rows, dtype=torch.float64)}
 
 
-def run(objective, leaves, optimiser, *, steps, seconds=None, tolerance=None, **options):
+def run(objective, leaves, optimizer, *, steps, seconds=None, tolerance=None, **options):
     limits = Limits(steps=steps, seconds=seconds, tolerance=tolerance)
-    return list(minimise(objective, leaves, optimiser, limits=limits, **options))
+    return list(minimize(objective, leaves, optimizer, limits=limits, **options))
 
 
 STARTS = [(-1.2, 1.0), (0.0, 0.0), (5.0, -3.0), (-2.0, 7.0)]
@@ -134,24 +134,24 @@ def test_gradients_are_clipped_candidate_by_candidate():
     torch.testing.assert_close(state.first_KD, torch.tensor([[0.6, 0.8], [0.3, 0.4]], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("optimiser", [Adam(), LBFGS()], ids=["Adam", "LBFGS"])
-def test_a_diverged_candidate_begins_anew_and_the_others_never_notice(optimiser):
+@pytest.mark.parametrize("optimizer", [Adam(), LBFGS()], ids=["Adam", "LBFGS"])
+def test_a_diverged_candidate_begins_anew_and_the_others_never_notice(optimizer):
     def poisoned(leaves):
         losses, gradients = bowl(leaves)
         return losses.masked_fill(leaves["x"][:, 0] < -100, math.nan), gradients
 
     drawn, generator = [], torch.Generator().manual_seed(0)
 
-    def reinitialise(k):
+    def reinitialize(k):
         drawn.append(k)
         return {"x": torch.randn(2, generator=generator, dtype=torch.float64)}
 
     leaves = points((0.0, 0.0), (-200.0, 0.0))
-    found = run(poisoned, leaves, optimiser, steps=40, reinitialise=reinitialise)
+    found = run(poisoned, leaves, optimizer, steps=40, reinitialize=reinitialize)
     assert drawn == [1]
     assert found[0].restarted == (1,)
     assert found[-1].best_losses_K[1] < 10
-    calm = run(poisoned, points((0.0, 0.0)), optimiser, steps=40)
+    calm = run(poisoned, points((0.0, 0.0)), optimizer, steps=40)
     assert found[-1].best_losses_K[0] == calm[-1].best_losses_K[0]
 
 
@@ -180,9 +180,9 @@ def test_a_run_ends_as_soon_as_one_candidate_is_good_enough():
     assert (last.step, last.ending) == (1, Ending.TOLERANCE)
 
 
-@pytest.mark.parametrize("optimiser", [Adam(), LBFGS()], ids=["adam", "lbfgs"])
+@pytest.mark.parametrize("optimizer", [Adam(), LBFGS()], ids=["adam", "lbfgs"])
 @pytest.mark.parametrize("patience", [None, 4])
-def test_the_worse_candidates_rest_for_good_and_the_better_never_notice(optimiser, patience):
+def test_the_worse_candidates_rest_for_good_and_the_better_never_notice(optimizer, patience):
     asked = []
 
     def count(leaves):
@@ -190,8 +190,8 @@ def test_the_worse_candidates_rest_for_good_and_the_better_never_notice(optimise
         return rosenbrock(leaves)
 
     if patience is not None:
-        optimiser = Patient(optimiser=optimiser, patience=patience)
-    race = Race(optimiser=optimiser, survivors={3: 3, 5: 2})
+        optimizer = Patient(optimizer=optimizer, patience=patience)
+    race = Race(optimizer=optimizer, survivors={3: 3, 5: 2})
     found = run(count, points(*STARTS, (1.0, 1.5)), race, steps=12)
     assert [len(x) for x in asked] == [5] * 3 + [3] * 2 + [2] * 7
     assert found[-1].evaluations == sum(len(x) for x in asked)
@@ -199,7 +199,7 @@ def test_the_worse_candidates_rest_for_good_and_the_better_never_notice(optimise
     assert int(found[-1].best_losses_K.argmin()) in kept
     assert all(set(step.restarted) <= set(kept) for step in found[5:])
     if patience is None:
-        alone = run(rosenbrock, points(*STARTS, (1.0, 1.5)), optimiser, steps=12)[-1]
+        alone = run(rosenbrock, points(*STARTS, (1.0, 1.5)), optimizer, steps=12)[-1]
         assert torch.equal(alone.best["x"][kept], found[-1].best["x"][kept])
 
 
@@ -269,7 +269,7 @@ def test_leaves_that_the_caller_sends_are_evaluated_next_and_the_moments_stay():
         asked.append(leaves["x"].clone())
         return bowl(leaves)
 
-    moving = minimise(noted, start, adam, limits=Limits(steps=4))
+    moving = minimize(noted, start, adam, limits=Limits(steps=4))
     first = next(moving)
     second = moving.send(elsewhere)
     assert torch.equal(asked[1], elsewhere["x"])

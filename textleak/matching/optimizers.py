@@ -44,7 +44,7 @@ class State(Protocol):
         """Move the points that will be asked for next, and remember everything else."""
 
 
-class Optimiser(Protocol):
+class Optimizer(Protocol):
     """Hyper-parameters."""
 
     def start(self, point_KD: Tensor) -> State:

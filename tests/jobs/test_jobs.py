@@ -1,0 +1,87 @@
+"""A run's facts are worked out once, whatever asks for them, and what it is told never grows."""
+
+import pytest
+
+from textleak.attacks.base import to_end
+from textleak.clients import view
+from textleak.errors import InputError
+from textleak.jobs import images, text
+from textleak.settings import load_image_config, load_run_config
+
+QUICK = {"threads": 1, "device": "cpu"}
+SMALL = {**QUICK, "size": 12, "num_labels": 5, "steps": 2}
+
+
+def counted(monkeypatch, module, name):
+    """How often a function was called, as a list that grows."""
+    calls, real = [], getattr(module, name)
+
+    def call(*arguments, **options):
+        calls.append(name)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    job = text.prepare(load_run_config(None, {**QUICK, "sentences": ("a cat",), "weights": "random"}))
+    job.shared.save(tmp_path / "g.safetensors")
+    job.secret.save(tmp_path / "truth.json")
+    return tmp_path / "g.safetensors", tmp_path / "truth.json"
+
+
+def test_a_gradient_from_a_file_is_made_a_view_once(text_file, monkeypatch):
+    made = counted(monkeypatch, view, "view_of")
+    gradients, truth = text_file
+    config = load_run_config(None, {**QUICK, "gradients": gradients, "truth": truth, "attack": "embedding"})
+    job = text.prepare(config)
+    result = job.result(to_end(job.steps()), outcome="done", seconds=0.0, run_dir=None)
+    assert result["verified"] is True
+    assert len(made) == 1
+
+
+def test_a_run_on_pictures_runs_the_network_for_its_facts_once(monkeypatch):
+    from textleak.attacks.dummies import pictures
+
+    worked_out = counted(monkeypatch, pictures, "numbers_determined")
+    job = images.prepare(load_image_config(None, SMALL))
+    assert job.warnings() == (
+        *(f"{p.name}: {note}." for p in job.pictures for note in p.notes),
+        *job.limits(),
+    )
+    assert job.settings is job.settings
+    job.result(to_end(job.steps()), outcome="done", seconds=0.0, run_dir=None)
+    assert len(worked_out) == 1
+
+
+def test_both_kinds_of_run_say_the_same_of_settings_and_end():
+    on_text = text.prepare(
+        load_run_config(None, {**QUICK, "sentences": ("a cat",), "weights": "random", "attack": "embedding"})
+    )
+    on_pictures = images.prepare(load_image_config(None, SMALL))
+    results = [
+        job.result(to_end(job.steps()), outcome="done", seconds=0.0, run_dir=None)
+        for job in (on_text, on_pictures)
+    ]
+    own = [set(job.facts()) | set(job.scores(to_end(job.steps()))) for job in (on_text, on_pictures)]
+    common = [set(result) - mine for result, mine in zip(results, own, strict=True)]
+    assert common[0] == common[1]
+    assert {"model", "attack", "client", "defense", "stop", "verified", "notes", "run_dir"} <= common[0]
+
+
+def test_a_run_is_named_by_its_model_without_options_and_its_attack():
+    job = images.prepare(
+        load_image_config(None, {**SMALL, "model": "resnet20:activation=sigmoid", "size": 16})
+    )
+    assert job.name == "resnet20-dlg"
+
+
+def test_a_file_tells_no_more_than_it_says(text_file):
+    gradients, _ = text_file
+    less = text.prepare(load_run_config(None, {**QUICK, "gradients": gradients, "know": "nothing"}))
+    assert less.shared.known.told == ()
+    assert less.settings["know"] == []
+    with pytest.raises(InputError, match="labels can't be told"):
+        text.prepare(load_run_config(None, {**QUICK, "gradients": gradients, "know": "labels"}))
