@@ -570,7 +570,10 @@ def _surety(cosines_MN: Tensor, allowed: float) -> float:
     """The chance that none of a row's others would have passed by accident, from how the cosines are spread."""
     others = cosines_MN.shape[1] - 1
     spread = float(cosines_MN.median())
-    return max(0.0, 1 - others * allowed / spread) if others else 1.0
+    if not others:
+        return 1.0
+    # Where half of them are 0, as where nothing was shared but zeros, passing says nothing.
+    return max(0.0, 1 - others * allowed / spread) if spread > 0 else 0.0
 
 
 def known_alone(shared: SharedGradient) -> bool:
