@@ -365,17 +365,17 @@ def line(folder: Path, rng: random.Random) -> list[str]:
     found = [command, *_BASE.get(command, ()), *model]
     if command == "share":
         found += ["--out", str(folder / "shared")]
-    flags = words.flags(command)
+    flags, base = words.flags(command), len(found)
     for _ in range(rng.choice((1, 1, 2, 3))):
         kind = rng.random()
         if kind < 0.75:
             found += [rng.choice(flags), words.value(rng)]
         elif kind < 0.85:
             found.append(words.value(rng))
-        elif kind < 0.95 and len(found) > 1:
-            del found[rng.randrange(1, len(found))]
+        elif kind < 0.95 and len(found) > base:  # what keeps the work small stays
+            del found[rng.randrange(base, len(found))]
         else:
-            found[rng.randrange(len(found))] = words.value(rng)
+            found[rng.choice((0, *range(base, len(found))))] = words.value(rng)
     return found
 
 
