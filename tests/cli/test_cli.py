@@ -455,7 +455,7 @@ def test_a_redacted_run_shows_and_keeps_no_text(toy, tmp_path, ends):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-s", ""], ["has no text"]),
+        (["-s", " "], ["has no text"]),
         (["-s", "cat " * 100], ["too long", "40"]),
         (["-s", "the cat", "-m", "bert-bse"], ["Unknown model 'bert-bse'", "bert-base"]),
         (["-s", "the cat", "-a", "mach"], ["Unknown attack 'mach'", "match"]),

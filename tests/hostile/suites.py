@@ -34,6 +34,7 @@ from textleak_tui.listing import read_row
 from textleak_tui.recording import Recording
 
 FILES, FOLDERS, LINES = 1500, 1500, 500
+SECONDS_TO_ATTACK = 0.5
 
 
 def toy(folder: Path, family: str) -> Path:
@@ -51,10 +52,10 @@ def toy(folder: Path, family: str) -> Path:
 
 @contextlib.contextmanager
 def models_kept() -> Iterator[None]:
-    """Load each model once: what is tried is what is done with it."""
-    from textleak.jobs import text as job
+    """Load each model once, and give each attack little time: what is tried is what is done with a file."""
+    from textleak.attacks import base
 
-    before, kept = loading.text.load, {}
+    before, kept, begin = loading.text.load, {}, base.begin
 
     @functools.wraps(before)
     def load(request: TextRequest) -> Any:
@@ -63,13 +64,13 @@ def models_kept() -> Iterator[None]:
         return kept[request]
 
     loading.text.load = load
+    base.begin = functools.partial(begin, time_limit=SECONDS_TO_ATTACK)
     threads = torch.get_num_threads()
     try:
         yield
     finally:
-        loading.text.load = before
+        loading.text.load, base.begin = before, begin
         torch.set_num_threads(threads)
-        assert job
 
 
 # Gradient files
@@ -103,7 +104,7 @@ def _filled(value: float) -> Callable[[Tensor], Tensor]:
 TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "NaN": _filled(float("nan")),
     "infinity": _filled(float("inf")),
-    "the largest float": _filled(3.4028235e38),
+    "the largest float": _filled(torch.finfo(torch.float32).max),
     "half of it": _filled(1.7e38),
     "a denormal": _filled(1e-45),
     "zeros": torch.zeros_like,
@@ -142,7 +143,8 @@ def changed_file(source: Path, target: Path, rng: random.Random) -> str:
         target.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + size :])
         return f"header {words}"
     with safe_open(source, framework="pt") as file:
-        header, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}
+        header = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     if kind == "metadata":
         key = rng.choice(sorted(header))
         try:
@@ -168,6 +170,12 @@ def try_files(folder: Path, count: int, seed: int) -> Tally:
     tally, target, out = Tally(), folder / "changed.safetensors", folder / "out"
     with models_kept():
         sources = gradient_files(folder)
+        for attack in ("embedding", "auto"):  # what they need is loaded once, and no case's fault
+            source, model = sources[0]
+            trial.whole(
+                ["run", "-m", str(model), "--gradients", str(source), "-a", attack, "--out", str(out)]
+            )
+            shutil.rmtree(out)
         for number in range(count):
             rng = random.Random(f"file {seed} {number}")
             source, model = rng.choice(sources)
@@ -203,8 +211,7 @@ def folders(folder: Path) -> list[Path]:
             "1",
             *extra,
         ]
-        trial.command([*arguments, "--out", str(made[-1])], name, Tally())
-        assert (made[-1] / "result.json").exists()
+        trial.whole([*arguments, "--out", str(made[-1])])
     of = cell(defense=("gaussian:sigma=0.001",), client=("fedavg:steps=2",))
     records = [
         done(of, b, sentence(["the", "cat"], ["the", x], secrets=[("cat", True)])) for b, x in enumerate("ab")
@@ -230,23 +237,26 @@ def _odd(path: Path, rng: random.Random) -> str:
 
 def changed_folder(path: Path, rng: random.Random) -> str:
     """Change a file in a folder; what was done in words."""
-    file = rng.choice(sorted(one for one in path.iterdir() if one.is_file() and one.suffix != ".lock"))
+    files = sorted(one for one in path.iterdir() if one.is_file() and one.suffix != ".lock")
+    if not files:
+        return "nothing left"
+    file = rng.choice(files)
     kind = rng.choice(("values",) * 6 + ("bytes", "odd"))
     if kind == "odd":
         return f"{file.name}: {_odd(file, rng)}"
+    lines = file.read_bytes().splitlines() if file.suffix == ".jsonl" else [file.read_bytes()]
+    at = rng.randrange(len(lines)) if lines else 0
+    try:
+        value, words = values.changed(json.loads(lines[at]), rng)
+    except (ValueError, LookupError, RecursionError):  # it was changed before, or there is nothing in it
+        kind = "bytes"
     if kind == "bytes":
         content, words = values.torn(file.read_bytes(), rng)
         file.write_bytes(content)
         return f"{file.name}: {words}"
-    if file.suffix == ".jsonl":
-        lines = [json.loads(line) for line in file.read_bytes().splitlines()]
-        at = rng.randrange(len(lines))
-        lines[at], words = values.changed(lines[at], rng)
-        file.write_bytes(b"\n".join(map(values.written, lines)) + b"\n")
-        return f"{file.name} line {at}: {words}"
-    value, words = values.changed(json.loads(file.read_bytes()), rng)
-    file.write_bytes(values.written(value))
-    return f"{file.name}: {words}"
+    lines[at] = values.written(value)
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    return f"{file.name} line {at}: {words}"
 
 
 def _look(path: Path) -> None:
@@ -314,17 +324,16 @@ class _Words:
     def value(self, rng: random.Random) -> str:
         odd = [str(value)[:20_000].replace("\x00", "") for value in values.VALUES]
         usual = [
-            *("bert-tiny", "the cat sat", "sample", "embedding", "random", "cpu", "1", "gaussian:sigma=1e-3", "lengths"),
-            *("all", "attention", "fedavg:steps=2", "auto", "float64", "lenet", str(self.folder / "bert")),
-            *(str(self.folder), str(self.folder / "absent"), "seed=1", "attack.steps=2", "x=y", "nothing", "squared-l2"),
-            *("[" * 2000, "a.b.c=1", "attack={}", "defenses=[[]]", "!!python/object:os.system", "&a [*a]", ".", "/", "~x/y"),
-            *("(" * 500, "(a+)+$", "gaussian:sigma=nan", "clip:max_norm=-1", "prune:ratio=2", "cuda:99", os.fsdecode(b"\xff")),
+            *("bert-tiny", "the cat sat", "sample", "embedding", "random", "cpu", "1", "gaussian:sigma=1e-3"),
+            *("lengths", "all", "attention", "fedavg:steps=2", "auto", "float64", "lenet", "nothing", "squared-l2"),
+            *(str(self.folder), str(self.folder / "absent"), str(self.folder / "bert"), "seed=1", "x=y", "."),
+            *("attack.steps=2", "[" * 2000, "a.b.c=1", "attack={}", "defenses=[[]]", "!!python/object:os.system"),
+            *("&a [*a]", "/", "~x/y", "(" * 500, "(a+)+$", "gaussian:sigma=nan", "clip:max_norm=-1"),
+            *("prune:ratio=2", "cuda:99", os.fsdecode(b"\xff")),
         ]  # fmt: skip
         return rng.choice(odd if rng.random() < 0.4 else usual)
 
 
-# What only a person would wait for, or that asks a network.
-_NOT_TRIED = {"tui", "doctor", "bench"}
 # With which a command would do its work on something small.
 _BASE: dict[str, tuple[str, ...]] = {
     "run": ("-s", "the cat sat", "-a", "embedding", "--threads", "1"),
@@ -356,24 +365,26 @@ def line(folder: Path, rng: random.Random) -> list[str]:
     found = [command, *_BASE.get(command, ()), *model]
     if command == "share":
         found += ["--out", str(folder / "shared")]
-    flags = words.flags(command)
+    flags, base = words.flags(command), len(found)
     for _ in range(rng.choice((1, 1, 2, 3))):
         kind = rng.random()
         if kind < 0.75:
             found += [rng.choice(flags), words.value(rng)]
         elif kind < 0.85:
             found.append(words.value(rng))
-        elif kind < 0.95 and len(found) > 1:
-            del found[rng.randrange(1, len(found))]
+        elif kind < 0.95 and len(found) > base:  # what keeps the work small stays
+            del found[rng.randrange(base, len(found))]
         else:
-            found[rng.randrange(len(found))] = words.value(rng)
+            found[rng.choice((0, *range(base, len(found))))] = words.value(rng)
     return found
 
 
 def try_lines(folder: Path, count: int, seed: int) -> Tally:
     """Run command lines that were made at random."""
     tally = Tally()
-    toy(folder, "bert")
+    model = str(toy(folder, "bert"))
+    trial.whole(["run", "-m", model, "-s", "the cat sat", "-a", "embedding"])
+    trial.whole(["image", "--steps", "1"])
     before = Path.cwd()
     place = folder / "here"  # what has a name without a folder is written here
     place.mkdir()
@@ -381,10 +392,8 @@ def try_lines(folder: Path, count: int, seed: int) -> Tally:
     try:
         for number in range(count):
             arguments = line(folder, random.Random(f"line {seed} {number}"))
-            if arguments[0] in _NOT_TRIED:
-                continue
             case = f"{number}: {' '.join(repr(one[:60]) for one in arguments)}"
-            trial.command(arguments, case, tally, codes=frozenset({0, 1, 2, 3}))
+            trial.command(arguments, case, tally, codes=frozenset({0, 2, 3}))
     finally:
         os.chdir(before)
     return tally

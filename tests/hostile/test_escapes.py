@@ -16,6 +16,7 @@ from rich.text import Text
 from textual.pilot import Pilot
 from typer.testing import CliRunner
 
+from tests.hostile.values import EVIL
 from tests.synthetic import cell, done, failed, sentence, write
 from textleak.cli import app, common
 from textleak.errors import InputError
@@ -31,9 +32,6 @@ from textleak_tui.app import build_app
 from textleak_tui.places import OpenRun
 from textleak_tui.screens.history import HistoryScreen
 from textleak_tui.screens.replay import ReplayScreen
-
-# Sets the title, clears the screen, turns red, rings, moves left, turns the direction of writing, C1's own CSI, nothing.
-EVIL = "a\x1b]0;owned\x07b\x1b[2J\x1b[31m\x08\u202ec\x9b2Jd\x00"
 
 
 def quiet(text: str, *, kept: str = "\n") -> bool:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+# Sets the title, clears the screen, turns red, rings, moves left, turns the direction of writing, C1's own CSI.
 EVIL = "a\x1b]0;owned\x07b\x1b[2J\x1b[31m\x08\u202ec\x9b2Jd\x00"
 LONG = "x" * 100_000
 
@@ -21,11 +22,12 @@ def deep(levels: int) -> Any:
 
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2, 3, 7, 1_000_000, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**30, 10**400, 1e30, 1e308,
-    -0.5, 0.5, 1e-30, 5e-324, float("nan"), float("inf"), float("-inf"), "", " ", "a", EVIL, LONG, "\ud800", "../../etc",
-    "=1+1", "[" * 3000, "1e9", "nan", [], {}, [[]], [None], [EVIL], [-1], [1e30], [float("nan")], {"": None}, {EVIL: EVIL},
-    {"a": {"a": {"a": []}}}, deep(60), list(range(2000)),
-)  # fmt: skip
+    *(None, True, False, -1, 0, 1, 2, 3, 7, 1_000_000, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**30, 10**400),
+    *(1e30, 1e308, -0.5, 0.5, 1e-30, 5e-324, float("nan"), float("inf"), float("-inf")),
+    *("", " ", "a", EVIL, LONG, "\ud800", "../../etc", "=1+1", "[" * 3000, "1e9", "nan"),
+    *([], {}, [[]], [None], [EVIL], [-1], [1e30], [float("nan")], {"": None}, {EVIL: EVIL}),
+    *({"a": {"a": {"a": []}}}, deep(60), list(range(2000))),
+)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -82,8 +82,20 @@ def test_no_guess_is_scored_twice() -> None:
     assert len(asked) == len(set(asked)) == scores.evaluations == 2
 
 
-def test_a_score_that_is_not_a_number_is_never_best() -> None:
-    assert best_of({GUESS: float("nan"), GUESS.with_class(0, 2): 1.0}, 2) == [(GUESS.with_class(0, 2), 1.0)]
+def test_a_score_that_is_not_a_number_is_never_best_and_still_a_guess_s() -> None:
+    other, nan = GUESS.with_class(0, 2), float("nan")
+    assert best_of({GUESS: nan, other: 1.0}, 1) == [(other, 1.0)]
+    assert best_of({GUESS: nan, other: 1.0}, 2) == [(other, 1.0), (GUESS, float("inf"))]
+
+
+def test_a_beam_of_guesses_that_nothing_can_be_said_of_is_not_empty() -> None:
+    def expand(guess: Guess) -> Expansion:
+        yield [guess.with_class(0, 2)]
+
+    scores = Scores(lambda guesses: [float("nan")] * len(guesses))
+    steps = list(BeamSearch(beam=2, expansions=2).run(scores, [GUESS], expand))
+    assert steps
+    assert all(step.beam and not step.solved for step in steps)
 
 
 @pytest.mark.parametrize("beam", [1, 3])

@@ -410,3 +410,21 @@ def test_a_recording_that_names_it_is_shown_without_loading_it(own_code: OwnCode
     recording.read()
     assert recording.state().settings["model"] == settings["model"]
     assert not ran(tmp_path)
+
+
+def test_nothing_is_fetched_while_a_folder_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As timm would for what a folder doesn't hold."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from textleak.models.loading import own_code
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", asked)
+    monkeypatch.setattr("socket.getaddrinfo", asked)
+    with own_code.offline(), pytest.raises(LocalEntryNotFoundError):
+        hf_hub_download("nobody/nothing", "config.json")
+    assert constants.HF_HUB_OFFLINE is False

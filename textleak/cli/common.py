@@ -8,8 +8,8 @@ import functools
 import json
 import os
 import re
+import secrets
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -338,7 +338,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             known = _of_the_system(error)
             if known is None:
-                report_bug(error, None)
+                report_bug(error, None, redact=bool(kwargs.get("redact")))
                 raise typer.Exit(1) from None
             print_error(known)
             raise typer.Exit(known.exit_code) from None
@@ -377,7 +377,7 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
 
     Args:
         error: what was raised.
-        path: where the traceback goes; None for a temporary file.
+        path: where the traceback goes; None for a new file beside the run folders.
         redact: leave out the error's message, which may quote the input.
 
     Returns:
@@ -386,6 +386,7 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
     from rich.text import Text
 
     from textleak import owned
+    from textleak.runs import runs_folder
 
     lines = traceback.format_exception(error)
     message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -394,12 +395,13 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
         lines.append(f"{message}\n")
     try:
         if path is None:
-            handle, name = tempfile.mkstemp(prefix="textleak-traceback-", suffix=".txt")
-            os.close(handle)
-            path = Path(name)
+            # Not in the temporary folder, which all share: it may quote the private text.
+            folder = runs_folder() / "tracebacks"
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = folder / f"traceback-{secrets.token_hex(8)}.txt"
         owned.write(path, "".join(lines).encode("utf-8", "replace"))
         where = f"The traceback is in {path}."
-    except OSError as failure:
+    except (OSError, TextleakError) as failure:
         where = f"The traceback could not be written: {failure}."
     console = stderr()
     console.print(

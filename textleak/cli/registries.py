@@ -33,6 +33,7 @@ def defenses(name: Name = None, json_: common.Json = False) -> None:
     _show(DEFENSES, name, as_json=json_, how="--defense NAME:OPTION=VALUE,...")
 
 
+@common.guarded
 def clients(name: Name = None, json_: common.Json = False) -> None:
     """List how clients may train, or one kind with its options."""
     from textleak.clients import CLIENTS

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 
 from textleak.clients.base import Client, client_of, gradient_of
+from textleak.errors import InputError
 from textleak.matching import Matcher, Objective, Target
 from textleak.matching.matcher import matched_names
 from textleak.models.base import Examples, Tensors
@@ -20,6 +21,9 @@ from textleak.shared.traits import Trait
 
 AnyModel = TextModel | ImageModel
 """The public model, of whatever kind the batch is."""
+
+# Squared and summed over 1e8 entries it is within float32 (our choice; gradients that clients share are far below 1e6).
+LARGEST_ENTRY = 1e15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,14 +102,27 @@ class View:
         return trait in self.client.traits(self.model)
 
 
+def _check_size(gradients: Tensors) -> None:
+    """Raise for a gradient that sums of squares can't be formed of."""
+    for name, gradient in gradients.items():
+        largest = float(gradient.abs().max()) if gradient.numel() else 0.0
+        if not largest <= LARGEST_ENTRY:
+            raise InputError(
+                f"The gradient of {name} is as large as {largest:.1e}.",
+                why="Sums of its squares leave the range of float32, so nothing can be compared with it.",
+                fix="Look for an overflow on the client (bf16, an unstable loss) and share again.",
+            )
+
+
 def view_of(shared: SharedGradient, model: AnyModel) -> View:
     """What a server makes of a shared gradient and the public model.
 
     Raises:
-        InputError: a client of a kind that isn't known here, or gradients of another model.
+        InputError: a client of a kind that isn't known here, gradients of another model, or too large to reckon with.
     """
     client = client_of(shared.client)
     prepared = client.prepare(model)
     shared.validate(prepared.parameters)
     gradients = client.as_gradient(shared.gradients, prepared)
+    _check_size(gradients)
     return View(shared=dataclasses.replace(shared, gradients=gradients), model=prepared, client=client)

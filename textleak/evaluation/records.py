@@ -7,14 +7,18 @@ The typed form is the contract between who computes (`engines`), who stores (`st
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from textleak.events import Stop
 from textleak.words import count_of
 
 FORMAT_VERSION = 1
+# What a file's figures can be; a record with others is none.
+_Rate = Annotated[float, Field(ge=0, le=1)]
+_Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, le=1 << 63)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class Cell:
     """
 
     data: str
-    batch_size: int
+    batch_size: _Count
     model: str
     weights: str = "auto"
     task: str = "auto"
@@ -69,15 +73,15 @@ class SentenceRecord:
     recovered: str
     reference_tokens: tuple[str, ...]
     recovered_tokens: tuple[str, ...]
-    token_match_rate: float
-    token_recall: float
+    token_match_rate: _Rate
+    token_recall: _Rate
     exact: bool
-    rouge1: float
-    rouge2: float
-    rougeL: float
-    rouge1_words: float
-    rouge2_words: float
-    rougeL_words: float
+    rouge1: _Rate
+    rouge2: _Rate
+    rougeL: _Rate
+    rouge1_words: _Rate
+    rouge2_words: _Rate
+    rougeL_words: _Rate
     label: int | None
     recovered_label: int | None
     secrets: tuple[PlantedSecret, ...] = ()
@@ -108,39 +112,39 @@ class Record:
 
     identity: str
     cell: Cell
-    batch: int
+    batch: _Count
     status: Literal["done", "failed"]
     error: str = ""
     sentences: tuple[SentenceRecord, ...] = ()
     surplus: tuple[str, ...] = ()
-    tokens: int | None = None
-    hidden_size: int | None = None
-    tokens_per_hidden: float | None = None
-    token_match_rate: float | None = None
-    token_recall: float | None = None
-    exact_rate: float | None = None
-    rouge1: float | None = None
-    rouge2: float | None = None
-    rougeL: float | None = None
-    rouge1_words: float | None = None
-    rouge2_words: float | None = None
-    rougeL_words: float | None = None
-    final_loss: float | None = None
-    gradient_distance: float | None = None
+    tokens: _Count | None = None
+    hidden_size: _Count | None = None
+    tokens_per_hidden: _Size | None = None
+    token_match_rate: _Rate | None = None
+    token_recall: _Rate | None = None
+    exact_rate: _Rate | None = None
+    rouge1: _Rate | None = None
+    rouge2: _Rate | None = None
+    rougeL: _Rate | None = None
+    rouge1_words: _Rate | None = None
+    rouge2_words: _Rate | None = None
+    rougeL_words: _Rate | None = None
+    final_loss: _Size | None = None
+    gradient_distance: _Size | None = None
     verified: bool | None = None
     channel: str = ""
     stop: str = ""
     notes: tuple[str, ...] = ()
-    steps: int = 0
-    evaluations: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    steps: _Count = 0
+    evaluations: _Count = 0
+    seconds: _Size = 0.0
+    cpu_seconds: _Size = 0.0
     weights: str = ""
     fingerprint: str = ""
     device: str = ""
     dtype: str = ""
-    threads: int = 1
-    epsilon: float | None = None
+    threads: _Count = 1
+    epsilon: _Size | None = None
     worker: str = "local"
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT_VERSION

@@ -121,7 +121,10 @@ def _surety(cosine_RC: Tensor, allowed: float) -> float:
     """The chance that none of a row's others would have passed by accident, from how the cosines are spread."""
     others = cosine_RC.shape[1] - 1
     spread = float(cosine_RC.median())
-    return max(0.0, 1 - others * allowed / spread) if others else 1.0
+    if not others:
+        return 1.0
+    # Where half of them are 0, as where nothing was shared but zeros, passing says nothing.
+    return max(0.0, 1 - others * allowed / spread) if spread > 0 else 0.0
 
 
 def _sum_norms(tokens_WE: Tensor, there_PE: Tensor) -> Tensor:

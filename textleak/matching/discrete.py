@@ -7,6 +7,7 @@ The engine doesn't know what a symbol is; the caller's score says how far a gues
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -141,9 +142,9 @@ def _portions(batch: Iterable[Guess]) -> Iterator[list[Guess]]:
 
 
 def best_of(scored: dict[Guess, float], count: int) -> list[tuple[Guess, float]]:
-    """The `count` best guesses, best first; a score that isn't finite never counts as good."""
-    finite = [(g, s) for g, s in scored.items() if s == s]
-    return sorted(finite, key=lambda pair: pair[1])[:count]
+    """The `count` best guesses, best first; one whose score is no number is as bad as can be, but still a guess."""
+    numbered = [(guess, math.inf if math.isnan(score) else score) for guess, score in scored.items()]
+    return sorted(numbered, key=lambda pair: pair[1])[:count]
 
 
 # What may follow a guess. `head` and `tail` symbols at the two ends of a row stay as they are.

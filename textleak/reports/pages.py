@@ -301,11 +301,11 @@ def _run_command(settings: Mapping[str, Any], know: str | None, *, redact: bool)
         "textleak",
         "run",
         "--model",
-        settings.get("model", ""),
+        settings.get("model") or "",
         "--weights",
-        settings.get("weights", ""),
+        settings.get("weights") or "",
     ]
-    words += ["--task", settings.get("task", "")]
+    words += ["--task", settings.get("task") or ""]
     if settings.get("gradients"):
         words += ["--gradients", settings["gradients"]]
     else:
@@ -313,14 +313,14 @@ def _run_command(settings: Mapping[str, Any], know: str | None, *, redact: bool)
         words += [word for sentence in batch for word in ("--sentence", sentence)]
         labels = () if redact else settings.get("labels") or ()
         words += [word for label in labels for word in ("--label", str(label))]
-        words += ["--share", settings.get("share", "all")]
+        words += ["--share", settings.get("share") or "all"]
         words += [word for spec in settings.get("client") or () for word in ("--client", spec)]
-        words += [word for spec in settings.get("defense", ()) for word in ("--defense", spec)]
+        words += [word for spec in settings.get("defense") or () for word in ("--defense", spec)]
     words += ["--know", know or "nothing"]
-    words += ["--attack", settings.get("attack", "")]
+    words += ["--attack", settings.get("attack") or ""]
     for key, value in (settings.get("attack_options") or {}).items():
         if value is not None:
             words += ["--set", f"attack.{key}={json.dumps(value) if not isinstance(value, str) else value}"]
-    words += ["--seed", str(settings.get("seed", 0)), "--device", settings.get("device", "auto")]
+    words += ["--seed", str(settings.get("seed", 0)), "--device", settings.get("device") or "auto"]
     words += ["--threads", str(settings.get("threads", 1))]
     return shlex.join(words)

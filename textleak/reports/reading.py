@@ -10,6 +10,7 @@ from typing import Any
 from textleak.errors import InputError
 from textleak.evaluation.records import Cell, Record, SentenceRecord, from_json
 from textleak.evaluation.store import EvaluationFolder, read_records
+from textleak.reports.believed import check_facts, check_run_settings, unbelieved
 from textleak.runs import RunRecord, read_run
 
 
@@ -76,7 +77,9 @@ def read(path: Path) -> Findings:
 
 
 def _read_evaluation(path: Path) -> Findings:
-    facts = EvaluationFolder(path=path).facts()
+    folder = EvaluationFolder(path=path)
+    facts = folder.facts()
+    check_facts(facts, folder.settings_path, run=False)
     return Findings(
         path=path,
         kind="evaluation",
@@ -85,7 +88,7 @@ def _read_evaluation(path: Path) -> Findings:
         versions=facts.get("versions", {}),
         identity=facts["identity"],
         planned=facts.get("batches"),
-        machine=facts.get("machine", {}),
+        machine=facts.get("machine") or {},
     )
 
 
@@ -109,7 +112,25 @@ def _of_run(run: RunRecord) -> Findings:
             why="Reports are about text: tokens, secrets, defenses.",
             fix="Its folder has the pictures: grid.png, strip.png.",
         )
+    check_facts(run.facts, run.folder.run_path, run=True)
     facts = {**run.settings, **(run.result or {})}
+    try:
+        check_run_settings({name: facts[name] for name in facts if name not in ("sentences", "labels")})
+        records = (_record_of_run(run, facts),)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # ValidationError among the last
+        raise unbelieved(run.folder.result_path, error) from None
+    return Findings(
+        path=run.folder.path,
+        kind="run",
+        records=records,
+        settings=run.settings,
+        versions=run.facts.get("versions", {}),
+        machine=run.facts.get("machine") or {},
+    )
+
+
+def _record_of_run(run: RunRecord, facts: Mapping[str, Any]) -> Record:
+    """The one record of a run: its result, or that there is none."""
     cell = Cell(
         data="one batch",
         batch_size=facts.get("batch_size") or 0,
@@ -123,34 +144,10 @@ def _of_run(run: RunRecord) -> Findings:
         know=_know(facts.get("know") or ()),
         seed=facts.get("seed") or 0,
     )
-    versions = run.facts.get("versions", {})
     if run.result is None:
-        failed = Record(
-            identity="", cell=cell, batch=0, status="failed", error=f"The run is {run.outcome}: no result."
-        )
-        records: tuple[Record, ...] = (failed,)
-    else:
-        try:
-            records = (_record_of(run.result, cell),)
-        except (
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:  # ValidationError among the last
-            raise InputError(
-                f"{run.folder.result_path} is no result of `textleak run`.",
-                why=f"{type(error).__name__}: {str(error).splitlines()[0]}.",
-                fix="Run it again; another version of textleak may have written this one.",
-            ) from None
-    return Findings(
-        path=run.folder.path,
-        kind="run",
-        records=records,
-        settings=run.settings,
-        versions=versions,
-        machine=run.facts.get("machine", {}),
-    )
+        words = f"The run is {run.outcome}: no result."
+        return Record(identity="", cell=cell, batch=0, status="failed", error=words)
+    return _record_of(run.result, cell)
 
 
 def _know(kinds: Sequence[str]) -> str:

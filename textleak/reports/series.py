@@ -164,7 +164,8 @@ def breakdowns(
 
     def by_length(record: Record) -> Iterable[Observation]:
         for sentence, value in zip(record.sentences, values_of(record, "token_match_rate"), strict=True):
-            yield _bin_of(len(sentence.reference_tokens), bins), value, cluster_of(record)
+            if sentence.reference_tokens:
+                yield _bin_of(len(sentence.reference_tokens), bins), value, cluster_of(record)
 
     def by_frequency(record: Record) -> Iterable[Observation]:
         for sentence in record.sentences:

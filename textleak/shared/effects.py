@@ -104,7 +104,7 @@ class Clipped(_Does):
     """Scaled down to a norm of at most `max_norm`: all tensors together, each layer's, or each sample's."""
 
     kind: Literal["clipped"] = "clipped"
-    max_norm: float
+    max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     per: Literal["all", "layer", "sample"] = "all"
 
     @property
@@ -219,8 +219,9 @@ class Noised(_Does):
     unbounded: ClassVar[bool] = True
 
     kind: Literal["noised"] = "noised"
-    sigma: float
-    kurtosis: float = 3.0
+    # What a file may tell of: squares and fourth powers stay numbers, and uniform noise has a kurtosis of 1.8.
+    sigma: Annotated[float, Field(ge=1e-30, le=1e15)]
+    kurtosis: Annotated[float, Field(ge=1.5, le=1000)] = 3.0
 
     @property
     def noise(self) -> Noised | None:

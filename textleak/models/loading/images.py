@@ -267,7 +267,7 @@ def _of_hugging_face(request: ImageRequest) -> _Built:
     if weights == "pretrained" and not pretrained:
         raise not_at_hand(name, None, f"{place.words} holds a configuration without weights")
     own_code.check_parts(name, place)
-    with reading(name, place, "configuration"):
+    with reading(name, place, "configuration"), own_code.offline():
         config = AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
     if type(config) not in AutoModelForImageClassification._model_mapping:
         if hasattr(config, "auto_map"):
@@ -278,7 +278,7 @@ def _of_hugging_face(request: ImageRequest) -> _Built:
         )
     if request.num_labels is not None:
         config.num_labels = request.num_labels
-    with reading(name, place, "weights"), seeded(seed):
+    with reading(name, place, "weights"), seeded(seed), own_code.offline():
         if pretrained:
             network: nn.Module = AutoModelForImageClassification.from_pretrained(
                 place.folder,

@@ -45,6 +45,19 @@ def refused(name: str) -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """Have no part of a network asked for on the hub: timm's would fetch what a folder doesn't hold."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def check_parts(name: str, place: Checkpoint) -> None:
     """Raise where a folder holds more than a model.
 

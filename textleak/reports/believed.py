@@ -1,0 +1,116 @@
+"""What a report believes of a folder that it didn't write: types and bounds of what stands beside the records.
+
+Whatever isn't named here is passed on as it is and only ever shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from textleak.errors import InputError
+
+# Our choice: settings are lists of choices with options.
+DEEPEST = 20
+_Text = str | None
+_Texts = list[str] | None
+_Count = Annotated[int, Field(ge=0, le=1 << 63)]
+
+
+class _Open(BaseModel):
+    """Fields that have to be of their type where they are there, among any others."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _RunSettings(_Open):
+    model: _Text = None
+    weights: _Text = None
+    task: _Text = None
+    gradients: _Text = None
+    sentences: _Texts = None
+    labels: list[int | None] | None = None
+    share: _Text = None
+    client: _Texts = None
+    defense: _Texts = None
+    know: _Texts = None
+    attack: _Text = None
+    attack_options: dict[str, Any] | None = None
+    seed: _Count | None = None
+    device: _Text = None
+    threads: _Count | None = None
+    batch_size: _Count | None = None
+
+
+class _EvaluationSettings(_Open):
+    attack: list[str] = []
+    limits: list[int | None] | None = None
+
+
+class _Machine(_Open):
+    platform: str
+    cores: _Count
+
+
+class _Facts(_Open):
+    versions: dict[str, str] = {}
+    machine: _Machine | None = None
+    batches: _Count | None = None
+
+
+def check_facts(facts: Mapping[str, Any], path: Path, *, run: bool) -> None:
+    """Check what a `run.json` or an `evaluation.json` says.
+
+    Args:
+        facts: as they were read.
+        path: the file, for the error.
+        run: of a run, else of an evaluation.
+
+    Raises:
+        InputError: something in it is not of its type.
+    """
+    try:
+        if not _shallow(facts, DEEPEST):
+            raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+        _Facts.model_validate(facts)
+        if run:
+            check_run_settings(facts.get("settings", {}))
+        else:
+            asked = _EvaluationSettings.model_validate(facts["settings"])
+            if asked.limits is not None and len(asked.limits) != len(asked.attack):
+                raise ValueError("there is not one limit for each attack")
+    except ValueError as error:
+        raise unbelieved(path, error) from None
+
+
+def check_run_settings(settings: Mapping[str, Any]) -> None:
+    """Check the settings of a run.
+
+    Raises:
+        ValidationError: one is not of its type.
+    """
+    _RunSettings.model_validate(settings)
+
+
+def unbelieved(path: Path, error: Exception) -> InputError:
+    """An error for a file that holds what it can't."""
+    why = f"{error}."
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        why = f"{where or 'It'}: {first['msg']}."
+    return InputError(
+        f"{path} can't be reported on.",
+        why=why,
+        fix="It was changed, or another version of textleak wrote it; leave the folder out.",
+    )
+
+
+def _shallow(value: object, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_shallow(one, levels - 1) for one in inside)
