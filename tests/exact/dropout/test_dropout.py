@@ -149,6 +149,39 @@ def test_the_attention_alone_gives_it_away_and_neither_length_nor_label_need_be_
     assert "label stays open" in " ".join(recovery.notes)
 
 
+def test_a_decoder_that_drops_before_its_norm_is_read_to_the_last_token(
+    wide_model: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    model = wide_model("gpt2", task="causal-lm")
+    shared, secret = shared_by(model, ONE, folder=tmp_path)
+    recovery = recover(shared, model, "auto")
+    assert [tuple(p.id for p in s.positions) for s in recovery.sentences] == list(secret.ids)
+    # The last token is a label, which no span shows.
+    assert [p.proved for p in recovery.sentences[0].positions] == [True] * (len(secret.ids[0]) - 1) + [False]
+    assert recovery.stop is not Stop.PROVED
+
+
+def test_a_decoders_batch_is_told_apart_up_to_the_last_tokens(
+    wide_model: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    model = wide_model("gpt2", task="causal-lm")
+    shared, secret = shared_by(model, ONE, "we ran home", "a cat sat on the mat", folder=tmp_path)
+    recovery = recover(shared, model, "span")
+    beginnings = [tuple(p.id for p in s.positions[:-1]) for s in recovery.sentences]
+    assert sorted(beginnings) == sorted(ids[:-1] for ids in secret.ids)
+    assert all(p.proved for s in recovery.sentences for p in s.positions[:-1])
+    assert recovery.stop is not Stop.PROVED
+
+
+def test_without_the_last_norm_the_last_token_stays_open(
+    wide_model: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    model = wide_model("gpt2", task="causal-lm")
+    shared, secret = shared_by(model, ONE, folder=tmp_path, share="attn")
+    recovery = recover(shared, model, "auto")
+    assert [p.id for p in recovery.sentences[0].positions] == [*secret.ids[0][:-1], -1]
+
+
 @pytest.mark.parametrize("know", ["batch-size", "batch-size,lengths", "nothing"])
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_a_batch_behind_dropout_is_told_apart_by_its_attention(

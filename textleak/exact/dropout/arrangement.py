@@ -11,15 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from textleak.exact.dropout.attention import Attended
 from textleak.exact.dropout.occurrences import Occurrence
 
 # Rounds in which each place is arranged again by all others.
 _ROUNDS = 3
-# A sentence is proved where no more than this of its queries' gradients is left unexplained by its own keys, and where
-# any wrong one would fit so with a chance below the second (our choice; measured on minilm: 5e-5 at most for true
+# A sentence is proved where no more than this of its tokens' gradients is left unexplained by its others, and where any
+# wrong one would fit so with a chance below the second (our choice; measured on minilm: 5e-5 at most for true
 # sentences, 0.16 and more at every token where one was exchanged).
 _UNEXPLAINED, _CHANCE = 1e-3, 1e-12
 
@@ -102,13 +101,7 @@ class _Rows:
 
 
 def _proved(attended: Attended, members: list[int]) -> bool:
-    """Whether a sentence's own keys explain its queries' gradients, and others hardly could."""
-    if attended.at_queries_NHA is None:
+    """Whether a sentence's own tokens explain each other's gradients, and others hardly could."""
+    if attended.spare(members) * math.log(2 * _UNEXPLAINED) > math.log(_CHANCE):
         return False
-    _, heads, size = attended.keys_NHA.shape
-    # Of each head's entries, so many are explained by any keys.
-    spare = heads * (size + 1 - len(members))
-    if spare * math.log(2 * _UNEXPLAINED) > math.log(_CHANCE):
-        return False
-    unexplained_M: Tensor = attended.unexplained(members)
-    return float(unexplained_M.max()) <= _UNEXPLAINED
+    return float(attended.unexplained(members).max()) <= _UNEXPLAINED

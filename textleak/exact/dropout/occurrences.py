@@ -219,32 +219,46 @@ class Occurrences:
         return most is None or len(self.here(position)) < most
 
     def _restarted(self, effort: _Effort) -> Iterator[str]:
-        """Other starts, as long as they find anything."""
-        progress = True
-        while progress and not self._over():
+        """Other starts while they find anything: of what may be in another sentence too, then of what isn't found."""
+        before = -1
+        while before < len(self.found):
             before = len(self.found)
-            for place, index in self._promising(effort.others):
-                if self._open(place.position):
-                    self._try(place, [index] * effort.starts, again=True)
-                    yield self.words
-                if self._over():
-                    return
-            progress = len(self.found) > before
+            yield from self._again(self._repeated(), effort.starts)
+            if len(self.found) == before:
+                yield from self._again(self._new(effort.others), effort.starts)
+            if self._over():
+                return
 
-    def _promising(self, others: int) -> list[tuple[Place, int]]:
-        """What to try again: tokens that may stand there in another sentence too, then those nearly found."""
+    def _again(self, candidates: Sequence[tuple[Place, int]], starts: int) -> Iterator[str]:
+        for place, index in candidates:
+            if self._over():
+                return
+            if self._open(place.position):
+                self._try(place, [index] * starts, again=True)
+                yield self.words
+
+    def _repeated(self) -> list[tuple[Place, int]]:
+        """Tokens found that may stand there in another sentence too, first those that the tokenizer puts there."""
+        if self.known.batch_size == 1:
+            return []
         special = {*self.model.prefix_ids, *self.model.suffix_ids}
-        again: list[tuple[Place, int]] = []
-        further: list[tuple[Place, int]] = []
+        found = [
+            (place, place.tokens.index(token))
+            for place in self.places
+            for token in dict.fromkeys(o.token for o in self.here(place.position))
+        ]
+        return sorted(found, key=lambda pair: pair[0].tokens[pair[1]] not in special)
+
+    def _new(self, count: int) -> list[tuple[Place, int]]:
+        """Tokens not found at a place yet: so many that fits explain best, and so many whose input lies most inside."""
+        chosen: dict[tuple[int, int], tuple[Place, int]] = {}
         for place in self.places:
             known = {o.token for o in self.here(place.position)}
-            order = place.promise_C.argsort(descending=True).tolist()
-            if self.known.batch_size != 1:
-                again += [(place, index) for index in order if place.tokens[index] in known]
-            new = [index for index in order if place.tokens[index] not in known]
-            further += [(place, index) for index in new[:others]]
-        again.sort(key=lambda pair: pair[0].tokens[pair[1]] not in special)
-        return [*again, *sorted(further, key=lambda pair: -float(pair[0].promise_C[pair[1]]))]
+            by_promise = place.promise_C.argsort(descending=True).tolist()
+            for order in (by_promise, range(len(place.tokens))):
+                for index in [i for i in order if place.tokens[i] not in known][:count]:
+                    chosen[place.position, index] = (place, index)
+        return list(chosen.values())
 
     # Fits
 

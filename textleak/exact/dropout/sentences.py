@@ -9,6 +9,7 @@ Shapes: B sentences, T positions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 
 import torch
@@ -20,6 +21,7 @@ from textleak.exact.classes import single_class
 from textleak.exact.dropout.arrangement import arranged
 from textleak.exact.dropout.attention import attended
 from textleak.exact.dropout.frame import Frame
+from textleak.exact.dropout.last import endings
 from textleak.exact.dropout.occurrences import Occurrences
 from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
@@ -42,11 +44,13 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     for step, words in enumerate(search.search(), 1):
         yield Progress(phase="span", step=step, detail=words)
     single = view.shared.known.batch_size == 1
-    if single:
-        return _one_sentence(view, search)
-    if search.found:
+    if search.found and not single:
         yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
-    return _several(view, search)
+    found = _one_sentence(view, search) if single else _several(view, search)
+    if causal and found.rows:
+        yield Phase(name="labels", detail="the last tokens, which are labels only")
+        return _ended(view, found)
+    return found
 
 
 def _laid_out(view: View) -> Frame | str:
@@ -72,7 +76,7 @@ def _laid_out(view: View) -> Frame | str:
 def _one_sentence(view: View, search: Occurrences) -> Found:
     """The only sentence: what was proved, and the likeliest tokens at its other places."""
     model, known = view.model, view.shared.known
-    length = known.lengths[0] if known.lengths else search.frame.span.rank + search.ends_early
+    length = known.lengths[0] - search.ends_early if known.lengths else search.frame.span.rank
     row, proved, confidence = [OPEN] * length, [False] * length, [0.0] * length
     for place in search.places[:length]:
         row[place.position], confidence[place.position] = place.best, float(place.promise_C.max())
@@ -98,6 +102,24 @@ def _one_sentence(view: View, search: Occurrences) -> Found:
     )
 
 
+def _ended(view: View, found: Found) -> Found:
+    """Sentences with their last tokens, which no layer reads: the likeliest ones, or open."""
+    last = endings(view, found.rows)
+    tokens = [OPEN] * len(found.rows) if last is None else [ending.token for ending in last]
+    surest = [0.0] * len(found.rows) if last is None else [ending.confidence for ending in last]
+    confidence = found.confidence or tuple((1.0,) * len(row) for row in found.rows)
+    note = "The last token of each sentence is a label only: "
+    note += "it stays open." if last is None else "the likeliest one is shown, which isn't proved."
+    return dataclasses.replace(
+        found,
+        rows=tuple((*row, token) for row, token in zip(found.rows, tokens, strict=True)),
+        confidence=tuple((*row, sure) for row, sure in zip(confidence, surest, strict=True)),
+        proved=tuple((*row, False) for row in found.proved),
+        settled=False,
+        notes=(*found.notes, note),
+    )
+
+
 def _label(view: View) -> tuple[int | None, tuple[str, ...]]:
     """The class of one sentence, where the head tells it; a note where it doesn't."""
     if view.model.num_labels is None:
@@ -112,8 +134,11 @@ def _label(view: View) -> tuple[int | None, tuple[str, ...]]:
 
 def _several(view: View, search: Occurrences) -> Found:
     """The sentences of a batch, by what ties their tokens; what stands where if nothing does."""
-    inputs_NI = [o.input_I for o in search.found]
-    attention = attended(search.frame, torch.stack(inputs_NI)) if inputs_NI else None
+    attention = None
+    if search.found:
+        inputs_NI = torch.stack([o.input_I for o in search.found])
+        positions_N = torch.tensor([o.position for o in search.found])
+        attention = attended(search.frame, inputs_NI, positions_N)
     if attention is None:
         sets = tuple(tuple(dict.fromkeys(o.token for o in search.here(p.position))) for p in search.places)
         while sets and not sets[-1]:
