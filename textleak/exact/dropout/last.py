@@ -65,7 +65,7 @@ def endings(view: View, rows: Sequence[Row]) -> list[Ending] | None:
         view: what the server sees.
         rows: all tokens of the batch's sentences but the last ones.
     """
-    model, shared = view.model, view.shared
+    model, shared = view.text_model, view.shared
     norm = _last_norm(model)
     if norm is None or any(OPEN in row for row in rows):
         return None

@@ -138,7 +138,7 @@ def dropped_by(view: View, layer: LocalLayer) -> Dropped | None:
         view: what the server sees.
         layer: a local layer.
     """
-    model, made = view.model, additive_inputs(view.model, layer)
+    model, made = view.text_model, additive_inputs(view.text_model, layer)
     rate = dropout_rate(model, layer.name, view.client.running)
     if rate is not None:
         return AfterNorm(model=model, layer=layer, made=made, rate=rate)

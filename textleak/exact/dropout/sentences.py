@@ -39,7 +39,7 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     laid_out = _laid_out(view)
     if isinstance(laid_out, str):
         return Found(notes=(laid_out,))
-    causal = view.model.task == "causal-lm"
+    causal = view.text_model.task == "causal-lm"
     search = Occurrences(laid_out, view.shared.known, view.clock, ends_early=causal)
     for step, words in enumerate(search.search(), 1):
         yield Progress(phase="span", step=step, detail=words)
@@ -55,7 +55,7 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 
 def _laid_out(view: View) -> Frame | str:
     """The widest first span, ready for comparison; else a sentence that says why there is none."""
-    spans = shared_spans(view.model, view.shared)
+    spans = shared_spans(view.text_model, view.shared)
     if not spans:
         return "No first layer's weight gradient was shared: there is no span to read."
     if view.shared.noise_sigma > 0:
@@ -70,12 +70,12 @@ def _laid_out(view: View) -> Frame | str:
             f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D), "
             "without a clear end: behind dropout, the span tells nothing for certain."
         )
-    return Frame.of(view.model, dropped, view.shared, layers, span)
+    return Frame.of(view.text_model, dropped, view.shared, layers, span)
 
 
 def _one_sentence(view: View, search: Occurrences) -> Found:
     """The only sentence: what was proved, and the likeliest tokens at its other places."""
-    model, known = view.model, view.shared.known
+    model, known = view.text_model, view.shared.known
     length = known.lengths[0] - search.ends_early if known.lengths else search.frame.span.rank
     row, proved, confidence = [OPEN] * length, [False] * length, [0.0] * length
     for place in search.places[:length]:
@@ -122,12 +122,12 @@ def _ended(view: View, found: Found) -> Found:
 
 def _label(view: View) -> tuple[int | None, tuple[str, ...]]:
     """The class of one sentence, where the head tells it; a note where it doesn't."""
-    if view.model.num_labels is None:
+    if view.text_model.num_labels is None:
         return None, ()
     if view.shared.known.labels is not None:
         return view.shared.known.labels[0], ()
     try:
-        return single_class(view.shared, view.model, torch.Generator().manual_seed(0)), ()
+        return single_class(view.shared, view.text_model, torch.Generator().manual_seed(0)), ()
     except InputError:
         return None, ("The classification head's gradient was not shared, so the label stays open.",)
 
@@ -144,7 +144,7 @@ def _several(view: View, search: Occurrences) -> Found:
         while sets and not sets[-1]:
             sets = sets[:-1]
         return Found(sets=sets, notes=_notes(search))
-    ends = view.model.suffix_ids[-1] if view.model.suffix_ids else None
+    ends = view.text_model.suffix_ids[-1] if view.text_model.suffix_ids else None
     arrangement = arranged(search.found, attention, ends, view.shared.known.batch_size)
     rows, proved = [], []
     for row in arrangement.rows:
