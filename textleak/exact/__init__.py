@@ -5,6 +5,7 @@
 - `proposals`: ranked tokens by position, for the matching attacks.
 - `prefixes`, `predictions`: a decoder's sentences, from beginnings and what they predict.
 - `pairs`, `checks`, `remainder`, `grouping`: an encoder's sentences, told apart, proved and taken off one by one.
+- `adapters`: tokens and a decoder's sentences, from gradients too narrow to span anything, as LoRA's are.
 - `classes`: labels, from the classification head.
 - `found`: the shape in which all of them say what they found.
 
