@@ -16,6 +16,8 @@ from textleak.clients.view import View
 from textleak.events import Recovery, Stop
 from textleak.exact.adapters.measured import measures
 from textleak.models import TextModel
+from textleak.models.decoding import to_sentence
+from textleak.proof.certificate import certify
 
 TWO = ("a dog ran home at night again", "he read the letter of the doctor")
 
@@ -45,6 +47,31 @@ def test_a_batch_comes_back_whole_and_proved(
     recovery = attacked(view, model, attack)
     assert rows(recovery) == sorted(model.encode(sentences).sentences)
     assert recovery.stop is Stop.VERIFIED
+
+
+def test_an_encoders_sentence_comes_back_with_its_class(wide_model: ToyModel, seen: Seen) -> None:
+    model = wide_model("bert", task="classification")
+    sentence = "the cat sat at the house and the dog ran out of it"
+    recovery = attacked(seen(model, [sentence]), model)
+    assert rows(recovery) == list(model.encode([sentence]).sentences)
+    assert recovery.stop is Stop.VERIFIED
+
+
+def test_of_several_sentences_of_an_encoder_the_tokens_are_listed(wide_model: ToyModel, seen: Seen) -> None:
+    model = wide_model("bert", task="classification")
+    recovery = attacked(seen(model, TWO, know="lengths"), model)
+    assert recovery.stop is not Stop.VERIFIED
+    assert "in which order they stand was not" in " ".join(recovery.notes)
+
+
+def test_an_answer_with_a_wrong_token_or_order_isnt_vouched_for(wide_model: ToyModel, seen: Seen) -> None:
+    model = wide_model()
+    view = seen(model, TWO)
+    one, two = model.encode(TWO).sentences
+    wrong = [((*one[:2], one[2] + 1, *one[3:]), two), ((one[0], one[2], one[1], *one[3:]), two), (one, one)]
+    for answer in wrong:
+        assert not certify(view, tuple(to_sentence(model, row) for row in answer)).verified
+    assert certify(view, tuple(to_sentence(model, row) for row in (one, two))).verified
 
 
 def test_the_first_round_is_no_sign_of_safety(wide_model: ToyModel, seen: Seen) -> None:

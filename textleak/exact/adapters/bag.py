@@ -41,14 +41,14 @@ class Bag:
     Attributes:
         tokens: their ids, ascending.
         parts_NM: the coefficients of their rows in the measurements.
-        places_PM: those of the positions' rows, and of the norm's bias last; none where there are no positions.
+        places_TM: those of the positions' rows, 0 where a position has none; the first one's are in the tokens' rows.
         measured: distinct measurements, at most M.
         complete: whether they make all of the gradient.
     """
 
     tokens: Row
     parts_NM: Tensor
-    places_PM: Tensor
+    places_TM: Tensor
     measured: int
     complete: bool
 
@@ -77,11 +77,13 @@ def find_bag(
     rows = _rows(model, layer, positions)
     if rows is None:
         return None
-    tokens_VI, places_PI = rows
+    tokens_VI, places_TI, bias_I = rows
+    others_PI = torch.cat([places_TI, bias_I])
+    others_PI = others_PI[others_PI.any(1)]
     gradient_MI = first.gradient_MI.to(tokens_VI.device)
     common_NI = _common(model, tokens_VI)
     mean_I = common_NI.mean(0)
-    white_JI = whitening(common_NI - mean_I, torch.cat([mean_I[None], places_PI]), ridge=_RIDGE)
+    white_JI = whitening(common_NI - mean_I, torch.cat([mean_I[None], others_PI]), ridge=_RIDGE)
     pursuit = Pursuit(gradient_MI, white_JI)
     measured = pursuit.left_JR.shape[1]
     tokens_VJ = tokens_VI @ pursuit.white_JI.to(tokens_VI).T
@@ -100,27 +102,31 @@ def find_bag(
         yield len(chosen)
         if (
             pursuit.left <= _NEARLY
-            and parts(gradient_MI, torch.cat([tokens_VI[chosen], places_PI])).left <= _ALL
+            and parts(gradient_MI, torch.cat([tokens_VI[chosen], others_PI])).left <= _ALL
         ):
             break
-    found = parts(gradient_MI, torch.cat([tokens_VI[chosen], places_PI]))
+    found = parts(gradient_MI, torch.cat([tokens_VI[chosen], others_PI]))
     there = found.there_N[: len(chosen)].tolist()
+    parts_NM = found.parts_NM * found.there_N[:, None]
+    placed_T = places_TI.any(1)
+    places_TM = parts_NM.new_zeros(len(places_TI), parts_NM.shape[1])
+    places_TM[placed_T] = parts_NM[len(chosen) :][: int(placed_T.sum())]
     order = sorted((token, n) for n, token in enumerate(chosen) if there[n])
     return Bag(
         tokens=tuple(token for token, _ in order),
         parts_NM=found.parts_NM[[n for _, n in order]],
-        places_PM=found.parts_NM[len(chosen) :],
+        places_TM=places_TM,
         measured=measured,
         complete=bool(chosen) and found.left <= LEFT and pursuit.room > 0,
     )
 
 
-def _rows(model: TextModel, layer: LocalLayer, positions: int) -> tuple[Tensor, Tensor] | None:
-    """A row a token (V, I) and a row a position with the norm's bias last (P, I)."""
+def _rows(model: TextModel, layer: LocalLayer, positions: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A row a token (V, I), a row a position (T, I), and what the norm adds to each input (1, I)."""
     made = additive_inputs(model, layer)
     if made is not None:
         tokens_VI, places_PI = made.directions(positions)
-        return tokens_VI, places_PI[places_PI.any(1)]
+        return tokens_VI, places_PI[:-1], places_PI[-1:]
     if layer.depends_on_position:
         return None
     every_V1 = torch.arange(model.vocab_size, device=model.device)[:, None]
@@ -128,7 +134,7 @@ def _rows(model: TextModel, layer: LocalLayer, positions: int) -> tuple[Tensor, 
         layer_inputs(model, part_N1, [layer.name])[layer.name][:, 0]
         for part_N1 in torch.split(every_V1, _TOKENS_A_PASS)
     ]
-    return torch.cat(parts_VI), parts_VI[0][:0]
+    return torch.cat(parts_VI), parts_VI[0][:0], parts_VI[0][:0]
 
 
 def _common(model: TextModel, tokens_VI: Tensor) -> Tensor:

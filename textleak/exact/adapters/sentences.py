@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+import torch
+
 from textleak.clients.view import View
+from textleak.errors import InputError
 from textleak.events import Phase, Progress
 from textleak.exact.adapters.bag import Bag, find_bag
 from textleak.exact.adapters.endings import read_endings
 from textleak.exact.adapters.growth import Growth
 from textleak.exact.adapters.measured import Measured, first_layers, later_measured
+from textleak.exact.adapters.places import placed
+from textleak.exact.classes import single_class
 from textleak.exact.found import OPEN, Found
 from textleak.matching.discrete import Row
 from textleak.models.decoding import to_sentence
@@ -27,6 +32,7 @@ _FIRST_ROUND = (
     "The gradient of every adapter's A is exactly 0, because its B is still 0, as it is in the first round alone: this "
     "says nothing about safety. What later rounds give away shows with lora:at=5."
 )
+_MASKED = "Which tokens are masked was not found: only what the network reads shows in the first layers."
 _ENDS_OPEN = (
     "What the sentences end with was not found; two of them may begin alike, or one with all of another."
 )
@@ -56,7 +62,7 @@ def adapter_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     if bag is None or not bag.complete:
         return Found(notes=(_no_bag(bag, first),))
     if sees_ahead(model):
-        return _unordered(bag)
+        return _encoder(view, bag)
     return (yield from _decoder(view, bag, longest))
 
 
@@ -70,9 +76,25 @@ def _no_bag(bag: Bag | None, first: Measured) -> str:
     )
 
 
-def _unordered(bag: Bag) -> Found:
+def _unordered(bag: Bag, longest: int | None) -> Found:
     note = f"{len(bag.tokens)} distinct tokens were found; in which order they stand was not."
-    return Found(sets=(bag.tokens,), notes=(note,))
+    return Found(sets=(bag.tokens,) * (longest or 1), notes=(note,))
+
+
+def _encoder(view: View, bag: Bag) -> Found:
+    """An encoder's sentence from the tokens and positions of its batch."""
+    model, shared = view.model, view.shared
+    row = placed(bag) if shared.known.size in (None, 1) else None
+    if row is None:
+        return _unordered(bag, max(shared.known.lengths, default=1) if shared.known.lengths else None)
+    if model.task != "classification":
+        hidden = tuple(OPEN if token == model.mask_id else token for token in row)
+        return Found(rows=(hidden,), confidence=(_sure(hidden),), notes=(_MASKED,) if OPEN in hidden else ())
+    try:
+        label = single_class(shared, model, torch.Generator().manual_seed(0))
+    except InputError as error:  # the head wasn't shared
+        return Found(rows=(row,), notes=(" ".join(str(error).splitlines()),))
+    return Found(rows=(row,), classes=(label,), complete=True)
 
 
 def _decoder(view: View, bag: Bag, longest: int | None) -> Generator[Phase | Progress, None, Found]:
@@ -80,7 +102,7 @@ def _decoder(view: View, bag: Bag, longest: int | None) -> Generator[Phase | Pro
     model, shared = view.model, view.shared
     measured = later_measured(model, shared)
     if not measured:
-        return _unordered(bag)
+        return _unordered(bag, longest)
     yield Phase(
         name="prefixes", detail="beginnings of sentences that the later adapters' gradients are made of"
     )
@@ -93,7 +115,7 @@ def _decoder(view: View, bag: Bag, longest: int | None) -> Generator[Phase | Pro
             detail=f"{count} beginnings",
         )
     if not growth.complete:
-        return _unordered(bag)
+        return _unordered(bag, longest)
     rows = growth.leaves
     if model.task != "causal-lm":
         return Found(rows=tuple(rows))
