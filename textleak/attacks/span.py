@@ -1,7 +1,8 @@
 """Exact recovery from the span of the layers' inputs (Petrov et al. 2024; grouping, proof and counting: our choice).
 
 A decoder's sentences are built token by token (`prefixes`), an encoder's are told apart by its attention (`grouping`).
-Where the client drops entries of these inputs, each is looked for up to zeros (`dropout`).
+Where the client drops entries of these inputs, each is looked for up to zeros (`dropout`). What LoRA's adapters show is
+too little for a span: it is taken apart by sparse regression (`adapters`).
 Neither labels, lengths nor the batch size need be known. Nothing is optimized, and nothing is filled in that the
 gradient doesn't show: where exactness ends, sentences found so far are the answer, the rest stays open.
 """
@@ -18,6 +19,8 @@ from pydantic import Field
 from textleak.attacks.base import ATTACKS, Steps
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.exact.adapters.measured import measures
+from textleak.exact.adapters.sentences import adapter_sentences
 from textleak.exact.dropout.sentences import dropped_sentences
 from textleak.exact.found import OPEN, Found
 from textleak.exact.grouping import encoder_sentences
@@ -70,6 +73,8 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
     if not view.has(Trait.IN_SPAN):
         return (yield from dropped_sentences(view))
+    if measures(view):
+        return (yield from adapter_sentences(view))
     if sees_ahead(view.text_model):
         return (yield from encoder_sentences(view.text_model, view.shared, time_limit=view.clock.left))
     return (yield from causal_sentences(view.text_model, view.shared))

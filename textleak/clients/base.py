@@ -120,6 +120,11 @@ class Client:
         """Where the engine takes candidates' gradients from; for `kinks` see `matching.factored.Capture`."""
         return Capture(network, names, kinks=kinks)
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether it sends the sum of its samples' own gradients, each as the batch's loss weighs it."""
+        return type(self).update is Client.update and type(self).running is Client.running
+
     def public(self, model: Model) -> PublicClient:
         """What the server knows of it."""
         return PublicClient(kinds=self.kinds, traits=self.traits(model), effects=self.effects(model))
@@ -192,6 +197,11 @@ class Composed(Client):
         """Of the first kind that has its own."""
         own = [part for part in self.parts if type(part).source is not Client.source]
         return (own[0] if own else _ONE_STEP).source(network, names, kinks=kinks)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether every kind leaves it so."""
+        return all(part.adds_up for part in self.parts)
 
     @property
     def kinds(self) -> tuple[tuple[str, dict[str, object]], ...]:

@@ -8,6 +8,7 @@
 - `grouping`: an encoder's sentences, told apart (`pairs`, `checks`, `sentence_search`), proved and taken off one by one
   (`remainder`).
 - `dropout`: tokens and sentences of a client that drops entries of the first layers' inputs.
+- `adapters`: tokens and sentences, from gradients too narrow to span anything, as LoRA's are.
 - `classes`: labels, from the classification head.
 - `found`: the shape in which all of them say what they found.
 

@@ -182,7 +182,7 @@ class _Comparison:
     def _whole_only(self) -> bool:
         """Whether single sentences at a few tensors tell no bound: their parts don't just add up, or were scaled."""
         scaled = any(effect.lost_scale in ("all", "layer") for effect in self.shared.effects)
-        return scaled or bool(self.shared.client.kinds)
+        return scaled or not self.view.client.adds_up
 
     @functools.cached_property
     def _rivals(self) -> list[Guess]:

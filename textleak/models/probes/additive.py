@@ -50,6 +50,22 @@ class AdditiveInputs:
             found: Tensor = self.norm(self.tokens_VI[ids_N] + self.positions_TI[position])
         return found
 
+    def directions(self, positions: int) -> tuple[Tensor, Tensor]:
+        """What inputs are made of: each is a multiple of the sum of its token's row and its position's.
+
+        Returns:
+            A row a token (V, I), and one for each of the first positions (positions + 1, I); the last one is what the
+            norm adds to each input.
+        """
+        gain_I, bias_I = _affine(self.norm)
+        places_TI = self._off_mean(self.positions_TI[:positions]) * gain_I
+        return self._off_mean(self.tokens_VI) * gain_I, torch.cat([places_TI, bias_I[None]])
+
+    def scales(self, ids_N: Tensor, position: int) -> Tensor:
+        """The multiple of both rows that tokens' inputs at a position are, (N,)."""
+        sum_NI = self._off_mean(self.tokens_VI[ids_N] + self.positions_TI[position])
+        return (sum_NI.square().mean(-1) + self.eps).rsqrt()
+
     def along(self, directions_RI: Tensor) -> Callable[[int], Tensor]:
         """For a position, the products of all tokens' inputs there with directions, (V, R).
 

@@ -1,0 +1,12 @@
+"""A batch from the gradients of LoRA's adapters, at any rank.
+
+An adapter's gradient has too few rows to span what its layer reads, but that is sparse in a dictionary that is known.
+
+- `measured`: the layers that adapters measure.
+- `pursuit`: which of many known vectors make a few measurements.
+- `bag`: the tokens of the batch, from the first layers' adapters.
+- `places`: where they stand in one sentence, where positions are in what the first layers read.
+- `growth`: a decoder's beginnings, one token longer at a time, from the later layers'.
+- `endings`: the last tokens, which no layer reads.
+- `sentences`: all of these, one after the other.
+"""
