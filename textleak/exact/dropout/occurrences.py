@@ -24,7 +24,7 @@ from textleak.shared.known import SideInformation
 
 # Tokens kept at a place, those whose input lies most in the span (our choice; measured on minilm: true ones are among
 # the first 24 for one sentence, 68 for eight), and how many of them are tried at once.
-_LISTED, _AT_ONCE = 512, 16
+_LISTED, _AT_ONCE = 256, 16
 # Places without any token after which no sentence is taken to be longer (our choice).
 _EMPTY = 3
 
@@ -47,8 +47,7 @@ class _Effort:
 _EFFORTS = (
     _Effort(depth=64, starts=8, others=2),
     _Effort(depth=128, starts=32, others=4),
-    _Effort(depth=256, starts=128, others=8),
-    _Effort(depth=_LISTED, starts=256, others=16),
+    _Effort(depth=_LISTED, starts=64, others=4),
 )
 
 
