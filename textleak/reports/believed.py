@@ -97,7 +97,7 @@ def check_run_settings(settings: Mapping[str, Any]) -> None:
 
 def unbelieved(path: Path, error: Exception) -> InputError:
     """An error for a file that holds what it can't."""
-    why = f"{error}."
+    why = f"{error}." if isinstance(error, ValueError) else "A part of it is missing, or of another kind."
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
