@@ -25,7 +25,7 @@ def bag(*sentences: tuple[int, ...], measured: int = 8) -> Bag:
             parts_KM[tokens.index(token)] += part_M
             places_TM[t] += part_M
     places_TM[0] = 0  # the first position's row is in the tokens' own
-    return Bag(tokens=tokens, parts_NM=parts_KM, places_TM=places_TM, measured=measured, complete=True)
+    return Bag(tokens=tokens, parts_NM=parts_KM, places_TM=places_TM, complete=True)
 
 
 def test_tokens_stand_where_positions_have_their_parts() -> None:
@@ -42,7 +42,5 @@ def test_repeated_tokens_at_more_places_than_measurements_stay_open() -> None:
 
 def test_without_positions_nothing_is_placed() -> None:
     whole = bag(SENTENCE)
-    none = Bag(
-        tokens=whole.tokens, parts_NM=whole.parts_NM, places_TM=whole.places_TM[:0], measured=8, complete=True
-    )
+    none = Bag(tokens=whole.tokens, parts_NM=whole.parts_NM, places_TM=whole.places_TM[:0], complete=True)
     assert placed(none) is None

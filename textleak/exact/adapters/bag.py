@@ -9,14 +9,14 @@ Shapes: M measurements, V vocabulary, N tokens found, P positions, I the first l
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
 
 from textleak.clients.view import Clock
 from textleak.exact.adapters.measured import Measured
-from textleak.exact.adapters.pursuit import NOTHING, Pursuit, part_within, parts, whitening
+from textleak.exact.adapters.pursuit import NOTHING, Parts, Pursuit, part_within, parts, whitening
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.additive import additive_inputs
@@ -42,14 +42,12 @@ class Bag:
         tokens: their ids, ascending.
         parts_NM: the coefficients of their rows in the measurements.
         places_TM: those of the positions' rows, 0 where a position has none; the first one's are in the tokens' rows.
-        measured: distinct measurements, at most M.
         complete: whether they make all of the gradient.
     """
 
     tokens: Row
     parts_NM: Tensor
     places_TM: Tensor
-    measured: int
     complete: bool
 
 
@@ -85,7 +83,6 @@ def find_bag(
     mean_I = common_NI.mean(0)
     white_JI = whitening(common_NI - mean_I, torch.cat([mean_I[None], others_PI]), ridge=_RIDGE)
     pursuit = Pursuit(gradient_MI, white_JI)
-    measured = pursuit.left_JR.shape[1]
     tokens_VJ = tokens_VI @ pursuit.white_JI.to(tokens_VI).T
     whole_V = tokens_VJ.square().sum(1)
     taken_V = torch.zeros_like(whole_V)
@@ -105,19 +102,29 @@ def find_bag(
             and parts(gradient_MI, torch.cat([tokens_VI[chosen], others_PI])).left <= _ALL
         ):
             break
-    found = parts(gradient_MI, torch.cat([tokens_VI[chosen], others_PI]))
-    there = found.there_N[: len(chosen)].tolist()
-    parts_NM = found.parts_NM * found.there_N[:, None]
-    placed_T = places_TI.any(1)
-    places_TM = parts_NM.new_zeros(len(places_TI), parts_NM.shape[1])
+    made = parts(gradient_MI, torch.cat([tokens_VI[chosen], others_PI]))
+    return _bag(made, chosen, placed_T=places_TI.any(1), full=pursuit.room <= 0)
+
+
+def _bag(made: Parts, chosen: Sequence[int], *, placed_T: Tensor, full: bool) -> Bag:
+    """The tokens taken that are really there, with their parts.
+
+    Args:
+        made: parts of the tokens taken, then of the positions with a row of their own, and of the norm's bias.
+        chosen: the tokens.
+        placed_T: which positions have a row of their own.
+        full: whether so many were taken that any gradient would be made of them.
+    """
+    there = made.there_N[: len(chosen)].tolist()
+    parts_NM = made.parts_NM * made.there_N[:, None]
+    places_TM = parts_NM.new_zeros(len(placed_T), parts_NM.shape[1])
     places_TM[placed_T] = parts_NM[len(chosen) :][: int(placed_T.sum())]
     order = sorted((token, n) for n, token in enumerate(chosen) if there[n])
     return Bag(
         tokens=tuple(token for token, _ in order),
-        parts_NM=found.parts_NM[[n for _, n in order]],
+        parts_NM=made.parts_NM[[n for _, n in order]],
         places_TM=places_TM,
-        measured=measured,
-        complete=bool(chosen) and found.left <= LEFT and pursuit.room > 0,
+        complete=bool(chosen) and made.left <= LEFT and not full,
     )
 
 

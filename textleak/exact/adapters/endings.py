@@ -48,7 +48,7 @@ def read_endings(
     Yields:
         A token for each row, and the relative norm of the gradient that these leave; the last one is the best.
     """
-    layers = [layer for group in following_layers(model, len(gradients)) for layer in group]
+    layers = [layer for group in following_layers(model, len(model.parameters)) for layer in group]
     last = [layer.weight_name for layer in layers if layer.weight_name in gradients][-_LAST:]
     with requiring_grad([model.parameters[name] for name in last]):
         yield from _solved(model, {name: gradients[name] for name in last}, rows, clock)

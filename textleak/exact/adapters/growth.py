@@ -74,7 +74,6 @@ class Growth:
         self._reach: list[Row] = []
         self._outside = [pursuit.left_JR.new_empty(0, pursuit.left_JR.shape[0]) for pursuit in self.pursuits]
         self._whole = [outside.new_empty(0) for outside in self._outside]
-        self._inputs: list[list[Tensor]] = [[] for _ in measured]
 
     @property
     def leaves(self) -> list[Row]:
