@@ -111,3 +111,18 @@ def test_a_sentence_comes_back_from_smollm2s_adapters(seen: Seen) -> None:
         model.encode(["The committee knows whose efforts to achieve peace the world should honor."]).sentences
     )
     assert recovery.stop is Stop.VERIFIED
+
+
+@pytest.mark.parametrize(("family", "task"), [("llama", "classification"), ("bert", "masked-lm")])
+def test_what_the_network_reads_comes_back_where_labels_dont(
+    family: str, task: str, wide_model: ToyModel, seen: Seen
+) -> None:
+    model = wide_model(family, task=task)
+    sentence = "the cat sat at the house and the dog ran out of it"
+    recovery = attacked(seen(model, [sentence], rank=8), model)
+    (found,) = rows(recovery)
+    (true,) = model.encode([sentence]).sentences
+    assert len(found) == len(true)
+    assert all(token in (own, -1) for token, own in zip(found, true, strict=True))
+    assert sum(token >= 0 for token in found) > len(true) / 2
+    assert recovery.stop is not Stop.VERIFIED
