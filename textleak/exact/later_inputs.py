@@ -9,7 +9,6 @@ Shapes: F beginnings, K tokens tried after each, T positions, N rows, I a layer'
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,6 +18,7 @@ from textleak.exact.subspace import InputSpan, layer_span
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.layers import following_layers, layer_inputs
+from textleak.models.probes.packing import packed_inputs, packs
 from textleak.shared.gradient import SharedGradient
 
 # Tokens of all rows that run through the first layers at once, and tokens tried after one beginning in one row: both
@@ -54,7 +54,7 @@ class LaterInput:
             some = tokens[start : start + _TRIED_A_ROW]
             size = max(1, _TOKENS_A_PASS // (len(beginnings[0]) + len(some)))
             parts = [beginnings[f : f + size] for f in range(0, len(beginnings), size)]
-            inputs = [_packed_inputs(self.model, self.layer, part, some) for part in parts]
+            inputs = [packed_inputs(self.model, [self.layer], part, some)[self.layer] for part in parts]
             found.append(torch.cat([self._misfit(part_FKI) for part_FKI in inputs]).cpu())
         return torch.cat(found, 1)
 
@@ -95,58 +95,17 @@ class LaterInputs:
 
     @staticmethod
     def _search(model: TextModel, shared: SharedGradient) -> Iterator[LaterInput]:
-        packs: bool | None = None
+        packed: bool | None = None
         groups = following_layers(model, _DEEPEST)
         for layers in sorted(groups, key=lambda g: g[0].weight_name not in model.attention_names):
             read = [layer for layer in layers if layer.weight_name in shared.gradients]
             span = layer_span(shared, read) if read else None
             if span is not None and shows(span):
-                if packs is None:
-                    packs = _packs(model, read[0].name)
-                yield LaterInput(model=model, layer=read[0].name, span=span, packs=packs)
+                if packed is None:
+                    packed = packs(model, read[0].name)
+                yield LaterInput(model=model, layer=read[0].name, span=span, packs=packed)
 
 
 def shows(span: InputSpan) -> bool:
     """Whether a span leaves room outside for what isn't in it."""
     return span.clear and span.rank < span.size
-
-
-# Many tokens after few beginnings
-
-
-def _packed_inputs(model: TextModel, layer: str, beginnings: Sequence[Row], tokens: Sequence[int]) -> Tensor:
-    """What a layer reads at each token that follows each beginning, (F, K, I), the beginning run only once.
-
-    All tokens stand in one row, at one position, and see the beginning and themselves.
-    """
-    F, T, K = len(beginnings), len(beginnings[0]), len(tokens)
-    ids_FT = torch.tensor(beginnings, dtype=torch.long).view(F, T)
-    ids = torch.cat([ids_FT, torch.tensor(tokens).expand(F, -1)], 1)
-    positions = torch.cat([torch.arange(T), torch.full((K,), T)]).expand(F, -1)
-    seen = torch.eye(T + K, dtype=torch.bool)
-    seen[:, :T] |= torch.ones(T + K, T, dtype=torch.bool).tril()
-    mask = torch.zeros(T + K, T + K, dtype=model.dtype)
-    mask = mask.masked_fill(~seen, torch.finfo(model.dtype).min).expand(F, 1, -1, -1)
-    inputs = layer_inputs(
-        model,
-        ids.to(model.device),
-        [layer],
-        mask=mask.to(model.device),
-        positions=positions.to(model.device),
-    )
-    return inputs[layer][:, T:]
-
-
-def _packs(model: TextModel, layer: str) -> bool:
-    """Whether the network takes rows as `_packed_inputs` makes them: some read masks or positions their own way."""
-    if "position_ids" not in inspect.signature(model.network.forward).parameters:
-        return False
-    first, second, third, *tried = model.content_ids[:6].tolist()
-    beginnings: list[Row] = [(first, second), (third, first)]
-    try:
-        packed = _packed_inputs(model, layer, beginnings, tried)
-    except (TypeError, ValueError, RuntimeError):  # whatever a network says to a mask that it can't read
-        return False
-    rows = torch.tensor([(*row, token) for row in beginnings for token in tried], device=model.device)
-    plain = layer_inputs(model, rows, [layer])[layer][:, -1].view_as(packed)
-    return bool((packed - plain).norm() <= 1e-2 * plain.norm())  # a wrong mask changes far more than rounding
