@@ -23,6 +23,7 @@ from textleak.exact.prefixes import causal_sentences
 from textleak.models import TextModel, load_model
 from textleak.models.decoding import to_sentence
 from textleak.models.probes.layers import layer_inputs
+from textleak.models.probes.packing import packed_inputs, packs
 from textleak.private.secrets import Secret
 from textleak.private.share import share
 from textleak.proof.certificate import certify
@@ -251,8 +252,8 @@ def test_many_tokens_after_one_beginning_run_at_once(family: str, wide_model: To
     )
     tokens = model.content_ids[10:17].tolist()
     beginnings = [(3, 5, 4), (9, 9, 8)]
-    assert later_inputs._packs(model, name)
-    packed = later_inputs._packed_inputs(model, name, beginnings, tokens)
+    assert packs(model, name)
+    packed = packed_inputs(model, [name], beginnings, tokens)[name]
     for f, beginning in enumerate(beginnings):
         for k, token in enumerate(tokens):
             row = torch.tensor([[*beginning, token]])
@@ -264,7 +265,7 @@ def test_a_network_that_takes_no_positions_is_run_row_by_row(
 ) -> None:
     model = wide_model("gpt2")
     shared, secret = share(model, ["he sat on", "we ran"], share="no-embeddings", know="nothing", seed=1)
-    monkeypatch.setattr(later_inputs, "_packs", lambda *_: False)
+    monkeypatch.setattr(later_inputs, "packs", lambda *_: False)
     assert Counter(recovered(model, shared)[0].rows) == Counter(secret.ids)
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from tests.conftest import ToyModel
 from tests.exact.adapters.conftest import Seen
 from textleak.clients.view import Clock, View
 from textleak.exact.adapters.growth import Growth
 from textleak.exact.adapters.measured import later_measured
-from textleak.models.probes.layers import layer_inputs
-from textleak.models.probes.packing import packed_inputs, packs
 
 THREE = ("a dog ran home at night", "he read the letter again", "she told nobody at home")
 
@@ -44,14 +40,3 @@ def test_without_one_of_the_tokens_nothing_is_complete(wide_model: ToyModel, see
     rows = [row[:-1] for row in model.encode(THREE).sentences]
     tokens = sorted({t for row in rows for t in row} - {rows[0][1]})
     assert not grown(seen(model, THREE), tuple(tokens), single=False).complete
-
-
-def test_packed_tokens_read_as_each_after_its_beginning(wide_model: ToyModel) -> None:
-    model = wide_model()
-    beginnings, tokens = [(40, 41, 42), (50, 51, 52)], [60, 61, 62, 63]
-    layer = "model.layers.2.self_attn.q_proj"
-    assert packs(model, layer)
-    packed_FKI = packed_inputs(model, [layer], beginnings, tokens)[layer]
-    for f, beginning in enumerate(beginnings):
-        plain = layer_inputs(model, torch.tensor([(*beginning, token) for token in tokens]), [layer])[layer]
-        assert torch.allclose(packed_FKI[f], plain[:, -1], atol=1e-5)
