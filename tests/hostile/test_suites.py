@@ -14,7 +14,8 @@ from tests.hostile.suites import SUITES
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="named pipes and alarms are POSIX's")
 SEED = int(os.environ.get("TEXTLEAK_HOSTILE_SEED", "0"))
-SAMPLE = 50
+SAMPLE = 25
+PART = 5  # of each suite, one in so many; `python -m tests.hostile` takes all of them, some twenty minutes
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,6 @@ def test_a_sample_of_what_somebody_changed_gets_nowhere(suite: str, tmp_path: Pa
 @pytest.mark.parametrize("suite", SUITES)
 def test_nothing_that_somebody_changed_gets_anywhere(suite: str, tmp_path: Path) -> None:
     attempt, count = SUITES[suite]
-    tally = attempt(tmp_path, count, SEED + 1)
-    assert tally.tried == count
+    tally = attempt(tmp_path, count // PART, SEED + 1)
+    assert tally.tried == count // PART
     assert not tally.kinds, tally.words(suite)
