@@ -65,7 +65,10 @@ def test_both_kinds_of_run_say_the_same_of_settings_and_end():
         job.result(to_end(job.steps()), outcome="done", seconds=0.0, run_dir=None)
         for job in (on_text, on_pictures)
     ]
-    own = [set(job.facts()) | set(job.scores(to_end(job.steps()))) for job in (on_text, on_pictures)]
+    answers = [(job, to_end(job.steps())) for job in (on_text, on_pictures)]
+    own = [
+        set(job.facts()) | set(job.scores(answer)) | set(job.proved(answer, None)) for job, answer in answers
+    ]
     common = [set(result) - mine for result, mine in zip(results, own, strict=True)]
     assert common[0] == common[1]
     assert {"model", "attack", "client", "defense", "stop", "verified", "notes", "run_dir"} <= common[0]

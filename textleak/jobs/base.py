@@ -108,9 +108,9 @@ class Job(abc.ABC):
     def certificate(self, recovery: Recovery) -> Certificate:
         """What the answer's own gradient, formed in float64, says."""
 
-    def proved(self, recovery: Recovery, certificate: Certificate) -> dict[str, Any]:
-        """What proves parts of an answer, where there are such."""
-        del recovery, certificate
+    def proved(self, recovery: Recovery, proof: str | None) -> dict[str, Any]:
+        """How much of an answer is proved, where it has parts."""
+        del recovery, proof
         return {}
 
     def limits(self) -> tuple[str, ...]:
@@ -149,6 +149,7 @@ class Job(abc.ABC):
         from textleak.proof.certificate import own_certificate
 
         certificate = self.certificate(recovery) if certified else own_certificate(recovery)
+        proof = proof_of(recovery, certificate)
         return {
             **{key: value for key, value in self.settings.items() if key not in _PRIVATE},
             "versions": versions(),
@@ -162,7 +163,8 @@ class Job(abc.ABC):
             "gradient_distance": finite(certificate.gradient_distance),
             "verified": certificate.verified,
             "verified_reason": certificate.reason,
-            **self.proved(recovery, certificate),
+            "proof": proof,
+            **self.proved(recovery, proof),
             "channel": recovery.channel,
             "notes": [*recovery.notes, *certificate.notes, *self.limits()],
             "run_dir": run_dir,
@@ -180,6 +182,13 @@ def model_facts(model: Model) -> dict[str, Any]:
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+
+
+def proof_of(recovery: Recovery, certificate: Certificate) -> str | None:
+    """What proves an answer: its own "gradient" all of it, or the "span" parts, each by itself; None for nothing."""
+    if certificate.verified and recovery.stop is not Stop.PROVED:
+        return "gradient"
+    return "span" if recovery.proved_tokens else None
 
 
 def finite(number: float | None) -> float | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
-from textleak.events import Position, Recovery, Sentence, Stop, Truth
+from textleak.events import Position, Recovery, Sentence, Truth
 from textleak.jobs.base import Job
 from textleak.jobs.files import asked_by_file, check_model, done_to, read_gradient, tell_less
 from textleak.jobs.parts import asked_for, build_attack, build_client, build_defenses, set_threads
@@ -72,15 +72,12 @@ class TextJob(Job):
 
         return certificate_of(recovery, self.view)
 
-    def proved(self, recovery: Recovery, certificate: Certificate) -> dict[str, Any]:
-        """What proves the tokens, and how many: the answer's own gradient all of them, the span each by itself."""
-        if certificate.verified and recovery.stop is not Stop.PROVED:
-            tokens = sum(p.id >= 0 and not p.special for s in recovery.sentences for p in s.positions)
-            return {"proof": "gradient", "proved_tokens": tokens}
-        return {
-            "proof": "span" if recovery.proved_tokens else None,
-            "proved_tokens": recovery.proved_tokens,
-        }
+    def proved(self, recovery: Recovery, proof: str | None) -> dict[str, Any]:
+        """How many tokens: the answer's own gradient proves all of them."""
+        if proof != "gradient":
+            return {"proved_tokens": recovery.proved_tokens}
+        tokens = sum(p.id >= 0 and not p.special for s in recovery.sentences for p in s.positions)
+        return {"proved_tokens": tokens}
 
     def scores(self, recovery: Recovery) -> dict[str, Any]:
         """Figures, each sentence's and their means; null where the truth isn't known."""
