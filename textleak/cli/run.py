@@ -27,7 +27,7 @@ def command(
             "--attack",
             "-a",
             metavar="TEXT",
-            help="match | auto | dlg | idlg | tag | cosine | lamp | embedding | span | replay, or one that a package adds; "
+            help="match | auto | dlg | idlg | tag | cosine | lamp | embedding | span | replay, or one of a package's; "
             "`textleak attacks` lists them.",
             show_default="match",
         ),
