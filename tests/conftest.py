@@ -104,24 +104,29 @@ def toy_tokenizer(kind: str) -> object:
     )
 
 
+def write_toy(family: str, folder: Path, **wider: object) -> Path:
+    """Write configuration and tokenizer of a family's toy model, without weights, into a folder of its name.
+
+    Args:
+        family: of `FAMILIES`.
+        folder: where that folder is made.
+        wider: what its shape has otherwise.
+    """
+    from transformers import AutoConfig
+
+    shape, kind = FAMILIES[family]
+    tokenizer = toy_tokenizer(kind)
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
+    config = AutoConfig.for_model(family, **{**shape, **wider, "vocab_size": len(tokenizer), **ids})
+    config.save_pretrained(folder / family)
+    tokenizer.save_pretrained(folder / family)
+    return folder / family
+
+
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Gives a folder with configuration and tokenizer of a family's toy model, without weights."""
-    from transformers import AutoConfig
-
-    @functools.cache
-    def folder(family: str) -> Path:
-        shape, kind = FAMILIES[family]
-        tokenizer = toy_tokenizer(kind)
-        path = tmp_path_factory.mktemp("toys") / family
-        roles = ("pad", "bos", "eos")
-        ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in roles}
-        config = AutoConfig.for_model(family, **{**shape, "vocab_size": len(tokenizer), **ids})
-        config.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-        return path
-
-    return folder
+    return functools.cache(lambda family: write_toy(family, tmp_path_factory.mktemp("toys")))
 
 
 @pytest.fixture(scope="session")

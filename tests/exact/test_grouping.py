@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import FAMILIES, WORDS, toy_tokenizer
+from tests.conftest import WORDS, write_toy
 from textleak import recover
 from textleak.defenses import DEFENSES
 from textleak.events import Recovery, Stop
@@ -49,17 +49,10 @@ BATCHES = {
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TextModel]:
     """Toy encoders with room for a batch's tokens."""
-    from transformers import AutoConfig
 
     @functools.cache
     def model(family: str = "bert", *, task: str = "classification", num_labels: int = 3) -> TextModel:
-        shape, kind = FAMILIES[family]
-        tokenizer = toy_tokenizer(kind)
-        folder = tmp_path_factory.mktemp("wide") / family
-        ids = {f"{r}_token_id": getattr(tokenizer, f"{r}_token_id") for r in ("pad", "bos", "eos")}
-        shape = {**shape, **SHAPES[family], "vocab_size": len(tokenizer), **ids}
-        AutoConfig.for_model(family, **shape).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        folder = write_toy(family, tmp_path_factory.mktemp("wide"), **SHAPES[family])
         return load_model(str(folder), weights="random", task=task, num_labels=num_labels)
 
     return model

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import DECODERS, FAMILIES, ToyModel, toy_tokenizer
+from tests.conftest import DECODERS, ToyModel, write_toy
 from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
@@ -53,17 +53,10 @@ BATCHES = {
 @pytest.fixture(scope="session")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> ToyModel:
     """Toy decoders with room for a batch's tokens, and a block that is neither first nor last."""
-    from transformers import AutoConfig
 
     @functools.cache
     def model(family: str, *, task: str = "causal-lm") -> TextModel:
-        shape, kind = FAMILIES[family]
-        tokenizer = toy_tokenizer(kind)
-        folder = tmp_path_factory.mktemp("wide") / family
-        ids = {f"{r}_token_id": getattr(tokenizer, f"{r}_token_id") for r in ("pad", "bos", "eos")}
-        shape = {**shape, **WIDE[family], "vocab_size": len(tokenizer), **ids}
-        AutoConfig.for_model(family, **shape).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        folder = write_toy(family, tmp_path_factory.mktemp("wide"), **WIDE[family])
         return load_model(str(folder), weights="random", task=task, device="cpu", num_labels=3)
 
     return model

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.conftest import FAMILIES, toy_tokenizer
+from tests.conftest import write_toy
 from tests.hostile import trial, values
 from tests.hostile.trial import Tally
 from tests.synthetic import cell, done, failed, sentence, write
@@ -35,19 +35,6 @@ from textleak_tui.recording import Recording
 
 FILES, FOLDERS, LINES = 1500, 1500, 500
 SECONDS_TO_ATTACK = 0.5
-
-
-def toy(folder: Path, family: str) -> Path:
-    """A folder with configuration and tokenizer of a family's toy model, without weights."""
-    from transformers import AutoConfig
-
-    shape, kind = FAMILIES[family]
-    tokenizer: Any = toy_tokenizer(kind)
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
-    path = folder / family
-    AutoConfig.for_model(family, **{**shape, "vocab_size": len(tokenizer), **ids}).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @contextlib.contextmanager
@@ -86,7 +73,7 @@ def gradient_files(folder: Path) -> list[tuple[Path, Path]]:
         ("bert", {"client": composed([CLIENTS.build("fedavg", {"steps": 2})])}),
         ("gpt2", {}),
     ):
-        place = folder / family if (folder / family).exists() else toy(folder, family)
+        place = folder / family if (folder / family).exists() else write_toy(family, folder)
         model = loading.text.load(TextRequest(name=str(place), weights="random"))
         for batch in (["the cat sat"], ["the cat sat", "the dog ran home"]):
             shared, secret = share(model, batch, know="lengths,batch-size", **options)
@@ -197,7 +184,7 @@ def try_files(folder: Path, count: int, seed: int) -> Tally:
 
 def folders(folder: Path) -> list[Path]:
     """Whole ones: of two runs and an evaluation."""
-    model = toy(folder, "bert")
+    model = write_toy("bert", folder)
     made = []
     for name, extra in (("run", []), ("redacted", ["--redact"])):
         made.append(folder / name)
@@ -384,7 +371,7 @@ def line(folder: Path, rng: random.Random) -> list[str]:
 def try_lines(folder: Path, count: int, seed: int) -> Tally:
     """Run command lines that were made at random."""
     tally = Tally()
-    model = str(toy(folder, "bert"))
+    model = str(write_toy("bert", folder))
     trial.whole(["run", "-m", model, "-s", "the cat sat", "-a", "embedding"])
     trial.whole(["image", "--steps", "1"])
     before = Path.cwd()

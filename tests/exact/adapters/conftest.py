@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.conftest import FAMILIES, ToyModel, toy_tokenizer
+from tests.conftest import ToyModel, write_toy
 from textleak.clients import CLIENTS, composed
 from textleak.clients.view import View, view_of
 from textleak.models import TextModel, load_model
@@ -28,17 +28,10 @@ Seen = Callable[..., View]
 @pytest.fixture(scope="session")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> ToyModel:
     """wide_model("llama", task="causal-lm")."""
-    from transformers import AutoConfig
 
     @functools.cache
     def model(family: str = "llama", *, task: str = "causal-lm") -> TextModel:
-        shape, kind = FAMILIES[family]
-        tokenizer = toy_tokenizer(kind)
-        folder = tmp_path_factory.mktemp("wide") / family
-        ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
-        shape = {**shape, **SHAPE, "vocab_size": len(tokenizer), **ids}
-        AutoConfig.for_model(family, **shape).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        folder = write_toy(family, tmp_path_factory.mktemp("wide"), **SHAPE)
         return load_model(str(folder), weights="random", task=task, device="cpu", num_labels=3)
 
     return model

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import FAMILIES, toy_tokenizer
+from tests.conftest import write_toy
 from textleak import recover
 from textleak.clients import CLIENTS, composed
 from textleak.clients.view import Clock, view_of
@@ -45,17 +45,10 @@ TRAIN_MODE = composed([CLIENTS.build("train-mode", {})])
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TextModel]:
     """Toy models with room for masks."""
-    from transformers import AutoConfig
 
     @functools.cache
     def model(family: str, *, task: str = "classification") -> TextModel:
-        shape, kind = FAMILIES[family]
-        tokenizer = toy_tokenizer(kind)
-        folder = tmp_path_factory.mktemp("masked") / family
-        ids = {f"{r}_token_id": getattr(tokenizer, f"{r}_token_id") for r in ("pad", "bos", "eos")}
-        shape = {**shape, **SHAPES[family], "vocab_size": len(tokenizer), **ids}
-        AutoConfig.for_model(family, **shape).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        folder = write_toy(family, tmp_path_factory.mktemp("masked"), **SHAPES[family])
         return load_model(str(folder), weights="random", task=task, num_labels=3)
 
     return model
