@@ -180,13 +180,13 @@ class Embedding:
         found = found_in(view, seen)
         sentences = () if found is None else _sentences(model, seen, found)
         yield Progress(phase="rows", step=1, steps=1, total_steps=1, sentences=sentences)
-        certificate, stop, evaluations = Certificate(gradient_distance=None, verified=None), Stop.CONVERGED, 0
+        certificate, stop, evaluations = Certificate(gradient_distance=None, verified=None), Stop.READ, 0
         if found is not None and all(token != OPEN for row in found.rows for token in row):
             yield Phase(name="verify", detail="the answer's own gradient")
             for labeled in _labeled(model, sentences):
                 evaluations += 1
                 certificate = certify(view, labeled)
-                stop = certificate.stop(Stop.CONVERGED)
+                stop = certificate.stop(Stop.READ)
                 if stop.settled:
                     sentences = labeled
                     break

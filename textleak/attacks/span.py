@@ -86,7 +86,7 @@ def answer(view: View, found: Found) -> Recovery:
     sentences = shown(model, shared, found)
     certificate = Certificate(gradient_distance=None, verified=False)
     if found.proved:
-        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.CONVERGED
+        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.READ
         return Recovery(
             sentences=sentences, stop=stop, final_loss=None, steps=1, channel=found.channel, notes=found.notes
         )
@@ -94,7 +94,7 @@ def answer(view: View, found: Found) -> Recovery:
         certificate = certify(view, sentences)
     return Recovery(
         sentences=sentences,
-        stop=certificate.stop(Stop.CONVERGED),
+        stop=certificate.stop(Stop.READ),
         final_loss=certificate.gradient_distance,
         steps=1,
         evaluations=1,
