@@ -94,9 +94,10 @@ class ImageJob(Job):
 
     def certificate(self, recovery: Recovery) -> Certificate:
         """What the answer's own gradient says."""
-        from textleak.proof.certificate import certify_pictures
+        from textleak.proof.certificate import certify
+        from textleak.proof.pictures import Pictures
 
-        return certify_pictures(self.view, self.recovered(recovery), recovery.labels)
+        return certify(self.view, Pictures(self.recovered(recovery), recovery.labels))
 
     def scores(self, recovery: Recovery) -> dict[str, Any]:
         """Figures, each picture's and their means; null where the truth isn't known."""
