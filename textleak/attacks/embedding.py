@@ -186,7 +186,7 @@ class Embedding:
             for labeled in _labeled(model, sentences):
                 evaluations += 1
                 certificate = certify(view, labeled)
-                if certificate.stop(Stop.CONVERGED).settled:
+                if certificate.stop(Stop.READ).settled:
                     sentences = labeled
                     break
             yield Progress(
@@ -199,7 +199,7 @@ class Embedding:
             )
         recovery = Recovery(
             sentences=sentences,
-            stop=Stop.CONVERGED,
+            stop=Stop.READ,
             final_loss=None,
             steps=1,
             evaluations=evaluations,

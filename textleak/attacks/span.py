@@ -87,14 +87,14 @@ def answer(view: View, found: Found) -> Recovery:
     certificate = Certificate(gradient_distance=None, verified=False)
     recovery = Recovery(
         sentences=sentences,
-        stop=Stop.CONVERGED,
+        stop=Stop.READ,
         final_loss=None,
         steps=1,
         channel=found.channel,
         notes=found.notes,
     )
     if found.proved:
-        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.CONVERGED
+        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.READ
         return dataclasses.replace(recovery, stop=stop)
     if found.complete and not any(token == OPEN for row in found.rows for token in row):
         certificate = certify(view, sentences)

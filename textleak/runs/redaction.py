@@ -12,7 +12,16 @@ from textleak.events import Event, Phase, Progress, Sentence
 _PRIVATE = ("sentences", "labels", "pictures", "conversions")
 _TEXTS = ("reference", "recovered", "reference_tokens", "recovered_tokens", "label", "recovered_label")
 # What only the truth tells: what was in the batch, and every figure that compares with it.
-_TRUTH = ("reference", "reference_tokens", "label", "exact", "token_match_rate", "token_recall", "exact_rate")
+_TRUTH = (
+    "reference",
+    "reference_tokens",
+    "label",
+    "exact",
+    "token_match_rate",
+    "token_recall",
+    "exact_rate",
+    "unknown_tokens",
+)
 _SCORES = ("rouge1", "rouge2", "rougeL", "rouge1_words", "rouge2_words", "rougeL_words", "stages", "surplus")
 _PICTURE_SCORES = ("psnr", "mse", "ssim", "lpips", "pictures", "conversions")
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from textleak.assignment import assignment
 from textleak.events import Progress
+from textleak.view.glyphs import LEAKED, PROTECTED
 
 _GAP = 2  # columns between pictures
 _SMALLEST = 8  # pixels of a picture that still shows something
@@ -78,7 +79,7 @@ def picture_lines(
         if order is not None:
             found = psnr[number]
             right = bool(progress.labels) and progress.labels[index] == labels[number]
-            style = "green" if right else "red"
+            style = LEAKED if right else PROTECTED
             words = (f"{found[1]:.1f} dB, " if found else "") + words
         blocks.append(_drawn(progress.image[index], size, words, style, unicode=unicode))
     lines = _beside(blocks)
