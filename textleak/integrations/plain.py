@@ -77,6 +77,7 @@ class Tape:
         optimizer: whose steps are recorded; None for a loop that calls `step` after each backward pass.
         wishes: what is recorded.
         taken: steps that the training took before.
+        compiled: whether torch.compile runs the model, where that doesn't show on it.
 
     Attributes:
         recordings: what was written, in order.
@@ -93,10 +94,12 @@ class Tape:
         *,
         wishes: Wishes,
         taken: int = 0,
+        compiled: bool = False,
     ) -> None:
         self.recordings: list[Recording] = []
         self.wishes = wishes
         self._model, self._tokenizer = model, tokenizer
+        self._compiled = compiled or any(hasattr(module, "_orig_mod") for module in model.modules())
         self._trained: Trained = networks.trained(model, wishes.task)
         defenses, self._optimizer = opacus.seen_through(optimizer)
         self._loop = Loop(
@@ -120,7 +123,7 @@ class Tape:
 
     def begin(self) -> Self:
         """Take the weights as they are, and watch from here on."""
-        self._ends = self._watch.begin(self._model)
+        self._ends = self._watch.begin(self._model, compiled=self._compiled)
         if self._optimizer is not None:
             self._ends += [
                 self._optimizer.register_step_pre_hook(lambda *_: self._before_step()).remove,
@@ -230,11 +233,11 @@ class Tape:
         """Write a recording; what can't be written doesn't end the training that it is of."""
         if _spread() and torch.distributed.get_rank() > 0:
             return
-        procedure = procedure_of(dataclasses.replace(self._loop, fresh=fresh), steps, sends)
-        notes = list(procedure.notes)
-        rows = rows_of(steps, notes)
         wishes = self.wishes
         try:
+            procedure = procedure_of(dataclasses.replace(self._loop, fresh=fresh), steps, sends)
+            notes = list(procedure.notes)
+            rows = rows_of(steps, notes)
             recording = record_sent(
                 name,
                 Place(out=Path(wishes.out), public=wishes.public, truth=wishes.truth, know=wishes.know),

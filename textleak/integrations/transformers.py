@@ -105,7 +105,12 @@ class LeakageCallback(TrainerCallback):  # type: ignore[misc]  # transformers ha
             max_grad_norm=args.max_grad_norm or None,
         )
         self._tape = Tape(
-            kwargs["model"], tokenizer, kwargs["optimizer"], wishes=wishes, taken=state.global_step
+            kwargs["model"],
+            tokenizer,
+            kwargs["optimizer"],
+            wishes=wishes,
+            taken=state.global_step,
+            compiled=args.torch_compile,
         ).begin()
 
     def on_step_end(

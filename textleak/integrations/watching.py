@@ -54,24 +54,27 @@ class Watch:
     passes: list[Pass] = dataclasses.field(default_factory=list)
     _given: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def begin(self, called: nn.Module) -> list[Callable[[], None]]:
+    def begin(self, called: nn.Module, *, compiled: bool = False) -> list[Callable[[], None]]:
         """Watch the network.
 
         Args:
             called: what the loop has: the network, or what is wrapped around it.
+            compiled: whether torch.compile runs it; a hook within it would cut its graph in two.
 
         Returns:
             What ends it.
         """
+        if compiled:
+            return [called.register_forward_pre_hook(_untraced(self._only_called), with_kwargs=True).remove]
         # Accelerate turns autocast on inside the network's forward: it shows where the embeddings are looked up, not
         # where the network is called.
         embeddings = self.network.get_input_embeddings()  # type: ignore[operator]
-        called_here = [called] if called is self.network else [called, self.network]
+        modules = [called] if called is self.network else [called, self.network]
         return [
             embeddings.register_forward_pre_hook(_untraced(self._looked_up)).remove,
             *(
                 module.register_forward_pre_hook(_untraced(self._called), with_kwargs=True).remove
-                for module in called_here
+                for module in modules
             ),
         ]
 
@@ -90,14 +93,23 @@ class Watch:
         self._given = {key: value.detach() for key, value in kwargs.items() if isinstance(value, Tensor)}
 
     def _looked_up(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not torch.is_grad_enabled():
-            return
         del module
         given, self._given = self._given, {}
-        ids_BT = args[0].detach() if args and isinstance(args[0], Tensor) else given.get("input_ids")
+        self._passed(
+            args[0].detach() if args and isinstance(args[0], Tensor) else given.get("input_ids"), given
+        )
+
+    def _only_called(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._called(module, args, kwargs)
+        given, self._given = self._given, {}
+        self._passed(given.get("input_ids"), given)
+
+    def _passed(self, ids_BT: Tensor | None, given: Mapping[str, Tensor]) -> None:
+        if not torch.is_grad_enabled():
+            return
         device = "cpu" if ids_BT is None else ids_BT.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        self.passes.append(_passed(ids_BT, given, self.task, training=self.network.training, dtype=dtype))
+        self.passes.append(_read(ids_BT, given, self.task, training=self.network.training, dtype=dtype))
 
 
 def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
@@ -106,7 +118,7 @@ def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
     return disabled
 
 
-def _passed(
+def _read(
     ids_BT: Tensor | None,
     given: Mapping[str, Tensor],
     task: str,
