@@ -37,7 +37,8 @@ def test_the_recorded_gradient_is_the_private_one(noise: float, toy_model: ToyMo
     ) as tape:
         for ids, mask, labels in loader:
             optimizer.zero_grad()
-            private(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+            places = torch.arange(ids.shape[1]).expand_as(ids)  # Opacus wants each sample's own
+            private(input_ids=ids, attention_mask=mask, position_ids=places, labels=labels).loss.backward()
             optimizer.step()
     (recording,) = tape.recordings
     assert recording.client == ("train-mode",)

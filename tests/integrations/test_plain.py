@@ -15,7 +15,7 @@ from torch import nn
 
 import textleak
 from tests.conftest import ToyModel
-from textleak.clients import CLIENTS
+from textleak.clients.updates import with_adapter
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.integrations.plain import Tape
@@ -23,7 +23,7 @@ from textleak.integrations.recording import Recording
 from textleak.models import TextModel, load_model
 from textleak.models.batches import TextExamples
 from textleak.private.secrets import Secret
-from textleak.settings.choices import Choice
+from textleak.shared.formats import read_state
 from textleak.shared.gradient import SharedGradient
 
 FOUR = ("the cat sat", "a dog ran home", "he read", "she wrote a letter")
@@ -339,8 +339,16 @@ def test_a_recorded_adapter_names_the_client_that_peft_is(toy_model: ToyModel, t
             f"lora:rank=2,alpha=4.0,targets=q_proj/v_proj{kept}",
             "fedavg:lr=0.1,steps=1",
         )
-        shared, base = read(recording)  # the copy is of the base model, as it was
-        choices = [Choice.model_validate(text) for text in recording.client]
-        client = CLIENTS.build(choices[0].name, choices[0].options)
-        assert set(shared.gradients) == set(client.prepare(base).trainable)
+        # What `-m` takes is PEFT's folder; it lies in that of its base model.
+        folder = Path(recording.model)
+        base = load_model(str(folder.parent), task="causal-lm", device="cpu")
         assert base.fingerprint == model.fingerprint
+        adapter = read_state(folder)
+        assert adapter.adapter is not None
+        assert adapter.adapter.base == ".."
+        prepared = with_adapter(base, adapter.adapter, adapter.tensors, where=folder)
+        shared = SharedGradient.load(recording.file)
+        assert prepared.fingerprint == shared.model.fingerprint
+        assert set(shared.gradients) == set(prepared.trainable)
+        again = peft.PeftModel.from_pretrained(in_training(model), str(folder))
+        assert len([name for name, _ in again.named_parameters() if "lora_A" in name]) == 4

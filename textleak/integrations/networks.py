@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from textleak import owned
 from textleak.errors import InputError
+from textleak.integrations.peft import new_folder, save_adapter
 from textleak.models.base import Tensors
 from textleak.models.identity import fingerprint_of
 from textleak.models.loading.memory import task_of, unwrapped
@@ -55,6 +55,12 @@ class Trained:
         """What is trained."""
         return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
+    @property
+    def name(self) -> str:
+        """What it is called: the last part of where it was loaded from."""
+        loaded = str(getattr(self.network.config, "_name_or_path", "") or type(self.network).__name__)
+        return loaded.rstrip("/").rpartition("/")[2]
+
     def values(self) -> Tensors:
         """What is trained, as it is now."""
         return {name: copied(parameter) for name, parameter in self.moving.items()}
@@ -69,7 +75,6 @@ class Trained:
         Raises:
             InputError: a regression, which is neither of the tasks here.
         """
-        weights = self._base(values)
         labels = int(self.network.config.num_labels) if self.task == "classification" else None
         if labels is not None and labels < 2:
             raise InputError(
@@ -83,32 +88,52 @@ class Trained:
             weights="pretrained",
             weights_seed=0,
             num_labels=labels,
-            dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."),
-            fingerprint=fingerprint_of(weights),
+            dtype=str(self.network.get_input_embeddings().weight.dtype).removeprefix("torch."),
+            fingerprint=fingerprint_of({**self.parameters, **values}),
         )
 
-    def save(self, values: Mapping[str, Tensor], tokenizer: Any, folder: Path) -> None:  # noqa: ANN401 - any library's
-        """Write the public model as a checkpoint that `-m FOLDER` reads; nothing where the folder is there already.
+    def save(
+        self,
+        values: Mapping[str, Tensor],
+        tokenizer: Any,  # noqa: ANN401 - any library's
+        out: Path,
+        *,
+        public: str | None,
+    ) -> str:
+        """Write the public model as `-m` takes it, unless a server has it; what is there already stays as it is.
+
+        Args:
+            values: of what is trained; what isn't has not moved.
+            tokenizer: of the model.
+            out: a folder to write into.
+            public: name under which a server has the model, adapters aside; None to write it too.
+
+        Returns:
+            What `-m` takes: `public` or a folder; with adapters the folder that these are in.
 
         Raises:
             InputError: it can't be written.
         """
+        base = self._base(values)
+        folder = out / f"model-{fingerprint_of(base)}"
+        if public is None:
+            self._save_base(base, tokenizer, folder)
+        if self.adapters is None:
+            return public or str(folder)
+        adapter = (folder if public is None else out) / f"adapter-{fingerprint_of(values)}"
+        # A file has only an alias loaded, or the folder that it is in.
+        save_adapter(self.adapters, self.network, values, adapter, base=public or "..")
+        return str(adapter)
+
+    def _save_base(self, base: Tensors, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401 - any library's
         if folder.is_dir():
             return
         buffers = {_own(name): value for name, value in self.network.named_buffers(remove_duplicate=False)}
         persistent = {_own(name) for name in self.network.state_dict()} & buffers.keys()
-        state = {**self._base(values), **{name: buffers[name].detach().clone() for name in persistent}}
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with owned.filling(folder) as partial, quiet():
-                self.network.save_pretrained(partial, state_dict=state)
-                tokenizer.save_pretrained(partial)
-        except OSError as error:
-            raise InputError(
-                f"The model can't be written to {folder}.",
-                why=owned.why_not(error),
-                fix="Choose another out=.",
-            ) from None
+        state = {**base, **{name: buffers[name].detach().clone() for name in persistent}}
+        with new_folder(folder) as partial, quiet():
+            self.network.save_pretrained(partial, state_dict=state)
+            tokenizer.save_pretrained(partial)
 
     def _base(self, values: Mapping[str, Tensor]) -> Tensors:
         """The public model's weights, without adapters."""

@@ -1,12 +1,19 @@
-"""LoRA as PEFT has it: a configuration of adapters in the words of `--client lora`. PEFT itself isn't imported."""
+"""LoRA as PEFT has it: adapters in the words of `--client lora`, and as a folder. PEFT itself isn't imported."""
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from textleak import owned
+from textleak.errors import InputError
+from textleak.shared.formats import plain_name
 
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
 _BEFORE = "base_model.model."
@@ -40,6 +47,58 @@ def lora_options(adapters: Any, network: nn.Module) -> tuple[dict[str, Any] | No
         "rslora": bool(adapters.use_rslora),
     }
     return {key: value for key, value in options.items() if value is not None}, []
+
+
+def save_adapter(
+    adapters: Any,  # noqa: ANN401 - PEFT's
+    network: nn.Module,
+    values: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    base: str,
+) -> None:
+    """Write adapters as PEFT does; nothing where the folder is there already.
+
+    Args:
+        adapters: a `peft.PeftConfig`.
+        network: that they are in.
+        values: of what is trained.
+        folder: to be written.
+        base: name of the model that they are put into.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    if folder.is_dir():
+        return
+    from safetensors.torch import save_file
+
+    config = copy.copy(adapters)
+    config.base_model_name_or_path = base
+    # Where they are, said by names alone.
+    config.target_modules = set(_adapted(network))
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    with new_folder(folder) as partial:
+        config.save_pretrained(str(partial))
+        tensors = {f"{_BEFORE}{plain_name(name)}": value.cpu().contiguous() for name, value in values.items()}
+        save_file(tensors, partial / "adapter_model.safetensors", {"format": "pt"})
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes its place when all went well (`owned.filling`).
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with owned.filling(folder) as partial:
+            yield partial
+    except OSError as error:
+        raise InputError(
+            f"{folder} can't be written.", why=owned.why_not(error), fix="Choose another out=."
+        ) from None
 
 
 def _adapted(network: nn.Module) -> list[str]:

@@ -100,8 +100,6 @@ def record_sent(
     Raises:
         InputError: it can't be written, is not finite, or there is no truth to write.
     """
-    public = trained.public(before, place.public or "")
-    model = place.public or str(place.out / f"model-{public.fingerprint}")
     file, truth = place.out / f"{name}.safetensors", place.out / f"{name}.truth.json"
     client = composed(procedure.kinds).public(_Trains(trained.network))  # type: ignore[arg-type]
     size = len(rows or ())
@@ -109,15 +107,13 @@ def record_sent(
     defenses = tuple(defense.public(step) for defense in procedure.defenses)
     shared = SharedGradient(
         gradients=sent,
-        model=dataclasses.replace(public, name=place.public or Path(model).name),
+        model=trained.public(before, place.public or trained.name),
         share="all",
         known=_known(rows, place.know),
         defenses=defenses,
         client=client,
     )
     shared.check_finite(f"the recording {name}")
-    if not place.public:
-        trained.save(before, tokenizer, Path(model))
     if place.truth and rows is None:
         raise InputError(
             f"What {name} was computed from wasn't seen.",
@@ -126,7 +122,7 @@ def record_sent(
         )
     recording = Recording(
         file=file,
-        model=model,
+        model=trained.save(before, tokenizer, place.out, public=place.public),
         truth=truth if place.truth else None,
         client=tuple(_spec(kind) for kind in procedure.kinds),
         defenses=tuple(_spec(defense) for defense in procedure.defenses),
