@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from tests.conftest import ToyModel
 from textleak.errors import AttackError, InputError
-from textleak.integrations import transformers as ours
+from textleak.integrations.recording import Recording
 from textleak.integrations.transformers import LeakageCallback
 from textleak.models import TextModel
 from textleak.shared.gradient import SharedGradient
@@ -85,7 +85,7 @@ def test_steps_bear_the_trainers_numbers(toy_model: ToyModel, tmp_path: Path):
 def test_figures_of_an_audit_are_in_the_log(
     toy_model: ToyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ours, "audited", lambda recording, time_limit: FIGURES)
+    monkeypatch.setattr(Recording, "audit", lambda recording, time_limit: FIGURES)
     run = trainer(toy_model("bert"), tmp_path)
     callback = LeakageCallback(audit=True).attach(run)
     run.train()
@@ -103,7 +103,7 @@ def test_an_audit_that_fails_does_not_end_the_training(
     def failing(recording: object, time_limit: str) -> None:
         raise AttackError("It went wrong.")
 
-    monkeypatch.setattr(ours, "audited", failing)
+    monkeypatch.setattr(Recording, "audit", failing)
     run = trainer(toy_model("bert"), tmp_path, [LeakageCallback(audit=True, end=False)])
     with pytest.warns(UserWarning, match="was not audited"):
         run.train()

@@ -5,5 +5,4 @@
 - `flower`: a mod of a Flower client.
 - `peft`, `opacus`: what these put around models and optimizers, in the words of `--client` and `--defense`.
 - `networks`, `watching`, `procedure`, `recording`: what is trained, what passed through it, how, and the files.
-- `child`: an audit in a process of its own, from the files alone.
 """

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from textleak import owned
+from textleak import foreign, owned
 from textleak.clients.base import Client, composed
 from textleak.defenses.base import Defense
 from textleak.defenses.base import Step as DefendedStep
-from textleak.errors import InputError
+from textleak.errors import AttackError, InputError
 from textleak.integrations.networks import Trained
 from textleak.integrations.procedure import Procedure
 from textleak.integrations.watching import Row
@@ -24,6 +27,8 @@ from textleak.private.secrets import Secret
 from textleak.settings.specs import written
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation
+
+_ABOVE = 3  # exit code above --fail-above: the audit itself went well
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,49 @@ class Recording:
     def line(self) -> str:
         """The same, to be pasted."""
         return shlex.join(self.command)
+
+    def audit(self, *, time_limit: str = "5m", options: Sequence[str] = ()) -> dict[str, Any]:
+        """What `textleak audit --json` prints of it, run in a process that has the files and nothing of the training.
+
+        Args:
+            time_limit: as `--time-limit` takes it.
+            options: others of the command.
+
+        Raises:
+            AttackError: the audit failed; it says why.
+        """
+        truth = [] if self.truth is None else ["--truth", str(self.truth)]
+        arguments = [*self.command[1:], *truth, "--time-limit", time_limit, "--json", *options]
+        ended = subprocess.run(
+            [sys.executable, "-m", "textleak.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ended.returncode not in (0, _ABOVE):
+            raise AttackError(
+                f"The audit of {self.file} ended with exit code {ended.returncode}.",
+                why="\n".join(ended.stderr.strip().splitlines()[-3:]),
+                fix=f"Run it by itself: {self.line}",
+            )
+        said: dict[str, Any] = json.loads(ended.stdout)
+        return said
+
+
+def recordings_in(out: Path | str) -> list[Recording]:
+    """What was recorded in a folder, by any process, in the order of the files' names.
+
+    Raises:
+        InputError: what stands beside a file isn't what a recorder wrote.
+    """
+    found = []
+    for path in sorted(Path(out).glob("*.recording.json")):
+        try:
+            found.append(TypeAdapter(Recording).validate_json(foreign.read(path, most=foreign.MIB)))
+        except (OSError, ValidationError) as error:
+            raise InputError(f"{path} can't be read.", why=str(error)) from None
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,20 +219,11 @@ def _secret(rows: Sequence[Row], tokenizer: Any, shared: SharedGradient) -> Secr
 
 
 def _write(shared: SharedGradient, recording: Recording, secret: Secret | None) -> None:
-    """Write the gradient, what is said of it, and the truth where there is one."""
-    said = {
-        "file": recording.file.name,
-        "model": shared.model.name,
-        "command": recording.line,
-        "client": recording.client,
-        "defenses": recording.defenses,
-        "notes": recording.notes,
-        "parameters": len(shared.gradients),
-        "batch_size": shared.known.batch_size,
-    }
+    """Write what is said of it, the truth where there is one, and the gradient."""
+    beside = recording.file.with_suffix(".recording.json")
     try:
-        recording.file.parent.mkdir(parents=True, exist_ok=True)
-        owned.write(recording.file.with_suffix(".json"), json.dumps(said, indent=1).encode() + b"\n")
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        owned.write(beside, TypeAdapter(Recording).dump_json(recording, indent=1) + b"\n")
     except OSError as error:
         raise InputError(
             f"Nothing can be recorded in {recording.file.parent}.",

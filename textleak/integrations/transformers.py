@@ -10,7 +10,6 @@ from typing import Any, Self
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from textleak.errors import InputError, TextleakError
-from textleak.integrations.child import audited
 from textleak.integrations.plain import Tape, Wishes
 from textleak.integrations.procedure import Sends
 from textleak.integrations.recording import Recording
@@ -146,7 +145,7 @@ class LeakageCallback(TrainerCallback):  # type: ignore[misc]  # transformers ha
             return
         for recording in dict.fromkeys([*tape.recordings[:1], *tape.recordings[-1:]]):
             try:
-                said = audited(recording, time_limit=self._time_limit)
+                said = recording.audit(time_limit=self._time_limit)
             except TextleakError as error:  # an audit that fails doesn't end the training
                 warnings.warn(f"{recording.file} was not audited. {error}", stacklevel=2)
                 continue
