@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from rich.text import Text
-from scipy.optimize import linear_sum_assignment
 
+from textleak.assignment import assignment
 from textleak.events import Progress
 from textleak.view.glyphs import LEAKED, PROTECTED
 
@@ -26,9 +26,8 @@ def compared(image: Sequence[Any], originals: Sequence[Any]) -> list[tuple[int, 
         return [None] * len(originals)
     pictures, truths = np.asarray(image, dtype=float), np.asarray(originals, dtype=float)
     errors = ((truths[:, None] - pictures[None]) ** 2).mean((2, 3, 4))
-    rows, columns = linear_sum_assignment(errors)
     found: list[tuple[int, float] | None] = [None] * len(originals)
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+    for row, column in assignment(errors):
         error = float(errors[row, column])
         found[row] = column, min(100.0, -10 * np.log10(error)) if error > 0 else 100.0
     return found

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    name: str = "bert-tiny",
+    name: str | Path = "bert-tiny",
     *,
     weights: str = "auto",
     task: str = "auto",
@@ -53,6 +53,13 @@ def load_model(
         InputError: an unknown name or option, weights that can't be had, a checkpoint that needs code of its own, a
             device that isn't there.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"load_model was given a {type(name).__name__}.",
+            why="It loads a model by its name, or from a folder.",
+            fix="For a network in memory: textleak.wrap(network, tokenizer).",
+        )
+    name = str(name)
     return load(
         TextRequest(
             name=name,
