@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from textleak.models import TextModel
 
+Kind = Literal["gradient", "update"]
 MOVED, VOCABULARY = "moved", "vocabulary"
 # An embedding's rows name tokens where fewer than this part of them moved: a tied head, or weight decay, moves all.
 _FEW = 0.25
@@ -24,19 +25,21 @@ class Telling:
     """What an update tells.
 
     Attributes:
+        kind: "gradient" or "update"; None where that can't be told.
+        moved: whether anything in it is not zero.
         told: answers, each {what, value, evidence}; a value of None is one that can't be told.
         client: the procedure as `--client` says it; None where it can't be told.
         vocabulary: how many tokens the update names; None where it names none.
     """
 
+    kind: Kind | None
+    moved: bool
     told: tuple[Mapping[str, Any], ...]
     client: tuple[str, ...] | None
     vocabulary: int | None
 
 
-def telling_of(
-    sent: Mapping[str, Tensor], model: TextModel, *, kind: Literal["gradient", "update"] | None
-) -> Telling:
+def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | None) -> Telling:
     """Ask an update what it tells.
 
     Args:
@@ -73,7 +76,13 @@ def telling_of(
                 "evidence": f"Rows of the word embedding that moved: {words}{more}.",
             }
         )
-    return Telling(told=tuple(told), client=None, vocabulary=None if rows is None else len(rows))
+    return Telling(
+        kind=kind,
+        moved=bool(moved),
+        told=tuple(told),
+        client=None,
+        vocabulary=None if rows is None else len(rows),
+    )
 
 
 def _rows(sent: Mapping[str, Tensor], model: TextModel) -> list[int] | None:
