@@ -4,7 +4,7 @@ The way of the data, one room an arrow: `client` (a private batch to a `SharedGr
 the engine in `matching` with `decoding`, or on `exact`, which reads off without optimizing), `scoring`, `runs`, and
 the viewers of a run's events. `evaluation` goes that way for data sets × settings, `reports` says what it came to.
 Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`, `evaluate`; for a
-training of one's own `wrap`, `from_gradients`, `from_update`.
+training of one's own `record`, `wrap`, `from_gradients`, `from_update`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from textleak.api import attack, evaluate, from_gradients, from_update, recover, run, score
+    from textleak.integrations.plain import record
     from textleak.models import TextModel, load_model
     from textleak.models.loading.memory import wrap
     from textleak.private.secrets import Secret
@@ -29,6 +30,7 @@ __all__ = [
     "from_gradients",
     "from_update",
     "load_model",
+    "record",
     "recover",
     "run",
     "score",
@@ -46,6 +48,7 @@ _HOMES = {
     "from_gradients": "api",
     "from_update": "api",
     "load_model": "models",
+    "record": "integrations.plain",
     "recover": "api",
     "run": "api",
     "score": "api",

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,28 @@ def _fill(path: Path, content: bytes) -> None:
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, _MODE), "wb"
     ) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def filling(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, its owner's alone, that takes its place when all went well, and is gone when not.
+
+    For libraries that write files of their own names. A folder of that name that is there already stays as it is.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    partial.mkdir(mode=0o700)
+    try:
+        yield partial
+        for written in partial.rglob("*"):
+            written.chmod(_MODE if written.is_file() else 0o700, follow_symlinks=False)
+        with contextlib.suppress(FileExistsError):
+            if not path.is_dir():
+                partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def append_to(path: Path) -> int:

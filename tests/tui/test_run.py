@@ -18,6 +18,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.tui.pilots import until
 from tests.tui_speed import start_run
 from textleak.errors import InputError
 from textleak.runs import read_run
@@ -96,13 +97,6 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Textl
         return app
 
     return run
-
-
-async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 40.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to pass"
-        await pilot.pause(0.03)
 
 
 def choose(screen: RunScreen, **values: str) -> None:

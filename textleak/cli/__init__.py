@@ -22,6 +22,7 @@ from textleak.cli import (
     doctor,
     evaluate,
     image,
+    init,
     models,
     outputs,
     registries,
@@ -64,6 +65,7 @@ app.command("image", cls=common.Command)(image.command)
 app.command("eval", cls=common.Command)(evaluate.command)
 app.command("share", cls=common.Command)(share.command)
 app.command("tui", cls=common.Command)(tui.command)
+app.command("init", cls=common.Command)(init.command)
 app.command("models", cls=common.Command)(models.command)
 app.command("attacks", cls=common.Command)(registries.attacks)
 app.command("clients", cls=common.Command)(registries.clients)

@@ -74,7 +74,7 @@ def command(
         _several(
             "--attack",
             "name[:key=value,...], repeatable; limit=N among its options gives a slow one fewer sentences.",
-            "match",
+            "auto",
             "-a",
         ),
     ] = None,

@@ -30,7 +30,7 @@ from textleak.words import count_of
 @overload
 def share(
     model: TextModel,
-    batch: Sequence[str],
+    batch: Sequence[str] | str,
     labels: Sequence[int] | None = None,
     *,
     share: str = "all",
@@ -70,7 +70,7 @@ def share(
 
     Args:
         model: the public model, of text or of pictures.
-        batch: the private batch: B sentences, or pictures (B, C, H, W) of values 0 to 1.
+        batch: the private batch: B sentences (a bare text is one), or pictures (B, C, H, W) of values 0 to 1.
         labels: a class each; drawn from the seed where None.
         share: "all", "no-embeddings", "attention" or a regular expression on parameter names.
         client: how the client trains; None for one backward pass of the mean loss.
@@ -142,12 +142,13 @@ class _Private:
 
 def _read_text(
     model: TextModel,
-    sentences: Sequence[str],
+    sentences: Sequence[str] | str,
     labels: Sequence[int] | None,
     know: str | None,
     draws: torch.Generator,
 ) -> _Private:
     """Sentences, tokenized, with labels given or drawn."""
+    sentences = (sentences,) if isinstance(sentences, str) else sentences
     if not sentences:
         raise InputError("There is no sentence to share a gradient of.", fix="Give --sentence or --file.")
     told = SideInformation.parse(know, batch_size=len(sentences))

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -218,15 +219,20 @@ def interval_in_words(interval: Interval | None) -> str:
     return f"{percent(interval.mean)} ({percent(interval.low)} to {percent(interval.high)})"
 
 
-RIGHT, WRONG, MISSING, SURPLUS = "right", "wrong", "missing", "surplus"
+RIGHT, ELSEWHERE, WRONG, MISSING, SURPLUS = "right", "elsewhere", "wrong", "missing", "surplus"
 
 
 def tokens_of(sentence: SentenceRecord) -> Iterator[tuple[str, str, str]]:
     """For each position its status, the true token and what the attack said, as a person can read them."""
     recovered: Sequence[str] = sentence.recovered_tokens
+    in_place = zip(recovered, sentence.reference_tokens, strict=False)
+    left = Counter(recovered) - Counter(found for found, token in in_place if found == token)
     for at, token in enumerate(sentence.reference_tokens):
         found = recovered[at] if at < len(recovered) else ""
         status = RIGHT if found == token else WRONG if found else MISSING
+        if status != RIGHT and left[token]:
+            left[token] -= 1
+            status = ELSEWHERE
         yield status, _shown(token), _shown(found)
     for found in recovered[len(sentence.reference_tokens) :]:
         if found:

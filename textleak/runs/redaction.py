@@ -14,7 +14,16 @@ _TEXTS = ("reference", "recovered", "reference_tokens", "recovered_tokens", "lab
 # What an update tells of an audit's batch in words of it.
 TOLD_OF_TEXT = ("vocabulary", "labels")
 # What only the truth tells: what was in the batch, and every figure that compares with it.
-_TRUTH = ("reference", "reference_tokens", "label", "exact", "token_match_rate", "token_recall", "exact_rate")
+_TRUTH = (
+    "reference",
+    "reference_tokens",
+    "label",
+    "exact",
+    "token_match_rate",
+    "token_recall",
+    "exact_rate",
+    "unknown_tokens",
+)
 _SCORES = ("rouge1", "rouge2", "rougeL", "rouge1_words", "rouge2_words", "rougeL_words", "stages", "surplus")
 _PICTURE_SCORES = ("psnr", "mse", "ssim", "lpips", "pictures", "conversions")
 

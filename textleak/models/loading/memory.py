@@ -61,7 +61,7 @@ def wrap(
         InputError: no such network, quantized or sharded weights, or a tokenizer that isn't the network's.
     """
     found = unwrapped(network)
-    chosen = _task_of(found, task)
+    chosen = task_of(found, task)
     classes = (
         heads.classes_for(type(found).__name__, found.config, None) if chosen == "classification" else None
     )
@@ -126,7 +126,7 @@ def unwrapped(network: nn.Module) -> PreTrainedModel:
     return inside
 
 
-def _task_of(network: PreTrainedModel, asked: str) -> Task:
+def task_of(network: PreTrainedModel, asked: str) -> Task:
     """The task that a network's class is for.
 
     Raises:
