@@ -15,6 +15,7 @@ import typer
 
 from textleak import __version__
 from textleak.cli import (
+    audit,
     bench,
     common,
     compare,
@@ -59,6 +60,7 @@ def _top(
 
 
 app.command("run", cls=common.Command)(run.command)
+app.command("audit", cls=common.Command)(audit.command)
 app.command("image", cls=common.Command)(image.command)
 app.command("eval", cls=common.Command)(evaluate.command)
 app.command("share", cls=common.Command)(share.command)

@@ -23,8 +23,8 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     if result.get("outcome") == "interrupted":
         parts.append(Text(Stop.INTERRUPTED.value, style="yellow"))
     parts.append(Text(how_much(result), style=_color_of(result)))
-    parts.append(_picture_figures(result) if pictures else _text_figures(result))
-    texts = _texts(result)
+    parts.append(_picture_figures(result) if pictures else figures_of(result))
+    texts = texts_of(result)
     if texts.row_count:
         parts += [Text(""), texts]
     parts.extend(Text(f"Note: {note}", style="yellow") for note in result.get("notes", ()))
@@ -36,7 +36,9 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 
 
 def how_much(result: Mapping[str, Any]) -> str:
-    """One sentence: how much of the text, or of the pictures, leaked."""
+    """One sentence: how much of the text, or of the pictures, leaked; an audit's verdict."""
+    if "verdict" in result:
+        return f"{result['verdict']}: {result['verdict_reason']}"
     return _of_pictures(result) if "images" in result else _of_text(result)
 
 
@@ -112,16 +114,18 @@ def tokens_right(result: Mapping[str, Any]) -> tuple[int, int]:
     return right, total
 
 
-def _grid() -> Table:
+def grid(columns: int = 2) -> Table:
     """Rows of a name and what it says."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)
-    table.add_column(overflow="fold")
+    for _ in range(columns - 1):
+        table.add_column(overflow="fold")
     return table
 
 
-def _text_figures(result: Mapping[str, Any]) -> RenderableType:
-    table = _grid()
+def figures_of(result: Mapping[str, Any]) -> RenderableType:
+    """The figures of a run on text."""
+    table = grid()
     if result.get("token_match_rate") is not None:
         table.add_row(
             "token match rate",
@@ -162,7 +166,7 @@ def _text_figures(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _picture_figures(result: Mapping[str, Any]) -> RenderableType:
-    table = _grid()
+    table = grid()
     for number, image in enumerate(result["images"]):
         words = f"label {image['recovered_label']}"
         if image["psnr"] is not None:
@@ -189,9 +193,9 @@ def _picture_figures(result: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _texts(result: Mapping[str, Any]) -> Table:
+def texts_of(result: Mapping[str, Any]) -> Table:
     """References beside what was recovered of them."""
-    texts = _grid()
+    texts = grid()
     for sentence in result.get("sentences", ()):
         if sentence.get("reference") is not None:
             texts.add_row("reference", Text(printable(str(sentence["reference"]), kept="\n")))
