@@ -7,6 +7,7 @@ installed are named and left out.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,21 @@ def main() -> None:
     parser.add_argument("--time-limit", default="60s", help="of each audit")
     parser.add_argument("--keep", type=Path, default=None, help="a folder to keep what the loops leave in")
     options = parser.parse_args()
-    print("| loop | client as recorded | verdict | match | proof | proved tokens | seconds |")
-    print("|---|---|---|---|---|---|---|")
+    _say("| loop | client as recorded | verdict | match | proof | proved tokens | seconds |")
+    _say("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.loops or LOOPS:
             missing = LOOPS[name].missing()
             if missing:
-                print(f"| {name} | left out: {', '.join(missing)} not installed | | | | | |", flush=True)
+                _say(f"| {name} | left out: {', '.join(missing)} not installed | | | | | |")
                 continue
             for left in trained(name, (options.keep or Path(temporary)) / name):
-                print(row(left, audited(left, time_limit=options.time_limit)), flush=True)
+                _say(row(left, audited(left, time_limit=options.time_limit)))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def row(left: Left, said: dict[str, Any]) -> str:
