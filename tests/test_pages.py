@@ -1,4 +1,4 @@
-"""The pages: every block of code runs, every command is one, every link leads somewhere, and the first page is short."""
+"""The pages: blocks of code run, commands are commands, links lead somewhere, the first page is short."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from textleak.cli import app
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path
-    for pattern in ("README.md", ".github/*.md", "configs/**/*.md", "tests/**/*.md", "textleak/**/*.md", "tui/**/*.md")
+    for pattern in (
+        "README.md",
+        ".github/*.md",
+        "configs/**/*.md",
+        "tests/**/*.md",
+        "textleak/**/*.md",
+        "tui/**/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^(?P<before>[^\n]*)\n\n?```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
