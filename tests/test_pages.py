@@ -1,4 +1,4 @@
-"""The pages: every block of code runs, every command is one, every link leads somewhere; the first page is short."""
+"""The pages: blocks of code run, commands are commands, links lead somewhere, the first page is short."""
 
 from __future__ import annotations
 

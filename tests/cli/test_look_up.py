@@ -35,7 +35,7 @@ def test_options_of_a_run_stand_in_panels_and_none_is_left_over():
 
 
 def test_help_pages_end_in_examples_and_exit_codes():
-    for name in ("run", "image", "eval", "share", "report"):
+    for name in ("run", "audit", "image", "eval", "share", "report"):
         page = said(name, "--help", columns=200)
         assert f"textleak {name}" in page.partition("Examples:")[2], name
         assert "Exit codes: 0 done" in page, name

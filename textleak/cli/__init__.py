@@ -16,6 +16,7 @@ import typer
 
 from textleak import __version__
 from textleak.cli import (
+    audit,
     bench,
     common,
     compare,
@@ -65,6 +66,7 @@ def _top(
 _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     panels.AUDIT: {
         "run": run.command,
+        "audit": audit.command,
         "image": image.command,
         "eval": evaluate.command,
     },

@@ -15,6 +15,7 @@ PANELS: Mapping[str, str] = {
         ("model", "weights", "task", "sentence", "file", "label", "gradients", "image", "index", "dataset"),
         ATTACKED,
     ),
+    **dict.fromkeys(("before", "after", "tokenizer"), ATTACKED),
     **dict.fromkeys(("data", "column", "label_column", "limit", "max_words", "batch_size"), ATTACKED),
     **dict.fromkeys(("share", "client", "defense"), LEAVES),
     **dict.fromkeys(("know",), KNOWS),
@@ -57,6 +58,12 @@ EPILOGS: Mapping[str, str] = {
         'run -s "some text" --defense gaussian:sigma=1e-3 --fail-above 0.2',
         codes=_CODES_RUN,
     ),
+    "audit": _epilog(
+        "audit client.safetensors --report leaks.html",
+        "audit --before base-model --after tuned-model --time-limit 10m",
+        codes=_CODES_RUN,
+    ),
+    "init": _epilog("init trainer", "init flower --out audit_flower.py"),
     "image": _epilog("image", "image --image yours.jpg", "image -m resnet20 -a cosine"),
     "eval": _epilog(
         "eval -c quick", "eval --data mails.csv --column body -m minilm --defense none --defense sign"

@@ -87,16 +87,33 @@ def from_update(
         InputError: names or shapes that are not the model's, other weights before than the model's, values that
             aren't finite, a client that sends gradients.
     """
+    moved = difference(model, before, after, where=where)
+    return from_difference(model, moved, client=client, known=known, where=where)
+
+
+def from_difference(
+    model: TextModel,
+    moved: Mapping[str, Tensor],
+    *,
+    client: Client,
+    known: SideInformation = UNTOLD,
+    where: str = "the update",
+) -> SharedGradient:
+    """As `from_update`, of the weights' difference, after − before.
+
+    Raises:
+        InputError: as there.
+    """
     if not sends_weights(client):
         raise InputError(
             f"A client that computes a gradient ({_words(client)}) changes no weights.",
             why="What its steps were has to be known to tell a gradient from what they left.",
             fix="Name the procedure: fedavg:optimizer=sgd,lr=0.01,steps=1 or the like (`textleak clients fedavg`).",
         )
-    moved = difference(model, before, after, where=where)
     prepared = client.prepare(model)
     if _shares_weights(client):
-        moved = {name: prepared.parameters[name].detach().to(t) + t for name, t in moved.items()}
+        own = names_of(prepared).fit(moved, where).tensors
+        moved = {name: prepared.parameters[name].detach().to(t) + t for name, t in own.items()}
     return _shared(model, moved, client, known, where)
 
 
@@ -192,9 +209,33 @@ def with_adapter(
     return dataclasses.replace(prepared, trained=trained)
 
 
+def as_named(model: TextModel, tensors: Mapping[str, Tensor], *, where: str) -> Tensors:
+    """Tensors by the model's own names, in the network's order, whatever names and order they come in.
+
+    Args:
+        model: the public model, as the client trains it.
+        tensors: gradients or differences.
+        where: they are from, for errors.
+
+    Raises:
+        InputError: one that isn't zero is of no parameter, or of another shape.
+    """
+    fitted = names_of(model).fit(tensors, where)
+    for name, tensor in fitted.unknown.items():
+        if tensor.any():
+            raise _unknown(model, name, where)
+    found = {name: fitted.tensors[name].detach() for name in model.parameters if name in fitted.tensors}
+    return {name: (t.to_dense() if t.is_sparse else t).to(model.device) for name, t in found.items()}
+
+
 def sends_weights(client: Client) -> bool:
     """Whether what a client sends are weights, or their difference, not a gradient."""
     return any(type(part).as_gradient is not Client.as_gradient for part in _parts(client))
+
+
+def without_adapters(client: Client) -> Client:
+    """The client without the kind that inserts adapters, for a model that has them in it."""
+    return composed([part for part in _parts(client) if not isinstance(part, Lora)])
 
 
 def _shares_weights(client: Client) -> bool:
@@ -214,15 +255,7 @@ def _shared(
 ) -> SharedGradient:
     """Tensors under the model's own names, with what is public about them."""
     prepared = client.prepare(model)
-    fitted = names_of(prepared).fit(tensors, where)
-    for name, tensor in fitted.unknown.items():
-        if tensor.any():
-            raise _unknown(prepared, name, where)
-    gradients = {}
-    for name in prepared.parameters:  # in the network's order, whatever the file's is
-        if name in fitted.tensors:
-            tensor = fitted.tensors[name].detach()
-            gradients[name] = (tensor.to_dense() if tensor.is_sparse else tensor).to(model.device)
+    gradients = as_named(prepared, tensors, where=where)
     shared = SharedGradient(
         gradients=gradients,
         model=model.public(),

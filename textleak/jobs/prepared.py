@@ -85,15 +85,20 @@ def prepared(
     )
     if from_file:
         check_model(job)
-        _check_truth(job)
+        check_truth(job)
     return job
 
 
-def _check_truth(job: Job) -> None:
+def check_truth(job: Job) -> None:
+    """Make sure that a file's truth can be what the gradient is of.
+
+    Raises:
+        InputError: it can't.
+    """
     if job.secret is None or job.truth_fits():
         return
     raise InputError(
-        f"{job.config.truth} doesn't fit {job.config.gradients}.",
+        f"{job.config.truth} doesn't fit {job.config.gradients or 'the update'}.",
         why=f"What it holds is not a batch for {job.model.name}, or not the one that the gradient is of.",
         fix="Give the .truth.json that was written beside the gradient.",
     )

@@ -142,10 +142,7 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     secrets, planted = secrets_of(groups, axes)
     return Report(
         evaluation=evaluation,
-        headline=(
-            *headline(settings, axes, kind=evaluation.kind, unfinished=evaluation.unfinished),
-            *unknown_in_words(evaluation.records),
-        ),
+        headline=_headline(evaluation, settings, axes),
         common=_common(settings, axes),
         axes=axes,
         settings=settings,
@@ -161,6 +158,20 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
         failures=failures_of(groups, axes),
         notes=tuple(notes),
     )
+
+
+def _headline(
+    evaluation: Findings, settings: Sequence[SettingFigures], axes: Sequence[str]
+) -> tuple[str, ...]:
+    """What leaked most under what; an audit's verdict first."""
+    sentences = (
+        *headline(settings, axes, kind=evaluation.kind, unfinished=evaluation.unfinished),
+        *unknown_in_words(evaluation.records),
+    )
+    if evaluation.audit is None:
+        return sentences
+    scored = any(one.match is not None for one in settings)
+    return (f"{evaluation.audit.verdict}: {evaluation.audit.reason}", *(sentences if scored else ()))
 
 
 def _by_setting(records: Sequence[Record]) -> dict[Setting, list[Record]]:

@@ -21,6 +21,7 @@ from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
 from textleak.runs import redacted_settings
+from textleak.runs.redaction import TOLD_OF_TEXT
 from textleak.words import count_of, printable, readable, seconds_in_words
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
     return {
         "report": report,
         "redact": redact,
+        "private": TOLD_OF_TEXT,
         "name": evaluation.path.resolve().name,
         "run": evaluation.kind == "run",
         "batches": sum(one.batches for one in settings),
@@ -269,6 +271,8 @@ def settings_of(evaluation: Findings, redact: bool) -> Mapping[str, Any]:
 
 def command(evaluation: Findings, *, redact: bool = False) -> str:
     """The command that does the same again, "" where that can't be said."""
+    if evaluation.audit is not None:
+        return _audit_command(evaluation.settings)
     if evaluation.kind == "run":
         return _run_command(evaluation.settings, evaluation.records[0].cell.know, redact=redact)
     threads = evaluation.values("threads")
@@ -298,6 +302,20 @@ def _evaluation_command(settings: Mapping[str, Any]) -> str:
             if one is not None or value != [None]:
                 words += [f"--{key.replace('_', '-')}", "default" if one is None else str(one)]
     words += [word for key in _SET if key in asked for word in ("--set", f"{key}={asked[key]}")]
+    return shlex.join(words)
+
+
+def _audit_command(settings: Mapping[str, Any]) -> str:
+    """`textleak audit` with what was audited; what its flags say of the model isn't recorded."""
+    words = ["textleak", "audit"]
+    if settings.get("gradients"):
+        words += [settings["gradients"], "--model", settings.get("model") or ""]
+    else:
+        words += ["--before", str(settings.get("before")), "--after", str(settings.get("after"))]
+    words += ["--task", settings.get("task") or ""]
+    words += [word for spec in settings.get("client") or () for word in ("--client", spec)]
+    words += ["--attack", settings.get("attack") or "", "--time-limit", str(settings.get("time_limit"))]
+    words += ["--device", settings.get("device") or "auto", "--threads", str(settings.get("threads", 1))]
     return shlex.join(words)
 
 

@@ -84,6 +84,16 @@ def read_floating(path: Path) -> tuple[dict[str, str], dict[str, Tensor], dict[s
         return metadata, dict(sorted(tensors.items())), others
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone.
+
+    Raises:
+        UnreadError, ValueError, OSError: as for `read_tensors`.
+    """
+    with open_regular(path) as file:
+        return _header(file, size_in_memory(file))[0]
+
+
 def size_in_memory(file: BufferedReader) -> int:
     """Bytes of an open file, made sure that they fit into memory.
 

@@ -24,8 +24,8 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     if result.get("outcome") == "interrupted":
         parts.append(Text(Stop.INTERRUPTED.value, style="yellow"))
     parts.append(Text(how_much(result), style=_color_of(result)))
-    parts.append(_picture_figures(result) if pictures else _text_figures(result))
-    texts = _texts(result)
+    parts.append(_picture_figures(result) if pictures else figures_of(result))
+    texts = texts_of(result)
     if texts.row_count:
         parts += [Text(""), texts]
     untold = [words for name, words in _UNTOLD.items() if name in (result.get("know") or ())]
@@ -38,7 +38,9 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 
 
 def how_much(result: Mapping[str, Any]) -> str:
-    """How much of the text, or of the pictures, leaked, in a sentence; and a second where weights are random."""
+    """How much leaked, or an audit's verdict, in a sentence; and a second where weights are random."""
+    if "verdict" in result:
+        return f"{result['verdict']}: {result['verdict_reason']}"
     said = _of_pictures(result) if "images" in result else _of_text(result)
     if result.get("weights") == "random":
         said += " On random weights: no statement about a trained model."
@@ -153,16 +155,18 @@ def tokens_found(result: Mapping[str, Any]) -> Found:
     return Found(recovered=recovered, in_place=in_place, all=total)
 
 
-def _grid() -> Table:
+def grid(columns: int = 2) -> Table:
     """Rows of a name and what it says."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)
-    table.add_column(overflow="fold")
+    for _ in range(columns - 1):
+        table.add_column(overflow="fold")
     return table
 
 
-def _text_figures(result: Mapping[str, Any]) -> RenderableType:
-    table = _grid()
+def figures_of(result: Mapping[str, Any]) -> RenderableType:
+    """The figures of a run on text."""
+    table = grid()
     if result.get("token_match_rate") is not None:
         table.add_row(
             "token match rate",
@@ -237,7 +241,7 @@ _PARTS = {"matching": "match"}
 
 
 def _picture_figures(result: Mapping[str, Any]) -> RenderableType:
-    table = _grid()
+    table = grid()
     for number, image in enumerate(result["images"]):
         words = f"label {image['recovered_label']}"
         if image["psnr"] is not None:
@@ -262,9 +266,9 @@ def _picture_figures(result: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _texts(result: Mapping[str, Any]) -> Table:
+def texts_of(result: Mapping[str, Any]) -> Table:
     """References beside what was recovered of them."""
-    texts = _grid()
+    texts = grid()
     for sentence in result.get("sentences", ()):
         if sentence.get("reference") is not None:
             texts.add_row("reference", Text(printable(str(sentence["reference"]), kept="\n")))

@@ -32,20 +32,13 @@ class State:
         path: that file or folder.
         tensors: of floating numbers, by the name they have there.
         others: types of the tensors that aren't of floating numbers, by name; their values were not read.
-        header: metadata of a safetensors file.
         adapter: of a PEFT folder.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     others: dict[str, str] = dataclasses.field(default_factory=dict)
-    header: dict[str, str] = dataclasses.field(default_factory=dict)
     adapter: Adapter | None = None
-
-    @property
-    def is_gradient_file(self) -> bool:
-        """Whether textleak wrote it, with all that a server knows."""
-        return "textleak" in self.header
 
     @property
     def quantized(self) -> str | None:
@@ -176,11 +169,10 @@ def _read_files(path: Path, files: Iterable[Path]) -> State:
     """The tensors of all files together."""
     tensors: dict[str, Tensor] = {}
     others: dict[str, str] = {}
-    header: dict[str, str] = {}
     for file in files:
         try:
             if file.suffix.lower() in SAFETENSORS:
-                header, found, passed = read_floating(file)
+                _, found, passed = read_floating(file)
             else:
                 found, passed = read_pickle(file)
         except OSError as error:
@@ -191,4 +183,4 @@ def _read_files(path: Path, files: Iterable[Path]) -> State:
             ) from None
         tensors |= found
         others |= passed
-    return State(path=path, tensors=tensors, others=others, header=header)
+    return State(path=path, tensors=tensors, others=others)
