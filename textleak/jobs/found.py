@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from textleak.shared.public import PublicModel
 
 # What a step of unknown size is taken for, where nothing says how the weights were moved: its direction is right.
-_UNKNOWN_STEP = "fedavg:optimizer=sgd,steps=1"
+_UNKNOWN_STEP = "fedavg:optimizer=sgd,lr=0.01,steps=1"
 _MOST_CONFIG = foreign.MIB
 _HEADS = {
     "ForSequenceClassification": "classification",
@@ -47,7 +47,7 @@ class Found:
         shared: what the server has.
         secret: what it was computed from; None where that isn't known.
         telling: what it tells by itself.
-        notes: what had to be assumed, in sentences.
+        notes: what had to be assumed, in sentences: the size of a step.
     """
 
     model: TextModel
@@ -227,7 +227,7 @@ def _client_of(
     assumed = specs is None and kind == "update"
     if specs is None:
         specs = ("train-mode",) if telling.dropout else ()
-        specs += (_UNKNOWN_STEP,) if assumed else ()
+        specs += (telling.nearest_step or _UNKNOWN_STEP,) if assumed else ()
     choices = [Choice.model_validate(spec) for spec in specs]
     client = composed([CLIENTS.build(choice.name, choice.options) for choice in choices])
     if model.trained is not None:  # its adapters are in place
@@ -235,7 +235,7 @@ def _client_of(
     if not assumed:
         return client, ()
     return client, (
-        "How the weights were moved can't be told: taken for one step of SGD of unknown size. --client says it.",
+        f"How the weights were moved can't be told in full; taken for {specs[-1]}. --client says it.",
     )
 
 
