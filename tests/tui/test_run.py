@@ -38,6 +38,7 @@ from textleak_tui.setups import IMAGE, TEXT, command_line, settings_of
 CATALOG = Catalog.from_json(
     {
         "attacks": [
+            {"name": "auto", "summary": "Every channel.", "options": []},
             {
                 "name": "match",
                 "summary": "Ours.",
@@ -296,7 +297,7 @@ def test_a_name_is_completed_from_a_list(play: Callable[..., TextleakApp]) -> No
         assert not box.opened
         await pilot.press("enter", "enter", "enter", "down")
         attack = screen.form.rows["attack"].box
-        assert [option.id for option in attack.list.options] == ["match", "tag", "dlg"]
+        assert [option.id for option in attack.list.options] == ["auto", "match", "tag", "dlg"]
 
     play(scene)
 
@@ -379,7 +380,7 @@ def test_a_sentence_comes_back(
 
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         await pilot.press(*"the cat sat on the mat")
-        choose(screen, model=str(toy_folder("bert")), weights="random", threads="1")
+        choose(screen, model=str(toy_folder("bert")), weights="random", threads="1", attack="match")
         await pilot.press("enter")
         await until(pilot, lambda: screen.live)
         assert screen.going

@@ -111,7 +111,7 @@ def _cluster(sizes_N: Tensor, steps_N: Tensor) -> float:
     """The size that most entries have: the upper edge, as ε makes some smaller, of those whose grid is finest."""
     fine = 4.0 / _WIDTH  # bins a unit of the logarithm
     bins_N = (sizes_N.log() * fine).round()
-    values, counts = bins_N.unique(return_counts=True)
+    values, counts = torch.unique(bins_N, return_counts=True)
     mode = math.exp(float(values[counts.argmax()]) / fine)
     near_N = (sizes_N / mode - 1).abs() < _WIDTH / 2
     order_N = steps_N[near_N].argsort()[:_LEAST]

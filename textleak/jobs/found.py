@@ -282,11 +282,15 @@ def _model(
 
 
 def _base_of(state: State) -> str:
-    """The base model that an adapter's file names: an alias at most."""
+    """The base model that an adapter's file names: an alias, or the folder that the adapter's own is in."""
     from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
 
     assert state.adapter is not None
     name = state.adapter.base
+    if (
+        name == ".." and (state.path.parent / "config.json").is_file()
+    ):  # as recorders write it: beside its base
+        return str(state.path.parent)
     if name in CATALOG or name in BY_HUB_ID:
         return str(name)
     raise InputError(

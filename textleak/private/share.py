@@ -101,16 +101,7 @@ def share(
         batch_size=len(private.examples),
         embeddings=prepared.embedding_names,
     )
-    traits = client.traits(prepared)
-    gradient = gradient_of(
-        client.trained(prepared, names),
-        _on_sample(defenses, step),
-        None if Trait.REPEATABLE in traits else draws,
-    )
-    sent = client.update(prepared, client.running(private.examples), gradient, draws)
-    shown = {name: sent[name] for name in names if name in sent}
-    for defense in defenses:
-        shown = defense.on_shared(shown, step)
+    shown = _sent(client, prepared, private, names, defenses, step, draws)
     public = tuple(defense.public(step) for defense in defenses)
     shared = SharedGradient(
         gradients=shown,
@@ -123,6 +114,28 @@ def share(
     shared.check_finite("this client")
     secret = dataclasses.replace(private.secret, defenses=public, client=client.public(prepared))
     return shared, secret
+
+
+def _sent(
+    client: Client,
+    prepared: TextModel | ImageModel,
+    private: _Private,
+    names: Sequence[str],
+    defenses: Sequence[Defense],
+    step: Step,
+    draws: torch.Generator,
+) -> dict[str, Tensor]:
+    """What leaves the client: its update of the parameters that are shared, defended."""
+    gradient = gradient_of(
+        client.trained(prepared, names),
+        _on_sample(defenses, step),
+        None if Trait.REPEATABLE in client.traits(prepared) else draws,
+    )
+    sent = client.update(prepared, client.running(private.examples), gradient, draws)
+    shown = {name: sent[name] for name in names if name in sent}
+    for defense in defenses:
+        shown = defense.on_shared(shown, step)
+    return shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
