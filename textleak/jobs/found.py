@@ -166,11 +166,9 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
     )
     shared.validate(prepared.parameters)
     sent = {name: tensor.to(model.device) for name, tensor in shared.gradients.items()}
-    if updates.sends_weights(client):
-        gradient = client.as_gradient(sent, prepared)
-        telling = telling_of({n: -t for n, t in gradient.items()}, prepared, kind="update")
-    else:
-        telling = telling_of(sent, prepared, kind="gradient")
+    kind: Kind = "update" if updates.sends_weights(client) else "gradient"
+    moved = updates.moved_by(client, sent, prepared) if kind == "update" else sent
+    telling = telling_of(moved, prepared, kind=kind)
     shared = tell_less(_called(config, shared), config)
     return Found(model=model, shared=shared, secret=secret, telling=telling)
 
