@@ -155,12 +155,11 @@ def tokens_found(result: Mapping[str, Any]) -> Found:
     return Found(recovered=recovered, in_place=in_place, all=total)
 
 
-def grid(columns: int = 2) -> Table:
+def grid() -> Table:
     """Rows of a name and what it says."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)
-    for _ in range(columns - 1):
-        table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     return table
 
 
