@@ -279,7 +279,9 @@ def _base_of(state: State) -> str:
 
     assert state.adapter is not None
     name = state.adapter.base
-    if name == ".." and (state.path.parent / "config.json").is_file():  # as recorders write it: beside its base
+    if (
+        name == ".." and (state.path.parent / "config.json").is_file()
+    ):  # as recorders write it: beside its base
         return str(state.path.parent)
     if name in CATALOG or name in BY_HUB_ID:
         return str(name)
