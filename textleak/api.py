@@ -30,7 +30,7 @@ Procedure = str | Sequence[str] | Client
 
 
 def attack(
-    shared: SharedGradient, model: TextModel, attack: str = "match", *, seed: int = 0, **options: object
+    shared: SharedGradient, model: TextModel, attack: str = "auto", *, seed: int = 0, **options: object
 ) -> Steps:
     """Start an attack: a generator of `Phase` and `Progress`, which returns a `Recovery`.
 
@@ -48,7 +48,7 @@ def attack(
 
 
 def recover(
-    shared: SharedGradient, model: TextModel, attack: str = "match", *, seed: int = 0, **options: object
+    shared: SharedGradient, model: TextModel, attack: str = "auto", *, seed: int = 0, **options: object
 ) -> Recovery:
     """Run an attack to its end; arguments and errors as for `textleak.attack`."""
     return to_end(begin(ATTACKS.build(attack, options), shared, model, seed=seed))

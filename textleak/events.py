@@ -133,6 +133,7 @@ class Stop(enum.Enum):
     )
     MATCHED = "The recovered pictures' own gradient equals the shared one."
     CONVERGED = "The search found nothing better."
+    READ = "All that this channel tells was read off; nothing was searched for."
     STEPS = "All steps were used."
     TIME = "The time limit was reached."
     INTERRUPTED = "Interrupted; this is the best answer so far."

@@ -74,7 +74,7 @@ def command(
         _several(
             "--attack",
             "name[:key=value,...], repeatable; limit=N among its options gives a slow one fewer sentences.",
-            "match",
+            "auto",
             "-a",
         ),
     ] = None,
@@ -151,33 +151,13 @@ def command(
     ] = None,
 ) -> None:
     """Measure what leaks over a data set: a table, and records that the same command goes on from."""
-    from textleak.settings import load_evaluation_config
+    given = locals()
+    from textleak.settings import EvaluationConfig, load_evaluation_config
 
-    settings = load_evaluation_config(
-        config,
-        common.given(
-            data=data,
-            column=column,
-            label_column=label_column,
-            limit=limit,
-            max_words=max_words,
-            batch_size=batch_size,
-            model=model,
-            weights=weights,
-            task=task,
-            attack=attack,
-            share=share,
-            client=client,
-            defense=defense,
-            know=know,
-            seed=seed,
-            time_limit=time_limit,
-            device=device,
-            threads=threads,
-            out=out,
-        ),
-        assignments or (),
+    flags = common.given(
+        **{name: value for name, value in given.items() if name in EvaluationConfig.model_fields}
     )
+    settings = load_evaluation_config(config, flags, assignments or ())
     name = Path(config).stem if config else Path(settings.data[0]).stem
     here = engine == "local"
     if dry_run:

@@ -27,9 +27,9 @@ def command(
             "--attack",
             "-a",
             metavar="TEXT",
-            help="match | auto | dlg | idlg | tag | cosine | lamp | embedding | span | replay, or one of a package's; "
+            help="auto | match | dlg | idlg | tag | cosine | lamp | embedding | span | replay, or one of a package's; "
             "`textleak attacks` lists them.",
-            show_default="match",
+            show_default="auto",
         ),
     ] = None,
     prior: Annotated[

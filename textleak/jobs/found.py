@@ -67,12 +67,8 @@ def find(config: AuditConfig) -> Found:
 
     secret = None if config.truth is None else Secret.load(config.truth)
     if config.before is not None:
-        found = _between(config, secret)
-    elif _is_gradient_file(config):
-        found = _from_file(config, secret)
-    else:
-        found = _from_state(config, secret)
-    return dataclasses.replace(found, shared=_only_shared(found.shared, found.model, config))
+        return _between(config, secret)
+    return _from_file(config, secret) if _is_gradient_file(config) else _from_state(config, secret)
 
 
 # Two checkpoints
@@ -91,11 +87,12 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     where = str(config.after)
     moved = updates.difference(model, before.tensors if before else None, after.tensors, where=where)
     moved = {name: tensor for name, tensor in moved.items() if name in model.trainable or tensor.any()}
+    moved = _only_shared(config, model, moved)
     telling = telling_of(moved, model, kind="update")
     client, notes = _client_of(config, telling, "update")
     known = _known(config, secret)
     shared = updates.from_difference(model, moved, client=client, known=known, where=where)
-    return Found(model=model, shared=shared, secret=secret, telling=telling, notes=notes)
+    return Found(model=model, shared=_called(config, shared), secret=secret, telling=telling, notes=notes)
 
 
 def _check_pair(model: TextModel, before: State | None, after: State) -> None:
@@ -164,7 +161,9 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
     if config.client:
         client = build_client(config)
     prepared = client.prepare(model)
-    shared = dataclasses.replace(shared, client=client.public(prepared))
+    shared = dataclasses.replace(
+        shared, client=client.public(prepared), gradients=_only_shared(config, prepared, shared.gradients)
+    )
     shared.validate(prepared.parameters)
     sent = {name: tensor.to(model.device) for name, tensor in shared.gradients.items()}
     if updates.sends_weights(client):
@@ -172,7 +171,8 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
         telling = telling_of({n: -t for n, t in gradient.items()}, prepared, kind="update")
     else:
         telling = telling_of(sent, prepared, kind="gradient")
-    return Found(model=model, shared=tell_less(shared, config), secret=secret, telling=telling)
+    shared = tell_less(_called(config, shared), config)
+    return Found(model=model, shared=shared, secret=secret, telling=telling)
 
 
 def _by_file(config: AuditConfig, public: PublicModel) -> dict[str, Any]:
@@ -201,12 +201,13 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     client = build_client(config) if config.client else None
     kind = None if client is None else "update" if updates.sends_weights(client) else "gradient"
     sent = updates.as_named(client.prepare(model) if client else model, state.tensors, where=where)
+    sent = _only_shared(config, model, sent)
     telling = telling_of(sent, model, kind=kind)  # type: ignore[arg-type]
     client, notes = _client_of(config, telling, telling.kind)
     known = _known(config, secret)
     make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
     shared = make(model, sent, client=client, known=known, where=where)
-    return Found(model=model, shared=shared, secret=secret, telling=telling, notes=notes)
+    return Found(model=model, shared=_called(config, shared), secret=secret, telling=telling, notes=notes)
 
 
 # Parts
@@ -364,17 +365,18 @@ def _values(know: str | None) -> tuple[str | None, Mapping[str, Any]]:
     return ",".join(names), values
 
 
-def _only_shared(shared: SharedGradient, model: TextModel, config: AuditConfig) -> SharedGradient:
-    """No more of it than `--share` names."""
+def _only_shared(config: AuditConfig, model: TextModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """No more of an update than `--share` names."""
     from textleak.shared.choice import choose_shared
 
     if "share" not in config.model_fields_set:
-        return shared
+        return dict(tensors)
     names = choose_shared(
-        config.share,
-        list(shared.gradients),
-        embeddings=model.embedding_names,
-        attention=model.attention_names,
+        config.share, list(tensors), embeddings=model.embedding_names, attention=model.attention_names
     )
-    kept: dict[str, Tensor] = {name: shared.gradients[name] for name in names}
-    return dataclasses.replace(shared, gradients=kept, share=config.share)
+    return {name: tensors[name] for name in names}
+
+
+def _called(config: AuditConfig, shared: SharedGradient) -> SharedGradient:
+    """The same, with what it shares in the words of `--share` where they were given."""
+    return dataclasses.replace(shared, share=config.share) if "share" in config.model_fields_set else shared

@@ -56,8 +56,10 @@ class TextJob(Job):
         """What viewers may compare with; None where the truth isn't known."""
         if self.secret is None:
             return None
+        from textleak import scoring
+
         labels = self.secret.labels or (None,) * len(self.secret.ids)
-        special = self.model.special_ids
+        special = scoring.uncounted(self.model)  # a viewer counts none of them
         return Truth(
             sentences=tuple(
                 Sentence(
@@ -106,6 +108,7 @@ class TextJob(Job):
                 **self._sizes(recovery),
                 "sentences": [self._without_truth(sentence) for sentence in recovery.sentences],
                 **dict.fromkeys((*SCORES, *WORD_SCORES)),
+                "unknown_tokens": None,
                 "surplus": [],
                 "stages": {},
             }
@@ -120,6 +123,7 @@ class TextJob(Job):
                 {**sentence, "tokens": len(sentence["reference_tokens"])} for sentence in scores["sentences"]
             ],
             **{figure: scores[figure] for figure in (*SCORES, *WORD_SCORES)},
+            "unknown_tokens": scores["unknown_tokens"],
             "surplus": list(scores["surplus"]),
             "stages": {
                 name: {figure: getattr(stage, figure) for figure in SCORES} for name, stage in stages.items()
@@ -130,7 +134,7 @@ class TextJob(Job):
         tokens = [p.text for p in sentence.positions if not p.special]
         unknown = ("reference", "reference_tokens", "token_match_rate", "token_recall", "exact", *SCORES[3:])
         return {
-            **dict.fromkeys((*unknown, *WORD_SCORES)),
+            **dict.fromkeys((*unknown, *WORD_SCORES, "unknown_tokens")),
             "recovered": sentence.text,
             "recovered_tokens": tokens,
             "label": None,

@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from textleak.view.glyphs import LEAKED, PARTLY, PROTECTED
 from textleak.view.summary import figures_of, grid, texts_of
 from textleak.words import printable
 
-COLORS = {"LEAKS": "red", "PARTLY": "yellow", "NOT FOUND": "cyan", "INCONCLUSIVE": "magenta"}
-"""Of each verdict; none of them is green, as nothing that is found tells that nothing can be."""
+COLORS = {"LEAKS": LEAKED, "PARTLY": PARTLY, "NOT FOUND": PROTECTED, "INCONCLUSIVE": "magenta"}
+"""Of each verdict."""
 UNTOLD = "can't tell"
 
 
@@ -28,7 +29,7 @@ def audit_summary(result: Mapping[str, Any]) -> RenderableType:
     texts = texts_of(result)
     if texts.row_count or result.get("proof"):
         parts += _section("What came back", Group(figures_of(result), Text(""), texts))
-    else:
+    elif word == "NOT FOUND":
         parts += _section("The attack", figures_of(result))
     parts += [Text(f"Note: {shown(note)}", style="yellow") for note in result.get("notes", ())]
     if result.get("advice"):

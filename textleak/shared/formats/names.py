@@ -96,19 +96,20 @@ class Names:
                     fix="Keep the ones that were trained: model.state_dict() of the model itself.",
                 )
         stripped, added = self._replaced(plain)
-        fitted: dict[str, Tensor] = {}
+        named: dict[str, str] = {}
         unknown: dict[str, Tensor] = {}
         for short, name in plain.items():
             renamed = added + short.removeprefix(stripped) if short.startswith(stripped) else short
             own = self._known.get(short) or self._known.get(renamed)
             if own is not None:
-                self._check_shape(name, tensors[name], own, where)
-                fitted.setdefault(own, tensors[name])
+                named.setdefault(own, name)
             elif short not in self._buffers and renamed not in self._buffers:
                 unknown[name] = tensors[name]
-        if len(unknown) > len(fitted):
-            raise _another_model(where, unknown, fitted, self.shapes)
-        return Fitted(tensors=fitted, unknown=unknown)
+        if len(unknown) > len(named):
+            raise _another_model(where, unknown, len(tensors), self.shapes)
+        for own, name in named.items():
+            self._check_shape(name, tensors[name], own, where)
+        return Fitted(tensors={own: tensors[name] for own, name in named.items()}, unknown=unknown)
 
     def _replaced(self, plain: Iterable[str]) -> tuple[str, str]:
         """The prefix that most unknown names have, and what the model has in its place."""
@@ -140,9 +141,7 @@ def _endings(name: str) -> Iterable[tuple[str, str]]:
         at = dot + 1 if dot >= 0 else -1
 
 
-def _another_model(
-    where: str, unknown: Mapping[str, Tensor], fitted: Mapping[str, Tensor], known: Iterable[str]
-) -> InputError:
+def _another_model(where: str, unknown: Mapping[str, Tensor], there: int, known: Iterable[str]) -> InputError:
     first, own = next(iter(unknown)), next(iter(known), "nothing")
     if any(name.rpartition(".")[2] == "_flat_param" for name in unknown):
         return InputError(
@@ -152,7 +151,7 @@ def _another_model(
             "options=StateDictOptions(full_state_dict=True)).",
         )
     return InputError(
-        f"Of the {len(unknown) + len(fitted):,} tensors in {where}, {len(unknown):,} are of no parameter of the model.",
+        f"Of the {there:,} tensors in {where}, {len(unknown):,} are of no parameter of the model.",
         why=f"One is called {first}; the model's are called like {own}.",
         fix="Name the model that was trained: --model.",
     )

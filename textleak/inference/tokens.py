@@ -1,0 +1,60 @@
+"""The number of tokens: dimensions of what the first layer read, each a token at a position of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from textleak.inference.base import Seen, Told, measured
+from textleak.inference.dropout import dropout_of
+from textleak.inference.inputs import first_inputs
+from textleak.inference.pairs import pairs_of
+from textleak.inference.steps import MORE, steps_of
+
+WHAT = "tokens"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """How many; None where it can't be told."""
+
+    count: int | None
+    evidence: str
+
+
+@measured
+def tokens_of(seen: Seen) -> Tokens:
+    """Distinct inputs of the first layer: all tokens with dropout, tokens that differ in word or position without."""
+    span = first_inputs(seen)
+    if span is None:
+        return Tokens(
+            count=None, evidence="No gradient of a first layer can be had, in which inputs could be counted."
+        )
+    if steps_of(seen).count in (None, MORE):
+        return Tokens(
+            count=None, evidence="Inputs of several steps, or of an unknown number, can't be told apart."
+        )
+    figure = f"The first layer's gradient has {span.rank} dimensions beyond rounding"
+    if not span.clear:
+        return Tokens(count=None, evidence=f"{figure}, without a clear end.")
+    dropout, pairs = dropout_of(seen), pairs_of(seen)
+    if dropout.on is None:
+        return Tokens(count=None, evidence=f"{figure}; whether equal tokens share one isn't known.")
+    if dropout.on:
+        return Tokens(count=span.rank, evidence=f"{figure}: with dropout every token has its own.")
+    if pairs is None or not pairs.positions:
+        return Tokens(count=None, evidence=f"{figure}: so many different tokens, equal ones counted once.")
+    if len(pairs.inside) != span.rank or pairs.unclear:
+        return Tokens(
+            count=None,
+            evidence=f"{figure}, and {len(pairs.inside)} tokens at their positions fit: no one-to-one count.",
+        )
+    return Tokens(
+        count=span.rank,
+        evidence=f"{figure}, and just so many tokens at their positions lie in it (equal ones once).",
+    )
+
+
+def ask(seen: Seen) -> Told:
+    """How many tokens."""
+    found = tokens_of(seen)
+    return Told(what=WHAT, value=found.count, evidence=found.evidence)
