@@ -109,17 +109,25 @@ def filling(path: Path) -> Iterator[Path]:
     For libraries that write files of their own names. A folder of that name that is there already stays as it is.
 
     Raises:
+        UnwrittenError: something else than a folder is there.
         OSError: it can't be written.
     """
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISDIR(mode):
+            raise UnwrittenError(f"it is {kind_of(mode)}, and a folder is wanted")
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     partial.mkdir(mode=0o700)
     try:
         yield partial
         for written in partial.rglob("*"):
-            written.chmod(_MODE if written.is_file() else 0o700, follow_symlinks=False)
-        with contextlib.suppress(FileExistsError):
-            if not path.is_dir():
-                partial.rename(path)
+            if not written.is_symlink():
+                written.chmod(_MODE if written.is_file() else 0o700)
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.is_dir():  # another process made it meanwhile
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

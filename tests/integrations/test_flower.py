@@ -19,11 +19,19 @@ from textleak.shared.gradient import SharedGradient
 CLIENT = ["train-mode", "fedavg:lr=0.1,steps=2,batch_size=1"]
 
 
-def message(tensors: dict[str, Tensor], kind: str = "train", failed: bool = False) -> Any:
+def message(
+    tensors: dict[str, Tensor],
+    kind: str = "train",
+    *,
+    failed: bool = False,
+    number: int = 1,
+    old: bool = False,
+) -> Any:
     record = SimpleNamespace(to_torch_state_dict=lambda: tensors)
+    settings = {} if old else {"config": {"server-round": number}}
     return SimpleNamespace(
-        metadata=SimpleNamespace(message_type=kind, group_id="1"),
-        content=SimpleNamespace(array_records={"arrays": record}),
+        metadata=SimpleNamespace(message_type=kind, group_id=str(number) if old else ""),
+        content=SimpleNamespace(array_records={"arrays": record}, config_records=settings),
         has_error=lambda: failed,
     )
 
@@ -55,7 +63,8 @@ def test_what_a_round_changed_is_recorded(numbered: bool, toy_model: ToyModel, t
     mod = LeakageMod(
         lambda: copy.deepcopy(network), model.tokenizer, client=CLIENT, out=tmp_path, know="nothing"
     )
-    reply = mod(message(before), CONTEXT, app)
+    mod(message(before, number=2), CONTEXT, lambda *_: message(before))  # a round that nobody asked for
+    reply = mod(message(before, old=numbered), CONTEXT, app)
     assert reply.metadata.message_type == "train"
     (recording,) = mod.recordings
     assert recording.file.name == "round-1-client-1.safetensors"

@@ -61,7 +61,9 @@ class LeakageMod:
         self.recordings: list[Recording] = []
         self._model, self._tokenizer, self._task, self._rounds = model, tokenizer, task, rounds
         self._client = _kinds(client)
-        self._place = Place(out=Path(out), public=public, know=know)
+        self._place = Place(
+            out=Path(out).absolute(), public=public, know=know
+        )  # for workers, wherever they are
 
     def __call__(self, message: Any, context: Any, call_next: Callable[[Any, Any], Any]) -> Any:  # noqa: ANN401 - Flower's
         """Let the app answer, and record what it was sent and what it answers."""
@@ -79,11 +81,11 @@ class LeakageMod:
         """What a round's files are called; None where it isn't recorded."""
         if not str(message.metadata.message_type).startswith(_TRAIN):
             return None
-        number = str(message.metadata.group_id or 0)
-        if self._rounds is not None and number not in map(str, self._rounds):
+        number = _round_of(message)
+        if self._rounds is not None and number not in {"", *map(str, self._rounds)}:
             return None
         client = context.node_config.get("partition-id", context.node_id)
-        return f"round-{number}-client-{client}"
+        return f"round{number and f'-{number}'}-client-{client}"
 
     def _record(self, name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         network = self._model()
@@ -128,6 +130,14 @@ def _kinds(client: str | Sequence[str]) -> tuple[Client, ...]:
     kinds = tuple(CLIENTS.build(choice.name, choice.options) for choice in choices)
     composed(kinds)  # whether they can be
     return kinds
+
+
+def _round_of(message: Any) -> str:  # noqa: ANN401 - Flower's
+    """The number of a message's round, as strategies write it among the settings, or older ones into the metadata."""
+    told = [settings.get("server-round") for settings in message.content.config_records.values()]
+    return str(
+        next((number for number in told if number is not None), None) or message.metadata.group_id or ""
+    )
 
 
 def _arrays(message: Any) -> dict[str, Tensor]:  # noqa: ANN401 - Flower's

@@ -126,7 +126,7 @@ class Trained:
         return str(adapter)
 
     def _save_base(self, base: Tensors, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401 - any library's
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink():
             return
         buffers = {_own(name): value for name, value in self.network.named_buffers(remove_duplicate=False)}
         persistent = {_own(name) for name in self.network.state_dict()} & buffers.keys()

@@ -69,7 +69,7 @@ def save_adapter(
     Raises:
         InputError: it can't be written.
     """
-    if folder.is_dir():
+    if folder.is_dir() and not folder.is_symlink():
         return
     from safetensors.torch import save_file
 

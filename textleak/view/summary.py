@@ -52,12 +52,11 @@ def _color_of(result: Mapping[str, Any]) -> str:
     return f"bold {LEAKED if hot else PARTLY if warm else PROTECTED}"
 
 
-def grid(columns: int = 2) -> Table:
+def grid() -> Table:
     """Rows of a name and what it says."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)
-    for _ in range(columns - 1):
-        table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     return table
 
 
