@@ -7,6 +7,7 @@ import pytest
 import textleak
 from tests.conftest import ToyModel
 from textleak.errors import InputError
+from textleak.scoring.chips import chips
 
 
 def test_attacks_defenses_and_clients_are_named_as_on_the_command_line(toy_model: ToyModel) -> None:
@@ -50,3 +51,18 @@ def test_a_run_says_its_version_and_its_verdict() -> None:
     assert result["schema_version"] == 1
     assert result["summary"].startswith("All of the text leaked")
     assert result["summary"].endswith("On random weights: no statement about a trained model.")
+
+
+def test_scores_are_shown_as_tokens_in_a_notebook(toy_model: ToyModel) -> None:
+    model = toy_model("bert")
+    shared, secret = textleak.share(model, "the cat sat", seed=0)
+    page = textleak.score(textleak.recover(shared, model, seed=0), secret, model)._repr_html_()
+    assert page.count("✓") == 3
+    assert "token match rate 1.00" in page
+
+
+def test_a_token_of_others_is_no_markup_in_a_notebook() -> None:
+    page = chips(["<b>", "cat", "sat", "on"], ["<b>", "sat", "<i>"])
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert all(sign in page for sign in "✓~✗∅")
