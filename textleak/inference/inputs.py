@@ -184,7 +184,7 @@ def _rounding(
     scaled_OI = value_OI * scale_1I
     inside_OI = (scaled_OI @ basis_SI[:rank].T) @ basis_SI[:rank] / scale_1I
     coarse_OI = (steps_OI >= steps_OI.median()) & (inside_OI.abs() >= _WELL * steps_OI)
-    if int(coarse_OI.sum()) < _LEAST:
+    if int(coarse_OI.sum()) < _LEAST or rank >= value_OI.shape[1]:
         return None
     left_N = ((value_OI - inside_OI) / steps_OI)[coarse_OI]
     kept = 1 - rank / value_OI.shape[1]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from textleak.attacks import Attack
     from textleak.attacks.base import Steps
     from textleak.clients.view import AnyModel, View
-    from textleak.models.base import Model
+    from textleak.models.base import Modality, Model
     from textleak.private.secrets import ImageSecret, Secret
     from textleak.proof.certificate import Certificate
     from textleak.shared.gradient import SharedGradient
@@ -30,7 +30,7 @@ _PRIVATE = ("sentences", "labels")
 class Job(abc.ABC):
     """A run that can go: everything is loaded and checked.
 
-    A kind of data fills in what is its own: `facts`, `truth`, `scores`, `certificate`.
+    A kind of data fills in what is its own: `modality`, `facts`, `truth`, `truth_fits`, `scores`, `certificate`.
 
     Attributes:
         config: what was asked for.
@@ -92,6 +92,11 @@ class Job(abc.ABC):
         hidden += [NO_CLIENT] if self.client != self.shared.client else []
         return [*self.shared.known.told, *hidden]
 
+    @staticmethod
+    @abc.abstractmethod
+    def modality() -> Modality:
+        """The kind of data."""
+
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
         """What the settings say of this kind of data alone."""
@@ -99,6 +104,10 @@ class Job(abc.ABC):
     @abc.abstractmethod
     def truth(self) -> Truth | None:
         """What viewers may compare with; None where the truth isn't known."""
+
+    @abc.abstractmethod
+    def truth_fits(self) -> bool:
+        """Whether the truth can be what the shared gradient is of; asked only where it is known."""
 
     @abc.abstractmethod
     def scores(self, recovery: Recovery) -> dict[str, Any]:
