@@ -277,6 +277,35 @@ def test_equal_weights_are_written_once(toy_model: ToyModel, tmp_path: Path):
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
 
+def test_weights_that_a_server_has_are_not_written_but_later_ones_are(toy_model: ToyModel, tmp_path: Path):
+    model = toy_model("bert")
+    network = in_training(model)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with textleak.record(
+        network, model.tokenizer, optimizer=optimizer, out=tmp_path, at=(1, 2), public="bert-tiny"
+    ) as tape:
+        loop(model, network, optimizer, steps=2)
+    first, second, whole = tape.recordings
+    assert first.model == whole.model == "bert-tiny"
+    assert read(second)[1].fingerprint != model.fingerprint
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [Path(second.model)]
+
+
+def test_a_truth_that_was_not_seen_is_said_to_be_missing(toy_model: ToyModel, tmp_path: Path):
+    model = toy_model("bert")
+    network = in_training(model)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with textleak.record(network, model.tokenizer, optimizer=optimizer, out=tmp_path, truth=True) as tape:
+        batch = model.encode(FOUR)
+        embeddings = network.get_input_embeddings()(batch.ids_BT).detach()  # no ids pass through the network
+        tape._watch.take()
+        network(inputs_embeds=embeddings, labels=torch.tensor(LABELS)).loss.backward()
+        optimizer.step()
+    (recording,) = tape.recordings
+    assert recording.truth is None
+    assert "no truth is written" in recording.notes[-1]
+
+
 def test_a_loop_that_fails_leaves_no_round_and_no_hook(toy_model: ToyModel, tmp_path: Path):
     model = toy_model("bert")
     network = in_training(model)
