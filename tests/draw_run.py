@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,16 +28,16 @@ def states(sentence: str, preset: str) -> list[ViewState]:
     truth = job.truth()
     first: list[Event] = [Started(settings=dict(job.settings))]
     state = ViewState.of((0.0, event) for event in [*first, *([truth] if truth else [])])
-    found, steps, count = [], job.steps(), 0
+    found, steps, began = [], job.steps(), time.perf_counter()
     while True:
         try:
             event = next(steps)
         except StopIteration as end:
-            result = job.result(end.value, outcome="done", seconds=0.0, run_dir=None)
-            found.append(state.add(Finished(outcome="done", result=result), count / 10))
+            seconds = time.perf_counter() - began
+            result = job.result(end.value, outcome="done", seconds=seconds, run_dir=None)
+            found.append(state.add(Finished(outcome="done", result=result), time.perf_counter() - began))
             return found
-        count += 1
-        state = state.add(event, count / 10)
+        state = state.add(event, time.perf_counter() - began)
         if not isinstance(event, Phase) and state.progress is not None and state.progress.sentences:
             found.append(state)
 

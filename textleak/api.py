@@ -148,7 +148,7 @@ def evaluate(
         workers: processes; with more than one, a script needs `if __name__ == "__main__":`.
         address: of a ray cluster.
         retry_failed: take failed batches again.
-        yes: a grid of more than 100,000 batches is meant.
+        yes: allow grids above 100,000 batches.
         settings: as in a configuration file: `data`, `limit`, `model`, `attack`, `defense`, ... With `out`, a folder,
             the records are kept there and the same call goes on where it stopped; without, they are in memory only.
 

@@ -93,6 +93,15 @@ def test_two_checkpoints_give_the_text_away(after: str, training: Path) -> None:
     assert any(one["what"] == "vocabulary" for one in result["told"])
 
 
+def test_how_the_weights_were_moved_need_not_be_said(training: Path) -> None:
+    result = verdict_of("--before", training / "before", "--after", training / "after")
+    assert result["verdict"] == "LEAKS"
+    assert result["proof"] == "gradient"
+    rate = next(one for one in result["told"] if one["what"] == "learning rate")
+    assert rate["value"] == pytest.approx(0.1, rel=0.01)  # not the one that was assumed
+    assert "lr=0.1" in result["client"][0]
+
+
 def test_a_state_dict_of_gradients_gives_the_text_away(training: Path) -> None:
     result = verdict_of(training / "gradients.safetensors", "-m", training / "before", "--client", "one-step")
     assert result["verdict"] == "LEAKS"

@@ -570,7 +570,7 @@ def test_every_section_is_there_for_a_grid():
         "Token by token",
         "All figures",
         "Batches that failed",
-        "To do it again",
+        "Reproduce",
         "How to read this",
     ):
         assert title in page.text

@@ -29,7 +29,7 @@ from textleak_tui.session import Sessions
 
 CATALOG = Catalog.from_json(
     {
-        "attacks": [{"name": name, "summary": "", "options": []} for name in ("dlg", "match")],
+        "attacks": [{"name": name, "summary": "", "options": []} for name in ("auto", "dlg", "match")],
         "defenses": [
             {
                 "name": "gaussian",

@@ -72,6 +72,8 @@ def command(
 ) -> None:
     """Recover the text behind one shared gradient, live."""
     flags = common.settings_given(locals())
+    if config is None and gradients is None:
+        common.starting(model, default="bert-tiny")
 
     from textleak.settings import load_run_config
 

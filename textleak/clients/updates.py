@@ -228,6 +228,13 @@ def as_named(model: TextModel, tensors: Mapping[str, Tensor], *, where: str) -> 
     return {name: (t.to_dense() if t.is_sparse else t).to(model.device) for name, t in found.items()}
 
 
+def moved_by(client: Client, sent: Mapping[str, Tensor], prepared: TextModel) -> Tensors:
+    """By how much weights moved, of what a client sends that sends them or their difference."""
+    if not _shares_weights(client):
+        return dict(sent)
+    return {name: tensor - prepared.parameters[name].detach().to(tensor) for name, tensor in sent.items()}
+
+
 def sends_weights(client: Client) -> bool:
     """Whether what a client sends are weights, or their difference, not a gradient."""
     return any(type(part).as_gradient is not Client.as_gradient for part in _parts(client))

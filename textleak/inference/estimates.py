@@ -20,6 +20,9 @@ from textleak.numerics import exact
 ADAM_EPS = 1e-8
 """What torch's and Hugging Face's Adam add to the denominator by default."""
 
+# Roundings of a move in Adam's own arithmetic: a square, a root, a sum, a quotient and a product.
+_ARITHMETIC = 2.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Estimate:
@@ -52,10 +55,23 @@ def estimate_of(seen: Seen, name: str) -> Estimate | None:
     steps = grid_step(torch.maximum(before.abs(), (before + sent).abs()), weights.dtype)
     error = steps / 12**0.5 * (2**0.5 if product and optimizer == "adamw" else 1.0)  # shrinking rounds too
     if optimizer == "sgd":
-        return Estimate(value=-left, error=error, steps=steps)
+        return Estimate(value=-left, error=_with_own(error, left, weights.dtype), steps=steps)
     if first is None:
         return None
-    off = error / first.rate
+    off = (error / first.rate).clamp_min(_ARITHMETIC * torch.finfo(weights.dtype).eps)
     below = (1 - left.abs() / first.rate).clamp_min(off)
     size = ADAM_EPS * (left.abs() / first.rate) / below
-    return Estimate(value=-left.sign() * size, error=ADAM_EPS / below.square() * off, steps=None)
+    return Estimate(
+        value=-left.sign() * size,
+        error=_with_own(ADAM_EPS / below.square() * off, size, weights.dtype),
+        steps=None,
+    )
+
+
+def _with_own(error: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """With the rounding of the sum over tokens that a gradient's entry is: of the size of its row's and column's."""
+    if value.dim() != 2 or not bool(value.any()):
+        return error
+    squares = value.square()
+    usual = (squares.mean(0, keepdim=True) * squares.mean(1, keepdim=True) / squares.mean()).sqrt()
+    return (error.square() + (torch.finfo(dtype).eps * usual).square()).sqrt()

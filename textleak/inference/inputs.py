@@ -100,6 +100,26 @@ def _rows(one: Estimate, layer: LocalLayer) -> Estimate:
     return Estimate(value=as_rows(one.value, layer), error=error, steps=steps)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """The rank of a gradient, and whether it ends clearly."""
+
+    rank: int
+    clear: bool
+
+
+def spectrum_of(seen: Seen, name: str) -> Spectrum | None:
+    """The rank of one weight's gradient; None where it can't be had."""
+    one = estimate_of(seen, name)
+    if one is None or not bool(one.value.any()):
+        return None
+    if one.error is None:
+        span = _of_gradient((), one.value, computed_eps(seen, [name]))
+    else:
+        span = _of_update((), one.value, one.error, None)
+    return None if span is None else Spectrum(rank=span.rank, clear=span.clear)
+
+
 def _decomposed(value_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors, descending."""
     _, s_S, basis_SI = torch.linalg.svd(value_OI, full_matrices=False)
@@ -163,7 +183,7 @@ def _rounding(
     scaled_OI = value_OI * scale_1I
     inside_OI = (scaled_OI @ basis_SI[:rank].T) @ basis_SI[:rank] / scale_1I
     coarse_OI = (steps_OI >= steps_OI.median()) & (inside_OI.abs() >= _WELL * steps_OI)
-    if int(coarse_OI.sum()) < _LEAST:
+    if int(coarse_OI.sum()) < _LEAST or rank >= value_OI.shape[1]:
         return None
     left_N = ((value_OI - inside_OI) / steps_OI)[coarse_OI]
     kept = 1 - rank / value_OI.shape[1]

@@ -114,8 +114,8 @@ def _cluster(sizes_N: Tensor, steps_N: Tensor) -> float:
     values, counts = torch.unique(bins_N, return_counts=True)
     mode = math.exp(float(values[counts.argmax()]) / fine)
     near_N = (sizes_N / mode - 1).abs() < _WIDTH / 2
-    order_N = steps_N[near_N].argsort()[:_LEAST]
-    return float(sizes_N[near_N][order_N].max())
+    finest = steps_N[near_N].sort().values[: 2 * _LEAST][-1]
+    return float(sizes_N[near_N & (steps_N <= finest)].max())
 
 
 def _fitted_product(moves: _Moves) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textleak.inference.adapters import adapters_of
 from textleak.inference.base import Seen
+from textleak.inference.decay import ask as decay_ask
 from textleak.inference.dropout import dropout_of
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import optimizer_of
@@ -30,7 +31,10 @@ def client_of(seen: Seen) -> tuple[str, ...] | None:
         parts.append(f"lora:rank={adapters.rank},targets={'/'.join(adapters.targets)}")
     if sent == "gradient":
         return tuple(parts)
-    optimizer, rate, steps = optimizer_of(seen).name, rate_of(seen).rate, steps_of(seen).count
-    if optimizer is None or rate is None or steps != 1:
+    optimizer, rate, steps = optimizer_of(seen).name, rate_of(seen), steps_of(seen).count
+    if optimizer is None or rate.rate is None or steps != 1:
         return None
-    return (*parts, f"fedavg:optimizer={optimizer},lr={rate:.4g},steps=1")
+    spec = f"fedavg:optimizer={optimizer},lr={rate.rate:.4g},steps=1"
+    decay = decay_ask(seen).value
+    spec += f",weight_decay={decay:g}" if isinstance(decay, float) and decay else ""
+    return (*parts, spec + (f",max_grad_norm={rate.clip:g}" if rate.clip else ""))

@@ -9,6 +9,7 @@ from textleak.inference.adapters import moved_downs
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.inputs import first_inputs
 from textleak.inference.kind import sent_as
+from textleak.inference.levels import levels_of
 from textleak.inference.optimizer import first_step, optimizer_of
 from textleak.inference.shrinking import decay_of
 
@@ -38,6 +39,9 @@ def steps_of(seen: Seen) -> Steps:
             count=1,
             evidence="Entries cluster at the rate and none exceeds it, as in Adam's first step alone.",
         )
+    levels = levels_of(seen)
+    if levels is not None:
+        return Steps(count=MORE, evidence=levels.evidence)
     downs = moved_downs(seen)
     if downs is not None:
         how = "moved" if downs else "did not move but for decay"

@@ -16,15 +16,18 @@ from textleak.jobs.files import check_model
 from textleak.jobs.found import find
 from textleak.jobs.parts import build_attack, build_client, set_threads
 from textleak.jobs.prepared import check_truth
+from textleak.jobs.rates import with_rate
 from textleak.jobs.telling import Telling
 from textleak.jobs.text import TextJob
 from textleak.jobs.verdict import Outcome, Verdict, judge
+from textleak.settings import Choice
 from textleak.settings.audit import AuditConfig
 from textleak.shared.public import ONE_STEP
 
 if TYPE_CHECKING:
     from textleak.attacks.base import Steps
 
+_RATE = "learning rate"
 _CUT_OFF = (Stop.TIME, Stop.STEPS, Stop.INTERRUPTED, Stop.STOPPED)
 
 
@@ -36,12 +39,14 @@ class AuditJob(TextJob):
         telling: what the update tells by itself.
         assumed: what had to be assumed, in sentences.
         refused: why the attack could not work on it; filled in when it says so.
+        rates: the rate of a step of unknown size; filled in where a text proves it.
     """
 
     config: AuditConfig
     telling: Telling
     assumed: tuple[str, ...] = ()
     refused: list[str] = dataclasses.field(default_factory=list)
+    rates: list[float] = dataclasses.field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         """Those of a run, and what was audited."""
@@ -55,7 +60,7 @@ class AuditJob(TextJob):
 
     def limits(self) -> tuple[str, ...]:
         """What had to be assumed."""
-        return self.assumed
+        return () if self.rates else self.assumed
 
     def steps(self) -> Steps:
         """The attack, ready to be driven; where it can't work on the update, an answer without any text."""
@@ -73,7 +78,28 @@ class AuditJob(TextJob):
         except InputError as error:
             self.refused.append(f"{error.what} {error.why}".strip())
             return Recovery(sentences=(), stop=Stop.CONVERGED, final_loss=None)
-        return followed.result
+        recovery = followed.result
+        if self.assumed:
+            yield Phase(name="rate", detail="at which the answer's own update is nearest to this one")
+            recovery, rate = with_rate(recovery, self.shared, self.model, self.view)
+            self.rates.extend(() if rate is None else (rate,))
+        return recovery
+
+    def _procedure(self) -> list[str]:
+        """How the client trains, with the rate that a text has proved."""
+        kinds = [(name, dict(options)) for name, options in self.client.kinds]
+        for _, options in kinds:
+            options |= {"lr": self.rates[0]} if self.rates and "lr" in options else {}
+        return [Choice(name=name, options=options).spec for name, options in kinds]
+
+    def _answers(self) -> list[dict[str, Any]]:
+        """What the update tells, with the rate that a text has proved."""
+        told = [dict(one) for one in self.telling.told]
+        for rate in self.rates:
+            evidence = "Fitted: at this rate the text that was found has this very update."
+            fitted = {"what": _RATE, "value": float(f"{rate:.4g}"), "evidence": evidence}
+            told = [fitted if one["what"] == _RATE else one for one in told]
+        return told
 
     def result(
         self,
@@ -97,7 +123,8 @@ class AuditJob(TextJob):
             "verdict": verdict.word.value,
             "verdict_reason": verdict.sentence,
             **result,
-            "told": [dict(one) for one in self.telling.told],
+            "client": self._procedure(),
+            "told": self._answers(),
             "advice": list(advice(verdict.word, self._advised(result))),
         }
 

@@ -12,7 +12,7 @@ from textleak import foreign
 from textleak.errors import InputError
 from textleak.jobs.files import asked_by_file, read_gradient, tell_less
 from textleak.jobs.parts import asked_for, build_client
-from textleak.jobs.telling import Telling, telling_of
+from textleak.jobs.telling import Kind, Telling, telling_of
 from textleak.settings import Choice
 from textleak.settings.audit import AuditConfig
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from textleak.shared.public import PublicModel
 
 # What a step of unknown size is taken for, where nothing says how the weights were moved: its direction is right.
-_UNKNOWN_STEP = "fedavg:optimizer=sgd,steps=1"
+_UNKNOWN_STEP = "fedavg:optimizer=sgd,lr=0.01,steps=1"
 _MOST_CONFIG = foreign.MIB
 _HEADS = {
     "ForSequenceClassification": "classification",
@@ -47,7 +47,7 @@ class Found:
         shared: what the server has.
         secret: what it was computed from; None where that isn't known.
         telling: what it tells by itself.
-        notes: what had to be assumed, in sentences.
+        notes: what had to be assumed, in sentences: the size of a step.
     """
 
     model: TextModel
@@ -89,7 +89,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     moved = {name: tensor for name, tensor in moved.items() if name in model.trainable or tensor.any()}
     moved = _only_shared(config, model, moved)
     telling = telling_of(moved, model, kind="update")
-    client, notes = _client_of(config, telling, "update")
+    client, notes = _client_of(config, model, telling, "update")
     known = _known(config, secret)
     shared = updates.from_difference(model, moved, client=client, known=known, where=where)
     return Found(model=model, shared=_called(config, shared), secret=secret, telling=telling, notes=notes)
@@ -166,11 +166,9 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
     )
     shared.validate(prepared.parameters)
     sent = {name: tensor.to(model.device) for name, tensor in shared.gradients.items()}
-    if updates.sends_weights(client):
-        gradient = client.as_gradient(sent, prepared)
-        telling = telling_of({n: -t for n, t in gradient.items()}, prepared, kind="update")
-    else:
-        telling = telling_of(sent, prepared, kind="gradient")
+    kind: Kind = "update" if updates.sends_weights(client) else "gradient"
+    moved = updates.moved_by(client, sent, prepared) if kind == "update" else sent
+    telling = telling_of(moved, prepared, kind=kind)
     shared = tell_less(_called(config, shared), config)
     return Found(model=model, shared=shared, secret=secret, telling=telling)
 
@@ -199,11 +197,13 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     model, _ = _model(config, config.model)
     where = str(config.gradients)
     client = build_client(config) if config.client else None
-    kind = None if client is None else "update" if updates.sends_weights(client) else "gradient"
+    kind: Kind | None = None
+    if client is not None:
+        kind = "update" if updates.sends_weights(client) else "gradient"
     sent = updates.as_named(client.prepare(model) if client else model, state.tensors, where=where)
     sent = _only_shared(config, model, sent)
-    telling = telling_of(sent, model, kind=kind)  # type: ignore[arg-type]
-    client, notes = _client_of(config, telling, telling.kind)
+    telling = telling_of(sent, model, kind=kind)
+    client, notes = _client_of(config, model, telling, telling.kind)
     known = _known(config, secret)
     make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
     shared = make(model, sent, client=client, known=known, where=where)
@@ -213,22 +213,27 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
 # Parts
 
 
-def _client_of(config: AuditConfig, telling: Telling, kind: str | None) -> tuple[Client, tuple[str, ...]]:
+def _client_of(
+    config: AuditConfig, model: TextModel, telling: Telling, kind: str | None
+) -> tuple[Client, tuple[str, ...]]:
     """How the client trains, as it was said, else as the update tells; and what had to be assumed."""
     from textleak.clients import CLIENTS, composed, updates
 
     if config.client:
         return build_client(config), ()
-    if telling.client is not None:
-        choices = [Choice.model_validate(spec) for spec in telling.client]
-        client = composed([CLIENTS.build(choice.name, choice.options) for choice in choices])
-        if kind != "update" or updates.sends_weights(client):
-            return client, ()
-    if kind != "update":
-        return composed(), ()
-    choice = Choice.model_validate(_UNKNOWN_STEP)
-    return composed([CLIENTS.build(choice.name, choice.options)]), (
-        "How the weights were moved can't be told: taken for one step of SGD of unknown size. --client says it.",
+    specs = telling.client
+    assumed = specs is None and kind == "update"
+    if specs is None:
+        specs = ("train-mode",) if telling.dropout else ()
+        specs += (telling.nearest_step or _UNKNOWN_STEP,) if assumed else ()
+    choices = [Choice.model_validate(spec) for spec in specs]
+    client = composed([CLIENTS.build(choice.name, choice.options) for choice in choices])
+    if model.trained is not None:  # its adapters are in place
+        client = updates.without_adapters(client)
+    if not assumed:
+        return client, ()
+    return client, (
+        f"How the weights were moved can't be told in full; taken for {specs[-1]}. --client says it.",
     )
 
 

@@ -6,18 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from textleak.words import count_of
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from textleak.models import TextModel
 
 Kind = Literal["gradient", "update"]
-MOVED, VOCABULARY = "moved", "vocabulary"
-# An embedding's rows name tokens where fewer than this part of them moved: a tied head, or weight decay, moves all.
-_FEW = 0.25
-_NAMED = 40  # tokens that are listed (our choice)
+VOCABULARY = "vocabulary"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +23,9 @@ class Telling:
         kind: "gradient" or "update"; None where that can't be told.
         moved: whether anything in it is not zero.
         told: answers, each {what, value, evidence}; a value of None is one that can't be told.
-        client: the procedure as `--client` says it; None where it can't be told.
+        client: the procedure as `--client` says it, in order; None where it can't be told.
+        nearest_step: one step of the optimizer that can be told, where not all of the procedure can.
+        dropout: whether dropout was on; None where that can't be told.
         vocabulary: how many tokens the update names; None where it names none.
     """
 
@@ -36,7 +33,9 @@ class Telling:
     moved: bool
     told: tuple[Mapping[str, Any], ...]
     client: tuple[str, ...] | None
-    vocabulary: int | None
+    nearest_step: str | None = None
+    dropout: bool | None = None
+    vocabulary: int | None = None
 
 
 def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | None) -> Telling:
@@ -47,49 +46,26 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
         model: the public model.
         kind: which of both, where it is known.
     """
-    moved = [name for name, tensor in sent.items() if tensor.any()]
-    entries = sum(tensor.numel() for tensor in sent.values())
-    there = sum(int(tensor.count_nonzero()) for tensor in sent.values())
-    told: list[Mapping[str, Any]] = [
-        {
-            "what": "sent",
-            "value": kind,
-            "evidence": "As it was said to be."
-            if kind
-            else "Nothing says whether it is a gradient or a difference.",
-        },
-        {
-            "what": MOVED,
-            "value": len(moved),
-            "evidence": f"Of {count_of(len(sent), 'parameter')}; {there / max(1, entries):.1%} of {entries:,} numbers "
-            "aren't zero.",
-        },
-    ]
-    rows = _rows(sent, model)
-    if rows is not None:
-        words = " ".join(model.token_texts(rows[:_NAMED]))
-        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-        told.append(
-            {
-                "what": VOCABULARY,
-                "value": len(rows),
-                "evidence": f"Rows of the word embedding that moved: {words}{more}.",
-            }
-        )
+    from textleak.inference import told
+
+    if not any(bool(tensor.any()) for tensor in sent.values()):
+        nothing = {"what": "moved", "value": 0, "evidence": f"All of {len(sent):,} tensors are zero."}
+        return Telling(kind=kind, moved=False, told=(nothing,), client=())
+    found = told(dict(sent), model, kind=kind)
+    answers: dict[str, Any] = {one.what: one.value for one in found.told}
+    named, dropped = answers.get(VOCABULARY), answers.get("dropout")
     return Telling(
-        kind=kind,
-        moved=bool(moved),
-        told=tuple(told),
-        client=None,
-        vocabulary=None if rows is None else len(rows),
+        kind=answers.get("sent"),
+        moved=True,
+        told=tuple(dataclasses.asdict(one) for one in found.told),
+        client=found.client,
+        nearest_step=_step(answers),
+        dropout=None if dropped is None else bool(dropped),
+        vocabulary=len(named) if isinstance(named, list) and named else None,
     )
 
 
-def _rows(sent: Mapping[str, Tensor], model: TextModel) -> list[int] | None:
-    """Tokens whose embedding moved; None where that names none."""
-    table = model.word_embedding.weight
-    name = next((name for name, parameter in model.parameters.items() if parameter is table), None)
-    if name is None or name not in sent:
-        return None
-    rows = sent[name].any(1).nonzero().flatten().tolist()
-    return rows if 0 < len(rows) < _FEW * len(table) else None
+def _step(answers: Mapping[str, Any]) -> str | None:
+    """One step of AdamW at the rate that shows; SGD's doesn't show."""
+    optimizer, rate = answers.get("optimizer"), answers.get("learning rate")
+    return None if optimizer != "adamw" or not rate else f"fedavg:optimizer=adamw,lr={rate:.4g},steps=1"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
@@ -389,6 +390,12 @@ class TextModel:
             hidden = base(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
             # Another kernel adds up in another order; no other layer's output comes anywhere near.
             tolerance = torch.finfo(self.dtype).eps ** 0.5 * float(logits.abs().max())
+            if not math.isfinite(tolerance):
+                raise InputError(
+                    f"The weights of {self.name!r} give logits that are not finite.",
+                    why="No loss can be taken of them, and no gradient.",
+                    fix="Choose another --model, or look for an overflow in its training.",
+                )
             modules: dict[str, nn.Module] = dict(self.network.named_modules())
             for path, module in modules.items():
                 weight = getattr(module, "weight", None)

@@ -15,6 +15,7 @@ from textleak.words import printable
 COLORS = {"LEAKS": LEAKED, "PARTLY": PARTLY, "NOT FOUND": PROTECTED, "INCONCLUSIVE": "magenta"}
 """Of each verdict."""
 UNTOLD = "can't tell"
+_LISTED = 6  # of a list; of a longer one how many there are (our choice)
 
 
 def audit_summary(result: Mapping[str, Any]) -> RenderableType:
@@ -48,14 +49,13 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
 
 
 def _told(result: Mapping[str, Any]) -> RenderableType:
-    table = grid(3)
+    table = grid()
     for one in result.get("told", ()):
-        value, untold = value_in_words(one["value"]), one["value"] is None
-        table.add_row(
-            shown(one["what"]),
-            Text(value, style="bright_black" if untold else "bold"),
-            Text(shown(one["evidence"]), style="bright_black"),
+        style = "bright_black" if one["value"] is None else "bold"
+        words = Text.assemble(
+            (value_in_words(one["value"]), style), ("  " + shown(one["evidence"]), "bright_black")
         )
+        table.add_row(shown(one["what"]), words)
     return table
 
 
@@ -68,9 +68,12 @@ def value_in_words(value: Any) -> str:  # noqa: ANN401 - any JSON value
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list | tuple):
+        if len(value) > _LISTED:
+            return f"{len(value):,}"
         return ", ".join(value_in_words(one) for one in value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{shown(key)} {value_in_words(one)}" for key, one in value.items())
+        plain = {key: one for key, one in value.items() if not isinstance(one, Mapping)}
+        return ", ".join(f"{shown(key)} {value_in_words(one)}" for key, one in plain.items())
     return shown(value) if isinstance(value, str) else f"{value:,}"
 
 

@@ -110,7 +110,7 @@ def _of_pictures(result: Mapping[str, Any]) -> str:
         return f"{what} {was} looked for; without the truth nobody can say how near the answer is."
     # Our choice: at 30 dB an eye hardly tells the difference, at 20 dB it sees what is shown.
     if psnr >= 30:
-        return f"{what} leaked: PSNR {psnr:.1f} dB, hardly to be told from the original."
+        return f"{what} leaked: PSNR {psnr:.1f} dB, nearly identical to the original."
     if psnr >= 20:
         return f"{what} leaked in outline and color: PSNR {psnr:.1f} dB."
     if psnr >= 12:
@@ -155,12 +155,11 @@ def tokens_found(result: Mapping[str, Any]) -> Found:
     return Found(recovered=recovered, in_place=in_place, all=total)
 
 
-def grid(columns: int = 2) -> Table:
+def grid() -> Table:
     """Rows of a name and what it says."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)
-    for _ in range(columns - 1):
-        table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     return table
 
 
@@ -177,7 +176,7 @@ def figures_of(result: Mapping[str, Any]) -> RenderableType:
     if verified is None and result.get("verified_reason"):
         table.add_row("verified", "can't be told, see the notes")
     elif verified is None:
-        changed = "can't be said, as the gradient was changed before it was shared"
+        changed = "not provable: the gradient was changed before it was shared"
         table.add_row("verified", changed if result.get("defense") else "not checked")
     else:
         words = "yes" if verified else "no"
@@ -199,15 +198,21 @@ def figures_of(result: Mapping[str, Any]) -> RenderableType:
     if result.get("tokens"):
         table.add_row(
             "size",
-            f"{result.get('batch_size')} in the batch, n = {count_of(result['tokens'], 'token')}, "
-            f"n/D = {result.get('tokens_per_hidden', 0):.2g}",
+            f"{_sentences_in_words(result)}n = {count_of(result['tokens'], 'token')}, "
+            f"{100 * (result.get('tokens_per_hidden') or 0):.2g} % of the hidden size D (n/D)",
         )
     seconds = result.get("seconds")
     if seconds is not None:
         table.add_row(
-            "took", f"{seconds_in_words(seconds)}, {count_of(result.get('evaluations') or 0, 'evaluation')}"
+            "took",
+            f"{count_of(result.get('evaluations') or 0, 'gradient evaluation')} in {seconds_in_words(seconds)}",
         )
     return table
+
+
+def _sentences_in_words(result: Mapping[str, Any]) -> str:
+    size = result.get("batch_size")
+    return f"{count_of(size, 'sentence')}, " if size else ""
 
 
 def _short_type(result: Mapping[str, Any]) -> str:

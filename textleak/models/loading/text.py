@@ -381,7 +381,7 @@ def _random_alias(request: TextRequest, entry: Entry, missing: str) -> _Built:
     chosen, auto = _choose_task(entry.alias, config, request.task)
     if chosen == "classification":
         config.num_labels = heads.classes_for(entry.alias, config, request.num_labels)
-    because = f"; pretrained ones could not be had: {missing}" if missing else ""
+    because = f"; no pretrained weights found: {missing}" if missing else ""
     return _Built(
         task=chosen,
         network=_draw(auto, config, seed),

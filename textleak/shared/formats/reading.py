@@ -70,7 +70,7 @@ class State:
                 else "It is empty.",
             )
         for name, tensor in self.tensors.items():
-            if not torch.isfinite(tensor).all():
+            if not torch.isfinite(tensor.float()).all():  # what float64 alone can hold is no weight either
                 raise InputError(
                     f"{name} in {self.path} is not finite.",
                     why="A NaN or an infinity leaves nothing to compare.",
