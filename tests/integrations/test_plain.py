@@ -19,9 +19,11 @@ from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.integrations.plain import Tape
 from textleak.integrations.recording import Recording, recordings_in
+from textleak.jobs.found import find
 from textleak.models import TextModel, load_model
 from textleak.models.batches import TextExamples
 from textleak.private.secrets import Secret
+from textleak.settings.audit import load_audit_config
 from textleak.shared.formats import read_state
 from textleak.shared.gradient import SharedGradient
 
@@ -378,5 +380,8 @@ def test_a_recorded_adapter_names_the_client_that_peft_is(toy_model: ToyModel, t
         shared = SharedGradient.load(recording.file)
         assert prepared.fingerprint == shared.model.fingerprint
         assert set(shared.gradients) == set(prepared.trainable)
+        audited = find(load_audit_config({"gradients": recording.file, "model": recording.model}))
+        assert audited.model.fingerprint == shared.model.fingerprint
+        assert audited.shared.client.kinds[0][0] == "fedavg"  # the adapters are in place
         again = peft.PeftModel.from_pretrained(in_training(model), str(folder))
         assert len([name for name, _ in again.named_parameters() if "lora_A" in name]) == 4
