@@ -125,3 +125,14 @@ def test_what_no_attack_reads_names_no_other_attack(
     shared, _ = shared_by(client("train-mode", steps=2), model, ONE, folder=tmp_path)
     with pytest.raises(InputError, match="No attack here can do without it"):
         recover(shared, model, "span")
+
+
+def test_of_several_sentences_without_masks_nothing_is_said_to_be_proved(
+    wide_model: Callable[[], TextModel],
+) -> None:
+    model = wide_model()
+    shared, _ = share(model, ["he sat", "we ran home"], client=client(), know="lengths,batch-size", seed=1)
+    recovery = recover(shared, model, "span")
+    assert recovery.proved_tokens == 0
+    assert recovery.stop is not Stop.PROVED
+    assert "told apart by their masks" in " ".join(recovery.notes)

@@ -15,6 +15,7 @@ from textleak.clients.view import View
 from textleak.exact.adaptive.bounded import Bounds, LowRank, fitted
 from textleak.exact.subspace import InputSpan, as_rows
 from textleak.models.probes.layers import LinearLayer, LocalLayer, local_layers
+from textleak.shared.traits import Trait
 
 # Part of the dimensions beyond which a fit has too little left to go by (our choice).
 _FULL = 0.5
@@ -51,13 +52,15 @@ def bounded_span(view: View) -> BoundedSpan | str:
     if not layers:
         return "No first layer's weight gradient was shared: there is no span to read."
     if view.shared.effects:
-        return "A defense changed the update, so its entries don't lie between bounds that are known."
+        return "A defense or a short type changed the update, so its entries don't lie between bounds that are known."
     bounds = view.client.bounds({layer.weight_name: seen[layer.weight_name] for layer in layers}, view.model)
     if bounds is None:
         return "The update doesn't show between what the gradient's entries lay."
     rank = _rank(view)
     if rank is None:
-        return "How many tokens the batch has isn't known."
+        return "How long the sentences are isn't known, so neither is how many inputs lie behind the step's bounds."
+    if view.shared.known.batch_size != 1 and view.has(Trait.REPEATABLE):
+        return "Behind an optimizer's step, inputs of several sentences are told apart by their masks only."
     if rank > _FULL * layers[0].input_size:
         return (
             f"The batch fills {rank} of {layers[0].input_size} dimensions of the first layers' input (n/D)."
