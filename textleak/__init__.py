@@ -3,7 +3,8 @@
 The way of the data, one room an arrow: `client` (a private batch to a `SharedGradient`), `defenses`, `attacks` (on
 the engine in `matching` with `decoding`, or on `exact`, which reads off without optimizing), `scoring`, `runs`, and
 the viewers of a run's events. `evaluation` goes that way for data sets × settings, `reports` says what it came to.
-Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`, `evaluate`.
+Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`, `evaluate`; for a
+training of one's own `record`, `wrap`, `from_gradients`, `from_update`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textleak.api import attack, evaluate, recover, run, score
+    from textleak.api import attack, evaluate, from_gradients, from_update, recover, run, score, share
+    from textleak.integrations.plain import record
     from textleak.models import TextModel, load_model
+    from textleak.models.loading.memory import wrap
     from textleak.private.secrets import Secret
-    from textleak.private.share import share
     from textleak.shared.gradient import SharedGradient
 
 __version__ = "0.1.0"
@@ -24,11 +26,15 @@ __all__ = [
     "TextModel",
     "attack",
     "evaluate",
+    "from_gradients",
+    "from_update",
     "load_model",
+    "record",
     "recover",
     "run",
     "score",
     "share",
+    "wrap",
 ]
 
 # Where each of them lives.
@@ -38,11 +44,15 @@ _HOMES = {
     "TextModel": "models",
     "attack": "api",
     "evaluate": "api",
+    "from_gradients": "api",
+    "from_update": "api",
     "load_model": "models",
+    "record": "integrations.plain",
     "recover": "api",
     "run": "api",
     "score": "api",
-    "share": "private.share",
+    "share": "api",
+    "wrap": "models.loading.memory",
 }
 
 

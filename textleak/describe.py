@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from typing import Any
+import types
+import typing
+from typing import Annotated, Any, Literal
 
 
 def describe(name: str, cls: type[Any]) -> dict[str, Any]:
@@ -13,11 +15,13 @@ def describe(name: str, cls: type[Any]) -> dict[str, Any]:
     words = inspect.getdoc(cls) or ""
     docs: dict[str, str] = {}
     for kind in reversed(cls.__mro__):  # an option that several share is described where it is
-        docs |= _attribute_docs(inspect.cleandoc(kind.__doc__ or ""))
+        docs |= attribute_docs(kind)
+    hints = typing.get_type_hints(cls, include_extras=True)
     options = [
         {
             "name": field.name,
-            "type": _type_name(field.type),
+            "type": _type_name(hints[field.name]),
+            "takes": type_in_words(hints[field.name]),
             "default": _default(field),
             "doc": docs.get(field.name, ""),
         }
@@ -53,18 +57,47 @@ def _default(field: dataclasses.Field[Any]) -> Any:  # noqa: ANN401
     return None if field.default is dataclasses.MISSING else field.default
 
 
-def _type_name(annotation: object) -> str:
-    """An annotation as a person reads it: what is inside Annotated, without modules."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    while match := re.search(r"Annotated\[((?:[^\[\],]|\[[^\[\]]*\])+),", text):
-        depth, end = 0, len(text)
-        for index in range(match.start() + len("Annotated"), len(text)):
-            depth += {"[": 1, "]": -1}.get(text[index], 0)
-            if depth == 0:
-                end = index + 1
-                break
-        text = text[: match.start()] + match.group(1).strip() + text[end:]
-    return text
+_WORDS = {
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
+_WORDS |= {"Path": "path"}
+
+
+def type_in_words(hint: object) -> str:
+    """What an option takes, as it is written behind --set: no alias of this code's own, no module."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return type_in_words(inside[0])
+    if origin is Literal:
+        return " | ".join("null" if one is None else str(one) for one in inside)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(type_in_words, inside)))
+    if origin in (tuple, list):
+        return f"list of {type_in_words(inside[0])}" if inside else "list"
+    name = getattr(hint, "__name__", str(hint))
+    return _WORDS.get(name, "name with options" if name.endswith("Choice") else name)
+
+
+def _type_name(hint: object) -> str:
+    """A type as code has it, aliases and modules resolved."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _type_name(inside[0])
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, inside))}]"
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_type_name, inside))
+    name = str(getattr(hint, "__name__", hint))
+    return "None" if name == "NoneType" else name
+
+
+def attribute_docs(cls: type[Any]) -> dict[str, str]:
+    """The `Attributes:` section of a class's own docstring, by name."""
+    return _attribute_docs(inspect.cleandoc(cls.__doc__ or ""))
 
 
 def _attribute_docs(words: str) -> dict[str, str]:

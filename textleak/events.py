@@ -128,11 +128,10 @@ class Stop(enum.Enum):
     VERIFIED = "The recovered tokens' own gradient equals the shared one."
     PROVED = "Every token is proved by the span of the first layers' inputs."
     UNTOLD = "The recovered tokens' own gradient equals the shared one, but so do those of other texts."
-    LIKELIEST = (
-        "All that the recovered text leaves of the shared gradient is noise; no text near it does that."
-    )
+    LIKELIEST = "The recovered text explains the gradient up to the known noise; similar texts don't."
     MATCHED = "The recovered pictures' own gradient equals the shared one."
     CONVERGED = "The search found nothing better."
+    READ = "All that this channel tells was read off; nothing was searched for."
     STEPS = "All steps were used."
     TIME = "The time limit was reached."
     INTERRUPTED = "Interrupted; this is the best answer so far."

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,36 @@ def _fill(path: Path, content: bytes) -> None:
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, _MODE), "wb"
     ) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def filling(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, its owner's alone, that takes its place when all went well, and is gone when not.
+
+    For libraries that write files of their own names. A folder of that name that is there already stays as it is.
+
+    Raises:
+        UnwrittenError: something else than a folder is there.
+        OSError: it can't be written.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISDIR(mode):
+            raise UnwrittenError(f"it is {kind_of(mode)}, and a folder is wanted")
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    partial.mkdir(mode=0o700)
+    try:
+        yield partial
+        for written in partial.rglob("*"):
+            if not written.is_symlink():
+                written.chmod(_MODE if written.is_file() else 0o700)
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.is_dir():  # another process made it meanwhile
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def append_to(path: Path) -> int:

@@ -131,7 +131,7 @@ def test_a_last_token_that_nothing_tells_stays_open(toy_model: ToyModel) -> None
     recovery = recover(shared, model, "embedding")
     (ids,) = tokens(recovery)
     assert ids == [*secret.ids[0][:-1], OPEN]
-    assert recovery.stop is Stop.CONVERGED
+    assert recovery.stop is Stop.READ
     assert "last norm" in " ".join(recovery.notes)
 
 
@@ -229,7 +229,7 @@ def test_rows_that_stand_out_of_noise_are_read(toy_model: ToyModel) -> None:
     shared, secret = share(model, ["the cat sat on a mat"], seed=1, defenses=[noise])
     recovery = recover(shared, model, "embedding")
     assert tokens(recovery) == [list(ids) for ids in secret.ids]
-    assert recovery.stop is Stop.CONVERGED
+    assert recovery.stop is Stop.READ
     assert "noise" in " ".join(recovery.notes)
     assert all(p.confidence < 1 for p in recovery.sentences[0].positions if not p.special)
 
@@ -241,7 +241,7 @@ def test_noise_above_every_row_leaves_nothing(toy_model: ToyModel) -> None:
     recovery = recover(shared, model, "embedding")
     shown = [p for s in recovery.sentences for p in s.positions if not p.special]
     assert all(p.id == OPEN for p in shown)
-    assert recovery.stop is Stop.CONVERGED
+    assert recovery.stop is Stop.READ
 
 
 @pytest.mark.parametrize("attack", ["embedding", "auto"])

@@ -32,7 +32,7 @@ RUN_KEYS = set(
     model weights task attack share defense device dtype threads seed versions batch_size tokens hidden_size
     tokens_per_hidden steps evaluations seconds seconds_to_load sentences token_match_rate token_recall
     exact_rate rouge1 rouge2 rougeL final_loss gradient_distance verified verified_reason proof proved_tokens
-    channel client run_dir
+    channel client run_dir unknown_tokens schema_version summary
     """.split()  # noqa: SIM905
 )
 MORE_RUN_KEYS = set(
@@ -493,6 +493,12 @@ def test_bad_input_is_told_what_why_and_how_with_exit_code_2(toy, tmp_path, argu
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "here").exists()
     assert not (tmp_path / "runs").exists()
+
+
+def test_auto_is_the_default_and_says_whose_an_option_is(toy, tmp_path):
+    done = invoke("run", *toy, "-s", "the cat", "--steps", 3, "--out", tmp_path / "here", code=2)
+    for words in ("The attack auto has no option steps", "for example --attack match"):
+        assert words in done.stderr
 
 
 def test_a_flag_that_does_not_exist_is_a_usage_error():

@@ -178,3 +178,13 @@ def test_a_truth_without_a_gradient_is_refused():
     answer = said("image", "--truth", "t.json")
     assert answer.exit_code == 2
     assert "--truth t.json was given without --gradients" in words_of(answer)
+
+
+def test_share_says_what_it_did_to_a_picture(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.linear_gradient("L").resize((30, 20)).convert("RGB").save(picture)
+    answer = said(
+        "share", *SMALL, "--image", str(picture), "--out", str(tmp_path / "a.safetensors"), "--json"
+    )
+    assert "a.png: 30 x 20 pixels resized to 12 x 12" in words_of(answer)
+    assert list(json.loads(answer.stdout)["conversions"]) == ["a.png"]

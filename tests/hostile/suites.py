@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -33,7 +34,7 @@ from textleak_tui import export
 from textleak_tui.listing import read_row
 from textleak_tui.recording import Recording
 
-FILES, FOLDERS, LINES = 1500, 1500, 500
+FILES, FOLDERS, LINES, CHECKPOINTS = 1500, 1500, 500, 200
 SECONDS_TO_ATTACK = 0.5
 
 
@@ -388,8 +389,131 @@ def try_lines(folder: Path, count: int, seed: int) -> Tally:
     return tally
 
 
+# Checkpoints and adapters
+
+
+def checkpoints(folder: Path) -> list[tuple[Path, list[str]]]:
+    """Whole trainings of several kinds, each in a folder, with what an audit is told of it."""
+    import peft
+
+    place = write_toy("bert", folder)
+    model = loading.text.load(TextRequest(name=str(place), weights="random", task="classification"))
+    network = copy.deepcopy(model.network)
+    made = []
+
+    def saved(name: str, save: Callable[[Path], object], *told: str) -> None:
+        for when, move in (("a", 0.0), ("b", 1e-3)):
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(move)
+            save(folder / name / when)
+        made.append((folder / name, list(told)))
+
+    def whole(path: Path) -> None:
+        network.save_pretrained(path)
+        model.tokenizer.save_pretrained(path)
+
+    def sharded(path: Path) -> None:
+        network.save_pretrained(path, max_shard_size="20KB")
+        model.tokenizer.save_pretrained(path)
+
+    def pickled(path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"state_dict": network.state_dict(), "epoch": 1}, path.with_suffix(".pt"))
+
+    saved("whole", whole)
+    saved("sharded", sharded)
+    saved("pickled", pickled, "-m", str(folder / "whole" / "a"))
+    network = peft.get_peft_model(
+        network, peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    )
+    saved("adapter", lambda path: network.save_pretrained(path), "-m", str(folder / "whole" / "a"))
+    return made
+
+
+class _Runs:
+    """A pickle that runs code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("RAN",)
+
+
+def changed_checkpoint(path: Path, rng: random.Random) -> str:
+    """Change a file of a checkpoint; what was done in words."""
+    files = sorted(one for one in path.rglob("*") if one.is_file() and one.name != "README.md")
+    file = rng.choice([one for one in files if "token" not in one.name] or files)
+    kind = rng.choice(("bytes", "odd", "values", "values", "values", "code"))
+    name = file.relative_to(path)
+    if kind == "odd":
+        return f"{name}: {_odd(file, rng)}"
+    if kind == "code":
+        target = file.with_suffix(".pt") if file.suffix == ".pt" else file.parent / "pytorch_model.bin"
+        torch.save({"classifier.bias": _Runs()}, target)
+        if target != file and file.suffix == ".safetensors":
+            file.unlink()
+        return f"{target.name}: a pickle that runs code"
+    if kind == "values" and file.suffix == ".json":
+        value, words = values.changed(json.loads(file.read_bytes()), rng)
+        file.write_bytes(values.written(value))
+        return f"{name}: {words}"
+    if kind == "values" and file.suffix == ".safetensors":
+        return f"{name}: {_changed_tensors(file, rng)}"
+    content, words = values.torn(file.read_bytes(), rng)
+    file.write_bytes(content)
+    return f"{name}: {words}"
+
+
+def _changed_tensors(file: Path, rng: random.Random) -> str:
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
+    change, name = rng.choice(sorted(TENSORS)), rng.choice(sorted(tensors))
+    tensors[name] = TENSORS[change](tensors[name]).contiguous()
+    save_file(tensors, file, {"format": "pt"})
+    return f"{change} in {name}"
+
+
+def try_checkpoints(folder: Path, count: int, seed: int) -> Tally:
+    """Audit changed checkpoints and adapters; nothing in them is run."""
+    tally, changed, out = Tally(), folder / "changed", folder / "out"
+    sources = checkpoints(folder)
+    options = [
+        "--client",
+        "fedavg:lr=0.01,steps=1",
+        "--time-limit",
+        "0.5s",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    ]
+    here = Path.cwd()
+    os.chdir(folder)  # where code that runs would leave its mark
+    try:
+        for number in range(count):
+            rng = random.Random(f"checkpoint {seed} {number}")
+            source, told = rng.choice(sources)
+            shutil.rmtree(changed, ignore_errors=True)
+            shutil.copytree(source, changed)
+            words = [changed_checkpoint(changed, rng) for _ in range(rng.choice((1, 1, 2)))]
+            case = f"{number}: {source.name}, {'; '.join(words)}"
+            ending = ".pt" if source.name == "pickled" else ""
+            pair = ["--before", str(changed / f"a{ending}"), "--after", str(changed / f"b{ending}")]
+            if rng.random() < 0.2:  # as an update by itself
+                pair = [pair[3], "-m", str(folder / "whole" / "a")]
+                told = []
+            trial.command(["audit", *pair, *told, *options], case, tally)
+            if Path("RAN").exists():
+                Path("RAN").rmdir()
+                tally.bad("code was run", case, "")
+            shutil.rmtree(out, ignore_errors=True)
+    finally:
+        os.chdir(here)
+    return tally
+
+
 SUITES: dict[str, tuple[Callable[[Path, int, int], Tally], int]] = {
     "gradient files": (try_files, FILES),
     "run folders": (try_folders, FOLDERS),
     "command lines": (try_lines, LINES),
+    "checkpoints": (try_checkpoints, CHECKPOINTS),
 }

@@ -6,18 +6,21 @@ import asyncio
 import csv
 import dataclasses
 import io
+import itertools
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.table import Table
 from rich.text import Text
-from textual.pilot import Pilot
+from textual.screen import Screen
 from typer.testing import CliRunner
 
 from tests.hostile.values import EVIL
 from tests.synthetic import cell, done, failed, sentence, write
+from tests.tui.pilots import until
 from textleak.cli import app, common
 from textleak.errors import InputError
 from textleak.evaluation.answers import Records
@@ -29,9 +32,13 @@ from textleak.view.summary import summary
 from textleak.words import printable, table_cell
 from textleak_tui import export
 from textleak_tui.app import build_app
-from textleak_tui.places import OpenRun
+from textleak_tui.child import Child
+from textleak_tui.places import CompareRuns, OpenRun
+from textleak_tui.screens.compare import CompareScreen
 from textleak_tui.screens.history import HistoryScreen
 from textleak_tui.screens.replay import ReplayScreen
+from textleak_tui.screens.run import RunScreen
+from textleak_tui.session import Sessions
 
 
 def quiet(text: str, *, kept: str = "\n") -> bool:
@@ -172,41 +179,60 @@ def drawn(screen: Any) -> str:
     )
 
 
-def test_the_app_shows_every_text_and_obeys_none(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        seconds = iter(range(10**6))
-        folder = RunFolder.create(tmp_path / "runs" / name, name=name)
-        with Recorder(folder, SETTINGS, clock=lambda seconds=seconds: float(next(seconds))) as recorder:
-            for event in EVENTS[1:-1]:
-                recorder.record(event)
-            recorder.finish("done", RESULT)
+class Written(Child):
+    """An attack's process that wrote a run at once, and ended."""
 
-    async def until(pilot: Pilot[None], true: Any) -> None:
-        for _ in range(500):
-            if true():
-                return
-            await pilot.pause(0.02)
-        pytest.fail("it didn't come true in time")
+    _over = False
+
+    async def start(self, command: str, settings: Mapping[str, Any]) -> None:
+        del command, settings
+        written(self.folder)
+        self._over = True
+
+    @property
+    def ended(self) -> bool:
+        return self._over
+
+
+def written(path: Path) -> Path:
+    """A run folder full of such text."""
+    seconds = itertools.count()
+    with Recorder(
+        RunFolder.create(path, name=path.name), SETTINGS, clock=lambda: float(next(seconds))
+    ) as recorder:
+        for event in EVENTS[1:-1]:
+            recorder.record(event)
+        recorder.finish("done", RESULT)
+    return path
+
+
+def test_the_app_shows_every_text_and_obeys_none(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    one, two = written(runs / "one"), written(runs / "two")
 
     async def session() -> None:
-        program = build_app(root=tmp_path / "runs")
+        program = build_app(sessions=Sessions(runs, Written), settings_path=tmp_path / "tui.json")
         async with program.run_test(size=(160, 48)) as pilot:
+
+            async def shown(kind: type[Screen[Any]], true: Callable[[Any], object]) -> Any:
+                await until(pilot, lambda: isinstance(program.screen, kind) and true(program.screen))
+                await pilot.pause(0.1)  # until it has its styles, nothing can draw it
+                await until(pilot, lambda: "owned" in drawn(program.screen))
+                assert quiet(drawn(program.screen))
+                assert quiet(program.export_screenshot(), kept="\n\t")
+                return program.screen
+
             program.switch_mode("history")
-            await until(
-                pilot, lambda: isinstance(program.screen, HistoryScreen) and program.screen.rows is not None
-            )
-            await pilot.pause(0.1)
-            assert quiet(drawn(program.screen))
-            program.open_run(OpenRun(folder.path))
-            await until(pilot, lambda: isinstance(program.screen, ReplayScreen))
-            screen = program.screen
-            assert isinstance(screen, ReplayScreen)
-            await until(pilot, lambda: screen.standing)
-            await pilot.pause(0.2)
-            assert "owned" in drawn(screen)
-            assert quiet(drawn(screen))
-            state = screen.recording.state()
-            assert quiet(export.summary(folder.path, state))
-            assert quiet(program.export_screenshot(), kept="\n\t")
+            await shown(HistoryScreen, lambda screen: screen.rows is not None)
+            program.open_run(OpenRun(one))
+            screen = await shown(ReplayScreen, lambda screen: screen.standing)
+            assert quiet(export.summary(one, screen.recording.state()))
+            program.compare_runs(CompareRuns(one, two))
+            await shown(CompareScreen, lambda screen: screen.is_mounted)
+            program.switch_mode("run")
+            await until(pilot, lambda: isinstance(program.screen, RunScreen))
+            program.screen.form.sentences.text = "a b"  # type: ignore[attr-defined]
+            program.screen._start()  # type: ignore[attr-defined]
+            await shown(RunScreen, lambda screen: screen.session is not None and screen.session.settled)
 
     asyncio.run(session())

@@ -282,6 +282,17 @@ def test_the_unknown_token_is_content_as_text_turns_into_it(toy_model: ToyModel)
     unknown = model.tokenizer.unk_token_id
     assert unknown in model.encode(["the cat \u4e2d"]).sentences[0]
     assert unknown not in model.special_ids
+    assert model.unknown_ids == {unknown}
+
+
+def test_a_vocabulary_of_bytes_lacks_nothing(toy_model: ToyModel) -> None:
+    model = toy_model("gpt2")
+    assert model.unknown_ids == frozenset()
+
+
+def test_a_bare_text_is_one_sentence(toy_model: ToyModel) -> None:
+    model = toy_model("bert")
+    assert model.encode("the cat").sentences == model.encode(["the cat"]).sentences
 
 
 def test_a_row_that_no_token_uses_has_a_text_all_the_same(toy_model: ToyModel) -> None:

@@ -51,6 +51,14 @@ class Recorder(Defense):
         return gradient
 
 
+def test_a_bare_text_is_one_sentence(toy_model: ToyModel) -> None:
+    model = toy_model("bert")
+    shared, secret = share(model, "hi", seed=0)
+    assert secret.sentences == ("hi",)
+    assert shared.known.batch_size == 1
+    assert distance(share(model, ["hi"], seed=0)[0], shared) == 0
+
+
 # What is computed
 
 

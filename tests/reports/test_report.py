@@ -22,7 +22,7 @@ from textleak.evaluation.answers import Records
 from textleak.events import Stop
 from textleak.reports.analysis import Report, analyze
 from textleak.reports.figures import percent
-from textleak.reports.pages import command, markdown_escaped, to_html, to_json, to_markdown
+from textleak.reports.pages import command, markdown_escaped, to_html, to_json, to_markdown, tokens_of
 from textleak.reports.reading import Findings, read
 from textleak.reports.settings import (
     AXES,
@@ -147,7 +147,7 @@ def test_the_headline_names_what_leaked_most_and_which_defense_held_best():
     assert report.headline[0].startswith("With no defense, auto recovered 100 % of the tokens")
     assert "the most of 36 settings" in report.headline[0]
     assert "20 of 20 sentences word for word" in report.headline[0]
-    best = min(report.defenses[1:], key=lambda row: row.strongest.match.mean)
+    best = min(report.defenses[1:], key=lambda row: row.strongest.worse)
     assert best.words in report.headline[-1]
     assert percent(best.strongest.match.mean) in report.headline[-1]
 
@@ -161,8 +161,48 @@ def test_the_headline_says_what_the_time_limit_ended():
     assert "The time limit ended 1 of 2 batches before they were done: with more time, more may leak." in (
         report.headline
     )
-    assert report.headline[-1].endswith("though its time was up in 1 of 1.")
+    assert report.headline[-1].startswith("INCONCLUSIVE which defense held best: behind sign")
     assert not any("time" in line for line in report_of(done(cell(), 0, whole)).headline)
+
+
+def test_no_defense_is_praised_for_what_an_attack_had_no_time_for():
+    nothing = sentence(["a", "cat"], ["", ""])
+    undefended = done(cell(attack="dlg"), 0, sentence(["a", "cat"]))
+    late = dataclasses.replace(done(cell(attack="auto", defense=("sign",)), 0, nothing), stop=Stop.TIME.value)
+    weak = done(cell(attack="dlg", defense=("sign",)), 0, nothing)
+    for records in ((undefended, late, weak), (undefended, weak, late)):
+        report = report_of(*records)
+        assert not any("held best was" in line for line in report.headline)
+        assert "INCONCLUSIVE" in report.headline[-1]
+        row = report.defenses[-1]
+        assert row.strongest.cut_off == 1  # of two equals, the one that more time may help
+        assert (row.by, row.cut_off, row.inconclusive) == ("auto", 1, True)
+        for text in (page_of(report).text, to_markdown(report)):
+            assert "INCONCLUSIVE: 1 batch cut off" in text
+    assert "The defense that held best was sign" in report_of(undefended, weak).headline[-1]
+
+
+def test_a_defense_that_hides_the_order_alone_hides_little():
+    undefended = done(cell(), 0, sentence(["a", "cat", "sat"]))
+    shuffled = done(cell(defense=("sign",)), 0, sentence(["a", "cat", "sat"], ["cat", "sat", "a"]))
+    report = report_of(undefended, shuffled)
+    assert report.headline[-1] == "No defense held anything back."
+    assert (
+        "0 % of the tokens in place (one batch, so no interval), 100 % at any place"
+        in (report_of(shuffled).headline[0])
+    )
+
+
+def test_a_token_at_another_place_is_neither_right_nor_hidden():
+    shown = list(tokens_of(sentence(["the", "cat", "sat", "on"], ["cat", "the", "dog"])))
+    assert [status for status, _, _ in shown] == ["elsewhere", "elsewhere", "wrong", "missing"]
+
+
+def test_tokens_that_the_vocabulary_lacks_are_told_apart():
+    lacking = dataclasses.replace(sentence(["a", "cat"]), exact=False, unknown_tokens=5)
+    report = report_of(*(done(cell(attack=name), 0, lacking) for name in ("auto", "dlg")))
+    assert "5 tokens of the sentences have no entry in the model's vocabulary" in report.headline[-1]
+    assert not any("vocabulary" in line for line in report_of(done(cell(), 0, sentence(["a"]))).headline)
 
 
 def test_a_model_with_random_weights_says_so_wherever_it_is_named():
@@ -182,7 +222,7 @@ def test_a_model_with_random_weights_says_so_wherever_it_is_named():
     assert {chart.title for chart in report.ladders} == {"gaussian (bert-tiny (random))", "gaussian (minilm)"}
     assert report.common["weights"] == "several (random, pretrained)"
     assert [failure.words for failure in report.failures] == ["lamp, no defense, bert-tiny (random)"]
-    assert "The weights of 2 settings were random" in report.headline[2]
+    assert "On random weights in 2 settings: no statement about a trained model." in report.headline[0]
     for text in (page_of(report).text, to_markdown(report)):
         assert text.count("bert-tiny (random)") == text.count("bert-tiny") > 4
         assert "minilm (random)" not in text
@@ -200,7 +240,7 @@ def test_weights_that_change_on_the_way_are_two_settings():
             ("minilm", 0),
         }
         assert report.common["weights"] == f"several ({', '.join(order)})"
-        assert "The weights of 1 setting were random" in report.headline[1]
+        assert "On random weights in 1 setting: no statement about a trained model." in report.headline[0]
 
 
 def test_versions_are_those_that_the_records_were_made_with():
@@ -530,7 +570,7 @@ def test_every_section_is_there_for_a_grid():
         "Token by token",
         "All figures",
         "Batches that failed",
-        "To do it again",
+        "Reproduce",
         "How to read this",
     ):
         assert title in page.text
@@ -644,7 +684,7 @@ def test_markdown_shows_text_as_it_is(text, escaped):
         ([failed(cell(), 0), failed(cell(), 1)], "Every batch failed (2 of 2)"),
         (
             [done(cell(), 0, sentence(["a", "b"], ["a", ""]))],
-            "50 % of the tokens (one batch, so no interval)",
+            "50 % of the tokens in place (one batch, so no interval)",
         ),
         ([done(cell(), 0, sentence(["a"], [""]))], "recovered nothing"),
         ([done(cell(), 0, sentence([], []))], "recovered nothing"),
@@ -870,7 +910,7 @@ def test_a_run_has_a_page_too(run_folder):
     text = Page((folder / "report.html").read_text("utf-8")).text
     assert text.startswith("textleak: one textleak run · one Behind gaussian:sigma=0.1, dlg recovered")
     assert "--sentence 'the cat sat'" in text
-    assert "The weights were random" in text
+    assert "On random weights: no statement about a trained model." in text
     assert re.search(r"Computed on .*, \d+ cores?; device cpu; dtype float32; threads 1\.", text)
     assert "At a glance" not in text
 

@@ -430,6 +430,42 @@ def test_of_several_runs_on_one_folder_exactly_one_has_it(tmp_path):
     assert len(list(record.events())) == 2
 
 
+RACER = """
+import sys, time
+from pathlib import Path
+from textleak.errors import InputError
+from textleak.runs import Recorder, RunFolder
+root = Path(sys.argv[1])
+print("ready", flush=True)
+while not (root / "go").exists():
+    pass
+for number in range(25):
+    try:
+        folder = RunFolder.create(root / str(number), name="x")
+    except InputError:
+        continue
+    with Recorder(folder, {"process": sys.argv[2]}):
+        print(number, flush=True)
+"""
+
+
+def test_of_several_processes_on_one_folder_exactly_one_has_it(tmp_path):
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path), str(number)], stdout=subprocess.PIPE, text=True
+        )
+        for number in range(3)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    (tmp_path / "go").touch()
+    won = [racer.communicate(timeout=60)[0].split() for racer in racers]
+    assert sorted(int(number) for numbers in won for number in numbers) == list(range(25))
+    for process, numbers in enumerate(won):
+        assert {read_run(tmp_path / number).settings["process"] for number in numbers} <= {str(process)}
+
+
 def test_from_its_first_moment_a_folder_is_a_run_s(folder):
     # Whoever is killed here has written nothing else yet.
     record = read_run(folder.path)

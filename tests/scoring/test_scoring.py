@@ -26,10 +26,14 @@ def random_batch(rng: random.Random, *, references: int, outputs: int) -> tuple[
     return [sentence() for _ in range(references)], [sentence() for _ in range(outputs)]
 
 
+UNKNOWN = 99
+
+
 class Letters:
-    """A vocabulary in which token 3 is "c", 4 is "d" and so on."""
+    """A vocabulary in which token 3 is "c", 4 is "d" and so on; 99 stands for what it lacks."""
 
     special_ids = SPECIAL
+    unknown_ids = frozenset({UNKNOWN})
 
     def token_texts(self, ids):
         return [f"<{id}>" if id in SPECIAL else chr(ord("a") + id - 1) for id in ids]
@@ -238,3 +242,23 @@ def test_evaluate_adapters_agree_with_the_plain_functions(monkeypatch, tmp_path)
     accumulated = TokenRecall()
     accumulated.add_batch(predictions=[framed(5, 6)], references=[framed(6, 7)])
     assert accumulated.compute(special_ids=sorted(SPECIAL)) == {"token_recall": 0.5}
+
+
+def test_a_token_that_stands_for_what_the_vocabulary_lacks_is_no_content():
+    secret = FakeSecret(ids=(framed(3, UNKNOWN, UNKNOWN, 4, 5),))
+    scores = scoring.score(answer(framed(3, UNKNOWN, UNKNOWN, 4, 6)), secret, Letters())
+    (one,) = scores.sentences
+    assert scores.unknown_tokens == one.unknown_tokens == 2
+    assert one.reference_tokens == ("c", "d", "e")
+    assert one.recovered_tokens == ("c", "d", "f")
+    assert scores.token_match_rate == scores.token_recall == pytest.approx(2 / 3)
+    assert one.rouge1 == pytest.approx(2 / 3)
+
+
+def test_a_sentence_of_which_some_is_unknown_tokens_never_came_back_word_for_word():
+    secret = FakeSecret(ids=(framed(3, UNKNOWN), framed(UNKNOWN, UNKNOWN)))
+    scores = scoring.score(answer(*secret.ids), secret, Letters())
+    assert [one.exact for one in scores.sentences] == [False, False]
+    assert [one.token_match_rate for one in scores.sentences] == [1.0, 0.0]
+    invented = scoring.score(answer(framed(UNKNOWN, UNKNOWN)), FakeSecret(ids=(framed(3, 4),)), Letters())
+    assert (invented.token_match_rate, invented.token_recall, invented.unknown_tokens) == (0.0, 0.0, 0)

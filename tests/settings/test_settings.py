@@ -28,7 +28,7 @@ def test_defaults_are_those_of_the_contract():
     settings = load_run_config(flags=ONE)
     assert settings.model == "bert-tiny"
     assert settings.weights == settings.task == settings.device == "auto"
-    assert settings.attack.name == "match"
+    assert settings.attack.name == "auto"
     assert settings.share == "all"
     assert settings.seed == 0
     assert settings.know is settings.restarts is settings.steps is settings.fail_above is None

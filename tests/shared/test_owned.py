@@ -238,3 +238,30 @@ def test_an_evaluation_is_not_written_into_a_run_s_folder(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="holds a run"):
         Store.open(tmp_path, identity="x", settings={}, batches=1)
     assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path):
+    def failing() -> None:
+        with owned.filling(tmp_path / "model") as partial:
+            (partial / "half").write_text("x")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert not list(tmp_path.iterdir())
+    for content in ("first", "second"):  # one that is there already stays
+        with owned.filling(tmp_path / "model") as partial:
+            (partial / "inner").mkdir()
+            (partial / "inner" / "weights").write_text(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "inner" / "weights").read_text() == "first"
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "model" / "inner" / "weights").stat().st_mode) == 0o600
+
+
+def test_a_folder_takes_the_place_of_no_link(tmp_path: Path):
+    (tmp_path / "others").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "others")
+    with pytest.raises(owned.UnwrittenError, match="a link"), owned.filling(tmp_path / "model"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "others"]

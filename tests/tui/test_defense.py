@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from textual.pilot import Pilot
 
+from tests.tui.pilots import until
 from textleak.errors import InputError
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Truth
 from textleak.runs import Recorder, RunFolder
@@ -28,7 +29,7 @@ from textleak_tui.session import Sessions
 
 CATALOG = Catalog.from_json(
     {
-        "attacks": [{"name": name, "summary": "", "options": []} for name in ("dlg", "match")],
+        "attacks": [{"name": name, "summary": "", "options": []} for name in ("auto", "dlg", "match")],
         "defenses": [
             {
                 "name": "gaussian",
@@ -230,17 +231,6 @@ def drive(
             await steps(page, pilot)  # type: ignore[misc]
 
     asyncio.run(session())
-
-
-async def until(
-    pilot: Pilot[None], true: Callable[[], object], seconds: float = 8.0, every: float = 0.02
-) -> None:
-    for _ in range(round(seconds / every)):
-        if true():
-            return
-        await asyncio.sleep(every)
-    await pilot.pause()
-    pytest.fail("it didn't come true in time")
 
 
 def screen(app: TextleakApp) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
+from tests.tui.pilots import until
 from textleak.errors import InputError
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Truth
 from textleak.runs import Recorder, RunFolder, read_run
@@ -337,13 +337,6 @@ def test_the_history_lists_every_folder_and_the_app_outlives_each(
         change(whole(runs / f"{number:02}"))
     whole(runs / "good")
     numbers = tuple(f"{list(TAMPERED).index(name):02}" for name in opened)
-
-    async def until(pilot: Pilot[None], true: Callable[[], object]) -> None:
-        for _ in range(500):
-            if true():
-                return
-            await pilot.pause(0.02)
-        pytest.fail("it didn't come true in time")
 
     async def session() -> None:
         app = build_app(root=runs)

@@ -16,6 +16,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.tui.pilots import until
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak_tui import export, listing
@@ -134,15 +135,6 @@ def drive(
             await steps(app, pilot)  # type: ignore[misc]
 
     asyncio.run(session())
-
-
-async def until(pilot: Pilot[None], true: Callable[[], object], seconds: float = 8.0) -> None:
-    """Wait until something has come true."""
-    for _ in range(round(seconds / 0.02)):
-        if true():
-            return
-        await pilot.pause(0.02)
-    pytest.fail("it didn't come true in time")
 
 
 async def resized(pilot: Pilot[None], size: tuple[int, int]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.tui.pilots import until
 from tests.tui_speed import start_run
 from textleak.errors import InputError
 from textleak.runs import read_run
@@ -37,6 +38,7 @@ from textleak_tui.setups import IMAGE, TEXT, command_line, settings_of
 CATALOG = Catalog.from_json(
     {
         "attacks": [
+            {"name": "auto", "summary": "Every channel.", "options": []},
             {
                 "name": "match",
                 "summary": "Ours.",
@@ -96,13 +98,6 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Textl
         return app
 
     return run
-
-
-async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 40.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to pass"
-        await pilot.pause(0.03)
 
 
 def choose(screen: RunScreen, **values: str) -> None:
@@ -302,7 +297,7 @@ def test_a_name_is_completed_from_a_list(play: Callable[..., TextleakApp]) -> No
         assert not box.opened
         await pilot.press("enter", "enter", "enter", "down")
         attack = screen.form.rows["attack"].box
-        assert [option.id for option in attack.list.options] == ["match", "tag", "dlg"]
+        assert [option.id for option in attack.list.options] == ["auto", "match", "tag", "dlg"]
 
     play(scene)
 
@@ -385,7 +380,7 @@ def test_a_sentence_comes_back(
 
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         await pilot.press(*"the cat sat on the mat")
-        choose(screen, model=str(toy_folder("bert")), weights="random", threads="1")
+        choose(screen, model=str(toy_folder("bert")), weights="random", threads="1", attack="match")
         await pilot.press("enter")
         await until(pilot, lambda: screen.live)
         assert screen.going

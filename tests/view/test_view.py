@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+import dataclasses
 import io
 import itertools
 import os
@@ -13,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Started, Truth
+from textleak.scoring.headline import how_much
 from textleak.view import (
     POINTS_KEPT,
     REFRESHES_A_SECOND,
@@ -24,8 +27,10 @@ from textleak.view import (
     display_on,
     picture,
     remaining_seconds,
+    right_of,
     statuses_of,
 )
+from textleak.view.glyphs import STYLES
 from textleak.view.summary import summary
 from textleak.words import loss_in_words
 
@@ -145,7 +150,7 @@ def test_tokens_beyond_the_end_are_too_many():
 def test_a_special_token_in_a_word_s_place_is_wrong():
     guess = sentence("the", "[SEP]", "sat", "on", "mat")
     statuses = statuses_of(guess, TRUTH.sentences[0])
-    assert statuses == ["special", "right", "elsewhere", "right", "right", "right", "special"]
+    assert statuses == ["special", "right", "wrong", "right", "right", "right", "special"]
     padding = Position(position=1, id=99, text="[PAD]", special=True)
     assert statuses_of(Sentence(positions=(padding,), text=""), TRUTH.sentences[0]) == ["wrong"]
 
@@ -221,9 +226,41 @@ def test_right_and_wrong_differ_without_color_and_without_unicode():
 
 def test_colors_say_the_same_as_the_signs():
     text = drawn(RUNNING, color_system="standard")
-    assert "\x1b[31m✗" in text
-    assert "\x1b[32m✓" in text
+    assert "\x1b[31m✓" in text  # leaked is hot
     assert "\x1b[33m~" in text
+    assert "\x1b[36m✗" in text  # protected is cool
+    assert "\x1b[32m✓ right" not in text
+
+
+def test_every_viewer_has_the_same_scale_of_colors():
+    from importlib.resources import files
+
+    assert (STYLES["right"], STYLES["elsewhere"], STYLES["wrong"]) == ("red", "yellow", "cyan")
+    app = (files("textleak_tui") / "app.tcss").read_text("utf-8")
+    for status, color in (("right", "error"), ("elsewhere", "warning"), ("wrong", "primary")):
+        assert f"& .token--{status} {{ color: ${color};" in app
+
+    def hue(name: str, sheet: str) -> float:
+        red, green, blue = (int(sheet.split(f"--{name}: #")[1][i : i + 2], 16) / 255 for i in (0, 2, 4))
+        return 360 * colorsys.rgb_to_hls(red, green, blue)[0]
+
+    css = (files("textleak.reports") / "templates" / "report.css").read_text("utf-8")
+    for sheet in css.split("@media (prefers-color-scheme: dark)"):
+        assert hue("right", sheet) < 30 < hue("partly", sheet) < 60 < 180 < hue("wrong", sheet) < 240
+    for rate, color in ((1.0, "red"), (0.5, "yellow"), (0.0, "cyan")):
+        result = {**RESULT, "token_match_rate": rate, "token_recall": rate}
+        file = io.StringIO()
+        Console(file=file, width=120, force_terminal=True, color_system="standard").print(summary(result))
+        code = {"red": 31, "yellow": 33, "cyan": 36}[color]
+        assert f"\x1b[1;{code}m" in file.getvalue()
+
+
+def test_a_token_that_the_vocabulary_lacks_is_not_shown_as_leaked():
+    lacking = Position(position=0, id=99, text="[UNK]", special=True)
+    truth = Sentence(positions=(lacking,), text="")
+    guess = Sentence(positions=(dataclasses.replace(lacking, special=False),), text="")
+    assert statuses_of(guess, truth) == ["special"]
+    assert right_of(guess, truth) == (0, 0)
 
 
 def test_a_batch_is_compared_by_assignment():
@@ -408,7 +445,8 @@ RESULT = {
             "recovered": "the cat down sat",
             "reference_tokens": ["the", "cat", "sat", "down"],
             "recovered_tokens": ["the", "cat", "down", "sat"],
-            "token_match_rate": 0.75,
+            "token_match_rate": 0.5,
+            "token_recall": 1.0,
             "exact": False,
         }
     ],
@@ -423,7 +461,10 @@ def written(result: dict) -> str:
 
 def test_the_summary_says_in_a_sentence_how_much_leaked():
     text = written(RESULT)
-    assert "Most of the text leaked through the span of a layer's gradient: 3 of 4 tokens are right" in text
+    assert (
+        "Every token leaked through the span of a layer's gradient: 4 of 4 tokens recovered, 2 in place."
+        in text
+    )
     assert "the cat sat down" in text
     assert "the cat down sat" in text
     assert "ROUGE-1/2/L 1.00/0.50/0.75" in text
@@ -434,20 +475,61 @@ def test_the_summary_says_in_a_sentence_how_much_leaked():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"token_match_rate": 1.0}, "All of the text leaked"),
-        ({"token_match_rate": 0.3}, "A part of the text leaked"),
-        ({"token_match_rate": 0.1}, "Little of the text leaked"),
-        ({"token_match_rate": 0.0}, "No token was recovered"),
         ({"token_match_rate": None, "verified": True}, "its own gradient equals the shared one"),
         ({"token_match_rate": None, "verified": False}, "nobody can say"),
         ({"verified": None, "defense": ["gaussian:sigma=0.001"]}, "can't be said"),
         ({"verified": None, "defense": []}, "not checked"),
         ({"outcome": "interrupted"}, "Interrupted"),
         ({"notes": ["the labels were guessed"]}, "Note: the labels were guessed"),
+        ({"know": ["batch-size", "no-client"]}, "Note: The attack wasn't told how the client trains"),
+        ({"know": ["no-defense"]}, "Note: The attack wasn't told of the defense"),
+        ({"verified": True, "client": ["autocast"]}, "the client computes in bfloat16, so that was repeated"),
+        ({"verified": True, "client": []}, "yes, the text's own gradient is 2.0e-02 away"),
+        ({"attack": "auto", "stop": "Why."}, "attack            auto (the answer is span's); ended: Why."),
+        ({"attack": "dlg", "stop": "Why.", "verified": True}, "attack            dlg; ended: Why."),
     ],
 )
 def test_the_summary_fits_what_happened(changes, words):
     assert words in written({**RESULT, **changes})
+
+
+@pytest.mark.parametrize(
+    ("match", "recall", "words"),
+    [
+        (9, 9, "All of the text leaked through gradient matching: 9 of 9 tokens recovered, 9 in place."),
+        (2, 9, "Every token leaked through gradient matching: 9 of 9 tokens recovered, 2 in place."),
+        (0, 7, "Most of the text leaked through gradient matching: 7 of 9 tokens recovered, 0 in place."),
+        (2, 6, "A part of the text leaked through gradient matching: 6 of 9 tokens recovered, 2 in place."),
+        (1, 1, "Little of the text leaked through gradient matching: 1 of 9 tokens recovered, 1 in place."),
+        (0, 0, "No token was recovered: 0 of 9."),
+    ],
+)
+def test_how_much_leaked_is_graded_on_the_worse_of_match_and_recall(match, recall, words):
+    assert how_much(scored(9, match, recall)) == words
+
+
+def test_tokens_that_the_vocabulary_lacks_are_never_said_to_have_leaked():
+    assert how_much(scored(4, 4, 4) | {"unknown_tokens": 5}) == (
+        "All of the text that the vocabulary has leaked through gradient matching: "
+        "4 of 4 tokens recovered, 4 in place; "
+        "5 tokens have no entry in this model's vocabulary and count nowhere."
+    )
+    nothing = how_much(scored(0, 0, 0) | {"unknown_tokens": 1})
+    assert nothing == "No text could be recovered: 1 token has no entry in this model's vocabulary."
+
+
+def test_the_verdict_itself_says_that_weights_are_random():
+    random = scored(9, 9, 9) | {"weights": "random"}
+    assert how_much(random).endswith(" On random weights: no statement about a trained model.")
+    assert "random" not in how_much(random | {"weights": "pretrained"})
+    unscored = {"token_match_rate": None, "verified": True, "weights": "random", "sentences": []}
+    assert how_much(unscored).endswith("no statement about a trained model.")
+
+
+def scored(tokens: int, match: int, recall: int) -> dict:
+    """A result of one sentence of so many tokens."""
+    rates = {"token_match_rate": match / max(tokens, 1), "token_recall": recall / max(tokens, 1)}
+    return {**rates, "channel": "matching", "sentences": [{**rates, "tokens": tokens}]}
 
 
 @pytest.mark.parametrize("changes", [{"reference": None}, {"exact": True}, {"exact": False}])
@@ -471,11 +553,13 @@ def test_the_summary_says_why_a_run_ended_and_that_weights_are_random():
     assert "The time limit was reached." in text
     assert "random" in text
     shown.print(summary({"stop": "Equal.", "verified": True, "weights": "pretrained"}))
-    assert "Equal." not in shown.export_text()
+    text = shown.export_text()
+    assert "Equal." in text
+    assert "random" not in text
 
 
 def test_one_is_not_written_in_the_plural():
-    one = [{**RESULT["sentences"][0], "tokens": 1, "token_match_rate": 1.0}]
+    one = [{**RESULT["sentences"][0], "tokens": 1, "token_match_rate": 1.0, "token_recall": 1.0}]
     text = written({**RESULT, "evaluations": 1, "tokens": 1, "sentences": one, "token_match_rate": 1.0})
-    for words in ("1 of 1 token is right, at its place", "n = 1 token,", ", 1 evaluation\n"):
+    for words in ("1 of 1 token recovered, 1 in place", "n = 1 token,", ", 1 evaluation\n"):
         assert words in re.sub(r" +\n", "\n", text), words

@@ -13,6 +13,7 @@ from textleak.clients.view import AnyModel, Clock, View, view_of
 from textleak.errors import InputError
 from textleak.events import Followed, Phase, Progress, Recovery, Stop, main_channel
 from textleak.models.base import Modality
+from textleak.proof.certificate import Certificate
 from textleak.registry import Registry
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
@@ -141,6 +142,22 @@ def _counted(steps: Steps, clock: Clock | None) -> Steps:
         steps=max(recovery.steps, totals.steps),
         evaluations=max(recovery.evaluations, totals.evaluations),
         channel=recovery.channel or main_channel(recovery.sentences),
+    )
+
+
+def certified(recovery: Recovery, certificate: Certificate) -> Recovery:
+    """An answer with what its own gradient says: why the attack ended, how far it is, and that as its loss without one.
+
+    Args:
+        recovery: the answer; why it ended where the certificate proves nothing.
+        certificate: of it.
+    """
+    distance, loss = certificate.gradient_distance, recovery.final_loss
+    return dataclasses.replace(
+        recovery,
+        stop=certificate.stop(recovery.stop),
+        final_loss=distance if loss is None else loss,
+        gradient_distance=distance if certificate.verified else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.base import ATTACKS, Steps, certified
 from textleak.attacks.search.labels import rank_labels
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import View
@@ -180,14 +180,13 @@ class Embedding:
         found = found_in(view, seen)
         sentences = () if found is None else _sentences(model, seen, found)
         yield Progress(phase="rows", step=1, steps=1, total_steps=1, sentences=sentences)
-        certificate, stop, evaluations = Certificate(gradient_distance=None, verified=None), Stop.CONVERGED, 0
+        certificate, evaluations = Certificate(gradient_distance=None, verified=None), 0
         if found is not None and all(token != OPEN for row in found.rows for token in row):
             yield Phase(name="verify", detail="the answer's own gradient")
             for labeled in _labeled(model, sentences):
                 evaluations += 1
                 certificate = certify(view, labeled)
-                stop = certificate.stop(Stop.CONVERGED)
-                if stop.settled:
+                if certificate.stop(Stop.READ).settled:
                     sentences = labeled
                     break
             yield Progress(
@@ -198,16 +197,16 @@ class Embedding:
                 total_steps=1,
                 sentences=sentences,
             )
-        return Recovery(
+        recovery = Recovery(
             sentences=sentences,
-            stop=stop,
-            final_loss=certificate.gradient_distance,
+            stop=Stop.READ,
+            final_loss=None,
             steps=1,
             evaluations=evaluations,
             channel="embedding",
             notes=(found or seen).notes,
-            gradient_distance=certificate.gradient_distance if certificate.verified else None,
         )
+        return certified(recovery, certificate)
 
 
 def _labeled(model: TextModel, sentences: tuple[Sentence, ...]) -> Iterator[tuple[Sentence, ...]]:

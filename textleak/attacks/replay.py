@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.base import ATTACKS, Steps, certified
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
@@ -106,15 +106,15 @@ class Replay:
         if not certificate.verified:
             yield Phase(name="verify", detail="the answer's own update")
             certificate = certify(view, _sentences(view, best))
-        return Recovery(
+        recovery = Recovery(
             sentences=_sentences(view, best),
-            stop=certificate.stop(Stop.TIME if view.clock.over else Stop.CONVERGED),
+            stop=Stop.TIME if view.clock.over else Stop.CONVERGED,
             final_loss=scores([best])[best],
             evaluations=scores.evaluations,
             channel="replay",
             notes=certificate.notes,
-            gradient_distance=certificate.gradient_distance if certificate.verified else None,
         )
+        return certified(recovery, certificate)
 
 
 def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.base import ATTACKS, Steps, certified
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.adapters.measured import measures
@@ -85,23 +85,20 @@ def answer(view: View, found: Found) -> Recovery:
     model, shared = view.text_model, view.shared
     sentences = shown(model, shared, found)
     certificate = Certificate(gradient_distance=None, verified=False)
-    if found.proved:
-        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.CONVERGED
-        return Recovery(
-            sentences=sentences, stop=stop, final_loss=None, steps=1, channel=found.channel, notes=found.notes
-        )
-    if found.complete and not any(token == OPEN for row in found.rows for token in row):
-        certificate = certify(view, sentences)
-    return Recovery(
+    recovery = Recovery(
         sentences=sentences,
-        stop=certificate.stop(Stop.CONVERGED),
-        final_loss=certificate.gradient_distance,
+        stop=Stop.READ,
+        final_loss=None,
         steps=1,
-        evaluations=1,
         channel=found.channel,
         notes=found.notes,
-        gradient_distance=certificate.gradient_distance if certificate.verified else None,
     )
+    if found.proved:
+        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.READ
+        return dataclasses.replace(recovery, stop=stop)
+    if found.complete and not any(token == OPEN for row in found.rows for token in row):
+        certificate = certify(view, sentences)
+    return certified(dataclasses.replace(recovery, evaluations=1), certificate)
 
 
 def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sentence, ...]:

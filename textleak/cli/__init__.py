@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from textleak import __version__
 from textleak.cli import (
+    audit,
     bench,
     common,
     compare,
     doctor,
     evaluate,
     image,
+    init,
+    look_up,
     models,
     outputs,
+    panels,
     registries,
     report,
     run,
@@ -36,7 +41,7 @@ app = typer.Typer(
     cls=common.Group,
     help="Audit how much private text a shared gradient gives away.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -57,19 +62,38 @@ def _top(
     """Audit how much private text a shared gradient gives away."""
 
 
-app.command("run", cls=common.Command)(run.command)
-app.command("image", cls=common.Command)(image.command)
-app.command("eval", cls=common.Command)(evaluate.command)
-app.command("share", cls=common.Command)(share.command)
-app.command("tui", cls=common.Command)(tui.command)
-app.command("models", cls=common.Command)(models.command)
-app.command("attacks", cls=common.Command)(registries.attacks)
-app.command("clients", cls=common.Command)(registries.clients)
-app.command("defenses", cls=common.Command)(registries.defenses)
-app.command("report", cls=common.Command)(report.command)
-app.command("compare", cls=common.Command)(compare.command)
-app.command("bench", cls=common.Command)(bench.command)
-app.command("doctor", cls=common.Command)(doctor.command)
+# Every command, by the group that it is listed in.
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    panels.AUDIT: {
+        "run": run.command,
+        "audit": audit.command,
+        "image": image.command,
+        "eval": evaluate.command,
+    },
+    panels.READ: {
+        "tui": tui.command,
+        "report": report.command,
+        "compare": compare.command,
+    },
+    panels.MAKE: {
+        "share": share.command,
+        "init": init.command,
+    },
+    panels.LOOK_UP: {
+        "attacks": registries.attacks,
+        "clients": registries.clients,
+        "defenses": registries.defenses,
+        "models": models.command,
+        "settings": look_up.command,
+        "bench": bench.command,
+        "doctor": doctor.command,
+    },
+}
+for _group, _commands in _COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, cls=common.Command, rich_help_panel=_group, epilog=panels.EPILOGS.get(_name))(
+            _command
+        )
 
 
 def main() -> None:

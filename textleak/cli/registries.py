@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from textleak.cli import common
 from textleak.describe import describe
+from textleak.shared.traits import Trait
 
 if TYPE_CHECKING:
     from textleak.registry import Registry
@@ -22,7 +23,53 @@ def attacks(name: Name = None, json_: common.Json = False) -> None:
     """List the attacks, or one with its options."""
     from textleak.attacks import ATTACKS
 
-    _show(ATTACKS, name, as_json=json_, how="--set attack.OPTION=VALUE")
+    if name is not None or json_:
+        _show(ATTACKS, name, as_json=json_, how="--set attack.OPTION=VALUE")
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("attack", "use when", "needs", "paper", "reads", box=box.SIMPLE_HEAD, pad_edge=False)
+    for key in ATTACKS:
+        attack, card = ATTACKS[key], _CARDS.get(key, _Card())
+        needs = ", ".join(_NEEDS[trait.name] for trait in Trait if trait in attack.needs) or "nothing"
+        reads = ", ".join(sorted(modality.value for modality in attack.reads))
+        when = card.when or describe(key, attack)["summary"]
+        table.add_row(*map(Text, (key, when, needs, card.paper, reads)))
+    hint = Text("Options: `textleak attacks NAME`. `auto` is the default for text, `dlg` for pictures.")
+    common.print_listing(table, hint)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Card:
+    """What a person chooses an attack by."""
+
+    when: str = ""
+    paper: str = "-"
+
+
+# Of the attacks that ship; an outside one is told by its first line.
+_CARDS = {
+    "auto": _Card(when="you want the most that a gradient gives away", paper="ours"),
+    "cosine": _Card(when="pictures of ResNets and vision transformers", paper="Geiping et al. 2020"),
+    "dlg": _Card(when="you compare with DLG; pictures of LeNet", paper="Zhu et al. 2019"),
+    "embedding": _Card(when="the embeddings' gradients were shared", paper="ours"),
+    "idlg": _Card(when="you compare with iDLG; one sample", paper="Zhao et al. 2020"),
+    "lamp": _Card(when="you compare with LAMP", paper="Balunović et al. 2022"),
+    "match": _Card(when="you watch optimizing, or set its options", paper="ours"),
+    "replay": _Card(when="several local steps, one sentence", paper="ours"),
+    "span": _Card(when="fewer tokens than the hidden size; proofs", paper="after Petrov et al. 2024"),
+    "tag": _Card(when="you compare with TAG", paper="Deng et al. 2021"),
+}
+# Traits of a client's procedure, in a word or two.
+_NEEDS = {
+    "ONE_POINT": "gradients at the public weights",
+    "ADDITIVE": "sums over samples",
+    "IN_SPAN": "clean inputs",
+    "SCALED": "known scale",
+    "REPEATABLE": "nothing drawn",
+}
 
 
 @common.guarded
@@ -38,24 +85,47 @@ def clients(name: Name = None, json_: common.Json = False) -> None:
     """List how clients may train, or one kind with its options."""
     from textleak.clients import CLIENTS
 
+    if name is not None and name in _presets():
+        _show_preset(name, as_json=json_)
+        return
     _show(CLIENTS, name, as_json=json_, how="--client NAME:OPTION=VALUE,...")
     if name is None and not json_:
         _show_presets()
+
+
+def _presets() -> dict[str, tuple[object, ...]]:
+    """The kinds of client that each preset stands for."""
+    from textleak.settings.presets import CLIENTS, client_kinds, preset_names
+
+    names = [preset.rpartition("/")[2] for preset in preset_names(CLIENTS)]
+    return {name: client_kinds(name) for name in names}
+
+
+def _show_preset(name: str, *, as_json: bool) -> None:
+    """What one preset stands for, and where its kinds are explained."""
+    from rich.text import Text
+
+    kinds = [str(kind) for kind in _presets()[name]] or ["one-step"]
+    if as_json:
+        common.print_json({"name": name, "kinds": kinds})
+        return
+    lines = [Text(name, style="bold"), Text("A preset; it stands for:")]
+    lines += [Text(f"  --client {kind}") for kind in kinds]
+    known = " ".join(dict.fromkeys(kind.partition(":")[0] for kind in kinds))
+    hint = Text(f"Options of a kind: `textleak clients KIND` ({known}).", style="bright_black")
+    common.print_listing(*lines, hint)
 
 
 def _show_presets() -> None:
     """What `--client` takes beside the kinds."""
     from rich import box
     from rich.table import Table
-
-    from textleak.settings.presets import CLIENTS, client_kinds, preset_names
+    from rich.text import Text
 
     table = Table("preset", "what it stands for", box=box.SIMPLE_HEAD, pad_edge=False)
-    for preset in preset_names(CLIENTS):
-        known = preset.rpartition("/")[2]
-        kinds = [f"--client {kind}" for kind in client_kinds(known)]
-        table.add_row(known, " ".join(kinds) or "--client one-step")
-    common.stdout().print(table)
+    for name, found in _presets().items():
+        table.add_row(name, Text(" ".join(f"--client {kind}" for kind in found) or "--client one-step"))
+    common.print_listing(table)
 
 
 def _show(registry: Registry[Any], name: str | None, *, as_json: bool, how: str) -> None:
@@ -67,34 +137,23 @@ def _show(registry: Registry[Any], name: str | None, *, as_json: bool, how: str)
     if as_json:
         common.print_json(described if name is None else described[0])
         return
-    console = common.stdout()
     if name is None:
         table = Table(registry.kind, "what it does", "options", box=box.SIMPLE_HEAD, pad_edge=False)
         for one in described:
-            table.add_row(one["name"], one["summary"], ", ".join(o["name"] for o in one["options"]) or "-")
-        console.print(table)
+            options = ", ".join(option["name"] for option in one["options"]) or "-"
+            table.add_row(*map(Text, (one["name"], one["summary"], options)))
+        common.print_listing(table)
         return
     one = described[0]
-    console.print(Text(one["name"], style="bold"))
-    console.print(Text(one["summary"]))
+    parts: list[Any] = [Text(one["name"], style="bold"), Text(one["summary"])]
     if one["options"]:
         table = Table("option", "takes", "default", "what it is", box=box.SIMPLE_HEAD, pad_edge=False)
         for option in one["options"]:
-            default = Text(_value_in_words(option["default"]))
-            table.add_row(option["name"], _type_in_words(option["type"]), default, Text(option["doc"]))
-        console.print(table)
-        console.print(Text(f"Set one with {how}.", style="bright_black"))
-
-
-_TYPES = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "None": "null"}
-
-
-def _type_in_words(name: str) -> str:
-    """What an option takes, as it is written behind --set."""
-    choices = re.fullmatch(r"Literal\[(.*)\]", name)
-    if choices:
-        return " | ".join(choice.strip().strip("'\"") for choice in choices[1].split(","))
-    return " or ".join(_TYPES.get(part, part) for part in name.split(" | "))
+            doc = option["doc"].replace("None for", "null for")  # as --set writes it
+            default = _value_in_words(option["default"])
+            table.add_row(*map(Text, (option["name"], option["takes"], default, doc)))
+        parts += [table, Text(f"Set one with {how}.", style="bright_black")]
+    common.print_listing(*parts)
 
 
 def _value_in_words(value: object) -> str:

@@ -59,18 +59,18 @@ def command(
     targets = [out] if out is not None else [folder / "report.html", folder / "report.md"]
     if json_:
         if out is not None:
-            _write(report, out, redact=redact)
+            write_page(report, out, redact=redact)
         common.print_json(to_json(report, redact=redact))
         return
     console = common.stdout()
     for target in targets:
-        _write(report, target, redact=redact)
+        write_page(report, target, redact=redact)
     console.print(" ".join(report.headline), markup=False, soft_wrap=True)
     for target in targets:
         console.print(str(target), markup=False, soft_wrap=True)
 
 
-def _write(report: Report, path: Path, *, redact: bool) -> None:
+def write_page(report: Report, path: Path, *, redact: bool) -> None:
     """Write one file, readable by its owner only: it quotes private text.
 
     Raises:

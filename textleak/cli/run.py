@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,9 +27,9 @@ def command(
             "--attack",
             "-a",
             metavar="TEXT",
-            help="match | auto | dlg | idlg | tag | cosine | lamp | embedding | span | replay, or one of a package's; "
+            help="auto | match | dlg | idlg | tag | cosine | lamp | embedding | span | replay, or one of a package's; "
             "`textleak attacks` lists them.",
-            show_default="match",
+            show_default="auto",
         ),
     ] = None,
     prior: Annotated[
@@ -72,13 +72,15 @@ def command(
 ) -> None:
     """Recover the text behind one shared gradient, live."""
     flags = common.settings_given(locals())
+    if config is None and gradients is None:
+        common.starting(model, default="bert-tiny")
 
     from textleak.settings import load_run_config
 
     settings = load_run_config(config, flags, assignments or ())
     done = drive.carry_out(lambda: _prepare(settings), settings.out)
     drive.answer(done, as_json=json_)
-    if settings.fail_above is not None and _above(done.result, settings.fail_above):
+    if settings.fail_above is not None and drive.above(done.result, settings.fail_above):
         raise typer.Exit(common.ABOVE)
 
 
@@ -104,25 +106,3 @@ def _prepare(settings: RunConfig) -> TextJob:
     )
     drive.say_run(job, f"{facts['task']}, {facts['weights']} weights", f"{batch}, {size}")
     return job
-
-
-def _above(result: dict[str, Any], limit: float) -> bool:
-    """Whether more leaked than `--fail-above` allows, said on stderr."""
-    rate = result["token_match_rate"]
-    console = common.stderr()
-    if rate is None and result["verified"]:
-        console.print(
-            f"All of the text was recovered (verified), which is above --fail-above {limit}.",
-            style="bold red",
-        )
-        return True
-    if rate is None:
-        console.print(
-            "--fail-above can't be judged: without the truth there is no token match rate (give --truth).",
-            style="yellow",
-            soft_wrap=True,
-        )
-        return False
-    if rate > limit:
-        console.print(f"The token match rate {rate:.3f} is above --fail-above {limit}.", style="bold red")
-    return bool(rate > limit)

@@ -90,6 +90,8 @@ def _settings(
 
 def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
     """Write both files; what is in them."""
+    from rich.text import Text
+
     from textleak import owned, runs
     from textleak.errors import InputError
     from textleak.jobs.base import model_facts
@@ -111,6 +113,9 @@ def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
     threads = set_threads(settings.threads)
     with common.loading():
         model, shared, secret, sizes = _computed(settings)
+    for name, notes in sizes.get("conversions", {}).items():
+        for note in notes:
+            common.stderr().print(Text(f"{name}: {note}.", style="yellow"), soft_wrap=True)
     if "hidden_size" in sizes:  # the papers' networks for pictures have random weights anyway
         common.say_weights(model.weights, model.source, model.name)
     truth = _write(shared, secret, out)
@@ -140,9 +145,19 @@ def _computed(
 
     if isinstance(settings, PictureConfig):
         network = images.load(settings)
-        seen, pictures = images.share_pictures(settings, network, images.read_pictures(settings, network))
-        shape = list(network.shape)
-        return network, seen, pictures, {"batch_size": len(pictures.labels), "picture_shape": shape}
+        read = images.read_pictures(settings, network)
+        seen, pictures = images.share_pictures(settings, network, read)
+        done = {picture.name: list(picture.notes) for picture in read if picture.notes}
+        return (
+            network,
+            seen,
+            pictures,
+            {
+                "batch_size": len(pictures.labels),
+                "picture_shape": list(network.shape),
+                "conversions": done,
+            },
+        )
     sentences = settings.batch()
     model = text.load(settings)
     shared, secret = text.share_text(settings, model, sentences)

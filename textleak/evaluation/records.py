@@ -84,6 +84,7 @@ class SentenceRecord:
     rougeL_words: _Rate
     label: int | None
     recovered_label: int | None
+    unknown_tokens: _Count = 0
     secrets: tuple[PlantedSecret, ...] = ()
 
 

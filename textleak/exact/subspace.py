@@ -26,6 +26,11 @@ from textleak.shared.gradient import SharedGradient
 # that is this much larger (our choice; measured in float32: rounding lies at 0.2 to 0.5 eps with steps under 3 in it,
 # the step to it is 1e4 to 1e6 on minilm with 1 to 4 sentences, 40 to 200 on a random bert-tiny with 2).
 _ROUNDING_RANGE, _CLEAR_STEP = 16.0, 8.0
+# Or where what follows is level, as independent errors of its entries are: those that a difference of weights keeps of
+# their rounding, in units of the step. Its largest value is within this factor of the median of at least so many (our
+# choice; Marchenko & Pastur 1967: 2.5 for a square matrix, less for others; measured on minilm after a step of SGD at
+# rates of 1 to 1e-3: 1.9 to 2.2, behind steps of 1e4 to 14).
+_LEVEL, _LEVEL_VALUES = 4.0, 32
 # Rounding errors of an input of the second block, of one entry's eps (our choice; measured in float32 on gpt2 and
 # smollm2: 1 to 13).
 _ROUNDINGS = 8.0
@@ -201,11 +206,20 @@ def spectrum_end(s_R: Tensor, rounding: float) -> tuple[float, float, bool]:
     if len(s_R) < 2:
         return rounding / 8, rounding, False
     after_R = s_R[1:].clamp_min(rounding / 8)
-    step_R = (s_R[:-1] / after_R).where(after_R <= _ROUNDING_RANGE * rounding, 0.0)
+    step_R = (s_R[:-1] / after_R).where((after_R <= _ROUNDING_RANGE * rounding) | _level(after_R), 0.0)
     last = int(step_R.argmax())
     if float(step_R[last]) < _CLEAR_STEP:
         return rounding / 8, rounding, False
     return float((s_R[last] * after_R[last]).sqrt()), float(after_R[last]), True
+
+
+def _level(after_R: Tensor) -> Tensor:
+    """At which of descending values the rest, that one first, is as level as the singular values of noise."""
+    count = len(after_R)
+    first_R = torch.arange(count)
+    medians_R = after_R[((first_R + count) // 2).clamp(max=count - 1)]
+    many_R = (count - first_R >= _LEVEL_VALUES).to(after_R.device)
+    return (after_R <= _LEVEL * medians_R) & many_R
 
 
 def _excess(gradient_OI: Tensor, sigma: float) -> float:

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
     from textleak.attacks import Attack
     from textleak.attacks.base import Steps
     from textleak.clients.view import AnyModel, View
-    from textleak.models.base import Model
+    from textleak.models.base import Modality, Model
     from textleak.private.secrets import ImageSecret, Secret
     from textleak.proof.certificate import Certificate
     from textleak.shared.gradient import SharedGradient
     from textleak.shared.public import PublicClient, PublicDefense
 
 _PRIVATE = ("sentences", "labels")
+# Of what `--json` prints: raised where a field goes or means something else, not where one is added.
+SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job(abc.ABC):
     """A run that can go: everything is loaded and checked.
 
-    A kind of data fills in what is its own: `facts`, `truth`, `scores`, `certificate`.
+    A kind of data fills in what is its own: `modality`, `facts`, `truth`, `truth_fits`, `scores`, `certificate`.
 
     Attributes:
         config: what was asked for.
@@ -92,6 +94,11 @@ class Job(abc.ABC):
         hidden += [NO_CLIENT] if self.client != self.shared.client else []
         return [*self.shared.known.told, *hidden]
 
+    @staticmethod
+    @abc.abstractmethod
+    def modality() -> Modality:
+        """The kind of data."""
+
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
         """What the settings say of this kind of data alone."""
@@ -99,6 +106,10 @@ class Job(abc.ABC):
     @abc.abstractmethod
     def truth(self) -> Truth | None:
         """What viewers may compare with; None where the truth isn't known."""
+
+    @abc.abstractmethod
+    def truth_fits(self) -> bool:
+        """Whether the truth can be what the shared gradient is of; asked only where it is known."""
 
     @abc.abstractmethod
     def scores(self, recovery: Recovery) -> dict[str, Any]:
@@ -147,10 +158,12 @@ class Job(abc.ABC):
                 that did so itself has said what came of it.
         """
         from textleak.proof.certificate import own_certificate
+        from textleak.scoring.headline import how_much
 
         certificate = self.certificate(recovery) if certified else own_certificate(recovery)
         proof = proof_of(recovery, certificate)
-        return {
+        result = {
+            "schema_version": SCHEMA_VERSION,
             **{key: value for key, value in self.settings.items() if key not in _PRIVATE},
             "versions": versions(),
             "outcome": outcome,
@@ -170,6 +183,7 @@ class Job(abc.ABC):
             "run_dir": run_dir,
             **self.scores(recovery),
         }
+        return {**result, "summary": how_much(result)}
 
 
 def model_facts(model: Model) -> dict[str, Any]:

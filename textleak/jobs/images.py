@@ -6,7 +6,6 @@ As `textleak.jobs.text` for text, and driven in the same way.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,15 @@ from textleak.data.pictures import Picture, chosen_pictures
 from textleak.errors import InputError
 from textleak.events import Recovery, Truth
 from textleak.jobs.base import Job
-from textleak.jobs.files import asked_by_file, check_model, done_to, read_gradient, tell_less
-from textleak.jobs.parts import asked_for, build_attack, build_client, build_defenses, set_threads
+from textleak.jobs.files import asked_by_file, read_gradient
+from textleak.jobs.parts import asked_for, build_client, build_defenses
+from textleak.jobs.prepared import Batch, prepared
 from textleak.settings import ImageConfig, PictureConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from textleak.models.base import Modality
     from textleak.models.vision import ImageModel
     from textleak.private.secrets import ImageSecret
     from textleak.proof.certificate import Certificate
@@ -43,6 +44,13 @@ class ImageJob(Job):
     model: ImageModel
     secret: ImageSecret | None
     pictures: tuple[Picture, ...] = ()
+
+    @staticmethod
+    def modality() -> Modality:
+        """Pictures."""
+        from textleak.models.base import Modality
+
+        return Modality.PICTURES
 
     def facts(self) -> dict[str, Any]:
         """The pictures, and how many numbers they are beside what the gradient determines."""
@@ -84,6 +92,18 @@ class ImageJob(Job):
             labels=self.secret.labels,
         )
 
+    def truth_fits(self) -> bool:
+        """Whether shapes, labels and their numbers are those of such a batch."""
+        secret, model = self.secret, self.model
+        assert secret is not None
+        count = len(secret.labels)
+        return (
+            count > 0
+            and tuple(secret.pictures_BCHW.shape) == (count, *model.shape)
+            and all(0 <= label < model.num_labels for label in secret.labels)
+            and self.shared.known.size in (None, count)
+        )
+
     def recovered(self, recovery: Recovery) -> Tensor:
         """The answer's pictures, (B, channels, height, width)."""
         import torch
@@ -94,9 +114,10 @@ class ImageJob(Job):
 
     def certificate(self, recovery: Recovery) -> Certificate:
         """What the answer's own gradient says."""
-        from textleak.proof.certificate import certify_pictures
+        from textleak.proof.certificate import certify
+        from textleak.proof.pictures import Pictures
 
-        return certify_pictures(self.view, self.recovered(recovery), recovery.labels)
+        return certify(self.view, Pictures(self.recovered(recovery), recovery.labels))
 
     def scores(self, recovery: Recovery) -> dict[str, Any]:
         """Figures, each picture's and their means; null where the truth isn't known."""
@@ -110,45 +131,19 @@ class ImageJob(Job):
 
 
 def prepare(config: ImageConfig) -> ImageJob:
-    """Load and check all that a run needs; nothing is written.
+    """`textleak.jobs.prepared.prepared`, for pictures.
 
     Raises:
         InputError: whatever the caller can mend.
     """
-    began = time.perf_counter()
-    attack = build_attack(config)
-    from textleak.attacks.base import check_reads
-    from textleak.models.base import Modality
+    return prepared(ImageJob, config, share=lambda: _share(config), read=lambda: _read(config))
 
-    check_reads(attack, Modality.PICTURES)
-    build_client(config)
-    build_defenses(config)  # what is wrong with them is said before anything is loaded
-    threads = set_threads(config.threads)
-    pictures: tuple[Picture, ...] = ()
-    secret: ImageSecret | None
-    if config.gradients is None:
-        model = load(config)
-        pictures = read_pictures(config, model)
-        shared, secret = share_pictures(config, model, pictures)
-    else:
-        model, shared, secret = _read(config)
-    done, client = done_to(shared, secret)
-    job = ImageJob(
-        config=config,
-        attack=attack,
-        shared=shared if config.gradients is None else tell_less(shared, config),
-        model=model,
-        secret=secret,
-        pictures=pictures,
-        defenses=done,
-        client=client,
-        threads=threads,
-        seconds_to_load=time.perf_counter() - began,
-    )
-    if config.gradients is not None:
-        check_model(job)
-        _check_truth(job)
-    return job
+
+def _share(config: ImageConfig) -> Batch:
+    model = load(config)
+    pictures = read_pictures(config, model)
+    shared, secret = share_pictures(config, model, pictures)
+    return Batch(model=model, shared=shared, secret=secret, more={"pictures": pictures})
 
 
 def load(config: PictureConfig) -> ImageModel:
@@ -195,7 +190,7 @@ def share_pictures(
     )
 
 
-def _read(config: ImageConfig) -> tuple[ImageModel, SharedGradient, ImageSecret | None]:
+def _read(config: ImageConfig) -> Batch:
     """A gradient from a file, its model, and the truth where a file of it was given."""
     from textleak.models.base import Modality
     from textleak.models.loading.images import ALIASES, ImageRequest, load_images
@@ -221,20 +216,4 @@ def _read(config: ImageConfig) -> tuple[ImageModel, SharedGradient, ImageSecret 
             channels=config.channels if "channels" in given else channels,
         )
     )
-    return model, shared, secret
-
-
-def _check_truth(job: ImageJob) -> None:
-    secret, shared, model, config = job.secret, job.shared, job.model, job.config
-    if secret is None:
-        return
-    count = len(secret.labels)
-    fits = count > 0 and tuple(secret.pictures_BCHW.shape) == (count, *model.shape)
-    fits = fits and all(0 <= label < model.num_labels for label in secret.labels)
-    fits = fits and shared.known.size in (None, count)
-    if not fits:
-        raise InputError(
-            f"{config.truth} doesn't fit {config.gradients}.",
-            why=f"Its pictures or labels are not those of a batch for {model.name}.",
-            fix="Give the .truth.json that was written beside the gradient.",
-        )
+    return Batch(model=model, shared=shared, secret=secret)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
 from textleak.runs import cores
-from textleak.settings import MOST_THREADS, ClientConfig, ImageConfig, PictureConfig, RunConfig
+from textleak.settings import (
+    DEFAULT_ATTACK,
+    MOST_THREADS,
+    ClientConfig,
+    ImageConfig,
+    PictureConfig,
+    RunConfig,
+)
 
 if TYPE_CHECKING:
     from textleak.attacks import Attack
@@ -27,7 +34,17 @@ def build_attack(config: RunConfig | ImageConfig) -> Attack:
                 f"--prior {config.prior} was given, but the attack {name} has no language-model prior.",
                 fix="Leave --prior out, or use --attack lamp.",
             )
-    return ATTACKS.build(name, config.attack_options())
+    given = config.attack_options()
+    if name == DEFAULT_ATTACK:
+        own = {option.name for option in dataclasses.fields(ATTACKS[name])}  # type: ignore[arg-type]
+        for option in given:
+            if option not in own:
+                raise InputError(
+                    f"The attack {name} has no option {option}.",
+                    why="It tries every channel that was shared, each as it comes.",
+                    fix="Name the attack that the option is for, for example --attack match.",
+                )
+    return ATTACKS.build(name, given)
 
 
 def build_defenses(config: ClientConfig | PictureConfig) -> tuple[Defense, ...]:

@@ -1,26 +1,25 @@
 """One run on text from its settings to its result: load, share or read a gradient, attack, score, certify.
 
-`prepare` does everything that can be the caller's fault, so that a run folder is made only for a run that can
-go. `jobs.base.drive` takes it to its end in a run folder's recorder; a caller without one drives `steps()` and hands
-the recovery to `result`. Who shows what happens is the caller's affair.
+`prepare` makes a run that can go; `jobs.base.drive` takes it to its end in a run folder's recorder. A caller without
+one drives `steps()` and hands the recovery to `result`. Who shows what happens is the caller's affair.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from textleak.errors import InputError
 from textleak.events import Position, Recovery, Sentence, Truth
 from textleak.jobs.base import Job
-from textleak.jobs.files import asked_by_file, check_model, done_to, read_gradient, tell_less
-from textleak.jobs.parts import asked_for, build_attack, build_client, build_defenses, set_threads
+from textleak.jobs.files import asked_by_file, read_gradient
+from textleak.jobs.parts import asked_for, build_client, build_defenses
+from textleak.jobs.prepared import Batch, prepared
 from textleak.settings import ClientConfig, RunConfig
 
 if TYPE_CHECKING:
     from textleak.models import TextModel
+    from textleak.models.base import Modality
     from textleak.private.secrets import Secret
     from textleak.proof.certificate import Certificate
     from textleak.shared.gradient import SharedGradient
@@ -37,6 +36,13 @@ class TextJob(Job):
     model: TextModel
     secret: Secret | None
 
+    @staticmethod
+    def modality() -> Modality:
+        """Text."""
+        from textleak.models.base import Modality
+
+        return Modality.TEXT
+
     def facts(self) -> dict[str, Any]:
         """The batch and its size beside the model's."""
         return {
@@ -50,8 +56,10 @@ class TextJob(Job):
         """What viewers may compare with; None where the truth isn't known."""
         if self.secret is None:
             return None
+        from textleak import scoring
+
         labels = self.secret.labels or (None,) * len(self.secret.ids)
-        special = self.model.special_ids
+        special = scoring.uncounted(self.model)  # a viewer counts none of them
         return Truth(
             sentences=tuple(
                 Sentence(
@@ -64,6 +72,18 @@ class TextJob(Job):
                 )
                 for sentence, ids, label in zip(self.secret.sentences, self.secret.ids, labels, strict=True)
             )
+        )
+
+    def truth_fits(self) -> bool:
+        """Whether tokens, labels and their numbers are those of such a batch."""
+        secret, known, model = self.secret, self.shared.known, self.model
+        assert secret is not None
+        return (
+            0 < len(secret.ids) == len(secret.sentences)
+            and all(0 <= token < model.vocab_size for ids in secret.ids for token in ids)
+            and (secret.labels is None or len(secret.labels) == len(secret.ids))
+            and known.batch_size in (None, len(secret.ids))
+            and known.lengths in (None, tuple(map(len, secret.ids)))
         )
 
     def certificate(self, recovery: Recovery) -> Certificate:
@@ -88,6 +108,7 @@ class TextJob(Job):
                 **self._sizes(recovery),
                 "sentences": [self._without_truth(sentence) for sentence in recovery.sentences],
                 **dict.fromkeys((*SCORES, *WORD_SCORES)),
+                "unknown_tokens": None,
                 "surplus": [],
                 "stages": {},
             }
@@ -102,6 +123,7 @@ class TextJob(Job):
                 {**sentence, "tokens": len(sentence["reference_tokens"])} for sentence in scores["sentences"]
             ],
             **{figure: scores[figure] for figure in (*SCORES, *WORD_SCORES)},
+            "unknown_tokens": scores["unknown_tokens"],
             "surplus": list(scores["surplus"]),
             "stages": {
                 name: {figure: getattr(stage, figure) for figure in SCORES} for name, stage in stages.items()
@@ -112,7 +134,7 @@ class TextJob(Job):
         tokens = [p.text for p in sentence.positions if not p.special]
         unknown = ("reference", "reference_tokens", "token_match_rate", "token_recall", "exact", *SCORES[3:])
         return {
-            **dict.fromkeys((*unknown, *WORD_SCORES)),
+            **dict.fromkeys((*unknown, *WORD_SCORES, "unknown_tokens")),
             "recovered": sentence.text,
             "recovered_tokens": tokens,
             "label": None,
@@ -140,39 +162,19 @@ class TextJob(Job):
 
 
 def prepare(config: RunConfig) -> TextJob:
-    """Load and check all that a run needs; nothing is written.
+    """`textleak.jobs.prepared.prepared`, for text.
 
     Raises:
         InputError: whatever the caller can mend (see the command line's contract).
     """
-    began = time.perf_counter()
     sentences = config.batch()
-    attack = build_attack(config)
-    build_client(config)
-    build_defenses(config)  # what is wrong with them is said before anything is loaded
-    threads = set_threads(config.threads)
-    secret: Secret | None
-    if config.gradients is None:
-        model = load(config)
-        shared, secret = share_text(config, model, sentences)
-    else:
-        model, shared, secret = _read(config)
-    done, client = done_to(shared, secret)
-    job = TextJob(
-        config=config,
-        attack=attack,
-        shared=shared if config.gradients is None else tell_less(shared, config),
-        model=model,
-        secret=secret,
-        defenses=done,
-        client=client,
-        threads=threads,
-        seconds_to_load=time.perf_counter() - began,
-    )
-    if config.gradients is not None:
-        check_model(job)
-        _check_truth(job)
-    return job
+    return prepared(TextJob, config, share=lambda: _share(config, sentences), read=lambda: _read(config))
+
+
+def _share(config: RunConfig, sentences: Sequence[str]) -> Batch:
+    model = load(config)
+    shared, secret = share_text(config, model, sentences)
+    return Batch(model=model, shared=shared, secret=secret)
 
 
 def load(config: ClientConfig) -> TextModel:
@@ -200,7 +202,7 @@ def share_text(
     )
 
 
-def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
+def _read(config: RunConfig) -> Batch:
     """A gradient from a file, its model, and the truth where a file of it was given."""
     from textleak.models.base import Modality
     from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
@@ -218,21 +220,4 @@ def _read(config: RunConfig) -> tuple[TextModel, SharedGradient, Secret | None]:
             download="model" in given,  # nothing is downloaded for what a file names
         )
     )
-    return model, shared, secret
-
-
-def _check_truth(job: TextJob) -> None:
-    secret, shared, model, config = job.secret, job.shared, job.model, job.config
-    if secret is None:
-        return
-    fits = bool(secret.ids) and len(secret.ids) == len(secret.sentences)
-    fits = fits and all(0 <= token < model.vocab_size for ids in secret.ids for token in ids)
-    fits = fits and (secret.labels is None or len(secret.labels) == len(secret.ids))
-    fits = fits and shared.known.batch_size in (None, len(secret.ids))
-    fits = fits and shared.known.lengths in (None, tuple(map(len, secret.ids)))
-    if not fits:
-        raise InputError(
-            f"{config.truth} doesn't fit {config.gradients}.",
-            why=f"Its tokens or labels are not those of a batch for {model.name}.",
-            fix="Give the .truth.json that was written beside the gradient.",
-        )
+    return Batch(model=model, shared=shared, secret=secret)

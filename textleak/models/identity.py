@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor
 
 from textleak.models.base import Model
 from textleak.shared.public import PublicModel
@@ -33,7 +33,7 @@ def public_model(model: Model, *, picture: tuple[int, int, int] | None = None) -
     )
 
 
-def fingerprint_of(parameters: Mapping[str, nn.Parameter]) -> str:
+def fingerprint_of(parameters: Mapping[str, Tensor]) -> str:
     """Hash of every parameter's name, shape and a sample of its values."""
     digest = hashlib.sha256()
     for name, parameter in parameters.items():

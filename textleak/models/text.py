@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
@@ -158,6 +159,15 @@ class TextModel:
         return frozenset(int(i) for i in special)
 
     @cached_property
+    def unknown_ids(self) -> frozenset[int]:
+        """The token that stands for whatever the vocabulary has no entry for; empty where there is none.
+
+        It is content to a network, which reads it as any other, and no content to a person: the text is lost in it.
+        """
+        unknown = self.tokenizer.unk_token_id
+        return frozenset() if unknown is None or unknown in self.special_ids else frozenset({int(unknown)})
+
+    @cached_property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         probe = "a"
         inner = self.tokenizer(probe, add_special_tokens=False)["input_ids"]
@@ -238,12 +248,13 @@ class TextModel:
 
     # Text and ids
 
-    def encode(self, sentences: Sequence[str]) -> Batch:
-        """Tokenize a batch and pad it on the right.
+    def encode(self, sentences: Sequence[str] | str) -> Batch:
+        """Tokenize a batch (a bare text is one sentence) and pad it on the right.
 
         Raises:
             InputError: no sentence, one without text, or one that is too long.
         """
+        sentences = (sentences,) if isinstance(sentences, str) else sentences
         if not sentences:
             raise InputError("There is no sentence.", fix="Give one with --sentence or --file.")
         rows: list[list[int]] = []
@@ -379,6 +390,12 @@ class TextModel:
             hidden = base(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
             # Another kernel adds up in another order; no other layer's output comes anywhere near.
             tolerance = torch.finfo(self.dtype).eps ** 0.5 * float(logits.abs().max())
+            if not math.isfinite(tolerance):
+                raise InputError(
+                    f"The weights of {self.name!r} give logits that are not finite.",
+                    why="No loss can be taken of them, and no gradient.",
+                    fix="Choose another --model, or look for an overflow in its training.",
+                )
             modules: dict[str, nn.Module] = dict(self.network.named_modules())
             for path, module in modules.items():
                 weight = getattr(module, "weight", None)

@@ -30,7 +30,7 @@ from textleak.words import count_of
 @overload
 def share(
     model: TextModel,
-    batch: Sequence[str],
+    batch: Sequence[str] | str,
     labels: Sequence[int] | None = None,
     *,
     share: str = "all",
@@ -70,7 +70,7 @@ def share(
 
     Args:
         model: the public model, of text or of pictures.
-        batch: the private batch: B sentences, or pictures (B, C, H, W) of values 0 to 1.
+        batch: the private batch: B sentences (a bare text is one), or pictures (B, C, H, W) of values 0 to 1.
         labels: a class each; drawn from the seed where None.
         share: "all", "no-embeddings", "attention" or a regular expression on parameter names.
         client: how the client trains; None for one backward pass of the mean loss.
@@ -101,16 +101,7 @@ def share(
         batch_size=len(private.examples),
         embeddings=prepared.embedding_names,
     )
-    traits = client.traits(prepared)
-    gradient = gradient_of(
-        client.trained(prepared, names),
-        _on_sample(defenses, step),
-        None if Trait.REPEATABLE in traits else draws,
-    )
-    sent = client.update(prepared, client.running(private.examples), gradient, draws)
-    shown = {name: sent[name] for name in names if name in sent}
-    for defense in defenses:
-        shown = defense.on_shared(shown, step)
+    shown = _sent(client, prepared, private, names, defenses, step, draws)
     public = tuple(defense.public(step) for defense in defenses)
     shared = SharedGradient(
         gradients=shown,
@@ -123,6 +114,28 @@ def share(
     shared.check_finite("this client")
     secret = dataclasses.replace(private.secret, defenses=public, client=client.public(prepared))
     return shared, secret
+
+
+def _sent(
+    client: Client,
+    prepared: TextModel | ImageModel,
+    private: _Private,
+    names: Sequence[str],
+    defenses: Sequence[Defense],
+    step: Step,
+    draws: torch.Generator,
+) -> dict[str, Tensor]:
+    """What leaves the client: its update of the parameters that are shared, defended."""
+    gradient = gradient_of(
+        client.trained(prepared, names),
+        _on_sample(defenses, step),
+        None if Trait.REPEATABLE in client.traits(prepared) else draws,
+    )
+    sent = client.update(prepared, client.running(private.examples), gradient, draws)
+    shown = {name: sent[name] for name in names if name in sent}
+    for defense in defenses:
+        shown = defense.on_shared(shown, step)
+    return shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,12 +155,13 @@ class _Private:
 
 def _read_text(
     model: TextModel,
-    sentences: Sequence[str],
+    sentences: Sequence[str] | str,
     labels: Sequence[int] | None,
     know: str | None,
     draws: torch.Generator,
 ) -> _Private:
     """Sentences, tokenized, with labels given or drawn."""
+    sentences = (sentences,) if isinstance(sentences, str) else sentences
     if not sentences:
         raise InputError("There is no sentence to share a gradient of.", fix="Give --sentence or --file.")
     told = SideInformation.parse(know, batch_size=len(sentences))

@@ -40,9 +40,6 @@ _LAST, _ENTRIES = 4, 2**21
 # Numbers held at once while sentences are formed together, and tokens of one pass (our choice).
 _HELD, _TOKENS_A_PASS = 2**24, 2048
 
-# How much a picture's values are changed to be clearly another: 30 dB (our choice, as for its distance).
-_CHANGED = 10 ** (-30 / 20)
-
 Line = tuple[Row, int | None]
 """One sentence of a guess: its symbols, and its class where the task has classes."""
 
@@ -113,27 +110,6 @@ def further(model: TextModel, guess: Guess) -> list[Guess]:
             break
         chosen.append(rival)
     return chosen
-
-
-def like_pictures(
-    pictures_BCHW: Tensor, labels: tuple[int, ...], classes: int | None
-) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """Pictures that are clearly others: each in turn with noise, brighter, or of another class.
-
-    Args:
-        pictures_BCHW: values 0 to 1.
-        labels: their classes.
-        classes: how many there are; None where the labels are known.
-    """
-    generator = torch.Generator().manual_seed(0)  # which noise it is doesn't matter
-    for b in range(len(pictures_BCHW)):
-        noise_CHW = torch.randn(pictures_BCHW.shape[1:], generator=generator).to(pictures_BCHW)
-        for change_CHW in (_CHANGED * noise_CHW, torch.full_like(noise_CHW, _CHANGED)):
-            others_BCHW = pictures_BCHW.clone()
-            others_BCHW[b] = (others_BCHW[b] + change_CHW).clamp(0, 1)
-            yield others_BCHW, labels
-        if classes is not None:
-            yield pictures_BCHW, (*labels[:b], (labels[b] + 1) % classes, *labels[b + 1 :])
 
 
 def _exchanges(

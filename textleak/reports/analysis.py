@@ -18,6 +18,7 @@ from textleak.reports.quotes import (
     failures_of,
     notes_of,
     secrets_of,
+    unknown_in_words,
     unscored_of,
 )
 from textleak.reports.reading import Findings
@@ -44,14 +45,24 @@ from textleak.reports.utility import Utility, UtilityRow
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DefenseRow:
-    """What the strongest attack got through a defense, how many batches failed, and what the defense costs."""
+    """What the strongest attack got through a defense, and what the defense costs.
+
+    Attributes:
+        failed: batches without an answer, of all attacks; `cut_off`, those that the time limit ended.
+    """
 
     defense: tuple[str, ...]
     words: str
     strongest: SettingFigures
     by: str
     failed: int
+    cut_off: int
     utility: UtilityRow | None
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether more may leak through it than was found."""
+        return self.cut_off > 0 and (self.strongest.match is None or self.strongest.match.mean < 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +142,7 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     secrets, planted = secrets_of(groups, axes)
     return Report(
         evaluation=evaluation,
-        headline=headline(settings, axes, kind=evaluation.kind, unfinished=evaluation.unfinished),
+        headline=_headline(evaluation, settings, axes),
         common=_common(settings, axes),
         axes=axes,
         settings=settings,
@@ -147,6 +158,20 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
         failures=failures_of(groups, axes),
         notes=tuple(notes),
     )
+
+
+def _headline(
+    evaluation: Findings, settings: Sequence[SettingFigures], axes: Sequence[str]
+) -> tuple[str, ...]:
+    """What leaked most under what; an audit's verdict first."""
+    sentences = (
+        *headline(settings, axes, kind=evaluation.kind, unfinished=evaluation.unfinished),
+        *unknown_in_words(evaluation.records),
+    )
+    if evaluation.audit is None:
+        return sentences
+    scored = any(one.match is not None for one in settings)
+    return (f"{evaluation.audit.verdict}: {evaluation.audit.reason}", *(sentences if scored else ()))
 
 
 def _by_setting(records: Sequence[Record]) -> dict[Setting, list[Record]]:
@@ -237,6 +262,7 @@ def _defenses(
                 strongest=strongest,
                 by=named(strongest.setting, others),
                 failed=sum(one.failed for one in found[defense]),
+                cut_off=sum(one.cut_off for one in found[defense]),
                 utility=costs.get(same_defense(defense)),
             )
         )

@@ -95,6 +95,30 @@ def check_run_settings(settings: Mapping[str, Any]) -> None:
     _RunSettings.model_validate(settings)
 
 
+class _Told(_Open):
+    what: str
+    value: Any = None
+    evidence: str
+
+
+class _Audit(_Open):
+    verdict: str
+    verdict_reason: str
+    told: list[_Told] = []
+    advice: list[str] = []
+
+
+def check_audit(result: Mapping[str, Any]) -> None:
+    """Check what an audit's result says beside a run's.
+
+    Raises:
+        ValueError: something in it is not of its type; ValidationError is one.
+    """
+    if not _shallow({"told": result.get("told")}, DEEPEST):
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+    _Audit.model_validate(result)
+
+
 def unbelieved(path: Path, error: Exception) -> InputError:
     """An error for a file that holds what it can't."""
     why = f"{error}." if isinstance(error, ValueError) else "A part of it is missing, or of another kind."

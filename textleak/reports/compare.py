@@ -154,18 +154,20 @@ def compare(first: Findings, second: Findings, *, seed: int = 0) -> Comparison:
         versions=_differing(
             first.versions_used, second.versions_used, {*first.versions_used, *second.versions_used}
         ),
-        outside={
-            **(
-                _differing(first.settings, second.settings, _OUTSIDE)
-                if first.kind == second.kind == "evaluation"
-                else {}
-            ),
-            **_differing(
-                {"device": first.values("device")}, {"device": second.values("device")}, ("device",)
-            ),
-            **_differing_weights([(ours[a], theirs[b]) for a, b in paired]),
-        },
+        outside=_outside(first, second, [(ours[a], theirs[b]) for a, b in paired]),
     )
+
+
+def _outside(
+    first: Findings, second: Findings, paired: Sequence[tuple[Sequence[Record], Sequence[Record]]]
+) -> dict[str, tuple[str, str]]:
+    """What else differs between two folders, beside what is compared."""
+    evaluations = first.kind == second.kind == "evaluation"
+    return {
+        **(_differing(first.settings, second.settings, _OUTSIDE) if evaluations else {}),
+        **_differing({"device": first.values("device")}, {"device": second.values("device")}, ("device",)),
+        **_differing_weights(paired),
+    }
 
 
 def _differing(

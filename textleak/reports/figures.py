@@ -69,6 +69,16 @@ class SettingFigures:
         return self.figures.get("token_match_rate")
 
     @property
+    def recall(self) -> Interval | None:
+        """The share of tokens that were recovered at any place."""
+        return self.figures.get("token_recall")
+
+    @property
+    def worse(self) -> float:
+        """The worse of match and recall for whoever's text it is: tokens in no order say most of it."""
+        return max((one.mean for one in (self.match, self.recall) if one is not None), default=-1.0)
+
+    @property
     def exact(self) -> Interval | None:
         """The share of sentences that were recovered word for word."""
         return self.figures.get("exact_rate")
@@ -146,11 +156,14 @@ def figures_of(setting: Setting, group: Sequence[Record], axes: Sequence[str], s
     )
 
 
-def leaked(one: SettingFigures) -> tuple[float, float, int]:
-    """A key by which the setting that leaked most is the greatest; unscored ones come last."""
+def leaked(one: SettingFigures) -> tuple[float, float, float, int]:
+    """A key by which the setting that leaked most is the greatest; unscored ones come last.
+
+    Of two that leaked alike, the one that was cut off more often: with more time it may have more.
+    """
     if one.match is None or one.exact is None:
-        return (-1.0, 0.0, 0)
-    return (one.match.mean, one.exact.mean, one.sentences)
+        return (-1.0, 0.0, 0.0, 0)
+    return (one.match.mean, one.exact.mean, one.cut_off / max(one.batches, 1), one.sentences)
 
 
 # Words
@@ -163,6 +176,17 @@ def percent(rate: float) -> str:
         return f"{hundredfold:.0f}"
     shown = f"{hundredfold:.1f}"
     return {"0.0": "<0.1", "100.0": ">99.9"}.get(shown, shown)
+
+
+def amount(one: SettingFigures) -> str:
+    """How many of the tokens were recovered: in place with its interval, and at any place where that is more."""
+    assert one.match is not None
+    if one.worse == 0:
+        return f"nothing{in_range(one.match)}"
+    words = f"{percent(one.match.mean)} % of the tokens in place{in_range(one.match)}"
+    if one.recall is not None and percent(one.recall.mean) != percent(one.match.mean):
+        words += f", {percent(one.recall.mean)} % at any place"
+    return words
 
 
 def in_range(interval: Interval) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from textleak.evaluation.records import cut_off_in_words
-from textleak.reports.figures import SettingFigures, in_range, leaked, percent
+from textleak.reports.figures import SettingFigures, amount, leaked
 from textleak.reports.settings import in_words, named, strength_order, value_of
 from textleak.words import count_of
 
@@ -37,21 +37,17 @@ def headline(
     assert most.exact is not None
     attack, defense = (value_of(most.setting, axis) for axis in ("attack", "defense"))
     behind = f"Behind {in_words('defense', defense)}" if defense else "With no defense"
-    amount = "nothing" if most.match.mean == 0 else f"{percent(most.match.mean)} % of the tokens"
     exactly = round(most.exact.mean * most.sentences)
     others = dict.fromkeys(("model", "batch_size", *axes))
     context = named(most.setting, [axis for axis in others if axis not in ("attack", "defense")])
     rank = f", the most of {len(scored)} settings" if len(scored) > 1 else ""
-    sentences = [
-        f"{behind}, {attack} recovered {amount}{in_range(most.match)} and {exactly} of "
-        f"{count_of(most.sentences, 'sentence')} word for word{rank} ({context})."
-    ]
     random = [one for one in scored if one.weights == "random"]
-    if random:
-        which = "" if len(random) == len(scored) else f" of {count_of(len(random), 'setting')}"
-        sentences.append(
-            f"The weights{which} were random: take pretrained ones for figures about a real model."
-        )
+    which = "" if len(random) == len(scored) else f" in {count_of(len(random), 'setting')}"
+    on_random = f" On random weights{which}: no statement about a trained model." if random else ""
+    sentences = [
+        f"{behind}, {attack} recovered {amount(most)} and {exactly} of "
+        f"{count_of(most.sentences, 'sentence')} word for word{rank} ({context}).{on_random}"
+    ]
     cut_off = sum(one.cut_off for one in scored)
     if cut_off:
         sentences.append(cut_off_in_words(cut_off, done))
@@ -65,15 +61,20 @@ def _held_best(settings: Sequence[SettingFigures]) -> tuple[str, ...]:
     """Which defense let least through to its strongest attack; nothing where there is none to compare it with.
 
     A defense behind which all batches of a setting failed is none to call the best: that attack may be the strongest.
+    Nor is one where the time limit ended any batch of any attack: what it held back, more time may get.
     """
     strongest: dict[tuple[str, ...], SettingFigures] = {}
     failed: Counter[tuple[str, ...]] = Counter()
+    cut_off: Counter[tuple[str, ...]] = Counter()
+    worst: dict[tuple[str, ...], float] = {}
     unknown = set()
     for one in settings:
         defense = value_of(one.setting, "defense")
         failed[defense] += one.failed
+        cut_off[defense] += one.cut_off
         if one.match is not None:
-            strongest[defense] = max(one, strongest.get(defense, one), key=leaked)
+            strongest[defense] = max(strongest.get(defense, one), one, key=leaked)
+            worst[defense] = max(worst.get(defense, 0.0), one.worse)
         elif one.failed:
             unknown.add(defense)
     defenses = sorted(
@@ -81,18 +82,22 @@ def _held_best(settings: Sequence[SettingFigures]) -> tuple[str, ...]:
     )
     if not defenses or len(strongest) < 2:
         return ()
-    best = min(defenses, key=lambda defense: leaked(strongest[defense])[:2])
-    held, undefended = strongest[best].match, strongest[()].match if () in strongest else None
-    assert held is not None
-    if undefended is not None and held.mean >= undefended.mean:
+    best = min(
+        defenses, key=lambda defense: (worst[defense], leaked(strongest[defense])[:2], cut_off[defense] > 0)
+    )
+    if () in worst and worst[best] >= worst[()]:
         return () if unknown else ("No defense held anything back.",)
-    one = strongest[best]
-    late = f", though its time was up in {one.cut_off} of {one.batches}" if one.cut_off else ""
+    if cut_off[best]:
+        return (
+            f"INCONCLUSIVE which defense held best: behind {in_words('defense', best)} the time limit ended "
+            f"{count_of(cut_off[best], 'batch')} before the attack was done.",
+        )
+    late = ""
     if failed[best]:
-        late += f", though {count_of(failed[best], 'batch')} behind it failed"
+        late = f", though {count_of(failed[best], 'batch')} behind it failed"
     return (
         f"The defense that held best was {in_words('defense', best)}: "
-        f"the strongest attack got {percent(held.mean)} % of the tokens through it{in_range(held)}{late}.",
+        f"the strongest attack got {amount(strongest[best])} through it{late}.",
     )
 
 

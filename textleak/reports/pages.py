@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
 from textleak.runs import redacted_settings
+from textleak.runs.redaction import TOLD_OF_TEXT
+from textleak.scoring.chips import fates
 from textleak.words import count_of, printable, readable, seconds_in_words
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
     return {
         "report": report,
         "redact": redact,
+        "private": TOLD_OF_TEXT,
         "name": evaluation.path.resolve().name,
         "run": evaluation.kind == "run",
         "batches": sum(one.batches for one in settings),
@@ -216,19 +219,10 @@ def interval_in_words(interval: Interval | None) -> str:
     return f"{percent(interval.mean)} ({percent(interval.low)} to {percent(interval.high)})"
 
 
-RIGHT, WRONG, MISSING, SURPLUS = "right", "wrong", "missing", "surplus"
-
-
 def tokens_of(sentence: SentenceRecord) -> Iterator[tuple[str, str, str]]:
     """For each position its status, the true token and what the attack said, as a person can read them."""
-    recovered: Sequence[str] = sentence.recovered_tokens
-    for at, token in enumerate(sentence.reference_tokens):
-        found = recovered[at] if at < len(recovered) else ""
-        status = RIGHT if found == token else WRONG if found else MISSING
+    for status, token, found in fates(sentence.reference_tokens, sentence.recovered_tokens):
         yield status, _shown(token), _shown(found)
-    for found in recovered[len(sentence.reference_tokens) :]:
-        if found:
-            yield SURPLUS, "", _shown(found)
 
 
 def _shown(text: str) -> str:
@@ -263,6 +257,8 @@ def settings_of(evaluation: Findings, redact: bool) -> Mapping[str, Any]:
 
 def command(evaluation: Findings, *, redact: bool = False) -> str:
     """The command that does the same again, "" where that can't be said."""
+    if evaluation.audit is not None:
+        return _audit_command(evaluation.settings)
     if evaluation.kind == "run":
         return _run_command(evaluation.settings, evaluation.records[0].cell.know, redact=redact)
     threads = evaluation.values("threads")
@@ -292,6 +288,20 @@ def _evaluation_command(settings: Mapping[str, Any]) -> str:
             if one is not None or value != [None]:
                 words += [f"--{key.replace('_', '-')}", "default" if one is None else str(one)]
     words += [word for key in _SET if key in asked for word in ("--set", f"{key}={asked[key]}")]
+    return shlex.join(words)
+
+
+def _audit_command(settings: Mapping[str, Any]) -> str:
+    """`textleak audit` with what was audited; what its flags say of the model isn't recorded."""
+    words = ["textleak", "audit"]
+    if settings.get("gradients"):
+        words += [settings["gradients"], "--model", settings.get("model") or ""]
+    else:
+        words += ["--before", str(settings.get("before")), "--after", str(settings.get("after"))]
+    words += ["--task", settings.get("task") or ""]
+    words += [word for spec in settings.get("client") or () for word in ("--client", spec)]
+    words += ["--attack", settings.get("attack") or "", "--time-limit", str(settings.get("time_limit"))]
+    words += ["--device", settings.get("device") or "auto", "--threads", str(settings.get("threads", 1))]
     return shlex.join(words)
 
 

@@ -148,6 +148,23 @@ def notes_of(groups: Mapping[Setting, Sequence[Record]], axes: Sequence[str]) ->
     return found
 
 
+def unknown_in_words(records: Iterable[Record]) -> tuple[str, ...]:
+    """How many tokens of the sentences the models' vocabularies lack, in a sentence; nothing where they lack none."""
+    lacking = {
+        (record.cell.model, sentence.reference): sentence.unknown_tokens
+        for record in records
+        for sentence in record.sentences
+    }
+    count = sum(lacking.values())
+    if not count:
+        return ()
+    verb, pronoun = ("has", "it counts") if count == 1 else ("have", "they count")
+    return (
+        f"{count_of(count, 'token')} of the sentences {verb} no entry in the model's vocabulary: no text can be "
+        f"recovered from {'it' if count == 1 else 'them'}, and {pronoun} in no figure.",
+    )
+
+
 def unscored_of(records: Iterable[Record]) -> tuple[str, ...]:
     """What was recovered where nothing could be scored."""
     return tuple(

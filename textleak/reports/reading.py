@@ -10,8 +10,26 @@ from typing import Any
 from textleak.errors import InputError
 from textleak.evaluation.records import Cell, Record, SentenceRecord, from_json
 from textleak.evaluation.store import EvaluationFolder, read_records
-from textleak.reports.believed import check_facts, check_run_settings, unbelieved
+from textleak.reports.believed import check_audit, check_facts, check_run_settings, unbelieved
 from textleak.runs import RunRecord, read_run
+from textleak.view.audit import value_in_words
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What an audit came to.
+
+    Attributes:
+        verdict: in a word.
+        reason: in a sentence.
+        told: what the update tells by itself: the question, the answer and its evidence, in words.
+        advice: what would help, or what to try next.
+    """
+
+    verdict: str
+    reason: str
+    told: tuple[tuple[str, str, str], ...]
+    advice: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +45,7 @@ class Findings:
         machine: that it was begun on.
         identity: hash of the settings; "" for a run.
         planned: how many batches there are to be; None where the folder doesn't say.
+        audit: what an audit's result says beside a run's; None for any other.
     """
 
     path: Path
@@ -37,6 +56,7 @@ class Findings:
     identity: str = ""
     planned: int | None = None
     machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    audit: Audit | None = None
 
     @property
     def unfinished(self) -> int:
@@ -117,6 +137,7 @@ def _of_run(run: RunRecord) -> Findings:
     try:
         check_run_settings({name: facts[name] for name in facts if name not in ("sentences", "labels")})
         records = (_record_of_run(run, facts),)
+        audit = _audit_of(run.result or {})
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # ValidationError among the last
         raise unbelieved(run.folder.result_path, error) from None
     return Findings(
@@ -126,6 +147,21 @@ def _of_run(run: RunRecord) -> Findings:
         settings=run.settings,
         versions=run.facts.get("versions", {}),
         machine=run.facts.get("machine") or {},
+        audit=audit,
+    )
+
+
+def _audit_of(result: Mapping[str, Any]) -> Audit | None:
+    if "verdict" not in result:
+        return None
+    check_audit(result)
+    return Audit(
+        verdict=result["verdict"],
+        reason=result["verdict_reason"],
+        told=tuple(
+            (one["what"], value_in_words(one.get("value")), one["evidence"]) for one in result.get("told", ())
+        ),
+        advice=tuple(result.get("advice", ())),
     )
 
 

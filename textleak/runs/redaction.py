@@ -11,8 +11,20 @@ from textleak.events import Event, Phase, Progress, Sentence
 # Settings that tell of the private batch: its text, classes, and files.
 _PRIVATE = ("sentences", "labels", "pictures", "conversions")
 _TEXTS = ("reference", "recovered", "reference_tokens", "recovered_tokens", "label", "recovered_label")
+# What an update tells of an audit's batch in words of it.
+TOLD_OF_TEXT = ("vocabulary", "labels")
 # What only the truth tells: what was in the batch, and every figure that compares with it.
-_TRUTH = ("reference", "reference_tokens", "label", "exact", "token_match_rate", "token_recall", "exact_rate")
+_TRUTH = (
+    "reference",
+    "reference_tokens",
+    "label",
+    "exact",
+    "token_match_rate",
+    "token_recall",
+    "exact_rate",
+    "unknown_tokens",
+    "summary",
+)
 _SCORES = ("rouge1", "rouge2", "rougeL", "rouge1_words", "rouge2_words", "rougeL_words", "stages", "surplus")
 _PICTURE_SCORES = ("psnr", "mse", "ssim", "lpips", "pictures", "conversions")
 
@@ -47,7 +59,10 @@ def redacted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def redacted_result(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result with figures only."""
-    return _without(result, ("notes", "surplus", *_PRIVATE), emptied=_TEXTS)
+    kept = _without(result, ("notes", "surplus", *_PRIVATE), emptied=_TEXTS)
+    if "told" in kept:  # of an audit
+        kept["told"] = [one for one in kept["told"] if one["what"] not in TOLD_OF_TEXT]
+    return kept
 
 
 def without_truth(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,15 +33,18 @@ __all__ = [
     "score_sentences",
     "token_match_rate",
     "token_recall",
+    "uncounted",
     "words_rouge",
 ]
 
 
 class Vocabulary(Protocol):
-    """What scoring needs of a model: which tokens are special, and how tokens read."""
+    """What scoring needs of a model: which tokens are special or unknown, and how tokens read."""
 
     @property
     def special_ids(self) -> frozenset[int]: ...
+    @property
+    def unknown_ids(self) -> frozenset[int]: ...
     def decode(self, ids: Sequence[int], /) -> str: ...
     def token_texts(self, ids: Sequence[int], /) -> list[str]: ...
 
@@ -64,15 +67,17 @@ class SentenceScore:
     Attributes:
         reference: the sentence that was in the batch.
         recovered: the decoded output, "" where there is none.
-        reference_tokens: the tokens that count (special ones left out), as the tokenizer writes them.
+        reference_tokens: the tokens that count (special and unknown ones left out), as the tokenizer writes them.
         recovered_tokens: what the output has at the same positions ("" for nothing), then its surplus.
         token_match_rate: share of `reference_tokens` that are right, position by position.
         token_recall: share of `reference_tokens` found at any position.
-        exact: every token right and none too many.
+        exact: every token right and none too many; never so where some of the text is unknown tokens.
         rouge1: F-measure on the model's tokens, likewise `rouge2` and `rougeL`.
         rouge1_words: F-measure by rouge-score's own tokenizer, likewise `rouge2_words` and `rougeL_words`.
         label: the true class, None for tasks whose labels are the tokens.
         recovered_label: the class that the attack found.
+        unknown_tokens: of the reference, those that the vocabulary has no entry for. Whoever finds one has none of
+            the text in it, so they count in no figure.
     """
 
     reference: str
@@ -90,6 +95,7 @@ class SentenceScore:
     rougeL_words: float
     label: int | None
     recovered_label: int | None
+    unknown_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,7 @@ class Scores:
     Attributes:
         sentences: in the order of the references.
         surplus: decoded outputs that no reference was assigned to; they lower `token_match_rate`.
+        unknown_tokens: of all references, in no figure.
     """
 
     sentences: tuple[SentenceScore, ...]
@@ -112,6 +119,15 @@ class Scores:
     rouge2_words: float
     rougeL_words: float
     surplus: tuple[str, ...] = ()
+    unknown_tokens: int = 0
+
+    def _repr_html_(self) -> str:
+        """Each sentence's tokens by what became of them, for a notebook."""
+        from textleak.scoring.chips import chips
+
+        rates = f"token match rate {self.token_match_rate:.2f}, recall {self.token_recall:.2f}"
+        rows = (chips(one.reference_tokens, one.recovered_tokens) for one in self.sentences)
+        return f"<p>{rates}</p>{''.join(rows)}"
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, under the names that `run --json` uses."""
@@ -131,7 +147,7 @@ def score(recovery: Recovery, secret: Reference, model: Vocabulary) -> Scores:
 
 def score_sentences(sentences: Sequence[Sentence], secret: Reference, model: Vocabulary) -> Scores:
     """The figures of any answer, for example of one stage of an attack."""
-    special = model.special_ids
+    special = uncounted(model)
     outputs = [output_ids(sentence) for sentence in sentences]
     chosen = assign(secret.ids, outputs, special)
     scores = [
@@ -160,16 +176,25 @@ def score_sentences(sentences: Sequence[Sentence], secret: Reference, model: Voc
         rouge2_words=mean("rouge2_words"),
         rougeL_words=mean("rougeL_words"),
         surplus=tuple(model.decode(metrics.counted(output)) for output in unassigned),
+        unknown_tokens=sum(one.unknown_tokens for one in scores),
     )
 
 
+def uncounted(model: Vocabulary) -> frozenset[int]:
+    """Tokens that are in no figure: special ones, and the one that stands for what the vocabulary lacks."""
+    return model.special_ids | model.unknown_ids
+
+
 def _score_one(index: int, secret: Reference, answer: Sentence | None, model: Vocabulary) -> SentenceScore:
-    special = model.special_ids
+    special = uncounted(model)
     reference = secret.ids[index]
+    unknown = sum(token in model.unknown_ids for token in reference)
     output = None if answer is None else output_ids(answer)
-    recovered = "" if output is None else model.decode(metrics.counted(output, special))
+    recovered = "" if output is None else model.decode(metrics.counted(output, model.special_ids))
     in_tokens = metrics.sentence_rouge(reference, output, special)
-    in_words = words_rouge(model.decode(metrics.counted(reference, special)), recovered)
+    in_words = words_rouge(
+        *(model.decode(metrics.counted(tokens, special)) for tokens in (reference, output or ()))
+    )
     return SentenceScore(
         reference=secret.sentences[index],
         recovered=recovered,
@@ -177,7 +202,7 @@ def _score_one(index: int, secret: Reference, answer: Sentence | None, model: Vo
         recovered_tokens=_aligned(reference, output or (), model),
         token_match_rate=metrics.sentence_match_rate(reference, output, special),
         token_recall=metrics.sentence_recall(reference, output, special),
-        exact=metrics.sentence_exact(reference, output, special),
+        exact=not unknown and metrics.sentence_exact(reference, output, special),
         rouge1=in_tokens["rouge1"],
         rouge2=in_tokens["rouge2"],
         rougeL=in_tokens["rougeL"],
@@ -186,12 +211,13 @@ def _score_one(index: int, secret: Reference, answer: Sentence | None, model: Vo
         rougeL_words=in_words["rougeL"],
         label=secret.labels[index] if secret.labels is not None else None,
         recovered_label=answer.label if answer is not None else None,
+        unknown_tokens=unknown,
     )
 
 
 def _aligned(reference: metrics.Tokens, output: metrics.Tokens, model: Vocabulary) -> tuple[str, ...]:
     """The output's tokens at the reference's positions, then its tokens where the reference has none."""
-    special = model.special_ids
+    special = uncounted(model)
     wanted = [index for index, token in enumerate(reference) if token not in special]
     surplus = [
         index

@@ -15,6 +15,8 @@ from functools import cache
 from itertools import zip_longest
 from typing import Any
 
+from textleak.assignment import assignment
+
 Tokens = Sequence[int]
 Pair = tuple[Tokens, Tokens | None]
 
@@ -53,25 +55,20 @@ def assign(
     chosen: list[int | None] = [None] * len(references)
     if not references or not outputs:
         return chosen
-    import numpy as np
-    from scipy.optimize import linear_sum_assignment
-
     # Sorted, so that ties are broken by what the sentences are and not by how they came.
     rows = sorted(range(len(references)), key=lambda index: tuple(references[index]))
     columns = sorted(range(len(outputs)), key=lambda index: tuple(outputs[index]))
     # One match outweighs any number of tokens at wrong positions.
     weight = 1 + sum(len(reference) for reference in references)
-    gain_RO = np.array(
+    gain_RO = [
         [
-            [
-                weight * matches(references[row], outputs[column], special)
-                + overlap(references[row], outputs[column], special)
-                for column in columns
-            ]
-            for row in rows
+            weight * matches(references[row], outputs[column], special)
+            + overlap(references[row], outputs[column], special)
+            for column in columns
         ]
-    )
-    for row, column in zip(*linear_sum_assignment(gain_RO, maximize=True), strict=True):
+        for row in rows
+    ]
+    for row, column in assignment(gain_RO, maximize=True):
         chosen[rows[row]] = columns[column]
     return chosen
 
@@ -201,7 +198,7 @@ def _word_scorer() -> Callable[[str, str], dict[str, Any]]:
 
 
 def _scorer(tokenizer: _Whitespace | None) -> Callable[[str, str], dict[str, Any]]:
-    from rouge_score.rouge_scorer import RougeScorer
+    from textleak.scoring.rouge import RougeScorer
 
     score: Callable[[str, str], dict[str, Any]]
     score = RougeScorer(list(ROUGE_TYPES), use_stemmer=False, tokenizer=tokenizer).score

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+from textleak.assignment import assignment
 from textleak.scoring.perceptual import lpips
 
 _FIGURES = ("psnr", "mse", "ssim", "lpips")
@@ -63,8 +63,7 @@ def assign_pictures(references: Sequence[Tensor], recovered: Sequence[Tensor]) -
     if not references or not recovered:
         return (None,) * len(references)
     errors = [[mse(reference, picture) for picture in recovered] for reference in references]
-    rows, columns = linear_sum_assignment(errors)
-    chosen = dict(zip(rows.tolist(), columns.tolist(), strict=True))
+    chosen = dict(assignment(errors))
     return tuple(chosen.get(index) for index in range(len(references)))
 
 

@@ -13,6 +13,7 @@ from textleak.settings.choices import AttackChoice, Choice
 from textleak.settings.evaluation import EvaluationConfig, load_evaluation_config, parse_attack, parse_defense
 from textleak.settings.presets import EVALUATIONS, parse_assignment, preset_names, read_preset
 from textleak.settings.run import (
+    DEFAULT_ATTACK,
     ClientConfig,
     ImageConfig,
     PictureConfig,
@@ -24,6 +25,7 @@ from textleak.settings.run import (
 )
 
 __all__ = [
+    "DEFAULT_ATTACK",
     "EVALUATIONS",
     "MOST_THREADS",
     "AttackChoice",

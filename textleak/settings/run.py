@@ -27,7 +27,7 @@ from textleak.settings.choices import Choice
 from textleak.settings.presets import check_keys, client_kinds, lay_over, parse_assignment, read_preset
 
 Config = TypeVar("Config", "RunConfig", "ImageConfig", "ClientConfig", "PictureConfig")
-DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "match", "dlg"
+DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "auto", "dlg"
 # Bytes of a file of sentences (our choice): no batch that can be attacked is near it.
 MOST_SENTENCES = 64 * foreign.MIB
 

@@ -20,6 +20,14 @@ from torch import Tensor
 from textleak.foreign import MIB, UnreadError, in_words, memory_at_hand, open_regular
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Bits of a value of the types that are not gradients': counters and positions, quantized weights, masks.
+_OTHERS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("I16", "U16"), 16),
+    **dict.fromkeys(("I32", "U32"), 32),
+    **dict.fromkeys(("I64", "U64", "C64"), 64),
+    "F4": 4,
+}
 # Our choices: 100 bytes a tensor are usual, so it has room for 80,000 tensors; and no parameter has 9 dimensions.
 MOST_HEADER = 8 * MIB
 MOST_DIMENSIONS = 8
@@ -39,8 +47,23 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ValueError: not in the format, truncated, or values that aren't floating numbers.
         OSError: it isn't there, or may not be read.
     """
+    metadata, tensors, others = read_floating(path)
+    for name, kind in others.items():
+        raise ValueError(f"the tensor {name} is of type {kind}, and a gradient is of {', '.join(DTYPES)}")
+    return metadata, tensors
+
+
+def read_floating(path: Path) -> tuple[dict[str, str], dict[str, Tensor], dict[str, str]]:
+    """As `read_tensors`, of a file that may hold others than floating numbers: these aren't read.
+
+    Returns:
+        Metadata, tensors sorted by name, and the type of each one that was passed over, by name.
+
+    Raises:
+        UnreadError, ValueError, OSError: as for `read_tensors`.
+    """
     with open_regular(path) as file:
-        size = _size(file)
+        size = size_in_memory(file)
         metadata, entries, begin = _header(file, size)
         parts = sorted((_part(name, entry) for name, entry in entries.items()), key=lambda part: part[3:])
         told = 0
@@ -50,11 +73,33 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             told = end
         if begin + told != size:
             raise ValueError(f"its header tells of {begin + told:,} bytes, and it has {size:,}")
-        tensors = {name: _read(file, name, dtype, shape) for name, dtype, shape, _, _ in parts}
-        return metadata, dict(sorted(tensors.items()))
+        tensors: dict[str, Tensor] = {}
+        others: dict[str, str] = {}
+        for name, kind, shape, start, end in parts:
+            if kind in DTYPES:
+                tensors[name] = _read(file, name, DTYPES[kind], shape)
+            else:
+                others[name] = kind
+                file.seek(end - start, os.SEEK_CUR)
+        return metadata, dict(sorted(tensors.items())), others
 
 
-def _size(file: BufferedReader) -> int:
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone.
+
+    Raises:
+        UnreadError, ValueError, OSError: as for `read_tensors`.
+    """
+    with open_regular(path) as file:
+        return _header(file, size_in_memory(file))[0]
+
+
+def size_in_memory(file: BufferedReader) -> int:
+    """Bytes of an open file, made sure that they fit into memory.
+
+    Raises:
+        UnreadError: they don't, or most of them were never written.
+    """
     found = os.fstat(file.fileno())
     most = memory_at_hand() or MOST_BYTES
     if found.st_size > most:
@@ -89,24 +134,25 @@ def _header(file: BufferedReader, size: int) -> tuple[dict[str, str], dict[str, 
     return metadata, header, 8 + length
 
 
-def _part(name: str, entry: object) -> tuple[str, torch.dtype, tuple[int, ...], int, int]:
+def _part(name: str, entry: object) -> tuple[str, str, tuple[int, ...], int, int]:
     """Name, type, shape, and the bytes from which and up to which a tensor goes, checked."""
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
             pass
         case _:
             raise ValueError(f"what its header says of the tensor {name} is not in the format")
-    if kind not in DTYPES:
-        raise ValueError(f"the tensor {name} is of type {kind}, and a gradient is of {', '.join(DTYPES)}")
+    if kind not in DTYPES and kind not in _OTHERS:
+        raise ValueError(f"the tensor {name} is of type {kind}, which the format doesn't have")
     if len(shape) > MOST_DIMENSIONS or not all(
         type(length) is int and 0 <= length < _LONGEST for length in shape
     ):
         raise ValueError(f"the tensor {name} can't be of shape {shape}")
-    if end - start != math.prod(shape) * DTYPES[kind].itemsize:
+    bits = _OTHERS.get(kind) or 8 * DTYPES[kind].itemsize
+    if 8 * (end - start) != math.prod(shape) * bits:
         raise ValueError(
             f"the tensor {name} of shape {shape} and type {kind} can't have {end - start:,} bytes"
         )
-    return name, DTYPES[kind], tuple(shape), start, end
+    return name, kind, tuple(shape), start, end
 
 
 def _read(file: BufferedReader, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 from textleak.view.statuses import ELSEWHERE, OPEN, RIGHT, SPECIAL, UNKNOWN, WRONG
 
+# One scale wherever something is colored by what leaked: hot, in between, cool. A sign always says the same.
+LEAKED, PARTLY, PROTECTED = "red", "yellow", "cyan"
 STYLES = {
-    RIGHT: "green",
-    ELSEWHERE: "yellow",
-    WRONG: "red",
-    UNKNOWN: "cyan",
+    RIGHT: LEAKED,
+    ELSEWHERE: PARTLY,
+    WRONG: PROTECTED,
+    UNKNOWN: "magenta",
     SPECIAL: "bright_black",
     OPEN: "bright_black",
 }

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from rich.text import Text
-from scipy.optimize import linear_sum_assignment
 
+from textleak.assignment import assignment
 from textleak.events import Progress
+from textleak.view.glyphs import LEAKED, PROTECTED
 
 _GAP = 2  # columns between pictures
 _SMALLEST = 8  # pixels of a picture that still shows something
@@ -25,9 +26,8 @@ def compared(image: Sequence[Any], originals: Sequence[Any]) -> list[tuple[int, 
         return [None] * len(originals)
     pictures, truths = np.asarray(image, dtype=float), np.asarray(originals, dtype=float)
     errors = ((truths[:, None] - pictures[None]) ** 2).mean((2, 3, 4))
-    rows, columns = linear_sum_assignment(errors)
     found: list[tuple[int, float] | None] = [None] * len(originals)
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+    for row, column in assignment(errors):
         error = float(errors[row, column])
         found[row] = column, min(100.0, -10 * np.log10(error)) if error > 0 else 100.0
     return found
@@ -79,7 +79,7 @@ def picture_lines(
         if order is not None:
             found = psnr[number]
             right = bool(progress.labels) and progress.labels[index] == labels[number]
-            style = "green" if right else "red"
+            style = LEAKED if right else PROTECTED
             words = (f"{found[1]:.1f} dB, " if found else "") + words
         blocks.append(_drawn(progress.image[index], size, words, style, unicode=unicode))
     lines = _beside(blocks)

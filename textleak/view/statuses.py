@@ -14,7 +14,7 @@ def statuses_of(sentence: Sentence, truth: Sentence | None) -> list[str]:
     "elsewhere": in the true sentence, but not here. "unknown": there is no truth to compare with.
     """
     true = {} if truth is None else {one.position: one for one in truth.positions}
-    ids = {one.id for one in true.values()}
+    ids = {one.id for one in true.values() if not one.special}
     return [_status(position, truth, true.get(position.position), ids) for position in sentence.positions]
 
 
@@ -25,6 +25,8 @@ def _status(position: Position, truth: Sentence | None, true: Position | None, i
         return SPECIAL
     if position.id < 0:
         return OPEN
+    if true is not None and true.special and true.id == position.id:
+        return SPECIAL  # an unknown token, which holds no text
     if true is not None and true.id == position.id:
         return RIGHT
     return ELSEWHERE if position.id in ids else WRONG

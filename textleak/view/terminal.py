@@ -15,7 +15,7 @@ from rich.text import Text
 
 from textleak.events import Progress, Sentence
 from textleak.view.consoles import ReadableConsole
-from textleak.view.glyphs import ASCII, STYLES, UNICODE, Glyphs
+from textleak.view.glyphs import ASCII, LEAKED, PROTECTED, STYLES, UNICODE, Glyphs
 from textleak.view.state import ViewState, remaining_seconds
 from textleak.view.statuses import ELSEWHERE, OPEN, RIGHT, SPECIAL, WRONG, right_of, statuses_of, surplus_of
 from textleak.words import count_of, loss_in_words, readable, seconds_in_words
@@ -278,7 +278,7 @@ def _head(
         right, total = right_of(sentence, truth)
         surplus = surplus_of(sentence, truth)
         words = f"{right} of {total} tokens right" + (f", {surplus} too many" if surplus else "")
-        parts.append((words, "green" if right == total and not surplus else ""))
+        parts.append((words, LEAKED if right == total and not surplus else ""))
     posterior = sentence.label_posterior
     if posterior:
         best = sorted(range(len(posterior)), key=lambda label: -posterior[label])[:3]
@@ -292,7 +292,7 @@ def _head(
     elif sentence.label is not None:
         parts.append(f"label {sentence.label}")
     if truth is not None and truth.label is not None and sentence.label is not None:
-        parts.append(("right label", "green") if truth.label == sentence.label else ("wrong label", "red"))
+        parts.append(("right label", LEAKED) if truth.label == sentence.label else ("wrong label", PROTECTED))
     return _lines(parts, width, glyphs.dot)
 
 

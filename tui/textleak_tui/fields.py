@@ -221,7 +221,7 @@ FIELDS = (
         title="Attack",
         flag="--attack",
         words="how the server goes about it",
-        default="match",
+        default="auto",
         options=_attacks,
         check=check_attack,
     ),

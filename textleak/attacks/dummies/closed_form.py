@@ -7,7 +7,8 @@ from torch import Tensor
 from textleak.attacks.base import Steps
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Stop
-from textleak.proof.certificate import certify_pictures
+from textleak.proof.certificate import certify
+from textleak.proof.pictures import Pictures
 
 
 def put_to_the_test(view: View, pixels_CHW: Tensor, labels_KB: Tensor | None) -> Steps:
@@ -16,7 +17,7 @@ def put_to_the_test(view: View, pixels_CHW: Tensor, labels_KB: Tensor | None) ->
     shared, model = view.shared, view.image_model
     picture_1CHW = model.pictures(pixels_CHW.to(model.device, model.dtype)).clamp(0, 1)[None]
     labels = shared.known.labels or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
-    certificate = certify_pictures(view, picture_1CHW, labels)
+    certificate = certify(view, Pictures(picture_1CHW, labels))
     image = tuple(picture_1CHW.cpu().permute(0, 2, 3, 1).tolist())
     yield Progress(
         phase="closed form",

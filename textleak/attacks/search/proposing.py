@@ -73,7 +73,7 @@ def search_among(
     # (measured on minilm at sigma = 1e-4: a mean match of 0.81 by all tensors, of 0.91 by these).
     matcher = (problem.whitened if problem.shared.noise_sigma > 0 else None) or problem.matcher
     search = run.begin_search(matcher, proposals=proposals, shapes=shapes)
-    yield Phase(name="discrete", detail="which proposed token stands where")
+    yield Phase(name="discrete", detail="ordering the candidate tokens")
     for some in _turns(shapes, proposals):
         if not search.beam or not run.finished():
             search.shapes = some if proposals.ends else shapes

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
+from textleak.assignment import assignment
 from textleak.exact.dropout.attention import Attended
 from textleak.exact.dropout.occurrences import Occurrence
 
@@ -88,7 +88,7 @@ class _Rows:
                 row.pop(position, None)
             alive = [row for row in self.rows if not self._ended(row, position)] or self.rows
             gain_BN = np.array([[self._gain(row, index) for index in here] for row in alive])
-            for b, n in zip(*linear_sum_assignment(gain_BN, maximize=True), strict=True):
+            for b, n in assignment(gain_BN, maximize=True):
                 alive[b][position] = here[n]
 
     def _gain(self, row: dict[int, int], index: int) -> float:

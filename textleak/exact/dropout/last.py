@@ -16,9 +16,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from textleak.assignment import assignment
 from textleak.clients.view import View
 from textleak.exact.found import OPEN
 from textleak.matching.discrete import Row
@@ -86,7 +86,7 @@ def endings(view: View, rows: Sequence[Row]) -> list[Ending] | None:
     if weight in shared.gradients and len(rows) > 1:
         seen_D = (settled_ND * places.normed_ND).sum(0) - count * exact(shared.gradients[weight]).cpu()
         gain_BB = (ends_BD * seen_D) @ places.head_VD[chosen].T
-        order = linear_sum_assignment(gain_BB.numpy(), maximize=True)[1]
+        order = [column for _, column in assignment(gain_BB.numpy(), maximize=True)]
         chosen, confidence = [chosen[i] for i in order], [confidence[i] for i in order]
     return [Ending(token=t, confidence=c) for t, c in zip(chosen, confidence, strict=True)]
 

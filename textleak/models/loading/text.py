@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
+from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import heads, own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    name: str = "bert-tiny",
+    name: str | Path = "bert-tiny",
     *,
     weights: str = "auto",
     task: str = "auto",
@@ -53,6 +54,13 @@ def load_model(
         InputError: an unknown name or option, weights that can't be had, a checkpoint that needs code of its own, a
             device that isn't there.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"load_model was given a {type(name).__name__}.",
+            why="It loads a model by its name, or from a folder.",
+            fix="For a network in memory: textleak.wrap(network, tokenizer).",
+        )
+    name = str(name)
     return load(
         TextRequest(
             name=name,
@@ -72,11 +80,13 @@ class TextRequest(Request):
 
     Attributes:
         download: whether the hub may be asked for what isn't on this machine.
+        tokenizer: alias, hub id or folder of a tokenizer in place of the model's own.
     """
 
     task: str = "auto"
     num_labels: int | None = None
     download: bool = True
+    tokenizer: str | None = None
 
 
 def load(request: TextRequest) -> TextModel:
@@ -201,7 +211,26 @@ def _read_config(name: str, place: Checkpoint, entry: Entry | None) -> PreTraine
         return AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
 
 
-def _read_tokenizer(name: str, place: Checkpoint, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
+def _tokenizer_for(
+    request: TextRequest, place: Checkpoint, config: PreTrainedConfig
+) -> PreTrainedTokenizerFast:
+    """The tokenizer that was asked for, else the one that lies beside the weights."""
+    asked = request.tokenizer
+    if asked is None:
+        return _read_tokenizer(request.name, place, config)
+    path = foreign.expanded(asked)
+    if path.is_dir():
+        return _read_tokenizer(asked, Checkpoint(folder=path, gguf=None, words=f"folder {path}"), None)
+    entry = CATALOG.get(asked) or BY_HUB_ID.get(asked)
+    found, missing = find_place(asked, entry, "auto", download=request.download)
+    if found is not None:
+        return _read_tokenizer(asked, found, None)
+    if entry is not None:
+        return bundled_tokenizer(entry)
+    raise not_at_hand(asked, entry, missing, download=request.download)
+
+
+def _read_tokenizer(name: str, place: Checkpoint, config: PreTrainedConfig | None) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     options = {} if place.gguf is None else {"gguf_file": place.gguf}
@@ -247,7 +276,7 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
     chosen, auto = _choose_task(name, config, request.task)
     if chosen == "classification":
         config.num_labels = heads.classes_for(name, config, request.num_labels)
-    tokenizer = _read_tokenizer(name, place, config)
+    tokenizer = _tokenizer_for(request, place, config)
     with reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
             network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
@@ -326,7 +355,7 @@ def _random_in(request: TextRequest, place: Checkpoint, entry: Entry | None) -> 
     chosen, auto = _choose_task(name, config, request.task)
     if chosen == "classification":
         config.num_labels = heads.classes_for(name, config, request.num_labels)
-    tokenizer = _read_tokenizer(name, place, config)
+    tokenizer = _tokenizer_for(request, place, config)
     with own_code.refused(name):
         network = _draw(auto, config, seed)
     return _Built(
@@ -352,7 +381,7 @@ def _random_alias(request: TextRequest, entry: Entry, missing: str) -> _Built:
     chosen, auto = _choose_task(entry.alias, config, request.task)
     if chosen == "classification":
         config.num_labels = heads.classes_for(entry.alias, config, request.num_labels)
-    because = f"; pretrained ones could not be had: {missing}" if missing else ""
+    because = f"; no pretrained weights found: {missing}" if missing else ""
     return _Built(
         task=chosen,
         network=_draw(auto, config, seed),

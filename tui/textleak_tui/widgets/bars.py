@@ -33,7 +33,7 @@ class Bars(Widget):
     DEFAULT_CSS = """
     Bars {
         border: round $border-blurred; border-title-color: $primary; border-title-style: bold; padding: 0 1;
-        & .bars--bar { color: $success; }
+        & .bars--bar { color: $error; }
         & .bars--moving { color: $accent; }
         & .bars--quiet { color: $quiet; }
     }

@@ -107,7 +107,7 @@ class HistoryTable(RunTable):
         elif row.rate is not None:
             rate, filled = Text(f"{row.rate:.2f}"), round(row.rate * 5)
             if not narrow:
-                rate.append(" " + UNICODE.bar * filled, style=colors["success"])
+                rate.append(" " + UNICODE.bar * filled, style=colors["error"])
                 rate.append(UNICODE.rest * (5 - filled), style=colors["border-blurred"])
         cells = {
             "mark": Text(MARK if marked else " ", style=colors["accent"]),

@@ -69,7 +69,7 @@ class LadderTable(RunTable):
             rate = Text("····" if blind else f"{rung.rate:.2f} ")
             if not blind:
                 filled = round(rung.rate * 8)
-                rate.append(UNICODE.bar * filled, style=colors["success"])
+                rate.append(UNICODE.bar * filled, style=colors["error"])
                 rate.append(UNICODE.rest * (8 - filled), style=colors["border-blurred"])
         verified = {True: "✓ yes", False: "✗ no", None: "can't be told"}
         loss = progress.loss if progress else None

@@ -1,0 +1,75 @@
+"""What updates of plain training loops tell: a row an update, each answer held against how it was made.
+
+python -m tests.figures.inference --seed 0 --count 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+
+import torch
+
+import textleak
+from tests.inference.answers import ASKED, OPEN, RIGHT, WRONG, marks
+from tests.inference.recorded import Settings, record
+from textleak.inference import told
+
+
+def main() -> None:
+    """Parse, record, ask, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--evidence", action="store_true", help="print every answer too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = textleak.load_model(options.model)
+    totals: Counter[tuple[str, str]] = Counter()
+    rows: Counter[str] = Counter()
+    for index in range(options.skip, options.count):
+        settings = Settings.drawn(1000 * options.seed + index)
+        recorded = record(model, settings)
+        began = time.perf_counter()
+        findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
+        seconds = time.perf_counter() - began
+        found = marks(findings, recorded)
+        totals.update(found.items())
+        rows[WRONG if WRONG in found.values() else OPEN if OPEN in found.values() else RIGHT] += 1
+        open_ = [what for what, mark in found.items() if mark == OPEN]
+        wrong = [f"{what} {findings.value(what)!r}" for what, mark in found.items() if mark == WRONG]
+        line = f"{index:3d} {words(settings)}, {recorded.tokens} tokens: {len(found)} asked, {seconds:.1f} s"
+        line += f"; can't tell {', '.join(open_)}" if open_ else ""
+        line += f"; WRONG {', '.join(wrong)}" if wrong else ""
+        sys.stdout.write(line + "\n")
+        if options.evidence:
+            for one in findings.told:
+                sys.stdout.write(f"      {one.what}: {str(one.value)[:60]} | {one.evidence}\n")
+            sys.stdout.write(f"      client: {findings.client}\n")
+        sys.stdout.flush()
+    for what in ASKED:
+        counts = ", ".join(f"{totals[what, kind]} {kind}" for kind in (RIGHT, OPEN, WRONG))
+        sys.stdout.write(f"{what}: {counts}\n")
+    sys.stdout.write(f"updates: {', '.join(f'{count} {kind}' for kind, count in rows.items())}\n")
+
+
+def words(settings: Settings) -> str:
+    """How an update was made, in a few words."""
+    made = "gradient"
+    if settings.optimizer:
+        several = "" if settings.steps == 1 else f" ({'fresh batches' if settings.fresh else 'one batch'})"
+        made = f"{settings.optimizer} lr {settings.lr:g} decay {settings.weight_decay:g}"
+        made += f", steps {settings.steps}{several}"
+    parts = [made, f"B {settings.batch_size}", f"dropout {settings.dropout or 'off'}"]
+    parts += [f"clip {settings.clip:g}"] if settings.clip else []
+    parts += ["bf16"] if settings.bf16 else []
+    parts += [f"LoRA {settings.rank}"] if settings.rank else []
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

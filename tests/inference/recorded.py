@@ -1,0 +1,173 @@
+"""Updates that plain torch and PEFT loops make with drawn settings: none of textleak's client code."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from textleak.models import TextModel
+
+TEXT = """
+the patient was told on friday that her account number had been changed by nobody in the city and she wrote a letter
+about it which never came back to our office until winter when rain and snow fell over small red houses near the river
+where boats move slowly under old bridges while children play music so loud that doctors and teachers can hear it every
+single morning before breakfast with fresh tea and a book of secret gradients
+""".split()  # noqa: SIM905
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an update is made.
+
+    Attributes:
+        optimizer: "adamw", "sgd", or None for a gradient.
+        lr, weight_decay, clip: of the optimizer; clip is the largest norm of a step's gradient.
+        steps: of the optimizer; `fresh` ones each on a batch of its own.
+        batch_size: sentences of a step.
+        dropout: rate of every dropout module in train mode; None for eval mode.
+        bf16: whether under autocast.
+        rank: of LoRA's adapters; None for none.
+        seed: of everything that is drawn.
+    """
+
+    optimizer: str | None = "adamw"
+    lr: float = 5e-5
+    weight_decay: float = 0.0
+    clip: float | None = None
+    steps: int = 1
+    fresh: bool = True
+    batch_size: int = 1
+    dropout: float | None = None
+    bf16: bool = False
+    rank: int | None = None
+    seed: int = 0
+
+    @classmethod
+    def drawn(cls, seed: int) -> Settings:
+        """As people train: AdamW more than SGD, one step more than several, with dropout more than without."""
+        draws = random.Random(seed)
+        optimizer = draws.choice([None, "sgd", "sgd", "adamw", "adamw", "adamw", "adamw"])
+        low, high = (-5, -3) if optimizer == "adamw" else (-4, -2)
+        return cls(
+            optimizer=optimizer,
+            lr=float(f"{10 ** draws.uniform(low, high):.2g}"),
+            weight_decay=draws.choice([0.0, 0.01, 0.1]),
+            clip=draws.choice([None, 1.0]),
+            steps=draws.choice([1, 1, 1, draws.randint(2, 5)]),
+            fresh=draws.choice([True, False]),
+            batch_size=draws.choice([1, 1, 2, 4]),
+            dropout=draws.choice([None, 0.1, 0.1, 0.05, 0.2]),
+            bf16=draws.random() < 0.2,
+            rank=draws.choice([None, None, None, 4, 8, 16, 32]),
+            seed=seed,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Recorded:
+    """An update with what made it.
+
+    Attributes:
+        sent: gradients, or after − before.
+        before, after: trainable weights; None for a gradient.
+        tokens: distinct inputs of the first layer in all steps: of a token at a position without dropout, of every
+            token with it.
+        settings: see there.
+    """
+
+    sent: dict[str, Tensor]
+    before: dict[str, Tensor] | None
+    after: dict[str, Tensor] | None
+    tokens: int
+    settings: Settings
+
+
+def record(model: TextModel, settings: Settings) -> Recorded:
+    """Train a copy of a model's network for some steps."""
+    torch.manual_seed(settings.seed)
+    draws = random.Random(f"text {settings.seed}")
+    network = _prepared(model, settings)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    before = {_plain(name): p.detach().clone() for name, p in trained.items()}
+    optimizer = _optimizer(list(trained.values()), settings)
+    inputs: set[tuple[int, ...]] = set()
+    batch: dict[str, Tensor] = {}
+    for step in range(settings.steps if optimizer else 1):
+        if settings.fresh or not batch:
+            batch = _batch(model, draws, settings.batch_size)
+        inputs |= _inputs(model, batch, step if settings.dropout else None)
+        autocast = torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
+        with autocast:
+            network(**batch).loss.backward()
+        if settings.clip:
+            nn.utils.clip_grad_norm_(list(trained.values()), settings.clip)
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+    count = len(inputs)
+    if optimizer is None:
+        sent = {_plain(name): p.grad for name, p in trained.items() if p.grad is not None}
+        return Recorded(sent=sent, before=None, after=None, tokens=count, settings=settings)
+    after = {_plain(name): p.detach().clone() for name, p in trained.items()}
+    sent = {name: after[name] - before[name] for name in after}
+    return Recorded(sent=sent, before=before, after=after, tokens=count, settings=settings)
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what PEFT puts before it and within."""
+    return (
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".default", "")
+    )
+
+
+def _prepared(model: TextModel, settings: Settings) -> nn.Module:
+    network: nn.Module = copy.deepcopy(model.network)
+    if settings.rank is None:
+        network.requires_grad_(True)
+    else:
+        import peft
+
+        kind = "SEQ_CLS" if model.task == "classification" else "CAUSAL_LM"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = peft.get_peft_model(network, peft.LoraConfig(r=settings.rank, task_type=kind))
+    network.train(settings.dropout is not None)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout) and settings.dropout is not None:
+            module.p = settings.dropout
+    return network
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], settings: Settings) -> torch.optim.Optimizer | None:
+    if settings.optimizer is None:
+        return None
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _batch(model: TextModel, draws: random.Random, size: int) -> dict[str, Tensor]:
+    sentences = [" ".join(draws.choices(TEXT, k=draws.randint(4, 12))) for _ in range(size)]
+    batch = dict(model.tokenizer(sentences, padding=True, return_tensors="pt"))
+    if model.task == "classification":
+        assert model.num_labels is not None
+        batch["labels"] = torch.tensor([draws.randrange(model.num_labels) for _ in sentences])
+    else:
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    return batch
+
+
+def _inputs(model: TextModel, batch: dict[str, Tensor], step: int | None) -> set[tuple[int, ...]]:
+    """What tells the inputs of the first layer apart; the last token of a causal model's sentence leaves nothing."""
+    found: set[tuple[int, ...]] = set()
+    for b, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+        count = int(mask.sum()) - (model.task == "causal-lm")
+        for t, id_ in enumerate(ids[:count].tolist()):
+            found.add((t, id_) if step is None else (t, id_, b, step))
+    return found

@@ -1,0 +1,85 @@
+"""What an audit comes to: a word for each outcome, and never one that says nothing leaks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from textleak.jobs.advice import Facts, advice
+from textleak.jobs.verdict import Outcome, Word, judge
+
+NOTHING = Outcome(attack="auto", seconds=12.0)
+FACTS = Facts(
+    proof="gradient",
+    embeddings=True,
+    vocabulary=5,
+    tokens=8,
+    hidden_size=16,
+    noise=False,
+    told_client=True,
+    told_lengths=True,
+)
+
+
+def found(**what: object) -> Outcome:
+    return dataclasses.replace(NOTHING, **what)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "word"),
+    [
+        (found(proof="gradient", tokens=8, proved_tokens=8), Word.LEAKS),
+        (found(proof="span", tokens=20, proved_tokens=8, proved_sentences=1), Word.LEAKS),
+        (found(proof="span", tokens=10, proved_tokens=6), Word.LEAKS),
+        (found(match=0.51, recall=0.6, tokens=8), Word.LEAKS),
+        (found(match=1.0, tokens=8), Word.LEAKS),
+        (found(match=0.5, tokens=8), Word.PARTLY),
+        (found(proof="span", tokens=10, proved_tokens=5), Word.PARTLY),
+        (found(match=0.0, recall=0.4, tokens=8), Word.PARTLY),
+        (found(vocabulary=7), Word.PARTLY),
+        (found(fits_as_well=True, tokens=8), Word.PARTLY),
+        (found(vocabulary=7, cut_off=True), Word.PARTLY),
+        (found(tokens=8), Word.NOT_FOUND),
+        (found(tokens=8, match=0.0, recall=0.0), Word.NOT_FOUND),
+        (found(tokens=8, cut_off=True), Word.INCONCLUSIVE),
+        (found(unread="No channel reads it."), Word.INCONCLUSIVE),
+        (found(moved=False), Word.INCONCLUSIVE),
+    ],
+)
+def test_each_outcome_has_its_word(outcome: Outcome, word: Word) -> None:
+    verdict = judge(outcome)
+    assert verdict.word is word
+    assert verdict.sentence.endswith(".")
+    assert "safe" not in verdict.sentence.replace("Not found is not safe", "")
+
+
+def test_what_was_not_found_is_not_called_safe() -> None:
+    assert "Not found is not safe" in judge(found(tokens=8)).sentence
+    assert "auto" in judge(found(tokens=8)).sentence
+    assert "12 s" in judge(found(tokens=8)).sentence
+
+
+def test_a_half_is_not_most_of_the_text() -> None:
+    assert judge(found(match=0.5, tokens=8)).word is Word.PARTLY
+    assert judge(found(match=0.500001, tokens=8)).word is Word.LEAKS
+
+
+def test_nothing_that_moved_gives_nothing_away_and_says_nothing_more() -> None:
+    verdict = judge(found(moved=False, vocabulary=None))
+    assert verdict.sentence.startswith("Nothing moved")
+
+
+def test_advice_follows_from_how_the_text_came_back() -> None:
+    lines = advice(Word.LEAKS, FACTS)
+    assert any("--share no-embeddings" in line for line in lines)
+    assert any("8 inputs in 16 dimensions" in line for line in lines)
+    without = advice(Word.LEAKS, dataclasses.replace(FACTS, embeddings=False, tokens=16, noise=True))
+    assert not any("no-embeddings" in line or "dimensions" in line or "noise" in line for line in without)
+
+
+def test_what_was_not_found_is_looked_for_further() -> None:
+    lines = advice(Word.INCONCLUSIVE, dataclasses.replace(FACTS, told_client=False, told_lengths=False))
+    assert any("--client" in line for line in lines)
+    assert any("--know" in line for line in lines)
+    assert not any("Share no embedding" in line for line in lines)

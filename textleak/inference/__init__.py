@@ -1,0 +1,9 @@
+"""What an update tells before any attack: how it was made, and what of the data shows on its face.
+
+`told` asks every question of `QUESTIONS`; one question, one file. What can't be told is said so, never guessed.
+"""
+
+from textleak.inference.base import Findings, Kind, Told
+from textleak.inference.questions import QUESTIONS, told
+
+__all__ = ["QUESTIONS", "Findings", "Kind", "Told", "told"]

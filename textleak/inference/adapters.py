@@ -1,0 +1,110 @@
+"""LoRA: rank and modules, by the adapters' names and shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from textleak.inference.base import Seen, Told, measured
+from textleak.inference.shrinking import Decay, decay_of, off_the_grid
+from textleak.numerics import exact
+
+WHAT = "LoRA"
+_ADAPTER = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B|embedding_A|embedding_B)\b")
+
+# Part of a move that isn't along the weight itself when it is more than decay and rounding (our choice).
+_TURNED = 0.9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """Low-rank adapters among what was sent.
+
+    Attributes:
+        ranks: by module.
+        others: parameters that are no adapters.
+    """
+
+    ranks: dict[str, int]
+    others: tuple[str, ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Last names of the modules that have one."""
+        return tuple(sorted({module.rpartition(".")[2] for module in self.ranks}))
+
+    @property
+    def rank(self) -> int | None:
+        """The rank, where all have the same."""
+        ranks = set(self.ranks.values())
+        return ranks.pop() if len(ranks) == 1 else None
+
+
+@measured
+def moved_downs(seen: Seen) -> bool | None:
+    """Whether any A moved by more than decay although B was 0, as only a second step can; None where that isn't known.
+
+    B starts as 0, and A's gradient is a multiple of it.
+    """
+    if seen.before is None:
+        return None
+    downs = [name for name in seen.sent if ".lora_A." in name]
+    ups = [value for name, value in seen.before.items() if ".lora_B." in name]
+    if not downs or not ups or any(bool(value.any()) for value in ups):
+        return None
+    decay = decay_of(seen)
+    if decay is None:
+        return any(_turned(seen, name) for name in downs)
+    return any(_moved_by_more(seen, name, decay) for name in downs)
+
+
+def _moved_by_more(seen: Seen, name: str, decay: Decay) -> bool:
+    weights = seen.weights(name)
+    if weights is None:
+        return False
+    before, moved = exact(weights).cpu(), exact(seen.sent[name]).cpu()
+    return bool((off_the_grid(moved, before, decay.product, weights.dtype).abs() > max(1.0, decay.off)).any())
+
+
+def _turned(seen: Seen, name: str) -> bool:
+    """Whether a weight did anything but shrink or grow."""
+    weights = seen.weights(name)
+    if weights is None:
+        return False
+    before, moved = exact(weights).cpu().flatten(), exact(seen.sent[name]).cpu().flatten()
+    left = moved - (moved @ before) / (before @ before) * before
+    return float(left.norm()) > _TURNED * float(moved.norm())
+
+
+@measured
+def adapters_of(seen: Seen) -> Adapters:
+    """The adapters among what was sent; an A has a row, a B a column for each of its rank."""
+    ranks: dict[str, int] = {}
+    others: list[str] = []
+    for name, value in seen.sent.items():
+        found = _ADAPTER.match(name)
+        if found is None or value.dim() != 2:
+            others.append(name)
+        else:
+            first = found["side"] in ("A", "embedding_A")
+            ranks[found["module"]] = value.shape[0] if first else value.shape[1]
+    return Adapters(ranks=ranks, others=tuple(others))
+
+
+def ask(seen: Seen) -> Told:
+    """Rank and modules."""
+    found = adapters_of(seen)
+    if not found.ranks:
+        return Told(what=WHAT, value=None, evidence="No parameter is named as PEFT names adapters.")
+    targets, rank = found.targets, found.rank
+    many = f"{len(found.ranks)} adapters on {', '.join(targets)}"
+    if rank is None:
+        ranks = sorted(set(found.ranks.values()))
+        return Told(
+            what=WHAT, value={"ranks": ranks, "targets": list(targets)}, evidence=f"{many}, of several ranks."
+        )
+    return Told(
+        what=WHAT,
+        value={"rank": rank, "targets": list(targets)},
+        evidence=f"{many}, all of {rank} rows and columns.",
+    )

@@ -1,0 +1,43 @@
+"""Clipping: a gradient whose norm over all tensors is a round number was scaled down to it."""
+
+from __future__ import annotations
+
+import math
+
+from textleak.inference.base import Seen, Told
+from textleak.inference.kind import sent_as
+from textleak.inference.rate import rate_of
+from textleak.numerics import exact
+
+WHAT = "clipped norm"
+# How near to a number of one figure the norm has to be: clip_grad_norm_ divides by norm + 1e-6, and tensors are summed
+# in float32. By chance one in 10,000 norms is (our choice).
+_NEAR = 5e-6
+
+
+def norm_of(seen: Seen) -> float:
+    """Norm of all that was sent."""
+    return math.sqrt(sum(float(exact(value).square().sum()) for value in seen.sent.values()))
+
+
+def ask(seen: Seen) -> Told:
+    """The norm that a gradient was clipped to."""
+    norm = norm_of(seen)
+    if sent_as(seen).kind == "gradient":
+        figure = f"The norm of all that was sent is {norm:.7g}"
+        near = float(f"{norm:.0e}") if norm else 0.0
+        if norm and abs(norm / near - 1) <= _NEAR:
+            return Told(what=WHAT, value=near, evidence=f"{figure}: clipped to {near:g}.")
+        return Told(
+            what=WHAT,
+            value=None,
+            evidence=f"{figure}, no round number: not clipped to one, or not all was sent.",
+        )
+    clip = rate_of(seen).clip
+    if clip is not None:
+        return Told(
+            what=WHAT,
+            value=clip,
+            evidence=f"The update's norm is the rate times {clip:g}: see the learning rate.",
+        )
+    return Told(what=WHAT, value=None, evidence="The rate and Adam's normalizing hide the gradient's norm.")

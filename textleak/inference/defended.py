@@ -1,0 +1,119 @@
+"""What was done to a gradient before it was shared: entries set to 0, rounded to few levels, or noised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from textleak.inference.base import Seen, Told, per_cent
+from textleak.inference.inputs import first_inputs
+from textleak.inference.kind import sent_as
+from textleak.inference.vocabulary import words_of
+from textleak.numerics import exact
+
+PRUNED, QUANTIZED, NOISED = "pruned", "quantized", "noised"
+# Part of a matrix' entries that are exactly 0 without pruning: none, but for dropout in layers that were used once, and
+# ReLU's dead units, which empty whole rows or columns (our choice). Below it nobody prunes.
+_FEW_ZEROS = 0.02
+# Different sizes of entries that int8 has at most, and entries of a tensor that has to have more without it.
+_LEVELS, _ENTRIES = 127, 4096
+# How evenly noise fills a spectrum: the ratio of the smallest singular value to what noise alone makes it, at least
+# (our choice; measured on minilm: 0.97 and more of noise, under 1e-3 of a gradient's own rounding).
+_EVEN = 0.7
+
+
+def _matrices(seen: Seen) -> list[tuple[str, Tensor]]:
+    return [
+        (name, value)
+        for name, value in seen.moved()
+        if value.dim() == 2 and name not in seen.model.embedding_names and value.numel() >= _ENTRIES
+    ]
+
+
+def pruned(seen: Seen) -> Told:
+    """The share of entries that were set to 0, beside whole rows and columns."""
+    if sent_as(seen).kind != "gradient":
+        return Told(
+            what=PRUNED,
+            value=None,
+            evidence="Entries that rounding of the weights left as they were hide it.",
+        )
+    zeros = total = 0
+    for _, value in _matrices(seen):
+        rows, columns = value.any(1), value.any(0)
+        inner = value[rows][:, columns]
+        zeros += int((inner == 0).sum())
+        total += inner.numel()
+    if not total:
+        return Told(what=PRUNED, value=None, evidence="No matrix was sent to count in.")
+    share = zeros / total
+    figure = f"{per_cent(share)} of {total:,} entries of matrices are 0, rows and columns without any gradient aside"
+    if share < _FEW_ZEROS:
+        return Told(what=PRUNED, value=0.0, evidence=f"{figure}.")
+    return Told(what=PRUNED, value=round(share, 4), evidence=f"{figure}: a gradient's own are almost never.")
+
+
+def quantized(seen: Seen) -> Told:
+    """How many levels entries have, where they are few."""
+    if sent_as(seen).kind != "gradient":
+        return Told(
+            what=QUANTIZED, value=None, evidence="The step to the new weights hides the gradient's levels."
+        )
+    counts = {name: int(torch.unique(value[value != 0].abs()).numel()) for name, value in _matrices(seen)[:8]}
+    if not counts:
+        return Told(what=QUANTIZED, value=None, evidence="No matrix was sent to count levels in.")
+    most = max(counts.values())
+    if most > _LEVELS:
+        return Told(
+            what=QUANTIZED, value=False, evidence=f"Matrices have up to {most:,} different sizes of entries."
+        )
+    kind = "signs alone" if most == 1 else f"{most} levels"
+    return Told(
+        what=QUANTIZED, value=most, evidence=f"No matrix of {len(counts)} has more than {most} sizes: {kind}."
+    )
+
+
+def noised(seen: Seen) -> Told:
+    """The standard deviation of noise, by what fills the smallest dimensions of the spectra."""
+    if sent_as(seen).kind != "gradient":
+        return Told(what=NOISED, value=None, evidence="Rounding of the weights fills the spectra as well.")
+    span, words = first_inputs(seen), words_of(seen).rows
+    if words is not None and len(words) < seen.model.vocab_size and not _tied_like(seen):
+        return Told(
+            what=NOISED,
+            value=0.0,
+            evidence="Rows of the word embedding are exactly 0, which noise leaves none.",
+        )
+    if span is not None and span.clear:
+        return Told(
+            what=NOISED,
+            value=0.0,
+            evidence=f"The first layer's spectrum ends clearly after {span.rank} dimensions.",
+        )
+    found = [one for _, value in _matrices(seen)[:8] if (one := _even_noise(value)) is not None]
+    if len(found) < 2:
+        return Told(
+            what=NOISED, value=None, evidence="Nothing fills the spectra evenly, and none ends clearly."
+        )
+    sigma = sorted(found)[0]
+    return Told(
+        what=NOISED,
+        value=float(f"{sigma:.2g}"),
+        evidence=f"The smallest dimensions of {len(found)} matrices are as full as noise of {sigma:.3g} makes them.",
+    )
+
+
+def _tied_like(seen: Seen) -> bool:
+    head = seen.model.network.get_output_embeddings()
+    return head is not None and getattr(head, "weight", None) is seen.model.word_embedding.weight
+
+
+def _even_noise(value: Tensor) -> float | None:
+    """Noise that makes the lower half of a matrix' spectrum, where it has the shape that noise has; None otherwise."""
+    s_S = torch.linalg.svdvals(exact(value).cpu())
+    generator = torch.Generator().manual_seed(0)
+    drawn_S = torch.linalg.svdvals(torch.randn(value.shape, generator=generator, dtype=torch.float64))
+    half = len(s_S) // 2
+    scale_S = s_S[half:] / drawn_S[half:]
+    low, high = float(scale_S.min()), float(scale_S.max())
+    return float(scale_S.median()) if high > 0 and low >= _EVEN * high else None

@@ -1,0 +1,117 @@
+"""Dropout: a clean input of the first layer lies in the span of its gradient, a dropped one doesn't.
+
+How often entries are dropped shows where a layer was used once: what was dropped of its output or input got no gradient
+at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from textleak.inference.base import Seen, Told, measured, per_cent
+from textleak.inference.inputs import first_inputs
+from textleak.inference.masks import masked
+from textleak.inference.pairs import pairs_of
+from textleak.inference.single import alone, linears_of, moves_of
+
+WHAT = "dropout"
+# Entries that tell that nothing was dropped, where none was: with a rate of 0.05 that had a chance of 6e-6.
+_LEAST = 240
+# Standard deviations that a rate may be off its estimate, and how near that has to be for it to be told (our choice).
+_SURE, _NEAR = 2.5, 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """Whether entries were dropped, and how often one was; None where it can't be told."""
+
+    on: bool | None
+    rate: float | None
+    evidence: str
+
+
+@measured
+def dropout_of(seen: Seen) -> Dropout:
+    """Dropout of the first layer's input, or of a layer that was used once."""
+    span, pairs = first_inputs(seen), pairs_of(seen)
+    if pairs is not None and span is not None and pairs.inside:
+        return Dropout(
+            on=False,
+            rate=0.0,
+            evidence=f"{len(pairs.inside)} clean inputs lie in the span of the first layer's {span.rank} directions: "
+            "nothing was dropped from them.",
+        )
+    dropped, looked_at = (sum(column) for column in zip((0, 0), zeros_of(seen), masked(seen), strict=True))
+    if looked_at >= _LEAST:
+        if not dropped:
+            return Dropout(
+                on=False, rate=0.0, evidence=f"None of {looked_at:,} entries beside dropout were set to 0."
+            )
+        return _rated(seen, dropped, looked_at)
+    if span is None or pairs is None:
+        return Dropout(
+            on=None, rate=None, evidence="No span of a first layer's inputs shows beside its tokens."
+        )
+    figure = f"No clean input lies in the span of the first layer's {span.rank} directions"
+    if pairs.unclear or not pairs.outside:
+        return Dropout(on=None, rate=None, evidence=f"{figure}, and {pairs.unclear} of them can't be told.")
+    if not span.clear:
+        return Dropout(on=None, rate=None, evidence=f"{figure}, which has no clear end.")
+    return Dropout(
+        on=True, rate=None, evidence=f"{figure}, though {pairs.outside} tokens at positions are possible."
+    )
+
+
+def _rated(seen: Seen, dropped: int, looked_at: int) -> Dropout:
+    """The rate: by what the configuration has, where that is as likely as the share itself."""
+    share = dropped / looked_at
+    # Wilson's interval, 1927: it holds for few as well.
+    spread = _SURE**2 / looked_at
+    middle = (share + spread / 2) / (1 + spread)
+    half = (spread * (share * (1 - share) + spread / 4)) ** 0.5 / (1 + spread)
+    figure = f"{dropped:,} of {looked_at:,} entries ({per_cent(share)}) beside dropout were set to 0"
+    figure += f": a rate between {middle - half:.3f} and {middle + half:.3f}"
+    if half > _NEAR:
+        return Dropout(on=True, rate=None, evidence=f"{figure}.")
+    usual = [rate for rate in _configured(seen) if abs(rate - middle) <= half]
+    if len(usual) == 1:
+        return Dropout(
+            on=True, rate=usual[0], evidence=f"{figure}; the model's configuration has {usual[0]:g}."
+        )
+    return Dropout(on=True, rate=round(middle, 3), evidence=f"{figure}.")
+
+
+def _configured(seen: Seen) -> list[float]:
+    values = {key: value for key, value in vars(seen.model.network.config).items() if "drop" in key}
+    return sorted({value for value in values.values() if isinstance(value, float) and value > 0})
+
+
+@measured
+def zeros_of(seen: Seen) -> tuple[int, int]:
+    """Entries without any gradient beside a dropout, of layers that were used once, and how many were looked at."""
+    used_once = set(alone(seen))
+    if not used_once:
+        return 0, 0
+    dropped = looked_at = 0
+    for layer in linears_of(seen.model):
+        if layer.dropped_after and layer.weight in used_once and layer.bias in seen.sent:
+            found = moves_of(seen, layer.bias)
+            lines = None if found is None else found[0].abs() <= found[1]
+        elif layer.dropped_before and layer.weight in seen.sent and not layer.dropped_after:
+            found = moves_of(seen, layer.weight)
+            head = seen.model.num_labels is not None and len(seen.sent[layer.weight]) == seen.model.num_labels
+            lines = (found[0].abs() <= found[1]).all(0) if head and found is not None else None
+        else:
+            continue
+        if lines is not None and not bool(lines.all()):
+            dropped += int(lines.sum())
+            looked_at += len(lines)
+    return dropped, looked_at
+
+
+def ask(seen: Seen) -> Told:
+    """Whether dropout was on, by its rate."""
+    found = dropout_of(seen)
+    return Told(
+        what=WHAT, value=found.rate if found.rate is not None else found.on and "on", evidence=found.evidence
+    )

@@ -1,0 +1,191 @@
+"""What the first layer read: the row space of its weight's gradient, with its dimensions counted.
+
+Rounding of the weights fills the spectrum of an update; how far is known beforehand, as the weights are. Entries of
+unlike error are brought to one by scaling rows and columns, which leaves the rank as it is.
+
+Shapes: O the layers' output size, I their input size, R rank, S singular values, N inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from textleak.exact.subspace import as_rows, spectrum_end
+from textleak.inference.base import Seen, measured
+from textleak.inference.estimates import Estimate, estimate_of
+from textleak.inference.kind import sent_as
+from textleak.inference.precision import computed_eps
+from textleak.models.probes.layers import LocalLayer, local_layers
+
+# Rounds of scaling; singular values in units of the largest that rounding makes: those that are surely the batch's,
+# and those that may be (our choice; measured on minilm after one step of SGD or AdamW at 1e-5 to 1e-2: rounding's own
+# is at 0.55 to 1.0).
+_ROUNDS, _SURE, _MAYBE = 3, 3.0, 1.15
+# Steps of the grid that a move is to be beyond for its rounding to be spread evenly, entries that it takes, and the
+# part of them that has the coarsest grid.
+_WELL, _LEAST = 4.0, 2000
+# Squared part of an input outside the span, over what its directions' errors account for, up to which it is inside
+# (our choice; measured likewise: up to 4 inside, 100 and more outside); rounding of an input's entry; and the part of
+# an input that may be allowed outside when anything is to be told.
+_OUTSIDE, _ROUNDING, _TELLS = 25.0, 8 * torch.finfo(torch.float32).eps, 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FirstInputs:
+    """The span of what the first layer read.
+
+    Attributes:
+        layers: those that read it.
+        rank: dimensions that stand out of rounding.
+        clear: whether they do so clearly, so that none is likely to be missed.
+        basis_RI: orthonormal, of inputs whose entries are multiplied by `scale_I`.
+        scale_I: see there.
+        unsure_R: how far each direction may be turned to each dimension outside.
+        rounding: variance of what is outside the span, over that of one rounding of the weights; None where nothing
+            was added to weights, or too little to tell.
+        least: the smallest singular value of the span, over the largest that is rounding.
+    """
+
+    layers: tuple[LocalLayer, ...]
+    rank: int
+    clear: bool
+    basis_RI: Tensor
+    scale_I: Tensor
+    unsure_R: Tensor
+    rounding: float | None
+    least: float
+
+    def inside(self, inputs_NI: Tensor) -> tuple[Tensor, Tensor]:
+        """Which inputs lie in the span and which clearly don't, (N,) each; of some neither can be told."""
+        scaled_NI = inputs_NI * self.scale_I
+        parts_NR = scaled_NI @ self.basis_RI.T
+        outside_N = (scaled_NI - parts_NR @ self.basis_RI).square().sum(1)
+        whole_N = scaled_NI.square().sum(1)
+        turned_N = (scaled_NI.shape[1] - self.rank) * (parts_NR * self.unsure_R).square().sum(1)
+        allowed_N = _OUTSIDE * (turned_N + _ROUNDING**2 * whole_N)
+        tells_N = allowed_N <= _TELLS * whole_N
+        return tells_N & (outside_N <= allowed_N), outside_N > allowed_N
+
+
+@measured
+def first_inputs(seen: Seen) -> FirstInputs | None:
+    """The span of the widest input that depends on a token and its position alone; None where none was sent."""
+    groups: dict[str, list[LocalLayer]] = {}
+    for layer in local_layers(seen.model):
+        if layer.weight_name in seen.sent and layer.used_once and bool(seen.sent[layer.weight_name].any()):
+            groups.setdefault(layer.input_group, []).append(layer)
+    widest = max(groups.values(), key=lambda layers: layers[0].input_size, default=[])
+    if not widest:
+        return None
+    estimates = [estimate_of(seen, layer.weight_name) for layer in widest]
+    rows = [_rows(one, layer) for one, layer in zip(estimates, widest, strict=True) if one is not None]
+    if len(rows) < len(widest):
+        return None
+    value_OI = torch.cat([one.value for one in rows])
+    if sent_as(seen).kind == "gradient":
+        return _of_gradient(
+            tuple(widest), value_OI, computed_eps(seen, [layer.weight_name for layer in widest])
+        )
+    error_OI = torch.cat([one.error for one in rows if one.error is not None])
+    steps = [one.steps for one in rows if one.steps is not None]
+    return _of_update(tuple(widest), value_OI, error_OI, torch.cat(steps) if steps else None)
+
+
+def _rows(one: Estimate, layer: LocalLayer) -> Estimate:
+    """With rows of outputs and columns of inputs."""
+    error, steps = (None if t is None else as_rows(t, layer) for t in (one.error, one.steps))
+    return Estimate(value=as_rows(one.value, layer), error=error, steps=steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """The rank of a gradient, whether it ends clearly, and how far its smallest singular value is above rounding's."""
+
+    rank: int
+    clear: bool
+    least: float
+
+
+def spectrum_of(seen: Seen, name: str) -> Spectrum | None:
+    """The rank of one weight's gradient; None where it can't be had."""
+    one = estimate_of(seen, name)
+    if one is None or not bool(one.value.any()):
+        return None
+    if one.error is None:
+        span = _of_gradient((), one.value, computed_eps(seen, [name]))
+    else:
+        span = _of_update((), one.value, one.error, None)
+    return None if span is None else Spectrum(rank=span.rank, clear=span.clear, least=span.least)
+
+
+def _decomposed(value_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors, descending."""
+    _, s_S, basis_SI = torch.linalg.svd(value_OI, full_matrices=False)
+    return s_S, basis_SI
+
+
+def _of_gradient(layers: tuple[LocalLayer, ...], value_OI: Tensor, eps: float) -> FirstInputs | None:
+    s_S, basis_SI = _decomposed(value_OI)
+    if not float(s_S[0]):
+        return None
+    floor, noise, clear = spectrum_end(s_S, float(s_S[0]) * eps)
+    rank = int((s_S > floor).sum())
+    sizes = sum(size**0.5 for size in (len(value_OI), value_OI.shape[1] - rank))
+    return FirstInputs(
+        layers=layers,
+        rank=rank,
+        clear=clear and rank < value_OI.shape[1],
+        basis_RI=basis_SI[:rank],
+        scale_I=torch.ones(value_OI.shape[1], dtype=torch.float64),
+        unsure_R=noise / sizes / s_S[:rank],
+        rounding=None,
+        least=float(s_S[rank - 1]) / noise if rank else 0.0,
+    )
+
+
+def _of_update(
+    layers: tuple[LocalLayer, ...], value_OI: Tensor, error_OI: Tensor, steps_OI: Tensor | None
+) -> FirstInputs | None:
+    scale_O1 = torch.ones(len(value_OI), 1, dtype=torch.float64)
+    scale_1I = torch.ones(1, value_OI.shape[1], dtype=torch.float64)
+    for _ in range(_ROUNDS):
+        scale_O1 = scale_O1 / (error_OI * scale_O1 * scale_1I).square().mean(1, keepdim=True).sqrt()
+        scale_1I = scale_1I / (error_OI * scale_O1 * scale_1I).square().mean(0, keepdim=True).sqrt()
+    s_S, basis_SI = _decomposed(value_OI * scale_O1 * scale_1I)
+    generator = torch.Generator().manual_seed(0)  # any rounding will do
+    drawn_OI = torch.randn(value_OI.shape, generator=generator, dtype=torch.float64)
+    noise = float(torch.linalg.matrix_norm(error_OI * scale_O1 * scale_1I * drawn_OI, 2))
+    rank = int((s_S > _SURE * noise).sum())
+    if not rank:
+        return None
+    sizes = sum(size**0.5 for size in (len(value_OI), value_OI.shape[1] - rank))
+    following = float(s_S[rank]) if rank < len(s_S) else 0.0
+    basis_RI = basis_SI[:rank]
+    return FirstInputs(
+        layers=layers,
+        rank=rank,
+        clear=following <= _MAYBE * noise and rank < value_OI.shape[1],
+        basis_RI=basis_RI,
+        scale_I=scale_1I[0],
+        unsure_R=noise / sizes / s_S[:rank],
+        rounding=None if steps_OI is None else _rounding(value_OI, steps_OI, scale_1I, s_S, basis_SI, noise),
+        least=float(s_S[rank - 1]) / noise,
+    )
+
+
+def _rounding(
+    value_OI: Tensor, steps_OI: Tensor, scale_1I: Tensor, s_S: Tensor, basis_SI: Tensor, noise: float
+) -> float | None:
+    """Variance outside all that may be the batch's, over that of one rounding; None where too little moved enough."""
+    rank = int((s_S > _MAYBE * noise).sum())
+    scaled_OI = value_OI * scale_1I
+    inside_OI = (scaled_OI @ basis_SI[:rank].T) @ basis_SI[:rank] / scale_1I
+    coarse_OI = (steps_OI >= steps_OI.median()) & (inside_OI.abs() >= _WELL * steps_OI)
+    if int(coarse_OI.sum()) < _LEAST or rank >= value_OI.shape[1]:
+        return None
+    left_N = ((value_OI - inside_OI) / steps_OI)[coarse_OI]
+    kept = 1 - rank / value_OI.shape[1]
+    return float(left_N.square().mean()) * 12 / kept

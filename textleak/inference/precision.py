@@ -1,0 +1,80 @@
+"""The precision that gradients were computed or stored in: whether entries lie on a shorter type's grid.
+
+Under autocast products of matrices end in the short type and are widened afterwards, so their last bits are 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.inference.base import Seen, Told, measured, per_cent, some_of
+from textleak.inference.kind import sent_as
+
+WHAT = "precision"
+_SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Part of a tensor's entries that lie on a grid when all were rounded to it; of others one in 2¹⁶ does by chance.
+_ALL, _LEAST = 0.999, 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Precision:
+    """By tensor, the short type whose grid it lies on; "float32" where on none."""
+
+    grids: dict[str, str]
+
+
+@measured
+def grids_of(seen: Seen) -> Precision:
+    """Which tensors lie on which grid."""
+    return Precision(grids={name: _grid(value) for name, value in seen.moved() if value.numel() >= _LEAST})
+
+
+def _grid(value: Tensor) -> str:
+    stored = next((short for short, dtype in _SHORT.items() if value.dtype == dtype), None)
+    if stored is not None:
+        return stored
+    (values_N,) = some_of(value)
+    values_N = values_N[values_N != 0]
+    for short, dtype in _SHORT.items():
+        if len(values_N) and float((values_N.to(dtype).to(values_N) == values_N).double().mean()) >= _ALL:
+            return short
+    return str(value.dtype).removeprefix("torch.")
+
+
+def computed_eps(seen: Seen, names: Sequence[str]) -> float:
+    """Rounding of the entries of some gradients: that of the coarsest type that any of them was computed in."""
+    grids = grids_of(seen).grids
+    found = [torch.finfo(_SHORT[grids[name]]).eps for name in names if grids.get(name) in _SHORT]
+    return max([torch.finfo(torch.float32).eps, *found])
+
+
+def ask(seen: Seen) -> Told:
+    """The precision of the gradients."""
+    grids = grids_of(seen).grids
+    short = {name: grid for name, grid in grids.items() if grid in _SHORT}
+    stored = sorted({str(value.dtype).removeprefix("torch.") for value in seen.sent.values()})
+    if sent_as(seen).kind != "gradient":
+        return Told(
+            what=WHAT,
+            value=None,
+            evidence=f"Stored as {', '.join(stored)}; the step hides what gradients were computed in.",
+        )
+    if not short:
+        return Told(
+            what=WHAT,
+            value=stored[0],
+            evidence=f"Stored as {', '.join(stored)}, and no tensor lies on a shorter grid.",
+        )
+    name = max(set(short.values()), key=list(short.values()).count)
+    share = len(short) / len(grids)
+    where = "all tensors" if share == 1 else f"{len(short)} of {len(grids)} tensors ({per_cent(share)})"
+    return Told(
+        what=WHAT,
+        value=name if share == 1 else f"{name} autocast",
+        evidence=f"Every entry of {where} lies on the grid of {name}"
+        + ("." if share == 1 else ", as products of matrices do under autocast; the others are float32."),
+    )

@@ -1,0 +1,40 @@
+"""The client's procedure as `--client` takes it, where all of it can be told."""
+
+from __future__ import annotations
+
+from textleak.inference.adapters import adapters_of
+from textleak.inference.base import Seen
+from textleak.inference.decay import ask as decay_ask
+from textleak.inference.dropout import dropout_of
+from textleak.inference.kind import sent_as
+from textleak.inference.optimizer import optimizer_of
+from textleak.inference.precision import grids_of
+from textleak.inference.rate import rate_of
+from textleak.inference.steps import steps_of
+
+
+def client_of(seen: Seen) -> tuple[str, ...] | None:
+    """Kinds in the order in which they compose; None where what was sent, or how it was made, can't be told.
+
+    Dropout that can't be told counts as on where the model has any, which is how people train.
+    """
+    sent = sent_as(seen).kind
+    if sent is None:
+        return None
+    parts = [] if dropout_of(seen).on is False else ["train-mode"]
+    if sent == "gradient" and "bf16" in grids_of(seen).grids.values():
+        parts.append("autocast")
+    adapters = adapters_of(seen)
+    if adapters.ranks:
+        if adapters.rank is None:
+            return None
+        parts.append(f"lora:rank={adapters.rank},targets={'/'.join(adapters.targets)}")
+    if sent == "gradient":
+        return tuple(parts)
+    optimizer, rate, steps = optimizer_of(seen).name, rate_of(seen), steps_of(seen).count
+    if optimizer is None or rate.rate is None or steps != 1:
+        return None
+    spec = f"fedavg:optimizer={optimizer},lr={rate.rate:.4g},steps=1"
+    decay = decay_ask(seen).value
+    spec += f",weight_decay={decay:g}" if isinstance(decay, float) and decay else ""
+    return (*parts, spec + (f",max_grad_norm={rate.clip:g}" if rate.clip else ""))

@@ -1,0 +1,69 @@
+"""How many sentences: a classifier's last layers read one position of each, so their gradients have that rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from textleak.inference.base import Seen, Told, measured
+from textleak.inference.head import head_of
+from textleak.inference.inputs import spectrum_of
+from textleak.inference.single import alone, linears_of
+from textleak.inference.steps import steps_of
+
+WHAT = "sentences"
+# Last layers that are looked at, how many of them have to agree, and the size up to which they are decomposed (our
+# choice).
+_LAST, _AGREE, _LARGEST = 6, 2, 1_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sentences:
+    """How many; None where it can't be told."""
+
+    count: int | None
+    evidence: str
+
+
+@measured
+def sentences_of(seen: Seen) -> Sentences:
+    """How many different sentences a batch for classification had."""
+    if seen.model.task != "classification":
+        return Sentences(
+            count=None, evidence="Every position has a loss of its own, so no layer reads one a sentence."
+        )
+    used_once = alone(seen)
+    if used_once:
+        return Sentences(
+            count=1,
+            evidence=f"The signs of {used_once[-1]} are one outer product's: it was used at one position.",
+        )
+    if not steps_of(seen).single:
+        return Sentences(
+            count=None, evidence="Sentences of several steps, or of an unknown number, can't be told apart."
+        )
+    head = head_of(seen)
+    ranks: Counter[int] = Counter()
+    weights = [
+        layer.weight for layer in linears_of(seen.model) if head is None or layer.weight != head.weight
+    ]
+    sent = [name for name in weights if name in seen.sent and seen.sent[name].numel() <= _LARGEST]
+    for name in sent[-_LAST:]:
+        spectrum = spectrum_of(seen, name)
+        if spectrum is not None and spectrum.clear and 2 * spectrum.rank < min(seen.sent[name].shape):
+            ranks[spectrum.rank] += 1
+    least = min(ranks, default=0)
+    if ranks[least] < _AGREE:
+        return Sentences(
+            count=None, evidence="No two of the last layers agree on how many positions they read."
+        )
+    return Sentences(
+        count=least,
+        evidence=f"The gradients of {ranks[least]} of the last {_LAST} layers have rank {least} (equal ones once).",
+    )
+
+
+def ask(seen: Seen) -> Told:
+    """How many sentences."""
+    found = sentences_of(seen)
+    return Told(what=WHAT, value=found.count, evidence=found.evidence)

@@ -1,0 +1,111 @@
+"""The vocabulary and the longest sentence, by the rows of the embeddings that moved beyond weight decay.
+
+Shapes: V vocabulary, E embedding size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from textleak.exact.lookups import looked_up_rows
+from textleak.inference.base import Seen, Told, measured
+from textleak.inference.kind import sent_as
+from textleak.inference.shrinking import decay_of, off_the_grid
+from textleak.models.probes.sums import embedding_sum
+from textleak.numerics import exact
+from textleak.shared.gradient import SharedGradient
+from textleak.words import count_of, readable
+
+WHAT = "vocabulary"
+# Tokens that the evidence names (our choice).
+_NAMED = 12
+_CHUNK = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of an embedding that were looked up; None where they can't be told."""
+
+    rows: tuple[int, ...] | None
+    evidence: str
+
+
+@measured
+def words_of(seen: Seen) -> Rows:
+    """Tokens that were looked up."""
+    table = seen.model.word_embedding.weight
+    name = next((name for name, parameter in seen.model.parameters.items() if parameter is table), "")
+    if name not in seen.sent:
+        return Rows(rows=None, evidence="The word embedding was not sent.")
+    if sent_as(seen).kind == "gradient":
+        return _of_gradient(seen, name)
+    if _tied(seen):
+        return Rows(rows=None, evidence="The output head is tied to the word embedding and moves every row.")
+    return _of_update(seen, name)
+
+
+@measured
+def places_of(seen: Seen) -> Rows:
+    """Positions that were reached."""
+    places = embedding_sum(seen.model)
+    name = places.position_name
+    if name is None or name not in seen.sent:
+        return Rows(rows=None, evidence="No position embedding was sent.")
+    if sent_as(seen).kind == "gradient":
+        reached = seen.sent[name].any(1).cpu()
+        rows: tuple[int, ...] | None = tuple(reached.nonzero().flatten().tolist())
+    else:
+        rows = _of_update(seen, name).rows
+    if rows is None or len(rows) == len(seen.sent[name]):
+        return Rows(rows=None, evidence="Which positions moved by more than decay doesn't show.")
+    where = {row: place for place, row in enumerate(places.rows)}
+    found = tuple(sorted(where[row] for row in rows if row in where))
+    return Rows(rows=found, evidence=f"{count_of(len(found), 'row')} of {name} moved.")
+
+
+def _tied(seen: Seen) -> bool:
+    head = seen.model.network.get_output_embeddings()
+    return head is not None and getattr(head, "weight", None) is seen.model.word_embedding.weight
+
+
+def _of_gradient(seen: Seen, name: str) -> Rows:
+    notes: list[str] = []
+    shared = SharedGradient(gradients=seen.sent, model=seen.model.public(), share="all")
+    found = looked_up_rows(seen.model, shared, seen.sent[name], notes)
+    if found is None:
+        return Rows(rows=None, evidence=" ".join(notes) or "No row stands out.")
+    return Rows(
+        rows=tuple(found.ids), evidence=f"{count_of(len(found.ids), 'row')} of {name} were looked up."
+    )
+
+
+def _of_update(seen: Seen, name: str) -> Rows:
+    weights, decay = seen.weights(name), decay_of(seen)
+    if weights is None or decay is None:
+        return Rows(rows=None, evidence=f"Which rows of {name} moved by more than weight decay doesn't show.")
+    sent = seen.sent[name]
+    parts: list[Tensor] = []
+    for start in range(0, len(weights), _CHUNK):
+        before, moved = (exact(t[start : start + _CHUNK]).cpu() for t in (weights, sent))
+        parts.append((off_the_grid(moved, before, decay.product, weights.dtype).abs() > decay.off).any(1))
+    rows = torch.cat(parts).nonzero().flatten().tolist()
+    beyond = "moved" if not decay.product else f"moved by more than weight decay's {decay.product:.2g}"
+    return Rows(rows=tuple(rows), evidence=f"{count_of(len(rows), 'row')} of {name} {beyond}.")
+
+
+def ask(seen: Seen) -> Told:
+    """The tokens that occur."""
+    found = words_of(seen)
+    if found.rows is None:
+        return Told(what=WHAT, value=None, evidence=found.evidence)
+    texts = seen.model.token_texts(found.rows)
+    content = [
+        readable(text)
+        for id_, text in zip(found.rows, texts, strict=True)
+        if id_ not in seen.model.special_ids
+    ]
+    named = ", ".join(content[:_NAMED]) + (" …" if len(content) > _NAMED else "")
+    return Told(what=WHAT, value=list(found.rows), evidence=f"{found.evidence[:-1]}: {named}.")

@@ -1,0 +1,73 @@
+"""What would help against what an audit found: only what follows from how the text came back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from textleak.jobs.verdict import Word
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What advice depends on.
+
+    Attributes:
+        proof: "gradient", "span" or None.
+        embeddings: whether embeddings' gradients were shared.
+        vocabulary: tokens that these name; None where they name none.
+        tokens: of the batch, as far as it is known.
+        hidden_size: of the model, D.
+        noise: whether the update was defended.
+        told_client: whether the client's procedure is known.
+        told_lengths: whether the sentences' lengths are.
+    """
+
+    proof: str | None
+    embeddings: bool
+    vocabulary: int | None
+    tokens: int | None
+    hidden_size: int
+    noise: bool
+    told_client: bool
+    told_lengths: bool
+
+
+def advice(word: Word, facts: Facts) -> tuple[str, ...]:
+    """What would help, or what to try next, in sentences."""
+    if word in (Word.LEAKS, Word.PARTLY):
+        return tuple(_against(facts))
+    return tuple(_further(facts))
+
+
+def _against(facts: Facts) -> list[str]:
+    lines = []
+    if facts.embeddings:
+        names = "its rows name the batch's tokens" if facts.vocabulary else "its rows are one a token"
+        lines.append(f"Share no embedding: {names}. What is left then: --share no-embeddings.")
+    lines.append(
+        "Share fewer layers: the first ones' weights hold the tokens' inputs outright. What is left then: "
+        "--share EXPRESSION."
+    )
+    if facts.tokens is not None and facts.tokens < facts.hidden_size:
+        lines.append(
+            f"More tokens a step: {facts.tokens:,} inputs in {facts.hidden_size:,} dimensions can be told apart; once "
+            "they are as many, only a search is left."
+        )
+    if not facts.noise:
+        lines.append(
+            "Clip each sample and add noise (dpsgd). How much holds on your model: textleak eval --defense none "
+            "--defense dpsgd:…"
+        )
+    return lines
+
+
+def _further(facts: Facts) -> list[str]:
+    lines = []
+    if not facts.told_client:
+        lines.append("Say how the client trains, if you know it: --client SPEC (`textleak clients`).")
+    if not facts.told_lengths:
+        lines.append("Tell what a server may know: --know batch-size=N,lengths=N/N.")
+    return [
+        *lines,
+        "Give it more time, or another attack: --time-limit 1h, --attack NAME (`textleak attacks`).",
+    ]

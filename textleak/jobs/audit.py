@@ -1,0 +1,200 @@
+"""One audit from its settings to its verdict: an update as it was found, what it tells, and what an attack makes of it.
+
+It is a run on text in every other way: shown live, recorded in a run folder, read by the same viewers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+from textleak.errors import InputError
+from textleak.events import Followed, Phase, Recovery, Sentence, Stop
+from textleak.jobs.advice import Facts, advice
+from textleak.jobs.files import check_model
+from textleak.jobs.found import find
+from textleak.jobs.parts import build_attack, build_client, set_threads
+from textleak.jobs.prepared import check_truth
+from textleak.jobs.rates import with_rate
+from textleak.jobs.telling import Telling
+from textleak.jobs.text import TextJob
+from textleak.jobs.verdict import Outcome, Verdict, judge
+from textleak.settings import Choice
+from textleak.settings.audit import AuditConfig
+from textleak.shared.public import ONE_STEP
+
+if TYPE_CHECKING:
+    from textleak.attacks.base import Steps
+
+_RATE = "learning rate"
+_CUT_OFF = (Stop.TIME, Stop.STEPS, Stop.INTERRUPTED, Stop.STOPPED)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditJob(TextJob):
+    """An audit.
+
+    Attributes:
+        telling: what the update tells by itself.
+        assumed: what had to be assumed, in sentences.
+        refused: why the attack could not work on it; filled in when it says so.
+        rates: the rate of a step of unknown size; filled in where a text proves it.
+    """
+
+    config: AuditConfig
+    telling: Telling
+    assumed: tuple[str, ...] = ()
+    refused: list[str] = dataclasses.field(default_factory=list)
+    rates: list[float] = dataclasses.field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """Those of a run, and what was audited."""
+        config = self.config
+        return {
+            **super().facts(),
+            "before": config.before,
+            "after": None if config.after is None else str(config.after),
+            "time_limit": config.time_limit,
+        }
+
+    def limits(self) -> tuple[str, ...]:
+        """What had to be assumed."""
+        return () if self.rates else self.assumed
+
+    def steps(self) -> Steps:
+        """The attack, ready to be driven; where it can't work on the update, an answer without any text."""
+        if not self.telling.moved:
+            return _ended()
+        return self._spared()
+
+    def _spared(self) -> Steps:
+        from textleak.attacks.base import begin_on
+
+        try:
+            seed, limit = self.config.seed, self.config.time_limit
+            followed = Followed(begin_on(self.attack, self.view, seed=seed, time_limit=limit))
+            yield from followed
+        except InputError as error:
+            self.refused.append(f"{error.what} {error.why}".strip())
+            return Recovery(sentences=(), stop=Stop.CONVERGED, final_loss=None)
+        recovery = followed.result
+        if self.assumed:
+            yield Phase(name="rate", detail="at which the answer's own update is nearest to this one")
+            recovery, rate = with_rate(recovery, self.shared, self.model, self.view)
+            self.rates.extend(() if rate is None else (rate,))
+        return recovery
+
+    def _procedure(self) -> list[str]:
+        """How the client trains, with the rate that a text has proved."""
+        kinds = [(name, dict(options)) for name, options in self.client.kinds]
+        for _, options in kinds:
+            options |= {"lr": self.rates[0]} if self.rates and "lr" in options else {}
+        return [Choice(name=name, options=options).spec for name, options in kinds]
+
+    def _answers(self) -> list[dict[str, Any]]:
+        """What the update tells, with the rate that a text has proved."""
+        told = [dict(one) for one in self.telling.told]
+        for rate in self.rates:
+            evidence = "Fitted: at this rate the text that was found has this very update."
+            fitted = {"what": _RATE, "value": float(f"{rate:.4g}"), "evidence": evidence}
+            told = [fitted if one["what"] == _RATE else one for one in told]
+        return told
+
+    def result(
+        self,
+        recovery: Recovery,
+        *,
+        outcome: str,
+        seconds: float,
+        run_dir: str | None,
+        certified: bool = True,
+    ) -> dict[str, Any]:
+        """A run's, with the verdict first, what the update tells, and what would help."""
+        result = super().result(
+            recovery,
+            outcome=outcome,
+            seconds=seconds,
+            run_dir=run_dir,
+            certified=certified and self.telling.moved,
+        )
+        verdict = self._verdict(recovery, result)
+        return {
+            "verdict": verdict.word.value,
+            "verdict_reason": verdict.sentence,
+            **result,
+            "client": self._procedure(),
+            "told": self._answers(),
+            "advice": list(advice(verdict.word, self._advised(result))),
+        }
+
+    def _verdict(self, recovery: Recovery, result: dict[str, Any]) -> Verdict:
+        return judge(
+            Outcome(
+                attack=self.attack.name,
+                seconds=result["seconds"],
+                moved=self.telling.moved,
+                unread=self.refused[0] if self.refused else None,
+                cut_off=recovery.stop in _CUT_OFF,
+                tokens=sum(not p.special and p.id >= 0 for s in recovery.sentences for p in s.positions),
+                proof=result["proof"],
+                proved_tokens=result["proved_tokens"],
+                proved_sentences=sum(map(_whole, recovery.sentences)),
+                fits_as_well=recovery.stop is Stop.UNTOLD,
+                match=result["token_match_rate"],
+                recall=result["token_recall"],
+                vocabulary=self.telling.vocabulary,
+            )
+        )
+
+    def _advised(self, result: dict[str, Any]) -> Facts:
+        return Facts(
+            proof=result["proof"],
+            embeddings=bool(self.model.embedding_names & self.shared.gradients.keys()),
+            vocabulary=self.telling.vocabulary,
+            tokens=result["tokens"],
+            hidden_size=self.model.hidden_size,
+            noise=bool(self.defenses),
+            told_client=bool(self.config.client) or self.shared.client != ONE_STEP,
+            told_lengths=self.shared.known.lengths is not None,
+        )
+
+
+def _ended() -> Steps:
+    """An attack that has nothing to do."""
+    yield Phase(name="nothing moved", detail="every number of the update is zero")
+    return Recovery(sentences=(), stop=Stop.CONVERGED, final_loss=None)
+
+
+def _whole(sentence: Sentence) -> bool:
+    tokens = [position for position in sentence.positions if not position.special]
+    return bool(tokens) and all(position.proved for position in tokens)
+
+
+def prepare(config: AuditConfig) -> AuditJob:
+    """Load and check all that an audit needs; nothing is written.
+
+    Raises:
+        InputError: whatever the caller can mend.
+    """
+    began = time.perf_counter()
+    attack = build_attack(config)
+    build_client(config)  # what is wrong with it is said before anything is loaded
+    threads = set_threads(config.threads)
+    found = find(config)
+    job = AuditJob(
+        config=config,
+        attack=attack,
+        shared=found.shared,
+        model=found.model,
+        secret=found.secret,
+        defenses=found.shared.defenses,
+        client=found.shared.client,
+        threads=threads,
+        seconds_to_load=time.perf_counter() - began,
+        telling=found.telling,
+        assumed=found.notes,
+    )
+    check_model(job)
+    check_truth(job)
+    return job

@@ -1,0 +1,71 @@
+"""What an update tells by itself, before any attack, as an audit lists it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from textleak.models import TextModel
+
+Kind = Literal["gradient", "update"]
+VOCABULARY = "vocabulary"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Telling:
+    """What an update tells.
+
+    Attributes:
+        kind: "gradient" or "update"; None where that can't be told.
+        moved: whether anything in it is not zero.
+        told: answers, each {what, value, evidence}; a value of None is one that can't be told.
+        client: the procedure as `--client` says it, in order; None where it can't be told.
+        nearest_step: one step of the optimizer that can be told, where not all of the procedure can.
+        dropout: whether dropout was on; None where that can't be told.
+        vocabulary: how many tokens the update names; None where it names none.
+    """
+
+    kind: Kind | None
+    moved: bool
+    told: tuple[Mapping[str, Any], ...]
+    client: tuple[str, ...] | None
+    nearest_step: str | None = None
+    dropout: bool | None = None
+    vocabulary: int | None = None
+
+
+def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | None) -> Telling:
+    """Ask an update what it tells.
+
+    Args:
+        sent: gradients, or by how much weights moved, by the model's own names.
+        model: the public model.
+        kind: which of both, where it is known.
+    """
+    from textleak.inference import told
+
+    if not any(bool(tensor.any()) for tensor in sent.values()):
+        nothing = {"what": "moved", "value": 0, "evidence": f"All of {len(sent):,} tensors are zero."}
+        return Telling(kind=kind, moved=False, told=(nothing,), client=())
+    found = told(dict(sent), model, kind=kind)
+    answers: dict[str, Any] = {one.what: one.value for one in found.told}
+    named, dropped = answers.get(VOCABULARY), answers.get("dropout")
+    return Telling(
+        kind=answers.get("sent"),
+        moved=True,
+        told=tuple(dataclasses.asdict(one) for one in found.told),
+        client=found.client,
+        nearest_step=_step(answers),
+        dropout=None if dropped is None else bool(dropped),
+        vocabulary=len(named) if isinstance(named, list) and named else None,
+    )
+
+
+def _step(answers: Mapping[str, Any]) -> str | None:
+    """One step of AdamW at the rate that shows; SGD's doesn't show."""
+    optimizer, rate = answers.get("optimizer"), answers.get("learning rate")
+    return None if optimizer != "adamw" or not rate else f"fedavg:optimizer=adamw,lr={rate:.4g},steps=1"

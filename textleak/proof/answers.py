@@ -1,0 +1,71 @@
+"""What the certificate asks of an answer, whatever it is made of, and where the answer stands when it is asked."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+from torch import Tensor
+
+from textleak.clients.view import View
+from textleak.proof.distances import Gradient
+
+# An answer proves itself where each of those most like it is so many times farther than it, and than rounding (our
+# choice).
+FARTHER = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An answer's gradient beside the shared one.
+
+    Attributes:
+        view: what the server sees, as it was given.
+        exactly: the same in float64.
+        own: the answer's gradient there.
+        norm: of the shared gradient, as far as defenses let it be told.
+        distance: relative, of `own`.
+        roughly: the same in the client's precision, float32 at the finest.
+        again: the answer's gradient there.
+        rounding: relative, what the client's precision makes of `own`.
+    """
+
+    view: View
+    exactly: View
+    own: Gradient
+    norm: float
+    distance: float
+    roughly: View
+    again: Gradient
+    rounding: float
+
+    @property
+    def bar(self) -> float:
+        """What all others must be beyond, relative distance."""
+        return FARTHER * max(self.distance, self.rounding)
+
+
+class Answer(abc.ABC):
+    """A batch that an attack recovered.
+
+    Attributes:
+        equal: relative distance up to which its gradient counts as the shared one's, whatever rounding says.
+        others: what else could have been in the batch, for a sentence.
+    """
+
+    equal: ClassVar[float] = 0.0
+    others: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def complete(self) -> bool:
+        """Whether nothing of it is open."""
+
+    @abc.abstractmethod
+    def own(self, view: View) -> dict[str, Tensor]:
+        """The gradient that a client with this batch has before the defenses of its batch, in the view's precision."""
+
+    @abc.abstractmethod
+    def near(self, compared: Comparison) -> tuple[str, ...]:
+        """Those most like it that fit as well: a few, in words."""

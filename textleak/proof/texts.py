@@ -1,0 +1,198 @@
+"""Sentences as an answer: nothing but the very text is equal, and the texts most like it must be clearly farther."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from textleak.clients.view import View
+from textleak.events import Sentence
+from textleak.matching.discrete import Guess
+from textleak.models import TextModel
+from textleak.models.guesses import examples_of
+from textleak.numerics import exact
+from textleak.proof.answers import FARTHER, Answer, Comparison
+from textleak.proof.distances import Gradient, apart, distance_to, plainly_apart, relative
+from textleak.proof.rivals import Parts, alike, distances, further, lines_of
+from textleak.shared.gradient import SharedGradient
+
+# What is computed in float32 must show it with a margin for its own rounding (our choice).
+_ROUGHLY = 2.0
+# From here on rounding can be as far as a wrong token (measured on minilm and bert-tiny in bfloat16: 4e-3 to 3e-2, and
+# 5e-3 to 4e-2). So there the same computation is repeated, which tells where its result is so many times nearer than
+# rounding: exactly equal with the same kernels, 2e-4 with another number of threads, 2e-3 and more with any wrong token
+# or order.
+_COARSE, _REPEATED = 1e-3, 10.0
+# Rivals whose whole gradient is formed at most, those that seem nearest: in general, and where nothing less than the
+# whole gradient tells how near they are (our choice: each takes as long as the certificate itself).
+_FORMED, _FORMED_ANYWAY = 32, 4
+# Rivals named (our choice).
+_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Answer):
+    """Sentences."""
+
+    others: ClassVar[str] = "Other texts"
+
+    sentences: tuple[Sentence, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every position is filled."""
+        rows = [sentence.positions for sentence in self.sentences]
+        return bool(rows) and all(row and all(p.id >= 0 for p in row) for row in rows)
+
+    def own(self, view: View) -> dict[str, Tensor]:
+        """Their gradient."""
+        return _own(view, self._guess(view.text_model))
+
+    def near(self, compared: Comparison) -> tuple[str, ...]:
+        """Some of the texts that fit as well, by what they have in this one's place."""
+        guess = self._guess(compared.exactly.text_model)
+        return _Rivals(compared, guess).near()
+
+    def _guess(self, model: TextModel) -> Guess:
+        """The answer as symbols, every position filled."""
+        V = model.vocab_size
+        return Guess(
+            rows=tuple(tuple(p.id + V * p.masked for p in s.positions) for s in self.sentences),
+            classes=() if model.num_labels is None else tuple(s.label or 0 for s in self.sentences),
+        )
+
+
+class _Rivals:
+    """The texts most like an answer, and which of them fit as well.
+
+    Args:
+        compared: the answer's gradient beside the shared one.
+        guess: the answer.
+    """
+
+    def __init__(self, compared: Comparison, guess: Guess) -> None:
+        self.compared, self.guess, self.own = compared, guess, compared.own
+        self.exact, self.rough = compared.exactly, compared.roughly
+        self.model, self.shared = compared.view.text_model, compared.view.shared
+
+    def near(self) -> tuple[str, ...]:
+        """Those within the bar that repeating the client's computation doesn't tell from the answer, in words."""
+        if self._whole_only:
+            left = self._nearest()
+        else:
+            fine = self.shared.model.dtype == "float32"
+            margins = [(self.rough, _ROUGHLY)] if fine else []
+            left = self._within(self.compared.bar, [*margins, (self.exact, 1.0)])
+        near = self._near(left, self.compared.bar, self.exact)
+        if not near or self._repeats():
+            return ()
+        return tuple(_named(self.model, self.guess, rival) for rival in near)
+
+    def _repeats(self) -> bool:
+        """Whether the answer's gradient in the client's own coarse arithmetic is the shared one, and no rival's is."""
+        rounding = self.compared.rounding
+        if rounding < _COARSE or self.model.dtype != self.rough.model.dtype:
+            return False
+        repeated = distance_to(self.shared, self.compared.again)
+        near = _REPEATED * repeated <= rounding
+        return near and not self._near(self._nearest(), FARTHER * repeated, self.rough)
+
+    @property
+    def _whole_only(self) -> bool:
+        """Whether single sentences at a few tensors tell no bound: their parts don't just add up, or were scaled."""
+        scaled = any(effect.lost_scale in ("all", "layer") for effect in self.shared.effects)
+        return scaled or not self.compared.view.client.adds_up
+
+    @functools.cached_property
+    def _rivals(self) -> list[Guess]:
+        known = self.shared.known.labels is not None
+        found = [*alike(self.model, self.guess, classes=not known), *further(self.model, self.guess)]
+        mine = sorted(lines_of(self.guess))  # the same sentences in another order are the same batch
+        return [rival for rival in dict.fromkeys(found) if sorted(lines_of(rival)) != mine]
+
+    def _within(self, bar: float, margins: Sequence[tuple[View, float]]) -> list[Guess]:
+        """The rivals that a few tensors don't show to be beyond the bar, those that seem nearest first.
+
+        Args:
+            bar: relative distance.
+            margins: views that compute these tensors one after the other, and what each one's rounding has the bar
+                multiplied by.
+        """
+        left = [rival for rival in self._rivals if self._row_left(rival) <= bar]
+        for view, margin in margins:
+            if not left:
+                break
+            parts = Parts(view.text_model, self.own, self.guess)
+            seen = {name: self.shared.gradients[name] for name in parts.names}
+            some = dataclasses.replace(self.shared, gradients=seen)
+
+            def bound(own: Gradient, some: SharedGradient = some) -> float:
+                return relative(apart(some, own)[0], self.compared.norm)
+
+            left = [rival for least, rival in self._in_order(parts, left, bound) if not least > margin * bar]
+        return left[:_FORMED]
+
+    def _row_left(self, rival: Guess) -> float:
+        """The relative norm of a shared embedding row that the rival's gradient has nothing in: its token isn't there.
+
+        0 where no such row was shared, or the head reads the same table.
+        """
+        gone = {symbol for row in self.guess.rows for symbol in row} - {s for row in rival.rows for s in row}
+        rows = (self._rows.get(symbol, 0.0) for symbol in gone)
+        return relative(max(rows, default=0.0), self.compared.norm)
+
+    @functools.cached_property
+    def _rows(self) -> dict[int, float]:
+        """Norms of the shared embedding rows by token, where only the batch's own tokens have any."""
+        used = {symbol for row in self.guess.rows for symbol in row}
+        table = self.exact.text_model.word_embedding.weight
+        name = next((name for name in self.own if self.exact.text_model.parameters[name] is table), None)
+        if name is None or self.shared.seen_effects:
+            return {}
+        touched = set(self.own[name].any(1).nonzero().flatten().tolist())
+        seen_VE = self.shared.gradients[name]
+        return {i: float(exact(seen_VE[i]).norm()) for i in touched} if touched <= used else {}
+
+    def _nearest(self) -> list[Guess]:
+        """The rivals whose gradients differ least from the answer's at a few tensors."""
+        parts = Parts(self.exact.text_model, self.own, self.guess)
+        mine = {name: self.own[name] for name in parts.names}
+        order = self._in_order(parts, self._rivals, lambda own: plainly_apart(mine, own)[0])
+        return [rival for _, rival in order][:_FORMED_ANYWAY]
+
+    def _in_order(
+        self, parts: Parts, rivals: list[Guess], distance: Callable[[Gradient], float]
+    ) -> list[tuple[float, Guess]]:
+        """Rivals with their distances at the tensors of `parts`, the nearest first."""
+        if not parts.names:
+            return [(0.0, rival) for rival in rivals]
+        found = (
+            0.0 if math.isnan(d) else d for d in distances(parts, self.guess, rivals, self.own, distance)
+        )
+        return sorted(zip(found, rivals, strict=True), key=lambda pair: pair[0])
+
+    def _near(self, rivals: Iterable[Guess], bar: float, view: View) -> list[Guess]:
+        """The rivals whose whole gradient is within the bar, a few at most."""
+        near = (rival for rival in rivals if not distance_to(self.shared, _own(view, rival)) > bar)
+        return list(itertools.islice(near, _NAMED))
+
+
+def _own(view: View, guess: Guess) -> dict[str, Tensor]:
+    """The gradient that a client with a guess has before the defenses of its batch."""
+    return view.own(examples_of(view.text_model, guess.rows, guess.classes))
+
+
+def _named(model: TextModel, guess: Guess, rival: Guess) -> str:
+    """What a rival has in the answer's place."""
+    words = []
+    for old, (symbols, label) in zip(lines_of(guess), lines_of(rival), strict=True):
+        if old != (symbols, label):
+            text = repr(model.decode([symbol % model.vocab_size for symbol in symbols]))
+            words.append(text if label == old[1] else f"{text} of class {label}")
+    return " with ".join(words)

@@ -1,0 +1,10 @@
+"""What people have of a training: state dicts, checkpoints, adapters; read without running anything of theirs.
+
+`read_state` reads a file or a folder, `Names` fits what was read to a model's parameters.
+"""
+
+from textleak.shared.formats.adapters import Adapter
+from textleak.shared.formats.names import Fitted, Names, plain_name
+from textleak.shared.formats.reading import State, read_state
+
+__all__ = ["Adapter", "Fitted", "Names", "State", "plain_name", "read_state"]
