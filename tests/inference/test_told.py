@@ -55,9 +55,11 @@ def test_lora_s_rank_and_modules_are_in_the_names(toy_model: ToyModel):
     recorded = record(model, Settings(rank=5, lr=2e-4))
 
     findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
+    without_weights = told(recorded.sent, model, kind="update")
 
     assert findings.value("LoRA") == {"rank": 5, "targets": ["query", "value"]}
     assert findings.value("steps") == 1
+    assert without_weights.value("learning rate") == pytest.approx(2e-4, rel=0.01)
 
 
 @pytest.mark.parametrize("sent", [{}, {"x": torch.tensor([float("nan")])}])
