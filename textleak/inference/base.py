@@ -77,9 +77,9 @@ class Seen:
         sources: list[Mapping[str, Tensor]] = [self.before or {}, self.model.parameters]
         for known in sources:
             weights = known.get(name)
-            if weights is not None and weights.shape == self.sent[name].shape:
+            if weights is not None and (name not in self.sent or weights.shape == self.sent[name].shape):
                 return weights.detach()
-        return torch.zeros_like(self.sent[name]) if ".lora_B." in name else None
+        return torch.zeros_like(self.sent[name]) if ".lora_B." in name and name in self.sent else None
 
     def moved(self) -> Iterator[tuple[str, Tensor]]:
         """Tensors with an entry that isn't 0."""
