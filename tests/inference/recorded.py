@@ -76,14 +76,14 @@ class Recorded:
 
     Attributes:
         sent: gradients, or after − before.
-        before, after: trainable weights; None for a gradient.
+        before, after: trainable weights; after is None for a gradient.
         tokens: distinct inputs of the first layer in all steps: of a token at a position without dropout, of every
             token with it.
         settings: see there.
     """
 
     sent: dict[str, Tensor]
-    before: dict[str, Tensor] | None
+    before: dict[str, Tensor]
     after: dict[str, Tensor] | None
     tokens: int
     settings: Settings
@@ -114,7 +114,7 @@ def record(model: TextModel, settings: Settings) -> Recorded:
     count = len(inputs)
     if optimizer is None:
         sent = {_plain(name): p.grad for name, p in trained.items() if p.grad is not None}
-        return Recorded(sent=sent, before=None, after=None, tokens=count, settings=settings)
+        return Recorded(sent=sent, before=before, after=None, tokens=count, settings=settings)
     after = {_plain(name): p.detach().clone() for name, p in trained.items()}
     sent = {name: after[name] - before[name] for name in after}
     return Recorded(sent=sent, before=before, after=after, tokens=count, settings=settings)

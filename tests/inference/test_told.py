@@ -41,7 +41,6 @@ def test_a_gradient_is_told_from_a_difference_of_weights(toy_model: ToyModel):
 def test_the_vocabulary_is_that_of_the_batch(toy_model: ToyModel):
     model = toy_model("bert")
     recorded = record(model, Settings(optimizer="adamw", weight_decay=0.1, seed=2))
-    assert recorded.before is not None
     table = model.word_embedding.weight
     name = next(name for name, parameter in model.parameters.items() if parameter is table)
     moved = (recorded.sent[name].abs() > 4e-5).any(1).nonzero().flatten().tolist()
@@ -55,9 +54,11 @@ def test_lora_s_rank_and_modules_are_in_the_names(toy_model: ToyModel):
     recorded = record(model, Settings(rank=5, lr=2e-4))
 
     findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
+    without_weights = told(recorded.sent, model, kind="update")
 
     assert findings.value("LoRA") == {"rank": 5, "targets": ["query", "value"]}
     assert findings.value("steps") == 1
+    assert without_weights.value("learning rate") == pytest.approx(2e-4, rel=0.01)
 
 
 @pytest.mark.parametrize("sent", [{}, {"x": torch.tensor([float("nan")])}])

@@ -73,13 +73,13 @@ class Seen:
     memo: dict[Callable[[Seen], Any], Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def weights(self, name: str) -> Tensor | None:
-        """A parameter before, as far as it is known."""
+        """A parameter before, as far as it is known; adapters start with a B of 0."""
         sources: list[Mapping[str, Tensor]] = [self.before or {}, self.model.parameters]
         for known in sources:
             weights = known.get(name)
-            if weights is not None and weights.shape == self.sent[name].shape:
+            if weights is not None and (name not in self.sent or weights.shape == self.sent[name].shape):
                 return weights.detach()
-        return None
+        return torch.zeros_like(self.sent[name]) if ".lora_B." in name and name in self.sent else None
 
     def moved(self) -> Iterator[tuple[str, Tensor]]:
         """Tensors with an entry that isn't 0."""

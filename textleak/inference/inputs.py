@@ -19,6 +19,7 @@ from textleak.inference.estimates import Estimate, estimate_of
 from textleak.inference.kind import sent_as
 from textleak.inference.precision import computed_eps
 from textleak.models.probes.layers import LocalLayer, local_layers
+from textleak.numerics import exact
 
 # Rounds of scaling; singular values in units of the largest that rounding makes: those that are surely the batch's,
 # and those that may be (our choice; measured on minilm after one step of SGD or AdamW at 1e-5 to 1e-2: rounding's own
@@ -27,10 +28,12 @@ _ROUNDS, _SURE, _MAYBE = 3, 3.0, 1.15
 # Steps of the grid that a move is to be beyond for its rounding to be spread evenly, entries that it takes, and the
 # part of them that has the coarsest grid.
 _WELL, _LEAST = 4.0, 2000
+# Units of rounding that what follows a gradient's own span has at most (as in `exact.subspace`).
+_OF_ROUNDING = 16.0
 # Squared part of an input outside the span, over what its directions' errors account for, up to which it is inside
 # (our choice; measured likewise: up to 4 inside, 100 and more outside); rounding of an input's entry; and the part of
-# an input that may be allowed outside when anything is to be told.
-_OUTSIDE, _ROUNDING, _TELLS = 25.0, 8 * torch.finfo(torch.float32).eps, 0.02
+# an input that may be allowed outside when anything is to be told, with so many dimensions left for a wrong one.
+_OUTSIDE, _ROUNDING, _TELLS, _ROOM = 25.0, 8 * torch.finfo(torch.float32).eps, 0.02, 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +50,7 @@ class FirstInputs:
         rounding: variance of what is outside the span, over that of one rounding of the weights; None where nothing
             was added to weights, or too little to tell.
         least: the smallest singular value of the span, over the largest that is rounding.
+        down_AI: what inputs go through before: an adapter's A; None for nothing.
     """
 
     layers: tuple[LocalLayer, ...]
@@ -57,17 +61,21 @@ class FirstInputs:
     unsure_R: Tensor
     rounding: float | None
     least: float
+    down_AI: Tensor | None = None
 
     def inside(self, inputs_NI: Tensor) -> tuple[Tensor, Tensor]:
         """Which inputs lie in the span and which clearly don't, (N,) each; of some neither can be told."""
+        if self.down_AI is not None:
+            inputs_NI = inputs_NI @ self.down_AI.T
         scaled_NI = inputs_NI * self.scale_I
         parts_NR = scaled_NI @ self.basis_RI.T
         outside_N = (scaled_NI - parts_NR @ self.basis_RI).square().sum(1)
         whole_N = scaled_NI.square().sum(1)
         turned_N = (scaled_NI.shape[1] - self.rank) * (parts_NR * self.unsure_R).square().sum(1)
         allowed_N = _OUTSIDE * (turned_N + _ROUNDING**2 * whole_N)
-        tells_N = allowed_N <= _TELLS * whole_N
-        return tells_N & (outside_N <= allowed_N), outside_N > allowed_N
+        room = scaled_NI.shape[1] - self.rank
+        tells_N = (allowed_N <= _TELLS * whole_N) & (room >= _ROOM)
+        return tells_N & (outside_N <= allowed_N), (outside_N > allowed_N) & (room >= _ROOM)
 
 
 @measured
@@ -79,7 +87,10 @@ def first_inputs(seen: Seen) -> FirstInputs | None:
             groups.setdefault(layer.input_group, []).append(layer)
     widest = max(groups.values(), key=lambda layers: layers[0].input_size, default=[])
     if not widest:
-        return None
+        found = [
+            one for layer in local_layers(seen.model) if (one := _through_adapter(seen, layer)) is not None
+        ]
+        return max(found, key=lambda one: (one.rank, one.clear), default=None)
     estimates = [estimate_of(seen, layer.weight_name) for layer in widest]
     rows = [_rows(one, layer) for one, layer in zip(estimates, widest, strict=True) if one is not None]
     if len(rows) < len(widest):
@@ -92,6 +103,21 @@ def first_inputs(seen: Seen) -> FirstInputs | None:
     error_OI = torch.cat([one.error for one in rows if one.error is not None])
     steps = [one.steps for one in rows if one.steps is not None]
     return _of_update(tuple(widest), value_OI, error_OI, torch.cat(steps) if steps else None)
+
+
+def _through_adapter(seen: Seen, layer: LocalLayer) -> FirstInputs | None:
+    """What the gradient of an adapter's B shows of the layer's inputs, which went through A."""
+    b = next((name for name in seen.sent if name.startswith(f"{layer.name}.lora_B.")), None)
+    a = None if b is None else seen.weights(b.replace(".lora_B.", ".lora_A."))
+    one = None if b is None or a is None else estimate_of(seen, b)
+    if b is None or a is None or one is None or not bool(one.value.any()):
+        return None
+    span = (
+        _of_gradient((layer,), one.value, computed_eps(seen, [b]))
+        if one.error is None
+        else _of_update((layer,), one.value, one.error, None)
+    )
+    return None if span is None else dataclasses.replace(span, down_AI=exact(a).cpu())
 
 
 def _rows(one: Estimate, layer: LocalLayer) -> Estimate:
@@ -131,13 +157,15 @@ def _of_gradient(layers: tuple[LocalLayer, ...], value_OI: Tensor, eps: float) -
     s_S, basis_SI = _decomposed(value_OI)
     if not float(s_S[0]):
         return None
-    floor, noise, clear = spectrum_end(s_S, float(s_S[0]) * eps)
+    rounding = float(s_S[0]) * eps
+    floor, noise, clear = spectrum_end(s_S, rounding)
+    clear = clear and noise <= _OF_ROUNDING * rounding  # noise may hide weak tokens
     rank = int((s_S > floor).sum())
     sizes = sum(size**0.5 for size in (len(value_OI), value_OI.shape[1] - rank))
     return FirstInputs(
         layers=layers,
         rank=rank,
-        clear=clear and rank < value_OI.shape[1],
+        clear=clear and rank < min(value_OI.shape),
         basis_RI=basis_SI[:rank],
         scale_I=torch.ones(value_OI.shape[1], dtype=torch.float64),
         unsure_R=noise / sizes / s_S[:rank],
@@ -167,7 +195,7 @@ def _of_update(
     return FirstInputs(
         layers=layers,
         rank=rank,
-        clear=following <= _MAYBE * noise and rank < value_OI.shape[1],
+        clear=following <= _MAYBE * noise and rank < min(value_OI.shape),
         basis_RI=basis_RI,
         scale_I=scale_1I[0],
         unsure_R=noise / sizes / s_S[:rank],

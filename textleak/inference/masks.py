@@ -29,7 +29,7 @@ _BEYOND = 64
 def masked(seen: Seen) -> tuple[int, int]:
     """Entries that are 0 in dropped inputs that could be found, and how many were looked at."""
     span, pairs, inputs = first_inputs(seen), pairs_of(seen), clean_inputs(seen)
-    if span is None or pairs is None or inputs is None or pairs.inside:
+    if span is None or pairs is None or inputs is None or pairs.inside or span.down_AI is not None:
         return 0, 0
     scaled_NI = inputs * span.scale_I
     usual_I = scaled_NI.square().mean(0).sqrt()

@@ -39,35 +39,43 @@ class Pairs:
 
 @measured
 def clean_inputs(seen: Seen) -> Tensor | None:
-    """The inputs (N, I) of all pairs of a word and a position that moved, positions inner; None where unknown."""
-    span, words, places = first_inputs(seen), words_of(seen).rows, _places(seen)
-    if span is None or not words or not places or len(words) * len(places) > _MOST:
+    """The inputs (N, I) of all pairs that are looked at; None where there are none."""
+    span, looked_at = first_inputs(seen), _looked_at(seen)
+    if span is None or not looked_at:
         return None
     name = span.layers[0].name
+    words = sorted({word for word, _ in looked_at})
     ids_W = torch.tensor(words, device=seen.model.device)
-    rows_WT = ids_W[:, None].expand(-1, places[-1] + 1)
+    rows_WT = ids_W[:, None].expand(-1, max(place for _, place in looked_at) + 1)
     inputs_WTI = layer_inputs(seen.model, rows_WT, [name])[name]
-    return exact(inputs_WTI[:, list(places)]).cpu().flatten(0, 1)
+    where = {word: w for w, word in enumerate(words)}
+    rows = torch.tensor([where[word] for word, _ in looked_at], device=inputs_WTI.device)
+    places = torch.tensor([place for _, place in looked_at], device=inputs_WTI.device)
+    return exact(inputs_WTI[rows, places]).cpu()
 
 
-def _places(seen: Seen) -> tuple[int, ...] | None:
-    span = first_inputs(seen)
-    if span is not None and not span.layers[0].depends_on_position:
-        return (0,)
-    return places_of(seen).rows
+def _looked_at(seen: Seen) -> list[tuple[int, int]]:
+    """Every word that moved at every position that did; what the tokenizer puts first where those aren't known."""
+    span, words, places = first_inputs(seen), words_of(seen).rows, places_of(seen).rows
+    if span is None:
+        return []
+    if not span.layers[0].depends_on_position:
+        places = (0,)
+    if not words or not places:
+        return [(word, place) for place, word in enumerate(seen.model.prefix_ids)]
+    return [(word, place) for word in words for place in places] if len(words) * len(places) <= _MOST else []
 
 
 @measured
 def pairs_of(seen: Seen) -> Pairs | None:
-    """Which pairs of a token and a position that moved are in the span; None where either isn't known."""
+    """Which pairs of a token and a position are in the span; None where none could be looked at."""
     span, inputs_NI = first_inputs(seen), clean_inputs(seen)
-    words, places = words_of(seen).rows, _places(seen)
-    if span is None or inputs_NI is None or words is None or places is None:
+    if span is None or inputs_NI is None:
         return None
     inside_N, outside_N = span.inside(inputs_NI)
-    at = inside_N.nonzero().flatten().tolist()
+    looked_at = _looked_at(seen)
     return Pairs(
-        inside=tuple((words[n // len(places)], places[n % len(places)]) for n in at),
+        inside=tuple(looked_at[n] for n in inside_N.nonzero().flatten().tolist()),
         outside=int(outside_N.sum()),
         unclear=int((~inside_N & ~outside_N).sum()),
         positions=span.layers[0].depends_on_position,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.dropout import dropout_of
-from textleak.inference.inputs import first_inputs, spectrum_of
+from textleak.inference.inputs import first_inputs
 from textleak.inference.pairs import pairs_of
 from textleak.inference.sentences import sentences_of
 from textleak.inference.steps import steps_of
-from textleak.models.probes.layers import local_layers
 
 WHAT = "tokens"
 
@@ -33,7 +31,11 @@ def tokens_of(seen: Seen) -> Tokens:
             count=None, evidence="Inputs of several steps, or of an unknown number, can't be told apart."
         )
     if span is None:
-        return _behind_adapters(seen)
+        return Tokens(
+            count=None, evidence="No gradient of a first layer can be had, in which inputs could be counted."
+        )
+    if span.down_AI is not None and span.rank == len(span.down_AI):
+        return Tokens(count=None, evidence=f"Adapters of rank {span.rank} show no more inputs than that.")
     figure = f"The first layer's gradient has {span.rank} dimensions beyond rounding"
     if not span.clear:
         return Tokens(count=None, evidence=f"{figure}, without a clear end.")
@@ -55,35 +57,6 @@ def tokens_of(seen: Seen) -> Tokens:
         count=span.rank,
         evidence=f"{figure}, and just so many tokens at their positions lie in it (equal ones once).",
     )
-
-
-def _behind_adapters(seen: Seen) -> Tokens:
-    """By the first layers' adapters, where their rank is above the number of tokens: B's gradient has that of both."""
-    found: dict[int, str] = {}
-    rank = 0
-    for layer in local_layers(seen.model):
-        for name in seen.sent:
-            if layer.depends_on_position and re.fullmatch(
-                re.escape(layer.name) + r"\.lora_B(\.default)?\.weight", name
-            ):
-                spectrum = spectrum_of(seen, name)
-                rank = min(seen.sent[name].shape)
-                if spectrum is not None and spectrum.clear and spectrum.rank < rank:
-                    found[spectrum.rank] = name
-    if not rank:
-        return Tokens(
-            count=None, evidence="No gradient of a first layer can be had, in which inputs could be counted."
-        )
-    if not found:
-        return Tokens(
-            count=None,
-            evidence=f"Adapters of rank {rank} show no more than {rank} inputs, and they are full.",
-        )
-    most = max(found)
-    figure = f"The gradient of {found[most]} has {most} of {rank} dimensions"
-    if sentences_of(seen).count == 1 or dropout_of(seen).on:
-        return Tokens(count=most, evidence=f"{figure}: one for each token.")
-    return Tokens(count=None, evidence=f"{figure}; whether equal tokens share one isn't known.")
 
 
 def ask(seen: Seen) -> Told:
