@@ -83,6 +83,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     after = read_state(config.after)
     after.check_usable()
     model, before = _model(config, config.before)
+    before = before or _published(config.before)
     _check_pair(model, before, after)
     where = str(config.after)
     moved = updates.difference(model, before.tensors if before else None, after.tensors, where=where)
@@ -258,6 +259,8 @@ def _model(
     told: dict[str, Any] = {} if public is None else {"num_labels": public.num_labels, "task": public.task}
     told["task"] = config.task if config.task != "auto" else told.get("task", "auto")
     if not path.exists() or path.suffix.lower() == ".gguf":
+        if source == config.before:  # others than those that were trained would be no weights before
+            told["weights"] = "pretrained"
         return _load(config, **{"name": name or source, **told}), None
     state = read_state(path)
     state.check_usable()
@@ -277,6 +280,16 @@ def _model(
     return updates.with_weights(
         _load(config, **{"name": name, **told}), state.tensors, where=str(path)
     ), state
+
+
+def _published(name: str) -> State | None:
+    """The weights that go by an alias or a hub id, as they are found; None of a .gguf file."""
+    from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
+    from textleak.models.loading.places import find_place
+    from textleak.shared.formats import read_state
+
+    place, _ = find_place(name, CATALOG.get(name) or BY_HUB_ID.get(name), "pretrained")
+    return None if place is None or place.gguf is not None else read_state(place.folder)
 
 
 def _base_of(state: State) -> str:
