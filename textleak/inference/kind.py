@@ -29,21 +29,15 @@ def sent_as(seen: Seen) -> Sent:
     if seen.given is not None:
         said = {"gradient": "gradients were given", "update": "weights before and after were given"}
         return Sent(kind=seen.given, evidence=f"It was said so: {said[seen.given]}.")
-    on_grid = total = 0
-    for name, value in seen.moved():
-        weights = seen.weights(name)
-        if weights is None:
-            continue
-        sent_N, weights_N = some_of(value, weights)
-        # What bfloat16 holds is on most grids anyway.
-        told_N = (weights_N != 0) & (sent_N.bfloat16() != sent_N)
-        sum_N = (sent_N + weights_N)[told_N]
-        on_grid += int((sum_N.to(weights.dtype).to(sum_N) == sum_N).sum())
-        total += len(sum_N)
+    # What bfloat16 holds is on most grids anyway, so that only the rest can show a difference.
+    on_grid, total = _counted(seen, telling=True)
     if total < _LEAST:
-        return Sent(
-            kind=None, evidence=f"Only {total} entries can be held against known weights: too few to tell."
-        )
+        on_grid, total = _counted(seen, telling=False)
+        if total < _LEAST or on_grid > _FEW * total:
+            return Sent(
+                kind=None,
+                evidence=f"Only {total} entries can be held against known weights: too few to tell.",
+            )
     share = on_grid / total
     figure = f"{per_cent(share)} of {total:,} entries, added to the model's weights, give numbers of the weights' type"
     if share >= _ALL:
@@ -51,6 +45,23 @@ def sent_as(seen: Seen) -> Sent:
     if share <= _FEW:
         return Sent(kind="gradient", evidence=f"{figure}, as gradients do by chance.")
     return Sent(kind=None, evidence=f"{figure}: more than a gradient's, less than a difference's.")
+
+
+def _counted(seen: Seen, *, telling: bool) -> tuple[int, int]:
+    """Entries whose sum with the weight is a number of the weights' type, and how many were looked at."""
+    on_grid = total = 0
+    for name, value in seen.moved():
+        weights = seen.weights(name)
+        if weights is None:
+            continue
+        sent_N, weights_N = some_of(value, weights)
+        told_N = (weights_N != 0) & (sent_N != 0)
+        if telling:
+            told_N &= sent_N.bfloat16() != sent_N
+        sum_N = (sent_N + weights_N)[told_N]
+        on_grid += int((sum_N.to(weights.dtype).to(sum_N) == sum_N).sum())
+        total += len(sum_N)
+    return on_grid, total
 
 
 def ask(seen: Seen) -> Told:

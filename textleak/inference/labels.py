@@ -7,7 +7,7 @@ from textleak.inference.head import head_of
 from textleak.inference.kind import sent_as
 from textleak.inference.sentences import sentences_of
 from textleak.inference.single import moves_of
-from textleak.inference.steps import MORE, steps_of
+from textleak.inference.steps import steps_of
 
 WHAT = "labels"
 
@@ -22,7 +22,7 @@ def ask(seen: Seen) -> Told:
             value=None,
             evidence="No bias of a classification head was sent, or its move isn't known.",
         )
-    if steps_of(seen).count in (None, MORE):
+    if not steps_of(seen).single:
         return Told(what=WHAT, value=None, evidence="Labels of several steps can't be told apart.")
     gradient_C = moved[0] if sent_as(seen).kind == "gradient" else -moved[0]
     classes = (gradient_C < 0).nonzero().flatten().tolist()

@@ -9,7 +9,7 @@ from textleak.inference.base import Seen, Told, measured
 from textleak.inference.head import head_of
 from textleak.inference.inputs import spectrum_of
 from textleak.inference.single import alone, linears_of
-from textleak.inference.steps import MORE, steps_of
+from textleak.inference.steps import steps_of
 
 WHAT = "sentences"
 # Last layers that are looked at, how many of them have to agree, and the size up to which they are decomposed (our
@@ -38,7 +38,7 @@ def sentences_of(seen: Seen) -> Sentences:
             count=1,
             evidence=f"The signs of {used_once[-1]} are one outer product's: it was used at one position.",
         )
-    if steps_of(seen).count in (None, MORE):
+    if not steps_of(seen).single:
         return Sentences(
             count=None, evidence="Sentences of several steps, or of an unknown number, can't be told apart."
         )

@@ -14,16 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from textleak.inference.base import Seen, measured
+from textleak.inference.inputs import spectrum_of
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import first_step, optimizer_of
 from textleak.inference.shrinking import decay_of
+from textleak.inference.steps import steps_of
 from textleak.matching.hooks import hooked
 from textleak.models import TextModel
 from textleak.numerics import exact
 
 # Entries that have to have moved clearly, how far in steps of the weights' grid, and the part of them whose signs agree
-# (our choice; measured on minilm: all of one sentence's in the pooler, 0.85 of two's).
+# (our choice; measured on minilm: in all of one sentence's last layers, in none of two's).
 _LEAST, _CLEAR, _ALL = 256, 2.0, 0.999
+# Times rounding that its only singular value has to be, so that a second sentence's can't be lost in it (our choice),
+# and the size up to which a gradient is decomposed.
+_DOMINANT, _LARGEST = 30.0, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +106,17 @@ def moves_of(seen: Seen, name: str) -> tuple[Tensor, Tensor] | None:
 
 @measured
 def alone(seen: Seen) -> tuple[str, ...]:
-    """Weights of the layers that were used at one position of one sentence."""
-    return tuple(name for name, value in seen.moved() if value.dim() == 2 and _is_alone(seen, name))
+    """Weights of the layers that were used at one position of one sentence, in one step at most.
+
+    Two sentences that a layer reads nearly alike have the signs of one as well, so of one layer more is asked.
+    """
+    if not steps_of(seen).single:
+        return ()
+    found = [name for name, value in seen.moved() if value.dim() == 2 and _is_alone(seen, name)]
+    spectra = (spectrum_of(seen, name) for name in found if seen.sent[name].numel() <= _LARGEST)
+    if any(one is not None and one.clear and one.rank == 1 and one.least >= _DOMINANT for one in spectra):
+        return tuple(found)
+    return ()
 
 
 def _is_alone(seen: Seen, name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from textleak.inference.adapters import moved_downs
 from textleak.inference.base import Seen, Told, measured
@@ -22,10 +21,15 @@ _ONE, _TWO = (0.8, 1.2), 1.4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steps:
-    """1, more, or None where it can't be told; 0 for a gradient."""
+    """How many, or `MORE`, or None where it can't be told; 0 for a gradient."""
 
-    count: Literal[0, 1] | str | None
+    count: int | str | None
     evidence: str
+
+    @property
+    def single(self) -> bool:
+        """Whether one gradient is all that the update holds."""
+        return self.count in (0, 1)
 
 
 @measured
@@ -41,7 +45,7 @@ def steps_of(seen: Seen) -> Steps:
         )
     levels = levels_of(seen)
     if levels is not None:
-        return Steps(count=MORE, evidence=levels.evidence)
+        return Steps(count=levels.steps, evidence=levels.evidence)
     downs = moved_downs(seen)
     if downs is not None:
         how = "moved" if downs else "did not move but for decay"

@@ -10,7 +10,7 @@ from textleak.inference.dropout import dropout_of
 from textleak.inference.inputs import first_inputs, spectrum_of
 from textleak.inference.pairs import pairs_of
 from textleak.inference.sentences import sentences_of
-from textleak.inference.steps import MORE, steps_of
+from textleak.inference.steps import steps_of
 from textleak.models.probes.layers import local_layers
 
 WHAT = "tokens"
@@ -28,7 +28,7 @@ class Tokens:
 def tokens_of(seen: Seen) -> Tokens:
     """Distinct inputs of the first layer: all tokens with dropout, tokens that differ in word or position without."""
     span = first_inputs(seen)
-    if steps_of(seen).count in (None, MORE):
+    if not steps_of(seen).single:
         return Tokens(
             count=None, evidence="Inputs of several steps, or of an unknown number, can't be told apart."
         )
