@@ -348,6 +348,7 @@ def test_a_step_of_a_real_loop_is_audited_from_its_checkpoints_alone(tmp_path: P
         warnings.simplefilter("ignore")
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        torch.manual_seed(0)  # draws the head
         tokenizer = AutoTokenizer.from_pretrained(source)
         network = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2).eval()
         network.save_pretrained(tmp_path / "before")
