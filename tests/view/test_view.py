@@ -468,7 +468,7 @@ def test_the_summary_says_in_a_sentence_how_much_leaked():
     assert "the cat sat down" in text
     assert "the cat down sat" in text
     assert "ROUGE-1/2/L 1.00/0.50/0.75" in text
-    assert "1:15 min, 4,321 evaluations" in text
+    assert "4,321 gradient evaluations in 1:15 min" in text
     assert "/somewhere/run" in text
 
 
@@ -477,7 +477,7 @@ def test_the_summary_says_in_a_sentence_how_much_leaked():
     [
         ({"token_match_rate": None, "verified": True}, "its own gradient equals the shared one"),
         ({"token_match_rate": None, "verified": False}, "nobody can say"),
-        ({"verified": None, "defense": ["gaussian:sigma=0.001"]}, "can't be said"),
+        ({"verified": None, "defense": ["gaussian:sigma=0.001"]}, "not provable"),
         ({"verified": None, "defense": []}, "not checked"),
         ({"outcome": "interrupted"}, "Interrupted"),
         ({"notes": ["the labels were guessed"]}, "Note: the labels were guessed"),
@@ -561,5 +561,5 @@ def test_the_summary_says_why_a_run_ended_and_that_weights_are_random():
 def test_one_is_not_written_in_the_plural():
     one = [{**RESULT["sentences"][0], "tokens": 1, "token_match_rate": 1.0, "token_recall": 1.0}]
     text = written({**RESULT, "evaluations": 1, "tokens": 1, "sentences": one, "token_match_rate": 1.0})
-    for words in ("1 of 1 token recovered, 1 in place", "n = 1 token,", ", 1 evaluation\n"):
+    for words in ("1 of 1 token recovered, 1 in place", "n = 1 token,", "1 gradient evaluation in"):
         assert words in re.sub(r" +\n", "\n", text), words
