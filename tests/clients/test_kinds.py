@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,3 +209,41 @@ def test_autocast_is_torchs(toy_model: ToyModel) -> None:
             # The loss itself is formed another way, from the same logits.
             off = (shared.gradients[name] - parameter.grad).norm()
             assert off <= 0.5 * (plainly.gradients[name] - parameter.grad).norm() + 1e-7, name
+
+
+def test_hf_trainer_sends_what_a_step_of_transformers_trainer_moves(
+    toy_model: ToyModel, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    model = toy_model("bert", task="classification")
+    network = copy.deepcopy(model.network).requires_grad_(True)
+    for module in network.modules():  # what the Trainer's own dropout draws can't be repeated
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = model.encode(FOUR)
+    rows = [
+        {"input_ids": ids, "attention_mask": mask, "labels": label}
+        for ids, mask, label in zip(batch.ids_BT, batch.mask_BT, LABELS, strict=True)
+    ]
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=len(FOUR),
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    transformers.Trainer(model=network, args=arguments, train_dataset=rows).train()
+    real = {name: p.detach() - before[name] for name, p in network.named_parameters()}
+    step = {"optimizer": "adamw", "lr": 5e-5, "steps": 1, "max_grad_norm": 1.0}
+    shared, _ = share(model, FOUR, LABELS, client=client("fedavg", **step))
+    for name, ours in shared.gradients.items():
+        # Where the gradient is only rounding, so is its step.
+        unit = torch.finfo(ours.dtype).eps * before[name].abs().clamp_min(1e-3)
+        told = real[name].abs() > 0.9 * 5e-5
+        assert bool(((ours - real[name]).abs()[told] <= 2 * unit[told] + 1e-6 * 5e-5).all()), name
+    assert sum(int((value.abs() > 0.9 * 5e-5).sum()) for value in real.values()) > 1000

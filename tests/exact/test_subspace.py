@@ -168,3 +168,25 @@ def test_the_noise_of_a_defense_softens_the_span(toy_model: ToyModel) -> None:
     assert layer_span(clean, layers).clear
     drowned = layer_span(noisy, layers)
     assert drowned is None or not drowned.clear
+
+
+@pytest.mark.parametrize("noise", [1e-4, 1e-6])
+def test_a_spectrum_ends_clearly_where_what_follows_is_level_as_noise_is(noise: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, inputs = (torch.randn(96, 5, generator=generator), torch.randn(5, 64, generator=generator))
+    gradient_OI = (outputs @ inputs).double() / 40
+    errors_OI = noise * torch.randn(96, 64, generator=generator, dtype=torch.float64)
+    span = input_span([gradient_OI + errors_OI], ["layer"])
+    assert span is not None
+    assert span.clear
+    assert span.rank == 5
+
+
+def test_a_spectrum_that_falls_slowly_has_no_clear_end() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, _ = torch.linalg.qr(torch.randn(96, 64, generator=generator, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64))
+    falling_R = torch.logspace(0, -6, 64, dtype=torch.float64)
+    span = input_span([(left * falling_R @ right.T).float()], ["layer"])
+    assert span is not None
+    assert not span.clear

@@ -19,9 +19,11 @@ from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.integrations.plain import Tape
 from textleak.integrations.recording import Recording, recordings_in
+from textleak.jobs.found import find
 from textleak.models import TextModel, load_model
 from textleak.models.batches import TextExamples
 from textleak.private.secrets import Secret
+from textleak.settings.audit import load_audit_config
 from textleak.shared.formats import read_state
 from textleak.shared.gradient import SharedGradient
 
@@ -277,6 +279,35 @@ def test_equal_weights_are_written_once(toy_model: ToyModel, tmp_path: Path):
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
 
+def test_weights_that_a_server_has_are_not_written_but_later_ones_are(toy_model: ToyModel, tmp_path: Path):
+    model = toy_model("bert")
+    network = in_training(model)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with textleak.record(
+        network, model.tokenizer, optimizer=optimizer, out=tmp_path, at=(1, 2), public="bert-tiny"
+    ) as tape:
+        loop(model, network, optimizer, steps=2)
+    first, second, whole = tape.recordings
+    assert first.model == whole.model == "bert-tiny"
+    assert read(second)[1].fingerprint != model.fingerprint
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [Path(second.model)]
+
+
+def test_a_truth_that_was_not_seen_is_said_to_be_missing(toy_model: ToyModel, tmp_path: Path):
+    model = toy_model("bert")
+    network = in_training(model)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with textleak.record(network, model.tokenizer, optimizer=optimizer, out=tmp_path, truth=True) as tape:
+        batch = model.encode(FOUR)
+        embeddings = network.get_input_embeddings()(batch.ids_BT).detach()  # no ids pass through the network
+        tape._watch.take()
+        network(inputs_embeds=embeddings, labels=torch.tensor(LABELS)).loss.backward()
+        optimizer.step()
+    (recording,) = tape.recordings
+    assert recording.truth is None
+    assert "no truth is written" in recording.notes[-1]
+
+
 def test_a_loop_that_fails_leaves_no_round_and_no_hook(toy_model: ToyModel, tmp_path: Path):
     model = toy_model("bert")
     network = in_training(model)
@@ -349,5 +380,8 @@ def test_a_recorded_adapter_names_the_client_that_peft_is(toy_model: ToyModel, t
         shared = SharedGradient.load(recording.file)
         assert prepared.fingerprint == shared.model.fingerprint
         assert set(shared.gradients) == set(prepared.trainable)
+        audited = find(load_audit_config({"gradients": recording.file, "model": recording.model}))
+        assert audited.model.fingerprint == shared.model.fingerprint
+        assert audited.shared.client.kinds[0][0] == "fedavg"  # the adapters are in place
         again = peft.PeftModel.from_pretrained(in_training(model), str(folder))
         assert len([name for name, _ in again.named_parameters() if "lora_A" in name]) == 4

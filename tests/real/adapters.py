@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tests.real.batches import SENTENCES, smollm2
 
 
-def train(out: Path) -> None:
+def train(out: Path, **recorded: Any) -> None:
     """Four steps of one sentence; the first, the last and the whole training are recorded."""
     import peft
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
@@ -30,5 +31,10 @@ def train(out: Path) -> None:
         train_dataset=[tokenizer(text) for text in SENTENCES[:4]],  # type: ignore[arg-type]
         processing_class=tokenizer,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        callbacks=[LeakageCallback(at=(1, 4), out=out, truth=True, public="smollm2")],
+        callbacks=[LeakageCallback(**{"at": (1, 4), **recorded}, out=out, truth=True, public="smollm2")],
     ).train()
+
+
+def train_with_gradients(out: Path) -> None:
+    """The same, with the fourth step's gradient recorded: what leaves where a server takes the steps."""
+    train(out, at=(4,), end=False, sends="gradient")

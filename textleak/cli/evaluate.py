@@ -162,7 +162,7 @@ def command(
         Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a batch to a CSV file.")
     ] = None,
 ) -> None:
-    """Measure what leaks over a data set: a table, and records that the same command goes on from."""
+    """Measure what leaks over a data set, as a table; run the same command again to resume."""
     given = locals()
     from textleak.settings import EvaluationConfig, load_evaluation_config
 

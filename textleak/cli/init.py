@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +50,8 @@ def command(
 
 def script(kind: Loop) -> str:
     """The script for a kind of loop."""
+    from importlib.resources import files
+
     return (files("textleak.cli") / "scripts" / f"{kind}.txt").read_text("utf-8")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from textleak.errors import InputError
 from textleak.matching.factored import Capture
@@ -97,6 +97,20 @@ class Client:
         del model
         return sent
 
+    def bounds(self, gradient: Tensors, model: Model) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+        """Between what each entry of the batch's gradient lay, up to one positive factor common to all tensors.
+
+        Args:
+            gradient: as `as_gradient` made it.
+            model: as `prepare` made it.
+
+        Returns:
+            Lower and upper bounds of the tensors, float64, infinite where there is none; None where `gradient` is the
+            gradient itself, or where several steps leave nothing of the kind.
+        """
+        del gradient, model
+        return None
+
     def proxy(self) -> Client:
         """A client that is cheaper to replay and whose gradient ranks guesses nearly as well; itself where none is."""
         return self
@@ -176,6 +190,10 @@ class Composed(Client):
     def as_gradient(self, sent: Tensors, model: Model) -> Tensors:
         """As the one kind that sends something else."""
         return self._updates.as_gradient(sent, model)
+
+    def bounds(self, gradient: Tensors, model: Model) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+        """As the one kind that sends something else."""
+        return self._updates.bounds(gradient, model)
 
     def proxy(self) -> Client:
         """Of the cheaper ones of all kinds."""

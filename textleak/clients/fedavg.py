@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from textleak.clients.base import CLIENTS, EVERY_TRAIT, Client, GradientOf
 from textleak.errors import InputError
 from textleak.models.base import Examples, Model, Tensors
+from textleak.numerics import exact
 from textleak.shared.traits import Trait
 
 # Of a client, and of one that a file tells of: replaying it takes as long as training (our choice; clients of federated
 # learning take tens to hundreds).
 MOST_STEPS = 1000
+# Rounding in float32 of the step itself, relative: a few operations (our choice; 4 units).
+_STEP_ROUNDING = 5e-7
 _Count = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Part = Annotated[float, Field(ge=0, lt=1)]
@@ -144,6 +148,30 @@ class FedAvg(Client):
             for name, value in sent.items()
         }
         return {name: -value / self.rate for name, value in moved.items()}
+
+    def bounds(self, gradient: Tensors, model: Model) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+        """From fresh moments AdamW's step is lr · g / (|g| + eps), which tells |g| where the weight's rounding allows.
+
+        A gradient that was clipped, or only part of it shared, is so up to the factor of clipping.
+        """
+        if self.optimizer != "adamw" or not self._single:
+            return None
+        return {name: self._before_step(value, model.parameters[name]) for name, value in gradient.items()}
+
+    def _before_step(self, step: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of a tensor's gradient, given the weights' difference over −lr."""
+        decayed = exact(weight.detach() * (1 - self.rate * self.weight_decay))
+        after = exact(weight.detach()) - self.rate * exact(step).to(decayed.device)
+        part = (decayed - after) / self.rate
+        exponents = torch.frexp(torch.maximum(decayed.abs(), after.abs())).exponent
+        unit = torch.ldexp(torch.full_like(after, torch.finfo(weight.dtype).eps), exponents - 1)
+        # The weight is rounded to the nearest value after the step; where it decays, a fused kernel's may be one off.
+        off = (1.0 if self.weight_decay else 0.5) * unit / self.rate + _STEP_ROUNDING
+        size = part.abs()
+        least = self.eps * (size - off).clamp_min(0) / (1 - size + off).clamp_min(off)
+        most = torch.where(size + off < 1, self.eps * (size + off) / (1 - size - off), math.inf)
+        least = torch.where(size > off, least, -most)  # of which sign it is doesn't show
+        return torch.where(part >= 0, least, -most), torch.where(part >= 0, most, -least)
 
     def traits(self, model: Model) -> frozenset[Trait]:
         """One step of plain SGD is a gradient; clipping hides its scale, more steps move the weights."""

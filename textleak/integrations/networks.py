@@ -49,6 +49,11 @@ class Trained:
     parameters: dict[str, nn.Parameter]
     adapters: Any
     task: str
+    began_as: str = dataclasses.field(init=False)  # fingerprint of the weights, adapters aside
+
+    def __post_init__(self) -> None:
+        """Look at the weights as they are."""
+        object.__setattr__(self, "began_as", fingerprint_of(self._base({})))
 
     @property
     def moving(self) -> dict[str, nn.Parameter]:
@@ -106,7 +111,8 @@ class Trained:
             values: of what is trained; what isn't has not moved.
             tokenizer: of the model.
             out: a folder to write into.
-            public: name under which a server has the model, adapters aside; None to write it too.
+            public: name under which a server has the weights that training began with, adapters aside; None to write
+                these too. Later ones are always written.
 
         Returns:
             What `-m` takes: `public` or a folder; with adapters the folder that these are in.
@@ -116,6 +122,8 @@ class Trained:
         """
         base = self._base(values)
         folder = out / f"model-{fingerprint_of(base)}"
+        if fingerprint_of(base) != self.began_as:
+            public = None
         if public is None:
             self._save_base(base, tokenizer, folder)
         if self.adapters is None:

@@ -35,7 +35,7 @@ class Wishes:
         task: "classification", "causal-lm", "masked-lm", or "auto" for what the model's class says.
         truth: whether the batch is written too, to a file of its own that only its owner reads.
         know: what the server is told, as `--know` takes it.
-        public: alias, hub id or folder under which a server has the same weights; None to write a copy of them.
+        public: alias, hub id or folder under which a server has the weights at the beginning; None to write a copy.
         max_grad_norm: gradients are clipped to; None to tell from their norms.
     """
 
@@ -288,7 +288,7 @@ def record(
         task: "classification", "causal-lm" or "masked-lm"; "auto" for what the model's class says.
         truth: whether the batch is written too, to a file of its own that only its owner reads.
         know: what the server is told, as `--know` takes it.
-        public: alias, hub id or folder under which a server has the same weights; None to write a copy of them.
+        public: alias, hub id or folder under which a server has the weights at the beginning; None to write a copy.
         max_grad_norm: gradients are clipped to; None to tell from their norms.
 
     Raises:

@@ -28,6 +28,7 @@ from textleak.settings.specs import written
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation
 
+_NO_TRUTH = "What it was computed from wasn't seen, so no truth is written."
 _ABOVE = 3  # exit code above --fail-above: the audit itself went well
 
 
@@ -146,7 +147,7 @@ def record_sent(
         rows: the sentences it was made from; None where they weren't seen.
 
     Raises:
-        InputError: it can't be written, is not finite, or there is no truth to write.
+        InputError: it can't be written, or is not finite.
     """
     file, truth = place.out / f"{name}.safetensors", place.out / f"{name}.truth.json"
     client = composed(procedure.kinds).public(_Trains(trained.network))  # type: ignore[arg-type]
@@ -162,19 +163,13 @@ def record_sent(
         client=client,
     )
     shared.check_finite(f"the recording {name}")
-    if place.truth and rows is None:
-        raise InputError(
-            f"What {name} was computed from wasn't seen.",
-            why="No token ids passed through the model.",
-            fix="Leave truth out; an audit needs none.",
-        )
     recording = Recording(
         file=file,
         model=trained.save(before, tokenizer, place.out, public=place.public),
-        truth=truth if place.truth else None,
+        truth=truth if place.truth and rows else None,
         client=tuple(_spec(kind) for kind in procedure.kinds),
         defenses=tuple(_spec(defense) for defense in procedure.defenses),
-        notes=procedure.notes,
+        notes=procedure.notes if rows or not place.truth else (*procedure.notes, _NO_TRUTH),
     )
     _write(shared, recording, _secret(rows, tokenizer, shared) if place.truth and rows else None)
     return recording

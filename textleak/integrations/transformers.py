@@ -36,7 +36,7 @@ class LeakageCallback(TrainerCallback):  # type: ignore[misc]  # transformers ha
         sends: what leaves at a step: "update", the weights' difference, or "gradient", what the optimizer is given.
         truth: whether the batch is written too, to a file of its own that only its owner reads.
         know: what the server is told, as `--know` takes it.
-        public: alias, hub id or folder under which a server has the same weights; None to write a copy of them.
+        public: alias, hub id or folder under which a server has the weights at the beginning; None to write a copy.
         tokenizer: of the model; None for the trainer's `processing_class`.
 
     Attributes:

@@ -123,6 +123,7 @@ class AuditJob(TextJob):
             "verdict": verdict.word.value,
             "verdict_reason": verdict.sentence,
             **result,
+            "summary": f"{verdict.word.value}: {verdict.sentence}",
             "client": self._procedure(),
             "told": self._answers(),
             "advice": list(advice(verdict.word, self._advised(result))),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from textleak.shared.public import PublicClient, PublicDefense
 
 _PRIVATE = ("sentences", "labels")
+# Of what `--json` prints: raised where a field goes or means something else, not where one is added.
+SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,10 +158,12 @@ class Job(abc.ABC):
                 that did so itself has said what came of it.
         """
         from textleak.proof.certificate import own_certificate
+        from textleak.scoring.headline import how_much
 
         certificate = self.certificate(recovery) if certified else own_certificate(recovery)
         proof = proof_of(recovery, certificate)
-        return {
+        result = {
+            "schema_version": SCHEMA_VERSION,
             **{key: value for key, value in self.settings.items() if key not in _PRIVATE},
             "versions": versions(),
             "outcome": outcome,
@@ -179,6 +183,7 @@ class Job(abc.ABC):
             "run_dir": run_dir,
             **self.scores(recovery),
         }
+        return {**result, "summary": how_much(result)}
 
 
 def model_facts(model: Model) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     after = read_state(config.after)
     after.check_usable()
     model, before = _model(config, config.before)
+    before = before or _published(config.before)
     _check_pair(model, before, after)
     where = str(config.after)
     moved = updates.difference(model, before.tensors if before else None, after.tensors, where=where)
@@ -90,7 +91,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     moved = _only_shared(config, model, moved)
     telling = telling_of(moved, model, kind="update")
     client, notes = _client_of(config, model, telling, "update")
-    known = _known(config, secret)
+    known = _known(config, secret, telling)
     shared = updates.from_difference(model, moved, client=client, known=known, where=where)
     return Found(model=model, shared=_called(config, shared), secret=secret, telling=telling, notes=notes)
 
@@ -204,7 +205,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     sent = _only_shared(config, model, sent)
     telling = telling_of(sent, model, kind=kind)
     client, notes = _client_of(config, model, telling, telling.kind)
-    known = _known(config, secret)
+    known = _known(config, secret, telling)
     make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
     shared = make(model, sent, client=client, known=known, where=where)
     return Found(model=model, shared=_called(config, shared), secret=secret, telling=telling, notes=notes)
@@ -258,6 +259,8 @@ def _model(
     told: dict[str, Any] = {} if public is None else {"num_labels": public.num_labels, "task": public.task}
     told["task"] = config.task if config.task != "auto" else told.get("task", "auto")
     if not path.exists() or path.suffix.lower() == ".gguf":
+        if source == config.before:  # others than those that were trained would be no weights before
+            told["weights"] = "pretrained"
         return _load(config, **{"name": name or source, **told}), None
     state = read_state(path)
     state.check_usable()
@@ -277,6 +280,16 @@ def _model(
     return updates.with_weights(
         _load(config, **{"name": name, **told}), state.tensors, where=str(path)
     ), state
+
+
+def _published(name: str) -> State | None:
+    """The weights that go by an alias or a hub id, as they are found; None of a .gguf file."""
+    from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
+    from textleak.models.loading.places import find_place
+    from textleak.shared.formats import read_state
+
+    place, _ = find_place(name, CATALOG.get(name) or BY_HUB_ID.get(name), "pretrained")
+    return None if place is None or place.gguf is not None else read_state(place.folder)
 
 
 def _base_of(state: State) -> str:
@@ -320,8 +333,8 @@ def _load(config: AuditConfig, **told: Any) -> TextModel:  # noqa: ANN401 - fiel
     return model
 
 
-def _known(config: AuditConfig, secret: Secret | None) -> SideInformation:
-    """What the server knows of the batch: what --know says it is, else what the truth says of what --know names.
+def _known(config: AuditConfig, secret: Secret | None, telling: Telling) -> SideInformation:
+    """What the server knows of the batch: what --know says it is, else the truth of what it names, else what shows.
 
     Raises:
         InputError: a number that isn't one, or something that nothing says.
@@ -338,7 +351,7 @@ def _known(config: AuditConfig, secret: Secret | None) -> SideInformation:
         )
         known = true.only(told)
     else:
-        known = UNTOLD
+        known = UNTOLD if config.know is not None else _shown(telling)
         told = SideInformation.parse(names, batch_size=0) if config.know is not None else frozenset()
     for kind in sorted(told - {*values} - {*known.told}):
         raise InputError(
@@ -355,6 +368,16 @@ def _known(config: AuditConfig, secret: Secret | None) -> SideInformation:
             why=f"{error.errors()[0]['msg']}.",
             fix="Write batch-size=2,lengths=12/9,labels=0/1, or names alone with --truth FILE.",
         ) from None
+
+
+def _shown(telling: Telling) -> SideInformation:
+    """What an update tells of its batch's size."""
+    from textleak.shared.known import SideInformation
+
+    one = telling.sentences == 1 and telling.tokens is not None
+    return SideInformation(
+        batch_size=telling.sentences, lengths=(telling.tokens,) if one and telling.tokens else None
+    )
 
 
 def _values(know: str | None) -> tuple[str | None, Mapping[str, Any]]:

@@ -27,6 +27,8 @@ class Telling:
         nearest_step: one step of the optimizer that can be told, where not all of the procedure can.
         dropout: whether dropout was on; None where that can't be told.
         vocabulary: how many tokens the update names; None where it names none.
+        sentences: in its batch; None where that can't be told.
+        tokens: of all sentences; likewise.
     """
 
     kind: Kind | None
@@ -36,6 +38,8 @@ class Telling:
     nearest_step: str | None = None
     dropout: bool | None = None
     vocabulary: int | None = None
+    sentences: int | None = None
+    tokens: int | None = None
 
 
 def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | None) -> Telling:
@@ -62,6 +66,8 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
         nearest_step=_step(answers),
         dropout=None if dropped is None else bool(dropped),
         vocabulary=len(named) if isinstance(named, list) and named else None,
+        sentences=_count(answers.get("sentences")),
+        tokens=_count(answers.get("tokens")),
     )
 
 
@@ -69,3 +75,8 @@ def _step(answers: Mapping[str, Any]) -> str | None:
     """One step of AdamW at the rate that shows; SGD's doesn't show."""
     optimizer, rate = answers.get("optimizer"), answers.get("learning rate")
     return None if optimizer != "adamw" or not rate else f"fedavg:optimizer=adamw,lr={rate:.4g},steps=1"
+
+
+def _count(value: object) -> int | None:
+    """A number of things, where it is one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

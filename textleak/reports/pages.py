@@ -9,8 +9,7 @@ import dataclasses
 import json
 import re
 import shlex
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
 from textleak.runs import redacted_settings
 from textleak.runs.redaction import TOLD_OF_TEXT
+from textleak.scoring.chips import fates
 from textleak.words import count_of, printable, readable, seconds_in_words
 
 if TYPE_CHECKING:
@@ -219,24 +219,10 @@ def interval_in_words(interval: Interval | None) -> str:
     return f"{percent(interval.mean)} ({percent(interval.low)} to {percent(interval.high)})"
 
 
-RIGHT, ELSEWHERE, WRONG, MISSING, SURPLUS = "right", "elsewhere", "wrong", "missing", "surplus"
-
-
 def tokens_of(sentence: SentenceRecord) -> Iterator[tuple[str, str, str]]:
     """For each position its status, the true token and what the attack said, as a person can read them."""
-    recovered: Sequence[str] = sentence.recovered_tokens
-    in_place = zip(recovered, sentence.reference_tokens, strict=False)
-    left = Counter(recovered) - Counter(found for found, token in in_place if found == token)
-    for at, token in enumerate(sentence.reference_tokens):
-        found = recovered[at] if at < len(recovered) else ""
-        status = RIGHT if found == token else WRONG if found else MISSING
-        if status != RIGHT and left[token]:
-            left[token] -= 1
-            status = ELSEWHERE
+    for status, token, found in fates(sentence.reference_tokens, sentence.recovered_tokens):
         yield status, _shown(token), _shown(found)
-    for found in recovered[len(sentence.reference_tokens) :]:
-        if found:
-            yield SURPLUS, "", _shown(found)
 
 
 def _shown(text: str) -> str:

@@ -23,6 +23,7 @@ _TRUTH = (
     "token_recall",
     "exact_rate",
     "unknown_tokens",
+    "summary",
 )
 _SCORES = ("rouge1", "rouge2", "rougeL", "rouge1_words", "rouge2_words", "rougeL_words", "stages", "surplus")
 _PICTURE_SCORES = ("psnr", "mse", "ssim", "lpips", "pictures", "conversions")

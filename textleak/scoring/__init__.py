@@ -121,6 +121,14 @@ class Scores:
     surplus: tuple[str, ...] = ()
     unknown_tokens: int = 0
 
+    def _repr_html_(self) -> str:
+        """Each sentence's tokens by what became of them, for a notebook."""
+        from textleak.scoring.chips import chips
+
+        rates = f"token match rate {self.token_match_rate:.2f}, recall {self.token_recall:.2f}"
+        rows = (chips(one.reference_tokens, one.recovered_tokens) for one in self.sentences)
+        return f"<p>{rates}</p>{''.join(rows)}"
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, under the names that `run --json` uses."""
         return dataclasses.asdict(self)

@@ -6,6 +6,7 @@ This room knows tensors and names. It doesn't know models, text or attacks.
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from textleak.shared.effects import STORED, Effect, Rounded
 from textleak.shared.known import UNTOLD, SideInformation
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense, PublicModel
 from textleak.shared.tensors import read_tensors
+from textleak.words import count_of
 
 FORMAT_VERSION = 2
 _READ = ("1", "2")  # files of version 1 have no client: they are of one plain step
@@ -76,6 +78,29 @@ class SharedGradient:
         """How far an entry of a tensor is from what the client computed, by noise and rounding: root mean square."""
         gradient = exact(self.gradients[name])
         return math.sqrt(sum(effect.variance(gradient) for effect in self.effects))
+
+    def __repr__(self) -> str:
+        """A line: what it is of, and nothing of its numbers."""
+        return f"<SharedGradient {', '.join(f'{name} {said}' for name, said in self._told().items())}>"
+
+    def _repr_html_(self) -> str:
+        """The same as a small table, for a notebook."""
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(said)}</td></tr>"
+            for name, said in self._told().items()
+        )
+        return f"<table><caption>SharedGradient</caption>{rows}</table>"
+
+    def _told(self) -> dict[str, str]:
+        """What a person wants to know of it, in words."""
+        numbers = sum(gradient.numel() for gradient in self.gradients.values())
+        return {
+            "of": f"{self.model.name} ({self.model.task})",
+            "share": f"{self.share}: {count_of(len(self.gradients), 'tensor')}, {numbers:,} numbers",
+            "client": self.client.spec,
+            "defenses": "+".join(defense.name for defense in self.defenses) or "none",
+            "told": ", ".join(self.known.told) or "nothing",
+        }
 
     def norm(self) -> float:
         """Global L2 norm."""

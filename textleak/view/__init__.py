@@ -7,6 +7,7 @@ are pictures, as they need NumPy) draw an image run, and write it as files.
 This room knows events and results. It knows no model, no attack and no run folder.
 """
 
+from textleak.scoring.headline import how_much
 from textleak.view.displays import REFRESHES_A_SECOND, Display, LiveDisplay, PlainDisplay, display_on
 from textleak.view.glyphs import UNICODE
 from textleak.view.state import (
@@ -19,7 +20,6 @@ from textleak.view.state import (
     remaining_seconds,
 )
 from textleak.view.statuses import OPEN, SPECIAL, right_of, statuses_of, surplus_of
-from textleak.view.summary import how_much
 from textleak.view.terminal import LiveView, picture
 
 __all__ = [

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from textleak.exact.dropout.rules import Dropped
-from textleak.exact.subspace import InputSpan, as_rows
+from textleak.exact.subspace import InputSpan
 from textleak.models import TextModel
 from textleak.models.probes.layers import LocalLayer
 from textleak.numerics import exact
-from textleak.shared.gradient import SharedGradient
 
 # Part of an entry's usual size that its scale is at least, and tokens that it is told by (our choice).
 _LEAST_SCALE, _SAMPLE = 0.1, 1024
@@ -35,6 +34,7 @@ class Frame:
         scale_I: the scales.
         columns_IK: what makes the vectors that are compared, in scales.
         noise_IK: standard deviation of rounding in each column, likewise.
+        bounded: whether the gradient is only told between bounds.
     """
 
     model: TextModel
@@ -45,29 +45,40 @@ class Frame:
     scale_I: Tensor
     columns_IK: Tensor
     noise_IK: Tensor
+    bounded: bool = False
 
     @classmethod
     def of(
         cls,
         model: TextModel,
         dropped: Dropped,
-        shared: SharedGradient,
         layers: Sequence[LocalLayer],
         span: InputSpan,
+        gradient_OI: Tensor,
+        unsure_RI: Tensor | None = None,
     ) -> Frame:
-        """The frame of one span, which the gradients of `layers` show."""
+        """The frame of one span.
+
+        Args:
+            model: the public model.
+            dropped: how entries are dropped.
+            layers: local layers that read the input.
+            span: where their gradients say that it lies.
+            gradient_OI: the layers', one after the other.
+            unsure_RI: standard deviation of the entries of the span's directions; None where what the gradient has
+                outside the span tells it.
+        """
         sample_N = torch.linspace(0, model.vocab_size - 1, min(model.vocab_size, _SAMPLE)).long()
         sample_NI = dropped.parts(sample_N.to(model.device), 0)
         scale_I = sample_NI.square().mean(0).sqrt() + _LEAST_SCALE * float(sample_NI.abs().mean())
-        stacked_OI = torch.cat(
-            [exact(as_rows(shared.gradients[layer.weight_name], layer)).cpu() for layer in layers]
-        )
+        stacked_OI = exact(gradient_OI).cpu()
         basis_IR = span.basis_RI.T.cpu()
         columns_IK = dropped.columns(basis_IR)
         # The noise of a direction goes the way of the direction; what is added beside them is exact.
         own_IR = dropped.columns(torch.ones_like(basis_IR))[:, : span.rank].abs()
         noise_IK = torch.zeros_like(columns_IK)
-        noise_IK[:, : span.rank] = own_IR * _noise(stacked_OI, basis_IR)
+        unsure_IR = _noise(stacked_OI, basis_IR) if unsure_RI is None else unsure_RI.T.cpu()
+        noise_IK[:, : span.rank] = own_IR * unsure_IR
         return cls(
             model=model,
             dropped=dropped,
@@ -77,6 +88,7 @@ class Frame:
             scale_I=scale_I,
             columns_IK=columns_IK / scale_I[:, None],
             noise_IK=noise_IK / scale_I[:, None],
+            bounded=unsure_RI is not None,
         )
 
     def targets(self, ids_N: Tensor, position: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
+from textleak.exact.adaptive.spans import bounded_span
 from textleak.exact.classes import single_class
 from textleak.exact.dropout.arrangement import arranged
 from textleak.exact.dropout.attention import attended
@@ -25,7 +26,9 @@ from textleak.exact.dropout.last import endings
 from textleak.exact.dropout.occurrences import Occurrences
 from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
-from textleak.exact.subspace import shared_spans
+from textleak.exact.subspace import as_rows, shared_spans
+from textleak.numerics import exact
+from textleak.shared.traits import Trait
 from textleak.words import count_of
 
 
@@ -35,7 +38,9 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     Args:
         view: what the server sees; the client's procedure is run to tell how it drops.
     """
-    yield Phase(name="span", detail="tokens behind dropout: inputs that the gradient spans, up to zeros")
+    yield Phase(
+        name="span", detail="tokens behind dropout or an optimizer's step: inputs that the gradient spans"
+    )
     laid_out = _laid_out(view)
     if isinstance(laid_out, str):
         return Found(notes=(laid_out,))
@@ -55,6 +60,8 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 
 def _laid_out(view: View) -> Frame | str:
     """The widest first span, ready for comparison; else a sentence that says why there is none."""
+    if not view.has(Trait.ADDITIVE):
+        return _laid_out_between_bounds(view)
     spans = shared_spans(view.text_model, view.shared)
     if not spans:
         return "No first layer's weight gradient was shared: there is no span to read."
@@ -70,7 +77,21 @@ def _laid_out(view: View) -> Frame | str:
             f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D), "
             "without a clear end: behind dropout, the span tells nothing for certain."
         )
-    return Frame.of(view.text_model, dropped, view.shared, layers, span)
+    gradients = [exact(as_rows(view.shared.gradients[layer.weight_name], layer)) for layer in layers]
+    return Frame.of(view.text_model, dropped, layers, span, torch.cat(gradients))
+
+
+def _laid_out_between_bounds(view: View) -> Frame | str:
+    """The same where an optimizer's step left each entry of the gradient between bounds."""
+    found = bounded_span(view)
+    if isinstance(found, str):
+        return found
+    dropped = dropped_by(view, found.layers[0])
+    if dropped is None:
+        return "The client changes the first layers' inputs in a way that no channel here reads."
+    return Frame.of(
+        view.text_model, dropped, found.layers, found.span, found.gradient_OI, unsure_RI=found.unsure_RI
+    )
 
 
 def _one_sentence(view: View, search: Occurrences) -> Found:
@@ -170,11 +191,15 @@ def _several(view: View, search: Occurrences) -> Found:
 def _notes(search: Occurrences) -> tuple[str, ...]:
     """What the channel gave, in plain words."""
     proved, rank = sum(o.proved for o in search.found), search.frame.span.rank
-    drops = f"The client drops {search.frame.dropped.rate:.0%} of the first layers' inputs"
+    rate = search.frame.dropped.rate
+    hides = f"The client drops {rate:.0%} of the first layers' inputs" if rate > 0 else ""
+    if search.frame.bounded:
+        step = "the optimizer's step leaves each entry of the gradient between bounds"
+        hides = f"{hides}, and {step}" if hides else step.capitalize()
     if not proved:
-        return (f"{drops}, and no token could be proved behind that.",)
+        return (f"{hides}; no token could be proved behind that.",)
     notes = [
-        f"{drops}, which hides no token: {proved} of the {rank} inputs that the gradient shows are proved, each by "
+        f"{hides}, which hides no token: {proved} of the {rank} inputs that the gradient shows are proved, each by "
         "far more entries that equal its token's own than could by accident."
     ]
     if len(search.found) > proved:

@@ -1,0 +1,138 @@
+"""A step of AdamW leaves most of a gradient between narrow bounds, and so the tokens with it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import write_toy
+from textleak import recover
+from textleak.clients import CLIENTS, Client, composed
+from textleak.clients.view import view_of
+from textleak.errors import InputError
+from textleak.events import Recovery, Stop
+from textleak.exact.adaptive.bounded import Bounds, fitted
+from textleak.models import TextModel, load_model
+from textleak.private.secrets import Secret
+from textleak.private.share import share
+from textleak.shared.gradient import SharedGradient
+
+WIDE = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 128}
+ONE = "he told the doctor about a secret plan"
+# The gradients of a toy are larger than those of a real model, and so is eps.
+STEP: dict[str, object] = {"optimizer": "adamw", "steps": 1, "lr": 5e-5, "eps": 1e-4, "max_grad_norm": 1.0}
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], TextModel]:
+    """A toy BERT with room for masks."""
+
+    @functools.cache
+    def model() -> TextModel:
+        folder = write_toy("bert", tmp_path_factory.mktemp("stepped"), **WIDE)
+        return load_model(str(folder), weights="random", task="classification", num_labels=3)
+
+    return model
+
+
+def client(*kinds: str, **options: object) -> Client:
+    parts = [CLIENTS.build(kind, {}) for kind in kinds]
+    return composed([*parts, CLIENTS.build("fedavg", {**STEP, **options})])
+
+
+def shared_by(who: Client, model: TextModel, *sentences: str, folder: Path) -> tuple[SharedGradient, Secret]:
+    """What a client shares, read back from its file."""
+    shared, secret = share(model, sentences, client=who, share="no-embeddings", seed=1)
+    shared.save(folder / "gradient.safetensors")
+    return SharedGradient.load(folder / "gradient.safetensors"), secret
+
+
+def read(recovery: Recovery) -> list[tuple[int, ...]]:
+    return [tuple(p.id for p in s.positions) for s in recovery.sentences]
+
+
+def test_a_matrix_of_low_rank_is_found_between_bounds_that_leave_its_large_entries_open() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left_OR = torch.randn(120, 5, generator=generator, dtype=torch.float64)
+    right_RI = torch.randn(5, 80, generator=generator, dtype=torch.float64)
+    whole_OI = left_OR @ right_RI
+    off_OI = whole_OI.abs().square() * 1e-2  # as behind AdamW's step, large entries are told less
+    shift_OI = off_OI * (2 * torch.rand(120, 80, generator=generator, dtype=torch.float64) - 1)
+    low_OI, high_OI = whole_OI + shift_OI - off_OI, whole_OI + shift_OI + off_OI
+    open_OI = whole_OI.abs() > 2
+    low_OI = torch.where(open_OI & (whole_OI < 0), -torch.inf, low_OI)
+    high_OI = torch.where(open_OI & (whole_OI > 0), torch.inf, high_OI)
+    assert 0.3 < float(open_OI.double().mean()) < 0.5
+    found = fitted(Bounds(low_OI=low_OI, high_OI=high_OI), 5)
+    assert float((found.whole_OI - whole_OI).norm() / whole_OI.norm()) < 1e-3
+    outside_RI = right_RI - (right_RI @ found.basis_RI.T) @ found.basis_RI
+    assert float(outside_RI.norm() / right_RI.norm()) < 10 * float(found.unsure_RI.max())
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("sent", ["update", "weights"])
+def test_a_gradient_lies_between_the_bounds_that_a_step_tells(
+    sent: str, decay: float, wide_model: Callable[[], TextModel]
+) -> None:
+    model = wide_model()
+    who = client(share=sent, weight_decay=decay, max_grad_norm=None)
+    shared, _ = share(model, [ONE], client=who, share="no-embeddings", seed=1)
+    gradient, _ = share(model, [ONE], share="no-embeddings", seed=1)
+    view = view_of(shared, model)
+    bounds = view.client.bounds(view.shared.gradients, view.model)
+    assert bounds is not None
+    for name, (low, high) in bounds.items():
+        own = gradient.gradients[name].double()
+        slack = 1e-6 * own.abs()
+        assert bool(((low <= own + slack) & (own - slack <= high)).all()), name
+    low, high = bounds["bert.encoder.layer.0.attention.self.value.weight"]
+    told = (low * high > 0) & (high - low < 0.1 * (low + high).abs() / 2)
+    assert float(told.double().mean()) > 0.3
+
+
+def test_several_steps_and_sgd_leave_no_such_bounds(wide_model: Callable[[], TextModel]) -> None:
+    model = wide_model()
+    for who in (client(steps=2), client(optimizer="sgd")):
+        shared, _ = share(model, [ONE], client=who, share="no-embeddings")
+        view = view_of(shared, model)
+        assert view.client.bounds(view.shared.gradients, view.model) is None
+
+
+@pytest.mark.parametrize("attack", ["span", "auto"])
+@pytest.mark.parametrize("kinds", [(), ("train-mode",)], ids=["eval mode", "dropout"])
+def test_a_sentence_behind_a_clipped_step_of_adamw_is_read_and_each_token_proved(
+    kinds: tuple[str, ...], attack: str, wide_model: Callable[[], TextModel], tmp_path: Path
+) -> None:
+    model = wide_model()
+    shared, secret = shared_by(client(*kinds), model, ONE, folder=tmp_path)
+    recovery = recover(shared, model, attack)
+    assert read(recovery) == list(secret.ids)
+    assert secret.labels is not None
+    assert recovery.sentences[0].label == secret.labels[0]
+    assert recovery.stop is Stop.PROVED
+    assert all(p.proved for p in recovery.sentences[0].positions)
+    assert "between bounds" in " ".join(recovery.notes)
+
+
+def test_what_no_attack_reads_names_no_other_attack(
+    wide_model: Callable[[], TextModel], tmp_path: Path
+) -> None:
+    model = wide_model()
+    shared, _ = shared_by(client("train-mode", steps=2), model, ONE, folder=tmp_path)
+    with pytest.raises(InputError, match="No attack here can do without it"):
+        recover(shared, model, "span")
+
+
+def test_of_several_sentences_without_masks_nothing_is_said_to_be_proved(
+    wide_model: Callable[[], TextModel],
+) -> None:
+    model = wide_model()
+    shared, _ = share(model, ["he sat", "we ran home"], client=client(), know="lengths,batch-size", seed=1)
+    recovery = recover(shared, model, "span")
+    assert recovery.proved_tokens == 0
+    assert recovery.stop is not Stop.PROVED
+    assert "told apart by their masks" in " ".join(recovery.notes)

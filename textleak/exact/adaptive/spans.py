@@ -1,0 +1,105 @@
+"""The span of the first layers' inputs where an optimizer's step left each entry of their gradients between bounds.
+
+Shapes: O and I the layers' output and input size, R rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.clients.view import View
+from textleak.exact.adaptive.bounded import Bounds, LowRank, fitted
+from textleak.exact.subspace import InputSpan, as_rows
+from textleak.models.probes.layers import LinearLayer, LocalLayer, local_layers
+from textleak.shared.traits import Trait
+
+# Part of the dimensions beyond which a fit has too little left to go by (our choice).
+_FULL = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class BoundedSpan:
+    """What layers that read one input show of it.
+
+    Attributes:
+        layers: which.
+        span: of their input.
+        gradient_OI: theirs, one after the other, as far as the bounds tell it.
+        unsure_RI: standard deviation of each entry of the span's directions.
+    """
+
+    layers: tuple[LocalLayer, ...]
+    span: InputSpan
+    gradient_OI: Tensor
+    unsure_RI: Tensor
+
+
+def bounded_span(view: View) -> BoundedSpan | str:
+    """The span of the first local input whose layers' gradients lie between bounds; else a sentence why there is none.
+
+    Args:
+        view: what the server sees.
+    """
+    seen = view.shared.gradients
+    layers = [
+        layer for layer in local_layers(view.text_model) if layer.weight_name in seen and layer.used_once
+    ]
+    layers = [layer for layer in layers if layer.input_group == layers[0].input_group]
+    if not layers:
+        return "No first layer's weight gradient was shared: there is no span to read."
+    if view.shared.effects:
+        return "A defense or a short type changed the update, so its entries don't lie between bounds that are known."
+    bounds = view.client.bounds({layer.weight_name: seen[layer.weight_name] for layer in layers}, view.model)
+    if bounds is None:
+        return "The update doesn't show between what the gradient's entries lay."
+    rank = _rank(view)
+    if rank is None:
+        return "How long the sentences are isn't known, so neither is how many inputs lie behind the step's bounds."
+    if view.shared.known.batch_size != 1 and view.has(Trait.REPEATABLE):
+        return "Behind an optimizer's step, inputs of several sentences are told apart by their masks only."
+    if rank > _FULL * layers[0].input_size:
+        return (
+            f"The batch fills {rank} of {layers[0].input_size} dimensions of the first layers' input (n/D)."
+        )
+    found = fitted(_stacked(bounds, layers), rank)
+    return BoundedSpan(
+        layers=tuple(layers),
+        span=_as_span(found, layers),
+        gradient_OI=found.whole_OI,
+        unsure_RI=found.unsure_RI,
+    )
+
+
+def _rank(view: View) -> int | None:
+    """How many inputs the gradient shows: as many as tokens, but the last of a causal language model's sentences."""
+    lengths = view.shared.known.lengths
+    if lengths is None:
+        return None
+    return sum(lengths) - len(lengths) * (view.text_model.task == "causal-lm")
+
+
+def _stacked(bounds: Mapping[str, tuple[Tensor, Tensor]], layers: Sequence[LinearLayer]) -> Bounds:
+    """The layers' bounds, one after the other."""
+    low, high = zip(*(bounds[layer.weight_name] for layer in layers), strict=True)
+    pairs = list(zip(low, high, layers, strict=True))
+    return Bounds(
+        low_OI=torch.cat([as_rows(tensor, layer) for tensor, _, layer in pairs]),
+        high_OI=torch.cat([as_rows(tensor, layer) for _, tensor, layer in pairs]),
+    )
+
+
+def _as_span(found: LowRank, layers: Sequence[LinearLayer]) -> InputSpan:
+    rank, size = found.basis_RI.shape
+    return InputSpan(
+        layers=tuple(layer.name for layer in layers),
+        basis_RI=found.basis_RI,
+        weights_R=torch.ones_like(found.basis_RI[:, 0]),
+        rank=rank,
+        size=size,
+        clear=True,
+        unsure_R=found.unsure_RI.square().mean(1).sqrt(),
+    )
