@@ -36,6 +36,7 @@ def found(**what: object) -> Outcome:
         (found(match=1.0, tokens=8), Word.LEAKS),
         (found(match=0.5, tokens=8), Word.PARTLY),
         (found(proof="span", tokens=10, proved_tokens=5), Word.PARTLY),
+        (found(proof="span", tokens=1, proved_tokens=1, batch_tokens=10), Word.PARTLY),
         (found(match=0.0, recall=0.4, tokens=8), Word.PARTLY),
         (found(vocabulary=7), Word.PARTLY),
         (found(fits_as_well=True, tokens=8), Word.PARTLY),

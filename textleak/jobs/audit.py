@@ -26,6 +26,7 @@ from textleak.shared.public import ONE_STEP
 
 if TYPE_CHECKING:
     from textleak.attacks.base import Steps
+    from textleak.models import TextModel
 
 _RATE = "learning rate"
 _CUT_OFF = (Stop.TIME, Stop.STEPS, Stop.INTERRUPTED, Stop.STOPPED)
@@ -138,15 +139,20 @@ class AuditJob(TextJob):
                 unread=self.refused[0] if self.refused else None,
                 cut_off=recovery.stop in _CUT_OFF,
                 tokens=sum(not p.special and p.id >= 0 for s in recovery.sentences for p in s.positions),
+                batch_tokens=self._batch_tokens(),
                 proof=result["proof"],
                 proved_tokens=result["proved_tokens"],
-                proved_sentences=sum(map(_whole, recovery.sentences)),
+                proved_sentences=sum(_whole(sentence, self.model) for sentence in recovery.sentences),
                 fits_as_well=recovery.stop is Stop.UNTOLD,
                 match=result["token_match_rate"],
                 recall=result["token_recall"],
                 vocabulary=self.telling.vocabulary,
             )
         )
+
+    def _batch_tokens(self) -> int | None:
+        lengths = self.shared.known.lengths
+        return self.telling.tokens if lengths is None else sum(lengths)
 
     def _advised(self, result: dict[str, Any]) -> Facts:
         return Facts(
@@ -167,9 +173,11 @@ def _ended() -> Steps:
     return Recovery(sentences=(), stop=Stop.CONVERGED, final_loss=None)
 
 
-def _whole(sentence: Sentence) -> bool:
+def _whole(sentence: Sentence, model: TextModel) -> bool:
+    """Whether all of a sentence is proved, its end too where the tokenizer marks it."""
+    ended = bool(sentence.positions) and (not model.suffix_ids or sentence.positions[-1].proved)
     tokens = [position for position in sentence.positions if not position.special]
-    return bool(tokens) and all(position.proved for position in tokens)
+    return ended and bool(tokens) and all(position.proved for position in tokens)
 
 
 def prepare(config: AuditConfig) -> AuditJob:

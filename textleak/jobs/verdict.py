@@ -36,6 +36,7 @@ class Outcome:
         unread: why the attack could not work on the update; None where it could.
         cut_off: whether it ended before it was through: time, steps, an interrupt.
         tokens: of the answer that text turns into, special ones aside.
+        batch_tokens: of the whole batch, those of the tokenizer too, where the update tells or the server knows.
         proof: "gradient", "span" or None.
         proved_tokens: of them that are proved.
         proved_sentences: sentences all of whose tokens are proved.
@@ -51,6 +52,7 @@ class Outcome:
     unread: str | None = None
     cut_off: bool = False
     tokens: int = 0
+    batch_tokens: int | None = None
     proof: str | None = None
     proved_tokens: int = 0
     proved_sentences: int = 0
@@ -97,15 +99,19 @@ def _leaks(found: Outcome) -> Verdict | None:
         return Verdict(
             word=Word.LEAKS, sentence=f"The text came back, {count_of(found.tokens, 'token')} {proved}."
         )
-    if found.proved_sentences or 2 * found.proved_tokens > found.tokens > 0:
+    if found.proved_sentences or 2 * found.proved_tokens > max(found.tokens, found.batch_tokens or 0):
         what = count_of(found.proved_tokens, "token")
         whole = (
             f", {count_of(found.proved_sentences, 'sentence')} among them whole"
             if found.proved_sentences
             else ""
         )
-        return Verdict(word=Word.LEAKS, sentence=f"Text came back: {what}{whole}, each {proved}.")
+        return Verdict(word=Word.LEAKS, sentence=f"Text came back: {what}{whole}, {_each(found)}{proved}.")
     return None
+
+
+def _each(found: Outcome) -> str:
+    return "each " if found.proved_tokens > 1 else ""
 
 
 def _place(found: Outcome) -> str:
@@ -114,8 +120,9 @@ def _place(found: Outcome) -> str:
 
 def _partly(found: Outcome) -> Verdict | None:
     if found.proved_tokens:
+        cut = " The attack was cut off; more time may find more." if found.cut_off else ""
         return _part(
-            f"{count_of(found.proved_tokens, 'token')} came back, proved by the layers' inputs; not the text."
+            f"{count_of(found.proved_tokens, 'token')} came back, proved by the layers' inputs; not the text.{cut}"
         )
     if found.match:
         return _part(
