@@ -15,7 +15,7 @@ from textleak.clients import CLIENTS, Client, composed
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
-from textleak.exact.adaptive.bounded import Bounds, fitted
+from textleak.exact.adaptive.bounded import Bounds, fitted, rank_between
 from textleak.models import TextModel, load_model
 from textleak.private.secrets import Secret
 from textleak.private.share import share
@@ -73,6 +73,20 @@ def test_a_matrix_of_low_rank_is_found_between_bounds_that_leave_its_large_entri
     assert float(outside_RI.norm() / right_RI.norm()) < 10 * float(found.unsure_RI.max())
 
 
+@pytest.mark.parametrize("rank", [3, 11])
+def test_the_rank_shows_where_what_is_left_open_is_smaller_than_the_matrix(rank: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    left_OR = torch.randn(120, rank, generator=generator, dtype=torch.float64)
+    right_RI = torch.randn(rank, 80, generator=generator, dtype=torch.float64)
+    scale_O1 = 10 ** (2 * torch.rand(120, 1, generator=generator, dtype=torch.float64))
+    whole_OI = scale_O1 * (left_OR @ right_RI)
+    for part, shown in ((1e-3, rank), (1.0, None)):
+        off_OI = part * (scale_O1 + whole_OI.abs())
+        shift_OI = off_OI * (2 * torch.rand(120, 80, generator=generator, dtype=torch.float64) - 1)
+        bounds = Bounds(low_OI=whole_OI + shift_OI - off_OI, high_OI=whole_OI + shift_OI + off_OI)
+        assert rank_between(bounds) == shown
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("sent", ["update", "weights"])
 def test_a_gradient_lies_between_the_bounds_that_a_step_tells(
@@ -116,6 +130,17 @@ def test_a_sentence_behind_a_clipped_step_of_adamw_is_read_and_each_token_proved
     assert recovery.stop is Stop.PROVED
     assert all(p.proved for p in recovery.sentences[0].positions)
     assert "between bounds" in " ".join(recovery.notes)
+
+
+def test_two_sentences_behind_dropout_and_a_step_are_read_though_nobody_says_how_long_they_are(
+    wide_model: Callable[[], TextModel], tmp_path: Path
+) -> None:
+    model = wide_model()
+    shared, secret = shared_by(client("train-mode"), model, ONE, "we ran home", folder=tmp_path)
+    assert shared.known.lengths is None
+    recovery = recover(shared, model, "span")
+    assert sorted(read(recovery)) == sorted(secret.ids)
+    assert all(p.proved for sentence in recovery.sentences for p in sentence.positions)
 
 
 def test_what_no_attack_reads_names_no_other_attack(
