@@ -34,9 +34,11 @@ def test_an_audit_of_a_real_loop_ends_in_a_verdict(name: str, tmp_path: Path):
     found = {left.name: left for left in trained(name, tmp_path)}
     assert found.keys() == LEFT[name]
     for left in found.values():
-        said = audited(left, time_limit="30s")
+        said = audited(left, time_limit="30s" if left.name in RECOVERED else "15s")
         assert said["verdict"] in VERDICTS
         assert said["told"]
+        if said["proof"] == "gradient":
+            assert said["token_match_rate"] == 1.0
         if left.name in RECOVERED:
             assert said["verdict"] == "LEAKS"
             assert said["token_match_rate"] == 1.0
