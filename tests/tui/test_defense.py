@@ -460,7 +460,7 @@ def test_a_ladder_of_real_runs(tmp_path, monkeypatch):
         page.form.rows["attack"].box.input.value = "dlg"
         page.form.rows["rungs"].box.input.value = "none, 0.5"
         await pilot.press(*"the cat", "f5")
-        await until(pilot, lambda: page.rungs and not page.going, seconds=240, every=0.5)
+        await until(pilot, lambda: page.rungs and not page.going, seconds=240)
         assert [rung.status for rung in page.rungs] == ["done", "done"]
         assert [rung.result["defense"] for rung in page.rungs] == [[], ["gaussian:sigma=0.5"]]
         assert page.rungs[0].state.progress.loss != page.rungs[1].state.progress.loss
