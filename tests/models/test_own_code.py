@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import textleak
@@ -333,6 +335,9 @@ def commands(folder: Path, gradient: Path) -> dict[str, list[str]]:
         "image": ["image", "--model", str(folder)],
         "eval": ["eval", "--model", str(folder), "--limit", "1", "--out", str(gradient.with_name("eval"))],
         "bench": ["bench", "--model", str(folder)],
+        "an audited file": ["audit", str(gradient)],
+        "an audited file and its model": ["audit", str(gradient), "--model", str(folder)],
+        "audited checkpoints": ["audit", "--before", str(folder), "--after", str(folder)],
     }
 
 
@@ -346,7 +351,8 @@ def test_no_command_runs_it(
 ) -> None:
     monkeypatch.setenv("TEXTLEAK_RUNS", str(tmp_path / "runs"))
     folder = own_code("config")
-    (folder / "model.safetensors").touch()  # a prior needs weights
+    # A prior needs weights, an audit reads them.
+    save_file({"weight": torch.zeros(2, 2)}, folder / "model.safetensors")
     arguments = commands(folder, named_in_file(str(folder)))[way]
     done = CliRunner().invoke(app, arguments, input="y\n" * 100)
     assert done.exit_code in (1, 2), done.stderr  # 1 where the model is loaded after the work has begun
