@@ -46,6 +46,8 @@ class Auto:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset()  # each channel has its own
+    when: ClassVar[str] = "you want the most that a gradient gives away"
+    paper: ClassVar[str] = "ours"
 
     time_limit: Annotated[float, Field(gt=0)] | None = None
 

@@ -32,6 +32,8 @@ class Attack(Protocol):
         name: as it was registered.
         reads: what it can recover.
         needs: what it relies on; a client that doesn't have it is refused before `run`.
+
+    It may also say `when` one uses it and its `paper`, in a few words each, for the list of attacks.
     """
 
     name: ClassVar[str]

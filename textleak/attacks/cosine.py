@@ -66,6 +66,8 @@ class Cosine:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
+    when: ClassVar[str] = "pictures of ResNets and vision transformers"
+    paper: ClassVar[str] = "Geiping et al. 2020"
 
     restarts: Annotated[int, Field(ge=1, le=4096)] | None = (
         None  # our choice; the paper's experiments take 1 to 16

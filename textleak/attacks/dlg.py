@@ -67,6 +67,9 @@ class DLG(DLGOptions):
         one_at_a_time: of a batch of pictures, steps spent on one before it is the next one's turn; 0 for all at once.
     """
 
+    when: ClassVar[str] = "you compare with DLG; pictures of LeNet"
+    paper: ClassVar[str] = "Zhu et al. 2019"
+
     # Zhu et al. 2019, sec. 4.3: batches converge when one sample at a time is updated; here all at once does too.
     one_at_a_time: Annotated[int, Field(ge=0)] = 0
 

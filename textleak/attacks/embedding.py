@@ -164,6 +164,8 @@ class Embedding:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.ADDITIVE})
+    when: ClassVar[str] = "the embeddings' gradients were shared"
+    paper: ClassVar[str] = "ours"
 
     def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how.

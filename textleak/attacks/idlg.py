@@ -6,6 +6,7 @@ The released code hands the attack the true label; here it is inferred as the pa
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 
@@ -22,6 +23,9 @@ from textleak.exact.classes import single_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IDLG(DLGOptions):
     """The label from the classification head's gradient, then DLG; a batch of one, classification only."""
+
+    when: ClassVar[str] = "you compare with iDLG; one sample"
+    paper: ClassVar[str] = "Zhao et al. 2020"
 
     def run(self, view: View, *, generator: torch.Generator) -> Steps:
         """Attack; see the module's first lines for how.

@@ -87,6 +87,8 @@ class LAMP:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
+    when: ClassVar[str] = "you compare with LAMP"
+    paper: ClassVar[str] = "Balunović et al. 2022"
 
     variant: Literal["cos", "l1l2"] = "cos"
     restarts: Annotated[int, Field(ge=1, le=4096)] = 1  # released code: one candidate

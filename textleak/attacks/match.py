@@ -55,6 +55,8 @@ class Match:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE})
+    when: ClassVar[str] = "you watch optimizing, or set its options"
+    paper: ClassVar[str] = "ours"
 
     restarts: Annotated[int, Field(ge=1, le=4096)] = 8
     steps: Annotated[int, Field(ge=1)] = 40

@@ -54,6 +54,8 @@ class Replay:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.REPEATABLE})
+    when: ClassVar[str] = "several local steps, one sentence"
+    paper: ClassVar[str] = "ours"
 
     # Measured on minilm: after one clipped AdamW step, or ten, true tokens are among the first 12 of their lists.
     proposals: Annotated[int, Field(ge=1)] = 24

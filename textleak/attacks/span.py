@@ -49,6 +49,8 @@ class Span:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT})
+    when: ClassVar[str] = "fewer tokens than the hidden size; proofs"
+    paper: ClassVar[str] = "after Petrov et al. 2024"
 
     time_limit: Annotated[float, Field(gt=0)] | None = None
 

@@ -36,6 +36,8 @@ class TAG:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.REPEATABLE, Trait.SCALED})
+    when: ClassVar[str] = "you compare with TAG"
+    paper: ClassVar[str] = "Deng et al. 2021"
 
     restarts: Annotated[int, Field(ge=1, le=4096)] = 1  # LAMP's re-run of TAG: one start
     steps: Annotated[int, Field(ge=1)] = 2500  # LAMP's re-run of TAG (tag.sh)

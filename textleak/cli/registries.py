@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,6 @@ import typer
 
 from textleak.cli import common
 from textleak.describe import describe
-from textleak.shared.traits import Trait
 
 if TYPE_CHECKING:
     from textleak.registry import Registry
@@ -30,38 +28,19 @@ def attacks(name: Name = None, json_: common.Json = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from textleak.shared.traits import Trait
+
     table = Table("attack", "use when", "needs", "paper", "reads", box=box.SIMPLE_HEAD, pad_edge=False)
     for key in ATTACKS:
-        attack, card = ATTACKS[key], _CARDS.get(key, _Card())
+        attack = ATTACKS[key]
         needs = ", ".join(_NEEDS[trait.name] for trait in Trait if trait in attack.needs) or "nothing"
         reads = ", ".join(sorted(modality.value for modality in attack.reads))
-        when = card.when or describe(key, attack)["summary"]
-        table.add_row(*map(Text, (key, when, needs, card.paper, reads)))
+        when = getattr(attack, "when", None) or describe(key, attack)["summary"]
+        table.add_row(*map(Text, (key, when, needs, getattr(attack, "paper", "-"), reads)))
     hint = Text("Options: `textleak attacks NAME`. `auto` is the default for text, `dlg` for pictures.")
     common.print_listing(table, hint)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Card:
-    """What a person chooses an attack by."""
-
-    when: str = ""
-    paper: str = "-"
-
-
-# Of the attacks that ship; an outside one is told by its first line.
-_CARDS = {
-    "auto": _Card(when="you want the most that a gradient gives away", paper="ours"),
-    "cosine": _Card(when="pictures of ResNets and vision transformers", paper="Geiping et al. 2020"),
-    "dlg": _Card(when="you compare with DLG; pictures of LeNet", paper="Zhu et al. 2019"),
-    "embedding": _Card(when="the embeddings' gradients were shared", paper="ours"),
-    "idlg": _Card(when="you compare with iDLG; one sample", paper="Zhao et al. 2020"),
-    "lamp": _Card(when="you compare with LAMP", paper="Balunović et al. 2022"),
-    "match": _Card(when="you watch optimizing, or set its options", paper="ours"),
-    "replay": _Card(when="several local steps, one sentence", paper="ours"),
-    "span": _Card(when="fewer tokens than the hidden size; proofs", paper="after Petrov et al. 2024"),
-    "tag": _Card(when="you compare with TAG", paper="Deng et al. 2021"),
-}
 # Traits of a client's procedure, in a word or two.
 _NEEDS = {
     "ONE_POINT": "gradients at the public weights",
