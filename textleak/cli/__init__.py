@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo
 
 from textleak import __version__
 from textleak.cli import (
@@ -91,8 +92,12 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 for _group, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
-        app.command(_name, cls=common.Command, rich_help_panel=_group, epilog=panels.EPILOGS.get(_name))(
-            _command
+        common.Group.listed[_name] = CommandInfo(
+            _name,
+            cls=common.Command,
+            callback=_command,
+            rich_help_panel=_group,
+            epilog=panels.EPILOGS.get(_name),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import inspect
 import io
 import json
 import os
@@ -14,10 +15,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, ParamSpec, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.models import CommandInfo
 
 from textleak.cli import panels
 from textleak.errors import InputError, TextleakError, shown
@@ -181,6 +183,13 @@ Out = Annotated[
 SaveGradients = Annotated[
     bool, typer.Option("--save-gradients", help="Keep the shared gradient in the run folder.")
 ]
+FailAbove = Annotated[
+    float | None,
+    typer.Option(
+        "--fail-above", metavar="FLOAT", help="Exit 3 when the token match rate is above it (for CI)."
+    ),
+]
+Redact = Annotated[bool, typer.Option("--redact", help="No text in any record, nor on the screen.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, progress on stderr.")]
 
 
@@ -229,12 +238,55 @@ def _place(panel: str | None) -> int:
 
 
 class Group(TyperGroup):
-    """The program: which command it is."""
+    """The program: which command it is. A command's options are made when it is used; the page that lists all
+    commands needs none.
+    """
+
+    listed: ClassVar[dict[str, CommandInfo]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as typer's
+        super().__init__(*args, **kwargs)
+        self.commands = _Commands(self.listed, _made)  # type: ignore[assignment]  # click only reads it
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - click's, wherever typer has it
+        """The page that lists all commands."""
+        made, self.commands = self.commands, _Commands(self.listed, _entry)  # type: ignore[assignment]
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.commands = made
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - likewise
         """The command that the arguments name."""
         with _shown_shortly():
             return super().resolve_command(ctx, args)
+
+
+class _Commands(Mapping[str, TyperCommand]):
+    """Commands by name, each made when it is asked for."""
+
+    def __init__(self, infos: Mapping[str, CommandInfo], make: Callable[[CommandInfo], TyperCommand]) -> None:
+        self._infos = infos
+        self._make = functools.cache(make)
+
+    def __getitem__(self, name: str) -> TyperCommand:
+        return self._make(self._infos[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+
+def _made(info: CommandInfo) -> TyperCommand:
+    """A command with its options."""
+    return typer.main.get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode="rich")  # type: ignore[return-value]
+
+
+def _entry(info: CommandInfo) -> TyperCommand:
+    """A command as the page that lists all has it: a name, a line of help, a panel."""
+    return TyperCommand(info.name, help=inspect.getdoc(info.callback), rich_help_panel=info.rich_help_panel)
 
 
 @contextlib.contextmanager
