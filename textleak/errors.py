@@ -6,9 +6,11 @@ turns the class into an exit code and the three parts into three lines.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from textleak import owned
 from textleak.words import printable
 
 # Characters and lines of a part that are shown, so that all three fit on a screen of 80 by 24 (our choice). A name from
@@ -43,6 +45,23 @@ class InputError(TextleakError):
     """The caller's input, option, file or configuration can't be used (exit code 2)."""
 
     exit_code = 2
+
+
+@contextlib.contextmanager
+def unwritten(what: str, *, fix: str = "") -> Iterator[None]:
+    """What can't be written, as an error for a person.
+
+    Args:
+        what: can't be, as a sentence.
+        fix: the way out.
+
+    Raises:
+        InputError: with the system's reason, in place of its `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(what, why=owned.why_not(error), fix=fix) from None
 
 
 class AttackError(TextleakError):

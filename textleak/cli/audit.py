@@ -106,17 +106,10 @@ def command(
         Path | None, typer.Option("--report", metavar="FILE", help="Write a page of it: .html or .md.")
     ] = None,
     json_: common.Json = False,
-    fail_above: Annotated[
-        float | None,
-        typer.Option(
-            "--fail-above", metavar="FLOAT", help="Exit 3 when the token match rate is above it (for CI)."
-        ),
-    ] = None,
+    fail_above: common.FailAbove = None,
     threads: common.Threads = None,
     device: common.Device = None,
-    redact: Annotated[
-        bool, typer.Option("--redact", help="No text in any record, nor on the screen.")
-    ] = False,
+    redact: common.Redact = False,
 ) -> None:
     """Audit your own training: what an update of it tells and gives away.
 
@@ -124,11 +117,14 @@ def command(
     """
     flags = common.settings_given({name: value for name, value in locals().items() if name != "update"})
 
+    from textleak import owned
+    from textleak.errors import unwritten
     from textleak.settings.audit import load_audit_config
 
     settings = load_audit_config({**flags, **common.given(gradients=update)})
-    if settings.report is not None:
-        _check_writable(settings.report)
+    if settings.report is not None:  # better now than when all is computed
+        with unwritten(f"{settings.report} can't be written.", fix="Choose another --report."):
+            owned.check(settings.report)
     done = drive.carry_out(lambda: _prepare(settings), settings.out)
     if settings.report is not None:
         _write_report(done.folder, settings.report, redact=settings.redact)
@@ -156,23 +152,6 @@ def _sizes(facts: Any, parameters: int) -> str:  # noqa: ANN401 - a run's settin
     batch = f"{facts['batch_size']} in the batch" if facts["batch_size"] else "batch size not known"
     client = " + ".join(facts["client"]) or "one-step"
     return f"{count_of(parameters, 'parameter')} of {client}; {batch}"
-
-
-def _check_writable(path: Path) -> None:
-    """Raise before anything is computed where the page can't be written.
-
-    Raises:
-        InputError: it can't be.
-    """
-    from textleak import owned
-    from textleak.errors import InputError
-
-    try:
-        owned.check(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} can't be written.", why=owned.why_not(error), fix="Choose another --report."
-        ) from None
 
 
 def _write_report(folder: Path, path: Path, *, redact: bool) -> None:

@@ -193,14 +193,10 @@ def command(
 def _check_target(csv: Path) -> None:
     """Raise where the CSV file can't be written: better now than when all is computed."""
     from textleak import owned, runs
-    from textleak.errors import InputError
+    from textleak.errors import unwritten
 
-    try:
+    with unwritten(f"--csv {csv} can't be written.", fix="Name another file."):
         owned.check(csv)
-    except OSError as error:
-        raise InputError(
-            f"--csv {csv} can't be written.", why=owned.why_not(error), fix="Name another file."
-        ) from None
     runs.check_writable(csv.parent)
 
 

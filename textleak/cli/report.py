@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textleak.cli import common
-from textleak.errors import InputError
+from textleak.errors import InputError, unwritten
 
 if TYPE_CHECKING:
     from textleak.reports.analysis import Report
@@ -81,11 +81,5 @@ def write_page(report: Report, path: Path, *, redact: bool) -> None:
 
     render = to_markdown if path.suffix.lower() == ".md" else to_html
     page = render(report, redact=redact)
-    try:
+    with unwritten(f"{path} can't be written.", fix="Choose another file with --out."):
         owned.write(path, page.encode("utf-8", "replace"))
-    except OSError as error:
-        raise InputError(
-            f"{path} can't be written.",
-            why=owned.why_not(error),
-            fix="Choose another file with --out.",
-        ) from None

@@ -60,15 +60,8 @@ def command(
     out: common.Out = None,
     json_: common.Json = False,
     save_gradients: common.SaveGradients = False,
-    redact: Annotated[
-        bool, typer.Option("--redact", help="No text in any record, nor on the screen.")
-    ] = False,
-    fail_above: Annotated[
-        float | None,
-        typer.Option(
-            "--fail-above", metavar="FLOAT", help="Exit 3 when the token match rate is above it (for CI)."
-        ),
-    ] = None,
+    redact: common.Redact = False,
+    fail_above: common.FailAbove = None,
 ) -> None:
     """Recover the text behind one shared gradient, live."""
     flags = common.settings_given(locals())

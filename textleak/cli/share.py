@@ -93,20 +93,14 @@ def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
     from rich.text import Text
 
     from textleak import owned, runs
-    from textleak.errors import InputError
+    from textleak.errors import unwritten
     from textleak.jobs.base import model_facts
     from textleak.jobs.parts import build_client, build_defenses, set_threads
 
     truth = out.with_name(f"{out.name}.truth.json")
     for target in (out, truth):
-        try:
+        with unwritten(f"{target} can't be written.", fix="Give --out the name of a file, or of none yet."):
             owned.check(target)
-        except OSError as error:
-            raise InputError(
-                f"{target} can't be written.",
-                why=owned.why_not(error),
-                fix="Give --out the name of a file, or of none yet.",
-            ) from None
     runs.check_writable(out.parent)
     build_client(settings)
     build_defenses(settings)  # what is wrong with them is said before anything is loaded

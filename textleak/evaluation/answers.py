@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from textleak import owned
-from textleak.errors import InputError, unknown_name
+from textleak.errors import InputError, unknown_name, unwritten
 from textleak.evaluation.records import Cell, Record
 from textleak.settings import AttackChoice, parse_attack, parse_defense
 from textleak.words import table_cell
@@ -157,10 +157,8 @@ class Records(list[Record]):
         writer.writeheader()
         for row in self.rows():
             writer.writerow({name: table_cell(v) if isinstance(v, str) else v for name, v in row.items()})
-        try:
+        with unwritten(f"{path} can't be written."):
             owned.write(Path(path), table.getvalue().encode("utf-8", "replace"))
-        except OSError as error:
-            raise InputError(f"{path} can't be written.", why=owned.why_not(error)) from None
 
     def to_parquet(self, path: Path | str) -> None:
         """Write `rows` as a Parquet file.
@@ -175,11 +173,8 @@ class Records(list[Record]):
             raise InputError("Parquet needs pyarrow.", fix="pip install pyarrow, or use to_csv.") from None
         rows = self.rows()
         columns = {name: [row[name] for row in rows] for name in _row_columns()}
-        try:
-            with owned.replacing(Path(path)) as partial:
-                pyarrow.parquet.write_table(pyarrow.table(columns), partial)
-        except OSError as error:
-            raise InputError(f"{path} can't be written.", why=owned.why_not(error)) from None
+        with unwritten(f"{path} can't be written."), owned.replacing(Path(path)) as partial:
+            pyarrow.parquet.write_table(pyarrow.table(columns), partial)
 
 
 def defense_of(cell: Cell) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from textleak import foreign, owned, runs
-from textleak.errors import InputError, TextleakError
+from textleak.errors import InputError, TextleakError, unwritten
 from textleak.evaluation.grid import Key, key_of
 from textleak.evaluation.records import Record, from_json, to_json
 
@@ -183,7 +183,7 @@ class Store:
         path = self.folder.records_path
         if not path.exists():
             return
-        try:
+        with unwritten(f"{path} can't be gone on with.", fix="Choose another --out."):
             with foreign.open_regular(path, most=foreign.MOST_ROWS) as file:
                 file.seek(self._read)
                 content = file.read()
@@ -191,10 +191,6 @@ class Store:
             if len(whole) < len(content):  # its writer was killed, or we wouldn't have the lock
                 owned.check(path)
                 os.truncate(path, self._read + len(whole))
-        except OSError as error:
-            raise InputError(
-                f"{path} can't be gone on with.", why=owned.why_not(error), fix="Choose another --out."
-            ) from None
         for record in _parsed(whole, self.identity, path):
             self._keep(record)
         self._read += len(whole)

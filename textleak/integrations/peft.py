@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from textleak import owned
-from textleak.errors import InputError
+from textleak.errors import unwritten
 from textleak.shared.formats import plain_name
 
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
@@ -91,14 +91,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: it can't be written.
     """
-    try:
+    with unwritten(f"{folder} can't be written.", fix="Choose another out=."):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with owned.filling(folder) as partial:
             yield partial
-    except OSError as error:
-        raise InputError(
-            f"{folder} can't be written.", why=owned.why_not(error), fix="Choose another out=."
-        ) from None
 
 
 def _adapted(network: nn.Module) -> list[str]:

@@ -16,7 +16,7 @@ from textleak.clients.fedavg import MOST_STEPS
 from textleak.errors import InputError, unknown_name
 from textleak.integrations import networks, opacus
 from textleak.integrations.networks import Trained, copied
-from textleak.integrations.procedure import Loop, Sends, Step, procedure_of, rows_of
+from textleak.integrations.procedure import Loop, Sends, Step, main_group, procedure_of, rows_of
 from textleak.integrations.recording import Place, Recording, record_sent
 from textleak.integrations.watching import Watch
 from textleak.models.base import Tensors
@@ -159,7 +159,7 @@ class Tape:
         self._number += 1
         step = Step(passes=self._passes())
         if self.wishes.names(self._number):
-            gradients = self._taken()
+            gradients = {name: copied(gradient) for name, gradient in self._gradients_now().items()}
             self._record(
                 f"step-{self._number}",
                 self._trained.values(),
@@ -187,10 +187,14 @@ class Tape:
     def _before_step(self) -> None:
         assert self._optimizer is not None
         self._number += 1
-        gradients = {name: p.grad for name, p in self._trained.moving.items() if p.grad is not None}
+        gradients = self._gradients_now()
         self._trains |= gradients.keys()
         self._steps.append(
-            Step(passes=self._passes(), rate=_rate(self._optimizer), norm=_norm(gradients.values()))
+            Step(
+                passes=self._passes(),
+                rate=float(main_group(self._optimizer)["lr"]),
+                norm=_norm(gradients.values()),
+            )
         )
         if len(self._steps) > MOST_STEPS + 1:  # no client takes so many: what they read isn't kept
             self._steps[-1] = dataclasses.replace(self._steps[-1], passes=())
@@ -215,8 +219,9 @@ class Tape:
         now = self._trained.values()
         return {name: now[name] - value for name, value in before.items() if name in self._trains}
 
-    def _taken(self) -> Tensors:
-        return {name: copied(p.grad) for name, p in self._trained.moving.items() if p.grad is not None}
+    def _gradients_now(self) -> Tensors:
+        """Those of what is trained, which the next step changes."""
+        return {name: p.grad for name, p in self._trained.moving.items() if p.grad is not None}
 
     def _passes(self) -> tuple[Any, ...]:
         """What passed since the step before, on all processes."""
@@ -316,12 +321,6 @@ def _spread() -> bool:
         and torch.distributed.is_initialized()
         and torch.distributed.get_world_size() > 1
     )
-
-
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of most parameters."""
-    group = max(optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))
-    return float(group["lr"])
 
 
 def _norm(gradients: Collection[Tensor]) -> float:

@@ -189,12 +189,17 @@ def _fedavg(loop: Loop, steps: Sequence[Step], clip: float | None, notes: list[s
     return CLIENTS.build("fedavg", options)
 
 
+def main_group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The group that most of an optimizer's parameters are in, with its settings."""
+    return max(optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))
+
+
 def _optimizer_options(optimizer: torch.optim.Optimizer | None, notes: list[str]) -> dict[str, Any] | None:
     """Which of the client's optimizers it is, and its settings; None where it is none of them."""
     if optimizer is None:
         return None
     groups = [group for group in optimizer.param_groups if group["params"]]
-    group = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
+    group = main_group(optimizer)
     for key in ("lr", "weight_decay"):
         if len({float(other.get(key, 0.0)) for other in groups}) > 1:
             notes.append(f"Groups of parameters have a {key} each; the client is told {float(group[key]):g}.")

@@ -18,7 +18,7 @@ from textleak import foreign, owned
 from textleak.clients.base import Client, composed
 from textleak.defenses.base import Defense
 from textleak.defenses.base import Step as DefendedStep
-from textleak.errors import AttackError, InputError
+from textleak.errors import AttackError, InputError, unwritten
 from textleak.integrations.networks import Trained
 from textleak.integrations.procedure import Procedure
 from textleak.integrations.watching import Row
@@ -216,15 +216,9 @@ def _secret(rows: Sequence[Row], tokenizer: Any, shared: SharedGradient) -> Secr
 def _write(shared: SharedGradient, recording: Recording, secret: Secret | None) -> None:
     """Write what is said of it, the truth where there is one, and the gradient."""
     beside = recording.file.with_suffix(".recording.json")
-    try:
+    with unwritten(f"Nothing can be recorded in {recording.file.parent}.", fix="Choose another out=."):
         beside.parent.mkdir(parents=True, exist_ok=True)
         owned.write(beside, TypeAdapter(Recording).dump_json(recording, indent=1) + b"\n")
-    except OSError as error:
-        raise InputError(
-            f"Nothing can be recorded in {recording.file.parent}.",
-            why=owned.why_not(error),
-            fix="Choose another out=.",
-        ) from None
     if secret is not None and recording.truth is not None:
         secret.save(recording.truth)
     shared.save(recording.file)

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from textleak import foreign, owned
-from textleak.errors import InputError
+from textleak.errors import InputError, unwritten
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense
 
 
@@ -124,14 +124,8 @@ W = TypeVar("W")
 def _write(secret: object, path: Path) -> None:
     indent = 1 if isinstance(secret, Secret) else None  # a line a sentence, but not a line a pixel
     written = TypeAdapter(type(secret)).dump_json(secret, indent=indent, ensure_ascii=False)
-    try:
+    with unwritten(f"The truth can't be written to {path}.", fix="Choose another --out."):
         owned.write(path, written + b"\n")
-    except OSError as error:
-        raise InputError(
-            f"The truth can't be written to {path}.",
-            why=owned.why_not(error),
-            fix="Choose another --out.",
-        ) from None
 
 
 def _read(kind: type[W], path: Path, what: str) -> W:
