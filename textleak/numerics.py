@@ -1,7 +1,8 @@
-"""Float64 on every device: Apple's MPS has none, and few of the decompositions."""
+"""Floating numbers: float64 on every device (Apple's MPS has none, and few of the decompositions), and their grid."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -13,3 +14,10 @@ def exact(tensor: Tensor) -> Tensor:
 def on_capable_device(tensor: Tensor) -> Tensor:
     """The tensor where it is, or on the CPU where its device has neither float64 nor decompositions."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
+def grid_step(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance between neighbors in a floating type around each value (float64), 0's that of its smallest number."""
+    limits = torch.finfo(dtype)
+    exponent = torch.frexp(values.abs().clamp_min(limits.tiny)).exponent
+    return torch.ldexp(torch.full_like(values, limits.eps), exponent - 1)

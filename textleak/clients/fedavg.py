@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from textleak.clients.base import CLIENTS, EVERY_TRAIT, Client, GradientOf
 from textleak.errors import InputError
 from textleak.models.base import Examples, Model, Tensors
-from textleak.numerics import exact
+from textleak.numerics import exact, grid_step
 from textleak.shared.traits import Trait
 
 # Of a client, and of one that a file tells of: replaying it takes as long as training (our choice; clients of federated
@@ -163,8 +163,7 @@ class FedAvg(Client):
         decayed = exact(weight.detach() * (1 - self.rate * self.weight_decay))
         after = exact(weight.detach()) - self.rate * exact(step).to(decayed.device)
         part = (decayed - after) / self.rate
-        exponents = torch.frexp(torch.maximum(decayed.abs(), after.abs())).exponent
-        unit = torch.ldexp(torch.full_like(after, torch.finfo(weight.dtype).eps), exponents - 1)
+        unit = grid_step(torch.maximum(decayed.abs(), after.abs()), weight.dtype)
         # The weight is rounded to the nearest value after the step; where it decays, a fused kernel's may be one off.
         off = (1.0 if self.weight_decay else 0.5) * unit / self.rate + _STEP_ROUNDING
         size = part.abs()

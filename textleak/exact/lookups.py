@@ -57,7 +57,8 @@ def _unit(gradient: Tensor) -> float:
     return torch.finfo(gradient.dtype).eps / 2
 
 
-def _tied(model: TextModel) -> bool:
+def tied(model: TextModel) -> bool:
+    """Whether the output head reads the word embedding's own table."""
     head = model.network.get_output_embeddings()
     return head is not None and getattr(head, "weight", None) is model.word_embedding.weight
 
@@ -73,7 +74,7 @@ def looked_up_rows(
         gradient_VE: the word embedding's.
         notes: sentences for a person; more are added.
     """
-    if _tied(model):
+    if tied(model):
         return _looked_up_beside_a_head(shared, gradient_VE, notes)
     sigma = shared.noise_sigma
     size = gradient_VE.shape[1]

@@ -114,13 +114,6 @@ def some_of(*tensors: Tensor, most: int = SAMPLED) -> list[Tensor]:
     return [exact(tensor.reshape(-1)[::step]).cpu() for tensor in tensors]
 
 
-def grid_step(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Distance between neighbors in a floating type around each value (float64), 0's that of its smallest number."""
-    limits = torch.finfo(dtype)
-    exponent = torch.frexp(values.abs().clamp_min(limits.tiny)).exponent
-    return torch.ldexp(torch.full_like(values, limits.eps), exponent - 1)
-
-
 def per_cent(share: float) -> str:
     """A share in words, with two figures."""
     return f"{100 * share:.2g} %" if 0.1 < share < 0.995 else f"{100 * share:.3g} %"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from textleak.exact.lookups import tied
 from textleak.inference.base import Seen, Told, per_cent
 from textleak.inference.inputs import first_inputs
 from textleak.inference.kind import sent_as
@@ -78,7 +79,7 @@ def noised(seen: Seen) -> Told:
     if sent_as(seen).kind != "gradient":
         return Told(what=NOISED, value=None, evidence="Rounding of the weights fills the spectra as well.")
     span, words = first_inputs(seen), words_of(seen).rows
-    if words is not None and len(words) < seen.model.vocab_size and not _tied_like(seen):
+    if words is not None and len(words) < seen.model.vocab_size and not tied(seen.model):
         return Told(
             what=NOISED,
             value=0.0,
@@ -101,11 +102,6 @@ def noised(seen: Seen) -> Told:
         value=float(f"{sigma:.2g}"),
         evidence=f"The smallest dimensions of {len(found)} matrices are as full as noise of {sigma:.3g} makes them.",
     )
-
-
-def _tied_like(seen: Seen) -> bool:
-    head = seen.model.network.get_output_embeddings()
-    return head is not None and getattr(head, "weight", None) is seen.model.word_embedding.weight
 
 
 def _even_noise(value: Tensor) -> float | None:

@@ -11,11 +11,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from textleak.inference.base import Seen, grid_step
+from textleak.inference.base import Seen
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import first_step, optimizer_of
 from textleak.inference.shrinking import decay_of
-from textleak.numerics import exact
+from textleak.numerics import exact, grid_step
 
 ADAM_EPS = 1e-8
 """What torch's and Hugging Face's Adam add to the denominator by default."""

@@ -13,6 +13,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from textleak.exact.evened import evened
 from textleak.exact.subspace import as_rows, spectrum_end
 from textleak.inference.base import Seen, measured
 from textleak.inference.estimates import Estimate, estimate_of
@@ -21,10 +22,10 @@ from textleak.inference.precision import computed_eps
 from textleak.models.probes.layers import LocalLayer, local_layers
 from textleak.numerics import exact
 
-# Rounds of scaling; singular values in units of the largest that rounding makes: those that are surely the batch's,
+# Singular values in units of the largest that rounding makes: those that are surely the batch's,
 # and those that may be (our choice; measured on minilm after one step of SGD or AdamW at 1e-5 to 1e-2: rounding's own
 # is at 0.55 to 1.0).
-_ROUNDS, _SURE, _MAYBE = 3, 3.0, 1.15
+_SURE, _MAYBE = 3.0, 1.15
 # Steps of the grid that a move is to be beyond for its rounding to be spread evenly, entries that it takes, and the
 # part of them that has the coarsest grid.
 _WELL, _LEAST = 4.0, 2000
@@ -177,15 +178,9 @@ def _of_gradient(layers: tuple[LocalLayer, ...], value_OI: Tensor, eps: float) -
 def _of_update(
     layers: tuple[LocalLayer, ...], value_OI: Tensor, error_OI: Tensor, steps_OI: Tensor | None
 ) -> FirstInputs | None:
-    scale_O1 = torch.ones(len(value_OI), 1, dtype=torch.float64)
-    scale_1I = torch.ones(1, value_OI.shape[1], dtype=torch.float64)
-    for _ in range(_ROUNDS):
-        scale_O1 = scale_O1 / (error_OI * scale_O1 * scale_1I).square().mean(1, keepdim=True).sqrt()
-        scale_1I = scale_1I / (error_OI * scale_O1 * scale_1I).square().mean(0, keepdim=True).sqrt()
-    s_S, basis_SI = _decomposed(value_OI * scale_O1 * scale_1I)
-    generator = torch.Generator().manual_seed(0)  # any rounding will do
-    drawn_OI = torch.randn(value_OI.shape, generator=generator, dtype=torch.float64)
-    noise = float(torch.linalg.matrix_norm(error_OI * scale_O1 * scale_1I * drawn_OI, 2))
+    even = evened(error_OI)
+    s_S, basis_SI = _decomposed(even.of(value_OI))
+    scale_1I, noise = even.scale_1I, even.largest
     rank = int((s_S > _SURE * noise).sum())
     if not rank:
         return None

@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from textleak.inference.base import Seen, Told, grid_step, measured, per_cent, some_of
+from textleak.inference.base import Seen, Told, measured, per_cent, some_of
 from textleak.inference.kind import sent_as
 from textleak.inference.shrinking import decay_of
+from textleak.numerics import grid_step
 
 WHAT = "optimizer"
 # Entries that have to have moved by more than two steps of the weights' grid (our choice).

@@ -12,9 +12,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from textleak.inference.base import Seen, grid_step, measured
+from textleak.inference.base import Seen, measured
 from textleak.inference.kind import sent_as
-from textleak.numerics import exact
+from textleak.numerics import exact, grid_step
 
 # Rows of a table that are looked at, entries that it takes, and the part of the rows that has to shrink alike: most
 # tokens are absent (our choice).

@@ -21,7 +21,7 @@ from textleak.inference.shrinking import decay_of
 from textleak.inference.steps import steps_of
 from textleak.matching.hooks import hooked
 from textleak.models import TextModel
-from textleak.numerics import exact
+from textleak.numerics import exact, grid_step
 
 # Entries that have to have moved clearly, how far in steps of the weights' grid, and the part of them whose signs agree
 # (our choice; measured on minilm: in all of one sentence's last layers, in none of two's).
@@ -98,10 +98,8 @@ def moves_of(seen: Seen, name: str) -> tuple[Tensor, Tensor] | None:
     if product is None:
         return None
     before = exact(weights).cpu()
-    limits = torch.finfo(weights.dtype)
-    steps = torch.ldexp(torch.full_like(before, limits.eps), torch.frexp(before.abs()).exponent - 1)
     # What nothing moves and nothing shrinks stays as it is.
-    return sent + product * before, steps * (_CLEAR if product else 0.0)
+    return sent + product * before, grid_step(before, weights.dtype) * (_CLEAR if product else 0.0)
 
 
 @measured

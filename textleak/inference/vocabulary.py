@@ -10,7 +10,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from textleak.exact.lookups import looked_up_rows
+from textleak.exact.lookups import looked_up_rows, tied
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.kind import sent_as
 from textleak.inference.shrinking import decay_of, off_the_grid
@@ -42,7 +42,7 @@ def words_of(seen: Seen) -> Rows:
         return Rows(rows=None, evidence="The word embedding was not sent.")
     if sent_as(seen).kind == "gradient":
         return _of_gradient(seen, name)
-    if _tied(seen):
+    if tied(seen.model):
         return Rows(rows=None, evidence="The output head is tied to the word embedding and moves every row.")
     return _of_update(seen, name)
 
@@ -64,11 +64,6 @@ def places_of(seen: Seen) -> Rows:
     where = {row: place for place, row in enumerate(places.rows)}
     found = tuple(sorted(where[row] for row in rows if row in where))
     return Rows(rows=found, evidence=f"{count_of(len(found), 'row')} of {name} moved.")
-
-
-def _tied(seen: Seen) -> bool:
-    head = seen.model.network.get_output_embeddings()
-    return head is not None and getattr(head, "weight", None) is seen.model.word_embedding.weight
 
 
 def _of_gradient(seen: Seen, name: str) -> Rows:

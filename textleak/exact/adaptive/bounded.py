@@ -15,6 +15,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from textleak.exact.evened import evened
+
 # Parts of a row's size that an entry is told to at most, one after the other, and rounds with each (our choice;
 # measured on minilm's first query, key and value after a step of AdamW: with one sentence its inputs then lie within
 # 2e-5 of the span in the median and 6e-4 at most, with four within 2e-4 and 9e-4). The last is what rounding of a sum
@@ -29,11 +31,11 @@ _SMALL = 1e-5
 # A value that must be larger than it is in the fit is pulled to this part above its least size.
 _PULL = 0.1
 _RIDGE = 1e-10
-# Rounds of bringing the errors of all entries to one, which leaves the rank as it is; the step behind the matrix's own
-# singular values; and the next one at most, in units of the largest that such errors make (our choice; measured on
-# minilm's first layers after a step of AdamW: errors' own begin at 0.87 to 1.24 and fall by less than 1.15; the step to
-# them is 12 to 45 with one sentence, 1.8 to 3 with two, 1.0 to 1.9 with four).
-_ROUNDS, _STEP, _NEXT = 3, 1.5, 1.3
+# The step behind the matrix's own singular values once the errors of all entries are one, and the next one at most, in
+# units of the largest that such errors make (our choice; measured on minilm's first layers after a step of AdamW:
+# errors' own begin at 0.87 to 1.24 and fall by less than 1.15; the step to them is 12 to 45 with one sentence, 1.8 to 3
+# with two, 1.0 to 1.9 with four).
+_STEP, _NEXT = 1.5, 1.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,13 +147,8 @@ def rank_between(bounds: Bounds) -> int | None:
     fit = _Fit(bounds)
     # An entry that is only known to be large may be as far beyond its least size as that is.
     error_OI = fit.variance_OI.sqrt().where(fit.told_OI, fit.least_OI).clamp_min(_SMALL)
-    scale_O1, scale_1I = torch.ones_like(fit.scale_O1), torch.ones_like(error_OI[:1])
-    for _ in range(_ROUNDS):
-        scale_O1 = scale_O1 / (error_OI * scale_O1 * scale_1I).square().mean(1, keepdim=True).sqrt()
-        scale_1I = scale_1I / (error_OI * scale_O1 * scale_1I).square().mean(0, keepdim=True).sqrt()
-    drawn_OI = torch.randn(error_OI.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    open_OI = error_OI * scale_O1 * scale_1I * drawn_OI.to(error_OI)
-    s_S = torch.linalg.svdvals(fit.values_OI * scale_O1 * scale_1I) / torch.linalg.matrix_norm(open_OI, 2)
+    even = evened(error_OI)
+    s_S = torch.linalg.svdvals(even.of(fit.values_OI)) / even.largest
     step_S = (s_S[:-1] / s_S[1:]).where(s_S[1:] <= _NEXT, 0.0)
     last = int(step_S.argmax())
     return last + 1 if float(step_S[last]) >= _STEP else None
