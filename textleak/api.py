@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import Steps, begin, to_end
-from textleak.clients import CLIENTS, Client, composed, updates
+from textleak.clients import Client, updates
 from textleak.defenses import DEFENSES, Defense
 from textleak.errors import InputError
 from textleak.events import Recovery
+from textleak.jobs.parts import build_client
 from textleak.models import TextModel
 from textleak.private.secrets import Secret
 from textleak.private.share import share as share_batch
@@ -166,8 +167,7 @@ def _client(procedure: Procedure) -> Client:
     """The client that texts say, its options checked."""
     if isinstance(procedure, Client):
         return procedure
-    kinds = ClientConfig.model_validate({"client": procedure}).client
-    return composed([CLIENTS.build(choice.name, choice.options) for choice in kinds])
+    return build_client(ClientConfig.model_validate({"client": procedure}))
 
 
 def evaluate(

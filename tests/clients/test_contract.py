@@ -17,6 +17,7 @@ from textleak.clients.base import Client
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Progress, Stop
+from textleak.jobs.parts import chosen_client
 from textleak.models.base import Modality
 from textleak.models.loading.images import load_image_model
 from textleak.private.share import share
@@ -43,7 +44,7 @@ PICTURE_ATTACKS = ("cosine", "dlg", "idlg", "tag")
 
 def client_of(spec: str) -> Client:
     choices = map(Choice.model_validate, SPECS[spec])
-    return composed([CLIENTS.build(choice.name, choice.options) for choice in choices])
+    return chosen_client(choices)
 
 
 def test_every_kind_of_client_has_a_row() -> None:

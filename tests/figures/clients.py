@@ -27,10 +27,10 @@ import textleak
 from textleak import scoring, seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
-from textleak.clients import CLIENTS, composed
 from textleak.clients.base import Client
 from textleak.errors import InputError
 from textleak.events import Recovery
+from textleak.jobs.parts import chosen_client
 from textleak.models import TextModel
 from textleak.private.secrets import Secret
 from textleak.settings import Choice, parse_assignment
@@ -109,7 +109,7 @@ def main() -> None:
 def client_of(spec: str) -> Client:
     """The client of kinds that are joined by a plus."""
     choices = [Choice.model_validate(part) for part in spec.split("+")]
-    return composed([CLIENTS.build(choice.name, choice.options) for choice in choices])
+    return chosen_client(choices)
 
 
 def measured(

@@ -21,9 +21,9 @@ import torch
 from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
-from textleak.clients import CLIENTS, composed
 from textleak.data.pictures import chosen_pictures
 from textleak.defenses import DEFENSES
+from textleak.jobs.parts import chosen_client
 from textleak.models.loading.images import load_image_model
 from textleak.private.share import share
 from textleak.scoring.pixels import score_pictures
@@ -88,7 +88,7 @@ def one_seed(options: argparse.Namespace, defense: str, seed: int) -> list[dict[
     choices = () if defense == "none" else (Choice.model_validate(defense),)
     defenses = [DEFENSES.build(choice.name, choice.options) for choice in choices]
     kinds = map(Choice.model_validate, options.client)
-    client = composed([CLIENTS.build(choice.name, choice.options) for choice in kinds])
+    client = chosen_client(kinds)
     found = []
     for number in range(options.limit):
         first = options.first + number * options.batch_size

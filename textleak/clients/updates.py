@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from textleak.clients.base import Client, Composed, composed
 from textleak.clients.lora import Lora
 from textleak.errors import InputError, unknown_name
 from textleak.models.base import Tensors
 from textleak.models.text import TextModel
-from textleak.shared.formats import Adapter, Names
+from textleak.shared.formats import Adapter, Names, not_finite
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import UNTOLD, SideInformation
 
@@ -26,11 +26,7 @@ _SOME = "some"  # where none of the words of --share says which parameters are t
 
 def names_of(model: TextModel) -> Names:
     """The names that tensors of a model may come under."""
-    network: nn.Module = model.network
-    return Names(
-        network.named_parameters(remove_duplicate=False),
-        (name for name, _ in network.named_buffers(remove_duplicate=False)),
-    )
+    return Names.of(model.network)
 
 
 def from_gradients(
@@ -297,11 +293,7 @@ def _unknown(model: TextModel, name: str, where: str) -> InputError:
 
 def _check_finite(name: str, tensor: Tensor, where: str) -> None:
     if not torch.isfinite(tensor).all():
-        raise InputError(
-            f"{name} in {where} is not finite.",
-            why="A NaN or an infinity leaves nothing to compare.",
-            fix="Look for an overflow in the training (fp16, an unstable loss), and save it again.",
-        )
+        raise not_finite(name, where)
 
 
 def _check_before(model: TextModel, before: Mapping[str, Tensor]) -> None:

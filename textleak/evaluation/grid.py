@@ -204,8 +204,8 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
             knowledge, an expression that is none, or a cell without a batch.
     """
     from textleak.attacks import ATTACKS
-    from textleak.clients import CLIENTS, composed
     from textleak.defenses import DEFENSES, check_order
+    from textleak.jobs.parts import chosen_client
     from textleak.models.loading.catalog import BY_HUB_ID, CATALOG
     from textleak.models.loading.places import find_place
     from textleak.models.loading.request import DTYPES, find_device
@@ -219,7 +219,7 @@ def plan(config: EvaluationConfig, *, here: bool = True) -> Plan:
     for attack in config.attack:
         ATTACKS.build(attack.name, attack.options)
     for several in config.client:
-        composed([CLIENTS.build(choice.name, choice.options) for choice in several])
+        chosen_client(several)
     for several in config.defense:
         defenses = [DEFENSES.build(choice.name, choice.options) for choice in several]
         check_order(defenses)

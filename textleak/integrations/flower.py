@@ -90,10 +90,7 @@ class LeakageMod:
     def _record(self, name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         network = self._model()
         trained = networks.trained(network, self._task)
-        names = Names(
-            trained.network.named_parameters(remove_duplicate=False),
-            (name for name, _ in trained.network.named_buffers(remove_duplicate=False)),
-        )
+        names = Names.of(trained.network)
         known = list(network.state_dict())
         came, left = (
             names.fit(_by_name(arrays, known), f"what {name} {verb}").tensors

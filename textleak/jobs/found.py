@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from textleak import foreign
 from textleak.errors import InputError
 from textleak.jobs.files import asked_by_file, read_gradient, tell_less
-from textleak.jobs.parts import asked_for, build_client
+from textleak.jobs.parts import asked_for, build_client, chosen_client
 from textleak.jobs.telling import Kind, Telling, telling_of
 from textleak.settings import Choice
 from textleak.settings.audit import AuditConfig
@@ -218,7 +218,7 @@ def _client_of(
     config: AuditConfig, model: TextModel, telling: Telling, kind: str | None
 ) -> tuple[Client, tuple[str, ...]]:
     """How the client trains, as it was said, else as the update tells; and what had to be assumed."""
-    from textleak.clients import CLIENTS, composed, updates
+    from textleak.clients import updates
 
     if config.client:
         return build_client(config), ()
@@ -227,8 +227,7 @@ def _client_of(
     if specs is None:
         specs = ("train-mode",) if telling.dropout else ()
         specs += (telling.nearest_step or _UNKNOWN_STEP,) if assumed else ()
-    choices = [Choice.model_validate(spec) for spec in specs]
-    client = composed([CLIENTS.build(choice.name, choice.options) for choice in choices])
+    client = chosen_client(map(Choice.model_validate, specs))
     if model.trained is not None:  # its adapters are in place
         client = updates.without_adapters(client)
     if not assumed:

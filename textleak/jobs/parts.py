@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
@@ -10,6 +11,7 @@ from textleak.runs import cores
 from textleak.settings import (
     DEFAULT_ATTACK,
     MOST_THREADS,
+    Choice,
     ClientConfig,
     ImageConfig,
     PictureConfig,
@@ -56,9 +58,14 @@ def build_defenses(config: ClientConfig | PictureConfig) -> tuple[Defense, ...]:
 
 def build_client(config: ClientConfig | PictureConfig) -> Client:
     """How the settings say that the client trains, its options checked."""
+    return chosen_client(config.client)
+
+
+def chosen_client(choices: Iterable[Choice]) -> Client:
+    """The client that kinds name, composed in order, their options checked."""
     from textleak.clients import CLIENTS, composed
 
-    return composed([CLIENTS.build(choice.name, choice.options) for choice in config.client])
+    return composed([CLIENTS.build(choice.name, choice.options) for choice in choices])
 
 
 def asked_for(config: ClientConfig | PictureConfig) -> dict[str, Any]:

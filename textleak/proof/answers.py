@@ -14,6 +14,8 @@ from textleak.proof.distances import Gradient
 # An answer proves itself where each of those most like it is so many times farther than it, and than rounding (our
 # choice).
 FARTHER = 10.0
+# And what is computed in the client's precision must show it with a margin for its own rounding (our choice).
+ROUGHLY = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

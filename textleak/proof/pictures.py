@@ -11,11 +11,9 @@ from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.models.vision import PictureExamples
-from textleak.proof.answers import Answer, Comparison
+from textleak.proof.answers import ROUGHLY, Answer, Comparison
 from textleak.proof.distances import distance_to
 
-# What is computed in the client's precision must show it with a margin for its own rounding (our choice).
-_ROUGHLY = 2.0
 # How much a picture's values are changed to be clearly another: 30 dB (our choice, as for `Pictures.equal`).
 _CHANGED = 10 ** (-30 / 20)
 
@@ -51,7 +49,7 @@ class Pictures(Answer):
         shared, model = compared.view.shared, compared.view.model
         classes = None if shared.known.labels is not None else model.num_labels
         for what, other in self._others(classes):
-            if distance_to(shared, other.own(compared.roughly)) > _ROUGHLY * compared.bar:
+            if distance_to(shared, other.own(compared.roughly)) > ROUGHLY * compared.bar:
                 continue
             if not distance_to(shared, other.own(compared.exactly)) > compared.bar:
                 return (what,)

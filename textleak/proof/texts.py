@@ -17,13 +17,11 @@ from textleak.matching.discrete import Guess
 from textleak.models import TextModel
 from textleak.models.guesses import examples_of
 from textleak.numerics import exact
-from textleak.proof.answers import FARTHER, Answer, Comparison
+from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
 from textleak.proof.distances import Gradient, apart, distance_to, plainly_apart, relative
 from textleak.proof.rivals import Parts, alike, distances, further, lines_of
 from textleak.shared.gradient import SharedGradient
 
-# What is computed in float32 must show it with a margin for its own rounding (our choice).
-_ROUGHLY = 2.0
 # From here on rounding can be as far as a wrong token (measured on minilm and bert-tiny in bfloat16: 4e-3 to 3e-2, and
 # 5e-3 to 4e-2). So there the same computation is repeated, which tells where its result is so many times nearer than
 # rounding: exactly equal with the same kernels, 2e-4 with another number of threads, 2e-3 and more with any wrong token
@@ -87,7 +85,7 @@ class _Rivals:
             left = self._nearest()
         else:
             fine = self.shared.model.dtype == "float32"
-            margins = [(self.rough, _ROUGHLY)] if fine else []
+            margins = [(self.rough, ROUGHLY)] if fine else []
             left = self._within(self.compared.bar, [*margins, (self.exact, 1.0)])
         near = self._near(left, self.compared.bar, self.exact)
         if not near or self._repeats():

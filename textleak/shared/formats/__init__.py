@@ -5,6 +5,6 @@
 
 from textleak.shared.formats.adapters import Adapter
 from textleak.shared.formats.names import Fitted, Names, plain_name
-from textleak.shared.formats.reading import State, read_state
+from textleak.shared.formats.reading import State, not_finite, read_state
 
-__all__ = ["Adapter", "Fitted", "Names", "State", "plain_name", "read_state"]
+__all__ = ["Adapter", "Fitted", "Names", "State", "not_finite", "plain_name", "read_state"]

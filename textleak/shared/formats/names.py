@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from textleak.errors import InputError
 
@@ -61,6 +61,14 @@ class Names:
         parameters: each name of a parameter, and the parameter; a tied one under several names.
         buffers: names of what a state dict holds besides.
     """
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Names:
+        """The names in a network's state dict."""
+        return cls(
+            network.named_parameters(remove_duplicate=False),
+            (name for name, _ in network.named_buffers(remove_duplicate=False)),
+        )
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], buffers: Iterable[str] = ()) -> None:
         first: dict[int, str] = {}

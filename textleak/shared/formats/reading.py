@@ -71,11 +71,16 @@ class State:
             )
         for name, tensor in self.tensors.items():
             if not torch.isfinite(tensor.float()).all():  # what float64 alone can hold is no weight either
-                raise InputError(
-                    f"{name} in {self.path} is not finite.",
-                    why="A NaN or an infinity leaves nothing to compare.",
-                    fix="Look for an overflow in the training (fp16, an unstable loss), and save it again.",
-                )
+                raise not_finite(name, str(self.path))
+
+
+def not_finite(name: str, where: str) -> InputError:
+    """The error for a tensor with a value that is not finite."""
+    return InputError(
+        f"{name} in {where} is not finite.",
+        why="A NaN or an infinity leaves nothing to compare.",
+        fix="Look for an overflow in the training (fp16, an unstable loss), and save it again.",
+    )
 
 
 def read_state(path: Path) -> State:
