@@ -109,8 +109,8 @@ DECODERS: dict[str, tuple[str, dict[str, object]]] = {
     "granite": ("bytes", {**_GROUPED, "logits_scaling": 8.0, "residual_multiplier": 0.22, "embedding_multiplier": 12.0}),
     "cohere": ("bytes", _GROUPED),
     "mixtral": ("bytes, chat", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen2_moe": ("bytes, chat", {**_STANDARD, **_EXPERTS, "shared_expert_intermediate_size": 64}),
-    "deepseek_v3": ("bytes", {**_STANDARD, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 64, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24, "first_k_dense_replace": 1}),
+    "qwen2_moe": ("bytes, chat", {**_STANDARD, "num_key_value_heads": 4, **_EXPERTS, "shared_expert_intermediate_size": 64}),
+    "deepseek_v3": ("bytes", {**_STANDARD, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 64, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24, "first_k_dense_replace": 1}),
     "mamba": ("bytes", {"hidden_size": 96, "num_hidden_layers": 3, "state_size": 8}),
     "rwkv": ("bytes", {"hidden_size": 96, "num_hidden_layers": 3, "attention_hidden_size": 96}),
 }

@@ -22,6 +22,7 @@ from textleak.matching.discrete import Row
 from textleak.matching.hooks import hooked
 from textleak.models import TextModel
 from textleak.models.probes.layers import matrix_calls
+from textleak.models.running import run
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
@@ -241,7 +242,7 @@ def _run(
 
     def cut(_module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         seen["input"], seen["output"] = arguments[0].detach(), output.detach().requires_grad_(True)
-        return seen["output"]
+        return seen["output"].clone()  # some networks add to it in place
 
     def read(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
         seen["hidden"] = arguments[0]
@@ -250,7 +251,7 @@ def _run(
     handles = [layer.register_forward_hook(cut), head.register_forward_pre_hook(read)]
     try:
         with hooked(handles), torch.enable_grad():
-            model.network(inputs_embeds=model.embed(ids_RT), attention_mask=mask_RT)
+            run(model, ids_RT, mask=mask_RT)
     except _Enough:
         return seen["input"], seen["output"], seen["hidden"]
     raise ValueError(f"{model.name} never runs its head")
