@@ -49,10 +49,20 @@ _STANDARD = {**_SIZES, "intermediate_size": 192}
 _GROUPED = {**_STANDARD, "num_key_value_heads": 2}
 _GPT2 = {"n_embd": 96, "n_layer": 3, "n_head": 4}
 _ROBERTA = {**_STANDARD, "max_position_embeddings": 514}
-_RELATIVE = {**_STANDARD, "relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]}
+_RELATIVE = {
+    **_STANDARD,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": ["c2p", "p2c"],
+}
 _ENDS = {"cls_token_id": 101, "sep_token_id": 102, "bos_token_id": 101, "eos_token_id": 102}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-_SEQUENCES = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+_SEQUENCES = {
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+}
 _BOTTLENECKS = {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}
 
 # Model type: tokenizer and options.
@@ -65,7 +75,10 @@ ENCODERS: dict[str, tuple[str, dict[str, object]]] = {
     "albert": ("words", {**_STANDARD, "embedding_size": 48}),
     "electra": ("words", {**_STANDARD, "embedding_size": 48}),
     "deberta": ("words", {**_RELATIVE, "max_relative_positions": -1}),
-    "deberta-v2": ("words", {**_RELATIVE, "position_buckets": 32, "norm_rel_ebd": "layer_norm", "share_att_key": True}),
+    "deberta-v2": (
+        "words",
+        {**_RELATIVE, "position_buckets": 32, "norm_rel_ebd": "layer_norm", "share_att_key": True},
+    ),
     "mpnet": ("words", _STANDARD),
     "mobilebert": ("words", {**_STANDARD, **_BOTTLENECKS, "intermediate_size": 64}),
     "modernbert": ("words", {**_STANDARD, **_ENDS}),
@@ -87,9 +100,15 @@ DECODERS: dict[str, tuple[str, dict[str, object]]] = {
     "codegen": ("bytes", {**_GPT2, "rotary_dim": 16}),
     "gptj": ("bytes", {**_GPT2, "rotary_dim": 16}),
     "gpt_bigcode": ("bytes", _GPT2),
-    "gpt_neo": ("bytes", {"hidden_size": 96, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}),
+    "gpt_neo": (
+        "bytes",
+        {"hidden_size": 96, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    ),
     "gpt_neox": ("bytes", _STANDARD),
-    "opt": ("bytes, opt's", {**_SIZES, "ffn_dim": 192, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
+    "opt": (
+        "bytes, opt's",
+        {**_SIZES, "ffn_dim": 192, "word_embed_proj_dim": 48, "do_layer_norm_before": False},
+    ),
     "xglm": ("bytes, opt's", {"d_model": 96, "num_layers": 3, "attention_heads": 4, "ffn_dim": 192}),
     "bloom": ("bytes", {"hidden_size": 96, "n_layer": 3, "n_head": 4}),
     "falcon": ("bytes", {**_SIZES, "multi_query": True, "parallel_attn": True}),
@@ -106,18 +125,44 @@ DECODERS: dict[str, tuple[str, dict[str, object]]] = {
     "olmo": ("bytes", _STANDARD),
     "olmo2": ("bytes", _GROUPED),
     "stablelm": ("bytes", _GROUPED),
-    "granite": ("bytes", {**_GROUPED, "logits_scaling": 8.0, "residual_multiplier": 0.22, "embedding_multiplier": 12.0}),
+    "granite": (
+        "bytes",
+        {**_GROUPED, "logits_scaling": 8.0, "residual_multiplier": 0.22, "embedding_multiplier": 12.0},
+    ),
     "cohere": ("bytes", _GROUPED),
     "mixtral": ("bytes, chat", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen2_moe": ("bytes, chat", {**_STANDARD, "num_key_value_heads": 4, **_EXPERTS, "shared_expert_intermediate_size": 64}),
-    "deepseek_v3": ("bytes", {**_STANDARD, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 64, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24, "first_k_dense_replace": 1}),
+    "qwen2_moe": (
+        "bytes, chat",
+        {**_STANDARD, "num_key_value_heads": 4, **_EXPERTS, "shared_expert_intermediate_size": 64},
+    ),
+    "deepseek_v3": (
+        "bytes",
+        {
+            **_STANDARD,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 64,
+            "q_lora_rank": 48,
+            "kv_lora_rank": 32,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 24,
+            "first_k_dense_replace": 1,
+        },
+    ),
     "mamba": ("bytes", {"hidden_size": 96, "num_hidden_layers": 3, "state_size": 8}),
     "rwkv": ("bytes", {"hidden_size": 96, "num_hidden_layers": 3, "attention_hidden_size": 96}),
 }
 BOTH: dict[str, tuple[str, dict[str, object]]] = {
     "t5": ("words", {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 2, "num_heads": 4}),
     "umt5": ("words", {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 2, "num_heads": 4}),
-    "bart": ("bytes, roberta's", {**_SEQUENCES, "d_model": 96, "encoder_ffn_dim": 192, "decoder_ffn_dim": 192}),
+    "bart": (
+        "bytes, roberta's",
+        {**_SEQUENCES, "d_model": 96, "encoder_ffn_dim": 192, "decoder_ffn_dim": 192},
+    ),
 }
 FAMILIES = {**ENCODERS, **DECODERS, **BOTH}
 
@@ -209,9 +254,7 @@ def apart(family: str, sentences: Sequence[str], *, time_limit: float, memory: f
         child.join()
 
 
-def _tell(
-    to: Connection, family: str, sentences: Sequence[str], time_limit: float, memory: float
-) -> None:
+def _tell(to: Connection, family: str, sentences: Sequence[str], time_limit: float, memory: float) -> None:
     """Measure a family in a process of its own, and send the row."""
     limit = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -239,7 +282,9 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; all of them where none is named")
+    parser.add_argument(
+        "families", nargs="*", help=f"of {', '.join(FAMILIES)}; all of them where none is named"
+    )
     parser.add_argument("--sentence", action="append", help=f"repeat it: one batch ({SENTENCE!r})")
     parser.add_argument("--time-limit", type=float, default=60.0, help="seconds for an attack")
     parser.add_argument("--memory", type=float, default=6.0, help="GB for a process")
@@ -248,7 +293,9 @@ def main() -> None:
     rows = []
     for family in options.families or FAMILIES:
         rows.append(
-            apart(family, options.sentence or [SENTENCE], time_limit=options.time_limit, memory=options.memory)
+            apart(
+                family, options.sentence or [SENTENCE], time_limit=options.time_limit, memory=options.memory
+            )
         )
         sys.stderr.write(f"{rows[-1]}\n")
     sys.stdout.write("\n".join(table(rows)) + "\n")

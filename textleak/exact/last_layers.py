@@ -242,11 +242,11 @@ def _last_linear(model: TextModel, shared: SharedGradient) -> tuple[str, nn.Modu
     order = [model.network.get_submodule(name) for name in matrix_calls(model)]
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     uses = Counter(names[id(module.weight)] for module in order)
-    last = [module for module in order[: -_MOST_AFTER - 2 : -1] if names[id(module.weight)] in shared.gradients]
-    # A narrower one than the head, as a gate has it, shows less than the labels ask for.
-    width = _weight(model.head).shape[1] if model.head is not None else 0
-    wide = (module for module in last if min(_weight(module).shape) >= width)
-    module = next(wide, last[0] if last else None)
+    last = [
+        module for module in order[: -_MOST_AFTER - 2 : -1] if names[id(module.weight)] in shared.gradients
+    ]
+    # A gate of one output shows one number a beginning, which tells no label.
+    module = next((module for module in last if min(_weight(module).shape) > 1), None)
     if module is None or uses[names[id(module.weight)]] > 1:
         return None
     return names[id(module.weight)], module

@@ -73,7 +73,9 @@ def _run(
 ) -> Any:  # noqa: ANN401
     network = model.network if whole else model.network.base_model
     embeddings_NTE = embeddings_NTE.clone()  # some scale them in place
-    named = named if way.masked else {name: value for name, value in named.items() if name != "attention_mask"}
+    named = (
+        named if way.masked else {name: value for name, value in named.items() if name != "attention_mask"}
+    )
     with ExitStack() as held:
         if way.own_constants:
             held.enter_context(_default(model.dtype))

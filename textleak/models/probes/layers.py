@@ -149,7 +149,9 @@ def layer_inputs(
     ]
     differentiable = torch.is_grad_enabled() and inputs.requires_grad
     own = inputs.shape[1]
-    if own < model.way.shortest:  # what comes after it changes nothing in the layers that single tokens are asked about
+    if (
+        own < model.way.shortest
+    ):  # what comes after it changes nothing in the layers that single tokens are asked about
         more = model.way.shortest - own
         inputs = functional.pad(inputs, (0, 0, 0, more) if inputs.dtype.is_floating_point else (0, more))
         mask = None
@@ -304,9 +306,10 @@ def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, .
 
 def sees_ahead(model: TextModel) -> bool:
     """Whether what a network makes of a token depends on the tokens after it, as in an encoder."""
-    ids_T = model.content_ids[:_LENGTH]
-    other_T = torch.cat([ids_T[:-1], model.content_ids[_LENGTH : _LENGTH + 1]])
-    ids_NT = torch.stack([ids_T, other_T])
-    with torch.no_grad():
-        output = run(model, ids_NT, whole=False).last_hidden_state
-    return not _close(output[0, 0], output[1, 0])
+    embeddings_1TE = model.embed(model.content_ids[:_LENGTH][None]).requires_grad_(True)
+    with torch.enable_grad():
+        output_1TD = run(model, embeddings_1TE, whole=False).last_hidden_state
+        # An arbitrary direction, as a plain sum over a normalized output is constant.
+        direction_D = torch.arange(1, output_1TD.shape[-1] + 1, device=model.device, dtype=model.dtype).cos()
+        (slope_1TE,) = torch.autograd.grad((output_1TD[0, 0] @ direction_D), embeddings_1TE)
+    return bool(slope_1TE[0, 1:].any())
