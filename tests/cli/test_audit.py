@@ -194,12 +194,12 @@ def test_a_page_is_written_and_the_run_folder_opens_as_any(training: Path, tmp_p
     pair = ["--before", training / "before", "--after", training / "after", *STEP]
     audit(*pair, "--report", tmp_path / "page.html", "--out", tmp_path / "run")
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "LEAKS: " in page
+    assert "</span> LEAKS</p>" in page
     assert TEXT in page
     assert "What the update tells" in page
     assert "textleak audit --before" in page
     report = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--json"])
-    assert json.loads(report.stdout)["headline"][0].startswith("LEAKS: ")
+    assert json.loads(report.stdout)["verdict"] == "LEAKS"
     from textleak.runs import read_run
 
     assert read_run(tmp_path / "run").result["verdict"] == "LEAKS"  # type: ignore[index]
