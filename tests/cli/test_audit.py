@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from tests.published import fitting
 from textleak.cli import app
 from textleak.models import TextModel
 from textleak.private.secrets import Secret
@@ -36,7 +37,7 @@ def audit(*arguments: object, codes: tuple[int, ...] = (0,)) -> Any:
 
 
 def verdict_of(*arguments: object) -> dict[str, Any]:
-    return dict(json.loads(audit(*arguments, "--json").stdout))
+    return fitting("audit", json.loads(audit(*arguments, "--json").stdout))
 
 
 def refused(*arguments: object) -> str:
