@@ -927,6 +927,7 @@ def test_the_weakest_rungs_that_held_are_recommended_and_none_that_was_cut_off()
     said = report_of(*plain, *weak, *held, *strong, *late).recommendation
     assert said.startswith("gaussian:sigma=0.2 is the weakest rung measured")
     assert "prune" not in said
+    assert "The one rung measured didn't keep" in report_of(*plain, *weak).recommendation
     assert "None of the 2 rungs" in report_of(*plain, *weak, *late).recommendation
     assert "textleak eval --model minilm --defense none" in report_of(*plain).recommendation
 
@@ -969,10 +970,12 @@ def test_no_label_leaves_its_place(count):
     drawn = str(charts.draw(Chart(title="t", axis="a", categories=tuple(labels), series=(series,))))
     band = charts.WIDTH / count
     for x, words in re.findall(r'<text class="tick" x="([\d.]+)"[^>]*"middle">([^<]*)</text>', drawn):
-        half = 3 * len(words)  # at 12 units a letter is about 6 wide
+        half = 3 * len(words)  # at 12 units a letter is about 6 wide, and a figure 8
         assert 2 * half <= max(band, 18)
         assert float(x) - half >= 0
         assert float(x) + half <= charts.WIDTH
+    for x, words in re.findall(r'<text class="tick" x="([\d.]+)"[^>]*"end">([^<]*)</text>', drawn):
+        assert float(x) - 8 * len(words) >= 0
 
 
 def test_a_curve_has_a_figure_at_each_end_and_ticks_around_it():

@@ -15,7 +15,7 @@ from textleak.reports.statistics import Interval
 
 # In units of the drawing; a phone shows it about as wide.
 WIDTH, HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 12, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 46
 _LETTER, _LINE = 6.8, 13.0  # a label's letter is about so wide, a line of them so high
 _MOST_LINES = 3
 _WIDEST_BAR = 34.0

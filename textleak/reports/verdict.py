@@ -11,7 +11,6 @@ from textleak.jobs.verdict import Outcome, Word, judge
 from textleak.reports.figures import SettingFigures, percent
 from textleak.reports.reading import Findings, PictureFindings
 from textleak.reports.settings import in_words, strength_of, strength_order, value_of
-from textleak.words import count_of
 
 ICONS = {Word.LEAKS: "▲", Word.PARTLY: "◆", Word.NOT_FOUND: "○", Word.INCONCLUSIVE: "?"}
 # Our choice, README's: a rung that let no more through may be worth a try.
@@ -152,8 +151,10 @@ def recommendation(evaluation: Findings, settings: Sequence[SettingFigures]) -> 
         if all(_holds(one) for one in found[defense]):
             held.setdefault(strength_of(defense).kind, defense)  # the weakest of its kind
     if not held:
+        none = "The one rung" if len(rungs) == 1 else f"None of the {len(rungs)} rungs"
+        kept = "didn't keep" if len(rungs) == 1 else "kept"
         return (
-            f"None of the {count_of(len(rungs), 'rung')} measured kept every attack at or below "
+            f"{none} measured {kept} every attack at or below "
             f"{percent(HELD)} % of the tokens with all batches done: measure stronger ones, or give the attacks "
             "more time."
         )
