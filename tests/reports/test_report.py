@@ -1119,6 +1119,15 @@ def test_an_image_run_has_the_same_page_with_its_pictures(picture_run):
     assert to_json(report)["pictures"]["psnr"] == result["psnr"]
 
 
+@pytest.mark.parametrize("image", [[["a"]], [[[[0.1, 0.2]]], [[[0.1]]]], [0.5], [[[[0.1, 0.2]]]]])
+def test_pictures_that_are_none_are_told_so(image, tmp_path):
+    folder = runs.RunFolder.create(tmp_path / "run", name="x")
+    runs.write_json(folder.run_path, {"pid": 0, "settings": {"model": "lenet", "attack": "dlg"}})
+    line = {"t": 1.0, "event": "progress", "phase": "p", "step": 1, "image": image}
+    folder.events_path.write_text(json.dumps(line) + "\n")
+    assert "can't be reported on" in invoke("report", folder.path, code=2).stderr
+
+
 def test_a_redacted_page_of_pictures_shows_none(picture_run):
     report = analyze(read(picture_run))
     page = page_of(report, redact=True)

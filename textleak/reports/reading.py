@@ -206,9 +206,16 @@ def _of_run(run: RunRecord) -> Findings:
         summary=summary,
         proved=proved,
         unproved=(result.get("verified_reason") or "") if proved and not proved[0] else "",
-        course=course_of(run.events()),
+        course=_course_of(run),
         pictures=pictures,
     )
+
+
+def _course_of(run: RunRecord) -> Course:
+    try:
+        return course_of(run.events())
+    except (IndexError, TypeError, ValueError) as error:  # pictures that are none
+        raise unbelieved(run.folder.events_path, error) from None
 
 
 def _proved(result: Mapping[str, Any]) -> tuple[int, int]:
