@@ -30,6 +30,7 @@ from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, to_sentence
 from textleak.models.probes.layers import sees_ahead
 from textleak.proof.certificate import Certificate, certify
+from textleak.shared.effects import Rounded
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
 
@@ -73,13 +74,19 @@ class Span:
 
 def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
-    if not (view.has(Trait.IN_SPAN) and view.has(Trait.ADDITIVE)):
+    if not (view.has(Trait.IN_SPAN) and view.has(Trait.ADDITIVE)) or _one_rounded(view):
         return (yield from dropped_sentences(view))
     if measures(view):
         return (yield from adapter_sentences(view))
     if sees_ahead(view.text_model):
         return (yield from encoder_sentences(view.text_model, view.shared, time_limit=view.clock.left))
     return (yield from causal_sentences(view.text_model, view.shared))
+
+
+def _one_rounded(view: View) -> bool:
+    """Whether it is one sentence, and an encoder's gradient ended in a short type, so that no span has a clear end."""
+    rounded = any(isinstance(effect, Rounded) for effect in view.shared.seen_effects)
+    return rounded and view.shared.known.batch_size == 1 and sees_ahead(view.text_model)
 
 
 def answer(view: View, found: Found) -> Recovery:

@@ -74,6 +74,11 @@ class SharedGradient:
         return (*self.effects, Rounded(grid=grid))
 
     @property
+    def defended_effects(self) -> tuple[Effect, ...]:
+        """Of `seen_effects` those that come after the client's own procedure."""
+        return self.seen_effects[len(self.client.effects) :]
+
+    @property
     def noise_sigma(self) -> float:
         """Standard deviation of the noise that the defenses publicly add, 0 for none."""
         return math.hypot(*(effect.noise.sigma for effect in self.effects if effect.noise is not None))
