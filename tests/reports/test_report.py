@@ -1119,7 +1119,7 @@ def test_an_image_run_has_the_same_page_with_its_pictures(picture_run):
     assert to_json(report)["pictures"]["psnr"] == result["psnr"]
 
 
-@pytest.mark.parametrize("image", [[["a"]], [[[[0.1, 0.2]]], [[[0.1]]]], [0.5], [[[[0.1, 0.2]]]]])
+@pytest.mark.parametrize("image", [[["a"]], [[[[0.1], [0.2]], [[0.1]]]], [0.5], [[[[0.1] * 5]]]])
 def test_pictures_that_are_none_are_told_so(image, tmp_path):
     folder = runs.RunFolder.create(tmp_path / "run", name="x")
     runs.write_json(folder.run_path, {"pid": 0, "settings": {"model": "lenet", "attack": "dlg"}})
