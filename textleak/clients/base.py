@@ -66,6 +66,13 @@ class Client:
     Attributes:
         name: as it was registered.
         reads: what it can train on.
+
+    Example:
+        >>> from textleak.clients import CLIENTS
+        >>> client = CLIENTS.build("accumulate", {"steps": 2})
+        >>> shared_of_two, _ = textleak.share(model, ["the cat sat", "a dog ran"], client=client)
+        >>> shared_of_two.client.spec
+        'accumulate'
     """
 
     name: ClassVar[str] = "one-step"
