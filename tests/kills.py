@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import random
 import subprocess
 import sys
@@ -53,7 +54,13 @@ def comparable(records: Sequence[Record]) -> list[Record]:
 
 
 def kill_until_done(
-    folder: Path, grid: Sequence[str], *, kills: int, seed: int, say: bool = False
+    folder: Path,
+    grid: Sequence[str],
+    *,
+    kills: int,
+    seed: int,
+    say: bool = False,
+    popen: type[subprocess.Popen[bytes]] = subprocess.Popen,
 ) -> Outcome:
     """Run `textleak eval` whole, then again with kills.
 
@@ -63,17 +70,19 @@ def kill_until_done(
         kills: at most so many; after them the evaluation is left to end.
         seed: draws the moments.
         say: a line a kill on stdout.
+        popen: starts each attempt.
     """
+    start = functools.partial(_start, popen)
     rng = random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
-    process = _start(whole, grid)
+    process = start(whole, grid)
     began = time.monotonic()
     process.wait()
     seconds = time.monotonic() - began
     expected = list(read(whole).records)
     done = 0
     while done < kills:
-        process = _start(killed, grid)
+        process = start(killed, grid)
         there = len(list(read(killed).records))
         # Every other kill comes after a new record, so that it isn't always the loading of the model that is cut off.
         while done % 2 and process.poll() is None and len(read(killed).records) == there:
@@ -90,16 +99,16 @@ def kill_until_done(
         if say:
             sys.stdout.write(f"kill {done}: {len(list(read(killed).records))} of {len(expected)} records\n")
             sys.stdout.flush()
-    _start(killed, grid).wait()
+    start(killed, grid).wait()
     lines = (killed / "records.jsonl").read_bytes().splitlines()
     return Outcome(kills=done, records=list(read(killed).records), expected=expected, lines=len(lines))
 
 
-def _start(out: Path, grid: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(popen: type[subprocess.Popen[bytes]], out: Path, grid: Sequence[str]) -> subprocess.Popen[bytes]:
     """An evaluation that has loaded its libraries and begins to work."""
     command = [sys.executable, "-m", "textleak.cli", "eval", *grid, "--out", str(out)]
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        process = popen(command, stdout=subprocess.DEVNULL, stderr=said)
         while process.poll() is None:
             said.seek(0)
             if b"records in" in said.read():

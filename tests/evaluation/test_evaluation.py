@@ -22,7 +22,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import textleak
-from tests import synthetic
+from tests import synthetic, warm
 from tests.kills import kill_until_done
 from textleak.attacks import ATTACKS
 from textleak.cli import app, common, evaluate
@@ -987,7 +987,7 @@ def test_an_interrupt_keeps_all_records_and_shows_the_table(toy, tmp_path, attac
 
 
 def test_a_killed_evaluation_ends_with_the_records_of_an_uninterrupted_one(toy, tmp_path):
-    outcome = kill_until_done(tmp_path, flags(toy), kills=2, seed=1)
+    outcome = kill_until_done(tmp_path, flags(toy), kills=2, seed=1, popen=warm.Popen)
     assert outcome.expected
     assert outcome.identical
 
