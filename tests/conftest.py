@@ -10,12 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import warm
 from textleak.models import TextModel, load_model
 from textleak.models.loading import vocabulary as bundled
 
 # The tests share the cores by process; what they start does so too.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Nothing has run yet: what tests start from here on begins like this."""
+    warm.keep()
+
 
 WORDS = tuple(
     """

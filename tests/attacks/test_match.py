@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import textleak
+from tests.conftest import ToyModel
 from textleak import scoring, seeds
 from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES, Defense
@@ -78,15 +79,16 @@ def test_masked_language_modeling_without_proposals_is_refused_plainly(tmp_path:
 
 @pytest.mark.parametrize("sentence", ["john has a red car", "the the the cat sat on the mat"])
 def test_a_causal_model_gives_its_sentence_away_the_last_token_too(
-    toy_model: Any, sentence: str, tmp_path: Path
+    toy_model: ToyModel, sentence: str, tmp_path: Path
 ) -> None:
     for family in ("gpt2", "llama"):
         scores, _ = recover(toy_model(family), [" ".join(sentence.split()[:5])], tmp_path)
         assert scores.token_match_rate >= 0.8, family
 
 
-def test_an_audit_without_proposals_works_by_matching_alone(bert_tiny: TextModel, tmp_path: Path) -> None:
-    scores, _ = recover(bert_tiny, ["the boy ran"], tmp_path, span_proposals=False, budget=3000)
+def test_an_audit_without_proposals_works_by_matching_alone(toy_model: ToyModel, tmp_path: Path) -> None:
+    model = toy_model("bert", task="classification")
+    scores, _ = recover(model, ["the boy ran"], tmp_path, span_proposals=False, budget=3000)
     assert scores.token_recall > 0.3
 
 
@@ -105,6 +107,8 @@ def test_dummies_that_begin_anew_do_not_hide_the_best_guess(bert_tiny: TextModel
             elif guess is not None:
                 assert ids == guess
                 kept += 1
+                if kept == 15:  # steps, ten of which are those that were begun anew first
+                    break
     assert kept
 
 

@@ -19,6 +19,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from tests import warm
 from tests.published import fitting
 from textleak import runs
 from textleak.attacks import ATTACKS
@@ -410,12 +411,11 @@ def test_a_program_that_is_ended_keeps_its_best_answer(toy, tmp_path, number):
     )
     out = tmp_path / "here"
     options = ["-a", "fake", "--set", "attack.ends=slow", "--steps", "100000", "-s", "the cat sat"]
-    with subprocess.Popen(
+    with warm.Popen(
         [sys.executable, "-c", script, "run", *toy, *options, "--out", str(out), "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # what started the tests may ignore it
     ) as process:
         deadline = time.monotonic() + 60
         while not (out / "events.jsonl").exists() or "progress" not in (out / "events.jsonl").read_text():

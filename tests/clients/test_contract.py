@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from tests.attacks.test_attacks import QUICK
 from tests.conftest import ToyModel
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
+from textleak.attacks.match import Match, matching
 from textleak.clients import CLIENTS, composed
 from textleak.clients.base import Client
 from textleak.clients.view import view_of
 from textleak.errors import InputError
-from textleak.events import Progress, Stop
+from textleak.events import Followed, Progress, Recovery, Stop
 from textleak.jobs.parts import chosen_client
 from textleak.models.base import Modality
 from textleak.models.loading.images import load_image_model
@@ -39,6 +41,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")
+STEPS = 8
 PICTURE_ATTACKS = ("cosine", "dlg", "idlg", "tag")
 
 
@@ -51,53 +54,59 @@ def test_every_kind_of_client_has_a_row() -> None:
     assert {part.partition(":")[0] for parts in SPECS.values() for part in parts} == set(CLIENTS)
 
 
-def outcome(attack: str, shared: SharedGradient, model: object) -> tuple[str, Sequence[Progress]]:
-    """ "refused" with a trait's sentence, or "answered"."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a cell: "answered", "empty", "refused" with a trait's sentence, or another error."""
+
+    how: str
+    losses: tuple[float, ...] = ()
+    recovery: Recovery | None = None
+
+
+def outcome(attack: str, shared: SharedGradient, model: object) -> Outcome:
     sentences = [trait.value for trait in Trait]
-    options = {**QUICK[attack], **({"steps": 30} if "steps" in QUICK[attack] else {})}
-    events = []
+    options = {**QUICK[attack], **({"steps": STEPS} if "steps" in QUICK[attack] else {})}
     try:
-        steps = begin(ATTACKS.build(attack, options), shared, model)
-        while True:
-            try:
-                events.append(next(steps))
-            except StopIteration as end:
-                return "answered" if end.value.sentences or end.value.image else "empty", [
-                    event for event in events if isinstance(event, Progress)
-                ]
+        events = Followed(begin(ATTACKS.build(attack, options), shared, model))
+        losses = tuple(e.loss for e in events if isinstance(e, Progress) and e.loss is not None)
     except InputError as error:
-        return "refused" if any(sentence in str(error) for sentence in sentences) else str(error), []
+        return Outcome(how="refused" if any(sentence in str(error) for sentence in sentences) else str(error))
+    recovery = events.result
+    how = "answered" if recovery.sentences or recovery.image else "empty"
+    return Outcome(how=how, losses=losses, recovery=recovery)
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "batch-norm-train"])
 @pytest.mark.parametrize("attack", [attack for attack in QUICK if attack not in ("idlg", "replay")])
-def test_an_attack_on_text_recovers_or_names_the_trait(attack: str, spec: str, toy_model: ToyModel) -> None:
+def test_an_attack_on_text_recovers_or_names_the_trait(
+    attack: str, spec: str, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = functools.partial(matching, options=Match(**QUICK["match"]))
+    monkeypatch.setattr("textleak.attacks.auto.matching", few)  # which has no options of its own
     model = toy_model("bert", task="classification")
     shared, secret = share(model, TWO, client=client_of(spec), know="lengths,labels,batch-size", seed=1)
     missing = set(ATTACKS[attack].needs) - view_of(shared, model).client.traits(model)
+    found = outcome(attack, shared, model)
     if attack != "auto" and missing:
-        assert outcome(attack, shared, model) == ("refused", [])
+        assert found == Outcome(how="refused")
         return
-    how, progress = outcome(attack, shared, model)
     if (attack, spec) == ("embedding", "LoRA"):  # only adapters leave
-        assert "No embedding's gradient was shared." in how
+        assert "No embedding's gradient was shared." in found.how
         return
-    if attack == "auto" and how == "refused":  # no channel's needs are met
+    if attack == "auto" and found.how == "refused":  # no channel's needs are met
         assert not view_of(shared, model).has(Trait.ONE_POINT) or not view_of(shared, model).has(
             Trait.REPEATABLE
         )
         return
-    assert how == "answered"
-    losses = [event.loss for event in progress if event.loss is not None]
+    assert found.how == "answered"
     if attack in ("dlg", "tag", "cosine", "lamp"):  # at the few steps of a test they come nearer, no more
-        assert min(losses) < losses[0]
+        assert min(found.losses) < found.losses[0]
         return
-    recovery = to_end(begin(ATTACKS.build(attack, QUICK[attack]), shared, model))
-    scores = textleak.score(recovery, secret, model)
+    scores = textleak.score(found.recovery, secret, model)
     if attack != "embedding" and spec in ("one-step", "accumulate"):
         assert scores.token_recall == 1.0
     # A weights' difference is rounded, and this is a toy: an answer may fall short, but nothing wrong is vouched for.
-    assert scores.exact_rate == 1.0 or recovery.stop is not Stop.VERIFIED
+    assert scores.exact_rate == 1.0 or found.recovery.stop is not Stop.VERIFIED
 
 
 @pytest.mark.parametrize("attack", PICTURE_ATTACKS)
@@ -108,13 +117,12 @@ def test_an_attack_on_pictures_recovers_or_names_the_trait(attack: str, spec: st
     picture_1CHW = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     shared, _ = share(model, picture_1CHW, [2], client=client_of(spec), know="labels,batch-size")
     missing = set(ATTACKS[attack].needs) - view_of(shared, model).client.traits(model)
-    how, progress = outcome(attack, shared, model)
+    found = outcome(attack, shared, model)
     if missing:
-        assert how == "refused"
+        assert found.how == "refused"
         return
-    assert how == "answered"
-    losses = [event.loss for event in progress if event.loss is not None]
-    assert min(losses) <= losses[0]
+    assert found.how == "answered"
+    assert min(found.losses) <= found.losses[0]
 
 
 def test_text_is_no_batch_for_an_attack_on_pictures_and_the_other_way_round(toy_model: ToyModel) -> None:
@@ -136,7 +144,7 @@ def test_replay_reads_one_sentence_of_any_client_that_can_be_repeated(spec: str,
     model = toy_model("bert", task="classification")
     shared, secret = share(model, TWO[:1], client=client_of(spec), share="no-embeddings", seed=1)
     if spec == "train-mode":
-        assert outcome("replay", shared, model) == ("refused", [])
+        assert outcome("replay", shared, model) == Outcome(how="refused")
         return
     recovery = to_end(begin(ATTACKS.build("replay", {}), shared, model))
     assert textleak.score(recovery, secret, model).token_match_rate >= 0.5

@@ -104,26 +104,41 @@ def textleak(*arguments: str, environment: dict[str, str]) -> subprocess.Complet
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_they_run_without_any_other_change(environment: dict[str, str], tmp_path: Path) -> None:
-    done = textleak(
-        *("run", "--sentence", "the cat sat", "--attack", "parrot:token=1001", "--client", "twice"),
-        *("--defense", "nothing", "--weights", "random", "--out", str(tmp_path / "run"), "--json"),
-        environment=environment,
+# Commands one after another, in one process: what each wrote, then the app's catalog.
+COMMANDS = """
+import json, sys
+from typer.testing import CliRunner
+from textleak.cli import app
+from textleak_tui import catalog
+for arguments in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(app, arguments)
+    print(json.dumps([done.exit_code, done.stdout, done.stderr]))
+catalog.main()
+"""
+
+
+def test_they_run_and_are_listed_without_any_other_change(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    run = ("run", "--sentence", "the cat sat", "--attack", "parrot:token=1001", "--client", "twice")
+    more = ("--defense", "nothing", "--weights", "random", "--out", str(tmp_path / "run"), "--json")
+    commands = [(*run, *more), *((kind, "--json") for kind in ("attacks", "clients", "defenses"))]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    *answers, listed = map(json.loads, done.stdout.splitlines())
+    assert [code for code, _, _ in answers] == [0, 0, 0, 0], answers
+    result = json.loads(answers[0][1])
     assert (result["attack"], result["client"], result["defense"]) == ("parrot", ["twice"], ["nothing"])
-    listed = {
-        kind: textleak(kind, "--json", environment=environment).stdout
-        for kind in ("attacks", "clients", "defenses")
-    }
-    assert {
-        kind: name in listed[kind] for kind, name in zip(listed, ("parrot", "twice", "nothing"), strict=True)
-    } == {
-        "attacks": True,
-        "clients": True,
-        "defenses": True,
-    }
+    names = {"attacks": "parrot", "clients": "twice", "defenses": "nothing"}
+    for (kind, name), (_, stdout, _) in zip(names.items(), answers[1:], strict=True):
+        assert name in stdout
+        assert name in [one["name"] for one in listed[kind]]
 
 
 @pytest.mark.slow
@@ -168,14 +183,3 @@ def test_a_grid_takes_them_and_the_certificate_replays_the_client(
     assert all(record["status"] == "done" for record in records)
     auto = [record for record in records if record["cell"]["attack"].startswith("auto")]
     assert all(record["verified"] for record in auto)
-
-
-def test_the_app_lists_them(environment: dict[str, str]) -> None:
-    code = "from textleak_tui import catalog; catalog.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
-    found = json.loads(done.stdout)
-    assert "parrot" in [one["name"] for one in found["attacks"]]
-    assert "twice" in [one["name"] for one in found["clients"]]
-    assert "nothing" in [one["name"] for one in found["defenses"]]

@@ -18,6 +18,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests import warm
 from tests.tui.pilots import until
 from tests.tui_speed import start_run
 from textleak.errors import InputError
@@ -74,6 +75,12 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tui")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app's attacks have loaded their libraries already."""
+    monkeypatch.setattr(subprocess, "Popen", warm.Popen)
 
 
 @pytest.fixture
@@ -373,6 +380,7 @@ def test_settings_that_cannot_be_read_or_kept_are_no_hindrance(tmp_path: Path) -
 # The attack's process
 
 
+@pytest.mark.usefixtures("_warm")
 def test_a_sentence_comes_back(
     play: Callable[..., TextleakApp], toy_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -417,6 +425,7 @@ def test_a_sentence_comes_back(
     assert not app.sessions.going
 
 
+@pytest.mark.usefixtures("_warm")
 def test_a_picture_comes_back_in_half_cells(play: Callable[..., TextleakApp], tmp_path: Path) -> None:
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         await pilot.press("f6")
@@ -465,6 +474,7 @@ def endless(screen: RunScreen, model: Path) -> None:
     screen.form.sentences.text = "the cat sat on the mat"
 
 
+@pytest.mark.usefixtures("_warm")
 def test_a_run_is_paused_resumed_stopped_and_started_again(
     play: Callable[..., TextleakApp], toy_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -515,6 +525,7 @@ def test_a_run_is_paused_resumed_stopped_and_started_again(
     assert not app.sessions.going
 
 
+@pytest.mark.usefixtures("_warm")
 def test_a_run_that_is_killed_says_so_and_the_app_lives_on(
     play: Callable[..., TextleakApp], toy_folder: Callable[[str], Path]
 ) -> None:
@@ -539,6 +550,7 @@ def test_a_run_that_is_killed_says_so_and_the_app_lives_on(
     play(scene)
 
 
+@pytest.mark.usefixtures("_warm")
 def test_settings_that_the_attack_refuses_bring_one_back_to_the_form(
     play: Callable[..., TextleakApp], toy_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -546,8 +558,8 @@ def test_settings_that_the_attack_refuses_bring_one_back_to_the_form(
         choose(screen, model=str(toy_folder("bert")), weights="pretrained", threads="1")
         screen.form.sentences.text = "the cat"
         await pilot.press("f5")
-        await until(pilot, lambda: screen.session is not None)
-        await until(pilot, lambda: screen.session is None)
+        await until(pilot, lambda: screen.form.notice.display)
+        assert screen.session is None
         assert not screen.live
         assert "weights" in words(screen.form.notice)
         assert screen.form.notice.region.height >= 2

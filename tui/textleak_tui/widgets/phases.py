@@ -47,7 +47,7 @@ class PhaseTimeline(Widget):
         """Draw a state as it stands `now` seconds after the run's start; nothing here tells the truth."""
         self._state = state
         self._now = state.t if now is None or state.finished else now
-        drawn = (state.phases, state.finished is None, round(self._now, 1))
+        drawn = (state.phases, state.finished and state.finished.outcome, round(self._now, 1))
         if drawn != self._drawn:
             self._drawn = drawn
             self.refresh()
