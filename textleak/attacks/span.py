@@ -102,10 +102,11 @@ def answer(view: View, found: Found) -> Recovery:
         channel=found.channel,
         notes=found.notes,
     )
-    if found.proved:
-        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.READ
-        return dataclasses.replace(recovery, stop=stop)
-    if found.complete and not any(token == OPEN for row in found.rows for token in row):
+    if found.settled:
+        return dataclasses.replace(recovery, stop=Stop.PROVED)
+    if found.proved and not view.has(Trait.REPEATABLE):
+        return dataclasses.replace(recovery, stop=Stop.TIME if view.clock.over else Stop.READ)
+    if (found.complete or found.proved) and not any(token == OPEN for row in found.rows for token in row):
         certificate = certify(view, sentences)
     return certified(dataclasses.replace(recovery, evaluations=1), certificate)
 

@@ -214,3 +214,25 @@ def test_of_several_sentences_without_masks_nothing_is_said_to_be_proved(
     assert recovery.proved_tokens == 0
     assert recovery.stop is not Stop.PROVED
     assert "told apart by masks alone" in " ".join(recovery.notes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"optimizer": "sgd", "steps": 3, "lr": 0.01}, id="steps of SGD"),
+        pytest.param({"optimizer": "sgd", "epochs": 2, "batch_size": 2, "lr": 1e-3}, id="mini-batches"),
+        pytest.param({"optimizer": "adamw"}, id="a step of AdamW"),
+    ],
+)
+def test_several_sentences_behind_steps_are_read_and_verified_though_nobody_says_how_long_they_are(
+    options: dict[str, object], wide_model: Callable[[], TextModel], tmp_path: Path
+) -> None:
+    model = wide_model()
+    size = 3 if "batch_size" in options else 2
+    sentences = [ONE, "we ran home", "he sat"][:size]
+    plain = {"steps": None, "lr": None, "eps": STEP["eps"], "max_grad_norm": None}
+    shared, secret = shared_by(client(**{**plain, **options}), model, *sentences, folder=tmp_path)
+    assert shared.known.lengths is None
+    recovery = recover(shared, model)
+    assert sorted(read(recovery)) == sorted(secret.ids)
+    assert recovery.stop is Stop.VERIFIED

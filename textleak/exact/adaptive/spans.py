@@ -6,7 +6,8 @@ Shapes: O and I the layers' output and input size, R rank.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from textleak.models.base import Tensors
 from textleak.models.probes.layers import LinearLayer, LocalLayer, local_layers
 from textleak.numerics import exact
 from textleak.shared.effects import before_rounding
-from textleak.shared.traits import Trait
 
 # Part of the dimensions beyond which a fit has too little left to go by (our choice).
 _FULL = 0.5
@@ -33,41 +33,43 @@ class BoundedSpan:
     """What layers that read one input show of it.
 
     Attributes:
-        layers: which.
         span: of their input.
         gradient_OI: theirs, one after the other, as far as the bounds tell it.
         unsure_RI: standard deviation of each entry of the span's directions.
     """
 
-    layers: tuple[LocalLayer, ...]
     span: InputSpan
     gradient_OI: Tensor
     unsure_RI: Tensor
 
 
-def bounded_span(view: View) -> BoundedSpan | str:
-    """The span of the first local input whose layers' gradients lie between bounds; else a sentence why there is none.
-
-    Args:
-        view: what the server sees.
-    """
+def first_layers(view: View) -> tuple[LocalLayer, ...]:
+    """The layers that read the first local input, of those whose gradients were shared."""
     seen = view.shared.gradients
     layers = [
         layer for layer in local_layers(view.text_model) if layer.weight_name in seen and layer.used_once
     ]
-    layers = [layer for layer in layers if layer.input_group == layers[0].input_group]
+    return tuple(layer for layer in layers if layer.input_group == layers[0].input_group)
+
+
+def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None = None) -> BoundedSpan | str:
+    """The span of what some layers read, whose gradients lie between bounds; else a sentence why there is none.
+
+    Args:
+        view: what the server sees.
+        layers: that read one input, and whose gradients were shared.
+        least: inputs that there are at least; a few directions too many are taken then, where nothing shows how many
+            there are.
+    """
     if not layers:
         return "No first layer's weight gradient was shared: there is no span to read."
-    bounds = _bounds(view, {layer.weight_name: seen[layer.weight_name] for layer in layers})
+    bounds = _bounds(view, {layer.weight_name: view.shared.gradients[layer.weight_name] for layer in layers})
     if bounds is None:
         return "The update doesn't show between what the gradient's entries lay."
-    if view.shared.known.batch_size != 1 and view.has(Trait.REPEATABLE):
-        return "Where entries are only told between bounds, inputs of several sentences are told apart by masks alone."
-    found = _fitted(view, _stacked(bounds, layers), layers[0].input_size)
+    found = _fitted(view, _stacked(bounds, layers), least)
     if isinstance(found, str):
         return found
     return BoundedSpan(
-        layers=tuple(layers),
         span=_as_span(found, layers),
         gradient_OI=found.whole_OI,
         unsure_RI=found.unsure_RI,
@@ -84,28 +86,37 @@ def _bounds(view: View, seen: Tensors) -> Mapping[str, tuple[Tensor, Tensor]] | 
     return None if outer else own
 
 
-def _fitted(view: View, bounds: Bounds, size: int) -> LowRank | str:
+def _fitted(view: View, bounds: Bounds, least: int | None) -> LowRank | str:
     """The gradient between bounds; else a sentence why there is none.
 
     Args:
         view: whose lengths say how many inputs there are, where they are known.
         bounds: of all layers.
-        size: of the input.
+        least: see `bounded_span`.
     """
-    lengths = view.shared.known.lengths
-    if lengths is None:
-        rank, tried = rank_between(bounds), _TRIED
-        if rank is None:
-            return "How long the sentences are isn't known, and the step's bounds don't show how many inputs there are."
-    else:  # the last token of a causal language model's sentences is no input
-        rank, tried = sum(lengths) - len(lengths) * (view.text_model.task == "causal-lm"), 1
-    if rank > _FULL * size:
-        return f"The batch fills {rank} of {size} dimensions of the first layers' input (n/D)."
-    for more in range(tried):
-        found = fitted(bounds, rank + more)
-        if tried == 1 or found.misfit <= _ALLOWED:
+    lengths, full = view.shared.known.lengths, int(_FULL * bounds.low_OI.shape[1])
+    if lengths is not None:  # the last token of a causal language model's sentences is no input
+        ranks = [sum(lengths) - len(lengths) * (view.text_model.task == "causal-lm")]
+    elif (shown := rank_between(bounds)) is not None and shown <= full:
+        ranks = list(range(shown, shown + _TRIED))
+    elif least is not None:
+        ranks = list(itertools.takewhile(lambda rank: rank <= full, _growing(least)))
+    else:
+        return "How long the sentences are isn't known, and the step's bounds don't show how many inputs there are."
+    if not ranks or ranks[0] > full:
+        return f"The batch fills more than {_FULL:.0%} of the dimensions of the first layers' input (n/D)."
+    for rank in ranks:
+        found = fitted(bounds, rank)
+        if lengths is not None or found.misfit <= _ALLOWED:
             return found
-    return f"Neither {rank} inputs nor some more give a gradient that lies between the step's bounds."
+    return f"Neither {ranks[0]} inputs nor some more give a gradient that lies between the step's bounds."
+
+
+def _growing(rank: int) -> Iterator[int]:
+    """The rank and larger ones, each by a quarter."""
+    while True:
+        yield rank
+        rank += max(2, rank // 4)
 
 
 def _stacked(bounds: Mapping[str, tuple[Tensor, Tensor]], layers: Sequence[LinearLayer]) -> Bounds:

@@ -104,13 +104,12 @@ class BeforeNorm:
 
     def parts(self, ids_N: Tensor, position: int) -> Tensor:
         """See `Dropped`; whatever factor they have is the norm's."""
-        return exact((self.made.tokens_VI[ids_N] + self.made.positions_TI[position]).detach()).cpu()
+        return exact(self.made.before_norm(ids_N, position).detach()).cpu()
 
     def along(self, directions_KI: Tensor) -> Callable[[int], Tensor] | None:
         """See `Dropped`."""
-        tokens_VK = self.made.tokens_VI.detach() @ directions_KI.T
-        places_TI = self.made.positions_TI.detach()
-        return lambda position: tokens_VK + places_TI[position] @ directions_KI.T
+        tokens_VK, places = self.made.tokens_VI.detach() @ directions_KI.T, self.made.places
+        return lambda position: tokens_VK + places.first(position + 1)[position].detach() @ directions_KI.T
 
     def columns(self, basis_IR: Tensor) -> Tensor:
         """See `Dropped`."""

@@ -17,7 +17,7 @@ import torch
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
-from textleak.exact.adaptive.spans import bounded_span
+from textleak.exact.adaptive.spans import bounded_span, first_layers
 from textleak.exact.classes import single_class
 from textleak.exact.dropout.arrangement import arranged
 from textleak.exact.dropout.attention import attended
@@ -85,14 +85,17 @@ def _laid_out(view: View) -> Frame | str:
 
 def _laid_out_between_bounds(view: View) -> Frame | str:
     """The same where a step or rounding left each entry of the gradient between bounds."""
-    found = bounded_span(view)
+    if view.shared.known.batch_size != 1 and view.has(Trait.REPEATABLE):
+        return "Where entries are only told between bounds, inputs of several sentences are told apart by masks alone."
+    layers = first_layers(view)
+    found = bounded_span(view, layers)
     if isinstance(found, str):
         return found
-    dropped = dropped_by(view, found.layers[0])
+    dropped = dropped_by(view, layers[0])
     if dropped is None:
         return "The client changes the first layers' inputs in a way that no channel here reads."
     return Frame.of(
-        view.text_model, dropped, found.layers, found.span, found.gradient_OI, unsure_RI=found.unsure_RI
+        view.text_model, dropped, layers, found.span, found.gradient_OI, unsure_RI=found.unsure_RI
     )
 
 
