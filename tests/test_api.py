@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,14 @@ def test_a_shared_gradient_is_told_in_a_line_without_its_numbers(toy_model: ToyM
     for words in ("classification", "share all", "client one-step", "defenses sign", "told batch-size"):
         assert words in said
     assert shared._repr_html_().startswith("<table>")
+
+
+def test_files_are_named_by_a_text_too(toy_model: ToyModel, tmp_path: Path) -> None:
+    shared, secret = textleak.share(toy_model("bert"), "the cat", seed=0)
+    shared.save(f"{tmp_path}/g.safetensors")
+    secret.save(f"{tmp_path}/t.json")
+    assert textleak.SharedGradient.load(f"{tmp_path}/g.safetensors").share == shared.share
+    assert textleak.Secret.load(f"{tmp_path}/t.json") == secret
 
 
 def test_every_example_of_what_is_exported_runs() -> None:

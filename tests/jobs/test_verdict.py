@@ -66,6 +66,16 @@ def test_a_half_is_not_most_of_the_text() -> None:
     assert judge(found(match=0.500001, tokens=8)).word is Word.LEAKS
 
 
+@pytest.mark.parametrize(
+    "partly", [{"vocabulary": 7}, {"match": 0.3}, {"recall": 0.3}, {"proved_tokens": 2, "tokens": 9}]
+)
+def test_an_attack_that_was_cut_off_says_so_beside_what_it_found(partly: dict[str, float]) -> None:
+    for cut_off in (True, False):
+        verdict = judge(found(**{"vocabulary": None, **partly, "cut_off": cut_off}))
+        assert verdict.word is Word.PARTLY
+        assert ("more time may find more" in verdict.sentence) is cut_off
+
+
 def test_nothing_that_moved_gives_nothing_away_and_says_nothing_more() -> None:
     verdict = judge(found(moved=False, vocabulary=None))
     assert verdict.sentence.startswith("Nothing moved")

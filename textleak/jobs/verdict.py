@@ -119,14 +119,14 @@ def _place(found: Outcome) -> str:
 
 
 def _partly(found: Outcome) -> Verdict | None:
+    cut = " The attack was cut off; more time may find more." if found.cut_off else ""
     if found.proved_tokens:
-        cut = " The attack was cut off; more time may find more." if found.cut_off else ""
         return _part(
             f"{count_of(found.proved_tokens, 'token')} came back, proved by the layers' inputs; not the text.{cut}"
         )
     if found.match:
         return _part(
-            f"{100 * found.match:.0f} % of the tokens came back at their place, less than half of the text."
+            f"{100 * found.match:.0f} % of the tokens came back at their place, less than half of the text.{cut}"
         )
     if found.fits_as_well:
         return _part(
@@ -134,10 +134,10 @@ def _partly(found: Outcome) -> Verdict | None:
         )
     if found.vocabulary:
         return _part(
-            f"The update names {count_of(found.vocabulary, 'token')} of its batch; their order wasn't found."
+            f"The update names {count_of(found.vocabulary, 'token')} of its batch; their order wasn't found.{cut}"
         )
     if found.recall:
-        return _part(f"{100 * found.recall:.0f} % of the tokens came back, none of them at its place.")
+        return _part(f"{100 * found.recall:.0f} % of the tokens came back, none of them at its place.{cut}")
     return None
 
 

@@ -37,7 +37,7 @@ class Secret:
     defenses: tuple[PublicDefense, ...] = ()
     client: PublicClient = ONE_STEP
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write it as JSON, for its owner alone.
 
         Raises:
@@ -46,7 +46,7 @@ class Secret:
         _write(self, path)
 
     @classmethod
-    def load(cls, path: Path) -> Secret:
+    def load(cls, path: Path | str) -> Secret:
         """Read what `save` wrote.
 
         Raises:
@@ -71,7 +71,7 @@ class ImageSecret:
     defenses: tuple[PublicDefense, ...] = ()
     client: PublicClient = ONE_STEP
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write it as JSON, for its owner alone.
 
         Raises:
@@ -88,7 +88,7 @@ class ImageSecret:
         )
 
     @classmethod
-    def load(cls, path: Path) -> ImageSecret:
+    def load(cls, path: Path | str) -> ImageSecret:
         """Read what `save` wrote.
 
         Raises:
@@ -125,16 +125,16 @@ class _WrittenPictures:
 W = TypeVar("W")
 
 
-def _write(secret: object, path: Path) -> None:
+def _write(secret: object, path: Path | str) -> None:
     indent = 1 if isinstance(secret, Secret) else None  # a line a sentence, but not a line a pixel
     written = TypeAdapter(type(secret)).dump_json(secret, indent=indent, ensure_ascii=False)
     with unwritten(f"The truth can't be written to {path}.", fix="Choose another --out."):
-        owned.write(path, written + b"\n")
+        owned.write(Path(path), written + b"\n")
 
 
-def _read(kind: type[W], path: Path, what: str) -> W:
+def _read(kind: type[W], path: Path | str, what: str) -> W:
     try:
-        return TypeAdapter(kind).validate_json(foreign.read(path))
+        return TypeAdapter(kind).validate_json(foreign.read(Path(path)))
     except OSError as error:
         raise _unread(path, what, f"{error}.") from None
     except ValidationError as error:
@@ -143,7 +143,7 @@ def _read(kind: type[W], path: Path, what: str) -> W:
         raise _unread(path, what, f"{where and f'{where}: '}{first['msg']}.") from None
 
 
-def _unread(path: Path, what: str, why: str) -> InputError:
+def _unread(path: Path | str, what: str, why: str) -> InputError:
     return InputError(
         f"{path} can't be read as a truth file of {what}.",
         why=why,

@@ -115,12 +115,13 @@ class SharedGradient:
         """Global L2 norm."""
         return float(torch.stack([exact(g).norm() for g in self.gradients.values()]).norm())
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write a safetensors file; the public metadata travels as JSON in its header.
 
         Raises:
             InputError: the file can't be written.
         """
+        path = Path(path)
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -143,13 +144,14 @@ class SharedGradient:
             ) from None
 
     @classmethod
-    def load(cls, path: Path) -> SharedGradient:
+    def load(cls, path: Path | str) -> SharedGradient:
         """Read what `save` wrote.
 
         Raises:
             InputError: no such file, not safetensors (a pickle is never opened), truncated, too large for the
                 memory, without textleak's metadata, or with values that are not finite.
         """
+        path = Path(path)
         if not path.exists() or path.is_dir():
             raise InputError(
                 f"There is no gradient file {path}.", fix="`textleak share --out FILE` writes one."
