@@ -16,15 +16,14 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from textleak.foreign import kind_of
 
-try:
+if sys.platform != "win32":  # where no folder can be held
     import fcntl
-except ImportError:  # Windows, where no folder can be held
-    fcntl = None  # type: ignore[assignment]
 
 _MODE = 0o600
 _PARTIAL = re.compile(r"\.textleak-[0-9a-f]{16}\.partial")
@@ -77,7 +76,7 @@ def _held(parent: Path) -> tuple[Path, int | None]:
     while True:
         partial = parent / f".textleak-{secrets.token_hex(8)}.partial"
         partial.mkdir(mode=0o700)
-        if fcntl is None:
+        if sys.platform == "win32":
             return partial, None
         try:
             held = _lock(partial)
@@ -110,7 +109,7 @@ def _lock(folder: Path) -> int:
 
 def _sweep(parent: Path) -> None:
     """Take away the folders of our name and owner that no process holds."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:

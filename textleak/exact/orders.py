@@ -80,7 +80,8 @@ def ordered_sentence(model: TextModel, shared: SharedGradient, pairs: Pairs) -> 
             more = [tokens[i] for i in torch.randint(len(tokens), (length - least,), generator=generator)]
             inner = [*tokens, *more]
             start = [inner[i] for i in shuffled(len(inner), generator)]
-            for end in _descend(check, (*model.prefix_ids, *start, *model.suffix_ids)):
+            for step in _descend(check, (*model.prefix_ids, *start, *model.suffix_ids)):
+                end = step
                 yield None
             ends.append(end)
             if min(ends) != end or [row for _, row in ends].count(end[1]) > 1:

@@ -99,7 +99,7 @@ def way_of(model: TextModel) -> Way:
         InputError: in none of the ways that are known here.
     """
     with explained(model), torch.no_grad(), quiet():
-        embeddings_1TE = model.embed(model.content_ids[:_TOKENS][None])
+        embeddings_1TE: object = model.embed(model.content_ids[:_TOKENS][None])
         if not isinstance(embeddings_1TE, Tensor):
             kind = type(model.word_embedding).__name__
             raise InputError(
@@ -115,7 +115,7 @@ def way_of(model: TextModel) -> Way:
             for by_ids in (False, True)
         ]
         why = [_why_not(model, way, embeddings_1TE) for way in ways]
-        if all(why):
+        if why[0] is not None and all(why):
             raise why[0]
         way = ways[why.index(None)]
         short = _why_not(model, way, embeddings_1TE[:, :1])

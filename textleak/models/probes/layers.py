@@ -157,7 +157,7 @@ def layer_inputs(
         mask = None
     try:
         with hooked(handles), torch.set_grad_enabled(differentiable):
-            where = {} if positions is None else {"position_ids": positions}
+            where: dict[str, Any] = {} if positions is None else {"position_ids": positions}
             run(model, inputs, mask=mask, **where)
     except _Enough:
         shape = inputs.shape[:2]
