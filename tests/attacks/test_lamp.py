@@ -208,11 +208,17 @@ def test_a_start_whose_distance_is_no_number_is_never_the_best(toy_model: ToyMod
         assert 0 < distance < float("inf")
 
 
-@pytest.mark.parametrize("sentence", ["the dog ran home", "she wrote a letter"])
-def test_a_planted_sentence_comes_back(sentence: str, toy_model: ToyModel) -> None:
+@pytest.mark.parametrize(
+    ("sentence", "steps", "moves", "moves_every"),
+    [("the dog ran home", 60, 20, 20), ("she wrote a letter", 100, 40, 30)],
+)
+def test_a_planted_sentence_comes_back(
+    sentence: str, steps: int, moves: int, moves_every: int, toy_model: ToyModel
+) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, [sentence], know=TOLD, seed=1)
-    _, recovery = attack(shared, model, steps=100, restarts=2, starts=60, moves=40, moves_every=30)
+    options = {"steps": steps, "restarts": 2, "starts": 60, "moves": moves, "moves_every": moves_every}
+    _, recovery = attack(shared, model, **options)
     assert tuple(p.id for p in recovery.sentences[0].positions) == secret.ids[0]
 
 

@@ -56,7 +56,10 @@ def test_every_kind_of_client_has_a_row() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a cell: "answered", "empty", "refused" with a trait's sentence, or another error."""
+    """What came of a cell: "answered", "empty", "refused" with a trait's sentence, or another error.
+
+    Losses are those from the first step on, not of the starts that it was chosen from.
+    """
 
     how: str
     losses: tuple[float, ...] = ()
@@ -68,11 +71,12 @@ def outcome(attack: str, shared: SharedGradient, model: object) -> Outcome:
     options = {**QUICK[attack], **({"steps": STEPS} if "steps" in QUICK[attack] else {})}
     try:
         events = Followed(begin(ATTACKS.build(attack, options), shared, model))
-        losses = tuple(e.loss for e in events if isinstance(e, Progress) and e.loss is not None)
+        told = [e for e in events if isinstance(e, Progress) and e.phase != "initialize"]
     except InputError as error:
         return Outcome(how="refused" if any(sentence in str(error) for sentence in sentences) else str(error))
     recovery = events.result
     how = "answered" if recovery.sentences or recovery.image else "empty"
+    losses = tuple(progress.loss for progress in told if progress.loss is not None)
     return Outcome(how=how, losses=losses, recovery=recovery)
 
 
