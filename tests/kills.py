@@ -342,7 +342,7 @@ def what_is_left(folder: Path, problems: list[str]) -> str:
     except Exception as error:
         problems.append(f"{folder.name}: {type(error).__name__}: {error}")
         return "unreadable"
-    # There are no reports of pictures, and a run that was killed before its answer has nothing to compare: that is said.
+    # Pictures have no report, and a run that was killed before its answer has nothing to compare; both are said.
     of_pictures = folder.name.startswith("image")
     for arguments, codes in (
         (["report", str(folder)], {0, 2} if of_pictures else {0}),
