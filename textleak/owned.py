@@ -26,6 +26,7 @@ try:
 except ImportError:  # Windows, where no folder can be held
     fcntl = None  # type: ignore[assignment]
 
+_HOLDS: bool = fcntl is not None
 _MODE = 0o600
 _PARTIAL = re.compile(r"\.textleak-[0-9a-f]{16}\.partial")
 # Of a link that stands where a file is to be opened; 0 on systems without links of that kind.
@@ -77,7 +78,7 @@ def _held(parent: Path) -> tuple[Path, int | None]:
     while True:
         partial = parent / f".textleak-{secrets.token_hex(8)}.partial"
         partial.mkdir(mode=0o700)
-        if fcntl is None:
+        if not _HOLDS:
             return partial, None
         try:
             held = _lock(partial)
@@ -110,7 +111,7 @@ def _lock(folder: Path) -> int:
 
 def _sweep(parent: Path) -> None:
     """Take away the folders of our name and owner that no process holds."""
-    if fcntl is None:
+    if not _HOLDS:
         return
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:

@@ -372,7 +372,7 @@ def test_without_locks_nothing_is_taken_away(tmp_path: Path, monkeypatch: pytest
     left.mkdir()
     monkeypatch.setattr(owned.fcntl, "flock", none)
     owned.write(tmp_path / "file", b"1")
-    monkeypatch.setattr(owned, "fcntl", None)
+    monkeypatch.setattr(owned, "_HOLDS", False)
     owned.write(tmp_path / "file", b"2")
     assert (tmp_path / "file").read_bytes() == b"2"
     assert sorted(tmp_path.iterdir()) == [left, tmp_path / "file"]
