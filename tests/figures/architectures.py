@@ -262,7 +262,8 @@ def _tell(to: Connection, family: str, sentences: Sequence[str], time_limit: flo
         row = measured(family, sentences, time_limit)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({Path(where.filename).name}:{where.lineno})"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        said += f" ({Path(where.filename).name}:{where.lineno})"
         row = Row(family=family, said=said, crashed=True)
     to.send(row)
 

@@ -165,7 +165,12 @@ class _Run:
     def _without(self, proved: tuple[Sentence, ...], size: int | None) -> SharedGradient:
         """The gradient of the batch without some of its `size` sentences."""
         left = (size or 0) - len(proved)
-        if size is None or left <= 0 or self.shared.defenses:
+        if size is not None and left <= 0:
+            raise InputError(
+                "All sentences were found, but their own gradient isn't the shared one: the client's loss, or how it "
+                "trains, is another one than was told."
+            )
+        if size is None or self.shared.defenses:
             raise InputError("How many sentences are missing doesn't show, so matching has nothing to go by.")
         own = own_gradient(self.view.double(), proved)
         gradients = {
