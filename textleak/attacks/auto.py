@@ -83,18 +83,10 @@ class _Run:
             recovery = answer(self.view, found)
             self.totals.evaluations += recovery.final_loss is not None  # it was put to the exact test
             self.answers.append(recovery)
-            if recovery.stop.settled or found.proved:  # nothing else reads what only some of is proved
+            # What only some of is proved is read by nothing else, where no answer can be put to the test.
+            if recovery.stop.settled or (found.proved and not self.view.has(Trait.REPEATABLE)):
                 return self._last(recovery)
-        part: Steps | None = None
-        if self._can(Match):
-            part = self._matched(found)
-        elif self._can(Replay):
-            part = self.totals.followed(Replay().run(self.view, generator=self.generator))
-        if part is not None:
-            try:
-                self.answers.append((yield from part))
-            except InputError as error:  # it has nothing to go by: what was found before is the answer
-                self.notes.append(" ".join(str(error).splitlines()))
+        yield from self._further(found)
         if not self.answers:
             raise InputError(
                 f"No channel reads what this client sends ({self.shared.client.spec}).",
@@ -102,6 +94,22 @@ class _Run:
                 fix="What leaks can't be told: that nothing was found here is no sign of safety.",
             )
         return self._last(self._best())
+
+    def _further(self, found: Found) -> Generator[Phase | Progress, None, None]:
+        """What is left, by matching; or by replaying the client's steps where they make no sum of gradients."""
+        plain = self.view.has(Trait.ADDITIVE)
+        for attack in (Match, Replay) if plain else (Replay, Match):
+            if not self._can(attack):
+                continue
+            matched = attack is Match
+            part = self._matched(found) if matched else Replay().run(self.view, generator=self.generator)
+            try:
+                self.answers.append((yield from part if matched else self.totals.followed(part)))
+            except InputError as error:  # it has nothing to go by: what was found before is the answer
+                self.notes.append(" ".join(str(error).splitlines()))
+                if not plain:
+                    continue
+            return
 
     def _can(self, attack: type[Attack]) -> bool:
         """Whether a channel's needs are met; a note says what is missing."""
@@ -139,7 +147,8 @@ class _Run:
 
     def _matched(self, found: Found) -> Generator[Phase | Progress, None, Recovery]:
         """Matching of what is left; its answer joined with what was proved before."""
-        proved = shown(self.model, self.shared, found) if found.rows and found.classes else ()
+        whole = found.rows and found.classes and not found.proved
+        proved = shown(self.model, self.shared, found) if whole else ()
         left = self._without(proved, found.batch_size) if proved else self.shared
         view = dataclasses.replace(self.view, shared=left)
         # What is left has more rounding in it than a client's gradient: an answer is put to the test as a whole.

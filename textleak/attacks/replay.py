@@ -1,52 +1,48 @@
-"""Replay (our choice): ranked tokens, then descent with the client's own procedure replayed on each guess.
+"""Replay (our choice): what an update spans, then the client's own procedure replayed on each guess.
 
 What several local steps or an optimizer make of a gradient still has the tokens' inputs in its row spaces, blurred:
 they rank the vocabulary at each position. Which of the first ones it was is told by what the client would have sent.
 
+One sentence of known length:
 1. The vocabulary is ranked by the leading directions of the first layer's updates, as many as there are tokens.
 2. From the first token of each list and every label, one position after the other takes the token whose replayed
    update points nearest to the one seen; a cheaper client stands in where there is one (`Client.proxy`).
 3. The answer is certified by the whole procedure.
-
-Shapes: T positions, R directions, I a layer's input size.
+Several, or of unknown length: sentences whose inputs further in lie in their spans too, put together by replaying them
+(`replaying.batches`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps, certified
+from textleak.attacks.replaying.batches import ReplayedBatch
+from textleak.attacks.replaying.lists import ranked_tokens
+from textleak.attacks.replaying.scores import Replayed, sentences_of
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, Stop
-from textleak.exact.subspace import as_rows, rank_vocabulary, span_of
+from textleak.events import Phase, Progress, Recovery, Stop
+from textleak.exact.adaptive.rows import BlurredRows
 from textleak.matching.discrete import Guess, Scores, substitutions
 from textleak.models.base import Modality
-from textleak.models.decoding import fixed_tokens, to_sentence, unreachable_tokens
-from textleak.models.guesses import examples_of
-from textleak.models.probes.layers import local_layers
-from textleak.numerics import exact
 from textleak.proof.certificate import Certificate, certify
 from textleak.shared.traits import Trait
-
-# Tensors whose norm is below this part of the largest one's are only rounding, and not compared; of the others the
-# first ones up to so many entries: an optimizer's step over all of them costs more than the gradient (our choice).
-_DROPPED, _COMPARED = 1e-6, 4_000_000
+from textleak.words import count_of
 
 
 @ATTACKS.register("replay")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay:
-    """Tokens ranked by what an update spans, then the client's own steps replayed on each guess; one sentence.
+    """What an update spans, then the client's own steps replayed on each guess.
 
     Attributes:
-        proposals: tokens tried at each position.
+        proposals: tokens tried at each position of one sentence.
         sweeps: rounds over all positions, at most.
         time_limit: seconds after which the best answer so far is returned; None for no limit.
     """
@@ -54,7 +50,7 @@ class Replay:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.REPEATABLE})
-    when: ClassVar[str] = "several local steps, one sentence"
+    when: ClassVar[str] = "several local steps, or an optimizer"
     paper: ClassVar[str] = "ours"
 
     # Measured on minilm: after one clipped AdamW step, or ten, true tokens are among the first 12 of their lists.
@@ -66,19 +62,20 @@ class Replay:
         """Attack; see the module's first lines for how.
 
         Raises:
-            InputError: more than one sentence, an unknown length, or no first layer's gradient.
+            InputError: no first layer's gradient, or spans that tell nothing.
         """
         del generator  # nothing is drawn
-        model, lengths = view.text_model, view.shared.known.lengths
+        lengths = view.shared.known.lengths
         if lengths is None or len(lengths) != 1:
-            raise InputError(
-                "replay reads one sentence whose length is known.",
-                why="Its lists say what stands at each position, not in which sentence of a batch.",
-                fix="Tell the length with --know lengths,batch-size, or use --attack auto.",
-            )
+            return (yield from _batch(view))
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
         lists = ranked_tokens(view, lengths[0], self.proposals)
-        scores = Scores(_Replayed(view).scores)
+        return (yield from self._one_sentence(view, lists))
+
+    def _one_sentence(self, view: View, lists: Sequence[Sequence[int]]) -> Steps:
+        """The token at each position, and the label, whose replayed update is nearest."""
+        model = view.text_model
+        scores = Scores(Replayed(view).scores)
         labels = () if model.num_labels is None else view.shared.known.labels or (0,)
         best = Guess((tuple(tokens[0] for tokens in lists),), labels)
         turns = [turn for turn, tokens in enumerate(lists) if len(tokens) > 1]
@@ -97,104 +94,55 @@ class Replay:
                     steps=self.sweeps,
                     loss=found[best],
                     evaluations=scores.evaluations,
-                    sentences=_sentences(view, best),
+                    sentences=sentences_of(view, best),
                 )
                 if turn < 0 and sweep == 1:  # the first tokens of all lists may be it
-                    certificate = certify(view, _sentences(view, best))
+                    certificate = certify(view, sentences_of(view, best))
                 if view.clock.over or certificate.verified:
                     break
             if best == before or view.clock.over or certificate.verified:
                 break
         if not certificate.verified:
             yield Phase(name="verify", detail="the answer's own update")
-            certificate = certify(view, _sentences(view, best))
-        recovery = Recovery(
-            sentences=_sentences(view, best),
-            stop=Stop.TIME if view.clock.over else Stop.CONVERGED,
-            final_loss=scores([best])[best],
-            evaluations=scores.evaluations,
-            channel="replay",
-            notes=certificate.notes,
-        )
-        return certified(recovery, certificate)
+            certificate = certify(view, sentences_of(view, best))
+        return _recovery(view, best, certificate, scores)
 
 
-def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
-    """For each position of a sentence the tokens whose input the update spans best; those that are fixed alone.
-
-    Raises:
-        InputError: no first layer's gradient was shared.
-    """
-    model, seen = view.text_model, view.shared.gradients
-    layers = [layer for layer in local_layers(model) if layer.weight_name in seen and layer.used_once]
-    layers = [layer for layer in layers if layer.input_group == layers[0].input_group]
-    if not layers or not layers[0].depends_on_position:
+def _batch(view: View) -> Generator[Phase | Progress, None, Recovery]:
+    """Sentences found one by one, put together by what the client would have sent."""
+    yield Phase(name="grouping", detail="sentences whose inputs lie in the update's spans")
+    blurred = BlurredRows.of(view)
+    if isinstance(blurred, str):
         raise InputError(
-            "No first layer's gradient that tells positions apart was shared.",
-            why="Tokens are ranked by the directions of its update.",
-            fix="Share more (--share no-embeddings, or all), or use another attack.",
+            f"replay finds no sentences in this update: {blurred}",
+            why="They are read off the spans of its layers' inputs, and replaying the client's steps tells the rest.",
+            fix="Share more (--share no-embeddings), or tell one sentence's length (--know lengths,batch-size).",
         )
-    stacked_OI = torch.cat([_unit(as_rows(seen[layer.weight_name], layer)) for layer in layers])
-    _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
-    rank = min(length, len(s_R) - 1)
-    span = span_of(
-        [layer.name for layer in layers],
-        s_R[:rank],
-        basis_RI[:rank],
-        shape=(len(stacked_OI), stacked_OI.shape[1]),
-        noise=float(s_R[rank]),
-        clear=True,
+    batch = ReplayedBatch(view, blurred)
+    yield from batch.run()
+    if batch.guess is None:
+        raise InputError(
+            "replay finds no sentences in this update.",
+            why="Tokens have inputs that it spans, but no sentence of them does.",
+            fix="That nothing was found is no sign of safety; with one sentence, tell its length "
+            "(--know lengths,batch-size).",
+        )
+    return _recovery(view, batch.guess, batch.certificate, batch.scores)
+
+
+def _recovery(view: View, guess: Guess, certificate: Certificate, scores: Scores) -> Recovery:
+    size = view.shared.known.batch_size
+    missing = (size or 0) - len(guess.rows)
+    notes = (f"{count_of(missing, 'sentence')} of {size} were not found.",) if missing > 0 else ()
+    recovery = Recovery(
+        sentences=sentences_of(view, guess),
+        stop=Stop.TIME if view.clock.over else Stop.CONVERGED,
+        final_loss=scores([guess])[guess],
+        evaluations=scores.evaluations,
+        channel="replay",
+        notes=(*notes, *certificate.notes),
     )
-    fixed, barred = fixed_tokens(model, length), unreachable_tokens(model)
-    lists = []
-    for position, ranked in rank_vocabulary(
-        model, layers[0], span, positions=length, keep=keep + len(barred)
-    ):
-        tokens = [token for token, _ in ranked if token not in barred][:keep]
-        lists.append([fixed[position]] if position in fixed else tokens)
-    return lists
-
-
-def _unit(gradient_OI: Tensor) -> Tensor:
-    """A layer's gradient at norm 1, so that layers count alike."""
-    precise_OI = exact(gradient_OI)
-    scaled_OI: Tensor = precise_OI / precise_OI.norm().clamp_min(torch.finfo(precise_OI.dtype).tiny)
-    return scaled_OI
-
-
-class _Replayed:
-    """Scores guesses by how far what the client would have sent points from what it sent.
-
-    Args:
-        view: what the server sees.
-    """
-
-    def __init__(self, view: View) -> None:
-        seen = view.shared.gradients
-        norms = {name: float(exact(value).norm()) for name, value in seen.items()}
-        largest, entries = max(norms.values()), 0
-        self.norms: dict[str, float] = {}
-        for name, norm in norms.items():
-            if norm > _DROPPED * largest and (entries < _COMPARED or not self.norms):
-                self.norms[name] = norm
-                entries += seen[name].numel()
-        compared = dataclasses.replace(view.shared, gradients={name: seen[name] for name in self.norms})
-        self.view = dataclasses.replace(view, client=view.client.proxy(), shared=compared)
-
-    def scores(self, guesses: Sequence[Guess]) -> list[float]:
-        """The mean over tensors of 1 − cosine, for each guess."""
-        return [self._score(guess) for guess in guesses]
-
-    def _score(self, guess: Guess) -> float:
-        own = self.view.own(examples_of(self.view.text_model, guess.rows, guess.classes))
-        seen = self.view.shared.gradients
-        total = 0.0
-        for name, norm in self.norms.items():
-            mine = own[name].flatten() if name in own else torch.zeros(1)
-            length = float(mine.norm())
-            if length > 0:
-                total += float(mine @ seen[name].flatten().to(mine)) / (length * norm)
-        return 1 - total / len(self.norms)
+    return certified(recovery, certificate)
 
 
 def _followers(guess: Guess, lists: Sequence[Sequence[int]], turn: int, classes: int) -> list[Guess]:
@@ -202,16 +150,3 @@ def _followers(guess: Guess, lists: Sequence[Sequence[int]], turn: int, classes:
     if turn < 0:
         return [guess.with_class(0, label) for label in range(classes)]
     return list(substitutions(guess, 0, turn, lists[turn]))
-
-
-def _sentences(view: View, guess: Guess) -> tuple[Sentence, ...]:
-    V = view.text_model.vocab_size
-    return tuple(
-        to_sentence(
-            view.text_model,
-            [symbol % V for symbol in row],
-            channels=["replay"] * len(row),
-            label=guess.classes[b] if guess.classes else None,
-        )
-        for b, row in enumerate(guess.rows)
-    )

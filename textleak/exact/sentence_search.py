@@ -87,6 +87,8 @@ class SentenceSearch:
         inputs: Sequence[LayerRemainder],
         attention: FirstAttention | None,
         ends: dict[Row, float],
+        *,
+        solved: float = _SOLVED,
     ) -> None:
         """Nothing is tried yet.
 
@@ -96,8 +98,9 @@ class SentenceSearch:
             inputs: what is left of the gradient at the first input, and at those further in.
             attention: the first one, where it was found.
             ends: where descents end is noted here, with their mean parts outside.
+            solved: mean part outside below which a row is given out.
         """
-        self.model, self.pairs, self.ends = model, pairs, ends
+        self.model, self.pairs, self.ends, self.solved = model, pairs, ends, solved
         first, *further = inputs
         assert first.span is not None
         self.rank = first.span.rank
@@ -136,15 +139,22 @@ class SentenceSearch:
         while handful := list(itertools.islice(starts, _HANDFUL)):
             ended: list[_End] = []
             for start in handful:
-                ranked = self._ranked(start, effort.votes)
-                for end in self._ends(start, ranked, effort):
-                    if end.outside <= _SOLVED:
+                for end in self._ends(start, self._ranked(start, effort.votes), effort):
+                    if end.outside <= self.solved:
                         yield tuple(tokens[end.row].tolist())
                     ended.append(end)
                 yield None
             for row in self._finished(ended, effort):
                 yield tuple(tokens[row].tolist())
                 yield None
+
+    def from_start(self, start: int, effort: Effort) -> Iterator[Row]:
+        """Sentences that one start leads to and nothing speaks against."""
+        if self.check is None:
+            return
+        for end in self._ends(start, self._ranked(start, effort.votes), effort):
+            if end.outside <= self.solved:
+                yield tuple(self.pairs.tokens_N[end.row].tolist())
 
     def _ranked(self, start: int, votes: int) -> list[list[int]]:
         """The pairs at each position, those first that are tied most strongly to one of them."""
@@ -189,7 +199,7 @@ class SentenceSearch:
             options = self._options(row, ranked, effort.options)
             options[place] = []
             end, outside = descend(
-                self.check, row, options, sweeps=8, solved_at=_SOLVED, exchanges=self._exchanges
+                self.check, row, options, sweeps=8, solved_at=self.solved, exchanges=self._exchanges
             )
             self._note(end, outside)
             yield _End(row=end, outside=outside, ranked=ranked)
@@ -204,13 +214,13 @@ class SentenceSearch:
             self.seen.add(tuple(start.row))
             row, outside = list(start.row), start.outside
             for check, most in ((self.check, None), (self.network, effort.further)):
-                if check is not None and outside > _SOLVED:
+                if check is not None and outside > self.solved:
                     options = self._options(row, start.ranked, most)
                     row, outside = descend(
-                        check, row, options, sweeps=4, solved_at=_SOLVED, exchanges=self._exchanges
+                        check, row, options, sweeps=4, solved_at=self.solved, exchanges=self._exchanges
                     )
             self._note(row, outside)
-            if outside <= _SOLVED:
+            if outside <= self.solved:
                 yield row
 
     def _cut(self, ranked: Sequence[Sequence[int]], place: int) -> Iterator[list[int]]:

@@ -54,6 +54,10 @@ class TextModel:
         weights_seed: seed of the weights that were drawn (all of them, or a missing head).
         num_labels: classes for classification, else None.
         trained: names of the parameters that training moves; None for all.
+
+    Example:
+        >>> model.name, model.task, model.weights, model.hidden_size
+        ('bert-tiny', 'classification', 'random', 128)
     """
 
     modality: ClassVar[Modality] = Modality.TEXT

@@ -1,5 +1,6 @@
-"""Gradients that an optimizer's step left between bounds: their spans, and what stands in them.
+"""Updates that are no gradient any more: their spans, and what stands in them.
 
-`bounded` fits the matrix of low rank that lies between bounds; `spans` makes spans of the first layers' gradients so.
-It must not know which optimizer it was: a client says between what each entry lay (`Client.bounds`).
+Where an optimizer's step, or a short type, left each entry between bounds, `bounded` fits the matrix of low rank that
+lies there, and `spans` makes spans of it; `rounded` makes those of several steps. `rows` finds an encoder's sentences
+in either. It must not know which optimizer or type it was: a client says between what each entry lay (`Client.bounds`).
 """

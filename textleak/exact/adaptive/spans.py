@@ -1,4 +1,4 @@
-"""The span of the first layers' inputs where an optimizer's step left each entry of their gradients between bounds.
+"""The span of the first layers' inputs where a step or a short type left their gradients' entries between bounds.
 
 Shapes: O and I the layers' output and input size, R rank.
 """
@@ -6,7 +6,8 @@ Shapes: O and I the layers' output and input size, R rank.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.exact.adaptive.bounded import Bounds, LowRank, fitted, rank_between
 from textleak.exact.subspace import InputSpan, as_rows
+from textleak.models.base import Tensors
 from textleak.models.probes.layers import LinearLayer, LocalLayer, local_layers
-from textleak.shared.traits import Trait
+from textleak.numerics import exact
+from textleak.shared.effects import before_rounding
 
 # Part of the dimensions beyond which a fit has too little left to go by (our choice).
 _FULL = 0.5
@@ -30,71 +33,90 @@ class BoundedSpan:
     """What layers that read one input show of it.
 
     Attributes:
-        layers: which.
         span: of their input.
         gradient_OI: theirs, one after the other, as far as the bounds tell it.
         unsure_RI: standard deviation of each entry of the span's directions.
     """
 
-    layers: tuple[LocalLayer, ...]
     span: InputSpan
     gradient_OI: Tensor
     unsure_RI: Tensor
 
 
-def bounded_span(view: View) -> BoundedSpan | str:
-    """The span of the first local input whose layers' gradients lie between bounds; else a sentence why there is none.
-
-    Args:
-        view: what the server sees.
-    """
+def first_layers(view: View) -> tuple[LocalLayer, ...]:
+    """The layers that read the first local input, of those whose gradients were shared."""
     seen = view.shared.gradients
     layers = [
         layer for layer in local_layers(view.text_model) if layer.weight_name in seen and layer.used_once
     ]
-    layers = [layer for layer in layers if layer.input_group == layers[0].input_group]
+    return tuple(layer for layer in layers if layer.input_group == layers[0].input_group)
+
+
+def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None = None) -> BoundedSpan | str:
+    """The span of what some layers read, whose gradients lie between bounds; else a sentence why there is none.
+
+    Args:
+        view: what the server sees.
+        layers: that read one input, and whose gradients were shared.
+        least: inputs that there are at least; a few directions too many are taken then, where nothing shows how many
+            there are.
+    """
     if not layers:
         return "No first layer's weight gradient was shared: there is no span to read."
-    if view.shared.effects:
-        return "A defense or a short type changed the update, so its entries don't lie between bounds that are known."
-    bounds = view.client.bounds({layer.weight_name: seen[layer.weight_name] for layer in layers}, view.model)
+    bounds = _bounds(view, {layer.weight_name: view.shared.gradients[layer.weight_name] for layer in layers})
     if bounds is None:
         return "The update doesn't show between what the gradient's entries lay."
-    if view.shared.known.batch_size != 1 and view.has(Trait.REPEATABLE):
-        return "Behind an optimizer's step, inputs of several sentences are told apart by their masks only."
-    found = _fitted(view, _stacked(bounds, layers), layers[0].input_size)
+    found = _fitted(view, _stacked(bounds, layers), least)
     if isinstance(found, str):
         return found
     return BoundedSpan(
-        layers=tuple(layers),
         span=_as_span(found, layers),
         gradient_OI=found.whole_OI,
         unsure_RI=found.unsure_RI,
     )
 
 
-def _fitted(view: View, bounds: Bounds, size: int) -> LowRank | str:
+def _bounds(view: View, seen: Tensors) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+    """Between what the entries of some tensors' gradients lay; None where nothing says that, or they are exact."""
+    own, outer = view.client.bounds(seen, view.model), view.shared.defended_effects
+    if own is None:
+        found = {name: before_rounding(exact(one), exact(one), outer) for name, one in seen.items()}
+        told = {name: pair for name, pair in found.items() if pair is not None}
+        return told if outer and len(told) == len(found) else None
+    return None if outer else own
+
+
+def _fitted(view: View, bounds: Bounds, least: int | None) -> LowRank | str:
     """The gradient between bounds; else a sentence why there is none.
 
     Args:
         view: whose lengths say how many inputs there are, where they are known.
         bounds: of all layers.
-        size: of the input.
+        least: see `bounded_span`.
     """
-    lengths = view.shared.known.lengths
-    if lengths is None:
-        rank, tried = rank_between(bounds), _TRIED
-        if rank is None:
-            return "How long the sentences are isn't known, and the step's bounds don't show how many inputs there are."
-    else:  # the last token of a causal language model's sentences is no input
-        rank, tried = sum(lengths) - len(lengths) * (view.text_model.task == "causal-lm"), 1
-    if rank > _FULL * size:
-        return f"The batch fills {rank} of {size} dimensions of the first layers' input (n/D)."
-    for more in range(tried):
-        found = fitted(bounds, rank + more)
-        if tried == 1 or found.misfit <= _ALLOWED:
+    lengths, full = view.shared.known.lengths, int(_FULL * bounds.low_OI.shape[1])
+    if lengths is not None:  # the last token of a causal language model's sentences is no input
+        ranks = [sum(lengths) - len(lengths) * (view.text_model.task == "causal-lm")]
+    elif (shown := rank_between(bounds)) is not None and shown <= full:
+        ranks = list(range(shown, shown + _TRIED))
+    elif least is not None:
+        ranks = list(itertools.takewhile(lambda rank: rank <= full, _growing(least)))
+    else:
+        return "How long the sentences are isn't known, and the step's bounds don't show how many inputs there are."
+    if not ranks or ranks[0] > full:
+        return f"The batch fills more than {_FULL:.0%} of the dimensions of the first layers' input (n/D)."
+    for rank in ranks:
+        found = fitted(bounds, rank)
+        if lengths is not None or found.misfit <= _ALLOWED:
             return found
-    return f"Neither {rank} inputs nor some more give a gradient that lies between the step's bounds."
+    return f"Neither {ranks[0]} inputs nor some more give a gradient that lies between the step's bounds."
+
+
+def _growing(rank: int) -> Iterator[int]:
+    """The rank and larger ones, each by a quarter."""
+    while True:
+        yield rank
+        rank += max(2, rank // 4)
 
 
 def _stacked(bounds: Mapping[str, tuple[Tensor, Tensor]], layers: Sequence[LinearLayer]) -> Bounds:

@@ -17,7 +17,7 @@ import torch
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
-from textleak.exact.adaptive.spans import bounded_span
+from textleak.exact.adaptive.spans import bounded_span, first_layers
 from textleak.exact.classes import single_class
 from textleak.exact.dropout.arrangement import arranged
 from textleak.exact.dropout.attention import attended
@@ -60,8 +60,10 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 
 def _laid_out(view: View) -> Frame | str:
     """The widest first span, ready for comparison; else a sentence that says why there is none."""
-    if not view.has(Trait.ADDITIVE):
-        return _laid_out_between_bounds(view)
+    if not view.has(Trait.ADDITIVE) or view.shared.seen_effects:
+        between = _laid_out_between_bounds(view)
+        if isinstance(between, Frame) or not view.has(Trait.ADDITIVE):
+            return between
     spans = shared_spans(view.text_model, view.shared)
     if not spans:
         return "No first layer's weight gradient was shared: there is no span to read."
@@ -82,15 +84,18 @@ def _laid_out(view: View) -> Frame | str:
 
 
 def _laid_out_between_bounds(view: View) -> Frame | str:
-    """The same where an optimizer's step left each entry of the gradient between bounds."""
-    found = bounded_span(view)
+    """The same where a step or rounding left each entry of the gradient between bounds."""
+    if view.shared.known.batch_size != 1 and view.has(Trait.REPEATABLE):
+        return "Where entries are only told between bounds, inputs of several sentences are told apart by masks alone."
+    layers = first_layers(view)
+    found = bounded_span(view, layers)
     if isinstance(found, str):
         return found
-    dropped = dropped_by(view, found.layers[0])
+    dropped = dropped_by(view, layers[0])
     if dropped is None:
         return "The client changes the first layers' inputs in a way that no channel here reads."
     return Frame.of(
-        view.text_model, dropped, found.layers, found.span, found.gradient_OI, unsure_RI=found.unsure_RI
+        view.text_model, dropped, layers, found.span, found.gradient_OI, unsure_RI=found.unsure_RI
     )
 
 
@@ -194,8 +199,8 @@ def _notes(search: Occurrences) -> tuple[str, ...]:
     rate = search.frame.dropped.rate
     hides = f"The client drops {rate:.0%} of the first layers' inputs" if rate > 0 else ""
     if search.frame.bounded:
-        step = "the optimizer's step leaves each entry of the gradient between bounds"
-        hides = f"{hides}, and {step}" if hides else step.capitalize()
+        between = "an optimizer's step or rounding leaves each entry of the gradient between bounds"
+        hides = f"{hides}, and {between}" if hides else between.capitalize()
     if not proved:
         return (f"{hides}; no token could be proved behind that.",)
     notes = [

@@ -57,6 +57,13 @@ def wrap(
         task: "classification", "causal-lm" or "masked-lm"; "auto" is told by the network's class.
         name: to call it by; None for the name it was loaded by.
 
+    Example:
+        >>> import copy
+        >>> network = copy.deepcopy(model.network).requires_grad_(True)  # yours, as it is in training
+        >>> own = textleak.wrap(network, model.tokenizer, name="mine")
+        >>> own.name, own.task
+        ('mine', 'classification')
+
     Raises:
         InputError: no such network, quantized or sharded weights, or a tokenizer that isn't the network's.
     """

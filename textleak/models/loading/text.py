@@ -53,6 +53,10 @@ def load_model(
         weights_seed: seed of weights that are drawn: all of them, or a head that the checkpoint lacks.
         num_labels: classes of a classification head, at least 2; None for the checkpoint's own, or 2.
 
+    Example:
+        >>> textleak.load_model("bert-tiny", weights="random", task="masked-lm").task
+        'masked-lm'
+
     Raises:
         InputError: an unknown name or option, weights that can't be had, a checkpoint that needs code of its own, a
             device that isn't there.

@@ -1,0 +1,144 @@
+"""A batch of several sentences: found one by one in blurred spans, put together by what the client would have sent.
+
+1. Sentences whose inputs lie in the update's spans (`exact.adaptive.rows`).
+2. The labels that replaying them is nearest with; where the batch has more sentences, which of them are there twice.
+3. Where steps take parts of the batch, which of them stand together: exchanges of two, all of the procedure replayed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Sequence
+
+from textleak.attacks.replaying.scores import Replayed, sentences_of
+from textleak.clients.view import View
+from textleak.events import Phase, Progress
+from textleak.exact.adaptive.rows import BlurredRows
+from textleak.matching.discrete import Guess, Row, Scores, class_changes
+from textleak.proof.certificate import Certificate, certify
+
+# Rounds over all labels (our choice).
+_SWEEPS = 4
+# Rounds over all exchanges of two sentences (our choice).
+_EXCHANGES = 3
+
+
+class ReplayedBatch:
+    """One run.
+
+    Attributes:
+        guess: the best one so far; None while no sentence was found.
+        size: sentences of the batch, where that is known.
+        certificate: of it.
+        scores: of guesses, by the cheaper client.
+    """
+
+    def __init__(self, view: View, blurred: BlurredRows) -> None:
+        self.view, self.model, self.blurred = view, view.text_model, blurred
+        self.guess: Guess | None = None
+        self.certificate = Certificate(gradient_distance=None, verified=False)
+        self.size = view.shared.known.batch_size
+        self.scores = Scores(Replayed(view).scores)
+
+    @property
+    def evaluations(self) -> int:
+        """Guesses replayed."""
+        return self.scores.evaluations
+
+    def run(self) -> Generator[Phase | Progress, None, None]:
+        """Look for sentences until they make the update; the guess is what was found, in any case."""
+        size, rows = self.size, self.blurred.rows
+        for step, row in enumerate(self.blurred.look(), 1):
+            yield self._progress("grouping", step, f"{len(rows)} found")
+            if self.view.clock.over:
+                break
+            if row is not None and size is not None and len(rows) >= size:
+                yield from self._put_together(rows)
+                if self.certificate.verified:
+                    return
+        if rows and (self.guess is None or size is None):
+            yield from self._put_together(rows)
+
+    def _put_together(self, rows: Sequence[Row]) -> Generator[Phase | Progress, None, None]:
+        """Which sentences are there, how often, with which labels, and in which order."""
+        yield Phase(name="replay", detail="the client's procedure replayed on guesses")
+        size = self.size or len(rows)
+        best = Guess(tuple(rows), (0,) * len(rows))
+        if len(rows) > size:
+            best = Guess(())
+        else:
+            best = yield from self._labeled(best)
+        while len(best.rows) < size and not self.view.clock.over:
+            best = self._best(
+                [
+                    Guess((*best.rows, row), (*best.classes, label))
+                    for row in rows
+                    for label in range(self._classes)
+                ]
+            )
+            best = yield from self._labeled(best)
+        self.guess = best
+        self.certificate = certify(self.view, sentences_of(self.view, best))
+        if not self.certificate.verified and len(rows) == size and self._ordered(best):
+            yield from self._in_order(best)
+
+    def _labeled(self, guess: Guess) -> Generator[Progress, None, Guess]:
+        """The guess with the labels that are nearest, one after the other."""
+        for sweep in range(_SWEEPS):
+            before = guess
+            for b in range(len(guess.rows)):
+                guess = self._best([guess, *class_changes(guess, b, range(self._classes))])
+                self.guess = guess
+                yield self._progress("replay", sweep + 1)
+                if self.view.clock.over:
+                    return guess
+            if guess == before:
+                break
+        return guess
+
+    def _ordered(self, guess: Guess) -> bool:
+        """Whether it matters which sentences stand together in a step."""
+        turned = Guess(guess.rows[1:] + guess.rows[:1], guess.classes[1:] + guess.classes[:1])
+        whole = Replayed(self.view, whole=True)
+        one, other = whole.scores([guess, turned])
+        return abs(one - other) > 1e-6 * max(one, other)
+
+    def _in_order(self, guess: Guess) -> Generator[Progress, None, None]:
+        """Exchange two sentences as long as that brings the update nearer."""
+        whole = Scores(Replayed(self.view, whole=True).scores)
+        for _ in range(_EXCHANGES):
+            before = guess
+            for a, b in itertools.combinations(range(len(guess.rows)), 2):
+                scored = whole([guess, _exchanged(guess, a, b)])
+                guess = self.guess = min(scored, key=scored.__getitem__)
+                yield self._progress("replay", 1)
+                if self.view.clock.over:
+                    return
+            if guess == before:
+                break
+        self.certificate = certify(self.view, sentences_of(self.view, guess))
+
+    @property
+    def _classes(self) -> int:
+        return self.model.num_labels or 1
+
+    def _best(self, guesses: Sequence[Guess]) -> Guess:
+        scored = self.scores(guesses)
+        return min(scored, key=scored.__getitem__)
+
+    def _progress(self, phase: str, step: int, detail: str = "") -> Progress:
+        guess = self.guess or Guess(tuple(self.blurred.rows), (0,) * len(self.blurred.rows))
+        return Progress(
+            phase=phase,
+            step=step,
+            loss=None,
+            evaluations=self.evaluations,
+            sentences=sentences_of(self.view, guess),
+            detail=detail,
+        )
+
+
+def _exchanged(guess: Guess, a: int, b: int) -> Guess:
+    order = list(range(len(guess.rows)))
+    order[a], order[b] = order[b], order[a]
+    return Guess(tuple(guess.rows[i] for i in order), tuple(guess.classes[i] for i in order))

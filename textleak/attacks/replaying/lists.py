@@ -1,0 +1,55 @@
+"""Tokens ranked by what an update spans, for one sentence of known length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from textleak.clients.view import View
+from textleak.errors import InputError
+from textleak.exact.adaptive.spans import first_layers
+from textleak.exact.subspace import as_rows, rank_vocabulary, span_of
+from textleak.models.decoding import fixed_tokens, unreachable_tokens
+from textleak.numerics import exact
+
+
+def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
+    """For each position of a sentence the tokens whose input the update spans best; those that are fixed alone.
+
+    Raises:
+        InputError: no first layer's gradient was shared.
+    """
+    model, seen = view.text_model, view.shared.gradients
+    layers = first_layers(view)
+    if not layers or not layers[0].depends_on_position:
+        raise InputError(
+            "No first layer's gradient that tells positions apart was shared.",
+            why="Tokens are ranked by the directions of its update.",
+            fix="Share more (--share no-embeddings, or all), or use another attack.",
+        )
+    stacked_OI = torch.cat([_unit(as_rows(seen[layer.weight_name], layer)) for layer in layers])
+    _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
+    rank = min(length, len(s_R) - 1)
+    span = span_of(
+        [layer.name for layer in layers],
+        s_R[:rank],
+        basis_RI[:rank],
+        shape=(len(stacked_OI), stacked_OI.shape[1]),
+        noise=float(s_R[rank]),
+        clear=True,
+    )
+    fixed, barred = fixed_tokens(model, length), unreachable_tokens(model)
+    lists = []
+    for position, ranked in rank_vocabulary(
+        model, layers[0], span, positions=length, keep=keep + len(barred)
+    ):
+        tokens = [token for token, _ in ranked if token not in barred][:keep]
+        lists.append([fixed[position]] if position in fixed else tokens)
+    return lists
+
+
+def _unit(gradient_OI: Tensor) -> Tensor:
+    """A layer's gradient at norm 1, so that layers count alike."""
+    precise_OI = exact(gradient_OI)
+    scaled_OI: Tensor = precise_OI / precise_OI.norm().clamp_min(torch.finfo(precise_OI.dtype).tiny)
+    return scaled_OI

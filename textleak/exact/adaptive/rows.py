@@ -1,0 +1,150 @@
+"""Sentences of an encoder's batch from spans that are blurred: by an optimizer's step, or by several steps.
+
+Nothing can be taken off such an update or proved by it. But a sentence whose inputs further in lie in their span is
+most likely in the batch, so each one is looked for by itself: from a loud token of its own, as `grouping` does. What
+they make together is for the client's procedure to tell.
+
+Shapes: K sentences, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from textleak.clients.view import View
+from textleak.exact.adaptive.rounded import rounded_span
+from textleak.exact.adaptive.spans import bounded_span, first_layers
+from textleak.exact.pairs import Pairs, find_pairs
+from textleak.exact.remainder import LayerRemainder
+from textleak.exact.sentence_search import EFFORTS, SentenceSearch
+from textleak.exact.subspace import InputSpan, as_rows
+from textleak.matching.discrete import Row
+from textleak.models.probes.attention import first_attention
+from textleak.models.probes.layers import LinearLayer, following_layers, sees_ahead
+
+# Inputs further in that are asked where each costs a decomposition, and where it costs a fit (our choice).
+_INPUTS, _INPUTS_BOUNDED = 2, 1
+# Bounds of a mean part outside below which a row is looked at closely (our choice; measured on minilm after 4 and 16
+# steps of SGD: 3e-6 to 2e-5 for true sentences, above 1e-2 for others).
+_CLOSEST, _FARTHEST = 1e-6, 1e-3
+# Inputs of a sentence that are looked for at first where nothing shows how many there are (our choice).
+_USUAL = 12
+# Part of the dimensions beyond which a span tells nothing.
+_FULL = 0.9
+
+
+class BlurredRows:
+    """Sentences that are most likely in a batch.
+
+    Attributes:
+        rows: those found so far.
+        search: what they come from.
+    """
+
+    def __init__(self, view: View, pairs: Pairs, inputs: Sequence[LayerRemainder]) -> None:
+        """Nothing is found yet.
+
+        Args:
+            view: what the server sees.
+            pairs: which tokens could stand where.
+            inputs: what the update shows of the first input, and of those further in.
+        """
+        self.view, self.pairs, self.inputs = view, pairs, inputs
+        self.rows: list[Row] = []
+        self.ends: dict[Row, float] = {}
+        spans = [left.span for left in inputs[1:] if left.span is not None]
+        solved = max((_turned(span) for span in spans), default=_CLOSEST)
+        self.search = SentenceSearch(
+            view.text_model,
+            pairs,
+            inputs,
+            first_attention(view.text_model),
+            self.ends,
+            solved=min(max(solved, _CLOSEST), _FARTHEST),
+        )
+
+    @classmethod
+    def of(cls, view: View) -> BlurredRows | str:
+        """Of what the server sees; a sentence why there is nothing to read."""
+        model = view.text_model
+        if model.num_labels is None or not sees_ahead(model):
+            return "Sentences behind several steps are read of an encoder that classifies."
+        if view.shared.effects:
+            return "A defense or a short type changed the update, so what rounding did to it isn't known."
+        read_first = first_layers(view)
+        first = _input(view, read_first, _USUAL * (view.shared.known.batch_size or 1))
+        if isinstance(first, str):
+            return first
+        assert first.span is not None
+        rank, size = first.span.rank, first.span.size
+        if rank > _FULL * size:
+            return f"The batch fills {rank} of {size} dimensions of the first layers' input (n/D)."
+        lengths = view.shared.known.lengths
+        pairs = find_pairs(model, read_first[0], first.span, longest=max(lengths) if lengths else None)
+        if not len(pairs):
+            return "No token's input lies in the span of the update."
+        bounded = view.client.bounds({}, view.model) is not None
+        count = _INPUTS_BOUNDED if bounded else _INPUTS
+        found = (_input(view, _shared(view, layers), rank) for layers in following_layers(model, count))
+        further = [left for left in found if not isinstance(left, str)]
+        if not further:
+            return "No layer beyond the first ones was shared, so nothing tells which tokens stand together."
+        return cls(view, pairs, (first, *further))
+
+    def look(self) -> Iterator[Row | None]:
+        """One sentence after the other, as often as one is found; None after every start without one."""
+        taken: set[int] = set()
+        for effort in EFFORTS[1:]:
+            for start in self.search.starts()[: round(effort.starts * self.search.rank)]:
+                if start in taken:
+                    continue
+                found = [row for row in self.search.from_start(start, effort) if self._likely(row)]
+                new = [row for row in found if row not in self.rows]
+                for row in new:
+                    self.rows.append(row)
+                    taken |= {self.pairs.index[t, token] for t, token in enumerate(row)}
+                    yield row
+                if not new:
+                    yield None
+
+    def _likely(self, row: Row) -> bool:
+        """Whether a sentence's inputs lie in all spans further in."""
+        network = self.search.network
+        indices = torch.tensor([[self.pairs.index[t, token] for t, token in enumerate(row)]])
+        return network is None or float(network.outside(indices).mean()) <= self.search.solved
+
+
+def _input(view: View, layers: Sequence[LinearLayer], least: int) -> LayerRemainder | str:
+    """What the update shows of what some layers read, which are `least` inputs or more."""
+    if not layers:
+        return "No first layer's weight gradient was shared: there is no span to read."
+    gradients = [as_rows(view.shared.gradients[layer.weight_name], layer) for layer in layers]
+    names = [layer.name for layer in layers]
+    if view.client.bounds({}, view.model) is not None:
+        between = bounded_span(view, layers, least=least)
+        if isinstance(between, str):
+            return between
+        stacked_OI, span, edge = between.gradient_OI, between.span, 0.0
+    else:
+        rounded = rounded_span(gradients, names)
+        if rounded is None:
+            return "All of the update is rounding."
+        stacked_OI, span, edge = torch.cat(gradients), rounded.span, rounded.edge
+    return LayerRemainder(
+        layers=tuple(layers),
+        stacked_OI=stacked_OI.double(),
+        outputs=[len(gradient_OI) for gradient_OI in gradients],
+        span=span,
+        rounding=edge,
+    )
+
+
+def _shared(view: View, layers: Sequence[LinearLayer]) -> list[LinearLayer]:
+    return [layer for layer in layers if layer.weight_name in view.shared.gradients]
+
+
+def _turned(span: InputSpan) -> float:
+    """The part of an input that a span's errors turn out of it, in the mean over its directions."""
+    return float((span.size - span.rank) * span.unsure_R.square().mean())
