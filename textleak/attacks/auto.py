@@ -133,14 +133,13 @@ class _Run:
         return (-float("inf") if distance is None else -distance, certain)
 
     def _last(self, recovery: Recovery) -> Recovery:
-        """The recovery as the whole run's; what other channels left open is no matter where it is settled."""
-        before = () if recovery.stop.settled else self.notes
+        """The recovery as the whole run's."""
         return dataclasses.replace(
             recovery,
             steps=self.totals.steps,
             evaluations=self.totals.evaluations,
             channel=main_channel(recovery.sentences, recovery.channel),
-            notes=tuple(dict.fromkeys((*before, *recovery.notes))),
+            notes=tuple(dict.fromkeys((*self.notes, *recovery.notes))),
         )
 
     # Matching

@@ -75,7 +75,9 @@ def encoder_sentences(
     if not spans:
         return Found(
             rows=(),
-            notes=("No gradient was shared of a layer that reads each token by itself: no span tells any.",),
+            notes=(
+                "No gradient was shared of a layer that reads each token by itself: there is no span to read.",
+            ),
         )
     layers, span = max(spans, key=lambda pair: pair[1].room)
     full = f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D)"
