@@ -4,7 +4,7 @@ The way of the data, one room an arrow: `client` (a private batch to a `SharedGr
 the engine in `matching` with `decoding`, or on `exact`, which reads off without optimizing), `scoring`, `runs`, and
 the viewers of a run's events. `evaluation` goes that way for data sets × settings, `reports` says what it came to.
 Everything a script needs is here: `load_model`, `share`, `attack`, `recover`, `score`, `run`, `evaluate`; for a
-training of one's own `record`, `wrap`, `from_gradients`, `from_update`.
+training of one's own `record`, `audit`, `wrap`, `from_gradients`, `from_update`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textleak.api import attack, evaluate, from_gradients, from_update, recover, run, score, share
+    from textleak.api import attack, audit, evaluate, from_gradients, from_update, recover, run, score, share
+    from textleak.clients import Client
+    from textleak.defenses import Defense
+    from textleak.evaluation.answers import Records
+    from textleak.events import Recovery
     from textleak.integrations.plain import record
+    from textleak.jobs.results import AuditResult, RunResult
     from textleak.models import TextModel, load_model
     from textleak.models.loading.memory import wrap
     from textleak.private.secrets import Secret
+    from textleak.scoring import Scores
     from textleak.shared.gradient import SharedGradient
 
 __version__ = "0.1.0"
 __all__ = [
+    "AuditResult",
+    "Client",
+    "Defense",
+    "Records",
+    "Recovery",
+    "RunResult",
+    "Scores",
     "Secret",
     "SharedGradient",
     "TextModel",
     "attack",
+    "audit",
     "evaluate",
     "from_gradients",
     "from_update",
@@ -39,10 +53,18 @@ __all__ = [
 
 # Where each of them lives.
 _HOMES = {
+    "AuditResult": "jobs.results",
+    "Client": "clients",
+    "Defense": "defenses",
+    "Records": "evaluation.answers",
+    "Recovery": "events",
+    "RunResult": "jobs.results",
+    "Scores": "scoring",
     "Secret": "private.secrets",
     "SharedGradient": "shared.gradient",
     "TextModel": "models",
     "attack": "api",
+    "audit": "api",
     "evaluate": "api",
     "from_gradients": "api",
     "from_update": "api",

@@ -1,13 +1,23 @@
-"""The calls of a script: attack a shared gradient, score the answer, or do a whole run in one go."""
+"""The calls of a script: attack a shared gradient, score the answer, or do a whole run in one go.
+
+The examples below go on from here; a model with random weights is quick to make, and no statement about a trained one:
+
+    >>> import textleak
+    >>> model = textleak.load_model("bert-tiny", weights="random")
+    >>> shared, secret = textleak.share(model, "the cat sat", seed=0)
+    >>> recovery = textleak.recover(shared, model, seed=0)
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import time
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
-from textleak.attacks import ATTACKS
+from textleak.attacks import ATTACKS, Attack
 from textleak.attacks.base import Steps, begin, to_end
 from textleak.clients import Client, updates
 from textleak.defenses import DEFENSES, Defense
@@ -21,27 +31,64 @@ from textleak.registry import Registry
 from textleak.scoring import Scores
 from textleak.scoring import score as score_recovery
 from textleak.settings import Choice, ClientConfig, load_evaluation_config, load_run_config
+from textleak.settings.given import (
+    AttackOptions,
+    AuditSettings,
+    EvaluationSettings,
+    RunSettings,
+    ShareOptions,
+)
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import UNTOLD, SideInformation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from textleak.clients.view import AnyModel
     from textleak.evaluation.answers import Records
+    from textleak.evaluation.records import Record
+    from textleak.jobs.base import Job
+    from textleak.jobs.results import AuditResult, RunResult
+    from textleak.models.vision import ImageModel
+    from textleak.private.secrets import ImageSecret
 
 T = TypeVar("T")
 Procedure = str | Sequence[str] | Client
 """How a client trains: `--client` texts, or a client."""
 
 
+@overload
 def share(
-    model: Any,  # noqa: ANN401 - a TextModel, or an ImageModel
-    batch: Any,  # noqa: ANN401 - sentences, or pictures
+    model: TextModel,
+    batch: str | Sequence[str],
     labels: Sequence[int] | None = None,
     *,
     client: Procedure | None = None,
     defenses: str | Sequence[str | Defense] = (),
-    **options: Any,  # noqa: ANN401 - `share`, `know`, `seed`
+    **options: Unpack[ShareOptions],
+) -> tuple[SharedGradient, Secret]: ...
+
+
+@overload
+def share(
+    model: ImageModel,
+    batch: Tensor,
+    labels: Sequence[int] | None = None,
+    *,
+    client: Procedure | None = None,
+    defenses: str | Sequence[str | Defense] = (),
+    **options: Unpack[ShareOptions],
+) -> tuple[SharedGradient, ImageSecret]: ...
+
+
+def share(
+    model: Any,
+    batch: Any,
+    labels: Sequence[int] | None = None,
+    *,
+    client: Procedure | None = None,
+    defenses: str | Sequence[str | Defense] = (),
+    **options: Unpack[ShareOptions],
 ) -> tuple[SharedGradient, Any]:
     """What a client would share for one round on a batch, and what it was made from.
 
@@ -52,6 +99,14 @@ def share(
         client: how the client trains: a `Client`, or as `--client` takes it ("train-mode", ["lora:rank=8", ...]).
         defenses: in order: `Defense`s, or as `--defense` takes them ("gaussian:sigma=1e-3").
         options: `share` ("all", "no-embeddings", "attention" or an expression), `know` (as `--know`) and `seed`.
+
+    Returns:
+        what leaves the client, and the truth: for scoring only, never for an attack.
+
+    Example:
+        >>> noisy, truth = textleak.share(model, ["the cat sat"], defenses="gaussian:sigma=1e-3", seed=0)
+        >>> [defense.name for defense in noisy.defenses], truth.sentences
+        (['gaussian'], ('the cat sat',))
 
     Raises:
         InputError: an empty batch, sentences or pictures that the model can't read, labels that don't fit, an unknown
@@ -67,21 +122,38 @@ def share(
 
 
 def attack(
-    shared: SharedGradient, model: TextModel, attack: str = "auto", *, seed: int = 0, **options: object
+    shared: SharedGradient,
+    model: AnyModel,
+    attack: str | Attack = "auto",
+    *,
+    seed: int = 0,
+    **options: Unpack[AttackOptions],
 ) -> Steps:
     """Start an attack: a generator of `Phase` and `Progress`, which returns a `Recovery`.
 
     Args:
         shared: all that the server sees.
         model: the public model.
-        attack: its name, or `name:key=value,...` as the command line takes it: "match:steps=3".
+        attack: its name, or `name:key=value,...` as the command line takes it: "match:steps=3"; or an attack.
         seed: of the run; the attack gets its own stream of it.
-        options: the attack's options, as `textleak attacks NAME` lists them.
+        options: the attack's options, as `textleak attacks NAME` lists them; times in seconds.
+
+    Example:
+        >>> [event.name for event in textleak.attack(shared, model, seed=0) if hasattr(event, "name")]
+        ['rows', 'verify']
 
     Raises:
         InputError: an unknown attack or option, or a gradient that the attack can't work on.
     """
-    return begin(_named(ATTACKS, attack, options), shared, model, seed=seed)
+    return begin(_attack(attack, options), shared, model, seed=seed)
+
+
+def _attack(attack: str | Attack, options: Mapping[str, Any]) -> Attack:
+    """The attack that is named; one that is given gets the options beside its own."""
+    if isinstance(attack, str):
+        return _named(ATTACKS, attack, options)
+    own = {field.name: getattr(attack, field.name) for field in dataclasses.fields(cast("Any", attack))}
+    return ATTACKS.build(attack.name, {**own, **options}) if options else attack
 
 
 def _named(registry: Registry[T], text: str, options: Mapping[str, object]) -> T:
@@ -91,14 +163,56 @@ def _named(registry: Registry[T], text: str, options: Mapping[str, object]) -> T
 
 
 def recover(
-    shared: SharedGradient, model: TextModel, attack: str = "auto", *, seed: int = 0, **options: object
+    shared: SharedGradient,
+    model: AnyModel,
+    attack: str | Attack = "auto",
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Unpack[AttackOptions],
 ) -> Recovery:
-    """Run an attack to its end; arguments and errors as for `textleak.attack`."""
-    return to_end(begin(_named(ATTACKS, attack, options), shared, model, seed=seed))
+    """Run an attack to its end.
+
+    Args:
+        shared: all that the server sees.
+        model: the public model.
+        attack: as for `textleak.attack`; likewise `seed` and `options`.
+        seed: of the run.
+        progress: show a bar meanwhile: on stderr, or in the notebook's cell.
+        options: the attack's options, as `textleak attacks NAME` lists them.
+
+    Example:
+        >>> recovery = textleak.recover(shared, model, "embedding", seed=0)
+        >>> recovery.sentences[0].text, recovery.channel
+        ('the cat sat', 'embedding')
+
+    Raises:
+        InputError: as for `textleak.attack`.
+    """
+    return _ended(begin(_attack(attack, options), shared, model, seed=seed), progress=progress)
+
+
+def _ended(steps: Steps, *, progress: bool) -> Recovery:
+    if not progress:
+        return to_end(steps)
+    from textleak.view.bars import watched
+
+    return watched(steps)
 
 
 def score(recovery: Recovery, secret: Secret, model: TextModel) -> Scores:
-    """The figures of an attack's answer: token match rate, recall, exact rate, ROUGE."""
+    """The figures of an attack's answer: token match rate, recall, exact rate, ROUGE, all from 0 to 1.
+
+    Args:
+        recovery: the answer; its sentences may stand in any order.
+        secret: what `share` handed back beside the gradient, or `Secret.load` read.
+        model: whose tokens they are.
+
+    Example:
+        >>> scores = textleak.score(recovery, secret, model)
+        >>> scores.token_match_rate, scores.sentences[0].exact
+        (1.0, True)
+    """
     return score_recovery(recovery, secret, model)
 
 
@@ -125,6 +239,11 @@ def from_gradients(
         client: how they were computed, as `--client` says it ("train-mode", "autocast", "accumulate:steps=4"); nothing
             for one backward pass of the mean loss in eval mode.
         known: what the server knows besides: `SideInformation(batch_size=2)`.
+
+    Example:
+        >>> own = textleak.from_gradients(model, shared.gradients, known=shared.known)
+        >>> textleak.recover(own, model, seed=0).sentences[0].text
+        'the cat sat'
 
     Raises:
         InputError: names or shapes that aren't the model's, values that aren't finite, a client that sends weights.
@@ -156,6 +275,13 @@ def from_update(
         client: the procedure, as `--client` says it.
         known: what the server knows besides.
 
+    Example:
+        >>> after = {name: model.parameters[name] - 0.01 * tensor for name, tensor in shared.gradients.items()}
+        >>> procedure = "fedavg:optimizer=sgd,lr=0.01,steps=1"
+        >>> own = textleak.from_update(model, None, after, client=procedure, known=shared.known)
+        >>> textleak.recover(own, model, seed=0).sentences[0].text
+        'the cat sat'
+
     Raises:
         InputError: names or shapes that aren't the model's, other weights before than the model's, values that aren't
             finite, a client that sends gradients.
@@ -178,7 +304,8 @@ def evaluate(
     address: str | None = None,
     retry_failed: bool = False,
     yes: bool = False,
-    **settings: object,
+    progress: bool = False,
+    **settings: Unpack[EvaluationSettings],
 ) -> Records:
     """A whole evaluation: what `textleak eval` does, as typed records.
 
@@ -191,15 +318,21 @@ def evaluate(
         address: of a ray cluster.
         retry_failed: take failed batches again.
         yes: allow grids above 100,000 batches.
+        progress: show a bar of the batches meanwhile: on stderr, or in the notebook's cell.
         settings: as in a configuration file: `data`, `limit`, `model`, `attack`, `defense`, ... With `out`, a folder,
             the records are kept there and the same call goes on where it stopped; without, they are in memory only.
+
+    Example:
+        >>> records = textleak.evaluate(model="bert-tiny", weights="random", limit=1, attack="embedding")
+        >>> len(records), round(records.mean("token_recall"), 2)
+        (1, 1.0)
 
     Raises:
         InputError: a setting that can't be used. A batch that fails doesn't raise: it is in `.failed` with its error.
     """
     from textleak.evaluation import drive, engines
 
-    config = load_evaluation_config(preset, settings)
+    config = load_evaluation_config(preset, cast("Mapping[str, Any]", settings))
     if workers is not None and workers < 1:
         raise InputError(
             f"workers can't be {workers}.", why="Nobody would compute a batch.", fix="Give 1 or more."
@@ -207,7 +340,13 @@ def evaluate(
     chosen = engines.choose(engine, workers=workers, address=address)
     evaluation = drive.begin(config, stored=config.out is not None, many=yes, here=engine == "local")
     loud: set[str] = set()
-    for record in itertools.chain(evaluation.records(), evaluation.run(chosen, retry_failed=retry_failed)):
+    found: Iterator[Record] = evaluation.run(chosen, retry_failed=retry_failed)
+    if progress:
+        from textleak.view.bars import counted
+
+        left = evaluation.plan.batches() - len(evaluation.records())
+        found = counted(found, left)
+    for record in itertools.chain(evaluation.records(), found):
         model = record.cell.model
         if record.weights == "random" and config.weights != "random" and model not in loud:
             loud.add(model)
@@ -219,20 +358,57 @@ def evaluate(
     return evaluation.records()
 
 
-def run(**settings: object) -> dict[str, Any]:
+def run(*, progress: bool = False, **settings: Unpack[RunSettings]) -> RunResult:
     """One whole run without a run folder: what `textleak run --json` prints, as a dictionary.
 
     Args:
-        settings: as in a configuration file: `model`, `sentences`, `attack`, `share`, `seed`, ...
+        progress: show a bar meanwhile: on stderr, or in the notebook's cell.
+        settings: as in a configuration file: `model`, `sentences`, `attack`, `share`, `seed`, ... What is about files
+            and exit codes (`out`, `save_gradients`, `redact`, `fail_above`) does nothing here.
+
+    Example:
+        >>> result = textleak.run(model="bert-tiny", weights="random", sentences="the cat sat", seed=0)
+        >>> result["token_match_rate"], result["verified"], result["attack"]
+        (1.0, True, 'auto')
 
     Raises:
         InputError: a setting that can't be used.
     """
-    import time
-
     from textleak.jobs.text import prepare
 
-    job = prepare(load_run_config(None, settings, ()))
+    job = prepare(load_run_config(None, cast("Mapping[str, Any]", settings), ()))
+    return cast("RunResult", _result(job, progress=progress))
+
+
+def audit(*, progress: bool = False, **settings: Unpack[AuditSettings]) -> AuditResult:
+    """Audit an update of your own training: what `textleak audit --json` prints, as a dictionary.
+
+    Args:
+        progress: show a bar meanwhile: on stderr, or in the notebook's cell.
+        settings: `gradients`, the file of an update, or `before` and `after`, two checkpoints; and `model`, `client`,
+            `know`, `time_limit` (seconds, or "10m"), ... as the command's flags. Those about files and exit codes do
+            nothing here.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "update.safetensors")
+        ...     shared.save(file)
+        ...     result = textleak.audit(gradients=file, weights="random", time_limit=60)
+        >>> result["verdict"], result["sentences"][0]["recovered"]
+        ('LEAKS', 'the cat sat')
+
+    Raises:
+        InputError: a setting that can't be used, or an update that can't be read.
+    """
+    from textleak.jobs.audit import prepare
+    from textleak.settings.audit import load_audit_config
+
+    job = prepare(load_audit_config(cast("Mapping[str, Any]", settings)))
+    return cast("AuditResult", _result(job, progress=progress))
+
+
+def _result(job: Job, *, progress: bool) -> dict[str, Any]:
     began = time.perf_counter()
-    recovery = to_end(job.steps())
+    recovery = _ended(job.steps(), progress=progress)
     return job.result(recovery, outcome="done", seconds=time.perf_counter() - began, run_dir=None)

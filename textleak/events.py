@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import html
 from collections import Counter
 from collections.abc import Generator, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
+
+from textleak.chips import AMBER, HOT, PALE, chip, row
+from textleak.words import count_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,16 @@ def main_channel(sentences: Iterable[Sentence], default: str = "matching") -> st
     return max(channels, key=channels.__getitem__) if channels else default
 
 
+def _chip(position: Position, *, all_proved: bool) -> str:
+    """A token of an answer that nothing is compared with."""
+    if position.id < 0:
+        return chip("∅", position.text, "left open", PALE)
+    if position.proved or all_proved:
+        return chip("✓", position.text, f"proved; {position.channel}", HOT)
+    sure = f"{position.channel or 'guess'}, confidence {position.confidence:.2f}"
+    return chip("?", position.text, sure, AMBER if position.confidence >= 0.5 else PALE)  # our choice
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recovery:
     """What an attack ends with.
@@ -187,6 +201,11 @@ class Recovery:
         gradient_distance: relative distance of the answer's own gradient, where the attack has certified it itself.
         image: for image runs, the pictures as nested lists (B, height, width, channels), 0 to 1.
         labels: for image runs, the class of each picture.
+
+    Example:
+        >>> recovery = textleak.recover(shared, model, seed=0)
+        >>> recovery.sentences[0].text, recovery.proof, recovery.verified
+        ('the cat sat', 'gradient', True)
     """
 
     sentences: tuple[Sentence, ...]
@@ -205,6 +224,34 @@ class Recovery:
     def proved_tokens(self) -> int:
         """Tokens that are proved by themselves, without those that the tokenizer adds."""
         return sum(p.proved and not p.special for s in self.sentences for p in s.positions)
+
+    @property
+    def proof(self) -> Literal["gradient", "span"] | None:
+        """What the attack itself proved its answer by, without knowing the truth.
+
+        Its own "gradient", which equals the shared one and no similar text's does; or the "span" of the layers'
+        inputs, which proves `proved_tokens` tokens, each by itself. None where it proved nothing: `textleak.run` asks
+        of any answer.
+        """
+        if self.stop in (Stop.VERIFIED, Stop.MATCHED):
+            return "gradient"
+        return "span" if self.proved_tokens else None
+
+    @property
+    def verified(self) -> bool:
+        """Whether all of the answer is proved."""
+        return self.proof == "gradient" or self.stop is Stop.PROVED
+
+    def _repr_html_(self) -> str:
+        """The answer's tokens, for a notebook: proved ones hot, others by how sure the attack is."""
+        proved = "" if self.proof is None else f" Proved by the {self.proof}."
+        head = f"<p>{html.escape(self.stop.value)}{proved}</p>"
+        if self.image:
+            return f"{head}<p>{count_of(len(self.image), 'picture')}</p>"
+        tokens = ([p for p in sentence.positions if not p.special] for sentence in self.sentences)
+        return head + "".join(
+            row(_chip(p, all_proved=self.proof == "gradient") for p in line) for line in tokens
+        )
 
     @classmethod
     def from_progress(cls, progress: Progress, stop: Stop) -> Recovery:

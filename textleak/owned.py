@@ -2,7 +2,9 @@
 
 What textleak writes quotes private text, often into folders in which others can prepare names. So a file comes into
 being under a name that nobody can guess, and takes its place by a rename; nothing but a regular file is replaced, and
-no link is followed. Errors are `OSError`s, so that a caller says what the file was for.
+no link is followed. Until then it lies in a hidden folder beside its place, which its process holds by a lock; where a
+process was killed, the next that writes there takes its folder away. Errors are `OSError`s, so that a caller says what
+the file was for.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,7 +21,13 @@ from pathlib import Path
 
 from textleak.foreign import kind_of
 
+try:
+    import fcntl
+except ImportError:  # Windows, where no folder can be held
+    fcntl = None  # type: ignore[assignment]
+
 _MODE = 0o600
+_PARTIAL = re.compile(r"\.textleak-[0-9a-f]{16}\.partial")
 # Of a link that stands where a file is to be opened; 0 on systems without links of that kind.
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -47,6 +56,76 @@ def check(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """An empty hidden folder, its owner's alone, that is gone afterwards; so is what killed processes left of theirs.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    _sweep(parent)
+    partial, held = _held(parent)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _held(parent: Path) -> tuple[Path, int | None]:
+    """A new folder, and the descriptor whose lock says that its process lives; None where nothing can say so."""
+    while True:
+        partial = parent / f".textleak-{secrets.token_hex(8)}.partial"
+        partial.mkdir(mode=0o700)
+        if fcntl is None:
+            return partial, None
+        try:
+            held = _lock(partial)
+        except BlockingIOError:  # another process is just taking it away
+            continue
+        except FileNotFoundError:  # it did
+            continue
+        except OSError:  # a file system without locks
+            return partial, None
+        if partial.exists():
+            return partial, held
+        os.close(held)
+
+
+def _lock(folder: Path) -> int:
+    """Hold a folder by a descriptor; the system lets go of it when the process ends, however it does.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it is no folder, or can't be held.
+    """
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NOFOLLOW)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+
+def _sweep(parent: Path) -> None:
+    """Take away the folders of our name and owner that no process holds."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if _PARTIAL.fullmatch(entry.name) is None:
+                continue
+            with contextlib.suppress(OSError):
+                held = _lock(Path(entry.path))
+                try:
+                    if os.fstat(held).st_uid == os.geteuid():
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                finally:
+                    os.close(held)
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """An empty file beside `path` that takes its place when all went well, and is gone when not.
 
@@ -54,15 +133,13 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: as for `check`, or it can't be written.
     """
     check(path)
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW, _MODE))
-    try:
+    with scratch(path.parent) as folder:
+        partial = folder / path.name
+        _fill(partial, b"")
         yield partial
         partial.chmod(_MODE)  # a library may have put a file of its own in its place
         check(path)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -82,8 +159,8 @@ def create(path: Path, content: bytes) -> None:
         FileExistsError: something of that name is there.
         OSError: it can't be written.
     """
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
+    with scratch(path.parent) as folder:
+        partial = folder / path.name
         _fill(partial, content)
         try:
             os.link(partial, path, follow_symlinks=False)
@@ -91,8 +168,6 @@ def create(path: Path, content: bytes) -> None:
             raise
         except (OSError, NotImplementedError):  # a file system without hard links
             _fill(path, content)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _fill(path: Path, content: bytes) -> None:
@@ -116,9 +191,9 @@ def filling(path: Path) -> Iterator[Path]:
         mode = path.lstat().st_mode
         if not stat.S_ISDIR(mode):
             raise UnwrittenError(f"it is {kind_of(mode)}, and a folder is wanted")
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    partial.mkdir(mode=0o700)
-    try:
+    with scratch(path.parent) as folder:
+        partial = folder / path.name
+        partial.mkdir(mode=0o700)
         yield partial
         for written in partial.rglob("*"):
             if not written.is_symlink():
@@ -128,8 +203,6 @@ def filling(path: Path) -> Iterator[Path]:
         except OSError:
             if not path.is_dir():  # another process made it meanwhile
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def append_to(path: Path) -> int:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from tests.published import fitting
 from textleak.cli import app
 from textleak.models import TextModel
 from textleak.private.secrets import Secret
@@ -36,7 +37,7 @@ def audit(*arguments: object, codes: tuple[int, ...] = (0,)) -> Any:
 
 
 def verdict_of(*arguments: object) -> dict[str, Any]:
-    return dict(json.loads(audit(*arguments, "--json").stdout))
+    return fitting("audit", json.loads(audit(*arguments, "--json").stdout))
 
 
 def refused(*arguments: object) -> str:
@@ -194,12 +195,12 @@ def test_a_page_is_written_and_the_run_folder_opens_as_any(training: Path, tmp_p
     pair = ["--before", training / "before", "--after", training / "after", *STEP]
     audit(*pair, "--report", tmp_path / "page.html", "--out", tmp_path / "run")
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "LEAKS: " in page
+    assert "</span> LEAKS</p>" in page
     assert TEXT in page
     assert "What the update tells" in page
     assert "textleak audit --before" in page
     report = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--json"])
-    assert json.loads(report.stdout)["headline"][0].startswith("LEAKS: ")
+    assert json.loads(report.stdout)["verdict"] == "LEAKS"
     from textleak.runs import read_run
 
     assert read_run(tmp_path / "run").result["verdict"] == "LEAKS"  # type: ignore[index]

@@ -19,6 +19,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from tests.published import fitting
 from textleak import runs
 from textleak.attacks import ATTACKS
 from textleak.cli import app
@@ -128,7 +129,7 @@ def invoke(*arguments: object, code: int = 0):
 
 
 def run_json(*arguments: object, code: int = 0) -> dict:
-    return json.loads(invoke("run", *arguments, "--json", code=code).stdout)
+    return fitting("run", json.loads(invoke("run", *arguments, "--json", code=code).stdout))
 
 
 @pytest.fixture
@@ -321,7 +322,9 @@ def test_the_attacker_can_be_told_less_than_the_file_says(from_file):
 
 def test_sharing_answers_in_json_too(toy, tmp_path):
     path = tmp_path / "g.safetensors"
-    facts = json.loads(invoke("share", *toy, "-s", "the cat sat", "--out", path, "--json").stdout)
+    facts = fitting(
+        "share", json.loads(invoke("share", *toy, "-s", "the cat sat", "--out", path, "--json").stdout)
+    )
     assert facts["out"] == str(path)
     assert facts["truth"] == f"{path}.truth.json"
     assert facts["tokens"] == 5

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.published import fitting
 from textleak.cli import app
 from textleak.events import Progress, Truth
 from textleak.runs import RunFolder, read_events, read_run
@@ -26,7 +27,7 @@ def image(*arguments: str):
 def result_of(*arguments: str):
     answer = image(*arguments, "--json")
     assert answer.exit_code == 0, answer.stderr
-    return json.loads(answer.stdout)
+    return fitting("image", json.loads(answer.stdout))
 
 
 def test_without_arguments_a_sample_picture_comes_back():

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from textleak.cli.init import Loop, script
+from textleak.cli import init as initialize
+from textleak.cli.init import Loop, absent, script
 
 NEEDS = {Loop.PEFT: ("peft",), Loop.OPACUS: ("opacus",), Loop.FLOWER: ("flwr", "ray")}
 VERDICTS = ("LEAKS", "PARTLY", "NOT FOUND", "INCONCLUSIVE")
@@ -51,6 +52,21 @@ def test_a_script_is_written_once_and_never_over_another(tmp_path: Path):
     assert init("plain", "--out", "other/mine.py", folder=tmp_path).returncode == 0
     assert (tmp_path / "other" / "mine.py").is_file()
     assert init("keras", folder=tmp_path).returncode == 2
+
+
+def test_what_a_script_needs_and_is_not_there_is_named_as_pip_takes_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(initialize, "find_spec", lambda module: None)
+    assert absent(Loop.TRAINER) == ["accelerate>=1.1"]
+    assert absent(Loop.PLAIN) == []
+    for kind in Loop:
+        for module in initialize._NEEDS[kind]:
+            assert (
+                module == "accelerate"
+                or f"import {module}" in script(kind)
+                or f"from {module}" in script(kind)
+            )
+    monkeypatch.setattr(initialize, "find_spec", lambda module: module)
+    assert not any(absent(kind) for kind in Loop)
 
 
 @pytest.mark.slow

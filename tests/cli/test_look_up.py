@@ -114,3 +114,11 @@ def test_doctor_says_what_to_do_where_a_machine_is_not_ready():
         "Install another release of torch"
     )
     assert "Make runs writable" in doctor._to_do(fine, folder="runs", writable=False)[0]
+
+
+def test_the_schema_of_what_is_printed_is_printed():
+    from textleak.schemas import KINDS, schema
+
+    for kind in KINDS:
+        assert json.loads(said("settings", "--schema", kind)) == schema(kind)
+    said("settings", "--schema", "runs", code=2)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.published import fitting
 from textleak.cli import app
 from textleak.private.secrets import ImageSecret
 from textleak.shared.gradient import SharedGradient
@@ -29,7 +30,7 @@ def said(command: str, *arguments: str):
 def result_of(command: str, *arguments: str):
     answer = said(command, *arguments, "--json")
     assert answer.exit_code == 0, answer.stderr
-    return json.loads(answer.stdout)
+    return fitting(command, json.loads(answer.stdout))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import textleak
 from tests import synthetic
 from tests.kills import kill_until_done
+from tests.published import fitting
 from textleak.attacks import ATTACKS
 from textleak.cli import app, common, evaluate
 from textleak.data import sentences as datasets
@@ -885,7 +886,7 @@ def test_eval_prints_its_table_and_goes_on(toy, tmp_path):
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 4
     again = command(*arguments, "--json")
     assert again.exit_code == 0
-    answer = json.loads(again.stdout)
+    answer = fitting("eval", json.loads(again.stdout))
     assert answer["done"] == answer["batches"] == 3
     assert answer["cells"][0]["token_match_rate"] is not None
     assert len((tmp_path / "o" / "records.jsonl").read_text().splitlines()) == 3

@@ -249,7 +249,7 @@ def changed_folder(path: Path, rng: random.Random) -> str:
     return f"{file.name} line {at}: {words}"
 
 
-def _look(path: Path) -> None:
+def look(path: Path) -> None:
     """What the app does with a folder."""
     read_row(path)
     recording = Recording(path)
@@ -288,7 +288,7 @@ def try_folders(folder: Path, count: int, seed: int) -> Tally:
                 tally,
             )
         else:
-            trial.call(functools.partial(_look, changed), (TextleakError,), case, tally)
+            trial.call(functools.partial(look, changed), (TextleakError,), case, tally)
     shutil.rmtree(changed, ignore_errors=True)
     return tally
 

@@ -16,6 +16,11 @@ from textleak.inference import told
 from textleak.models import TextModel
 
 
+@pytest.fixture(scope="module")
+def tiny() -> TextModel:
+    return textleak.load_model("bert-tiny", weights="random")
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 def test_adamw_s_first_step_tells_its_rate(toy_model: ToyModel, decay: float):
     recorded = record(toy_model("bert"), Settings(lr=3.1e-4, weight_decay=decay, dropout=0.1, seed=1))
@@ -61,15 +66,22 @@ def test_lora_s_rank_and_modules_are_in_the_names(toy_model: ToyModel):
     assert without_weights.value("learning rate") == pytest.approx(2e-4, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("lr", "steps", "answer"), [(0.05, 1, 1), (0.05, 3, "more than 1"), (1e-3, 1, None), (1e-3, 3, None)]
+)
+def test_an_a_that_stood_still_counts_steps_only_where_a_second_would_have_moved_it(
+    tiny: TextModel, lr: float, steps: int, answer: int | str | None
+):
+    pytest.importorskip("peft")
+    recorded = record(tiny, Settings(optimizer="sgd", lr=lr, rank=8, steps=steps, weight_decay=0.01))
+
+    assert told(recorded.sent, tiny, before=recorded.before, kind="update").value("steps") == answer
+
+
 @pytest.mark.parametrize("sent", [{}, {"x": torch.tensor([float("nan")])}])
 def test_nothing_and_what_is_not_finite_are_errors(toy_model: ToyModel, sent: dict[str, torch.Tensor]):
     with pytest.raises(InputError):
         told(sent, toy_model("bert"))
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TextModel:
-    return textleak.load_model("bert-tiny", weights="random")
 
 
 @pytest.mark.parametrize(

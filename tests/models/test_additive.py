@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from tests.conftest import ToyModel
-from textleak.models import TextModel
+from tests.conftest import ToyModel, write_toy
+from textleak.models import TextModel, load_model
 from textleak.models.probes.additive import AdditiveInputs, additive_inputs
 from textleak.models.probes.layers import LocalLayer, layer_inputs, local_layers
 
@@ -63,14 +65,24 @@ def test_rms_norms_keep_the_mean_and_layer_norms_take_it_off(toy_model: ToyModel
 
 def test_rotary_positions_add_nothing(toy_model: ToyModel) -> None:
     model = toy_model("llama", task="classification")
-    assert not made(model, first_layer(model)).positions_TI.any()
+    assert not made(model, first_layer(model)).places.first(POSITIONS).any()
 
 
 def test_there_are_no_positions_beyond_the_longest_text(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
-    inputs = additive_inputs(model, first_layer(model))
-    assert inputs is not None
-    assert len(inputs.positions_TI) == model.max_length
+    assert len(made(model, first_layer(model)).places.first(10_000)) == model.max_length
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_no_position_is_run_that_nobody_asks_for(family: str, tmp_path: Path) -> None:
+    # A million positions would take a mask of 4 TB.
+    longest = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    folder = write_toy(family, tmp_path, **{longest: 2**20})
+    model = load_model(str(folder), weights="random", task="classification")
+    layer = first_layer(model)
+    inputs = made(model, layer)
+    assert inputs.at(model.content_ids[:3], 4).isfinite().all()
+    assert inputs.along(torch.ones(1, layer.input_size))(4).isfinite().all()
 
 
 def test_an_input_that_isnt_a_norm_of_a_sum_is_recognized(toy_model: ToyModel) -> None:

@@ -19,11 +19,17 @@ from textleak import runs
 from textleak.cli import app
 from textleak.defenses import DEFENSES
 from textleak.evaluation.answers import Records
-from textleak.events import Stop
+from textleak.events import Progress, Stop, Truth
+from textleak.jobs.verdict import Word
+from textleak.reports import charts
+from textleak.reports.again import command
 from textleak.reports.analysis import Report, analyze
+from textleak.reports.course import course_of
+from textleak.reports.curves import draw_curve
 from textleak.reports.figures import percent
-from textleak.reports.pages import command, markdown_escaped, to_html, to_json, to_markdown, tokens_of
+from textleak.reports.pages import markdown_escaped, to_html, to_json, to_markdown, tokens_of
 from textleak.reports.reading import Findings, read
+from textleak.reports.series import Chart, Series
 from textleak.reports.settings import (
     AXES,
     DEFAULTS,
@@ -32,11 +38,13 @@ from textleak.reports.settings import (
     strength_order,
     value_of,
 )
+from textleak.reports.statistics import Interval
 from textleak.reports.utility import Utility, UtilityRow, UtilityRun, write_utility
+from textleak.runs.reading import TimedEvent
 from textleak.shared.known import SideInformation, hides_defense
 
 ROOT = Path(__file__).parents[2]
-VOID = {"meta", "br", "line", "circle", "polygon", "polyline"}
+VOID = {"meta", "br", "img", "line", "rect", "circle", "polygon", "polyline"}
 
 
 def invoke(*arguments: object, code: int = 0):
@@ -776,7 +784,7 @@ def test_costs_stand_in_the_table_of_defenses_however_a_number_is_written(tmp_pa
 def test_report_writes_a_page_and_markdown_for_its_owner_only(tmp_path):
     folder = write(tmp_path / "e", grid(sentences=4))
     result = invoke("report", folder)
-    assert result.stdout.startswith("With no defense, auto recovered 100 %")
+    assert result.stdout.startswith("LEAKS: With no defense, auto recovered 100 %")
     for name in ("report.html", "report.md"):
         assert str(folder / name) in result.stdout
         assert (folder / name).stat().st_mode & 0o077 == 0
@@ -873,6 +881,127 @@ def test_a_page_says_on_what_it_was_computed(tmp_path):
     assert "--threads" not in to_json(report)["command"]
 
 
+# The verdict
+
+
+@pytest.mark.parametrize(
+    ("recovered", "stop", "word"),
+    [
+        (["a", "b", "c"], Stop.CONVERGED, Word.LEAKS),
+        (["a", "b", "x"], Stop.CONVERGED, Word.LEAKS),
+        (["a", "x", "y"], Stop.CONVERGED, Word.PARTLY),
+        (["b", "c", "a"], Stop.CONVERGED, Word.PARTLY),  # every token, none in place
+        (["x", "y", "z"], Stop.CONVERGED, Word.NOT_FOUND),
+        (["x", "y", "z"], Stop.TIME, Word.INCONCLUSIVE),
+    ],
+)
+def test_the_verdict_comes_first_and_goes_by_what_leaked_most(recovered, stop, word):
+    record = done(cell(), 0, sentence(["a", "b", "c"], recovered))
+    report = report_of(dataclasses.replace(record, stop=stop.value))
+    assert report.verdict is word
+    assert re.match(
+        rf"textleak: \w+ textleak evaluation · \w+ · minilm . {word.value} With", page_of(report).text
+    )
+    assert f"**{word.value}: " in to_markdown(report)
+
+
+def test_what_failed_is_never_called_not_found():
+    nothing = done(cell(), 0, sentence(["a"], ["x"]))
+    assert report_of(nothing).verdict is Word.NOT_FOUND
+    assert report_of(nothing, failed(cell(), 1)).verdict is Word.INCONCLUSIVE
+    assert report_of(failed(cell(), 1)).verdict is Word.INCONCLUSIVE
+
+
+def test_the_weakest_rungs_that_held_are_recommended_and_none_that_was_cut_off():
+    def rung(defense: str, *recovered: str, stop: Stop = Stop.CONVERGED):
+        records = [
+            done(cell(defense=(defense,)), at, sentence(["a"], [token])) for at, token in enumerate(recovered)
+        ]
+        return [dataclasses.replace(record, stop=stop.value) for record in records]
+
+    plain = [done(cell(), at, sentence(["a"])) for at in range(3)]
+    weak, held, strong = (
+        rung(f"gaussian:sigma={s}", *found) for s, found in ((0.1, "aax"), (0.2, "xxx"), (0.3, "xxx"))
+    )
+    late = rung("prune:ratio=0.9", "x", "x", "x", stop=Stop.TIME)
+    said = report_of(*plain, *weak, *held, *strong, *late).recommendation
+    assert said.startswith("gaussian:sigma=0.2 is the weakest rung measured")
+    assert "prune" not in said
+    assert "The one rung measured didn't keep" in report_of(*plain, *weak).recommendation
+    assert "None of the 2 rungs" in report_of(*plain, *weak, *late).recommendation
+    assert "textleak eval --model minilm --defense none" in report_of(*plain).recommendation
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "sees every gradient and the public model, is told the batch size"),
+        ({"share": "no-embeddings"}, "without embeddings and output head"),
+        ({"client": ("train-mode",)}, "of a client that trains by train-mode"),
+        (
+            {"know": "labels,no-defense"},
+            "is told the labels, not the defense, and never sees text or tokens.",
+        ),
+        ({"know": "nothing"}, "is told nothing else"),
+    ],
+)
+def test_the_threat_model_is_a_sentence(asked, said):
+    assert said in report_of(done(cell(**asked), 0, sentence(["a"]))).threat
+
+
+# Charts
+
+
+def test_two_points_are_bars_and_three_a_line():
+    two, three = (
+        report_of(*(done(cell(defense=d), 0, sentence(["a"])) for d in ((), *levels))).ladders
+        for levels in ([("gaussian:sigma=0.1",)], [("gaussian:sigma=0.1",), ("gaussian:sigma=0.2",)])
+    )
+    assert ("<rect" in charts.draw(two[0]), "<polyline" in charts.draw(two[0])) == (True, False)
+    assert ("<rect" in charts.draw(three[0]), "<polyline" in charts.draw(three[0])) == (False, True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 14])
+def test_no_label_leaves_its_place(count):
+    labels = [f"max_norm {at}, noise_multiplier 0.000{at} and more of the kind" for at in range(count)]
+    series = Series(
+        name="x", points=tuple(Interval(mean=0.5, low=None, high=None, count=1, clusters=1) for _ in labels)
+    )
+    drawn = str(charts.draw(Chart(title="t", axis="a", categories=tuple(labels), series=(series,))))
+    band = charts.WIDTH / count
+    for x, words in re.findall(r'<text class="tick" x="([\d.]+)"[^>]*"middle">([^<]*)</text>', drawn):
+        half = 3 * len(words)  # at 12 units a letter is about 6 wide, and a figure 8
+        assert 2 * half <= max(band, 18)
+        assert float(x) - half >= 0
+        assert float(x) + half <= charts.WIDTH
+    for x, words in re.findall(r'<text class="tick" x="([\d.]+)"[^>]*"end">([^<]*)</text>', drawn):
+        assert float(x) - 8 * len(words) >= 0
+
+
+def test_a_curve_has_a_figure_at_each_end_and_ticks_around_it():
+    events = [TimedEvent(t=0.0, event=Truth())]
+    events += [TimedEvent(t=float(at), event=Progress(phase="p", step=at, loss=10.0**-at)) for at in range(5)]
+    (curve,) = course_of(events).curves
+    assert curve.points == tuple((float(at), 10.0**-at) for at in range(5))
+    drawn = str(draw_curve(curve))
+    assert "from 1 to 0.0001" in drawn
+    assert all(f">{tick}</text>" in drawn for tick in ("1", "0.1", "0.001", "0.0001", "4.0 s"))
+    assert course_of(events[:3]).curves == ()  # two points are no curve
+
+
+def test_the_course_of_pictures_is_in_decibels():
+    def gray(value: float):
+        return (((((value,) * 3,) * 2,) * 2),)
+
+    events = [TimedEvent(t=0.0, event=Truth(image=gray(0.5), labels=(0,)))]
+    for at, value in enumerate((0.6, 0.51, 0.501), start=1):
+        events.append(TimedEvent(t=float(at), event=Progress(phase="p", step=at, image=gray(value))))
+    course = course_of(events)
+    assert [round(value, 6) for _, value in course.curves[0].points] == [20, 40, 60]
+    assert "from 20 dB to 60 dB" in draw_curve(course.curves[0])
+    assert len(course.pictures) == 1
+
+
 # One run
 
 
@@ -908,7 +1037,12 @@ def test_a_run_has_a_page_too(run_folder):
     assert report.settings[0].tokens == result["tokens"]
     invoke("report", folder)
     text = Page((folder / "report.html").read_text("utf-8")).text
-    assert text.startswith("textleak: one textleak run · one Behind gaussian:sigma=0.1, dlg recovered")
+    begun = json.loads((folder / "run.json").read_text("utf-8"))["started"][:10]
+    assert text.startswith(f"textleak: one textleak run · one · {begun} · ")
+    assert f"{report.verdict.value} {result['summary']}" in text
+    assert "sees every gradient, changed by gaussian:sigma=0.1, and the public model" in text
+    assert "0 of 3 tokens proved without knowing the text: Noise was added" in text
+    assert "CPU time" not in text
     assert "--sentence 'the cat sat'" in text
     assert "On random weights: no statement about a trained model." in text
     assert re.search(r"Computed on .*, \d+ cores?; device cpu; dtype float32; threads 1\.", text)
@@ -931,7 +1065,8 @@ def test_a_run_without_truth_says_that_nobody_knows(run_folder, tmp_path, toy_fo
     invoke("share", *toy, "-s", "the dog ran", "--out", tmp_path / "g.safetensors")
     folder = run_folder("blind", "--gradients", tmp_path / "g.safetensors")
     report = analyze(read(folder))
-    assert "The truth isn't known" in report.headline[0]
+    assert "without the truth nobody can say" in report.headline[0]
+    assert report.verdict is Word.INCONCLUSIVE
     page = page_of(report)
     assert all(found in page.text for found in report.found)
     assert "dog" not in json.dumps(to_json(report)["settings_asked_for"])
@@ -947,16 +1082,81 @@ def test_a_redacted_run_has_figures_and_no_text(run_folder):
     assert "Texts were left out." in page_of(report, redact=True).text
 
 
-def test_a_run_that_is_going_on_or_of_pictures_is_told_apart(tmp_path):
+def test_a_run_that_is_going_on_says_so(tmp_path):
     going = runs.RunFolder.create(tmp_path / "going", name="x")
     runs.write_json(going.run_path, {"pid": 0, "settings": {"model": "minilm", "attack": "match"}})
     report = analyze(read(going.path))
     assert report.headline == ("The run has no result.",)
+    assert report.verdict is Word.INCONCLUSIVE
     page_of(report)
-    pictures = runs.RunFolder.create(tmp_path / "pictures", name="x")
-    runs.write_json(pictures.run_path, {"pid": 0, "settings": {}})
-    runs.write_json(pictures.result_path, {"images": []})
-    assert "image run" in invoke("report", pictures.path, code=2).stderr
+
+
+@pytest.fixture(scope="module")
+def picture_run(tmp_path_factory):
+    """The folder of a short run on two pictures."""
+    folder = tmp_path_factory.mktemp("pictures") / "run"
+    asked = ["--index", 0, "--index", 1, "--steps", 4, "--threads", 1, "--out", folder]
+    invoke("image", *asked)
+    return folder
+
+
+def test_an_image_run_has_the_same_page_with_its_pictures(picture_run):
+    result = json.loads((picture_run / "result.json").read_text("utf-8"))
+    report = analyze(read(picture_run))
+    page = page_of(report)
+    assert f"{report.verdict.value} {result['summary']}" in page.text
+    assert f"{result['psnr']:.1f} dB PSNR, mean" in page.text
+    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 4  # two originals, two that were recovered
+    assert all(image.startswith("data:image/png;base64,") for image in images)
+    (policy,) = (a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.endswith("; img-src data:")
+    for absent in ("All figures", "word for word, %", "tokens proved"):
+        assert absent not in page.text
+    words = shlex.split(command(read(picture_run)))
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--image"] == result["pictures"]
+    assert f"| {result['images'][0]['psnr']:.1f} |" in to_markdown(report)
+    assert to_json(report)["pictures"]["psnr"] == result["psnr"]
+
+
+@pytest.mark.parametrize("image", [[["a"]], [[[[0.1], [0.2]], [[0.1]]]], [0.5], [[[[0.1] * 5]]]])
+def test_pictures_that_are_none_are_told_so(image, tmp_path):
+    folder = runs.RunFolder.create(tmp_path / "run", name="x")
+    runs.write_json(folder.run_path, {"pid": 0, "settings": {"model": "lenet", "attack": "dlg"}})
+    line = {"t": 1.0, "event": "progress", "phase": "p", "step": 1, "image": image}
+    folder.events_path.write_text(json.dumps(line) + "\n")
+    assert "can't be reported on" in invoke("report", folder.path, code=2).stderr
+
+
+def test_a_redacted_page_of_pictures_shows_none(picture_run):
+    report = analyze(read(picture_run))
+    page = page_of(report, redact=True)
+    assert page.count("img") == 0
+    assert "Pictures were left out." in page.text
+    assert all(name not in page.text for name in report.evaluation.settings["pictures"])
+
+
+def test_image_runs_are_not_compared(picture_run):
+    assert "image run" in invoke("compare", picture_run, picture_run, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("psnr", "stop", "word"),
+    [
+        (25.0, Stop.STEPS, Word.LEAKS),
+        (15.0, Stop.STEPS, Word.PARTLY),
+        (5.0, Stop.STEPS, Word.INCONCLUSIVE),
+        (5.0, Stop.CONVERGED, Word.NOT_FOUND),
+        (None, Stop.CONVERGED, Word.INCONCLUSIVE),
+    ],
+)
+def test_the_verdict_on_pictures_goes_by_the_one_that_came_back_best(psnr, stop, word, tmp_path):
+    folder = runs.RunFolder.create(tmp_path / "run", name="x")
+    runs.write_json(folder.run_path, {"pid": 0, "settings": {"model": "lenet", "attack": "dlg"}})
+    images = [{"psnr": psnr, "mse": 0.1, "ssim": 0.1}, {"psnr": None if psnr is None else 1.0}]
+    result = {"images": images, "psnr": psnr, "ssim": 0.1, "stop": stop.value, "sentences": []}
+    runs.write_json(folder.result_path, result)
+    assert analyze(read(folder.path)).verdict is word
 
 
 @pytest.mark.parametrize("sentence", [{"reference": "a"}, None])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,3 +268,111 @@ def test_a_folder_takes_the_place_of_no_link(tmp_path: Path):
     with pytest.raises(owned.UnwrittenError, match="a link"), owned.filling(tmp_path / "model"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "others"]
+
+
+# What killed processes leave
+
+WRITING = """
+import pathlib, sys
+from textleak import owned
+with owned.replacing(pathlib.Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    print(flush=True)
+    sys.stdin.readline()
+    partial.write_text("whole")
+"""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is in the middle of writing a file."""
+    command = [sys.executable, "-c", WRITING, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_what_a_killed_process_left_is_gone_after_the_next_write(tmp_path: Path) -> None:
+    with writing(tmp_path / "file") as process:
+        process.kill()
+        process.wait()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".textleak-")
+    assert stat.S_IMODE(left.stat().st_mode) == 0o700
+    again = {
+        "write": lambda: owned.write(tmp_path / "a", b""),
+        "create": lambda: owned.create(tmp_path / "b", b""),
+        "check": lambda: runs.check_writable(tmp_path),
+    }
+    for name, write in again.items():
+        (left / "deep").mkdir(parents=True, exist_ok=True)
+        (left / "deep" / "file").write_text("half")
+        write()
+        assert not left.exists(), name
+    with owned.filling(tmp_path / "c"):
+        pass
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_living_process_is_writing_stays(tmp_path: Path) -> None:
+    with writing(tmp_path / "file") as process:
+        owned.write(tmp_path / "other", b"")
+        runs.check_writable(tmp_path)
+        process.communicate(b"\n")
+        assert process.returncode == 0
+    assert (tmp_path / "file").read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other"]
+
+
+def test_what_only_has_such_a_name_stays(tmp_path: Path) -> None:
+    name = ".textleak-{}.partial"
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("precious")
+    (tmp_path / name.format("0" * 16)).symlink_to("precious")
+    (tmp_path / name.format("1" * 16)).write_text("a file")
+    (tmp_path / name.format("2" * 15)).mkdir()
+    (tmp_path / name.format("x" * 16)).mkdir()
+    os.mkfifo(tmp_path / name.format("3" * 16))
+    before = sorted(tmp_path.rglob("*"))
+    owned.write(tmp_path / "precious" / "file", b"")
+    owned.write(tmp_path / "file", b"")
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "file"])
+
+
+def test_another_s_folder_of_such_a_name_stays(tmp_path: Path) -> None:
+    theirs = tmp_path / f".textleak-{'0' * 16}.partial"
+    theirs.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root gives folders away")
+    os.chown(theirs, 12345, 12345)
+    owned.write(tmp_path / "file", b"")
+    assert theirs.is_dir()
+
+
+def test_what_a_link_in_such_a_folder_points_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("precious")
+    left = tmp_path / f".textleak-{'0' * 16}.partial"
+    left.mkdir()
+    (left / "link").symlink_to(tmp_path / "precious")
+    owned.write(tmp_path / "file", b"")
+    assert not left.exists()
+    assert (tmp_path / "precious" / "file").read_text() == "precious"
+
+
+def test_without_locks_nothing_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    left = tmp_path / f".textleak-{'0' * 16}.partial"
+    left.mkdir()
+    monkeypatch.setattr(owned.fcntl, "flock", none)
+    owned.write(tmp_path / "file", b"1")
+    monkeypatch.setattr(owned, "fcntl", None)
+    owned.write(tmp_path / "file", b"2")
+    assert (tmp_path / "file").read_bytes() == b"2"
+    assert sorted(tmp_path.iterdir()) == [left, tmp_path / "file"]

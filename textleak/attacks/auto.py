@@ -83,7 +83,8 @@ class _Run:
             recovery = answer(self.view, found)
             self.totals.evaluations += recovery.final_loss is not None  # it was put to the exact test
             self.answers.append(recovery)
-            if recovery.stop.settled or found.proved:  # nothing else reads what only some of is proved
+            # What only some of is proved is read by nothing else, where no answer can be put to the test.
+            if recovery.stop.settled or (found.proved and not self.view.has(Trait.REPEATABLE)):
                 return self._last(recovery)
         yield from self._further(found)
         if not self.answers:
@@ -132,20 +133,22 @@ class _Run:
         return (-float("inf") if distance is None else -distance, certain)
 
     def _last(self, recovery: Recovery) -> Recovery:
-        """The recovery as the whole run's."""
+        """The recovery as the whole run's; what other channels left open is no matter where it is settled."""
+        before = () if recovery.stop.settled else self.notes
         return dataclasses.replace(
             recovery,
             steps=self.totals.steps,
             evaluations=self.totals.evaluations,
             channel=main_channel(recovery.sentences, recovery.channel),
-            notes=tuple(dict.fromkeys((*self.notes, *recovery.notes))),
+            notes=tuple(dict.fromkeys((*before, *recovery.notes))),
         )
 
     # Matching
 
     def _matched(self, found: Found) -> Generator[Phase | Progress, None, Recovery]:
         """Matching of what is left; its answer joined with what was proved before."""
-        proved = shown(self.model, self.shared, found) if found.rows and found.classes else ()
+        whole = found.rows and found.classes and not found.proved
+        proved = shown(self.model, self.shared, found) if whole else ()
         left = self._without(proved, found.batch_size) if proved else self.shared
         view = dataclasses.replace(self.view, shared=left)
         # What is left has more rounding in it than a client's gradient: an answer is put to the test as a whole.

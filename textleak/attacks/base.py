@@ -13,6 +13,7 @@ from textleak.clients.view import AnyModel, Clock, View, view_of
 from textleak.errors import InputError
 from textleak.events import Followed, Phase, Progress, Recovery, Stop, main_channel
 from textleak.models.base import Modality
+from textleak.models.running import explained
 from textleak.proof.certificate import Certificate
 from textleak.registry import Registry
 from textleak.shared.gradient import SharedGradient
@@ -103,7 +104,7 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
             why=f"It relies on this, which isn't so here: {missing[0].value}",
             fix=f"Use --attack {able}." if able else "No attack here can do without it yet.",
         )
-    steps = attack.run(view, generator=seeds.generator(seed, "attack"))
+    steps = _explained(attack.run(view, generator=seeds.generator(seed, "attack")), view)
     return _counted(steps, None if hasattr(attack, "time_limit") else view.clock)
 
 
@@ -125,6 +126,12 @@ def check_reads(attack: Attack, modality: Modality) -> None:
 def _others(fits: Callable[[type[Attack]], bool]) -> str:
     """Names of the attacks that would do."""
     return ", ".join(name for name in ATTACKS if fits(ATTACKS[name]))
+
+
+def _explained(steps: Steps, view: View) -> Steps:
+    """An attack's events; what the network's own code raises is an error for a person."""
+    with explained(view.model):
+        return (yield from steps)
 
 
 def _counted(steps: Steps, clock: Clock | None) -> Steps:

@@ -30,6 +30,7 @@ from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, to_sentence
 from textleak.models.probes.layers import sees_ahead
 from textleak.proof.certificate import Certificate, certify
+from textleak.shared.effects import Rounded
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
 
@@ -73,13 +74,19 @@ class Span:
 
 def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
-    if not (view.has(Trait.IN_SPAN) and view.has(Trait.ADDITIVE)):
+    if not (view.has(Trait.IN_SPAN) and view.has(Trait.ADDITIVE)) or _one_rounded(view):
         return (yield from dropped_sentences(view))
     if measures(view):
         return (yield from adapter_sentences(view))
     if sees_ahead(view.text_model):
         return (yield from encoder_sentences(view.text_model, view.shared, time_limit=view.clock.left))
     return (yield from causal_sentences(view.text_model, view.shared))
+
+
+def _one_rounded(view: View) -> bool:
+    """Whether it is one sentence, and an encoder's gradient ended in a short type, so that no span has a clear end."""
+    rounded = any(isinstance(effect, Rounded) for effect in view.shared.seen_effects)
+    return rounded and view.shared.known.batch_size == 1 and sees_ahead(view.text_model)
 
 
 def answer(view: View, found: Found) -> Recovery:
@@ -95,10 +102,11 @@ def answer(view: View, found: Found) -> Recovery:
         channel=found.channel,
         notes=found.notes,
     )
-    if found.proved:
-        stop = Stop.PROVED if found.settled else Stop.TIME if view.clock.over else Stop.READ
-        return dataclasses.replace(recovery, stop=stop)
-    if found.complete and not any(token == OPEN for row in found.rows for token in row):
+    if found.settled:
+        return dataclasses.replace(recovery, stop=Stop.PROVED)
+    if found.proved and not view.has(Trait.REPEATABLE):
+        return dataclasses.replace(recovery, stop=Stop.TIME if view.clock.over else Stop.READ)
+    if (found.complete or found.proved) and not any(token == OPEN for row in found.rows for token in row):
         certificate = certify(view, sentences)
     return certified(dataclasses.replace(recovery, evaluations=1), certificate)
 

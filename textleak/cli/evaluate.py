@@ -275,11 +275,13 @@ def _answer(evaluation: Evaluation, outcome: str, *, csv: Path | None, as_json: 
 def _print_json(evaluation: Evaluation, outcome: str) -> None:
     """The answer as the one document on stdout."""
     from textleak.evaluation import table
+    from textleak.jobs.base import SCHEMA_VERSION
 
     records = evaluation.records()
     assert evaluation.store is not None
     common.print_json(
         {
+            "schema_version": SCHEMA_VERSION,
             "identity": evaluation.plan.identity,
             "outcome": outcome,
             "out": str(evaluation.store.folder.path),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +48,23 @@ def command(
 
     console = common.stdout()
     console.print(Text(f"Written: {path}. Run it: python {path}"))
+    if missing := absent(kind):
+        console.print(Text(f"First: pip install {shlex.join(missing)}"))
+
+
+# What each script imports beside textleak: the module, and what pip calls it.
+_NEEDS = {
+    Loop.TRAINER: {"accelerate": "accelerate>=1.1"},
+    Loop.PEFT: {"accelerate": "accelerate>=1.1", "peft": "peft"},
+    Loop.FLOWER: {"flwr": "flwr[simulation]"},
+    Loop.OPACUS: {"opacus": "opacus"},
+    Loop.PLAIN: {},
+}
+
+
+def absent(kind: Loop) -> list[str]:
+    """What a script needs and this Python hasn't, as pip takes it."""
+    return [package for module, package in _NEEDS[kind].items() if find_spec(module) is None]
 
 
 def script(kind: Loop) -> str:

@@ -21,8 +21,21 @@ _KINDS = {"run": "RunConfig", "image": "ImageConfig", "eval": "EvaluationConfig"
 def command(
     name: Annotated[str | None, typer.Argument(help="Show this one, in every command that has it.")] = None,
     json_: common.Json = False,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema",
+            metavar="NAME",
+            help="Print the JSON schema of a document instead: run | audit | image | share | eval | record.",
+        ),
+    ] = None,
 ) -> None:
     """List what --set KEY=VALUE takes and a preset may hold: every setting of run, image and eval."""
+    if schema is not None:
+        from textleak import schemas
+
+        common.print_json(schemas.schema(schema))
+        return
     found = settings(name)
     if json_:
         common.print_json(found)

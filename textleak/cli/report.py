@@ -65,7 +65,7 @@ def command(
     console = common.stdout()
     for target in targets:
         write_page(report, target, redact=redact)
-    console.print(" ".join(report.headline), markup=False, soft_wrap=True)
+    console.print(f"{report.verdict.value}: {' '.join(report.headline)}", markup=False, soft_wrap=True)
     for target in targets:
         console.print(str(target), markup=False, soft_wrap=True)
 

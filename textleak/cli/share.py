@@ -94,7 +94,7 @@ def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
 
     from textleak import owned, runs
     from textleak.errors import unwritten
-    from textleak.jobs.base import model_facts
+    from textleak.jobs.base import SCHEMA_VERSION, model_facts
     from textleak.jobs.parts import build_client, build_defenses, set_threads
 
     truth = out.with_name(f"{out.name}.truth.json")
@@ -114,6 +114,7 @@ def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
         common.say_weights(model.weights, model.source, model.name)
     truth = _write(shared, secret, out)
     return {
+        "schema_version": SCHEMA_VERSION,
         "out": str(out),
         "truth": str(truth),
         **model_facts(model),

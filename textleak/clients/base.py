@@ -14,9 +14,10 @@ from textleak.matching.factored import Capture
 from textleak.matching.matcher import GradientSource
 from textleak.models.base import Examples, M, Modality, Model, Tensors
 from textleak.models.gradient import formed_gradient
+from textleak.numerics import exact
 from textleak.registry import Registry
 from textleak.seeds import seeded
-from textleak.shared.effects import Effect
+from textleak.shared.effects import Effect, before_rounding
 from textleak.shared.public import PublicClient
 from textleak.shared.traits import Trait
 
@@ -65,6 +66,13 @@ class Client:
     Attributes:
         name: as it was registered.
         reads: what it can train on.
+
+    Example:
+        >>> from textleak.clients import CLIENTS
+        >>> client = CLIENTS.build("accumulate", {"steps": 2})
+        >>> shared_of_two, _ = textleak.share(model, ["the cat sat", "a dog ran"], client=client)
+        >>> shared_of_two.client.spec
+        'accumulate'
     """
 
     name: ClassVar[str] = "one-step"
@@ -108,8 +116,12 @@ class Client:
             Lower and upper bounds of the tensors, float64, infinite where there is none; None where `gradient` is the
             gradient itself, or where several steps leave nothing of the kind.
         """
-        del gradient, model
-        return None
+        effects = self.effects(model)
+        return (
+            _before({name: (exact(one), exact(one)) for name, one in gradient.items()}, effects)
+            if effects
+            else None
+        )
 
     def proxy(self) -> Client:
         """A client that is cheaper to replay and whose gradient ranks guesses nearly as well; itself where none is."""
@@ -192,8 +204,11 @@ class Composed(Client):
         return self._updates.as_gradient(sent, model)
 
     def bounds(self, gradient: Tensors, model: Model) -> Mapping[str, tuple[Tensor, Tensor]] | None:
-        """As the one kind that sends something else."""
-        return self._updates.bounds(gradient, model)
+        """As the one kind that sends something else leaves them, before what the others do to a gradient."""
+        if self._updates is _ONE_STEP:
+            return super().bounds(gradient, model)
+        bounds = self._updates.bounds(gradient, model)
+        return None if bounds is None else _before(bounds, self.effects(model))
 
     def proxy(self) -> Client:
         """Of the cheaper ones of all kinds."""
@@ -228,6 +243,15 @@ class Composed(Client):
 
 
 _ONE_STEP = Client()
+
+
+def _before(
+    bounds: Mapping[str, tuple[Tensor, Tensor]], effects: Sequence[Effect]
+) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+    """Between what tensors lay before some effects; None where they leave no such bounds."""
+    found = {name: before_rounding(low, high, effects) for name, (low, high) in bounds.items()}
+    told = {name: pair for name, pair in found.items() if pair is not None}
+    return told if len(told) == len(found) else None
 
 
 def composed(parts: Sequence[Client] = ()) -> Client:

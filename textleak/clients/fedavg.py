@@ -152,9 +152,10 @@ class FedAvg(Client):
     def bounds(self, gradient: Tensors, model: Model) -> Mapping[str, tuple[Tensor, Tensor]] | None:
         """From fresh moments AdamW's step is lr · g / (|g| + eps), which tells |g| where the weight's rounding allows.
 
-        A gradient that was clipped, or only part of it shared, is so up to the factor of clipping.
+        SGD's is lr · g, up to that rounding. A gradient that was clipped, or only part of it shared, is so up to the
+        factor of clipping.
         """
-        if self.optimizer != "adamw" or not self._single:
+        if not self._single:
             return None
         return {name: self._before_step(value, model.parameters[name]) for name, value in gradient.items()}
 
@@ -165,8 +166,11 @@ class FedAvg(Client):
         part = (decayed - after) / self.rate
         unit = grid_step(torch.maximum(decayed.abs(), after.abs()), weight.dtype)
         # The weight is rounded to the nearest value after the step; where it decays, a fused kernel's may be one off.
-        off = (1.0 if self.weight_decay else 0.5) * unit / self.rate + _STEP_ROUNDING
         size = part.abs()
+        off = (1.0 if self.weight_decay else 0.5) * unit / self.rate
+        off = off + _STEP_ROUNDING * (size if self.optimizer == "sgd" else 1.0)
+        if self.optimizer == "sgd":
+            return part - off, part + off
         least = self.eps * (size - off).clamp_min(0) / (1 - size + off).clamp_min(off)
         most = torch.where(size + off < 1, self.eps * (size + off) / (1 - size - off), math.inf)
         least = torch.where(size > off, least, -most)  # of which sign it is doesn't show

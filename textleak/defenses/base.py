@@ -35,7 +35,17 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defense:
-    """Override one hook or both; the fields are public, what the generator draws is not."""
+    """What a client does to its gradient before it leaves. Override one hook or both.
+
+    A defense is a frozen dataclass: its fields are public, what the generator draws is not.
+
+    Example:
+        >>> from textleak.defenses import DEFENSES
+        >>> noise = DEFENSES.build("gaussian", {"sigma": 1e-3})
+        >>> isinstance(noise, textleak.Defense), noise.sigma
+        (True, 0.001)
+        >>> noisy, _ = textleak.share(model, "the cat sat", defenses=[noise, "clip:max_norm=1"])
+    """
 
     name: ClassVar[str] = ""
 

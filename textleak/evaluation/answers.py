@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import html
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 from textleak import owned
 from textleak.errors import InputError, unknown_name, unwritten
 from textleak.evaluation.records import Cell, Record
+from textleak.scoring.chips import chips
 from textleak.settings import AttackChoice, parse_attack, parse_defense
 from textleak.words import table_cell
 
@@ -29,6 +31,7 @@ FIGURES = (
     "rougeL_words",
 )
 SECRETS = "secrets_recovered"
+_MOST_SHOWN, _MOST_SENTENCES = 20, 3  # in a notebook, our choice
 _COLUMNS = (
     "tokens",
     "hidden_size",
@@ -76,7 +79,13 @@ class Counts:
 
 
 class Records(list[Record]):
-    """Typed records, one a batch; a list of `Record` with what a script asks of it."""
+    """Typed records, one a batch; a list of `Record` with what a script asks of it.
+
+    Example:
+        >>> records = textleak.evaluate(model="bert-tiny", weights="random", limit=1, attack="embedding")
+        >>> records.counts().done, len(records.failed), len(records.where(attack="embedding"))
+        (1, 0, 1)
+    """
 
     @property
     def done(self) -> Records:
@@ -124,6 +133,20 @@ class Records(list[Record]):
                 why=f"{len(self.where(**cell))} of {len(self)} records are of such a cell, {len(chosen)} of them done.",
             )
         return sum(values) / len(values)
+
+    def _repr_html_(self) -> str:
+        """A table of the cells, and the tokens of the sentences that leaked most, for a notebook."""
+        cells: dict[Cell, Records] = {}
+        for record in self:
+            cells.setdefault(record.cell, Records()).append(record)
+        lines = [_html_row(cell, records) for cell, records in list(cells.items())[:_MOST_SHOWN]]
+        more = f"<p>and {len(cells) - len(lines):,} more cells</p>" if len(cells) > len(lines) else ""
+        leaked = sorted((s for record in self for s in record.sentences), key=lambda s: -s.token_match_rate)
+        tokens = "".join(chips(s.reference_tokens, s.recovered_tokens) for s in leaked[:_MOST_SENTENCES])
+        head = "".join(
+            f"<th>{words}</th>" for words in ("model", "attack", "defense", "B", "batches", "failed", "match")
+        )
+        return f"<table><tr>{head}</tr>{''.join(lines)}</table>{more}{tokens}"
 
     def counts(self) -> Counts:
         """How many of them came to what."""
@@ -175,6 +198,13 @@ class Records(list[Record]):
         columns = {name: [row[name] for row in rows] for name in _row_columns()}
         with unwritten(f"{path} can't be written."), owned.replacing(Path(path)) as partial:
             pyarrow.parquet.write_table(pyarrow.table(columns), partial)
+
+
+def _html_row(cell: Cell, records: Records) -> str:
+    counts = records.counts()
+    match = f"{records.mean():.2f}" if any(record.sentences for record in records.done) else "–"
+    values = (cell.model, cell.attack, defense_of(cell), cell.batch_size, counts.done, counts.failed, match)
+    return f"<tr>{''.join(f'<td>{html.escape(str(value))}</td>' for value in values)}</tr>"
 
 
 def defense_of(cell: Cell) -> str:

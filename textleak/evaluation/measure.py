@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from textleak import runs, scoring, seeds
+from textleak import owned, runs, scoring, seeds
 from textleak.attacks.base import ATTACKS, begin_on, to_end
 from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
@@ -136,8 +136,8 @@ def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Se
         seed=seed,
     )
     try:
-        with tempfile.TemporaryDirectory(prefix="textleak-") as folder:
-            path = Path(folder) / "gradient.safetensors"
+        with owned.scratch(Path(tempfile.gettempdir())) as folder:
+            path = folder / "gradient.safetensors"
             shared.save(path)
             return SharedGradient.load(path), secret
     except (OSError, InputError) as error:

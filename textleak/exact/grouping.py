@@ -21,6 +21,7 @@ import torch
 
 from textleak.events import Phase, Progress, Sentence
 from textleak.exact.found import OPEN, Found
+from textleak.exact.orders import ordered_sentence
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch
@@ -90,10 +91,29 @@ def encoder_sentences(
     )
     if not len(pairs):
         return Found(rows=(), notes=(*notes, f"{full}, but no token's input lies in them."))
+    if not layers[0].depends_on_position and model.num_labels is not None and shared.known.size in (None, 1):
+        ordered = yield from _in_order(model, shared, pairs, time_limit)
+        if ordered is not None:
+            return ordered
     yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
     grouping = _Grouping(model, shared, LayerRemainder.of(shared, layers, span), pairs, time_limit)
     yield from grouping.run()
     return grouping.found(notes)
+
+
+def _in_order(
+    model: TextModel, shared: SharedGradient, pairs: Pairs, time_limit: float | None
+) -> Generator[Phase | Progress, None, Found | None]:
+    """The only sentence, where the first layers tell its tokens and not where they stand; None where it isn't found."""
+    yield Phase(name="order", detail="where these tokens stand, by what layers further in read")
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    for tries, found in enumerate(ordered_sentence(model, shared, pairs)):
+        if found is not None:
+            return Found(rows=(found.row,), classes=(found.label,), batch_size=1, complete=True)
+        yield Progress(phase="order", step=tries)
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+    return None
 
 
 class _Grouping:
@@ -223,14 +243,15 @@ class _Grouping:
             hidden = self.model.mask_id if self.model.task == "masked-lm" else None
             rows = (tuple(OPEN if token == hidden else token for token in only),)
             more.append("What stands behind the masks is a label, which no span shows.")
+        complete = left is None and len(rows) == batch.size
         return Found(
             rows=rows,
             classes=batch.classes,
             batch_size=batch.size,
-            complete=left is None and len(rows) == batch.size,
+            complete=complete,
             channel="span",
             sets=self._sets() if left is not None else (),
-            notes=(*more, *self.notes, *self._missing(len(rows))),
+            notes=(*more, *(() if complete else self.notes), *self._missing(len(rows))),
         )
 
     def _missing(self, count: int) -> tuple[str, ...]:

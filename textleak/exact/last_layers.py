@@ -1,8 +1,9 @@
 """What lies between a causal model's last linear layer that was shared and its output head, run once.
 
 Where all of the batch's inputs are known, so is what every layer reads, X (N, I). From that layer's gradient G = ΔᵀX
-the loss gradient at its output follows at every position, Δ = (G X⁺)ᵀ; and what a label adds to Δ is Jᵀ Wᵀ (p −
-onehot(label)), with W the head, p the prediction, J the Jacobian of the norm in between.
+the loss gradient at its output follows at every position, Δ = (G X⁺)ᵀ; and what a label adds to Δ is Jᵀ Wᵀ S (p −
+onehot(label)), with W the head, p the prediction, J the Jacobian of the norm in between, and S what the network scales
+each of the head's outputs by before it takes them for logits (1 in most; a constant, or the slope of a cap).
 
 Shapes: N beginnings, I and O the layer's input and output size, D the head's input size, C classes (the vocabulary,
 for language models), R rows of T positions that hold all beginnings.
@@ -22,6 +23,7 @@ from textleak.matching.discrete import Row
 from textleak.matching.hooks import hooked
 from textleak.models import TextModel
 from textleak.models.probes.layers import matrix_calls
+from textleak.models.running import run
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
@@ -46,9 +48,10 @@ class LastLayers:
         delta_NO: loss gradient at the layer's output, float64.
         noise_N: squared norm that it may be off by.
         whole: whether the beginnings' inputs make all of the layer's gradient.
-        expected_ND: the head's rows, weighted by the prediction.
+        expected_ND: the head's rows, weighted by the prediction and by S.
         head_CD: the head's rows.
-        squared_C: their squared norms.
+        scale_NC: S, by which each row counts at each beginning; (1, 1) where it is the same for all.
+        squared_C: the rows' squared norms.
     """
 
     places: tuple[Tensor, Tensor]
@@ -62,6 +65,7 @@ class LastLayers:
     whole: bool
     expected_ND: Tensor
     head_CD: Tensor
+    scale_NC: Tensor
     squared_C: Tensor
 
     @classmethod
@@ -81,10 +85,11 @@ class LastLayers:
             gradient_OI = gradient_OI.T
         eps = torch.finfo(shared.gradients[weight_name].dtype).eps
         delta_NO, noise_N, whole = _at_the_output(inputs_NI, gradient_OI, eps)
+        logits_NC, scale_NC = _logits(model, head, layout)
         with torch.no_grad():
-            logits_NC: Tensor = head(hidden_RTD[layout.places])
             weight_CD = _weight(head).detach()
-            expected_ND = logits_NC.to(model.loss_dtype).softmax(-1).to(weight_CD.dtype) @ weight_CD
+            chances_NC = logits_NC.to(model.loss_dtype).softmax(-1).to(weight_CD.dtype)
+            expected_ND = (chances_NC * scale_NC) @ weight_CD
         return cls(
             places=layout.places,
             nodes_RT=layout.nodes_RT,
@@ -97,6 +102,7 @@ class LastLayers:
             whole=whole,
             expected_ND=expected_ND,
             head_CD=weight_CD,
+            scale_NC=scale_NC,
             squared_C=weight_CD.square().sum(1),
         )
 
@@ -107,7 +113,7 @@ class LastLayers:
 
     def atoms(self, nodes: Sequence[int], labels: Sequence[int]) -> Tensor:
         """What a share of 1 for a label at each of `nodes` adds to Δ there: (N, O)."""
-        rows_ND = self.expected_ND[list(nodes)] - self.head_CD[list(labels)]
+        rows_ND = self.expected_ND[list(nodes)] - self._heads(nodes, labels)
         (slope,) = torch.autograd.grad(
             self.hidden, self.output, self._spread(nodes, rows_ND), retain_graph=True
         )
@@ -115,7 +121,7 @@ class LastLayers:
 
     def reach(self, node: int, label: int) -> Tensor:
         """What a share of 1 for a label at a beginning adds to Δ at all of them: (N, O)."""
-        row_1D = self.expected_ND[node : node + 1] - self.head_CD[label : label + 1]
+        row_1D = self.expected_ND[node : node + 1] - self._heads([node], [label])
         (slope,) = torch.autograd.grad(
             self.hidden, self.output, self._spread([node], row_1D), retain_graph=True
         )
@@ -142,11 +148,21 @@ class LastLayers:
         expected_ND = self.expected_ND[list(nodes)]
         # The inner product with a label's part, over the norm that it would have if J were a multiple of the identity.
         slopes_ND = self.push(nodes, missing_NO)
-        along_NC = (slopes_ND * expected_ND).sum(1, keepdim=True) - slopes_ND @ self.head_CD.T
+        scale_NC = self.scale_NC if len(self.scale_NC) == 1 else self.scale_NC[list(nodes)]
+        along_NC = (slopes_ND * expected_ND).sum(1, keepdim=True) - (slopes_ND @ self.head_CD.T) * scale_NC
         squared_NC = (
-            expected_ND.square().sum(1, keepdim=True) - 2 * expected_ND @ self.head_CD.T + self.squared_C
+            expected_ND.square().sum(1, keepdim=True)
+            - 2 * (expected_ND @ self.head_CD.T) * scale_NC
+            + self.squared_C * scale_NC.square()
         )
         return along_NC * squared_NC.clamp_min(1e-12).rsqrt()
+
+    def _heads(self, nodes: Sequence[int], labels: Sequence[int]) -> Tensor:
+        """The head's row of a label at each of `nodes`, as it counts there: (N, D)."""
+        rows_ND = self.head_CD[list(labels)]
+        if self.scale_NC.numel() == 1:
+            return rows_ND * self.scale_NC
+        return rows_ND * self.scale_NC[list(nodes), list(labels)][:, None]
 
     def _spread(self, nodes: Sequence[int], values_ND: Tensor, *, like: Tensor | None = None) -> Tensor:
         like = self.hidden if like is None else like
@@ -226,11 +242,14 @@ def _last_linear(model: TextModel, shared: SharedGradient) -> tuple[str, nn.Modu
     order = [model.network.get_submodule(name) for name in matrix_calls(model)]
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     uses = Counter(names[id(module.weight)] for module in order)
-    for module in order[: -_MOST_AFTER - 2 : -1]:
-        name = names[id(module.weight)]
-        if name in shared.gradients:
-            return (name, module) if uses[name] == 1 else None
-    return None
+    last = [
+        module for module in order[: -_MOST_AFTER - 2 : -1] if names[id(module.weight)] in shared.gradients
+    ]
+    # A gate of one output shows one number a beginning, which tells no label.
+    module = next((module for module in last if min(_weight(module).shape) > 1), None)
+    if module is None or uses[names[id(module.weight)]] > 1:
+        return None
+    return names[id(module.weight)], module
 
 
 def _run(
@@ -241,7 +260,7 @@ def _run(
 
     def cut(_module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         seen["input"], seen["output"] = arguments[0].detach(), output.detach().requires_grad_(True)
-        return seen["output"]
+        return seen["output"].clone()  # some networks add to it in place
 
     def read(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
         seen["hidden"] = arguments[0]
@@ -250,10 +269,31 @@ def _run(
     handles = [layer.register_forward_hook(cut), head.register_forward_pre_hook(read)]
     try:
         with hooked(handles), torch.enable_grad():
-            model.network(inputs_embeds=model.embed(ids_RT), attention_mask=mask_RT)
+            run(model, ids_RT, mask=mask_RT)
     except _Enough:
         return seen["input"], seen["output"], seen["hidden"]
     raise ValueError(f"{model.name} never runs its head")
+
+
+def _logits(model: TextModel, head: nn.Module, layout: _Layout) -> tuple[Tensor, Tensor]:
+    """The network's own logits at each beginning, and what it scales the head's outputs by: `LastLayers.scale_NC`."""
+    made: list[Tensor] = []
+
+    def cut(_module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        made.append(output.detach().requires_grad_(True))
+        return made[0].clone()  # some networks scale it in place
+
+    with hooked([head.register_forward_hook(cut)]), torch.enable_grad():
+        if model.num_labels is None:
+            logits_RTC = run(model, layout.ids_RT, mask=layout.mask_RT).logits
+        else:  # a class is read off the last token; here every beginning ends a sentence
+            hidden_RTD = run(model, layout.ids_RT, mask=layout.mask_RT, whole=False).last_hidden_state
+            logits_RTC = head(hidden_RTD)
+    (slope_RTC,) = torch.autograd.grad(logits_RTC.sum(), made[0])
+    places = layout.places
+    scale_NC = slope_RTC.view_as(logits_RTC)[places]
+    same = bool((scale_NC == scale_NC[0, 0]).all())
+    return logits_RTC.detach()[places], scale_NC[:1, :1] if same else scale_NC
 
 
 class _Enough(Exception):  # noqa: N818

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import torch
+
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.shrinking import Decay, decay_of, off_the_grid
-from textleak.numerics import exact
+from textleak.numerics import exact, grid_step
 
 WHAT = "LoRA"
 _ADAPTER = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B|embedding_A|embedding_B)\b")
 
+# A second step's part of A's move, in what the grid and decay leave open, from which its absence shows (our choice: a
+# second batch's gradient may be ten times less like the first's).
+_SHOWS = 10.0
 # Part of a move that isn't along the weight itself when it is more than decay and rounding (our choice).
 _TURNED = 0.9
 
@@ -54,8 +59,25 @@ def moved_downs(seen: Seen) -> bool | None:
         return None
     decay = decay_of(seen)
     if decay is None:
-        return any(_turned(seen, name) for name in downs)
-    return any(_moved_by_more(seen, name, decay) for name in downs)
+        moved = any(_turned(seen, name) for name in downs)
+    else:
+        moved = any(_moved_by_more(seen, name, decay) for name in downs)
+    return moved or (None if all(_second_step(seen, name, decay) < _SHOWS for name in downs) else False)
+
+
+def _second_step(seen: Seen, name: str, decay: Decay | None) -> float:
+    """How far a second step of SGD would have moved an A that starts with a B of 0, in what hides a move.
+
+    Two equal steps whose gradient of B is G Aᵀ move A by (ΔB/2)ᵀ (ΔB/2) within its own rows, whatever the rate and
+    LoRA's alpha; what they add outside of these only moves it further.
+    """
+    weights, up = seen.weights(name), seen.sent.get(name.replace(".lora_A.", ".lora_B."))
+    if weights is None or up is None:
+        return 0.0
+    down_RI, step_OR = exact(weights).cpu(), exact(up).cpu() / 2
+    move_RI = step_OR.T @ step_OR @ torch.linalg.pinv(down_RI).T
+    open_RI = grid_step(down_RI, weights.dtype) * max(1.0, decay.off if decay else 1.0)
+    return float((move_RI.abs() / open_RI).max())
 
 
 def _moved_by_more(seen: Seen, name: str, decay: Decay) -> bool:

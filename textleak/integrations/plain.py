@@ -296,6 +296,18 @@ def record(
         public: alias, hub id or folder under which a server has the weights at the beginning; None to write a copy.
         max_grad_norm: gradients are clipped to; None to tell from their norms.
 
+    Example:
+        >>> import copy, tempfile, torch
+        >>> network = copy.deepcopy(model.network).requires_grad_(True)
+        >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with textleak.record(network, model.tokenizer, optimizer=optimizer, out=folder) as tape:
+        ...         batch = model.tokenizer(["the cat sat"], return_tensors="pt")
+        ...         network(**batch, labels=torch.tensor([1])).loss.backward()
+        ...         optimizer.step()
+        >>> tape.recordings[0].line.split()[:2]
+        ['textleak', 'audit']
+
     Raises:
         InputError: a model that can't be recorded, or wishes that can't be met.
     """

@@ -47,7 +47,7 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
 
     Args:
         sent: gradients, or by how much weights moved, by the model's own names.
-        model: the public model.
+        model: the public model, with adapters where they were trained and what they were before is known.
         kind: which of both, where it is known.
     """
     from textleak.inference import told
@@ -55,7 +55,8 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
     if not any(bool(tensor.any()) for tensor in sent.values()):
         nothing = {"what": "moved", "value": 0, "evidence": f"All of {len(sent):,} tensors are zero."}
         return Telling(kind=kind, moved=False, told=(nothing,), client=())
-    found = told(dict(sent), model, kind=kind)
+    before: dict[str, Tensor] = {name: model.parameters[name] for name in sent if name in model.parameters}
+    found = told(dict(sent), model, before=before, kind=kind)
     answers: dict[str, Any] = {one.what: one.value for one in found.told}
     named, dropped = answers.get(VOCABULARY), answers.get("dropout")
     return Telling(

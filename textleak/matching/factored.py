@@ -272,7 +272,7 @@ class Capture:
                 if not output.requires_grad:
                     output = output.detach().requires_grad_()
                 seen.append((owner, input_R, output))
-                return output
+                return output.clone() if output.is_leaf else output  # some networks add to it in place
 
             return hook
 

@@ -52,7 +52,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight_OI)
-        return product(x_I, weight_OI, bias_O)
+        result = product(x_I, weight_OI, bias_O)
+        return (
+            result.clone() if result._is_view() else result
+        )  # a view mayn't be changed in place, as some networks do
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_O: Tensor) -> tuple[Tensor, None, None]:

@@ -25,6 +25,7 @@ from textleak.models.base import Modality, Weights
 from textleak.models.batches import Batch, Targets
 from textleak.models.identity import attends, fingerprint_of, public_model
 from textleak.models.quiet import quiet
+from textleak.models.running import Way, run, way_of
 from textleak.models.targets import targets_of
 from textleak.shared.public import PublicModel
 
@@ -53,6 +54,10 @@ class TextModel:
         weights_seed: seed of the weights that were drawn (all of them, or a missing head).
         num_labels: classes for classification, else None.
         trained: names of the parameters that training moves; None for all.
+
+    Example:
+        >>> model.name, model.task, model.weights, model.hidden_size
+        ('bert-tiny', 'classification', 'random', 128)
     """
 
     modality: ClassVar[Modality] = Modality.TEXT
@@ -72,9 +77,9 @@ class TextModel:
         self.network.requires_grad_(False)
         self.network.config.use_cache = False
         text_config = self.network.config.get_text_config()
-        if text_config.pad_token_id is None:  # decoders that were trained without padding
+        if getattr(text_config, "pad_token_id", None) is None:  # decoders that were trained without padding
             text_config.pad_token_id = self.pad_id
-        _ = self._last_token_head
+        _ = self.way, self._last_token_head
 
     # What it is
 
@@ -113,6 +118,11 @@ class TextModel:
     def classes(self) -> int:
         """C, the classes of a prediction."""
         return self.num_labels if self.num_labels is not None else self.vocab_size
+
+    @cached_property
+    def way(self) -> Way:
+        """How the network is run on embeddings."""
+        return way_of(self)
 
     @cached_property
     def max_length(self) -> int:
@@ -358,15 +368,10 @@ class TextModel:
 
     def _logits(self, inputs: Tensor, mask_NT: Tensor) -> Tensor:
         """Ids (N, T) or embeddings (N, T, E) in, logits (N, L, C) out."""
-        # Ids are looked up here, so that they and embeddings take the same way from there on: families that
-        # count positions from the ids (RoBERTa) would treat a padding token within a sentence differently.
-        embeddings_NTE = inputs if inputs.dtype.is_floating_point else self.embed(inputs)
         if self._last_token_head is None:
-            logits: Tensor = self.network(inputs_embeds=embeddings_NTE, attention_mask=mask_NT).logits
+            logits: Tensor = run(self, inputs, mask=mask_NT).logits
             return logits[:, None] if self.task == "classification" else logits
-        hidden_NTD = self.network.base_model(
-            inputs_embeds=embeddings_NTE, attention_mask=mask_NT
-        ).last_hidden_state
+        hidden_NTD = run(self, inputs, mask=mask_NT, whole=False).last_hidden_state
         last_N = mask_NT.sum(-1) - 1
         last_ND = hidden_NTD[torch.arange(len(last_N), device=last_N.device), last_N]
         head: nn.Module = self.network.get_submodule(self._last_token_head)
@@ -386,8 +391,8 @@ class TextModel:
         embeddings = self.embed(torch.arange(3, device=self.device)[None] % self.vocab_size)
         mask = torch.ones(1, 3, dtype=torch.long, device=self.device)
         with torch.no_grad(), quiet():
-            logits = self.network(inputs_embeds=embeddings, attention_mask=mask).logits
-            hidden = base(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+            logits = run(self, embeddings, mask=mask).logits
+            hidden = run(self, embeddings, mask=mask, whole=False).last_hidden_state
             # Another kernel adds up in another order; no other layer's output comes anywhere near.
             tolerance = torch.finfo(self.dtype).eps ** 0.5 * float(logits.abs().max())
             if not math.isfinite(tolerance):

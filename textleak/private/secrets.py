@@ -25,6 +25,10 @@ class Secret:
         labels: one class a sentence; None for tasks whose labels are the tokens.
         defenses: what was done to the gradient, whether the server was told or not.
         client: how the client trained, whether the server was told or not.
+
+    Example:
+        >>> secret.sentences, len(secret.ids[0])
+        (('the cat sat',), 5)
     """
 
     sentences: tuple[str, ...]

@@ -15,6 +15,7 @@ from textleak.defenses import Defense, Step, check_order
 from textleak.errors import InputError
 from textleak.models.base import Examples, Tensors
 from textleak.models.batches import TextExamples
+from textleak.models.running import explained
 from textleak.models.targets import check_labels
 from textleak.models.text import TextModel
 from textleak.models.vision import ImageModel, PictureExamples
@@ -101,7 +102,8 @@ def share(
         batch_size=len(private.examples),
         embeddings=prepared.embedding_names,
     )
-    shown = _sent(client, prepared, private, names, defenses, step, draws)
+    with explained(model):
+        shown = _sent(client, prepared, private, names, defenses, step, draws)
     public = tuple(defense.public(step) for defense in defenses)
     shared = SharedGradient(
         gradients=shown,

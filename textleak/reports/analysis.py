@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from textleak.evaluation.records import Record
+from textleak.jobs.verdict import Word
 from textleak.reports.figures import SettingFigures, figures_of, leaked
 from textleak.reports.headline import headline
 from textleak.reports.quotes import (
@@ -21,7 +22,7 @@ from textleak.reports.quotes import (
     unknown_in_words,
     unscored_of,
 )
-from textleak.reports.reading import Findings
+from textleak.reports.reading import ONE_BATCH, Findings
 from textleak.reports.series import Chart, breakdowns, ladders
 from textleak.reports.settings import (
     AXES,
@@ -41,6 +42,7 @@ from textleak.reports.settings import (
     without,
 )
 from textleak.reports.utility import Utility, UtilityRow
+from textleak.reports.verdict import proved_in_words, recommendation, threat_model, word_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,11 @@ class Report:
     """All that a page says.
 
     Attributes:
+        verdict: in a word.
         headline: what leaked most under what, and more in a sentence each.
+        threat: who is imagined to attack, with what.
+        proved: how much is proved without the truth, and of what: "6 of 6", "tokens"; None where nothing can be.
+        recommendation: what follows from the defenses that were measured; "" where nothing does.
         common: what is the same in all settings, by axis.
         axes: along which settings differ.
         settings: in the order of the grid.
@@ -104,7 +110,11 @@ class Report:
     """
 
     evaluation: Findings
+    verdict: Word
     headline: tuple[str, ...]
+    threat: str
+    proved: tuple[str, str] | None
+    recommendation: str
     common: Mapping[str, str]
     axes: tuple[str, ...]
     settings: tuple[SettingFigures, ...]
@@ -140,10 +150,15 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
     if len(examples) < sum(one.sentences > 0 for one in settings):
         notes.append(f"Examples are shown of the {len(examples)} settings that leaked most.")
     secrets, planted = secrets_of(groups, axes)
+    common = _common(settings, axes)
     return Report(
         evaluation=evaluation,
+        verdict=word_of(evaluation, settings),
         headline=_headline(evaluation, settings, axes),
-        common=_common(settings, axes),
+        threat=threat_model(evaluation, common),
+        proved=proved_in_words(evaluation, settings),
+        recommendation=recommendation(evaluation, settings),
+        common=common,
         axes=axes,
         settings=settings,
         matrix=_matrix(settings, axes),
@@ -163,15 +178,19 @@ def analyze(evaluation: Findings, *, utility: Utility | None = None, seed: int =
 def _headline(
     evaluation: Findings, settings: Sequence[SettingFigures], axes: Sequence[str]
 ) -> tuple[str, ...]:
-    """What leaked most under what; an audit's verdict first."""
+    """What leaked most under what; of an audit why its verdict is what it is, of a run its summary first."""
+    if evaluation.pictures is not None:
+        return (evaluation.summary,)
     sentences = (
         *headline(settings, axes, kind=evaluation.kind, unfinished=evaluation.unfinished),
         *unknown_in_words(evaluation.records),
     )
-    if evaluation.audit is None:
-        return sentences
     scored = any(one.match is not None for one in settings)
-    return (f"{evaluation.audit.verdict}: {evaluation.audit.reason}", *(sentences if scored else ()))
+    if evaluation.audit is not None:
+        return (evaluation.audit.reason, *(sentences if scored else ()))
+    if evaluation.summary:
+        return (evaluation.summary, *sentences[1 if scored else 0 :])
+    return sentences
 
 
 def _by_setting(records: Sequence[Record]) -> dict[Setting, list[Record]]:
@@ -198,6 +217,8 @@ def _common(settings: Sequence[SettingFigures], axes: Sequence[str]) -> dict[str
     same = {axis: told(settings[0].setting, axis) for axis in AXES if axis not in axes}
     if loaded := [one.weights for one in settings if one.weights]:
         same["weights"] = several_in_words(loaded)
+    if same.get("data") == ONE_BATCH:
+        del same["data"]
     return same
 
 

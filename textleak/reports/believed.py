@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,8 @@ DEEPEST = 20
 _Text = str | None
 _Texts = list[str] | None
 _Count = Annotated[int, Field(ge=0, le=1 << 63)]
+_Rate = Annotated[float, Field(ge=0, le=1)]
+_Figure = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Open(BaseModel):
@@ -56,6 +58,7 @@ class _Machine(_Open):
 
 
 class _Facts(_Open):
+    started: _Text = None
     versions: dict[str, str] = {}
     machine: _Machine | None = None
     batches: _Count | None = None
@@ -95,6 +98,60 @@ def check_run_settings(settings: Mapping[str, Any]) -> None:
     _RunSettings.model_validate(settings)
 
 
+class _Sample(_Open):
+    tokens: _Count | None = None
+    token_match_rate: _Rate | None = None
+    token_recall: _Rate | None = None
+
+
+class _Summed(_Open):
+    """What the summary of a run is made of."""
+
+    weights: _Text = None
+    channel: _Text = None
+    stop: _Text = None
+    proof: _Text = None
+    verified: bool | None = None
+    verified_reason: _Text = None
+    token_match_rate: _Rate | None = None
+    unknown_tokens: _Count | None = None
+    proved_tokens: _Count | None = None
+    sentences: list[_Sample] = []
+
+
+def check_summed(result: Mapping[str, Any]) -> None:
+    """Check what a run's summary is made of.
+
+    Raises:
+        ValidationError: something in it is not of its type.
+    """
+    _Summed.model_validate({**result, "sentences": result.get("sentences", [])})
+
+
+class _Picture(_Open):
+    psnr: _Figure | None = None
+    mse: _Figure | None = None
+    ssim: _Figure | None = None
+    lpips: _Figure | None = None
+    label: int | None = None
+    recovered_label: int | None = None
+
+
+class _Pictures(_Open):
+    psnr: _Figure | None = None
+    ssim: _Figure | None = None
+    images: list[_Picture]
+
+
+def check_pictures(result: Mapping[str, Any]) -> None:
+    """Check the figures of an image run's result.
+
+    Raises:
+        ValidationError: something in it is not of its type.
+    """
+    _Pictures.model_validate(result)
+
+
 class _Told(_Open):
     what: str
     value: Any = None
@@ -102,7 +159,7 @@ class _Told(_Open):
 
 
 class _Audit(_Open):
-    verdict: str
+    verdict: Literal["LEAKS", "PARTLY", "NOT FOUND", "INCONCLUSIVE"]
     verdict_reason: str
     told: list[_Told] = []
     advice: list[str] = []

@@ -111,8 +111,15 @@ def compare(first: Findings, second: Findings, *, seed: int = 0) -> Comparison:
         seed: of the bootstrap's draws.
 
     Raises:
-        InputError: no sentence is in both.
+        InputError: no sentence is in both, or a folder is of an image run.
     """
+    for one in (first, second):
+        if one.pictures is not None:
+            raise InputError(
+                f"{one.path} holds an image run.",
+                why="What is compared are sentences that two folders have in common.",
+                fix=f"`textleak report {one.path}` has its figures.",
+            )
     ours, theirs = _by_cell(first.records), _by_cell(second.records)
     for one, cells in ((first, ours), (second, theirs)):
         if not any(record.sentences for records in cells.values() for record in records):

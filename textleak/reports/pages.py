@@ -8,18 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from textleak.data.sentences import SAMPLE
 from textleak.reports import charts
+from textleak.reports.again import command, settings_of
 from textleak.reports.analysis import Report
+from textleak.reports.curves import draw_curve
 from textleak.reports.figures import SettingFigures, in_range, leaked, percent
 from textleak.reports.settings import AXES, TITLES, several_in_words, told
 from textleak.reports.statistics import FEW_IN_WORDS, Interval
-from textleak.runs import redacted_settings
+from textleak.reports.verdict import ICONS
 from textleak.runs.redaction import TOLD_OF_TEXT
 from textleak.scoring.chips import fates
 from textleak.words import count_of, printable, readable, seconds_in_words
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from textleak.evaluation.records import SentenceRecord
-    from textleak.reports.reading import Findings
+    from textleak.reports.reading import Findings, PictureFigures
     from textleak.reports.utility import UtilityRow
 
+# Raised where a field goes or means something else, not where one is added.
+SCHEMA_VERSION = 1
 # Our choice: a table of more settings than this is folded away under the one at a glance.
 ROWS_UNFOLDED = 12
 LONGEST_TEXT = 600  # letters of one token or error that a page shows
@@ -58,9 +61,15 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
     """Every figure as plain JSON values; rates from 0 to 1."""
     evaluation = report.evaluation
     plain: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
         "kind": evaluation.kind,
         "identity": evaluation.identity,
+        "verdict": report.verdict.value,
         "headline": list(report.headline),
+        "threat_model": report.threat,
+        "proved": None if report.proved is None else " ".join(report.proved),
+        "recommendation": report.recommendation,
+        "started": evaluation.started,
         "common": dict(report.common),
         "axes": list(report.axes),
         "settings": [_plain_setting(one) for one in report.settings],
@@ -82,6 +91,7 @@ def to_json(report: Report, *, redact: bool = False) -> dict[str, Any]:
             {**_plain(failure), "error": "" if redact else failure.error} for failure in report.failures
         ],
         "notes": [] if redact else list(report.notes),
+        "pictures": None if evaluation.pictures is None else _plain(evaluation.pictures),
         "command": command(evaluation, redact=redact),
         "settings_asked_for": settings_of(evaluation, redact),
         "versions": _versions(evaluation),
@@ -133,9 +143,10 @@ def _environment(*, html: bool) -> Environment:
         fenced=_fenced,
         cell=lambda one, axis: told(one.setting, axis),
         axis=lambda axis: TITLES[axis],
+        figure=lambda value, form: "–" if value is None else form % value,
         seconds=lambda seconds: "–" if seconds is None else seconds_in_words(seconds),
     )
-    environment.globals.update(count_of=count_of, tokens_of=tokens_of, svg=charts.draw)
+    environment.globals.update(count_of=count_of, tokens_of=tokens_of, svg=charts.draw, curve=draw_curve)
     return environment
 
 
@@ -148,6 +159,14 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
         "private": TOLD_OF_TEXT,
         "name": evaluation.path.resolve().name,
         "run": evaluation.kind == "run",
+        "icon": ICONS[report.verdict],
+        "tone": report.verdict.name.lower().replace("_", "-"),
+        "begun": evaluation.started[:10],
+        "models": several_in_words(told(one.setting, "model") for one in settings),
+        "pictures": () if redact else evaluation.course.pictures,
+        "has_cpu_seconds": any(one.cpu_seconds for one in settings),
+        "has_lpips": any(one.lpips is not None for one in _pictures(evaluation)),
+        "has_verified": any(one.verifiable for one in settings),
         "batches": sum(one.batches for one in settings),
         "failed": sum(one.failed for one in settings),
         "sentences": _different_sentences(evaluation),
@@ -166,6 +185,10 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
         "few": FEW_IN_WORDS if any(interval.of_few for interval in _intervals(report)) else "",
         "identical": any(_without_width(one.match) for one in settings),
     }
+
+
+def _pictures(evaluation: Findings) -> tuple[PictureFigures, ...]:
+    return () if evaluation.pictures is None else evaluation.pictures.images
 
 
 def _intervals(report: Report) -> Iterator[Interval]:
@@ -245,92 +268,3 @@ def _fenced(text: str, language: str) -> str:
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-# How to do it again
-
-
-def settings_of(evaluation: Findings, redact: bool) -> Mapping[str, Any]:
-    """What was asked for; without the private batch where the report is redacted."""
-    return redacted_settings(evaluation.settings) if redact else evaluation.settings
-
-
-def command(evaluation: Findings, *, redact: bool = False) -> str:
-    """The command that does the same again, "" where that can't be said."""
-    if evaluation.audit is not None:
-        return _audit_command(evaluation.settings)
-    if evaluation.kind == "run":
-        return _run_command(evaluation.settings, evaluation.records[0].cell.know, redact=redact)
-    threads = evaluation.values("threads")
-    return _evaluation_command({**evaluation.settings, "threads": threads[0] if len(threads) == 1 else None})
-
-
-# What `textleak eval` takes as a flag, in the order of its help; the rest goes through --set.
-_FLAGS = (
-    *("data", "column", "label_column", "limit", "max_words", "batch_size", "model", "weights", "task"),
-    *("attack", "share", "client", "defense", "know", "seed", "time_limit", "device", "threads"),
-)
-_SET = ("num_labels", "dtype")
-
-
-def _evaluation_command(settings: Mapping[str, Any]) -> str:
-    """`textleak eval` with every setting that decides the result, and the threads that it was computed on."""
-    words = ["textleak", "eval"]
-    asked = dict(settings)
-    if "limits" in asked:  # an attack's own limit is written among its options
-        asked["attack"] = [
-            spec if limit == asked.get("limit") else f"{spec}{',' if ':' in spec else ':'}limit={limit}"
-            for spec, limit in zip(asked["attack"], asked["limits"], strict=True)
-        ]
-    for key in _FLAGS:
-        value = asked.get(key)
-        for one in value if isinstance(value, list) else [] if value is None else [value]:
-            if one is not None or value != [None]:
-                words += [f"--{key.replace('_', '-')}", "default" if one is None else str(one)]
-    words += [word for key in _SET if key in asked for word in ("--set", f"{key}={asked[key]}")]
-    return shlex.join(words)
-
-
-def _audit_command(settings: Mapping[str, Any]) -> str:
-    """`textleak audit` with what was audited; what its flags say of the model isn't recorded."""
-    words = ["textleak", "audit"]
-    if settings.get("gradients"):
-        words += [settings["gradients"], "--model", settings.get("model") or ""]
-    else:
-        words += ["--before", str(settings.get("before")), "--after", str(settings.get("after"))]
-    words += ["--task", settings.get("task") or ""]
-    words += [word for spec in settings.get("client") or () for word in ("--client", spec)]
-    words += ["--attack", settings.get("attack") or "", "--time-limit", str(settings.get("time_limit"))]
-    words += ["--device", settings.get("device") or "auto", "--threads", str(settings.get("threads", 1))]
-    return shlex.join(words)
-
-
-def _run_command(settings: Mapping[str, Any], know: str | None, *, redact: bool) -> str:
-    """`textleak run` with every option that decides the result."""
-    words = [
-        "textleak",
-        "run",
-        "--model",
-        settings.get("model") or "",
-        "--weights",
-        settings.get("weights") or "",
-    ]
-    words += ["--task", settings.get("task") or ""]
-    if settings.get("gradients"):
-        words += ["--gradients", settings["gradients"]]
-    else:
-        batch = ["…"] if redact else settings.get("sentences") or ["…"]
-        words += [word for sentence in batch for word in ("--sentence", sentence)]
-        labels = () if redact else settings.get("labels") or ()
-        words += [word for label in labels for word in ("--label", str(label))]
-        words += ["--share", settings.get("share") or "all"]
-        words += [word for spec in settings.get("client") or () for word in ("--client", spec)]
-        words += [word for spec in settings.get("defense") or () for word in ("--defense", spec)]
-    words += ["--know", know or "nothing"]
-    words += ["--attack", settings.get("attack") or ""]
-    for key, value in (settings.get("attack_options") or {}).items():
-        if value is not None:
-            words += ["--set", f"attack.{key}={json.dumps(value) if not isinstance(value, str) else value}"]
-    words += ["--seed", str(settings.get("seed", 0)), "--device", settings.get("device") or "auto"]
-    words += ["--threads", str(settings.get("threads", 1))]
-    return shlex.join(words)

@@ -10,8 +10,18 @@ from typing import Any
 from textleak.errors import InputError
 from textleak.evaluation.records import Cell, Record, SentenceRecord, from_json
 from textleak.evaluation.store import EvaluationFolder, read_records
-from textleak.reports.believed import check_audit, check_facts, check_run_settings, unbelieved
+from textleak.events import Stop
+from textleak.reports.believed import (
+    check_audit,
+    check_facts,
+    check_pictures,
+    check_run_settings,
+    check_summed,
+    unbelieved,
+)
+from textleak.reports.course import Course, course_of
 from textleak.runs import RunRecord, read_run
+from textleak.scoring.headline import how_much, tokens_found
 from textleak.view.audit import value_in_words
 
 
@@ -33,6 +43,35 @@ class Audit:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureFigures:
+    """One picture's figures, as `image --json` names them; None where the truth isn't known."""
+
+    psnr: float | None
+    mse: float | None
+    ssim: float | None
+    lpips: float | None
+    label: int | None
+    recovered_label: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureFindings:
+    """What an image run came to.
+
+    Attributes:
+        images: each picture's figures; `psnr` and `ssim` are their means.
+        verified: whether the answer's own gradient is the shared one; None where that can't be told.
+        cut_off: whether it ended before it was through.
+    """
+
+    images: tuple[PictureFigures, ...]
+    psnr: float | None
+    ssim: float | None
+    verified: bool | None
+    cut_off: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
     """All that a viewer needs of a folder.
 
@@ -46,6 +85,12 @@ class Findings:
         identity: hash of the settings; "" for a run.
         planned: how many batches there are to be; None where the folder doesn't say.
         audit: what an audit's result says beside a run's; None for any other.
+        started: when it was begun, "2026-11-28T19:03:47+00:00"; "" where the folder doesn't say.
+        summary: of a run, in a sentence; "" where there is no result.
+        proved: of a run on text, tokens that are proved without the truth, and how many there are.
+        unproved: why nothing can be proved, in a sentence; "" where something can.
+        course: of a run: its curves, and its pictures.
+        pictures: figures of an image run; None for text.
     """
 
     path: Path
@@ -57,6 +102,12 @@ class Findings:
     planned: int | None = None
     machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     audit: Audit | None = None
+    started: str = ""
+    summary: str = ""
+    proved: tuple[int, int] | None = None
+    unproved: str = ""
+    course: Course = dataclasses.field(default_factory=Course)
+    pictures: PictureFindings | None = None
 
     @property
     def unfinished(self) -> int:
@@ -109,9 +160,13 @@ def _read_evaluation(path: Path) -> Findings:
         identity=facts["identity"],
         planned=facts.get("batches"),
         machine=facts.get("machine") or {},
+        started=facts.get("started") or "",
     )
 
 
+ONE_BATCH = "one batch"  # what stands for the data of a run
+# Why an image run ended before it was through.
+_CUT_OFF = {one.value for one in (Stop.TIME, Stop.STEPS, Stop.INTERRUPTED, Stop.STOPPED)}
 # What a redacted run leaves out is null there; so is what isn't known without the truth.
 _NO_TEXT: Mapping[str, Any] = {
     "reference": "",
@@ -126,18 +181,17 @@ def _of_run(run: RunRecord) -> Findings:
 
     Without the truth there are no figures and no sentences; what was found is the record's surplus then.
     """
-    if "images" in (run.result or {}) or "pictures" in run.settings:
-        raise InputError(
-            f"{run.folder.path} holds an image run.",
-            why="Reports are about text: tokens, secrets, defenses.",
-            fix="Its folder has the pictures: grid.png, strip.png.",
-        )
     check_facts(run.facts, run.folder.run_path, run=True)
-    facts = {**run.settings, **(run.result or {})}
+    result = run.result or {}
+    facts = {**run.settings, **result}
     try:
         check_run_settings({name: facts[name] for name in facts if name not in ("sentences", "labels")})
+        check_summed(result)
+        pictures = _pictures_of(result) if "images" in result else None
         records = (_record_of_run(run, facts),)
-        audit = _audit_of(run.result or {})
+        audit = _audit_of(result)
+        summary = how_much(result) if result else ""
+        proved = _proved(result) if "proved_tokens" in result else None
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # ValidationError among the last
         raise unbelieved(run.folder.result_path, error) from None
     return Findings(
@@ -148,6 +202,36 @@ def _of_run(run: RunRecord) -> Findings:
         versions=run.facts.get("versions", {}),
         machine=run.facts.get("machine") or {},
         audit=audit,
+        started=run.facts.get("started") or "",
+        summary=summary,
+        proved=proved,
+        unproved=(result.get("verified_reason") or "") if proved and not proved[0] else "",
+        course=_course_of(run),
+        pictures=pictures,
+    )
+
+
+def _course_of(run: RunRecord) -> Course:
+    try:
+        return course_of(run.events())
+    except (IndexError, TypeError, ValueError) as error:  # pictures that are none
+        raise unbelieved(run.folder.events_path, error) from None
+
+
+def _proved(result: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens that are proved, of those there are: the truth's, else the answer's."""
+    return result.get("proved_tokens") or 0, tokens_found(result).all
+
+
+def _pictures_of(result: Mapping[str, Any]) -> PictureFindings:
+    check_pictures(result)
+    names = [field.name for field in dataclasses.fields(PictureFigures)]
+    return PictureFindings(
+        images=tuple(PictureFigures(**{name: one.get(name) for name in names}) for one in result["images"]),
+        psnr=result.get("psnr"),
+        ssim=result.get("ssim"),
+        verified=result.get("verified"),
+        cut_off=result.get("stop") in _CUT_OFF,
     )
 
 
@@ -168,7 +252,7 @@ def _audit_of(result: Mapping[str, Any]) -> Audit | None:
 def _record_of_run(run: RunRecord, facts: Mapping[str, Any]) -> Record:
     """The one record of a run: its result, or that there is none."""
     cell = Cell(
-        data="one batch",
+        data=ONE_BATCH,
         batch_size=facts.get("batch_size") or 0,
         model=str(facts.get("model", "")),
         weights=facts.get("weights") or "auto",
@@ -196,8 +280,9 @@ def _record_of(result: Mapping[str, Any], cell: Cell) -> Record:
     names = {field.name for field in dataclasses.fields(Record)} - {"sentences", "surplus", "status", "notes"}
     figures = {name: result[name] for name in names if name in result}
     scored = result.get("token_match_rate") is not None
-    sentences = tuple(map(_sentence_of, result["sentences"])) if scored else ()
-    found = [] if scored else [sentence["recovered"] for sentence in result["sentences"]]
+    listed = () if "images" in result else result["sentences"]
+    sentences = tuple(map(_sentence_of, listed)) if scored else ()
+    found = [] if scored else [sentence["recovered"] for sentence in listed]
     return from_json(
         {
             **{name: value for name, value in figures.items() if value is not None},

@@ -8,7 +8,6 @@ import datetime
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ def check_writable(folder: Path) -> None:
     try:
         if not nearest.is_dir():
             raise NotADirectoryError(f"{nearest} is a file")
-        with tempfile.TemporaryDirectory(dir=nearest, prefix=".textleak-"):
+        with owned.scratch(nearest):
             pass
     except OSError as error:
         raise InputError(

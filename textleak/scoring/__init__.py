@@ -106,6 +106,11 @@ class Scores:
         sentences: in the order of the references.
         surplus: decoded outputs that no reference was assigned to; they lower `token_match_rate`.
         unknown_tokens: of all references, in no figure.
+
+    Example:
+        >>> scores = textleak.score(recovery, secret, model)
+        >>> scores.sentences[0].recovered_tokens, scores.exact_rate
+        (('the', 'cat', 'sat'), 1.0)
     """
 
     sentences: tuple[SentenceScore, ...]

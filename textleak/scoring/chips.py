@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from textleak.words import readable
+from textleak.chips import AMBER, COOL, HOT, PALE, chip, row
 
 RIGHT, ELSEWHERE, WRONG, MISSING, SURPLUS = "right", "elsewhere", "wrong", "missing", "surplus"
-# Sign and colors (text, background): leaked is hot, partly amber, protected cool, as in every viewer.
 _LOOKS = {
-    RIGHT: ("✓", "#a3211a", "#fbe3e0"),
-    ELSEWHERE: ("~", "#7a5200", "#fbf0d3"),
-    WRONG: ("✗", "#1a62a8", "#e1edf8"),
-    MISSING: ("∅", "#59636e", "#f5f7f9"),
-    SURPLUS: ("+", "#1a62a8", "#f5f7f9"),
+    RIGHT: ("✓", HOT),
+    ELSEWHERE: ("~", AMBER),
+    WRONG: ("✗", COOL),
+    MISSING: ("∅", PALE),
+    SURPLUS: ("+", (COOL[0], PALE[1])),
 }
 
 
@@ -37,10 +35,7 @@ def fates(reference: Sequence[str], recovered: Sequence[str]) -> Iterator[tuple[
 
 def chips(reference: Sequence[str], recovered: Sequence[str]) -> str:
     """A sentence's tokens as HTML, each with its sign and color; what the attack said is its tooltip."""
-    drawn = []
-    for status, token, found in fates(reference, recovered):
-        sign, color, back = _LOOKS[status]
-        title, shown = html.escape(f"{status}: {found}"), html.escape(readable(token or found))
-        style = f"color:{color};background:{back};border-radius:.3em;padding:0 .3em;margin:.1em"
-        drawn.append(f'<span style="{style}" title="{title}">{sign} {shown}</span>')
-    return f'<div style="line-height:1.9">{"".join(drawn)}</div>'
+    return row(
+        chip(_LOOKS[status][0], token or found, f"{status}: {found}", _LOOKS[status][1])
+        for status, token, found in fates(reference, recovered)
+    )

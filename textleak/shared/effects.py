@@ -171,9 +171,9 @@ class Rounded(_Does):
 
     def bounds(self, low: Tensor, high: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """Anything within the cell, or within two."""
-        around = stage.own if self.grid == "int8" else torch.maximum(-low, high)
-        reach = spacing(around, self.grid) * (1.0 if self.stochastic else 0.5)
-        return low - reach, high + reach
+        low_around, high_around = (stage.own, stage.own) if self.grid == "int8" else (low, high)
+        cells = 1.0 if self.stochastic else 0.5
+        return low - cells * spacing(low_around, self.grid), high + cells * spacing(high_around, self.grid)
 
     def variance(self, gradient: Tensor) -> float:
         """Uniform over a cell, or over two, weighted, where rounding is stochastic; 0 isn't rounded."""
@@ -322,6 +322,19 @@ def stages(
             }
         )
     return found, factors
+
+
+def before_rounding(low: Tensor, high: Tensor, effects: Sequence[Effect]) -> tuple[Tensor, Tensor] | None:
+    """Between what entries lay before they were rounded, given that they lay between `low` and `high` afterwards.
+
+    Returns:
+        Both bounds; None where an effect is no rounding.
+    """
+    for effect in reversed(effects):
+        if not isinstance(effect, Rounded):
+            return None
+        low, high = effect.bounds(low, high, Stage(own=high, seen=high))
+    return low, high
 
 
 def nearest_accepted(

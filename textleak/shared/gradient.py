@@ -42,6 +42,10 @@ class SharedGradient:
         defenses: what the client did before sharing, in order, as far as the server is told: a server that doesn't
             know of them holds none, and takes the gradient for what the client computed.
         client: how the client trained; a server that isn't told takes it for one plain step.
+
+    Example:
+        >>> shared.share, shared.known.batch_size, shared.client.spec
+        ('all', 1, 'one-step')
     """
 
     gradients: dict[str, Tensor]
@@ -68,6 +72,11 @@ class SharedGradient:
         if grid is None or self.model.dtype in STORED:
             return self.effects
         return (*self.effects, Rounded(grid=grid))
+
+    @property
+    def defended_effects(self) -> tuple[Effect, ...]:
+        """Of `seen_effects` those that come after the client's own procedure."""
+        return self.seen_effects[len(self.client.effects) :]
 
     @property
     def noise_sigma(self) -> float:

@@ -22,6 +22,7 @@ from textleak.matching.factored import requiring_grad
 from textleak.models import TextModel
 from textleak.models.base import Tensors
 from textleak.models.probes.layers import following_layers
+from textleak.models.running import run
 
 # Steps of conjugate gradients, and after how many it is looked whether they tell (our choice; measured on smollm2:
 # 5 to 20 steps do).
@@ -179,7 +180,7 @@ def _head_input(model: TextModel, head: nn.Module, ids_NT: Tensor, mask_NT: Tens
     handle = head.register_forward_pre_hook(read)
     try:
         with torch.enable_grad():
-            model.network(inputs_embeds=model.embed(ids_NT), attention_mask=mask_NT)
+            run(model, ids_NT, mask=mask_NT)
     except _Enough:
         return seen[0]
     finally:

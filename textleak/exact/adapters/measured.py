@@ -72,11 +72,11 @@ def first_layers(model: TextModel, shared: SharedGradient) -> tuple[LocalLayer, 
     for layer in local_layers(model):
         if layer.weight_name in shared.gradients and layer.used_once:
             groups.setdefault(layer.input_group, []).append(layer)
-    widest = max(groups.values(), key=lambda layers: layers[0].input_size, default=[])
-    if not widest or widest[0].input_size < model.hidden_size:
+    wide = [layers for layers in groups.values() if layers[0].input_size >= model.hidden_size]
+    # One that isn't narrow tells more than all others: blocks may run their attention and feed-forward side by side.
+    if any(sum(layer.output_size for layer in layers) >= layers[0].input_size for layers in wide):
         return ()
-    narrow = sum(layer.output_size for layer in widest) < widest[0].input_size
-    return tuple(widest) if narrow else ()
+    return tuple(max(wide, key=lambda layers: layers[0].input_size, default=()))
 
 
 def later_measured(model: TextModel, shared: SharedGradient) -> list[Measured]:

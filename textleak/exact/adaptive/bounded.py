@@ -1,4 +1,4 @@
-"""A matrix of low rank whose entries lie between bounds: what an optimizer's step left of a gradient (our choice).
+"""A matrix of low rank whose entries lie between bounds: what a step or a short type left of a gradient (our choice).
 
 A gradient G = ΔᵀX has rank at most the batch's tokens. Entries that the bounds tell closely, each as closely as it is
 told, determine it many times over, and with it those that only a sign and a least size are known of. Weighted
@@ -28,6 +28,8 @@ _FINE = ((3e-3, 12), (1e-3, 12), (3e-4, 12), (1e-4, 12), (1e-5, 8))
 _TOLD = 20.0
 # Or it is below this part of its row's size, whichever its sign.
 _SMALL = 1e-5
+# Of whichever sign, it is told to be near 0 where both bounds are within this part of its row's size.
+_BROAD = 1.0
 # A value that must be larger than it is in the fit is pulled to this part above its least size.
 _PULL = 0.1
 _RIDGE = 1e-10
@@ -82,7 +84,8 @@ class _Fit:
         most_OI = torch.maximum(low_OI.abs(), high_OI.abs())
         scale_O1 = least_OI.square().mean(1, keepdim=True).sqrt()
         self.scale_O1 = scale_O1.where(scale_O1 > 0, 1.0)
-        self.told_OI = (most_OI <= _TOLD * least_OI) | (most_OI <= _SMALL * scale_O1)
+        near_0_OI = ~one_sign_OI & (most_OI <= _BROAD * self.scale_O1)
+        self.told_OI = (most_OI <= _TOLD * least_OI) | (most_OI <= _SMALL * scale_O1) | near_0_OI
         spread_OI = torch.where(self.told_OI, high_OI - low_OI, 0.0) / self.scale_O1
         self.variance_OI = spread_OI.square() / 12
         self.sign_OI = torch.where(low_OI + high_OI > 0, 1.0, -1.0).to(least_OI)

@@ -73,8 +73,8 @@ class BlurredRows:
             return "Sentences behind several steps are read of an encoder that classifies."
         if view.shared.effects:
             return "A defense or a short type changed the update, so what rounding did to it isn't known."
-        layers = first_layers(view)
-        first = _input(view, layers, _USUAL * (view.shared.known.batch_size or 1))
+        read_first = first_layers(view)
+        first = _input(view, read_first, _USUAL * (view.shared.known.batch_size or 1))
         if isinstance(first, str):
             return first
         assert first.span is not None
@@ -82,16 +82,16 @@ class BlurredRows:
         if rank > _FULL * size:
             return f"The batch fills {rank} of {size} dimensions of the first layers' input (n/D)."
         lengths = view.shared.known.lengths
-        pairs = find_pairs(model, layers[0], first.span, longest=max(lengths) if lengths else None)
+        pairs = find_pairs(model, read_first[0], first.span, longest=max(lengths) if lengths else None)
         if not len(pairs):
             return "No token's input lies in the span of the update."
         bounded = view.client.bounds({}, view.model) is not None
         count = _INPUTS_BOUNDED if bounded else _INPUTS
-        found = (_input(view, _shared(view, further), rank) for further in following_layers(model, count))
-        inputs = [left for left in found if not isinstance(left, str)]
-        if not inputs:
+        found = (_input(view, _shared(view, layers), rank) for layers in following_layers(model, count))
+        further = [left for left in found if not isinstance(left, str)]
+        if not further:
             return "No layer beyond the first ones was shared, so nothing tells which tokens stand together."
-        return cls(view, pairs, (first, *inputs))
+        return cls(view, pairs, (first, *further))
 
     def look(self) -> Iterator[Row | None]:
         """One sentence after the other, as often as one is found; None after every start without one."""

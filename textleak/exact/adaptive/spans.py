@@ -1,4 +1,4 @@
-"""The span of the first layers' inputs where an optimizer's step left each entry of their gradients between bounds.
+"""The span of the first layers' inputs where a step or a short type left their gradients' entries between bounds.
 
 Shapes: O and I the layers' output and input size, R rank.
 """
@@ -15,7 +15,10 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.exact.adaptive.bounded import Bounds, LowRank, fitted, rank_between
 from textleak.exact.subspace import InputSpan, as_rows
+from textleak.models.base import Tensors
 from textleak.models.probes.layers import LinearLayer, LocalLayer, local_layers
+from textleak.numerics import exact
+from textleak.shared.effects import before_rounding
 
 # Part of the dimensions beyond which a fit has too little left to go by (our choice).
 _FULL = 0.5
@@ -60,10 +63,7 @@ def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None
     """
     if not layers:
         return "No first layer's weight gradient was shared: there is no span to read."
-    if view.shared.effects:
-        return "A defense or a short type changed the update, so its entries don't lie between bounds that are known."
-    seen = {layer.weight_name: view.shared.gradients[layer.weight_name] for layer in layers}
-    bounds = view.client.bounds(seen, view.model)
+    bounds = _bounds(view, {layer.weight_name: view.shared.gradients[layer.weight_name] for layer in layers})
     if bounds is None:
         return "The update doesn't show between what the gradient's entries lay."
     found = _fitted(view, _stacked(bounds, layers), least)
@@ -74,6 +74,16 @@ def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None
         gradient_OI=found.whole_OI,
         unsure_RI=found.unsure_RI,
     )
+
+
+def _bounds(view: View, seen: Tensors) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+    """Between what the entries of some tensors' gradients lay; None where nothing says that, or they are exact."""
+    own, outer = view.client.bounds(seen, view.model), view.shared.defended_effects
+    if own is None:
+        found = {name: before_rounding(exact(one), exact(one), outer) for name, one in seen.items()}
+        told = {name: pair for name, pair in found.items() if pair is not None}
+        return told if outer and len(told) == len(found) else None
+    return None if outer else own
 
 
 def _fitted(view: View, bounds: Bounds, least: int | None) -> LowRank | str:

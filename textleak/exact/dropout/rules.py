@@ -2,6 +2,7 @@
 
 - After the norm (BERT and its kin): the layer reads m∘x / (1 − p), with x public for a token and a position, and m the
   mask of one occurrence. So a vector of the span has entries of x / (1 − p), and zeros.
+  Under autocast the layer reads these rounded to a short type.
 - Before the norm (GPT-2): the layer reads g (m∘e − mean) / deviation + b, with e the sum of token and position. So m∘e
   is a combination of vectors of the span, of b, and of ones, each over g: two unknowns more, and as linear.
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.models import TextModel
 from textleak.models.probes.additive import AdditiveInputs, additive_inputs
-from textleak.models.probes.dropped import dropout_rate
+from textleak.models.probes.dropped import treated
 from textleak.models.probes.layers import LocalLayer, layer_inputs
 from textleak.numerics import exact
 
@@ -57,20 +58,24 @@ class AfterNorm:
         model: the public model.
         layer: a local layer.
         made: how its input is made of token and position; None where that isn't known.
+        dtype: the short type in which it is read; None for the model's own.
     """
 
     model: TextModel
     layer: LocalLayer
     made: AdditiveInputs | None
     rate: float
+    dtype: torch.dtype | None = None
 
     def parts(self, ids_N: Tensor, position: int) -> Tensor:
         """See `Dropped`."""
         if self.made is not None:
-            return exact(self.made.at(ids_N, position)).cpu() / (1 - self.rate)
-        rows_NT = ids_N[:, None].expand(-1, position + 1)
-        inputs_NTI = layer_inputs(self.model, rows_NT, [self.layer.name])[self.layer.name]
-        return exact(inputs_NTI[:, -1]).cpu() / (1 - self.rate)
+            inputs_NI = self.made.at(ids_N, position)
+        else:
+            rows_NT = ids_N[:, None].expand(-1, position + 1)
+            inputs_NI = layer_inputs(self.model, rows_NT, [self.layer.name])[self.layer.name][:, -1]
+        kept_NI = exact(inputs_NI).cpu() / (1 - self.rate)
+        return kept_NI if self.dtype is None else exact(kept_NI.to(self.dtype))
 
     def along(self, directions_KI: Tensor) -> Callable[[int], Tensor] | None:
         """See `Dropped`."""
@@ -99,13 +104,12 @@ class BeforeNorm:
 
     def parts(self, ids_N: Tensor, position: int) -> Tensor:
         """See `Dropped`; whatever factor they have is the norm's."""
-        return exact((self.made.tokens_VI[ids_N] + self.made.positions_TI[position]).detach()).cpu()
+        return exact(self.made.before_norm(ids_N, position).detach()).cpu()
 
     def along(self, directions_KI: Tensor) -> Callable[[int], Tensor] | None:
         """See `Dropped`."""
-        tokens_VK = self.made.tokens_VI.detach() @ directions_KI.T
-        places_TI = self.made.positions_TI.detach()
-        return lambda position: tokens_VK + places_TI[position] @ directions_KI.T
+        tokens_VK, places = self.made.tokens_VI.detach() @ directions_KI.T, self.made.places
+        return lambda position: tokens_VK + places.first(position + 1)[position].detach() @ directions_KI.T
 
     def columns(self, basis_IR: Tensor) -> Tensor:
         """See `Dropped`."""
@@ -139,11 +143,12 @@ def dropped_by(view: View, layer: LocalLayer) -> Dropped | None:
         layer: a local layer.
     """
     model, made = view.text_model, additive_inputs(view.text_model, layer)
-    rate = dropout_rate(model, layer.name, view.client.running)
-    if rate is not None:
-        return AfterNorm(model=model, layer=layer, made=made, rate=rate)
+    after = treated(model, layer.name, view.client.running)
+    if after is not None:
+        return AfterNorm(model=model, layer=layer, made=made, rate=after.rate, dtype=after.dtype)
     if made is None:
         return None
     name = next(name for name, module in model.network.named_modules() if module is made.norm)
-    rate = dropout_rate(model, name, view.client.running)
-    return None if rate is None else BeforeNorm(made=made, rate=rate)
+    before = treated(model, name, view.client.running)
+    # What a short type rounds after the norm is no combination of what was dropped before it.
+    return None if before is None or before.dtype is not None else BeforeNorm(made=made, rate=before.rate)

@@ -60,8 +60,10 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 
 def _laid_out(view: View) -> Frame | str:
     """The widest first span, ready for comparison; else a sentence that says why there is none."""
-    if not view.has(Trait.ADDITIVE):
-        return _laid_out_between_bounds(view)
+    if not view.has(Trait.ADDITIVE) or view.shared.seen_effects:
+        between = _laid_out_between_bounds(view)
+        if isinstance(between, Frame) or not view.has(Trait.ADDITIVE):
+            return between
     spans = shared_spans(view.text_model, view.shared)
     if not spans:
         return "No first layer's weight gradient was shared: there is no span to read."
@@ -82,9 +84,9 @@ def _laid_out(view: View) -> Frame | str:
 
 
 def _laid_out_between_bounds(view: View) -> Frame | str:
-    """The same where an optimizer's step left each entry of the gradient between bounds."""
+    """The same where a step or rounding left each entry of the gradient between bounds."""
     if view.shared.known.batch_size != 1 and view.has(Trait.REPEATABLE):
-        return "Behind an optimizer's step, inputs of several sentences are told apart by their masks only."
+        return "Where entries are only told between bounds, inputs of several sentences are told apart by masks alone."
     layers = first_layers(view)
     found = bounded_span(view, layers)
     if isinstance(found, str):
@@ -197,8 +199,8 @@ def _notes(search: Occurrences) -> tuple[str, ...]:
     rate = search.frame.dropped.rate
     hides = f"The client drops {rate:.0%} of the first layers' inputs" if rate > 0 else ""
     if search.frame.bounded:
-        step = "the optimizer's step leaves each entry of the gradient between bounds"
-        hides = f"{hides}, and {step}" if hides else step.capitalize()
+        between = "an optimizer's step or rounding leaves each entry of the gradient between bounds"
+        hides = f"{hides}, and {between}" if hides else between.capitalize()
     if not proved:
         return (f"{hides}; no token could be proved behind that.",)
     notes = [

@@ -57,6 +57,13 @@ def wrap(
         task: "classification", "causal-lm" or "masked-lm"; "auto" is told by the network's class.
         name: to call it by; None for the name it was loaded by.
 
+    Example:
+        >>> import copy
+        >>> network = copy.deepcopy(model.network).requires_grad_(True)  # yours, as it is in training
+        >>> own = textleak.wrap(network, model.tokenizer, name="mine")
+        >>> own.name, own.task
+        ('mine', 'classification')
+
     Raises:
         InputError: no such network, quantized or sharded weights, or a tokenizer that isn't the network's.
     """
@@ -164,7 +171,7 @@ def task_of(network: PreTrainedModel, asked: str) -> Task:
 
 
 def _snapshot(network: PreTrainedModel) -> PreTrainedModel:
-    """A copy with values of its own, in eval mode, with eager attention and without anybody's hooks."""
+    """A copy with values of its own, in eval mode, with eager attention and experts, and without anybody's hooks."""
     # A type that torch can't work with on every device is made float32; values stay as they are.
     copies = {
         id(p): nn.Parameter(
@@ -189,6 +196,7 @@ def _snapshot(network: PreTrainedModel) -> PreTrainedModel:
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = False
         copied.set_attn_implementation("eager")
+        copied.set_experts_implementation("eager")
     return copied.eval()
 
 

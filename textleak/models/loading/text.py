@@ -27,6 +27,9 @@ from textleak.seeds import seeded
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+# Attention and experts as plain operations of torch: they have every precision, and derivatives of derivatives.
+_PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
+
 
 def load_model(
     name: str | Path = "bert-tiny",
@@ -49,6 +52,10 @@ def load_model(
         dtype: "float32", "float64" or "bfloat16".
         weights_seed: seed of weights that are drawn: all of them, or a head that the checkpoint lacks.
         num_labels: classes of a classification head, at least 2; None for the checkpoint's own, or 2.
+
+    Example:
+        >>> textleak.load_model("bert-tiny", weights="random", task="masked-lm").task
+        'masked-lm'
 
     Raises:
         InputError: an unknown name or option, weights that can't be had, a checkpoint that needs code of its own, a
@@ -304,7 +311,7 @@ def _fill_from_folder(
     network, report = auto.from_pretrained(
         folder,
         config=config,
-        attn_implementation="eager",
+        **_PLAIN,
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
@@ -340,7 +347,7 @@ def _fill_from_gguf(
 
 
 def _built(auto: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    return auto.from_config(config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False)
+    return auto.from_config(config, **_PLAIN, dtype=torch.float32, trust_remote_code=False)
 
 
 def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:

@@ -26,6 +26,33 @@ _BLOCK = 16  # positions whose products with all tokens are taken at once
 _ROWS = 16384  # vocabulary rows that run through the network at once: bounds the memory
 
 
+class Places:
+    """What each position adds to a norm's input, the first one's taken off.
+
+    The network is run only as far as positions are asked for: some could read texts of a million tokens.
+
+    Args:
+        model: the public model.
+        norm: the norm's name.
+    """
+
+    def __init__(self, model: TextModel, norm: str) -> None:
+        self._model, self._norm = model, norm
+        self._known_TI = self._run(1)
+
+    def first(self, count: int) -> Tensor:
+        """Of the first positions, as many as there are: (count, I)."""
+        count = min(count, self._model.max_length)
+        if count > len(self._known_TI):
+            self._known_TI = self._run(min(max(count, 2 * len(self._known_TI)), self._model.max_length))
+        return self._known_TI[:count]
+
+    def _run(self, count: int) -> Tensor:
+        ids_1T = self._model.content_ids[:1, None].expand(-1, count)
+        places_TI = layer_inputs(self._model, ids_1T, [self._norm])[self._norm][0]
+        return places_TI - places_TI[:1]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AdditiveInputs:
     """Inputs norm(token + position) of the first layers.
@@ -33,22 +60,26 @@ class AdditiveInputs:
     Attributes:
         norm: the normalizing module.
         tokens_VI: each token's part, the first position's added.
-        positions_TI: what each position adds, the first one's taken off.
+        places: what each position adds, the first one's taken off.
         centered: whether the norm takes the mean off (layer norm), or not (RMS norm).
         eps: what it adds under the root.
     """
 
     norm: nn.Module
     tokens_VI: Tensor
-    positions_TI: Tensor
+    places: Places
     centered: bool
     eps: float
 
     def at(self, ids_N: Tensor, position: int) -> Tensor:
         """The inputs of tokens at a position, (N, I)."""
         with torch.no_grad():
-            found: Tensor = self.norm(self.tokens_VI[ids_N] + self.positions_TI[position])
+            found: Tensor = self.norm(self.before_norm(ids_N, position))
         return found
+
+    def before_norm(self, ids_N: Tensor, position: int) -> Tensor:
+        """What the norm reads of tokens at a position, (N, I)."""
+        return self.tokens_VI[ids_N] + self.places.first(position + 1)[position]
 
     def directions(self, positions: int) -> tuple[Tensor, Tensor]:
         """What inputs are made of: each is a multiple of the sum of its token's row and its position's.
@@ -58,12 +89,12 @@ class AdditiveInputs:
             norm adds to each input.
         """
         gain_I, bias_I = _affine(self.norm)
-        places_TI = self._off_mean(self.positions_TI[:positions]) * gain_I
+        places_TI = self._off_mean(self.places.first(positions)) * gain_I
         return self._off_mean(self.tokens_VI) * gain_I, torch.cat([places_TI, bias_I[None]])
 
     def scales(self, ids_N: Tensor, position: int) -> Tensor:
         """The multiple of both rows that tokens' inputs at a position are, (N,)."""
-        sum_NI = self._off_mean(self.tokens_VI[ids_N] + self.positions_TI[position])
+        sum_NI = self._off_mean(self.before_norm(ids_N, position))
         return (sum_NI.square().mean(-1) + self.eps).rsqrt()
 
     def along(self, directions_RI: Tensor) -> Callable[[int], Tensor]:
@@ -73,19 +104,19 @@ class AdditiveInputs:
         """
         gain_I, bias_I = _affine(self.norm)
         scaled_IR = (directions_RI * gain_I).T
-        tokens_VI, places_TI = self._off_mean(self.tokens_VI), self._off_mean(self.positions_TI)
+        tokens_VI = self._off_mean(self.tokens_VI)
         squares_V, tokens_VR = tokens_VI.square().sum(1), tokens_VI @ scaled_IR
-        places_TR = places_TI @ scaled_IR
 
         @functools.lru_cache(maxsize=1)
-        def sizes(block: int) -> Tensor:
-            some_PI = places_TI[block * _BLOCK : (block + 1) * _BLOCK]
+        def block(index: int) -> tuple[Tensor, Tensor]:
+            some_PI = self._off_mean(self.places.first((index + 1) * _BLOCK)[index * _BLOCK :])
             own_PV = 2 * some_PI @ tokens_VI.T + squares_V + some_PI.square().sum(1, keepdim=True)
-            return (own_PV / tokens_VI.shape[1] + self.eps).sqrt()
+            return some_PI @ scaled_IR, (own_PV / tokens_VI.shape[1] + self.eps).sqrt()
 
         def at(position: int) -> Tensor:
-            sizes_V = sizes(position // _BLOCK)[position % _BLOCK]
-            return (tokens_VR + places_TR[position]) / sizes_V[:, None] + directions_RI @ bias_I
+            places_PR, sizes_PV = block(position // _BLOCK)
+            index = position % _BLOCK
+            return (tokens_VR + places_PR[index]) / sizes_PV[index][:, None] + directions_RI @ bias_I
 
         return at
 
@@ -121,12 +152,10 @@ def _gathered(model: TextModel, name: str, norm: nn.Module, *, centered: bool, e
     tokens_VI = torch.cat(
         [layer_inputs(model, part, [name])[name][:, 0] for part in torch.split(ids_V1, _ROWS)]
     )
-    first_1T = model.content_ids[:1, None].expand(-1, model.max_length)
-    places_TI = layer_inputs(model, first_1T, [name])[name][0]
     return AdditiveInputs(
         norm=norm,
         tokens_VI=tokens_VI,
-        positions_TI=places_TI - places_TI[:1],
+        places=Places(model, name),
         centered=centered,
         eps=eps,
     )

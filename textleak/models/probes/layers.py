@@ -17,8 +17,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from textleak.matching.hooks import hooked
+from textleak.models.running import run
 from textleak.models.text import TextModel
 
 _LENGTH = 4  # positions that the probe runs on: enough for a token before, between and after others
@@ -146,15 +148,21 @@ def layer_inputs(
         model.network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in set(layer_names)
     ]
     differentiable = torch.is_grad_enabled() and inputs.requires_grad
+    own = inputs.shape[1]
+    if (
+        own < model.way.shortest
+    ):  # what comes after it changes nothing in the layers that single tokens are asked about
+        more = model.way.shortest - own
+        inputs = functional.pad(inputs, (0, 0, 0, more) if inputs.dtype.is_floating_point else (0, more))
+        mask = None
     try:
         with hooked(handles), torch.set_grad_enabled(differentiable):
-            embeddings_NTE = inputs if inputs.dtype.is_floating_point else model.embed(inputs)
             where = {} if positions is None else {"position_ids": positions}
-            model.network(inputs_embeds=embeddings_NTE, attention_mask=mask, **where)
+            run(model, inputs, mask=mask, **where)
     except _Enough:
-        shape = embeddings_NTE.shape[:2]
+        shape = inputs.shape[:2]
         # Some networks run all sentences' tokens through a layer as one long list.
-        return {name: seen[name].reshape(*shape, -1) for name in layer_names}
+        return {name: seen[name].reshape(*shape, -1)[:, :own] for name in layer_names}
     unused = sorted(set(layer_names) - seen.keys())
     raise ValueError(f"a forward pass of {model.name} never uses {unused}")
 
@@ -171,13 +179,18 @@ def _record(model: TextModel, ids_NT: Tensor) -> dict[str, _Use]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
             if name in uses:
                 uses[name].calls += 1
-            elif arguments and isinstance(arguments[0], Tensor) and arguments[0].shape[:-1] == ids_NT.shape:
+            elif (
+                isinstance(output, Tensor)  # a router of experts gives several
+                and arguments
+                and isinstance(arguments[0], Tensor)
+                and arguments[0].shape[:-1] == ids_NT.shape
+            ):
                 uses[name] = _Use(input_NTI=arguments[0], output_NTO=output, calls=1)
 
         return hook
 
     with _hooks(model.network, watch), torch.no_grad():
-        model.network.base_model(inputs_embeds=model.embed(ids_NT))
+        run(model, ids_NT, whole=False)
     return uses
 
 
@@ -196,8 +209,16 @@ def _used_weights(model: TextModel, uses: Mapping[str, _Use]) -> Iterator[tuple[
 def matrix_calls(model: TextModel) -> list[str]:
     """The modules with a matrix that a forward pass calls before the head, in order, once a call."""
     order: list[str] = []
-    with _hooks(model.network, lambda name: lambda *_: order.append(name)), torch.no_grad():
-        model.network.base_model(inputs_embeds=model.embed(model.content_ids[:_LENGTH])[None])
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+            if isinstance(output, Tensor):  # a router of experts gives several
+                order.append(name)
+
+        return hook
+
+    with _hooks(model.network, note), torch.no_grad():
+        run(model, model.content_ids[:_LENGTH][None], whole=False)
     return order
 
 
@@ -285,9 +306,10 @@ def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, .
 
 def sees_ahead(model: TextModel) -> bool:
     """Whether what a network makes of a token depends on the tokens after it, as in an encoder."""
-    ids_T = model.content_ids[:_LENGTH]
-    other_T = torch.cat([ids_T[:-1], model.content_ids[_LENGTH : _LENGTH + 1]])
-    ids_NT = torch.stack([ids_T, other_T])
-    with torch.no_grad():
-        output = model.network.base_model(inputs_embeds=model.embed(ids_NT)).last_hidden_state
-    return not _close(output[0, 0], output[1, 0])
+    embeddings_1TE = model.embed(model.content_ids[:_LENGTH][None]).requires_grad_(True)
+    with torch.enable_grad():
+        output_1TD = run(model, embeddings_1TE, whole=False).last_hidden_state
+        # An arbitrary direction, as a plain sum over a normalized output is constant.
+        direction_D = torch.arange(1, output_1TD.shape[-1] + 1, device=model.device, dtype=model.dtype).cos()
+        (slope_1TE,) = torch.autograd.grad((output_1TD[0, 0] @ direction_D), embeddings_1TE)
+    return bool(slope_1TE[0, 1:].any())

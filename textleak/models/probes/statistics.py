@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from textleak.matching.hooks import hooked
 from textleak.models.probes.layers import matrix_calls
+from textleak.models.running import run
 from textleak.models.text import TextModel
 
 # Sentences of random tokens that the statistics are taken over, and their length (our choice: about ten tokens for
@@ -79,5 +80,5 @@ def arbitrary_inputs(model: TextModel, names: tuple[str, ...]) -> dict[str, Tens
                 1,
             ).to(model.device)
             with torch.no_grad():
-                model.network.base_model(inputs_embeds=model.embed(ids))
+                run(model, ids, whole=False)
     return {name: torch.cat(parts) for name, parts in seen.items()}

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from textleak.matching.hooks import hooked
 from textleak.models.batches import Batch
 from textleak.models.probes.layers import layer_inputs
+from textleak.models.running import run
 from textleak.models.text import TextModel
 
 # Positions that are looked at, at most (our choice: bounds the memory).
@@ -119,7 +120,7 @@ def _first_norm(model: TextModel) -> str | None:
         if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() == 1
     ]
     with hooked(handles), torch.no_grad():
-        model.network.base_model(inputs_embeds=model.embed(ids_T)[None])
+        run(model, ids_T[None], whole=False)
     return met[0] if met else None
 
 

@@ -1,0 +1,167 @@
+"""The order of a sentence's tokens in an encoder whose first layers don't know positions (our choice).
+
+There the gradient gives away which tokens a sentence has, not where they stand. What layers further in read of a token
+depends on where all the others are: the nearer an order is to the true one, the less of it lies outside the spans of
+these layers' gradients. So tokens are exchanged and moved for as long as that gets less. It is no proof: whether the
+order is right is for the certificate to say, as relative positions can change a gradient by little more than rounding.
+
+Shapes: K orders, T positions, R rank, I a layer's input size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.exact.pairs import Pairs
+from textleak.exact.subspace import layer_span
+from textleak.matching.discrete import Row, shuffled
+from textleak.models import TextModel
+from textleak.models.gradient import formed_gradient
+from textleak.models.guesses import examples_of
+from textleak.models.probes.layers import following_layers, layer_inputs
+from textleak.numerics import exact
+from textleak.shared.gradient import SharedGradient
+
+# Layers further in that are asked, tokens that run through them at once, starts, and lengths that are tried where it
+# isn't known (our choice).
+_LAYERS, _TOKENS_A_PASS, _STARTS, _LENGTHS = 6, 2048, 6, 3
+# Classes that are tried, and how far an answer's own gradient may be off to be one (our choice: the certificate asks
+# for 1e-4 and less; another token or class makes 1e-2 and more).
+_CLASSES, _NEAR = 64, 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ordered:
+    """A sentence whose own gradient is near the shared one.
+
+    Attributes:
+        row: its tokens.
+        label: its class.
+    """
+
+    row: Row
+    label: int
+
+
+def ordered_sentence(model: TextModel, shared: SharedGradient, pairs: Pairs) -> Iterator[Ordered | None]:
+    """The only sentence of a batch, put in order; yields None for as long as it isn't found.
+
+    Args:
+        model: the public model, a classifying encoder.
+        shared: the shared gradient of one sentence.
+        pairs: the tokens that the first layers' gradients show, the same at every position.
+    """
+    spans = [
+        (layers[0].name, span)
+        for layers in following_layers(model, _LAYERS)
+        if all(layer.weight_name in shared.gradients for layer in layers)
+        and (span := layer_span(shared, layers)) is not None
+        and span.rank < span.size
+    ]
+    if not spans or (model.num_labels or 0) > _CLASSES:
+        return
+    check = _Outside(model, {name: span.basis_RI.to(model.device, model.dtype) for name, span in spans})
+    around = {*model.prefix_ids, *model.suffix_ids}
+    tokens = sorted({*pairs.tokens_N.tolist()} - around)
+    least = len(model.prefix_ids) + len(tokens) + len(model.suffix_ids)
+    known = shared.known.lengths
+    generator = torch.Generator().manual_seed(0)  # any starts will do
+    for length in known or range(least, least + _LENGTHS):
+        if not least <= length <= model.max_length or not tokens:
+            continue
+        ends: list[tuple[float, Row]] = []
+        for _ in range(_STARTS):
+            more = [tokens[i] for i in torch.randint(len(tokens), (length - least,), generator=generator)]
+            inner = [*tokens, *more]
+            start = [inner[i] for i in shuffled(len(inner), generator)]
+            for end in _descend(check, (*model.prefix_ids, *start, *model.suffix_ids)):
+                yield None
+            ends.append(end)
+            if min(ends) != end or [row for _, row in ends].count(end[1]) > 1:
+                continue  # worse than another, or tried
+            label, distance = _best_class(model, shared, end[1])
+            if distance <= _NEAR:
+                yield Ordered(row=end[1], label=label)
+                return
+
+
+class _Outside:
+    """How far sentences' inputs further in lie outside the spans there."""
+
+    def __init__(self, model: TextModel, bases: dict[str, Tensor]) -> None:
+        self.model, self.bases = model, bases
+
+    def of(self, rows: Sequence[Row]) -> list[float]:
+        """The logarithm of the mean part outside, summed over the layers: these count alike, whatever they tell."""
+        ids_KT = torch.tensor(rows, device=self.model.device)
+        found: list[float] = []
+        for part_KT in torch.split(ids_KT, max(1, _TOKENS_A_PASS // ids_KT.shape[1])):
+            inputs = layer_inputs(self.model, part_KT, list(self.bases))
+            parts = [
+                ((x_KTI - (x_KTI @ self.bases[name].T) @ self.bases[name]).square().sum(-1))
+                .div(x_KTI.square().sum(-1))
+                .mean(1)
+                .clamp_min(torch.finfo(x_KTI.dtype).tiny)
+                .log()
+                for name, x_KTI in inputs.items()
+            ]
+            found += torch.stack(parts).sum(0).tolist()
+        return found
+
+
+def _descend(check: _Outside, row: Row) -> Iterator[tuple[float, Row]]:
+    """Better and better orders of a row's tokens, the last one the best."""
+    model = check.model
+    head, tail = len(model.prefix_ids), len(row) - len(model.suffix_ids)
+    (best,) = check.of([row])
+    while True:
+        yield best, row
+        changed = list(dict.fromkeys(_changes(row, head, tail)))
+        if not changed:
+            return
+        score, nearest = min(zip(check.of(changed), changed, strict=True))
+        if not score < best or math.isnan(score):
+            return
+        best, row = score, nearest
+
+
+def _changes(row: Row, head: int, tail: int) -> Iterator[Row]:
+    """Two tokens exchanged, one moved elsewhere, or one that stands twice replaced by another."""
+    for t, u in itertools.combinations(range(head, tail), 2):
+        if row[t] != row[u]:
+            swapped = list(row)
+            swapped[t], swapped[u] = row[u], row[t]
+            yield tuple(swapped)
+    for t in range(head, tail):
+        rest = (*row[:t], *row[t + 1 :])
+        for u in range(head, tail):
+            moved = (*rest[:u], row[t], *rest[u:])
+            if moved != row:
+                yield moved
+    inner = row[head:tail]
+    for t in range(head, tail):
+        if inner.count(row[t]) > 1:
+            for token in sorted({*inner} - {row[t]}):
+                yield (*row[:t], token, *row[t + 1 :])
+
+
+def _best_class(model: TextModel, shared: SharedGradient, row: Row) -> tuple[int, float]:
+    """The class that brings a sentence's own gradient nearest to the shared one, and how far it is then."""
+    classes = shared.known.labels or range(model.num_labels or 0)
+    names = list(shared.gradients)
+    norm = math.sqrt(sum(float(exact(g).square().sum()) for g in shared.gradients.values()))
+    off: list[tuple[float, int]] = []
+    for label in classes:
+        own = formed_gradient(model, examples_of(model, [row], [label]), names)
+        squared = sum(
+            float((exact(own[name]) - exact(shared.gradients[name])).square().sum()) for name in own
+        )
+        off.append((math.sqrt(squared) / norm, label))
+    distance, label = min(off)
+    return label, distance
