@@ -21,3 +21,16 @@ def grid_step(values: Tensor, dtype: torch.dtype) -> Tensor:
     limits = torch.finfo(dtype)
     exponent = torch.frexp(values.abs().clamp_min(limits.tiny)).exponent
     return torch.ldexp(torch.full_like(values, limits.eps), exponent - 1)
+
+
+def least_squares(columns_MN: Tensor, wanted_MK: Tensor) -> Tensor:
+    """What of some columns comes nearest to what is wanted, (N, K), of the smallest size where several do.
+
+    Solved on the CPU: CUDA's own solver takes for granted that no column follows from the others.
+
+    Args:
+        columns_MN: the columns, batched or not.
+        wanted_MK: what they should make.
+    """
+    found: Tensor = torch.linalg.lstsq(columns_MN.cpu(), wanted_MK.cpu()).solution
+    return found.to(columns_MN.device)

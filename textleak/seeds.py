@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+_CPU = torch.device("cpu")
+
 Stream = Literal["weights", "client", "defense", "attack"]
 
 
@@ -37,8 +39,29 @@ def generator(seed: int, stream: Stream) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` on the CPU, and leave every global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
+    """Draw from `seed` on the CPU and on a device, and leave every global generator as it was."""
+    with torch.random.fork_rng(devices=[]), _seeded_on(device, seed):
         torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _seeded_on(device: torch.device, seed: int) -> Iterator[None]:
+    if device.type == "cuda":
+        before = torch.cuda.get_rng_state(device)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.cuda.set_rng_state(before, device)
+    elif device.type == "mps":
+        before = torch.mps.get_rng_state()
+        torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.mps.set_rng_state(before)
+    else:
         yield

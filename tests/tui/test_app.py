@@ -20,6 +20,7 @@ from textual.screen import ModalScreen
 from textual.widgets import ContentSwitcher, Footer, OptionList, Static
 from textual.widgets._footer import FooterKey
 
+from tests.tui.pilots import until
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.view import ViewState
 from textleak_tui import catalog
@@ -104,6 +105,12 @@ HALF_WAY = state(
 VERIFIED = state(progress(0, sentence(*WORDS)), Finished(outcome="done", result=RESULT))
 
 
+def laid_out(view: RunView) -> bool:
+    """Whether each pane that is to be seen has its place."""
+    panes = (view.tokens, view.waterfall, view.curves, view.candidates, view.labels)
+    return all(pane.region.height for pane in panes if pane.display and pane.parent.display)
+
+
 class Shared:
     """One app that scenes are played in, one after another: to start one takes longer than most of them."""
 
@@ -149,6 +156,7 @@ async def scene_in(app: TextleakApp, pilot: Pilot[None], scene: Scene, first: Vi
     screen.view.show(first, flash=False)
     screen.view.tokens.focus_tokens()
     await pilot.pause()
+    await until(pilot, lambda: laid_out(screen.view))
     await scene(app, screen.view, pilot)
 
 
@@ -268,7 +276,8 @@ def test_showing_the_truth_moves_nothing(size: tuple[int, int], words: list[str]
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         def places() -> list[int]:
-            lines = enumerate(picture(app).splitlines())
+            grid = view.tokens.region
+            lines = list(enumerate(picture(app).splitlines()))[grid.y : grid.bottom]
             return [y for y, line in lines if f"✓{words[0]} " in line or f"✓{words[6]} " in line]
 
         before = places()
@@ -413,6 +422,94 @@ def test_a_batch_has_a_block_a_sentence() -> None:
     shown(scene, first=batch)
 
 
+def test_panes_end_at_one_column_and_what_is_too_long_ends_with_an_ellipsis() -> None:
+    batch = [sentence(*WORDS, label=number % 2) for number in range(8)]
+    settings = {**SETTINGS, "defense": ["gaussian:sigma=0.001", "prune:ratio=0.9"], "share": "no-embeddings"}
+    first = dataclasses.replace(state(progress(0, *batch), truth=tuple(batch)), settings=settings)
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        # Too many for columns: running text, a line a sentence, and no token is cut.
+        assert picture(app).count("✓the ✓meeting ✓was ✓moved ✓to ✓friday ✓morning") == 8
+        assert line_of(app, "match on bert-tiny").rstrip().endswith("…")
+        panes = (view.tokens, view.waterfall, view.curves, view.candidates, view.labels)
+        assert {pane.region.right for pane in panes if pane.display and pane.region} == {80}
+        await pilot.press("down", "right")
+        assert "text 2 of 8" in str(view.tokens.border_subtitle)
+        assert "text 2 of 8" in str(view.waterfall.border_subtitle), "the waterfall goes along"
+        row = next(y for y, line in enumerate(picture(app).splitlines()) if "│ 3 ·[CLS]" in line)
+        await pilot.click(offset=(picture(app).splitlines()[row].index("friday"), row))
+        assert view.tokens.cursor == (2, 6)
+
+    shown(scene, (80, 30), first)
+
+
+def test_a_long_answer_is_read_whole_above_its_columns_beside_the_scroll_bar() -> None:
+    words = [f"word{number}" for number in range(40)]
+    first = state(progress(0, sentence(*words)), truth=(sentence(*words),))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert view.tokens._bands.show_vertical_scrollbar
+        assert "40 of 40 right · label 1 " in picture(app), "not cut by the bar"
+        lines = "".join(re.sub(r"[│▁-█]", " ", line) for line in picture(app).splitlines())
+        told = re.sub(r"\s+", " ", lines)
+        assert "word5 word6 word7" in told
+        assert "word37 word38 word39”" in told
+
+    shown(scene, (100, 30), first)
+
+
+def test_one_pane_is_given_all_the_room_and_gives_it_back() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        view.waterfall.focus()
+        before = view.waterfall.region.height
+        await pilot.press("z")
+        await pilot.pause()
+        assert view.waterfall.region.height > 2 * before
+        assert not view.tokens.display
+        assert "z shows all" in picture(app)
+        await pilot.press("right")
+        assert view.tokens.cursor == (0, 1)
+        await pilot.press("y")
+        assert app.clipboard == "the plan was  friday to plan"
+        await pilot.press("z")
+        await pilot.pause()
+        assert view.tokens.display
+        assert view.waterfall.region.height == before
+
+    shown(scene)
+
+
+def test_the_waterfall_is_colored_by_the_truth_only_where_that_is_shown() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        fall = view.waterfall
+        lines = [row.phase for row in fall._lines]
+        assert lines == ["labels", "continuous", "continuous"]
+        row = line_of(app, "continuous ·[C")
+        assert row.count("plan") == 7
+        assert "✗" not in row
+        view.show(HALF_WAY, truth=True)
+        await pilot.pause()
+        assert "✗plan" in line_of(app, "continuous ·[C")
+        view.show(HALF_WAY, truth=True, blind=True)
+        await pilot.pause()
+        assert "✗" not in picture(app)
+
+    shown(scene)
+
+
+def test_a_finished_run_tells_the_attack_s_time_apart_and_that_its_answer_is_final_before() -> None:
+    last = progress(0, sentence(*WORDS))
+    certifying = state(last, Phase(name="certify"))
+    ended = state(last, Phase(name="certify"), Finished(outcome="done", result={**RESULT, "seconds": 1.25}))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert view.status.render().plain.startswith("the answer is final")
+        view.show(ended)
+        assert view.status.render().plain.startswith("took 1.2 s, 2.5 s with its certificate")
+
+    shown(scene, first=certifying)
+
+
 # The other panes
 
 
@@ -451,7 +548,7 @@ def test_candidates_are_ranked_and_another_one_can_be_followed() -> None:
         assert view.candidates.ranked == [1, 0, 2]
         rows = [line for line in picture(app).splitlines() if re.search(r"#\d", line)]
         assert ["▶  1  #2" in rows[0], "2  #1" in rows[1], "3  #3" in rows[2]] == [True] * 3
-        await pilot.press("tab")
+        await pilot.press("tab", "tab")
         assert isinstance(app.focused, CandidateList)
         await pilot.press("down", "down", "enter")
         await pilot.pause()
@@ -547,17 +644,18 @@ def test_at_every_size_the_tokens_are_seen_and_nothing_runs_out_of_the_screen(
 def test_with_room_nothing_is_hidden_and_below_100_by_30_panes_fold() -> None:
     async def roomy(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         assert not view.hidden.display
+        assert view.waterfall.display
         assert view.curves.display
         assert view.candidates.display
         assert view.labels.display
 
     async def folded(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "hidden: candidates, labels (v shows the next)" in picture(app)
+        assert "hidden: curves, candidates, labels (v shows the next)" in picture(app)
         await pilot.press("v")
         await pilot.pause()
-        assert view.candidates.display
-        assert not view.curves.display
-        assert "hidden: curves, labels" in picture(app)
+        assert view.curves.display
+        assert not view.waterfall.display
+        assert "hidden: waterfall, candidates, labels" in picture(app)
 
     shown(roomy, (100, 30))
     shown(folded, (99, 30))
@@ -566,11 +664,11 @@ def test_with_room_nothing_is_hidden_and_below_100_by_30_panes_fold() -> None:
 
 def test_below_60_by_16_there_is_one_pane_and_a_line_says_which_are_hidden() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "hidden: phases, curves, candidates, labels" in picture(app)
-        for pane in (view.curves, view.candidates, view.labels, view.tokens):
+        assert "hidden: phases, waterfall, curves, candidates, labels" in picture(app)
+        for pane in (view.waterfall, view.curves, view.candidates, view.labels, view.tokens):
             await pilot.press("v")
             await pilot.pause()
-            panes = (view.tokens, view.curves, view.candidates, view.labels)
+            panes = (view.tokens, view.waterfall, view.curves, view.candidates, view.labels)
             assert [one for one in panes if one.display] == [pane]
             assert pane.region.height >= 3
 

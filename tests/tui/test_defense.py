@@ -133,6 +133,14 @@ def test_the_verdict_fits_the_ladder(rates, words):
     assert words in verdict(Knob(defense="gaussian", option="sigma"), rates)
 
 
+def test_the_verdict_says_nothing_of_strengths_that_did_not_run():
+    knob = Knob(defense="gaussian", option="sigma")
+    told = verdict(knob, [("none", 1.0), ("0.1", 0.2)], unrun=["1"])
+    assert told == "At 0.1 less than half of the text leaked: 20% at 0.1. Nothing is known of 1."
+    kept = verdict(knob, [("none", 1.0)], unrun=["0.1", "1"])
+    assert "at every strength that ran. Nothing is known of 0.1, 1." in kept
+
+
 def answer(*words: str) -> Sentence:
     return Sentence(
         positions=tuple(Position(position=at, id=len(word), text=word) for at, word in enumerate(words)),

@@ -23,6 +23,7 @@ from tests.tui import pilots
 from tests.tui.pilots import until
 from tests.tui_speed import start_run
 from textleak.errors import InputError
+from textleak.jobs.text import prepare
 from textleak.runs import read_run
 from textleak.settings import load_image_config, load_run_config
 from textleak_tui import catalog
@@ -35,7 +36,8 @@ from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
-from textleak_tui.setups import IMAGE, TEXT, command_line, settings_of
+from textleak_tui.setups import AUDIT, IMAGE, TEXT, command_line, settings_of
+from textleak_tui.widgets.told import answers_of
 
 CATALOG = Catalog.from_json(
     {
@@ -437,7 +439,7 @@ def test_a_picture_comes_back_in_half_cells(play: Callable[..., TextleakApp], tm
         assert session(pictures).failure is None
         drawn = pictures.view.tokens._pictures.render()
         assert drawn.plain.count("▀") >= 2 * 16 * 16
-        assert "original" in drawn.plain
+        assert "original, " not in drawn.plain, "the truth was not asked for"
         assert "dB" in drawn.plain
         assert "PSNR" in words(pictures.view.answer)
         await pilot.press("b")
@@ -448,6 +450,68 @@ def test_a_picture_comes_back_in_half_cells(play: Callable[..., TextleakApp], tm
     play(scene)
     (folder,) = (tmp_path / "runs").iterdir()
     assert read_run(folder).outcome == "done"
+
+
+@pytest.mark.slow
+def test_a_file_is_audited_what_it_tells_beside_what_an_attack_makes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `textleak tui FILE` opens it; its run folder is replayed like any other."""
+
+    async def listed() -> Catalog:
+        return CATALOG
+
+    monkeypatch.setattr(catalog, "list_catalog", listed)
+    settings = {
+        "model": "bert-tiny",
+        "weights": "random",
+        "sentences": ["the cat sat on the mat"],
+    }
+    file = tmp_path / "g.safetensors"
+    prepare(load_run_config(None, settings, ())).shared.save(file)
+    app = build_app(root=tmp_path / "runs", settings_path=tmp_path / "tui.json", update=file)
+
+    async def drive() -> None:
+        async with app.run_test(size=(140, 44)) as pilot:
+            await pilot.pause()
+            screen = app.screen
+            assert isinstance(screen, RunScreen)
+            assert app.current_mode == "audit"
+            await until(pilot, lambda: screen.session)
+            assert words(screen.form.command).endswith(f"textleak audit {file}")
+            await until(pilot, lambda: not screen.going)
+            assert screen.session is not None, words(screen.form.notice)
+            await pilot.pause(0.2)
+            assert session(screen).failure is None
+            assert words(screen.view.answer).startswith("LEAKS: The text came back")
+            told = {what: value for what, value, _ in screen.view.told._told}
+            assert told["sent"] == "gradient"
+            assert screen.view.told.region.height >= 6
+            known = next(iter(answers_of(session(screen).state.settings)))
+            assert known in screen.view.told._told, "it was told before the attack's end"
+            await pilot.press("r")
+            await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
+            await until(pilot, lambda: app.screen.view.told.known)
+
+    asyncio.run(drive())
+    assert app.memory.get("audit fields") is not None
+
+
+def test_an_audit_is_of_one_file_or_of_two_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "after").mkdir()
+    after = str(tmp_path / "after")
+    AUDIT.check([after])
+    AUDIT.check(["bert-tiny", after])
+    assert AUDIT.batch(["bert-tiny", after]) == {"before": "bert-tiny", "after": after}
+    line = command_line(["bert-tiny", after], {"time_limit": "30s"}, AUDIT)
+    assert line == f"textleak audit --time-limit 30s --before bert-tiny --after {after}"
+    for paths, says in (
+        ([], "nothing to audit"),
+        (["a", "b", "c"], "one update"),
+        (["nowhere"], "isn't there"),
+    ):
+        with pytest.raises(InputError, match=says):
+            AUDIT.check(paths)
 
 
 @pytest.mark.parametrize(

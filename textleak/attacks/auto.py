@@ -133,14 +133,13 @@ class _Run:
         return (-float("inf") if distance is None else -distance, certain)
 
     def _last(self, recovery: Recovery) -> Recovery:
-        """The recovery as the whole run's; what other channels left open is no matter where it is settled."""
-        before = () if recovery.stop.settled else self.notes
+        """The recovery as the whole run's."""
         return dataclasses.replace(
             recovery,
             steps=self.totals.steps,
             evaluations=self.totals.evaluations,
             channel=main_channel(recovery.sentences, recovery.channel),
-            notes=tuple(dict.fromkeys((*before, *recovery.notes))),
+            notes=tuple(dict.fromkeys((*self.notes, *recovery.notes))),
         )
 
     # Matching
@@ -174,7 +173,12 @@ class _Run:
     def _without(self, proved: tuple[Sentence, ...], size: int | None) -> SharedGradient:
         """The gradient of the batch without some of its `size` sentences."""
         left = (size or 0) - len(proved)
-        if size is None or left <= 0 or self.shared.defenses:
+        if size is not None and left <= 0:
+            raise InputError(
+                "All sentences were found, but their own gradient isn't the shared one: the client's loss, or how it "
+                "trains, is another one than was told."
+            )
+        if size is None or self.shared.defenses:
             raise InputError("How many sentences are missing doesn't show, so matching has nothing to go by.")
         own = own_gradient(self.view.double(), proved)
         gradients = {

@@ -4,9 +4,10 @@ What several local steps or an optimizer make of a gradient still has the tokens
 they rank the vocabulary at each position. Which of the first ones it was is told by what the client would have sent.
 
 One sentence of known length:
-1. The vocabulary is ranked by the leading directions of the first layer's updates, as many as there are tokens.
-2. From the first token of each list and every label, one position after the other takes the token whose replayed
-   update points nearest to the one seen; a cheaper client stands in where there is one (`Client.proxy`).
+1. The vocabulary is ranked by the leading directions of the first layer's updates, as many as there are tokens; where
+   the first ones aren't it, those that leave least outside the spans of inputs further in (`replaying.further`).
+2. From these and every label, one position after the other takes the token whose replayed update points nearest to the
+   one seen; a cheaper client stands in where there is one (`Client.proxy`).
 3. The answer is certified by the whole procedure.
 Several, or of unknown length: sentences whose inputs further in lie in their spans too, put together by replaying them
 (`replaying.batches`).
@@ -23,6 +24,7 @@ from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps, certified
 from textleak.attacks.replaying.batches import ReplayedBatch
+from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import ranked_tokens
 from textleak.attacks.replaying.scores import Replayed, sentences_of
 from textleak.clients.view import View
@@ -98,6 +100,9 @@ class Replay:
                 )
                 if turn < 0 and sweep == 1:  # the first tokens of all lists may be it
                     certificate = certify(view, sentences_of(view, best))
+                    if not certificate.verified:
+                        found = scores([best, best.with_row(0, FurtherIn(view, len(lists)).nearest(lists))])
+                        best = min(found, key=found.__getitem__)
                 if view.clock.over or certificate.verified:
                     break
             if best == before or view.clock.over or certificate.verified:

@@ -1,4 +1,4 @@
-"""`textleak tui [RUN]`: set up a run and watch it, open old runs, compare them."""
+"""`textleak tui [PATH]`: set up a run and watch it, open old runs and evaluations, audit an update."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from textleak.errors import InputError
 
 @common.guarded
 def command(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Open this run folder, finished or still going.")
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PATH]",
+            help="Open this folder of a run or an evaluation, also one still going; or audit this update's file.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Watch the text come back, token by token, in a terminal app."""
@@ -25,14 +30,30 @@ def command(
             why="Its input or output is a pipe or a file here.",
             fix="Start it in a terminal, or use `textleak run`, which writes lines and JSON.",
         )
-    if run is not None:
-        from textleak.runs import read_run
-
-        read_run(run.parent if run.name == "events.jsonl" else run)
+    run, update = _told_apart(path)
     from textleak_tui import settings
     from textleak_tui.app import build_app
 
-    app = build_app(run=run, settings_path=settings.default_path())
+    app = build_app(run=run, update=update, settings_path=settings.default_path())
     app.run()
     if app.return_code:
         raise typer.Exit(app.return_code)
+
+
+def _told_apart(path: Path | None) -> tuple[Path | None, Path | None]:
+    """The folder of a run or of an evaluation, or the file of an update; None for what it isn't.
+
+    Raises:
+        InputError: a folder that is neither.
+    """
+    if path is None or (path.is_file() and path.name != "events.jsonl"):
+        return None, path
+    if (path / "evaluation.json").exists():
+        from textleak.evaluation.store import EvaluationFolder
+
+        EvaluationFolder(path=path).facts()
+        return path, None
+    from textleak.runs import read_run
+
+    read_run(path.parent if path.name == "events.jsonl" else path)
+    return path, None

@@ -44,7 +44,7 @@ def gradient_of(
     def one(model: Model, batch: Examples) -> Tensors:
         if draws is None:
             return formed_gradient(model, batch, names)
-        with seeded(int(torch.randint(2**62, (), generator=draws))):
+        with seeded(int(torch.randint(2**62, (), generator=draws)), model.device):
             return formed_gradient(model, batch, names)
 
     def mean_of_samples(model: Model, batch: Examples) -> Tensors:

@@ -123,6 +123,8 @@ def view_of(shared: SharedGradient, model: AnyModel) -> View:
     client = client_of(shared.client)
     prepared = client.prepare(model)
     shared.validate(prepared.parameters)
-    gradients = client.as_gradient(shared.gradients, prepared)
+    # A file's tensors are the CPU's: what is compared with the model's own has to lie where these do.
+    sent = {name: tensor.to(prepared.device) for name, tensor in shared.gradients.items()}
+    gradients = client.as_gradient(sent, prepared)
     _check_size(gradients)
     return View(shared=dataclasses.replace(shared, gradients=gradients), model=prepared, client=client)

@@ -74,7 +74,10 @@ def encoder_sentences(
     spans = shared_spans(model, shared)
     if not spans:
         return Found(
-            rows=(), notes=("No first layer's weight gradient was shared: there is no span to read.",)
+            rows=(),
+            notes=(
+                "No gradient was shared of a layer that reads each token by itself: there is no span to read.",
+            ),
         )
     layers, span = max(spans, key=lambda pair: pair[1].room)
     full = f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D)"

@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from textleak.numerics import least_squares
+
 # Squared, what rounding accounts for is off by this factor at most (our choice; measured on gpt2 and smollm2).
 _OUTSIDE = 100.0
 ROUNDINGS = 8.0
@@ -88,7 +90,7 @@ class LabelFit:
     def with_labels(self, labels: Sequence[int], more_LO: Tensor) -> LabelFit:
         """With some more."""
         atoms_LO = torch.cat([self.atoms_LO, more_LO])
-        shares_L = torch.linalg.lstsq(atoms_LO.T, self.delta_O[:, None]).solution[:, 0]
+        shares_L = least_squares(atoms_LO.T, self.delta_O[:, None])[:, 0]
         return dataclasses.replace(self, labels=(*self.labels, *labels), atoms_LO=atoms_LO, shares_L=shares_L)
 
 

@@ -24,7 +24,7 @@ from textleak.matching.hooks import hooked
 from textleak.models import TextModel
 from textleak.models.probes.layers import matrix_calls
 from textleak.models.running import run
-from textleak.numerics import exact
+from textleak.numerics import exact, least_squares
 from textleak.shared.gradient import SharedGradient
 
 # Layers that may come after the one that labels are read off: more than a block is slow, and less sure (our choice).
@@ -222,7 +222,7 @@ class _Layout:
 
 def _at_the_output(inputs_NI: Tensor, gradient_OI: Tensor, eps: float) -> tuple[Tensor, Tensor, bool]:
     """Δ with ΔᵀX = G, (N, O); the squared norm that each row may be off by; whether these inputs make all of G."""
-    delta_NO = torch.linalg.lstsq(inputs_NI.T, gradient_OI.T).solution
+    delta_NO = least_squares(inputs_NI.T, gradient_OI.T)
     rest = gradient_OI - delta_NO.T @ inputs_NI
     outputs, inputs = gradient_OI.shape
     variance = float(rest.square().sum()) / (outputs * max(1, inputs - len(inputs_NI)))

@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from textleak.events import Followed
 from textleak.exact.pairs import Pairs
 from textleak.exact.subspace import layer_span
 from textleak.matching.discrete import Row, shuffled
@@ -80,15 +81,16 @@ def ordered_sentence(model: TextModel, shared: SharedGradient, pairs: Pairs) -> 
             more = [tokens[i] for i in torch.randint(len(tokens), (length - least,), generator=generator)]
             inner = [*tokens, *more]
             start = [inner[i] for i in shuffled(len(inner), generator)]
-            for step in _descend(check, (*model.prefix_ids, *start, *model.suffix_ids)):
-                end = step
+            descent = Followed(_descent(check, (*model.prefix_ids, *start, *model.suffix_ids)))
+            for _ in descent:
                 yield None
-            ends.append(end)
-            if min(ends) != end or [row for _, row in ends].count(end[1]) > 1:
+            ends.append(descent.result)
+            _, row = ends[-1]
+            if min(ends) != ends[-1] or [other for _, other in ends].count(row) > 1:
                 continue  # worse than another, or tried
-            label, distance = _best_class(model, shared, end[1])
+            label, distance = _best_class(model, shared, row)
             if distance <= _NEAR:
-                yield Ordered(row=end[1], label=label)
+                yield Ordered(row=row, label=label)
                 return
 
 
@@ -116,19 +118,19 @@ class _Outside:
         return found
 
 
-def _descend(check: _Outside, row: Row) -> Iterator[tuple[float, Row]]:
-    """Better and better orders of a row's tokens, the last one the best."""
+def _descent(check: _Outside, row: Row) -> Generator[None, None, tuple[float, Row]]:
+    """The order of a row's tokens that no change betters, with how far it is outside; yields after each change."""
     model = check.model
     head, tail = len(model.prefix_ids), len(row) - len(model.suffix_ids)
     (best,) = check.of([row])
     while True:
-        yield best, row
+        yield
         changed = list(dict.fromkeys(_changes(row, head, tail)))
         if not changed:
-            return
+            return best, row
         score, nearest = min(zip(check.of(changed), changed, strict=True))
-        if not score < best or math.isnan(score):
-            return
+        if not score < best:
+            return best, row
         best, row = score, nearest
 
 

@@ -133,7 +133,7 @@ def _shown(tree: Tree, leaves: Sequence[Row]) -> tuple[Sentence, ...]:
 
 def _why_nothing(shared: SharedGradient, spans: Sequence[InputSpan]) -> str:
     if not spans:
-        return "No first layer's gradient was shared that shows which tokens there are."
+        return "No gradient was shared of a layer that reads each token by itself: there is no span to read."
     if shared.noise_sigma > 0:
         return "Noise covers the span of the first layer's inputs."
     size = min(span.size for span in spans)

@@ -25,7 +25,7 @@ from textleak.models import Batch, TextModel
 from textleak.models.batches import TextExamples
 from textleak.models.gradient import formed_gradient
 from textleak.models.probes.layers import LinearLayer, layer_inputs
-from textleak.numerics import exact
+from textleak.numerics import exact, least_squares
 from textleak.shared.gradient import SharedGradient
 
 Layers = tuple[LinearLayer, ...]
@@ -175,7 +175,7 @@ class Remainder:
         back_IT = torch.linalg.pinv(inputs_TI)
         own_CTT = torch.stack([left_TO @ judge.stacked(g) @ back_IT for g in by_class])
         identity_TT = torch.eye(len(row), dtype=own_CTT.dtype, device=own_CTT.device)
-        parts_C = torch.linalg.lstsq(own_CTT.flatten(1).T, identity_TT.flatten()[:, None]).solution[:, 0]
+        parts_C = least_squares(own_CTT.flatten(1).T, identity_TT.flatten()[:, None])[:, 0]
         off_TT = torch.einsum("c,cst->st", parts_C, own_CTT) - identity_TT
         off = float(off_TT.norm()) / len(row) ** 0.5
         if off > _UNLIKE_IDENTITY:
@@ -244,7 +244,7 @@ class Remainder:
 
         columns = [column(gradients) for by_class in by_row.values() for gradients in by_class]
         wanted = seen(lambda input_: input_.stacked_OI)
-        solved = torch.linalg.lstsq(torch.stack(columns, 1), wanted[:, None]).solution[:, 0]
+        solved = least_squares(torch.stack(columns, 1), wanted[:, None])[:, 0]
         return dict(zip(by_row, solved.view(len(by_row), -1), strict=True))
 
     def _less(self, row: Row, by_class: Sequence[Mapping[str, Tensor]], parts_C: Tensor) -> Remainder:

@@ -14,6 +14,7 @@ from torch import Tensor
 from textleak.inference.base import Seen, measured
 from textleak.inference.inputs import first_inputs
 from textleak.inference.pairs import clean_inputs, pairs_of
+from textleak.numerics import least_squares
 
 # Pairs of a token and a position that are tried: those whose input lies most in the span (our choice).
 _TRIED = 64
@@ -53,7 +54,7 @@ def _fitted(targets_NI: Tensor, basis_IR: Tensor) -> Tensor:
     values_NI = targets_NI
     for round_ in range(_ROUNDS):
         weighted_NRI = basis_IR.T * weights_NI[:, None]
-        parts_NR1 = torch.linalg.lstsq(weighted_NRI @ basis_IR, weighted_NRI @ targets_NI[..., None]).solution
+        parts_NR1 = least_squares(weighted_NRI @ basis_IR, weighted_NRI @ targets_NI[..., None])
         values_NI = parts_NR1[..., 0] @ basis_IR.T
         off = max(_LAST, _FIRST * 0.5 ** (round_ / 2))
         apart_NI = (values_NI - targets_NI).square() + off**2

@@ -17,7 +17,7 @@ from torch import Tensor
 from textleak.inference.base import Seen, Told, measured, per_cent, some_of
 from textleak.inference.kind import sent_as
 from textleak.inference.shrinking import decay_of
-from textleak.numerics import grid_step
+from textleak.numerics import grid_step, least_squares
 
 WHAT = "optimizer"
 # Entries that have to have moved by more than two steps of the weights' grid (our choice).
@@ -129,7 +129,7 @@ def _fitted_product(moves: _Moves) -> float:
         if int(near_N.sum()) < _LEAST:
             return product
         columns_N2 = torch.stack([left_N.sign(), -moves.weights_N], 1)[near_N]
-        found = torch.linalg.lstsq(columns_N2, moves.moved_N[near_N][:, None]).solution[:, 0]
+        found = least_squares(columns_N2, moves.moved_N[near_N][:, None])[:, 0]
         rate, product = float(found[0]), float(found[1])
     # What rounding of the weights makes of no decay at all.
     return product if product > torch.finfo(torch.float32).eps / 4 else 0.0

@@ -50,13 +50,14 @@ class AuditJob(TextJob):
     rates: list[float] = dataclasses.field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
-        """Those of a run, and what was audited."""
+        """Those of a run, what was audited, and what that tells by itself."""
         config = self.config
         return {
             **super().facts(),
             "before": config.before,
             "after": None if config.after is None else str(config.after),
             "time_limit": config.time_limit,
+            "told": [dict(one) for one in self.telling.told],
         }
 
     def limits(self) -> tuple[str, ...]:

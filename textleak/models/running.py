@@ -46,7 +46,12 @@ class Way:
 
 
 def run(
-    model: TextModel, inputs: Tensor, *, mask: Tensor | None = None, whole: bool = True, **more: Tensor
+    model: TextModel,
+    inputs: Tensor,
+    *,
+    mask: Tensor | None = None,
+    positions: Tensor | None = None,
+    whole: bool = True,
 ) -> Any:  # noqa: ANN401 - each family has its own
     """The network's output.
 
@@ -54,13 +59,14 @@ def run(
         model: the public model.
         inputs: ids (N, T), or embeddings (N, T, E) in place of looked-up ones.
         mask: (N, T), 1 for tokens; all of them where None. Or (N, 1, T, T), added to the attention scores.
+        positions: (N, T), where the tokens stand; one after the other where None. Few encoders take them.
         whole: with the head, or the body alone.
-        more: what else the network takes.
     """
     # Ids are looked up here, so that they and embeddings take the same way from there on: families that
     # count positions from the ids (RoBERTa) would treat a padding token within a sentence differently.
     embeddings_NTE = inputs if inputs.dtype.is_floating_point else model.embed(inputs)
-    return _run(model, model.way, embeddings_NTE, whole=whole, attention_mask=mask, **more)
+    where = {} if positions is None else {"position_ids": positions}
+    return _run(model, model.way, embeddings_NTE, whole=whole, attention_mask=mask, **where)
 
 
 def _run(
@@ -99,7 +105,7 @@ def way_of(model: TextModel) -> Way:
         InputError: in none of the ways that are known here.
     """
     with explained(model), torch.no_grad(), quiet():
-        embeddings_1TE: object = model.embed(model.content_ids[:_TOKENS][None])
+        embeddings_1TE: Any = model.embed(model.content_ids[:_TOKENS][None])
         if not isinstance(embeddings_1TE, Tensor):
             kind = type(model.word_embedding).__name__
             raise InputError(
@@ -114,10 +120,15 @@ def way_of(model: TextModel) -> Way:
             if not own or model.dtype != torch.get_default_dtype()
             for by_ids in (False, True)
         ]
-        why = [_why_not(model, way, embeddings_1TE) for way in ways]
-        if why[0] is not None and all(why):
-            raise why[0]
-        way = ways[why.index(None)]
+        first = None
+        for way in ways:
+            error = _why_not(model, way, embeddings_1TE)
+            if error is None:
+                break
+            first = first or error
+        else:
+            assert first is not None
+            raise first
         short = _why_not(model, way, embeddings_1TE[:, :1])
         return way if short is None else dataclasses.replace(way, shortest=2)
 

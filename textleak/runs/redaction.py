@@ -54,13 +54,17 @@ def _redacted_sentence(sentence: Sentence) -> Sentence:
 
 def redacted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without the private batch."""
-    return {key: value for key, value in settings.items() if key not in _PRIVATE}
+    return _told_without_text({key: value for key, value in settings.items() if key not in _PRIVATE})
 
 
 def redacted_result(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result with figures only."""
-    kept = _without(result, ("notes", "surplus", *_PRIVATE), emptied=_TEXTS)
-    if "told" in kept:  # of an audit
+    return _told_without_text(_without(result, ("notes", "surplus", *_PRIVATE), emptied=_TEXTS))
+
+
+def _told_without_text(kept: dict[str, Any]) -> dict[str, Any]:
+    """The same; where it is of an audit, without what the update tells in words of the batch."""
+    if "told" in kept:
         kept["told"] = [one for one in kept["told"] if one["what"] not in TOLD_OF_TEXT]
     return kept
 

@@ -47,6 +47,7 @@ def picture_lines(
     rows: int,
     *,
     unicode: bool = True,
+    beside: bool = True,
 ) -> list[Text]:
     """The recovered pictures, each beside its original where that is known, over a line of words.
 
@@ -57,18 +58,19 @@ def picture_lines(
         width: columns there are.
         rows: lines there are.
         unicode: whether half blocks can be written.
+        beside: whether the originals are drawn; without them the words still tell how near the pictures are.
     """
     side = max(len(progress.image[0]), len(progress.image[0][0]))
     order = [one[0] if one else None for one in compared(progress.image, originals)] if originals else None
     count = len(order) if order is not None else len(progress.image)
-    each = 2 if order is not None else 1
+    each = 2 if order is not None and beside else 1
     fits = max(1, (width + _GAP) // (each * (_SMALLEST + _GAP)))
     shown = min(count, fits)
     size = min(side, (width + _GAP) // (each * shown) - _GAP, 2 * max(2, rows - 2))
     psnr = compared(progress.image, originals)
     blocks: list[list[Text]] = []
     for number in range(shown):
-        if order is not None:
+        if order is not None and beside:
             blocks.append(_drawn(originals[number], size, f"original, {labels[number]}", unicode=unicode))
         index = order[number] if order is not None else number
         if index is None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from textleak.events import Event, Finished, Phase, Progress, Sentence, Started, Truth
 from textleak.scoring import metrics, output_ids
+from textleak.view.waterfall import ROWS_KEPT, WaterRow, row_of, thinned
 
 POINTS_KEPT = 400
 
@@ -69,6 +70,8 @@ class ViewState:
         points: the course so far: every `stride`-th progress and the newest.
         stride: doubled whenever there are too many points, so that a course of any length stays even.
         seen: how many progress events there were.
+        rows: the answers so far, as a waterfall draws them: every `row_stride`-th progress and the newest.
+        row_stride: doubled as that of the points is.
         finished: the last event of a run that ended.
         t: when the newest event was.
     """
@@ -82,6 +85,8 @@ class ViewState:
     points: tuple[Point, ...] = ()
     stride: int = 1
     seen: int = 0
+    rows: tuple[WaterRow, ...] = ()
+    row_stride: int = 1
     finished: Finished | None = None
     t: float = 0.0
 
@@ -113,7 +118,11 @@ class ViewState:
                 if phases[-1].first_step is None:
                     phases = (*phases[:-1], dataclasses.replace(phases[-1], first_step=(t, event.step)))
                 event = event.keeping(self.progress)
-                points, stride = self._with_point(Point.of(t, event, match_rate(self.truth, event.sentences)))
+                point = Point.of(t, event, match_rate(self.truth, event.sentences))
+                points, stride = thinned(
+                    self.points, point, stride=self.stride, seen=self.seen, most=POINTS_KEPT
+                )
+                rows, row_stride = self._with_row(t, event)
                 return dataclasses.replace(
                     self,
                     phases=phases,
@@ -121,6 +130,8 @@ class ViewState:
                     points=points,
                     stride=stride,
                     seen=self.seen + 1,
+                    rows=rows,
+                    row_stride=row_stride,
                     t=t,
                 )
             case Finished():
@@ -142,13 +153,12 @@ class ViewState:
     def _begun(self, name: str, t: float) -> tuple[PhaseSpan, ...]:
         return (*self._ended(t), PhaseSpan(name=name, start=t))
 
-    def _with_point(self, point: Point) -> tuple[tuple[Point, ...], int]:
-        """The course with one more point, and its stride."""
-        even = (len(self.points) - 1) * self.stride == self.seen - 1
-        points = (*(self.points if even else self.points[:-1]), point)
-        if len(points) <= POINTS_KEPT:
-            return points, self.stride
-        return (*points[:-1:2], point), self.stride * 2
+    def _with_row(self, t: float, progress: Progress) -> tuple[tuple[WaterRow, ...], int]:
+        """The waterfall with one more row, and its stride; pictures have none."""
+        if progress.image:
+            return (), 1
+        row = row_of(self.seen, t, progress)
+        return thinned(self.rows, row, stride=self.row_stride, seen=self.seen, most=ROWS_KEPT)
 
     def assigned(self) -> list[Sentence | None]:
         """For each sentence shown the true one it stands for; None where the truth isn't known."""

@@ -23,7 +23,7 @@ from textual.worker import WorkerError
 
 from textleak.errors import TextleakError
 from textleak.runs import runs_folder
-from textleak_tui.places import PLACES, CompareRuns, OpenRun, Sight
+from textleak_tui.places import PLACES, AttackAgain, CompareRuns, OpenRun, Sight
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.themes import DARK, LIGHT, QUIET
@@ -41,7 +41,8 @@ class TextleakApp(App[None]):
     Args:
         sessions: opens attacks, and knows where run folders lie.
         memory: what is remembered from one start to the next.
-        run: a run folder to open at once.
+        run: a run folder, or an evaluation's, to open at once.
+        update: a file to audit at once.
     """
 
     TITLE = "textleak"
@@ -75,17 +76,21 @@ class TextleakApp(App[None]):
     sight: reactive[Sight] = reactive(Sight())
     """What is shown of the truth."""
 
-    def __init__(self, sessions: Sessions, memory: Memory, *, run: Path | None = None) -> None:
+    def __init__(
+        self, sessions: Sessions, memory: Memory, *, run: Path | None = None, update: Path | None = None
+    ) -> None:
         super().__init__()
         self.sessions = sessions
         self.memory = memory
         self._run_to_open = run
+        self._update = update
         self._quitting = False
         makers = {
             "run": self._make_run,
             "history": self._make_history,
             "defenses": self._make_defenses,
             "pictures": self._make_pictures,
+            "audit": self._make_audit,
         }
         for place in PLACES:
             self.add_mode(place.name, makers[place.name])
@@ -104,6 +109,13 @@ class TextleakApp(App[None]):
 
         return RunScreen(IMAGE, self.sessions, self.memory)
 
+    def _make_audit(self) -> Screen[None]:
+        from textleak_tui.screens.run import RunScreen
+        from textleak_tui.setups import AUDIT
+
+        batch = () if self._update is None else (str(self._update),)
+        return RunScreen(AUDIT, self.sessions, self.memory, batch=batch)
+
     def _make_history(self) -> Screen[None]:
         from textleak_tui.screens.history import HistoryScreen
 
@@ -115,12 +127,13 @@ class TextleakApp(App[None]):
         return DefenseScreen(self.sessions, self.memory)
 
     def on_mount(self) -> None:
-        """Open the run screen; or the run that was named, from the history, where one is after leaving it."""
+        """Open the run screen, or the run that was named: from the history, where one is after leaving it."""
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self.theme = LIGHT.name if self.memory.get("theme") == LIGHT.name else DARK.name
         self._hear_signals()
-        self.switch_mode("run" if self._run_to_open is None else "history")
+        place = "run" if self._update is None else "audit"
+        self.switch_mode(place if self._run_to_open is None else "history")
         if self._run_to_open is not None:
             self.open_run(OpenRun(self._run_to_open))
 
@@ -216,10 +229,27 @@ class TextleakApp(App[None]):
 
     @on(OpenRun)
     def open_run(self, message: OpenRun) -> None:
-        """Open a run folder, finished or still being written."""
+        """Open a run folder, finished or still being written, or that of an evaluation."""
+        if (message.run / "evaluation.json").exists():
+            from textleak_tui.screens.evaluation import EvaluationScreen
+
+            self.push_screen(EvaluationScreen(message.run))
+            return
         from textleak_tui.screens.replay import ReplayScreen
 
         self.push_screen(ReplayScreen(message.run, self.current_mode))
+
+    @on(AttackAgain)
+    def attack_again(self, message: AttackAgain) -> None:
+        """Attack a batch of an evaluation live."""
+        from textleak_tui.screens.run import RunScreen
+
+        def begin() -> None:
+            if isinstance(self.screen, RunScreen):
+                self.screen.attack(message.batch, message.values)
+
+        self.switch_mode("run")
+        self.call_after_refresh(begin)
 
     @on(CompareRuns)
     def compare_runs(self, message: CompareRuns) -> None:
@@ -232,6 +262,7 @@ class TextleakApp(App[None]):
 def build_app(
     *,
     run: Path | None = None,
+    update: Path | None = None,
     root: Path | None = None,
     settings_path: Path | None = None,
     sessions: Sessions | None = None,
@@ -239,9 +270,12 @@ def build_app(
     """The app as `textleak tui` starts it and as tests drive it.
 
     Args:
-        run: a run folder to open at once.
+        run: a run folder, or an evaluation's, to open at once.
+        update: a file to audit at once.
         root: where run folders lie; None for the usual place.
         settings_path: where settings are remembered; None remembers nothing.
         sessions: opens attacks; None for real ones under `root`.
     """
-    return TextleakApp(sessions or Sessions(root or runs_folder()), Memory(settings_path), run=run)
+    return TextleakApp(
+        sessions or Sessions(root or runs_folder()), Memory(settings_path), run=run, update=update
+    )

@@ -1,4 +1,4 @@
-"""`python -m textleak_tui.attack_process run|image FOLDER`: one attack, in a process that ends when the app does.
+"""`python -m textleak_tui.attack_process run|image|audit FOLDER`: one attack, in a process that ends when the app does.
 
 The first line of standard input holds the run's settings as JSON, so that no private text is in the list of
 processes. The app keeps the other end open: when it closes, however the app came to its end, the attack is
@@ -51,7 +51,7 @@ def attack(command: str, folder: Path, settings: Mapping[str, Any]) -> int:
     """Prepare, drive and record one attack; the exit code.
 
     Args:
-        command: "run" for text, "image" for pictures.
+        command: "run" for text, "image" for pictures, "audit" for an update that was found.
         folder: its run folder, which is left alone where the settings can't be used.
         settings: by the names that configurations have.
     """
@@ -59,6 +59,8 @@ def attack(command: str, folder: Path, settings: Mapping[str, Any]) -> int:
         runs.check_folder(folder)
         if command == "image":
             _on_pictures(settings, folder)
+        elif command == "audit":
+            _on_update(settings, folder)
         else:
             _on_text(settings, folder)
     except TextleakError as error:
@@ -88,6 +90,14 @@ def _on_pictures(settings: Mapping[str, Any], folder: Path) -> None:
     job, film = prepare(load_image_config(None, settings, ())), Film()
     result = _record(job, runs.RunFolder.create(folder, name=job.name), film)
     film.write(folder, job.truth(), result["images"])
+
+
+def _on_update(settings: Mapping[str, Any], folder: Path) -> None:
+    from textleak.jobs.audit import prepare
+    from textleak.settings.audit import load_audit_config
+
+    job = prepare(load_audit_config(settings))
+    _record(job, runs.RunFolder.create(folder, name=job.name))
 
 
 def _record(job: Job, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]:  # noqa: ANN401

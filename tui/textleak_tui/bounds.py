@@ -122,6 +122,8 @@ _NAMES = (
     "stop",
     "verified_reason",
     "proof",
+    "verdict",
+    "verdict_reason",
 )
 _SCORES = ("token_match_rate", "token_recall", "exact_rate", "rouge1", "rouge2", "rougeL")
 _FIGURES = ("tokens_per_hidden", "epsilon", "psnr", "mse", "ssim", "gradient_distance", "final_loss")

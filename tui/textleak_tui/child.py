@@ -59,7 +59,7 @@ class Child:
         """Start an attack.
 
         Args:
-            command: "run" for text, "image" for pictures.
+            command: "run" for text, "image" for pictures, "audit" for an update.
             settings: of the run, by the names that configurations have.
 
         Raises:

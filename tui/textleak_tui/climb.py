@@ -149,5 +149,7 @@ class Climb:
 
     def verdict(self) -> str:
         """What the rungs that are over say, in a sentence."""
-        rates = [(rung.strength, rung.rate) for rung in self.rungs if rung.over and rung.result is not None]
-        return ladder.verdict(self.knob, [(name, rate) for name, rate in rates if rate is not None])
+        told = {rung.strength: rung.rate for rung in self.rungs if rung.over and rung.result is not None}
+        rates = [(name, rate) for name, rate in told.items() if rate is not None]
+        unrun = [rung.strength for rung in self.rungs if told.get(rung.strength) is None]
+        return ladder.verdict(self.knob, rates, unrun)

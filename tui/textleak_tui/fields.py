@@ -352,6 +352,61 @@ def _named(name: str, **changes: Any) -> Field:  # noqa: ANN401
     return dataclasses.replace(next(field for field in FIELDS if field.name == name), **changes)
 
 
+def _check_file(text: str, catalog: Catalog) -> None:
+    del catalog
+    if text and not foreign.expanded(text).is_file():
+        raise InputError(f"{text} is no file.", fix="Leave it empty, or name the file.")
+
+
+def _check_audit_model(text: str, catalog: Catalog) -> None:
+    if text:
+        check_model(text, catalog)
+
+
+def _check_time(text: str, catalog: Catalog) -> None:
+    del catalog
+    if text and not re.fullmatch(r"\d+(\.\d+)?\s*[smh]?", text):
+        raise InputError(f"{text!r} is not a time.", fix="Write for example 90s, 10m or 1h.")
+
+
+AUDIT_FIELDS = (
+    _named(
+        "model",
+        words="for adapters the base model: an alias, a hub id or a folder",
+        default="",
+        check=_check_audit_model,
+        empty="the file's own",
+    ),
+    _named("task"),
+    _named(
+        "client", words="how the client trains, else what the update tells", empty="what the update tells"
+    ),
+    _named("share", words="audit no more than this of it", default="", empty="all that is there"),
+    _named(
+        "know", words="what the server knows besides: batch-size=2,lengths=12/9", empty="what the file says"
+    ),
+    Field(
+        name="truth",
+        title="Truth",
+        flag="--truth",
+        words="what it was computed from, for scoring only",
+        check=_check_file,
+        empty="not known",
+    ),
+    _named("attack"),
+    Field(
+        name="time_limit",
+        title="Time",
+        flag="--time-limit",
+        words="the best answer by then counts",
+        check=_check_time,
+        empty="10m",
+    ),
+    _named("device"),
+    _named("threads"),
+)
+
+
 IMAGE_FIELDS = (
     Field(
         name="dataset",

@@ -14,7 +14,7 @@ from textleak.events import Event, Finished, Started, Truth
 from textleak.runs import parse_line
 from textleak.runs.reading import MOST_POSITIONS
 from textleak.scoring import output_ids
-from textleak.view import POINTS_KEPT, PhaseSpan, Point, match_rate_of
+from textleak.view import POINTS_KEPT, PhaseSpan, Point, WaterRow, match_rate_of, numbers_kept
 from textleak_tui import bounds
 
 Axis = Literal["steps", "evaluations", "seconds"]
@@ -57,6 +57,7 @@ class Index:
         self.truth: tuple[int, Truth] = (-1, Truth())
         self.finished: tuple[int, Finished] | None = None
         self.events = 0
+        self.rows: dict[int, WaterRow] = {}
         self._skipping = False
         self._references: list[tuple[int, ...]] = []
         self._special: set[int] = set()
@@ -174,16 +175,8 @@ class Index:
 
     def points(self, count: int) -> tuple[tuple[Point, ...], int]:
         """The course of the first `count` progress events and its stride, as `ViewState` keeps them."""
-        if not count:
-            return (), 1
-        stride = 1
-        while count - 1 > (POINTS_KEPT - 1) * stride:
-            stride *= 2
-        numbers = range(0, count, stride)
-        points = [self.point(number) for number in numbers]
-        if numbers[-1] != count - 1:
-            points.append(self.point(count - 1))
-        return tuple(points), stride
+        numbers, stride = numbers_kept(count, POINTS_KEPT)
+        return tuple(map(self.point, numbers)), stride
 
     def phases(self, event: int) -> tuple[PhaseSpan, ...]:
         """The phases that had begun by an event."""

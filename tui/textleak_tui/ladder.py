@@ -165,18 +165,32 @@ def command_lines(
     return [command_line(sentences, with_rung(values, knob, rung)) for rung in rungs]
 
 
-def verdict(knob: Knob, rates: Sequence[tuple[str, float]]) -> str:
-    """What the ladder says, in a sentence."""
+def verdict(knob: Knob, rates: Sequence[tuple[str, float]], unrun: Sequence[str] = ()) -> str:
+    """What the ladder says, in a sentence; of strengths that did not run it says no more than that.
+
+    Args:
+        knob: what grows.
+        rates: the match rate at each strength that has one, in the ladder's order.
+        unrun: strengths without one.
+    """
     if not rates:
         return "No run of the ladder has a match rate."
+    told = _verdict(
+        knob, rates, "every strength that ran" if unrun else "every strength", open_end=bool(unrun)
+    )
+    return f"{told} Nothing is known of {', '.join(unrun)}." if unrun else told
+
+
+def _verdict(knob: Knob, rates: Sequence[tuple[str, float]], every: str, *, open_end: bool) -> str:
     halved = next((strength for strength, rate in rates if rate < 0.5 and strength != NONE), None)
     whole = [strength for strength, rate in rates if rate == 1.0]
     if len(whole) == len(rates):
-        return f"{knob.name} kept nothing back: all of the text leaked at every strength."
+        return f"{knob.name} kept nothing back: all of the text leaked at {every}."
     if halved is None:
         least, rate = min(rates, key=lambda pair: pair[1])
-        return f"At every strength at least half of the text leaked; least at {least}, {rate:.0%}."
-    words = f"From {halved} on" if all(r < 0.5 for r in _after(rates, halved)) else f"At {halved}"
+        return f"At {every} at least half of the text leaked; least at {least}, {rate:.0%}."
+    onward = not open_end and all(rate < 0.5 for rate in _after(rates, halved))
+    words = f"From {halved} on" if onward else f"At {halved}"
     rate = dict(rates)[halved]
     return f"{words} less than half of the text leaked: {rate:.0%} at {halved}."
 

@@ -6,6 +6,7 @@ Adding a place: a row in `PLACES`, a file in `screens/` with a `Page`, and a lin
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from textual.message import Message
@@ -50,6 +51,12 @@ PLACES = (
         key="f6",
         words="The same for a picture: set up an attack on an image classifier and watch.",
     ),
+    Destination(
+        name="audit",
+        title="Audit",
+        key="f7",
+        words="A file of your own training: what an update tells by itself and gives away.",
+    ),
 )
 
 
@@ -79,6 +86,14 @@ class OpenRun(Message):
     """Replay a run folder, finished or still being written."""
 
     run: Path
+
+
+@dataclasses.dataclass
+class AttackAgain(Message):
+    """Attack sentences live, with a form's texts by field."""
+
+    batch: Sequence[str]
+    values: Mapping[str, str]
 
 
 @dataclasses.dataclass

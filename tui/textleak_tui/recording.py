@@ -21,7 +21,7 @@ from textleak.errors import InputError
 from textleak.events import Finished, Progress, Sentence, Truth
 from textleak.foreign import open_regular
 from textleak.runs import RunFolder, parse_line, read_run
-from textleak.view import PhaseSpan, Point, ViewState
+from textleak.view import ROWS_KEPT, PhaseSpan, Point, ViewState, WaterRow, numbers_kept, row_of
 from textleak_tui import bounds
 from textleak_tui.index import Axis, Index
 from textleak_tui.standing import SILENCE, Standing, standing
@@ -30,6 +30,8 @@ from textleak_tui.standing import SILENCE, Standing, standing
 CHUNK = 1 << 18
 # Our choice: a batch of 16 pictures of 224 x 224 takes some 17 MB; a longer line is passed over.
 LONGEST_LINE = 1 << 26
+# Our choice: rows of a waterfall, for going back and forth in it without reading them again.
+MOST_ROWS_REMEMBERED = 4 * ROWS_KEPT
 # Our choice: how often a run that has no end yet is looked at, and for how long one look may parse.
 SECONDS_BETWEEN_LOOKS, SECONDS_A_LOOK = 0.1, 0.05
 
@@ -148,6 +150,8 @@ class Recording:
             return ViewState(settings=self.settings)
         count = bisect.bisect_right(kept.progress_events, at)
         points, stride = kept.points(count)
+        progress = self._progress(kept, count - 1) if count else None
+        rows, row_stride = self._rows(kept, count, progress)
         finished, truth = kept.finished, kept.truth[1] if kept.truth[0] <= at else Truth()
         return ViewState(
             settings=self.settings,
@@ -155,13 +159,34 @@ class Recording:
             originals=truth.image,
             labels=truth.labels,
             phases=kept.phases(at),
-            progress=self._progress(kept, count - 1) if count else None,
+            progress=progress,
             points=points,
             stride=stride,
             seen=count,
+            rows=rows,
+            row_stride=row_stride,
             finished=finished[1] if finished is not None and finished[0] <= at else None,
             t=kept.times[at],
         )
+
+    def _rows(self, kept: Index, count: int, newest: Progress | None) -> tuple[tuple[WaterRow, ...], int]:
+        """The rows of the first `count` progress events, as `ViewState` keeps them; read once, then remembered."""
+        if newest is None or newest.image:
+            return (), 1
+        numbers, stride = numbers_kept(count, ROWS_KEPT)
+        if len(kept.rows) > MOST_ROWS_REMEMBERED:
+            kept.rows = {number: kept.rows[number] for number in numbers if number in kept.rows}
+        for number in numbers:
+            if number in kept.rows:
+                continue
+            progress = newest if number == count - 1 else self._progress(kept, number)
+            if progress is not None:
+                kept.rows[number] = row_of(number, kept.times[kept.progress_events[number]], progress)
+        return tuple(kept.rows[number] for number in numbers if number in kept.rows), stride
+
+    def event_of(self, number: int) -> int:
+        """The event that a progress is."""
+        return self._index.progress_events[number]
 
     def _progress(self, kept: Index, number: int) -> Progress | None:
         event, answer = self._event(kept, number), kept.answers[number]

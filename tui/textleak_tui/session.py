@@ -86,7 +86,7 @@ class Session:
         """Start the process; where there can't be one, `failure` says why.
 
         Args:
-            command: "run" for text, "image" for pictures.
+            command: "run" for text, "image" for pictures, "audit" for an update.
             settings: of the run, by the names that configurations have.
         """
         self._began = self._heard = self._clock()

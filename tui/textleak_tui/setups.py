@@ -1,4 +1,4 @@
-"""The two kinds of run, on sentences and on pictures: their fields, their batch, and what they amount to.
+"""The kinds of run, on sentences, pictures or an update that was found: their fields, their batch, what they amount to.
 
 A form's texts become settings by the names that configurations have, which is what an attack's process is given, or
 the command line that says the same.
@@ -13,12 +13,19 @@ from typing import Any
 
 from textleak import foreign
 from textleak.errors import InputError
-from textleak_tui.fields import FIELDS, IMAGE_FIELDS, Field
+from textleak_tui.fields import AUDIT_FIELDS, FIELDS, IMAGE_FIELDS, Field
 
 # Fields that may hold several names, with blanks between them.
 _SEVERAL = ("client", "defenses")
 # What a batch's settings are on the command line.
-_FLAGS = {"sentences": "--sentence", "indices": "--index", "images": "--image"}
+_FLAGS = {
+    "sentences": "--sentence",
+    "indices": "--index",
+    "images": "--image",
+    "gradients": "",  # by its place
+    "before": "--before",
+    "after": "--after",
+}
 
 
 def check_sentences(sentences: Sequence[str]) -> None:
@@ -47,6 +54,21 @@ def check_pictures(pictures: Sequence[str]) -> None:
             )
 
 
+def check_update(paths: Sequence[str]) -> None:
+    """A file, or two checkpoints; the weights before may be an alias or a hub id.
+
+    Raises:
+        InputError: neither, or a file that isn't there.
+    """
+    if not 1 <= len(paths) <= 2:
+        raise InputError(
+            "There is nothing to audit yet." if not paths else "An audit is of one update.",
+            fix="Type the file of an update, or two lines: the weights before and those after.",
+        )
+    if not foreign.expanded(paths[-1]).exists():
+        raise InputError(f"{paths[-1]} isn't there.", fix="Type the path of a file or of a folder.")
+
+
 def sentences_of(text: str) -> list[str]:
     """One sentence a line, blank ones left out."""
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -62,12 +84,20 @@ def _of_pictures(pictures: Sequence[str]) -> dict[str, list[str]]:
     return {name: found for name, found in (("indices", numbers), ("images", files)) if found}
 
 
+def _of_update(paths: Sequence[str]) -> dict[str, str]:
+    found = [str(foreign.expanded(path)) for path in paths]
+    names = ("gradients",) if len(found) < 2 else ("before", "after")
+    return dict(zip(names, found, strict=False))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
     """What one kind of run is set up with.
 
     Attributes:
         command: of `textleak`.
+        place: where it stands in the app.
+        loading: what is done before an attack begins.
         title: of the private batch.
         several: of a batch of several.
         invitation: words in its empty field.
@@ -78,17 +108,21 @@ class Setup:
     """
 
     command: str
+    place: str
+    loading: str
     title: str
     several: str
     invitation: str
     intro: tuple[str, str]
     fields: tuple[Field, ...]
     check: Callable[[Sequence[str]], None]
-    batch: Callable[[Sequence[str]], dict[str, list[str]]]
+    batch: Callable[[Sequence[str]], Mapping[str, list[str] | str]]
 
 
 TEXT = Setup(
     command="run",
+    place="run",
+    loading="Loading the model and computing the gradient",
     title="Sentence",
     several="sentences",
     invitation="type a private sentence, then Enter (Ctrl+N begins another one)",
@@ -102,6 +136,8 @@ TEXT = Setup(
 )
 IMAGE = Setup(
     command="image",
+    place="pictures",
+    loading="Loading the model and computing the gradient",
     title="Picture",
     several="pictures",
     invitation="0 to 19 for a sample picture, or a file, then Enter (Ctrl+N: another)",
@@ -115,6 +151,23 @@ IMAGE = Setup(
 )
 
 
+AUDIT = Setup(
+    command="audit",
+    place="audit",
+    loading="Loading the model and the update, and asking what it tells",
+    title="Update",
+    several="checkpoints, before and after",
+    invitation="a gradient file, a state dict or a recorder's file, then Enter (Ctrl+N: before and after)",
+    intro=(
+        "What does an update of your own training give away?",
+        "Type its file, press Enter: what it tells by itself, and what an attack makes of it.",
+    ),
+    fields=AUDIT_FIELDS,
+    check=check_update,
+    batch=_of_update,
+)
+
+
 def settings_of(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> dict[str, Any]:
     """A run's settings: every field that differs from its default, and the batch."""
     found: dict[str, Any] = {}
@@ -122,7 +175,7 @@ def settings_of(batch: Sequence[str], values: Mapping[str, str], setup: Setup = 
         value = values.get(field.name, field.default).strip()
         if value and value != field.default:
             found[field.name] = value.split() if field.name in _SEVERAL else value
-    return found | setup.batch(batch)
+    return {**found, **setup.batch(batch)}
 
 
 def command_line(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> str:
@@ -132,5 +185,6 @@ def command_line(batch: Sequence[str], values: Mapping[str, str], setup: Setup =
     for name, value in settings_of(batch, values, setup).items():
         for part in value if isinstance(value, list) else [value]:
             # A text that begins with a dash would be taken for a flag.
-            words += [f"{flags[name]}={part}"] if part.startswith("-") else [flags[name], part]
+            flag = flags[name]
+            words += [f"{flag}={part}"] if flag and part.startswith("-") else [*filter(None, [flag]), part]
     return shlex.join(words)

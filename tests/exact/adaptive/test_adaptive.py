@@ -11,6 +11,8 @@ import torch
 
 from tests.conftest import write_toy
 from textleak import recover
+from textleak.attacks.replaying.further import FurtherIn
+from textleak.attacks.replaying.lists import ranked_tokens
 from textleak.clients import CLIENTS, Client, composed
 from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
@@ -216,6 +218,7 @@ def test_of_several_sentences_without_masks_nothing_is_said_to_be_proved(
     assert "told apart by masks alone" in " ".join(recovery.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -236,3 +239,16 @@ def test_several_sentences_behind_steps_are_read_and_verified_though_nobody_says
     recovery = recover(shared, model)
     assert sorted(read(recovery)) == sorted(secret.ids)
     assert recovery.stop is Stop.VERIFIED
+
+
+def test_in_whatever_order_tokens_are_listed_inputs_further_in_tell_which_stand_together(
+    wide_model: Callable[[], TextModel], tmp_path: Path
+) -> None:
+    model = wide_model()
+    who = client(optimizer="sgd", steps=3, lr=0.01, max_grad_norm=None)
+    shared, secret = shared_by(who, model, ONE, folder=tmp_path)
+    view = view_of(shared, model)
+    true = secret.ids[0]
+    lists = [tokens[::-1] for tokens in ranked_tokens(view, len(true), 8)]
+    assert sum(tokens[0] == token for tokens, token in zip(lists, true, strict=True)) < 4
+    assert FurtherIn(view, len(true)).nearest(lists) == true

@@ -76,8 +76,8 @@ def first_layers(model: TextModel, shared: SharedGradient) -> tuple[LocalLayer, 
     # One that isn't narrow tells more than all others: blocks may run their attention and feed-forward side by side.
     if any(sum(layer.output_size for layer in layers) >= layers[0].input_size for layers in wide):
         return ()
-    widest: list[LocalLayer] = max(wide, key=lambda layers: layers[0].input_size, default=[])
-    return tuple(widest)
+    sizes = [layers[0].input_size for layers in wide]
+    return tuple(wide[sizes.index(max(sizes))]) if wide else ()
 
 
 def later_measured(model: TextModel, shared: SharedGradient) -> list[Measured]:

@@ -24,6 +24,7 @@ from textleak.models.probes.attention import (
     project,
 )
 from textleak.models.probes.layers import LocalLayer, sees_ahead
+from textleak.numerics import least_squares
 
 # A gradient below this part of the largest one's norm is rounding, as at the first query of a decoder (our choice).
 _FAINT = 1e-6
@@ -123,9 +124,7 @@ def attended(frame: Frame, inputs_NI: Tensor, positions_N: Tensor) -> Attended |
     basis_IR = frame.span.basis_RI.T.cpu()
     inside_NR = inputs_NI @ basis_IR
     rest_RR = torch.linalg.qr(inside_NR.T, mode="complete").Q[:, len(inputs_NI) :].T
-    deltas_NO = torch.linalg.lstsq(
-        torch.cat([inside_NR, rest_RR]).T, (frame.stacked_OI @ basis_IR).T
-    ).solution
+    deltas_NO = least_squares(torch.cat([inside_NR, rest_RR]).T, (frame.stacked_OI @ basis_IR).T)
     deltas_NO = deltas_NO[: len(inputs_NI)]
     outputs = [layer.output_size for layer in frame.layers]
     names = [layer.name for layer in frame.layers]

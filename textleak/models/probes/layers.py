@@ -157,8 +157,7 @@ def layer_inputs(
         mask = None
     try:
         with hooked(handles), torch.set_grad_enabled(differentiable):
-            where: dict[str, Any] = {} if positions is None else {"position_ids": positions}
-            run(model, inputs, mask=mask, **where)
+            run(model, inputs, mask=mask, positions=positions)
     except _Enough:
         shape = inputs.shape[:2]
         # Some networks run all sentences' tokens through a layer as one long list.

@@ -39,6 +39,12 @@ class Page(Screen[None]):
         Binding(
             "v", "next_pane", "Next pane", show=False, tooltip="Where panes are folded, show the next one."
         ),
+        Binding(
+            "y", "copy_text", "Copy text", show=False, tooltip="Copy the recovered text, a line a sentence."
+        ),
+        Binding(
+            "z", "zoom", "Zoom", show=False, tooltip="Give the pane in focus all the room, or none more."
+        ),
     ]
 
     def __init__(self, place: str = "") -> None:
@@ -76,6 +82,27 @@ class Page(Screen[None]):
         """Where panes are folded, show the next one."""
         for view in self.query(RunView):
             view.next_pane()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """What is done with a run's panes means nothing where there is none."""
+        if action in ("next_pane", "zoom", "copy_text"):
+            return bool(self.query(RunView))
+        return super().check_action(action, parameters)
+
+    def action_copy_text(self) -> None:
+        """Copy the recovered text."""
+        for view in self.query(RunView):
+            if view.recovered:
+                self.app.copy_to_clipboard(view.recovered)
+                # Whether a terminal takes it can't be known.
+                self.notify("It was sent to the terminal's clipboard.", title="Recovered text", timeout=3)
+            else:
+                self.notify("No token was recovered so far.", title="Nothing to copy", timeout=3)
+
+    def action_zoom(self) -> None:
+        """Give the pane in focus all the room, or all panes theirs again."""
+        for view in self.query(RunView):
+            view.zoom()
 
     def refresh_view(self) -> None:
         """Draw anew: what is shown of the truth has changed."""

@@ -143,7 +143,7 @@ class CompareScreen(Page):
         & .right .title { color: $secondary; }
         & TokenGrid { height: 1fr; min-height: 4; }
         & .figures { height: 1; padding: 0 2; }
-        & Overlay { height: 34%; min-height: 6; max-height: 14; margin: 0 1; }
+        & Overlay { height: 34%; min-height: 6; max-height: 14; }
         & .words { height: auto; max-height: 3; padding: 0 2; color: $text-muted; }
         & .verdict { height: 1; padding: 0 2; text-style: bold; }
         &.-low Scrubber { height: 1; }

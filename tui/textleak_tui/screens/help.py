@@ -46,7 +46,10 @@ class HelpScreen(ModalScreen[None]):
             yield Static(
                 "The bar below a token is the attack's own confidence. The truth stays hidden until you ask "
                 "for it; blind hides every comparison with it too, so that you see what an attacker would see. "
-                "Arrow keys or a click pick a position; Tab goes to the candidates, Enter there follows one. "
+                "Arrow keys or a click pick a position; Tab goes on to the waterfall and the candidates, where Enter "
+                "follows one. "
+                "In the waterfall time runs downward: a token is written where it came, lighter where the attack is "
+                "surer, green once a channel settled it. "
                 "In the form, ↓ opens the choices of a field that has them.",
             )
             yield Static(self._commands(), classes="block")

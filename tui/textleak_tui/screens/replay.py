@@ -21,6 +21,7 @@ from textleak_tui.screens.base import Page
 from textleak_tui.standing import SIGNS, Standing
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.scrubber import Scrubber, Track, course
+from textleak_tui.widgets.waterfall import Waterfall
 from textleak_tui.widgets.words import Words
 
 FRAMES_A_SECOND = 15
@@ -63,7 +64,7 @@ class ReplayScreen(Page):
     ReplayScreen {
         & Scrubber { height: 2; }
         &.-low Scrubber { height: 1; }
-        & .standing { height: auto; max-height: 4; margin: 0 2; color: $warning; }
+        & .standing { height: auto; max-height: 4; padding: 0 2; color: $warning; }
     }
     """
 
@@ -205,6 +206,12 @@ class ReplayScreen(Page):
     def on_scrubber_stepped(self, message: Scrubber.Stepped) -> None:
         """An arrow key on the slider."""
         self.action_step(message.by)
+
+    def on_waterfall_picked(self, message: Waterfall.Picked) -> None:
+        """A click in the waterfall: to its time."""
+        if self.playback is not None:
+            self.playback.go(self.playback.recording.event_of(message.number))
+            self._draw()
 
     def action_step(self, by: int) -> None:
         """Go some events on."""

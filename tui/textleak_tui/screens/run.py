@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from rich.text import Text
@@ -21,7 +21,7 @@ from textleak_tui.places import OpenRun
 from textleak_tui.screens.base import Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
-from textleak_tui.setups import TEXT, Setup, command_line, settings_of
+from textleak_tui.setups import Setup, command_line, settings_of
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.setup_form import SetupForm
 from textleak_tui.widgets.status import Pulse
@@ -38,6 +38,7 @@ class RunScreen(Page):
         setup: the kind of run.
         sessions: opens the attacks.
         memory: keeps the form's texts.
+        batch: to begin with at once.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -66,8 +67,10 @@ class RunScreen(Page):
         Binding("ctrl+q", "quit", "Quit", tooltip="A run that is going ends with its best answer."),
     ]
 
-    def __init__(self, setup: Setup, sessions: Sessions, memory: Memory) -> None:
-        super().__init__("run" if setup is TEXT else "pictures")
+    def __init__(
+        self, setup: Setup, sessions: Sessions, memory: Memory, *, batch: Sequence[str] = ()
+    ) -> None:
+        super().__init__(setup.place)
         self.setup = setup
         self.sessions = sessions
         self.memory = memory
@@ -78,6 +81,7 @@ class RunScreen(Page):
         self._values: dict[str, str] = {}
         self._ticked = 0.0
         self._held: int | None = None
+        self._batch = batch
 
     def content(self) -> Iterable[Widget]:
         """The two pages."""
@@ -93,6 +97,18 @@ class RunScreen(Page):
         self.form.list_names(Catalog.from_json(self.memory.get("catalog")))
         self.set_interval(1 / FRAMES_A_SECOND, self._frame)
         self._list_names()
+        if self._batch:
+            self.form.sentences.text = "\n".join(self._batch)
+            self.call_after_refresh(self.action_start)
+
+    def attack(self, batch: Sequence[str], values: Mapping[str, str]) -> None:
+        """Fill the form, and start what it says then; not while a run is going."""
+        if self.going:
+            self.notify("x stops it.", title="A run is going here", severity="warning")
+            return
+        self.form.fill(values, "\n".join(batch))
+        self._show("setup")
+        self.call_after_refresh(self.action_start)
 
     @work(exclusive=True, group="catalog")
     async def _list_names(self) -> None:
@@ -104,7 +120,8 @@ class RunScreen(Page):
     @property
     def _remembered(self) -> str:
         """What the fields are remembered as."""
-        return "fields" if self.setup is TEXT else "picture fields"
+        kinds = {"run": "fields", "pictures": "picture fields"}
+        return kinds.get(self.setup.place, f"{self.setup.place} fields")
 
     # What the keys do
 
@@ -139,7 +156,7 @@ class RunScreen(Page):
             "quit": not live,
             "watch": not live and self.session is not None,
         }
-        return allowed.get(action, True)
+        return allowed[action] if action in allowed else super().check_action(action, parameters)
 
     @on(SetupForm.Start)
     def _asked_to_start(self) -> None:
@@ -228,7 +245,8 @@ class RunScreen(Page):
     async def _start(self) -> None:
         self._values, batch = self.form.values, self.form.private_batch
         values = self._values
-        name = self.sessions.name(runs.run_words(values["model"], values["attack"]))
+        model = values["model"] or self.setup.title.lower()
+        name = self.sessions.name(runs.run_words(model, values["attack"]))
         self.session = session = self.sessions.open(name)
         self._ticked, self._held = time.monotonic(), None
         self.view.forget()
@@ -291,20 +309,20 @@ class RunScreen(Page):
             blind=self.sight.blind,
             truth=self.sight.truth,
             pulse=Pulse(now=session.elapsed(), memory=self._held, paused=session.paused and session.going),
-            waiting=_waiting(session),
+            waiting=_waiting(session, self.setup.loading),
         )
         self.notice.display = session.failure is not None
         if session.failure is not None:
             self.notice.update(_in_words(session.failure))
 
 
-def _waiting(session: Session) -> str:
+def _waiting(session: Session, loading: str) -> str:
     """Words in place of the tokens while there are none."""
     if session.failure is not None:
         return "No token was recovered before the run ended."
     if session.recording is None:
         return (
-            f"Loading the model and computing the gradient in a process of its own … {int(session.seconds)} s\n"
+            f"{loading} in a process of its own … {int(session.seconds)} s\n"
             "The first tokens appear when the attack has taken its first step. x stops it."
         )
     return "The attack is on its way: its first answer comes after its first step."

@@ -3,13 +3,15 @@
 The true tokens, where they are asked for, stand below the bars: in the place of one of the candidates or, where none
 are listed, of the blank line, so that nothing moves when they are shown or hidden.
 
+A sentence's text stands whole above its columns. Where a batch has no room for columns, each sentence is running
+text (`compact`): its tokens with their marks, a line a sentence.
+
 Long sentences wrap into bands and scroll. Drawn line by line, only what is visible, so that 512 tokens cost no more
 than twelve.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -23,47 +25,16 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from textleak.view import SPECIAL, UNICODE
+from textleak_tui.widgets.cells import Band, Cell, Head, fit, flow_width
+from textleak_tui.widgets.flow import Piece, flowed, nearest
 
 FLASH_SECONDS = 0.45
 # A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap; where
 # a sentence's columns leave room, they are spread up to the last.
 NARROWEST, WIDEST, SPREAD = 5, 12, 16
 FITTED = 7
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A position as it is drawn."""
-
-    word: str
-    status: str
-    confidence: float
-    true: str
-    next: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Band:
-    """A part of a sentence that stands in one row of columns; `first` is where its lines begin."""
-
-    sentence: int
-    start: int
-    stop: int
-    first: int
-    headed: bool
-
-    @property
-    def columns(self) -> int:
-        """How many positions stand in it."""
-        return self.stop - self.start
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Head:
-    """The line above a sentence: its text so far, and words on how it stands."""
-
-    text: str
-    words: str
+# Our choice: lines of a sentence's text above its columns, and of the screen for each; a longer one is cut.
+MOST_HEAD_LINES, SCREEN_LINES_A_HEAD_LINE = 6, 6
 
 
 class TokenBands(ScrollView, can_focus=True):
@@ -106,11 +77,19 @@ class TokenBands(ScrollView, can_focus=True):
         self.cursor = (0, 0)
         self.numbered = True
         self.listed = 0
+        self.compact = False
         self.truth = False
+        self._flow: list[list[Piece]] = []
+        self._head_lines: list[int] = []
         self._flashing: frozenset[tuple[int, int]] = frozenset()
         self._words: dict[tuple[int, int], str] = {}
         self._width = self._longest = NARROWEST
         self._shape: tuple[object, ...] = ()
+
+    @property
+    def _room(self) -> int:
+        """Columns of the screen that tokens can take: the scroll bar has one of its own."""
+        return self.scrollable_content_region.width
 
     @property
     def rows(self) -> int:
@@ -123,7 +102,7 @@ class TokenBands(ScrollView, can_focus=True):
         return self._columns(self._width)
 
     def _columns(self, width: int) -> int:
-        return max(1, (self.size.width + 1) // (width + 1))
+        return max(1, (self._room + 1) // (width + 1))
 
     def show(self, sentences: list[list[Cell]], heads: list[Head], *, truth: bool, flash: bool) -> None:
         """Draw these sentences; `flash` marks what changed since the last time."""
@@ -147,6 +126,7 @@ class TokenBands(ScrollView, can_focus=True):
         self._words, self._flashing, self._shape = {}, frozenset(), ()
         self._width = self._longest = NARROWEST
         self.sentences, self.heads, self.bands, self.cursor = [], [], [], (0, 0)
+        self._flow, self._head_lines = [], []
         self.scroll_home(animate=False)
 
     def _calm(self, changed: frozenset[tuple[int, int]]) -> None:
@@ -167,30 +147,56 @@ class TokenBands(ScrollView, can_focus=True):
     def _arrange(self) -> None:
         """Where each band begins; only when the shape has changed."""
         most = max(map(len, self.sentences), default=1)
-        spread = (self.size.width + 1) // max(1, most) - 1
+        spread = (self._room + 1) // max(1, most) - 1
         # A sentence that all but fits is made to fit: its longest tokens are cut.
         fits = FITTED <= spread < self._longest
         self._width = spread if fits else max(self._longest, min(SPREAD, spread))
-        shape = (tuple(map(len, self.sentences)), self.size.width, self._width, self.rows, self.truth)
+        self._head_lines = [len(head.lines(self._room, self._most_head_lines)) for head in self.heads]
+        widths = tuple(tuple(map(flow_width, cells)) for cells in self.sentences) if self.compact else ()
+        sizes = tuple(map(len, self.sentences)), self._room, self._width, tuple(self._head_lines)
+        shape = (*sizes, self.rows, self.truth, self.compact, widths)
         if shape == self._shape:
             return
         self._shape = shape
-        bands, line = [], 0
-        for index, cells in enumerate(self.sentences):
-            for start in range(0, len(cells), self.columns):
-                stop = min(len(cells), start + self.columns)
-                bands.append(Band(sentence=index, start=start, stop=stop, first=line, headed=start == 0))
-                line += self.rows + (start == 0)
-        self.bands = bands
-        self.virtual_size = Size(self.size.width, max(0, line - 1) + self.lines_for_truth)
+        lines_taken = self._arrange_bands(self.rows)
+        self._flow = flowed(widths, self._room, self._indent)
+        height = len(self._flow) if self.compact else max(0, lines_taken - 1) + self.lines_for_truth
+        self.virtual_size = Size(self._room, height)
         sentence = min(self.cursor[0], max(0, len(self.sentences) - 1))
         last = len(self.sentences[sentence]) - 1 if self.sentences else 0
         self.cursor = (sentence, max(0, min(self.cursor[1], last)))
 
-    def give(self, *, numbered: bool, listed: int) -> None:
-        """Draw numbers above the tokens or not, and so many candidates under each."""
-        if (numbered, listed) != (self.numbered, self.listed):
-            self.numbered, self.listed = numbered, listed
+    @property
+    def _most_head_lines(self) -> int:
+        return max(1, min(MOST_HEAD_LINES, self.screen.size.height // SCREEN_LINES_A_HEAD_LINE))
+
+    def _arrange_bands(self, rows: int) -> int:
+        """Lay out the columns; how many lines they take."""
+        bands, line = [], 0
+        for index, cells in enumerate(self.sentences):
+            for start in range(0, len(cells), self.columns):
+                stop = min(len(cells), start + self.columns)
+                headed = 0 if start else self._head_lines[index]
+                bands.append(Band(sentence=index, start=start, stop=stop, first=line, headed=headed))
+                line += rows + headed
+        self.bands = bands
+        return line
+
+    @property
+    def _indent(self) -> int:
+        """Columns before running text: a sentence's number."""
+        return len(str(len(self.sentences))) + 1
+
+    @property
+    def compact_lines(self) -> int:
+        """How many lines the batch takes as running text."""
+        widths = [list(map(flow_width, cells)) for cells in self.sentences]
+        return len(flowed(widths, self._room, self._indent))
+
+    def give(self, *, numbered: bool, listed: int, compact: bool = False) -> None:
+        """Draw numbers above the tokens or not, and so many candidates under each; or `compact`, as running text."""
+        if (numbered, listed, compact) != (self.numbered, self.listed, self.compact):
+            self.numbered, self.listed, self.compact = numbered, listed, compact
             self._arrange()
             self.refresh()
 
@@ -208,6 +214,10 @@ class TokenBands(ScrollView, can_focus=True):
     def in_view(self) -> tuple[int, int, int, int]:
         """Sentence in view, its first and last position in view (1-based), and how many it has."""
         top, bottom = self.scroll_offset.y, self.scroll_offset.y + self.size.height
+        if self.compact:
+            sentence = min(self.cursor[0], len(self.sentences) - 1)
+            count = len(self.sentences[sentence])
+            return sentence, min(1, count), count, count
         seen = [
             band
             for band in self.bands
@@ -223,13 +233,15 @@ class TokenBands(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """One line of the widget."""
         line = y + self.scroll_offset.y
+        width = self._room
+        if self.compact:
+            return self._running_text(line, width)
         band = self._band_at(line)
-        width = self.size.width
         if band is None:
             return Strip.blank(width, self.rich_style)
         row = line - band.first - band.headed
         if row < 0:
-            return self._head(self.heads[band.sentence], width)
+            return self._head(self.heads[band.sentence], band.headed + row, width)
         kinds = self._kinds()
         if row >= len(kinds):
             return Strip.blank(width, self.rich_style)
@@ -249,16 +261,36 @@ class TokenBands(ScrollView, can_focus=True):
             *(str(rank) for rank in range(self.listed - self.truth)),
         )
 
-    def _head(self, head: Head, width: int) -> Strip:
-        """The text so far, and how it stands."""
-        quiet = self._style("token--number")
-        left = max(0, width - cell_len(head.words) - 2)
-        text = head.text if cell_len(head.text) <= left else _fit(head.text, left)
+    def _head(self, head: Head, number: int, width: int) -> Strip:
+        """A line of the text so far; beside the first one how it stands."""
+        quiet, lines = self._style("token--number"), head.lines(width, self._most_head_lines)
+        text, words = lines[number] if number < len(lines) else "", head.words if number == 0 else ""
         segments = [
             Segment(text, self._style("token--head")),
-            Segment(" " * (width - cell_len(text) - cell_len(head.words)), quiet),
-            Segment(head.words, quiet),
+            Segment(" " * (width - cell_len(text) - cell_len(words)), quiet),
+            Segment(words, quiet),
         ]
+        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
+
+    def _running_text(self, number: int, width: int) -> Strip:
+        """A line of running text."""
+        if number >= len(self._flow):
+            return Strip.blank(width, self.rich_style)
+        line = self._flow[number]
+        before = self._flow[number - 1] if number else []
+        begins = bool(line) and (not before or before[-1].sentence != line[0].sentence)
+        name = str(line[0].sentence + 1) if begins else ""
+        segments, x = [Segment(fit(name, self._indent), self._style("token--number"))], self._indent
+        for piece in line:
+            cell = self.sentences[piece.sentence][piece.position]
+            here = (piece.sentence, piece.position) == self.cursor and self.has_focus
+            style = self._style(f"token--{cell.status}")
+            if (piece.sentence, piece.position) in self._flashing:
+                style += self._style("token--flash")
+            style += Style(underline=True) if here else Style()
+            segments.append(Segment(" " * (piece.x - x)))
+            segments.append(Segment(fit(UNICODE.marks[cell.status] + cell.word, piece.width), style))
+            x = piece.x + piece.width
         return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
 
     def _band_at(self, line: int) -> Band | None:
@@ -275,18 +307,18 @@ class TokenBands(ScrollView, can_focus=True):
             return [Segment(set_cell_size(str(position + 1), width), style)]
         if kind == "true":
             # Below its token, which has a mark before it.
-            return [Segment(_fit(f" {cell.true}", width), self._style("token--true"))]
+            return [Segment(fit(f" {cell.true}", width), self._style("token--true"))]
         style = self._style(f"token--{cell.status}")
         if kind == "word":
             if (sentence, position) in self._flashing:
                 style += self._style("token--flash")
             if here:
                 style += Style(underline=True)
-            return [Segment(_fit(UNICODE.marks[cell.status] + cell.word, width), style)]
+            return [Segment(fit(UNICODE.marks[cell.status] + cell.word, width), style)]
         if kind != "bar":
             rank = int(kind)
             word = cell.next[rank] if rank < len(cell.next) else ""
-            return [Segment(_fit(f" {word}" if word else "", width), self._style("token--next"))]
+            return [Segment(fit(f" {word}" if word else "", width), self._style("token--next"))]
         if cell.status == SPECIAL:
             return [Segment(" " * width)]
         filled = round(max(0.0, min(1.0, cell.confidence)) * width)
@@ -309,22 +341,40 @@ class TokenBands(ScrollView, can_focus=True):
             position = len(self.sentences[sentence]) - 1
         elif position >= len(self.sentences[sentence]) and sentence + 1 < len(self.sentences):
             sentence, position = sentence + 1, 0
-        self._go(sentence, position)
+        self.go(sentence, position)
 
     def action_line(self, by: int) -> None:
         """Focus the row above or below."""
+        if self.compact:
+            self._go_by_lines(by)
+            return
         index = self._band_of_cursor()
         if index is None:
             return
         band = self.bands[index]
         other = self.bands[max(0, min(len(self.bands) - 1, index + by))]
-        self._go(other.sentence, min(other.stop - 1, other.start + self.cursor[1] - band.start))
+        self.go(other.sentence, min(other.stop - 1, other.start + self.cursor[1] - band.start))
 
     def action_edge(self, end: int) -> None:
         """Focus the first or the last position of all."""
         if self.sentences:
             sentence = len(self.sentences) - 1 if end else 0
-            self._go(sentence, len(self.sentences[sentence]) - 1 if end else 0)
+            self.go(sentence, len(self.sentences[sentence]) - 1 if end else 0)
+
+    def _go_by_lines(self, by: int) -> None:
+        at = self._line_of_cursor()
+        if at is None:
+            return
+        x = next(p.x for p in self._flow[at] if (p.sentence, p.position) == self.cursor)
+        piece = nearest(self._flow[max(0, min(len(self._flow) - 1, at + by))], x)
+        if piece is not None:
+            self.go(piece.sentence, piece.position)
+
+    def _line_of_cursor(self) -> int | None:
+        for number, line in enumerate(self._flow):
+            if any((piece.sentence, piece.position) == self.cursor for piece in line):
+                return number
+        return None
 
     def _band_of_cursor(self) -> int | None:
         for index, band in enumerate(self.bands):
@@ -332,21 +382,32 @@ class TokenBands(ScrollView, can_focus=True):
                 return index
         return None
 
-    def _go(self, sentence: int, position: int) -> None:
+    def go(self, sentence: int, position: int) -> None:
+        """Focus a position, and bring it into view."""
+        if not self.sentences:
+            return
         self.cursor = (sentence, max(0, min(position, len(self.sentences[sentence]) - 1)))
-        index = self._band_of_cursor()
-        if index is not None:
+        index = self._line_of_cursor() if self.compact else self._band_of_cursor()
+        if index is not None and self.compact:
+            self.scroll_to_region(Region(0, index, self._room, 1), animate=False)
+        elif index is not None:
             band = self.bands[index]
             lines = self.rows + band.headed - 1 + self.lines_for_truth
-            self.scroll_to_region(Region(0, band.first, self.size.width, lines), animate=False)
+            self.scroll_to_region(Region(0, band.first, self._room, lines), animate=False)
         self.refresh()
         self._moved()
 
     def on_click(self, event: events.Click) -> None:
         """Focus the position that was clicked."""
+        if self.compact:
+            line = event.y + self.scroll_offset.y
+            piece = nearest(self._flow[line], event.x) if line < len(self._flow) else None
+            if piece is not None:
+                self.go(piece.sentence, piece.position)
+            return
         band = self._band_at(event.y + self.scroll_offset.y)
         if band is not None:
-            self._go(band.sentence, min(band.stop - 1, band.start + event.x // (self._width + 1)))
+            self.go(band.sentence, min(band.stop - 1, band.start + event.x // (self._width + 1)))
 
     def on_focus(self) -> None:
         """Show where the focus is."""
@@ -358,10 +419,3 @@ class TokenBands(ScrollView, can_focus=True):
         """Tell the grid that other tokens are in view."""
         super().watch_scroll_y(old_value, new_value)
         self._moved()
-
-
-def _fit(word: str, width: int) -> str:
-    """A word in exactly so many cells, cut with an ellipsis."""
-    if cell_len(word) > width:
-        return set_cell_size(set_cell_size(word, width - 1).rstrip() + UNICODE.ellipsis, width)
-    return set_cell_size(word, width)

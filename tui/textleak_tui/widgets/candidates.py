@@ -9,6 +9,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.geometry import Size
 from textual.message import Message
 from textual.widget import Widget
 
@@ -56,11 +57,22 @@ class CandidateList(Widget, can_focus=True):
         best = progress.candidate if progress else 0
         if (losses, best) == (self._losses, self._best):
             return
-        self._losses, self._best = losses, best
+        before, self._losses, self._best = self._losses, losses, best
         self.border_subtitle = f"K = {len(losses)}" if losses else ""
+        if len(losses) != len(before):
+            self.refresh(layout=True)
         if self.followed is not None and self.followed >= len(losses):
             self._follow(None)
         self.refresh()
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """A line a candidate."""
+        return max(1, len(self._losses))
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self._losses)
 
     @property
     def ranked(self) -> list[int]:

@@ -40,6 +40,11 @@ class Curves(Widget):
         self.border_title = "Loss and match rate" if self._rates and not blind else "Loss"
         self.refresh()
 
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self._losses or (self._rates and not self._blind))
+
     def render(self) -> Text:
         """Both plots, or the loss alone while the match rate isn't known."""
         width, height = self.size

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from rich.style import Style
 from rich.text import Text
+from textual.geometry import Size
 from textual.widget import Widget
 
 from textleak.events import Sentence
@@ -28,6 +29,7 @@ class LabelPosterior(Widget):
         self._pictures: tuple[int, ...] = ()
         self._true_labels: tuple[int, ...] = ()
         self._drawn: object = None
+        self._lines = 0
 
     def show(self, state: ViewState, *, blind: bool = False) -> None:
         """Draw a state; blind says nothing of the true labels."""
@@ -42,7 +44,23 @@ class LabelPosterior(Widget):
         )
         if drawn != self._drawn:
             self._drawn = drawn
-            self.refresh()
+            lines, self._lines = self._lines, self._needed()
+            self.refresh(layout=lines != self._lines)
+
+    def _needed(self) -> int:
+        """Lines that all of it takes."""
+        if len(self._sentences) == 1 and not self._pictures:
+            return len(self._one(self._sentences[0], self._truths[0]))
+        return len(self._pictures) or len(self._sentences)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """A line a sentence, a picture or, of one sentence, a class."""
+        return max(1, self._lines)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self._pictures) or any(s.label is not None or s.label_posterior for s in self._sentences)
 
     def render(self) -> Text:
         """The labels."""

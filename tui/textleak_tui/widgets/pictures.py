@@ -23,6 +23,7 @@ class Pictures(Widget):
         self._progress: Progress | None = None
         self._originals: tuple[Any, ...] = ()
         self._labels: tuple[int, ...] = ()
+        self._truth = False
         self._ready = False
 
     @property
@@ -31,13 +32,14 @@ class Pictures(Widget):
         image = self._progress.image if self._progress is not None else ()
         return (len(image[0]) + 1) // 2 + 1 if image and isinstance(image[0], list | tuple) else 1
 
-    def show(self, state: ViewState, *, blind: bool = False) -> None:
-        """Draw a state; blind leaves the true pictures out, and how near the others come to them."""
+    def show(self, state: ViewState, *, blind: bool = False, truth: bool = False) -> None:
+        """Draw a state; the true pictures where `truth`, and unless blind how near the others come to them."""
         originals = () if blind else state.originals
         progress = state.progress
         same = progress is not None and self._progress is not None and progress.image is self._progress.image
-        if same and originals == self._originals:
+        if same and originals == self._originals and truth == self._truth:
             return
+        self._truth = truth
         self._progress, self._originals, self._labels = progress, originals, state.labels
         if not self._ready:
             self.run_worker(self._prepare(), exclusive=True)
@@ -59,7 +61,9 @@ class Pictures(Widget):
 
         width, height = self.size
         try:
-            lines = picture_lines(self._progress, self._originals, self._labels, width, height + 1)
+            lines = picture_lines(
+                self._progress, self._originals, self._labels, width, height + 1, beside=self._truth
+            )
         except (ValueError, TypeError, LookupError, OverflowError):
             # They are nested lists of a file's: of any depth and length.
             return Text("What this run holds in the place of pictures can't be drawn.")

@@ -24,6 +24,8 @@ from textleak_tui.widgets.labels import LabelPosterior
 from textleak_tui.widgets.phases import PhaseTimeline
 from textleak_tui.widgets.status import NO_PULSE, Pulse, StatusLine
 from textleak_tui.widgets.tokens import TokenGrid
+from textleak_tui.widgets.told import Told
+from textleak_tui.widgets.waterfall import Waterfall
 
 # Sizes of the whole screen below which panes fold, and below which one pane is left.
 FOLDED = (100, 30)
@@ -32,7 +34,9 @@ SINGLE = (60, 16)
 LEAST, LEAST_FOLDED, LEAST_LOW = 9, 5, 1
 # Height of the whole screen below which the lower panes have no border and one line.
 LOW = 20
-PANES = ("tokens", "curves", "candidates", "labels")
+PANES = ("tokens", "told", "waterfall", "curves", "candidates", "labels")
+# Lines that the curves take at most, border included.
+CURVES = 12
 
 
 class RunView(Vertical):
@@ -43,6 +47,8 @@ class RunView(Vertical):
         self.facts = Static("", classes="facts")
         self.phases = PhaseTimeline()
         self.tokens = TokenGrid(id="tokens")
+        self.waterfall = Waterfall(id="waterfall")
+        self.told = Told(id="told")
         self.curves = Curves(id="curves")
         self.candidates = CandidateList(id="candidates")
         self.labels = LabelPosterior(id="labels")
@@ -50,8 +56,12 @@ class RunView(Vertical):
         self.status = StatusLine()
         self.hidden = Static("", classes="hidden")
         self.pane = "tokens"
+        self.zoomed = False
+        self._pictures = False
         self._token_lines = 0
         self._begun = False
+        self._folding: tuple[object, ...] = ()
+        self._state = ViewState()
         self._settings: Mapping[str, object] | None = None
         self._last: Callable[..., None] | None = None
 
@@ -61,9 +71,13 @@ class RunView(Vertical):
         yield self.phases
         yield self.tokens
         with Container(classes="panes"):
-            yield self.curves
-            yield self.candidates
-            yield self.labels
+            with Vertical(classes="left"):
+                yield self.waterfall
+                yield self.curves
+            with Vertical(classes="right"):
+                yield self.told
+                yield self.candidates
+                yield self.labels
         yield self.answer
         yield self.status
         yield self.hidden
@@ -98,18 +112,45 @@ class RunView(Vertical):
         state = self._followed(state)
         self.phases.show(state, blind=blind, now=pulse.now)
         self.tokens.show(state, blind=blind, truth=truth, waiting=waiting, flash=flash)
+        self._fall(state)
+        self.told.show(state)
         self.curves.show(state, blind=blind)
         self.labels.show(state, blind=blind)
         self.status.show(state, blind=blind, pulse=pulse)
         result = state.finished.result if state.finished else None
-        self.answer.display = result is not None
+        if self.answer.display != (result is not None):
+            self.answer.display = result is not None
+            self.call_after_refresh(self._share_out)  # how many lines it takes is known then
         self.tokens.set_class(bool(result and result.get("verified")), "-verified")
         if result is not None:
             self.answer.update(
                 answer(result, blind=blind, short=self.has_class("-low") or self.has_class("-single"))
             )
-        self._begun = state.progress is not None
-        self._share_out()
+        begun, pictures = state.progress is not None, bool(state.progress and state.progress.image)
+        self._begun, self._pictures = begun, pictures
+        folding = (begun, *self._panes)
+        if folding != self._folding:
+            self._folding = folding
+            self._fold()
+        else:
+            self._share_out()
+
+    def _fall(self, state: ViewState) -> None:
+        """Draw the waterfall around the position in focus, compared with the truth where that is shown."""
+        self._state = state
+        self.waterfall.show(state, at=self.tokens.cursor, truth=self.tokens.truth_in_focus)
+
+    def on_token_grid_moved(self) -> None:
+        """Another position is in focus."""
+        self._fall(self._state)
+
+    def on_waterfall_moved(self, message: Waterfall.Moved) -> None:
+        """An arrow key in the waterfall."""
+        self.tokens.move(message.by)
+
+    def on_waterfall_picked(self, message: Waterfall.Picked) -> None:
+        """A click in the waterfall; the replay goes to its time."""
+        self.tokens.focus_position(message.position)
 
     def forget(self) -> None:
         """Begin anew with another run."""
@@ -148,12 +189,46 @@ class RunView(Vertical):
         self._fold()
         self.call_after_refresh(self._share_out)
 
+    @property
+    def recovered(self) -> str:
+        """The text that is shown, a line a sentence."""
+        progress = self._state.progress
+        return "\n".join(sentence.text for sentence in progress.sentences) if progress is not None else ""
+
     def next_pane(self) -> None:
         """Show the next of the panes that share a place."""
-        sharing = PANES if self.has_class("-single") else PANES[1:]
-        at = sharing.index(self.pane) if self.pane in sharing else 0
+        sharing = self._panes if self.has_class("-single") else self._panes[1:]
+        at = sharing.index(self._lower if not self.has_class("-single") else self.pane)
         self.pane = sharing[(at + 1) % len(sharing)]
         self._fold()
+
+    def zoom(self) -> None:
+        """Give the pane in focus all the room, or all panes theirs again."""
+        self.zoomed = not self.zoomed
+        if self.zoomed:
+            panes = {name: self.query_one(f"#{name}") for name in self._panes}
+            focused = [name for name, pane in panes.items() if pane.has_focus_within or pane.has_focus]
+            self.pane = focused[0] if focused else "tokens"
+        self._fold()
+
+    @property
+    def _panes(self) -> tuple[str, ...]:
+        """Those that have something to show so far."""
+        known = {
+            "tokens": True,
+            "told": self.told.known,
+            "waterfall": not self._pictures,
+            "curves": self.curves.known,
+            "candidates": self.candidates.known,
+            "labels": self.labels.known,
+        }
+        return tuple(name for name in PANES if known[name])
+
+    @property
+    def _lower(self) -> str:
+        """The pane below the tokens where there is room for one."""
+        first = "curves" if self.has_class("-low") else self._panes[1]
+        return self.pane if self.pane in self._panes[1:] else first
 
     def _share_out(self) -> None:
         """Give the tokens the lines that they need, and the lower panes the rest."""
@@ -176,32 +251,26 @@ class RunView(Vertical):
     def _fold(self) -> None:
         screen = self.screen.size
         width = self.outer_size.width
-        single = screen.width < SINGLE[0] or screen.height < SINGLE[1]
+        single = self.zoomed or screen.width < SINGLE[0] or screen.height < SINGLE[1]
         folded = single or screen.height < FOLDED[1] or width < FOLDED[0]
         low = screen.height < LOW
+        self.set_class(self.zoomed, "-zoomed")
         self.set_class(folded and not single, "-folded")
         self.set_class(low and not single, "-low")
         self.set_class(single, "-single")
-        lower = self.pane if self.pane != "tokens" else "curves"
-        panes: dict[str, Widget] = {
-            "tokens": self.tokens,
-            "curves": self.curves,
-            "candidates": self.candidates,
-            "labels": self.labels,
-        }
+        shown = {self.pane} if single else {"tokens", self._lower} if folded else set(self._panes)
+        panes: dict[str, Widget] = {name: self.query_one(f"#{name}") for name in PANES}
         for name, pane in panes.items():
-            if single:
-                pane.display = name == self.pane
-            elif folded:
-                pane.display = name in ("tokens", lower)
-            else:
-                pane.display = True
+            pane.display = name in shown and name in self._panes
+        for side in self.query(".left, .right"):
+            side.display = any(pane.display for pane in side.children)
         self.phases.display = self.facts.display = not single
-        away = [name for name, pane in panes.items() if not pane.display]
+        away = [name for name in self._panes if name not in shown]
         if single:
             away = ["phases", *away]
         self.hidden.display = bool(away)
-        self.hidden.update(Text(f"hidden: {', '.join(away)} (v shows the next)", no_wrap=True))
+        keys = "v shows the next, z shows all" if self.zoomed else "v shows the next"
+        self.hidden.update(f"hidden: {', '.join(away)} ({keys})")
         self._share_out()
 
 
@@ -246,7 +315,9 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
     if "images" in result:
         return Text(answer_of_pictures(result, blind=blind), style="bold")
     seen = {**result, "token_match_rate": None} if blind else result
-    sentence = how_much(seen)
+    # What an audit found out without the truth is no secret of the blind.
+    told = result.get("verdict_reason") if result.get("token_match_rate") is None or not blind else None
+    sentence = f"{result.get('verdict')}: {told}" if told else how_much(seen)
     rate = seen.get("token_match_rate")
     words = [f"match rate {rate:.2f}"] if isinstance(rate, int | float) else []
     verified = result.get("verified")

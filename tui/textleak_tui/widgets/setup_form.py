@@ -333,7 +333,7 @@ class SetupForm(Vertical):
 
     def _update(self) -> None:
         attack = self.rows["attack"].box.input.value.strip()
-        for name in ("restarts", "steps"):
+        for name in {"restarts", "steps"} & self.rows.keys():
             default = self.catalog.option_default(attack, name)
             row = self.rows[name]
             row.note = f"; {attack}'s own: {default}" if default is not None else ""

@@ -27,6 +27,8 @@ class Pulse:
 
 
 NO_PULSE = Pulse()
+# The phase after an attack's own, in which nothing of its answer changes any more.
+CERTIFY = "certify"
 
 
 class StatusLine(Widget):
@@ -63,11 +65,7 @@ class StatusLine(Widget):
 def _parts(state: ViewState, pulse: Pulse, blind: bool) -> list[str]:
     progress = state.progress
     now = state.t if pulse.now is None or state.finished else pulse.now
-    parts = [f"{seconds_in_words(now)} elapsed"]
-    if pulse.paused:
-        parts.insert(0, "paused")
-    if state.finished is not None and state.finished.outcome != "done":
-        parts.insert(0, state.finished.outcome)
+    parts = _times(state, pulse, now)
     rate = None if blind or not state.rates else state.rates[-1]
     if rate is not None:
         parts.append(f"match rate {rate:.2f}")
@@ -86,6 +84,23 @@ def _parts(state: ViewState, pulse: Pulse, blind: bool) -> list[str]:
         parts.append(str(state.settings["device"]))
     if pulse.memory is not None:
         parts.append(f"{pulse.memory / 2**20:,.0f} MiB")
+    return parts
+
+
+def _times(state: ViewState, pulse: Pulse, now: float) -> list[str]:
+    """How the run stands, and how long it took or is going."""
+    finished = state.finished
+    took = ((finished.result if finished else None) or {}).get("seconds")
+    begun = bool(state.phases) or state.progress is not None or finished is not None
+    parts = [f"{seconds_in_words(now)} elapsed" if begun else "loading"]
+    if isinstance(took, int | float):
+        parts = [f"took {seconds_in_words(took)}, {seconds_in_words(now)} with its certificate"]
+    if finished is None and state.phases and state.phases[-1].name == CERTIFY:
+        parts.insert(0, "the answer is final, its certificate is being made")
+    if pulse.paused:
+        parts.insert(0, "paused")
+    if finished is not None and finished.outcome != "done":
+        parts.insert(0, finished.outcome)
     return parts
 
 

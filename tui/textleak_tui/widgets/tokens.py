@@ -9,12 +9,14 @@ from __future__ import annotations
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.message import Message
 from textual.widgets import Static
 
 from textleak.events import Position, Sentence
 from textleak.view import OPEN, SPECIAL, UNICODE, ViewState, right_of, statuses_of, surplus_of
 from textleak.words import readable
-from textleak_tui.widgets.bands import Cell, Head, TokenBands
+from textleak_tui.widgets.bands import TokenBands
+from textleak_tui.widgets.cells import Cell, Head
 from textleak_tui.widgets.pictures import Pictures
 
 CANDIDATES = 3
@@ -24,6 +26,9 @@ class TokenGrid(Vertical):
     """The sentences of a state as a grid of tokens, with the position in focus told in words below."""
 
     BORDER_TITLE = "Tokens"
+
+    class Moved(Message):
+        """Another position is in focus."""
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
@@ -36,6 +41,7 @@ class TokenGrid(Vertical):
         self._statuses: list[list[str]] = []
         self._truth = False
         self._said = Text("")
+        self._pointed = (0, 0)
 
     def compose(self) -> ComposeResult:
         """The columns, the words in their place while there are none, and the position in focus."""
@@ -52,6 +58,20 @@ class TokenGrid(Vertical):
     def cursor(self) -> tuple[int, int]:
         """Sentence and position in focus, from 0."""
         return self._bands.cursor
+
+    @property
+    def truth_in_focus(self) -> Sentence | None:
+        """The true sentence of the one in focus, where the truth is shown."""
+        sentence = self._bands.cursor[0]
+        return self._truths[sentence] if self._truth and sentence < len(self._truths) else None
+
+    def move(self, by: int) -> None:
+        """Focus the position so many further."""
+        self._bands.action_move(by)
+
+    def focus_position(self, position: int) -> None:
+        """Focus a position of the sentence in focus, from 0."""
+        self._bands.go(self._bands.cursor[0], position)
 
     def forget(self) -> None:
         """Begin anew with another run."""
@@ -84,7 +104,7 @@ class TokenGrid(Vertical):
         if pictures:
             self._empty.display = self._bands.display = self._detail.display = False
             self.border_subtitle = ""
-            self._pictures.show(state, blind=blind)
+            self._pictures.show(state, blind=blind, truth=truth and not blind)
             return
         shown = state.progress.sentences if state.progress else ()
         truths: list[Sentence | None] = [None] * len(shown)
@@ -121,6 +141,9 @@ class TokenGrid(Vertical):
             needed = self._bands.lines_needed(numbered=numbered, listed=listed) + around
             if needed <= lines:
                 break
+        if needed > lines and len(self._sentences) > 1:
+            self._bands.give(numbered=False, listed=0, compact=True)
+            return min(lines, max(5, self._bands.compact_lines + around))
         # What doesn't fit anyway is scrolled through, and then the numbers help.
         numbered = numbered or (needed > lines and lines >= 12)
         self._bands.give(numbered=numbered, listed=listed)
@@ -140,6 +163,9 @@ class TokenGrid(Vertical):
         if subtitle != self.border_subtitle:
             self.border_subtitle = subtitle
         s, p = self._bands.cursor
+        if (s, p) != self._pointed:
+            self._pointed = s, p
+            self.post_message(self.Moved())
         if s < len(self._sentences) and p < len(self._sentences[s].positions):
             words = self._words(self._sentences[s].positions[p], self._truths[s], s, p)
             if words != self._said:

@@ -5,22 +5,54 @@ from __future__ import annotations
 from rich.text import Text
 from textual.widgets import Static
 
+from textleak.view import UNICODE
+
 
 class Words(Static):
-    """A line of words, or, where `grows`, as many as they need and none for no words."""
+    """A line of words, or, where `grows`, as many as they need and none for no words.
+
+    What doesn't fit the line, or the lines that the style sheet allows, is cut with an ellipsis.
+    """
+
+    DEFAULT_CSS = "Words.-line { text-wrap: nowrap; text-overflow: ellipsis; }"
 
     def __init__(self, *, grows: bool = False, classes: str | None = None) -> None:
         super().__init__("", classes=classes, markup=False)
+        self.set_class(not grows, "-line")
         self._grows = grows
         self._said: Text | None = None
+        self._shown: Text | None = None
 
     def say(self, words: Text | str) -> None:
         """Say these words, unless they are there already."""
         text = Text(words) if isinstance(words, str) else words
-        if not self._grows:
-            text.no_wrap, text.overflow = True, "ellipsis"
-        elif self.display != bool(text.plain):
+        if self._grows and self.display != bool(text.plain):
             self.display = bool(text.plain)
         if text != self._said:
             self._said = text
-            self.update(text, layout=self._grows)
+            self._show()
+
+    def on_resize(self) -> None:
+        """Other words fit."""
+        self._show()
+
+    def _show(self) -> None:
+        if self._said is None:
+            return
+        shown, most = self._said, self.styles.max_height
+        if self._grows and most is not None and most.cells is not None and self.size.width:
+            shown = _cut(shown, self.size.width, most.cells, self)
+        if shown != self._shown:
+            self._shown = shown
+            self.update(shown, layout=self._grows)
+
+
+def _cut(text: Text, width: int, most: int, widget: Static) -> Text:
+    """A text in so many lines, the last one with an ellipsis where there would be more."""
+    lines = text.wrap(widget.app.console, width)
+    if len(lines) <= most:
+        return text
+    kept = Text("\n").join(line for line in lines[:most])
+    last = Text(UNICODE.ellipsis)
+    kept.right_crop(max(0, lines[most - 1].cell_len + last.cell_len - width))
+    return kept.append_text(last)

@@ -1,0 +1,134 @@
+"""An evaluation's folder in the app: its cells, a cell's sentences, one of them attacked again."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from tests.tui.pilots import until
+from textleak.evaluation.records import Cell, Record, SentenceRecord, to_json
+from textleak_tui import catalog
+from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.catalog import Catalog
+from textleak_tui.screens.evaluation import EvaluationScreen, cells_of, sentences_of, values_of
+from textleak_tui.screens.run import RunScreen
+
+IDENTITY = "0123456789abcdef"
+CELL = Cell(data="mails.csv", batch_size=1, model="bert-tiny", attack="auto", seed=3)
+NOISY = dataclasses.replace(CELL, defense=("gaussian:sigma=0.01",))
+
+
+def record(cell: Cell, batch: int, rate: float) -> Record:
+    scores = dict.fromkeys(
+        ("token_match_rate", "token_recall", "rouge1", "rouge2", "rougeL", "rouge1_words", "rouge2_words"),
+        rate,
+    )
+    sentence = SentenceRecord(
+        reference=f"the secret of batch {batch}",
+        recovered=f"found {rate} in batch {batch}",
+        reference_tokens=(),
+        recovered_tokens=(),
+        exact=rate == 1,
+        rougeL_words=rate,
+        label=None,
+        recovered_label=None,
+        **scores,
+    )
+    return Record(
+        identity=IDENTITY,
+        cell=cell,
+        batch=batch,
+        status="done",
+        sentences=(sentence,),
+        exact_rate=float(rate == 1),
+        rougeL_words=rate,
+        verified=rate == 1,
+        seconds=2.0,
+        stop="The search found nothing better.",
+        **scores,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A grid of two cells and six batches, of which three are done."""
+    path = tmp_path / "grid"
+    path.mkdir()
+    facts = {"format": 1, "identity": IDENTITY, "settings": {"data": ["mails.csv"]}, "batches": 6}
+    (path / "evaluation.json").write_text(json.dumps(facts))
+    write(path, record(CELL, 0, 0.5), record(CELL, 1, 1.0), record(NOISY, 0, 0.0))
+    return path
+
+
+def write(path: Path, *records: Record) -> None:
+    with (path / "records.jsonl").open("a") as file:
+        file.writelines(json.dumps(to_json(one)) + "\n" for one in records)
+
+
+def letters(app: TextleakApp) -> str:
+    strips = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+
+def test_records_make_cells_and_the_worst_sentence_comes_first() -> None:
+    rows = cells_of([record(CELL, 0, 0.5), record(NOISY, 0, 0.0), record(CELL, 1, 1.0)])
+    assert [row.cell for row in rows] == [CELL, NOISY]
+    assert [one.record.batch for one in sentences_of(rows[0], blind=False)] == [1, 0]
+    assert [one.record.batch for one in sentences_of(rows[0], blind=True)] == [0, 1]
+    values = values_of(NOISY)
+    assert (values["attack"], values["defenses"], values["seed"]) == ("auto", "gaussian:sigma=0.01", "3")
+
+
+def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing() -> Catalog:
+        return Catalog()
+
+    monkeypatch.setattr(catalog, "list_catalog", nothing)
+    started: list[list[str]] = []
+    monkeypatch.setattr(RunScreen, "_start", lambda self: started.append(self.form.private_batch))
+    app = build_app(run=folder, root=tmp_path / "runs")
+
+    async def look(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: isinstance(app.screen, EvaluationScreen) and app.screen.cells)
+        page = app.screen
+        assert isinstance(page, EvaluationScreen)
+        await pilot.pause(0.1)
+        seen = letters(app)
+        assert "2 cells · 3 of 6 batches" in seen
+        assert "gaussian:sigma=0.01" in seen
+        assert "0.75 ━━━━━━╌╌" in seen
+        assert "1 of 2" in seen, "verified"
+        write(folder, record(NOISY, 1, 0.0))
+        await until(pilot, lambda: "4 of 6 batches" in letters(app))
+        await pilot.press("b")
+        await pilot.pause(0.1)
+        assert "0.75" not in letters(app)
+        await pilot.press("b", "enter")
+        await pilot.pause(0.1)
+        seen = letters(app)
+        assert seen.index("found 1.0 in batch 1") < seen.index("found 0.5 in batch 0")
+        assert "the secret" not in seen, "the truth was not asked for"
+        await pilot.press("t")
+        await pilot.pause(0.1)
+        assert "the secret of batch 1" in letters(app)
+        await pilot.press("escape")
+        assert page.chosen is None
+        await pilot.press("enter", "enter")
+        await until(pilot, lambda: started)
+        assert started == [["the secret of batch 1"]]
+        assert app.current_mode == "run"
+        assert isinstance(app.screen, RunScreen)
+        assert app.screen.form.values["seed"] == "3"
+
+    async def drive() -> None:
+        async with app.run_test(size=(120, 30)) as pilot:
+            await look(pilot)
+
+    asyncio.run(drive())

@@ -1,0 +1,65 @@
+"""What an update tells by itself, beside the attack on it: each question, its answer, and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from textleak.view import ViewState
+from textleak.view.audit import UNTOLD, shown, value_in_words
+
+
+class Told(VerticalScroll):
+    """The answers, one below another; empty for a run that is no audit."""
+
+    BORDER_TITLE = "What the update tells"
+    DEFAULT_CSS = "Told { scrollbar-size-vertical: 1; }"
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._words = Static("")
+        self._told: object = None
+
+    def compose(self) -> ComposeResult:
+        """One table."""
+        yield self._words
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self._told)
+
+    def show(self, state: ViewState) -> None:
+        """Draw a state: what was known before the attack, and once there is a result what it says."""
+        result = state.finished.result if state.finished is not None else None
+        told = answers_of(result or {}) or answers_of(state.settings)
+        if told != self._told:
+            self._told = told
+            self._words.update(_table(told))
+
+
+def answers_of(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The question, the answer and its evidence, in words; what makes no sense is left out."""
+    found = facts.get("told")
+    return [
+        (shown(one["what"]), value_in_words(one.get("value")), shown(one.get("evidence") or ""))
+        for one in (found if isinstance(found, Sequence) else ())
+        if isinstance(one, Mapping) and "what" in one
+    ]
+
+
+def _table(told: Sequence[tuple[str, str, str]]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    # What can be told first.
+    for what, value, evidence in sorted(told, key=lambda one: one[1] == UNTOLD):
+        table.add_row(
+            Text(what, style="bold"), Text.assemble(value, ("\n" + evidence, "dim") if evidence else "")
+        )
+    return table
