@@ -18,6 +18,7 @@ from textleak.errors import InputError
 from textleak.models import TextModel
 from textleak.models.gradient import formed_gradient
 from textleak.private.share import share
+from textleak.shared.effects import before_rounding
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
 
@@ -194,21 +195,45 @@ def test_gradients_are_formed_of_any_examples(toy_model: ToyModel) -> None:
         assert torch.allclose(gradient, (halves[0][name] + halves[1][name]) / 2, rtol=1e-9, atol=1e-14)
 
 
-def test_autocast_is_torchs(toy_model: ToyModel) -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_autocast_is_torchs(dtype: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
-    shared, _ = share(model, FOUR, LABELS, client=client("autocast"))
+    shared, _ = share(model, FOUR, LABELS, client=client("autocast", dtype=dtype))
     plainly, _ = share(model, FOUR, LABELS)
     network = copy.deepcopy(model.network).requires_grad_(True)
     batch = model.encode(FOUR)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]):
         output = network(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, labels=torch.tensor(LABELS))
-    output.loss.backward()
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == "fp16")
+    scaler.scale(output.loss).backward()
+    scaler.unscale_(torch.optim.SGD(network.parameters(), lr=1.0))
     for name, parameter in network.named_parameters():
         if name in shared.gradients:
             assert parameter.grad is not None
             # The loss itself is formed another way, from the same logits.
             off = (shared.gradients[name] - parameter.grad).norm()
             assert off <= 0.5 * (plainly.gradients[name] - parameter.grad).norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0, 65536.0])
+def test_float16_rounds_the_scaled_gradient_where_its_effect_says(scale: float, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, FOUR, LABELS, client=client("autocast", dtype="fp16", scale=scale))
+    (effect,) = shared.effects
+    name = next(name for name in shared.gradients if name.endswith("0.attention.self.query.weight"))
+    seen = shared.gradients[name].double()
+    assert torch.equal((seen * scale).half().double() / scale, seen)  # a grid's point, underflow and all
+    nothing = torch.zeros((), dtype=torch.float64)
+    half = 2.0**-25 / scale  # of float16's smallest number
+    assert before_rounding(nothing, nothing, (effect,)) == (-half, half)
+
+
+def test_a_loss_scale_that_overflows_float16_is_said(toy_model: ToyModel) -> None:
+    with pytest.raises(InputError, match="too large a loss scale"):
+        share(toy_model("bert"), FOUR, LABELS, client=client("autocast", dtype="fp16", scale=2.0**24))
+    for wrong in ({"scale": 1024.0}, {"dtype": "fp16", "scale": 1000.0}):
+        with pytest.raises(InputError, match="powers of two"):
+            client("autocast", **wrong)
 
 
 def test_hf_trainer_sends_what_a_step_of_transformers_trainer_moves(

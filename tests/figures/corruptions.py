@@ -30,6 +30,7 @@ from transformers import AutoConfig
 
 from tests import conftest
 from textleak import seeds
+from textleak.clients.base import Client
 from textleak.clients.view import view_of
 from textleak.events import Sentence
 from textleak.models import TextModel, load_model
@@ -151,11 +152,11 @@ def corrupted(model: TextModel, secret: Secret, kind: str, draw: random.Random) 
         t = inner[-1] if kind == "last token" else draw.choice(inner)
         token = rows[row][t]
         near = draw.random() < 0.5 if kind == "last token" else kind == "nearest token"
-        rows[row][t] = _nearest(model, token) if near else draw.choice(sorted(content))
+        rows[row][t] = nearest_token(model, token) if near else draw.choice(sorted(content))
     return None if _same(model, rows, secret) else rows
 
 
-def _nearest(model: TextModel, token: int) -> int:
+def nearest_token(model: TextModel, token: int) -> int:
     """The token of some text whose embedding is nearest, but not equal."""
     table_VE = model.word_embedding.weight.detach()
     excluded = frozenset(range(len(table_VE))) - frozenset(model.content_ids.tolist())
@@ -181,6 +182,8 @@ def trials(
     *,
     number: int,
     shares: Sequence[str] = SHARES,
+    sizes: Sequence[int] = range(1, LARGEST_BATCH + 1),
+    client: Client | None = None,
     each: int = 6,
     seed: int = 0,
 ) -> Iterator[Trial]:
@@ -188,9 +191,11 @@ def trials(
 
     Args:
         model: the public model.
-        sentences: to draw batches of 1 to 8 from.
+        sentences: to draw batches from.
         number: corrupted recoveries in all.
         shares: what is shared; drawn anew for every recovery.
+        sizes: of batches.
+        client: that trains on them; None for one plain step.
         each: corruptions of each batch.
         seed: of everything drawn.
     """
@@ -198,11 +203,16 @@ def trials(
     exact = model.double()  # once, not for every certificate
     done = 0
     while done < number:
-        batch = draw.sample(list(sentences), draw.randint(1, min(LARGEST_BATCH, len(sentences))))
-        shared = {s: share(model, batch, share=s, know="nothing", seed=draw.randrange(2**31)) for s in shares}
+        batch = draw.sample(list(sentences), draw.choice([size for size in sizes if size <= len(sentences)]))
+        shared = {
+            s: share(model, batch, share=s, client=client, know="nothing", seed=draw.randrange(2**31))
+            for s in shares
+        }
         _, secret = shared[shares[0]]
         if model.num_labels is not None:  # the same classes for every share
-            shared = {s: share(model, batch, secret.labels, share=s, know="nothing") for s in shares}
+            shared = {
+                s: share(model, batch, secret.labels, share=s, client=client, know="nothing") for s in shares
+            }
         chosen = draw.choice(shares)
         yield _tried(exact, shared[chosen][0], chosen, "", secret.ids, secret)
         for _ in range(min(each, number - done)):

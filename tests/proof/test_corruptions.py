@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.conftest import ToyModel
-from tests.figures import corruptions
+from tests.conftest import ToyModel, write_toy
+from tests.figures import corrupted_clients, corruptions
 from textleak.models import load_model
 
 
@@ -41,3 +43,23 @@ def test_so_they_are_on_pretrained_models(name: str) -> None:
     found = list(corruptions.trials(model, corruptions.SENTENCES, number=150 if name == "minilm" else 6))
     assert not [trial for trial in found if not trial.right]
     assert all(trial.verified for trial in found if not trial.kind)
+
+
+@pytest.mark.parametrize("spec", ["autocast", "fedavg:optimizer=adamw,steps=1"])
+def test_no_corrupted_recovery_of_another_client_is_verified(spec: str, toy_model: ToyModel) -> None:
+    found = list(corrupted_clients.replayed(toy_model("bert", task="classification"), spec, number=3))
+    assert sum(bool(trial.kind) for trial in found) == 3
+    assert not [trial for trial in found if not trial.right]
+
+
+@pytest.mark.slow
+def test_no_wrong_token_is_proved_of_clients_that_the_span_reads(tmp_path: Path) -> None:
+    folder = write_toy("bert", tmp_path, **corrupted_clients.WIDE["bert"])
+    model = load_model(str(folder), weights="random", task="classification")
+    reads = [
+        read
+        for spec in ("train-mode", "autocast")
+        for read in corrupted_clients.spanned(model, spec, number=len(corrupted_clients.KINDS))
+    ]
+    assert sum(read.proved for read in reads) > 0
+    assert not [read for read in reads if read.wrong or read.wholly_wrong]

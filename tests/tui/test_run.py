@@ -27,7 +27,7 @@ from textleak.jobs.text import prepare
 from textleak.runs import read_run
 from textleak.settings import load_image_config, load_run_config
 from textleak_tui import catalog
-from textleak_tui.app import TextleakApp
+from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
 from textleak_tui.child import Child
 from textleak_tui.fields import FIELDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
@@ -31,7 +32,11 @@ EVERY_TRAIT = frozenset(Trait)
 
 
 def gradient_of(
-    names: Sequence[str], on_sample: OnSample | None = None, draws: torch.Generator | None = None
+    names: Sequence[str],
+    on_sample: OnSample | None = None,
+    draws: torch.Generator | None = None,
+    *,
+    loss_scale: float = 1.0,
 ) -> GradientOf:
     """How gradients of a batch are taken, as a client and its server both do it.
 
@@ -39,13 +44,14 @@ def gradient_of(
         names: parameters whose gradients are wanted.
         on_sample: what is done to each sample's gradient before the mean over the batch; None for nothing.
         draws: what the network draws while it runs (dropout) comes from it; None where it draws nothing.
+        loss_scale: the client's.
     """
 
     def one(model: Model, batch: Examples) -> Tensors:
         if draws is None:
-            return formed_gradient(model, batch, names)
+            return formed_gradient(model, batch, names, loss_scale=loss_scale)
         with seeded(int(torch.randint(2**62, (), generator=draws)), model.device):
-            return formed_gradient(model, batch, names)
+            return formed_gradient(model, batch, names, loss_scale=loss_scale)
 
     def mean_of_samples(model: Model, batch: Examples) -> Tensors:
         assert on_sample is not None
@@ -147,6 +153,11 @@ class Client:
         return Capture(network, names, kinks=kinks)
 
     @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before its gradient is taken, and this divided by."""
+        return 1.0
+
+    @property
     def adds_up(self) -> bool:
         """Whether it sends the sum of its samples' own gradients, each as the batch's loss weighs it."""
         return type(self).update is Client.update and type(self).running is Client.running
@@ -230,6 +241,11 @@ class Composed(Client):
         """Of the first kind that has its own."""
         own = [part for part in self.parts if type(part).source is not Client.source]
         return (own[0] if own else _ONE_STEP).source(network, names, kinks=kinks)
+
+    @property
+    def loss_scale(self) -> float:
+        """By those of all kinds."""
+        return math.prod(part.loss_scale for part in self.parts)
 
     @property
     def adds_up(self) -> bool:

@@ -83,7 +83,11 @@ class View:
     def own(self, guess: Examples) -> Tensors:
         """What the client would have sent if the batch were `guess`, as a gradient, before the batch's defenses."""
         client, names = self.client, list(self.shared.gradients)
-        gradient = gradient_of(client.trained(self.model, names), clipped_samples(self.shared.effects))
+        gradient = gradient_of(
+            client.trained(self.model, names),
+            clipped_samples(self.shared.effects),
+            loss_scale=client.loss_scale,
+        )
         sent = client.update(self.model, client.running(guess), gradient, torch.Generator())
         made = client.as_gradient(sent, self.model)
         return {name: made[name] for name in names if name in made}

@@ -129,6 +129,11 @@ def _running(loop: Loop, passes: Sequence[Pass]) -> tuple[list[Client], list[str
     types = {one.autocast for one in passes} - {None}
     if torch.bfloat16 in types:
         kinds.append(CLIENTS.build("autocast", {"dtype": "bf16"}))
+    elif torch.float16 in types:
+        notes.append(
+            "It ran under autocast in float16; by what the loss was scaled doesn't show, so that isn't told "
+            "(--client autocast:dtype=fp16,scale=N)."
+        )
     elif types:
         notes.append(f"It ran under autocast in {', '.join(map(str, types))}, which no client here does.")
     if not passes:

@@ -132,6 +132,7 @@ def _sent(
         client.trained(prepared, names),
         _on_sample(defenses, step),
         None if Trait.REPEATABLE in client.traits(prepared) else draws,
+        loss_scale=client.loss_scale,
     )
     sent = client.update(prepared, client.running(private.examples), gradient, draws)
     shown = {name: sent[name] for name in names if name in sent}

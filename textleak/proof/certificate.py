@@ -32,7 +32,7 @@ _ROUNDINGS = 4.0
 # Gemma 3, where it is largest, has 2e-4; bfloat16 has up to 3e-2).
 _FAR = 0.05
 
-_NOT_FINITE = "The answer's own gradient isn't finite in float64 here, so it can't be compared."
+_NOT_FINITE = "The answer's own gradient isn't finite here, so it can't be compared."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,8 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     roughly = _in(view, torch.float32 if client == torch.float64 else client)
     again = answer.own(roughly)
     rounding = relative(*plainly_apart(own, again))
+    if not math.isfinite(rounding):
+        return Certificate(gradient_distance=distance, verified=None, reason=_NOT_FINITE)
     rounding *= torch.finfo(client).eps / torch.finfo(roughly.model.dtype).eps
     if not distance <= max(answer.equal, _ROUNDINGS * rounding):
         return Certificate(gradient_distance=distance, verified=False)

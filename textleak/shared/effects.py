@@ -157,27 +157,38 @@ class Masked(_Does):
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded(_Does):
-    """Rounded to a grid: to the nearest point, or up and down with chances that keep the mean."""
+    """Rounded to a grid: to the nearest point, or up and down with chances that keep the mean.
+
+    Attributes:
+        grid: of what.
+        stochastic: whether up and down.
+        scale: what entries are multiplied by before they are rounded, and divided by after.
+    """
 
     leaves_grid: ClassVar[bool] = True
 
     kind: Literal["rounded"] = "rounded"
     grid: Grid
     stochastic: bool = False
+    scale: Annotated[float, Field(ge=1e-15, le=1e15)] = 1.0
+
+    def _cells(self, values: Tensor) -> Tensor:
+        """Distance between the points around each value."""
+        return spacing(values * self.scale, self.grid) / self.scale
 
     def repeat(self, stage: Stage) -> Tensor:
         """To the nearest point; what was drawn can't be repeated."""
-        return stage.own if self.stochastic else rounded(stage.own, spacing(stage.own, self.grid))
+        return stage.own if self.stochastic else rounded(stage.own, self._cells(stage.own))
 
     def bounds(self, low: Tensor, high: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """Anything within the cell, or within two."""
         low_around, high_around = (stage.own, stage.own) if self.grid == "int8" else (low, high)
         cells = 1.0 if self.stochastic else 0.5
-        return low - cells * spacing(low_around, self.grid), high + cells * spacing(high_around, self.grid)
+        return low - cells * self._cells(low_around), high + cells * self._cells(high_around)
 
     def variance(self, gradient: Tensor) -> float:
         """Uniform over a cell, or over two, weighted, where rounding is stochastic; 0 isn't rounded."""
-        cells = spacing(gradient, self.grid).where(gradient != 0, 0.0)
+        cells = self._cells(gradient).where(gradient != 0, 0.0)
         return float(cells.square().mean()) / (6 if self.stochastic else 12)
 
 

@@ -221,7 +221,8 @@ class SharedGradient:
                 raise InputError(
                     f"The gradient of {name} in {where} is not finite.",
                     why="A gradient with NaN or infinity can't be matched.",
-                    fix="Look for an overflow on the client (bf16, an unstable loss) and share again.",
+                    fix="Look for an overflow on the client (bf16, too large a loss scale, an unstable loss) "
+                    "and share again.",
                 )
 
     def validate(self, parameters: Mapping[str, Tensor]) -> None:

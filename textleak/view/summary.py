@@ -114,8 +114,10 @@ def _sentences_in_words(result: Mapping[str, Any]) -> str:
 
 def _short_type(result: Mapping[str, Any]) -> str:
     """The type that a client's computation is rounded to where that is as coarse as a wrong token; "" elsewhere."""
-    cast = any(str(kind).partition(":")[0] == "autocast" for kind in result.get("client") or ())
-    return "bfloat16" if cast or result.get("dtype") == "bfloat16" else ""
+    casts = [str(kind) for kind in result.get("client") or () if str(kind).partition(":")[0] == "autocast"]
+    if casts and "dtype=fp16" in casts[0]:
+        return "float16"
+    return "bfloat16" if casts or result.get("dtype") == "bfloat16" else ""
 
 
 # What is kept from an attack, by the word of `--know`.

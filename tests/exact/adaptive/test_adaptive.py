@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from tests.conftest import write_toy
 from textleak import recover
+from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import ranked_tokens
 from textleak.clients import CLIENTS, Client, composed
@@ -19,9 +21,11 @@ from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
 from textleak.exact.adaptive.bounded import Bounds, fitted, rank_between
+from textleak.jobs.parts import chosen_client
 from textleak.models import TextModel, load_model
 from textleak.private.secrets import Secret
 from textleak.private.share import share
+from textleak.settings.choices import Choice
 from textleak.shared.effects import Grid, Noised, Rounded, before_rounding, spacing
 from textleak.shared.gradient import SharedGradient
 
@@ -133,15 +137,15 @@ def test_several_steps_leave_no_such_bounds(wide_model: Callable[[], TextModel])
     assert view.client.bounds(view.shared.gradients, view.model) is None
 
 
-@pytest.mark.parametrize("grid", ["float16", "bfloat16"])
-def test_what_was_rounded_lay_between_the_bounds_that_its_grid_tells(grid: Grid) -> None:
+@pytest.mark.parametrize(("grid", "scale"), [("float16", 1.0), ("float16", 64.0), ("bfloat16", 1.0)])
+def test_what_was_rounded_lay_between_the_bounds_that_its_grid_tells(grid: Grid, scale: float) -> None:
     values = torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 5
-    seen = values.to(getattr(torch, grid)).double()
-    found = before_rounding(seen, seen, (Rounded(grid=grid),))
+    seen = (values * scale).to(getattr(torch, grid)).double() / scale
+    found = before_rounding(seen, seen, (Rounded(grid=grid, scale=scale),))
     assert found is not None
     low, high = found
     assert bool(((low <= values) & (values <= high)).all())
-    assert bool((high - low <= 1.01 * spacing(seen, grid)).all())
+    assert bool((high - low <= 1.01 * spacing(seen * scale, grid) / scale).all())
     assert before_rounding(seen, seen, (Rounded(grid=grid), Noised(sigma=1e-3))) is None
     unbounded = before_rounding(
         torch.full((1,), -torch.inf), torch.full((1,), torch.inf), (Rounded(grid=grid),)
@@ -171,13 +175,20 @@ def test_a_sentence_behind_a_clipped_step_of_adamw_is_read_and_each_token_proved
 
 @pytest.mark.parametrize(
     ("kinds", "defense"),
-    [("autocast", None), ("train-mode+autocast", None), ("train-mode", "fp16"), ("train-mode", "bf16")],
+    [
+        ("autocast", None),
+        ("autocast:dtype=fp16,scale=1024", None),
+        ("train-mode+autocast", None),
+        ("train-mode+autocast:dtype=fp16,scale=1024", None),
+        ("train-mode", "fp16"),
+        ("train-mode", "bf16"),
+    ],
 )
 def test_a_sentence_whose_gradient_ended_in_a_short_type_is_read_and_each_token_proved(
     kinds: str, defense: str | None, wide_model: Callable[[], TextModel]
 ) -> None:
     model = wide_model()
-    who = composed([CLIENTS.build(kind, {}) for kind in kinds.split("+")])
+    who = chosen_client(map(Choice.model_validate, kinds.split("+")))
     defenses = [] if defense is None else [DEFENSES.build("quantize", {"to": defense})]
     shared, secret = share(
         model, [ONE], client=who, defenses=defenses, share="no-embeddings", know="batch-size", seed=1
@@ -252,3 +263,19 @@ def test_in_whatever_order_tokens_are_listed_inputs_further_in_tell_which_stand_
     lists = [tokens[::-1] for tokens in ranked_tokens(view, len(true), 8)]
     assert sum(tokens[0] == token for tokens, token in zip(lists, true, strict=True)) < 4
     assert FurtherIn(view, len(true)).nearest(lists) == true
+
+
+@pytest.mark.parametrize(("second", "answered"), [(ONE, 2), ("we ran home", 1)])
+def test_a_sentence_is_answered_twice_only_where_that_is_verified(
+    second: str, answered: int, wide_model: Callable[[], TextModel], tmp_path: Path
+) -> None:
+    model = wide_model()
+    who = client(optimizer="sgd", steps=2, lr=0.01, max_grad_norm=None)
+    shared, secret = shared_by(who, model, ONE, second, folder=tmp_path)
+    one_found = types.SimpleNamespace(rows=[secret.ids[0]], look=lambda: iter([None]))
+    batch = ReplayedBatch(view_of(shared, model), one_found)  # type: ignore[arg-type]
+    for _ in batch.run():
+        pass
+    assert batch.guess is not None
+    assert batch.guess.rows == (secret.ids[0],) * answered
+    assert bool(batch.certificate.verified) is (answered == 2)

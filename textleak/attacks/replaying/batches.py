@@ -1,7 +1,8 @@
 """A batch of several sentences: found one by one in blurred spans, put together by what the client would have sent.
 
 1. Sentences whose inputs lie in the update's spans (`exact.adaptive.rows`).
-2. The labels that replaying them is nearest with; where the batch has more sentences, which of them are there twice.
+2. The labels that replaying them is nearest with; where the batch has more sentences, which of them are there twice,
+   unless that isn't verified: then those that were found are the answer, and the others are missing.
 3. Where steps take parts of the batch, which of them stand together: exchanges of two, all of the procedure replayed.
 """
 
@@ -79,6 +80,9 @@ class ReplayedBatch:
             best = yield from self._labeled(best)
         self.guess = best
         self.certificate = certify(self.view, sentences_of(self.view, best))
+        if not self.certificate.verified and len(set(best.rows)) < len(best.rows):
+            self.guess = _once(best)
+            self.certificate = certify(self.view, sentences_of(self.view, self.guess))
         if not self.certificate.verified and len(rows) == size and self._ordered(best):
             yield from self._in_order(best)
 
@@ -136,6 +140,12 @@ class ReplayedBatch:
             sentences=sentences_of(self.view, guess),
             detail=detail,
         )
+
+
+def _once(guess: Guess) -> Guess:
+    """The guess with each of its sentences only once."""
+    first = [b for b, row in enumerate(guess.rows) if row not in guess.rows[:b]]
+    return Guess(tuple(guess.rows[b] for b in first), tuple(guess.classes[b] for b in first))
 
 
 def _exchanged(guess: Guess, a: int, b: int) -> Guess:
