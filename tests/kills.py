@@ -5,29 +5,25 @@
 - run, image: each attempt has a folder of its own, which must be readable whatever the moment: reported on, listed and
   replayed.
 
-Every attempt is a process of its own that is ended by SIGKILL; a server that has loaded the libraries forks it. The
+Every attempt is a process of its own that is ended by SIGKILL; `tests.warm` starts it, with its libraries loaded. The
 moments of an evaluation are counted in records, not in seconds, so a busy machine changes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import json
 import os
 import random
-import select
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
+from tests import warm
 from textleak.evaluation.records import Record
 from textleak.reports.reading import read
 
@@ -56,55 +52,20 @@ class FailsError(Exception):
     """A command doesn't come to its end, or to another one than it should."""
 
 
-# The server
-
-
-def serve() -> None:
-    """Fork a `textleak` for each line of stdin, a JSON list; its number and then its status are answered."""
-    import transformers.models.bert.modeling_bert  # noqa: F401
-
-    import textleak.evaluation.drive
-    import textleak.jobs.images
-    import textleak.jobs.text
-    import textleak.models.loading.text  # noqa: F401
-    from textleak.cli import main
-
-    answer = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        said, *arguments = json.loads(line)
-        number = os.fork()
-        if number == 0:
-            target = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.dup2(target, 1)
-            os.dup2(target, 2)
-            sys.argv = ["textleak", *arguments]
-            main()  # exits
-        answer.write(f"{number}\n")
-        answer.flush()
-        answer.write(f"{os.waitpid(number, 0)[1]}\n")
-        answer.flush()
+# Attempts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Server:
-    """Starts commands, one at a time.
+class Attempt:
+    """A command that has begun.
 
     Attributes:
-        orders: where a command line is written to.
-        answers: what it says of it.
-        said: the file of what a command prints.
+        process: it.
+        said: the file of what it prints.
     """
 
-    orders: IO[bytes]
-    answers: IO[bytes]
+    process: subprocess.Popen[bytes]
     said: Path
-
-    def start(self, arguments: Sequence[str]) -> int:
-        """Begin a command; its process."""
-        self.said.unlink(missing_ok=True)
-        self.orders.write(json.dumps([str(self.said), *arguments]).encode() + b"\n")
-        self.orders.flush()
-        return int(self.answers.readline())
 
     def ended(self, seconds: float) -> bool:
         """Whether it comes to its end in so many seconds.
@@ -112,55 +73,52 @@ class Server:
         Raises:
             FailsError: it ends by itself, and not well.
         """
-        if not select.select([self.answers], [], [], max(0.0, seconds))[0]:
+        try:
+            status = self.process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
             return False
-        if status := int(self.answers.readline()):
+        if status:
             raise FailsError(f"it ended with status {status}: {self.words()[-500:]}")
         return True
 
-    def kill(self, process: int) -> None:
+    def kill(self) -> None:
         """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-        self.answers.readline()
-
-    def whole(self, arguments: Sequence[str], seconds: float) -> None:
-        """Run a command to its end.
-
-        Raises:
-            FailsError: that takes longer.
-        """
-        process = self.start(arguments)
-        if not self.ended(seconds):
-            self.kill(process)
-            raise FailsError(f"{arguments[0]} had no end after {seconds:.0f} s: {self.words()[-500:]}")
+        self.process.kill()
+        self.process.wait()
 
     def words(self) -> str:
         """What the command has printed."""
-        return self.said.read_text("utf-8", "replace") if self.said.exists() else ""
+        return self.said.read_text("utf-8", "replace")
 
 
-@contextlib.contextmanager
-def server(folder: Path) -> Iterator[Server]:
-    """A server of its own process, gone afterwards."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kills", "--serve"]
+def start(folder: Path, arguments: Sequence[str]) -> Attempt:
+    """Begin a `textleak`, which says what it says to a file of this folder."""
+    said = folder / "said"
     # A process with threads can't be forked without risk.
-    quiet = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=quiet
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield Server(orders=process.stdin, answers=process.stdout, said=folder / "said")
-        finally:
-            process.stdin.close()
-            process.wait()
+    quiet = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+    with said.open("wb") as words:
+        process = warm.Popen(
+            [sys.executable, "-m", "textleak.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            env={**quiet, "TOKENIZERS_PARALLELISM": "false"},
+        )
+    return Attempt(process=process, said=said)
+
+
+def _whole(folder: Path, arguments: Sequence[str], seconds: float) -> float:
+    """Run a command to its end; the seconds that takes.
+
+    Raises:
+        FailsError: it takes longer.
+    """
+    began = time.monotonic()
+    attempt = start(folder, arguments)
+    if not attempt.ended(seconds):
+        attempt.kill()
+        raise FailsError(f"{arguments[0]} had no end after {seconds:.0f} s: {attempt.words()[-500:]}")
+    return time.monotonic() - began
 
 
 # Evaluations
@@ -215,34 +173,26 @@ def kill_until_done(
     rng = random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
     command = ["eval", *grid, "--out", str(killed)]
-    with server(folder) as forks:
-        seconds = _timed(forks, ["eval", *grid, "--out", str(whole)])
-        expected = list(read(whole).records)
-        # Records that are there before each kill; there is always one to come.
-        moments = sorted(rng.uniform(0, max(1, len(expected) - 1)) for _ in range(kills))
-        done = 0
-        for moment in moments:
-            process = forks.start(command)
-            if not _until(forks, killed, int(moment), seconds):
-                break
-            # In the middle of a batch, or of the loading of the model where there is no new record.
-            if forks.ended(moment % 1 * seconds / len(expected)):
-                break
-            forks.kill(process)
-            done += 1
-            say(f"kill {done}: {_count(killed)} of {len(expected)} records")
-        forks.whole(command, PATIENCE * seconds + 60)
+    seconds = _whole(folder, ["eval", *grid, "--out", str(whole)], 3600)
+    expected = list(read(whole).records)
+    # Records that are there before each kill; there is always one to come.
+    moments = sorted(rng.uniform(0, max(1, len(expected) - 1)) for _ in range(kills))
+    done = 0
+    for moment in moments:
+        attempt = start(folder, command)
+        if not _until(attempt, killed, int(moment), seconds):
+            break
+        # In the middle of a batch, or of the loading of the model where there is no new record.
+        if attempt.ended(moment % 1 * seconds / len(expected)):
+            break
+        attempt.kill()
+        done += 1
+        say(f"kill {done}: {_count(killed)} of {len(expected)} records")
+    _whole(folder, command, PATIENCE * seconds + 60)
     hidden = sum(path.name.startswith(".") for path in killed.iterdir())
     return Outcome(
         kills=done, records=list(read(killed).records), expected=expected, lines=_count(killed), hidden=hidden
     )
-
-
-def _timed(forks: Server, command: Sequence[str]) -> float:
-    """The seconds of a command that is not killed."""
-    began = time.monotonic()
-    forks.whole(command, 3600)
-    return time.monotonic() - began
 
 
 def _count(folder: Path) -> int:
@@ -251,20 +201,20 @@ def _count(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _until(forks: Server, folder: Path, records: int, seconds: float) -> bool:
+def _until(attempt: Attempt, folder: Path, records: int, seconds: float) -> bool:
     """Wait until the evaluation has begun to work and there are so many records; False where it is through before.
 
     Raises:
         FailsError: there is no new one for far longer than the uninterrupted evaluation took.
     """
     there, since = _count(folder), time.monotonic()
-    while "records in" not in forks.words() or there < records:
-        if forks.ended(0.005):
+    while "records in" not in attempt.words() or there < records:
+        if attempt.ended(0.005):
             return False
         if (now := _count(folder)) > there:
             there, since = now, time.monotonic()
         elif time.monotonic() - since > PATIENCE * seconds + 60:
-            raise FailsError(f"no new record after {there}: {forks.words()[-500:]}")
+            raise FailsError(f"no new record after {there}: {attempt.words()[-500:]}")
     return True
 
 
@@ -302,21 +252,20 @@ def kill_runs(
     """
     rng = random.Random(seed)
     left = Left()
-    with server(folder) as forks:
-        seconds = _timed(forks, [command, *flags, "--out", str(folder / "whole")])
-        for attempt in range(3 * kills):
-            out = folder / f"{command}-{attempt}"
-            process, began = forks.start([command, *flags, "--out", str(out)]), time.monotonic()
-            if forks.ended(rng.uniform(0, seconds)):  # through before its kill
-                seconds = min(seconds, time.monotonic() - began)
-                continue
-            forks.kill(process)
-            left.kills += 1
-            kind = what_is_left(out, left.problems)
-            left.kinds[kind] += 1
-            say(f"kill {left.kills}: {kind}")
-            if left.kills == kills:
-                break
+    seconds = _whole(folder, [command, *flags, "--out", str(folder / "whole")], 3600)
+    for number in range(3 * kills):
+        out = folder / f"{command}-{number}"
+        attempt, began = start(folder, [command, *flags, "--out", str(out)]), time.monotonic()
+        if attempt.ended(rng.uniform(0, seconds)):  # through before its kill
+            seconds = min(seconds, time.monotonic() - began)
+            continue
+        attempt.kill()
+        left.kills += 1
+        kind = what_is_left(out, left.problems)
+        left.kinds[kind] += 1
+        say(f"kill {left.kills}: {kind}")
+        if left.kills == kills:
+            break
     return left
 
 
@@ -364,14 +313,11 @@ def main() -> int:
     parser.add_argument("what", nargs="*", metavar="eval | run | image", help="[all three]")
     parser.add_argument("--kills", type=int, help="of each [20; 5 of image]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve()
-        return 0
     if unknown := sorted({*options.what} - {*KILLS}):
         parser.error(f"unknown: {', '.join(unknown)}")
     wrong = 0
+    warm.keep()
     for what in options.what or KILLS:
         kills = options.kills or KILLS[what]
         began = time.monotonic()

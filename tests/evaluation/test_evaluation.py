@@ -835,6 +835,7 @@ def test_records_become_tables(toy, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
     assert rows[0]["defense"] == "clip:max_norm=1+gaussian:sigma=0.1"
+    assert rows[0]["client"] == "one-step"
     assert json.loads(rows[0]["references"]) == [found[0].sentences[0].reference]
     parquet = pytest.importorskip("pyarrow.parquet")
     found.to_parquet(tmp_path / "r.parquet")
@@ -1149,6 +1150,18 @@ def test_a_narrow_table_gives_up_figures_but_no_name(width):
         assert name in text
     assert ("n/D" in text.splitlines()[2]) == (width == 200)
     assert ("Not shown" in text) == (width < 200)
+
+
+def test_cells_are_told_apart_by_how_their_client_trains():
+    config = EvaluationConfig(client=["one-step", "fedavg:lr=1e-2,steps=4"])
+    evaluation = drive.Evaluation(grid.plan(config), None)
+    text = shown(evaluation, 200)
+    assert "one-step" in text
+    assert "fedavg:lr=0.01,steps=4" in text
+    cells = [cell for cell, _ in evaluation.plan.cells()]
+    records = Records(synthetic.done(cell, 0, synthetic.sentence(["a", "b"])) for cell in cells)
+    assert [one.cell for one in records.where(client="fedavg:steps=4,lr=0.010")] == cells[1:]
+    assert [one.cell for one in records.where(client="one-step")] == cells[:1]
 
 
 def test_the_table_counts_as_verified_what_can_be():

@@ -107,6 +107,13 @@ def test_a_loaded_model_is_frozen_and_deterministic(toy_folder: Folder) -> None:
     assert model.network.config._attn_implementation == "eager"
 
 
+def test_a_folder_of_adapters_is_said_to_be_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds adapters, and no model") as told:
+        load_model(str(tmp_path))
+    assert "textleak audit --before" in str(told.value)
+
+
 # The order of places
 
 

@@ -185,10 +185,10 @@ def test_a_file_of_holes_is_refused_though_it_would_fit(
     if path.stat().st_blocks * 512 >= size:
         pytest.skip("this file system has no holes")
     monkeypatch.setattr("textleak.shared.tensors.memory_at_hand", lambda: 2 * size)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InputError, match="the rest are holes"):
         SharedGradient.load(path)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(

@@ -6,19 +6,19 @@ import asyncio
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from textual.pilot import Pilot
 
-from tests.tui.pilots import until
+from tests.tui.pilots import play, until
 from textleak.errors import InputError
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak_tui import catalog, export, ladder
-from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.app import TextleakApp
 from textleak_tui.catalog import Catalog
 from textleak_tui.child import REFUSED, Child, Failure
 from textleak_tui.ladder import Knob, knob_named, knobs, strengths, verdict
@@ -26,6 +26,7 @@ from textleak_tui.screens.base import Page
 from textleak_tui.screens.defense import DefenseScreen
 from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.session import Sessions
+from textleak_tui.settings import Memory
 
 CATALOG = Catalog.from_json(
     {
@@ -221,24 +222,20 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drive(
     root: Path,
-    steps: Callable[[DefenseScreen, Pilot[None]], object],
+    steps: Callable[[DefenseScreen, Pilot[None]], Awaitable[object]],
     *,
     size: tuple[int, int] = (120, 40),
     settings: Path | None = None,
     child: type[Child] = FakeChild,
+    alone: bool = False,
 ) -> None:
     """The app at its defense screen."""
 
-    async def session() -> None:
-        app = build_app(sessions=Sessions(root, child), settings_path=settings)
-        async with app.run_test(size=size, notifications=True) as pilot:
-            app.switch_mode("defenses")
-            await pilot.pause()
-            page = app.screen
-            assert isinstance(page, DefenseScreen)
-            await steps(page, pilot)  # type: ignore[misc]
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        assert isinstance(app.screen, DefenseScreen)
+        await steps(app.screen, pilot)
 
-    asyncio.run(session())
+    play(scene, Sessions(root, child), place="defenses", memory=Memory(settings), size=size, alone=alone)
 
 
 def screen(app: TextleakApp) -> str:
@@ -323,7 +320,7 @@ def test_quitting_ends_the_rung_that_runs(tmp_path, monkeypatch):
         await pilot.press("a", "f5")
         await until(pilot, lambda: page.rungs and page.rungs[0].status == "running")
 
-    drive(tmp_path, look)
+    drive(tmp_path, look, alone=True)
     assert FakeChild.going_on == 0
     assert len(FakeChild.started) == 1
 

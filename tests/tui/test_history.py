@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import datetime
 import json
 import os
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.tui.pilots import until
+from tests.tui.pilots import Scene, play, until
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak_tui import export, listing
-from textleak_tui.app import TextleakApp, build_app
+from textleak_tui.app import TextleakApp
 from textleak_tui.listing import Order, arranged, read_row
 from textleak_tui.palette import commands
 from textleak_tui.places import CompareRuns, OpenRun
@@ -31,6 +29,7 @@ from textleak_tui.screens.delete import DeleteDialog
 from textleak_tui.screens.export import ExportDialog
 from textleak_tui.screens.history import HistoryScreen
 from textleak_tui.screens.replay import ReplayScreen
+from textleak_tui.session import Sessions
 
 TEXT = "the cat sat on the mat"
 SIZES = [(160, 48), (100, 30), (80, 24), (60, 16), (50, 12)]
@@ -119,22 +118,14 @@ def gone(path: Path) -> Path:
 
 def drive(
     root: Path,
-    steps: Callable[[TextleakApp, Pilot[None]], object],
+    steps: Scene,
     *,
     size: tuple[int, int] = (120, 40),
     run: Path | None = None,
+    alone: bool = False,
 ) -> None:
     """The app on some runs, at its history, or at a run."""
-
-    async def session() -> None:
-        app = build_app(root=root, run=run)
-        async with app.run_test(size=size, notifications=True) as pilot:
-            if run is None:
-                app.switch_mode("history")
-            await pilot.pause()
-            await steps(app, pilot)  # type: ignore[misc]
-
-    asyncio.run(session())
+    play(steps, Sessions(root), place="history", run=run, size=size, alone=alone)
 
 
 async def resized(pilot: Pilot[None], size: tuple[int, int]) -> None:
@@ -664,7 +655,7 @@ def test_a_run_named_on_the_command_line_is_left_for_the_place_that_was_lit(root
         await until(pilot, lambda: isinstance(app.screen, HistoryScreen))
         assert "History" in lit(app)
 
-    drive(root, look, run=root / "a-done")
+    drive(root, look, run=root / "a-done", alone=True)
 
 
 def test_a_run_opened_from_another_place_is_left_for_that_one(root):

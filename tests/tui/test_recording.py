@@ -111,10 +111,10 @@ def test_pictures_are_replayed_too(tmp_path):
 
 def test_a_jump_takes_no_longer_in_a_long_run(tmp_path):
     recording = read(run_of(tmp_path / "run", *some_run(6000)))
-    began = time.perf_counter()
+    began = time.process_time()
     for place in random.Random(0).sample(range(6000), 50):
         assert recording.state(place).progress
-    assert (time.perf_counter() - began) / 50 < 0.02
+    assert (time.process_time() - began) / 50 < 0.02
 
 
 def test_an_index_is_small_beside_its_events(tmp_path):

@@ -19,6 +19,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from tests import warm
+from tests.tui import pilots
 from tests.tui.pilots import until
 from tests.tui_speed import start_run
 from textleak.errors import InputError
@@ -33,7 +34,7 @@ from textleak_tui.fields import FIELDS
 from textleak_tui.screens.help import HelpScreen
 from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
-from textleak_tui.session import Session
+from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.setups import AUDIT, IMAGE, TEXT, command_line, settings_of
 from textleak_tui.widgets.told import answers_of
@@ -94,17 +95,13 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Textl
 
     monkeypatch.setattr(catalog, "list_catalog", listed)
 
-    def run(scene: Scene, size: tuple[int, int] = (120, 40)) -> TextleakApp:
-        app = build_app(root=tmp_path / "runs", settings_path=tmp_path / "tui.json")
+    def run(scene: Scene, size: tuple[int, int] = (120, 40), *, alone: bool = False) -> TextleakApp:
+        async def at_form(app: TextleakApp, pilot: Pilot[None]) -> None:
+            assert isinstance(app.screen, RunScreen)
+            await scene(app, app.screen, pilot)
 
-        async def drive() -> None:
-            async with app.run_test(size=size) as pilot:
-                await pilot.pause()
-                assert isinstance(app.screen, RunScreen)
-                await scene(app, app.screen, pilot)
-
-        asyncio.run(drive())
-        return app
+        memory = Memory(tmp_path / "tui.json")
+        return pilots.play(at_form, Sessions(tmp_path / "runs"), memory=memory, size=size, alone=alone)
 
     return run
 
@@ -361,8 +358,8 @@ def test_settings_are_remembered_but_no_sentence_is(
         assert screen.form.private_batch == []
         assert app.theme == "textleak-light"
 
-    play(first)
-    play(second)
+    play(first, alone=True)
+    play(second, alone=True)
     assert "secret" not in (tmp_path / "tui.json").read_text()
     assert (tmp_path / "tui.json").stat().st_mode & 0o077 == 0
 
@@ -581,7 +578,7 @@ def test_a_run_is_paused_resumed_stopped_and_started_again(
         await pilot.press("f5")
         await until(pilot, lambda: screen.going and session(screen).state.seen > 0)
 
-    app = play(scene)
+    app = play(scene, alone=True)
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2
     # Leaving the app stopped the second one, with its best answer.

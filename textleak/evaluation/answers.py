@@ -16,7 +16,7 @@ from textleak import owned
 from textleak.errors import InputError, unknown_name, unwritten
 from textleak.evaluation.records import Cell, Record
 from textleak.scoring.chips import chips
-from textleak.settings import AttackChoice, parse_attack, parse_defense
+from textleak.settings import AttackChoice, parse_attack, parse_client, parse_defense
 from textleak.words import table_cell
 
 FIGURES = (
@@ -100,11 +100,11 @@ class Records(list[Record]):
     def where(self, **cell: object) -> Records:
         """Those of the cells that are like this: `records.where(model="minilm", attack="match", batch_size=1)`.
 
-        An attack and a defense may be written in any way that a command or `evaluate` takes: sigma=1e-3 is
+        An attack, a client and a defense may be written in any way that a command or `evaluate` takes: sigma=1e-3 is
         sigma=0.001, and a list is one cell's defenses in order. An attack's name without options finds it with any.
 
         Raises:
-            InputError: a cell has no such field, or an attack or defense that can't be read.
+            InputError: a cell has no such field, or an attack, client or defense that can't be read.
         """
         known = [field.name for field in dataclasses.fields(Cell)]
         for field in cell:
@@ -144,7 +144,8 @@ class Records(list[Record]):
         leaked = sorted((s for record in self for s in record.sentences), key=lambda s: -s.token_match_rate)
         tokens = "".join(chips(s.reference_tokens, s.recovered_tokens) for s in leaked[:_MOST_SENTENCES])
         head = "".join(
-            f"<th>{words}</th>" for words in ("model", "attack", "defense", "B", "batches", "failed", "match")
+            f"<th>{words}</th>"
+            for words in ("model", "attack", "client", "defense", "B", "batches", "failed", "match")
         )
         return f"<table><tr>{head}</tr>{''.join(lines)}</table>{more}{tokens}"
 
@@ -203,7 +204,8 @@ class Records(list[Record]):
 def _html_row(cell: Cell, records: Records) -> str:
     counts = records.counts()
     match = f"{records.mean():.2f}" if any(record.sentences for record in records.done) else "–"
-    values = (cell.model, cell.attack, defense_of(cell), cell.batch_size, counts.done, counts.failed, match)
+    named = (cell.model, cell.attack, client_of(cell), defense_of(cell))
+    values = (*named, cell.batch_size, counts.done, counts.failed, match)
     return f"<tr>{''.join(f'<td>{html.escape(str(value))}</td>' for value in values)}</tr>"
 
 
@@ -212,12 +214,19 @@ def defense_of(cell: Cell) -> str:
     return "+".join(cell.defense) or "none"
 
 
+def client_of(cell: Cell) -> str:
+    """How a cell's client trains, as it is written in a command."""
+    return "+".join(cell.client) or "one-step"
+
+
 def _plain(field: str, value: object) -> object:
-    """What a cell's field is compared with: an attack or a defense by its options, however they are written."""
+    """What a cell's field is compared with: attack, client and defense by options, however they are written."""
     if field == "attack":
         return parse_attack(value)
     if field == "defense":
         return parse_defense(value)
+    if field == "client":
+        return parse_client(value)
     return None if field == "know" and value == "default" else value
 
 
@@ -251,6 +260,7 @@ def _row(record: Record) -> dict[str, Any]:
     planted = [one.recovered for sentence in record.sentences for one in sentence.secrets]
     return {
         **dataclasses.asdict(record.cell),
+        "client": client_of(record.cell),
         "defense": defense_of(record.cell),
         "weights": record.weights or record.cell.weights,
         "batch": record.batch,

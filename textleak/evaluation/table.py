@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from textleak.evaluation.answers import FIGURES, Counts, Records, defense_of
+from textleak.evaluation.answers import FIGURES, Counts, Records, client_of, defense_of
 from textleak.evaluation.drive import Evaluation
 from textleak.evaluation.records import Cell, Record, cut_off_in_words
 from textleak.view.glyphs import LEAKED, PARTLY, PROTECTED
@@ -30,6 +30,7 @@ _NAMES = {
     "batch_size": "B",
     "attack": "attack",
     "share": "share",
+    "client": "client",
     "defense": "defense",
     "know": "know",
     "seed": "seed",
@@ -151,7 +152,8 @@ def _written(row: TableRow) -> dict[str, str]:
     cell = row.cell
     model = f"{cell.model} (random)" if row.weights == "random" else cell.model
     plain = {name: str(getattr(cell, name)) for name in _NAMES}
-    return {**plain, "model": model, "defense": defense_of(cell), "know": cell.know or "default"}
+    told = {"client": client_of(cell), "defense": defense_of(cell), "know": cell.know or "default"}
+    return {**plain, "model": model, **told}
 
 
 def _figures(row: TableRow) -> dict[str, Text]:
@@ -223,7 +225,8 @@ class PlainLines:
             return
         self._last = now
         cell = record.cell
-        name = f"{cell.model} {cell.attack} B={cell.batch_size} {cell.share} {defense_of(cell)} {cell.data}"
+        name = f"{cell.model} {cell.attack} B={cell.batch_size} {cell.share} {client_of(cell)} "
+        name += f"{defense_of(cell)} {cell.data}"
         result = (
             f"match {record.token_match_rate:.2f}"
             if record.token_match_rate is not None

@@ -10,7 +10,13 @@ written, `presets` the layers.
 
 from textleak.settings.base import MOST_THREADS
 from textleak.settings.choices import AttackChoice, Choice
-from textleak.settings.evaluation import EvaluationConfig, load_evaluation_config, parse_attack, parse_defense
+from textleak.settings.evaluation import (
+    EvaluationConfig,
+    load_evaluation_config,
+    parse_attack,
+    parse_client,
+    parse_defense,
+)
 from textleak.settings.presets import EVALUATIONS, parse_assignment, preset_names, read_preset
 from textleak.settings.run import (
     DEFAULT_ATTACK,
@@ -42,6 +48,7 @@ __all__ = [
     "load_run_config",
     "parse_assignment",
     "parse_attack",
+    "parse_client",
     "parse_defense",
     "preset_names",
     "read_preset",

@@ -126,6 +126,15 @@ def parse_defense(value: object) -> tuple[Choice, ...]:
     return validated(EvaluationConfig, {"defense": [value]}).defense[0]
 
 
+def parse_client(value: object) -> tuple[Choice, ...]:
+    """One cell's client, as `EvaluationConfig.client` has it.
+
+    Raises:
+        InputError: nothing that says a client.
+    """
+    return validated(EvaluationConfig, {"client": [value]}).client[0]
+
+
 def parse_attack(value: object) -> AttackChoice:
     """One attack, as `EvaluationConfig.attack` has them.
 

@@ -163,14 +163,16 @@ class SharedGradient:
         except ValueError as error:
             raise InputError(
                 f"{path} is not a readable safetensors file.",
-                why=f"{error}. It may be truncated, or a pickle, which is never opened as it can run code.",
-                fix="Write it again with `textleak share --out FILE`.",
+                why=f"{error}. It may be truncated, or a pickle, which is never opened here as it can run code.",
+                fix=f"Write it again with `textleak share --out FILE`. Tensors that torch saved: "
+                f"`textleak audit {path} --model MODEL`, which reads no more than tensors.",
             ) from None
         if header.get("textleak") not in _READ:
             raise InputError(
                 f"{path} carries no textleak metadata of version {' or '.join(_READ)}.",
                 why="Without it nobody can say which model and parameters the tensors belong to.",
-                fix="Write it with `textleak share --out FILE` or `SharedGradient.save`.",
+                fix=f"Write it with `textleak share --out FILE` or `SharedGradient.save`, or say which model it is of: "
+                f"`textleak audit {path} --model MODEL`.",
             )
         try:
             shared = cls(

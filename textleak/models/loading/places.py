@@ -85,6 +85,13 @@ def _local(name: str, path: Path) -> Checkpoint:
         return Checkpoint(folder=path.parent, gguf=path.name, words=f"file {path}")
     if (path / "config.json").is_file():
         return Checkpoint(folder=path, gguf=None, words=f"folder {path}")
+    if (path / "adapter_config.json").is_file():
+        raise InputError(
+            f"The folder {name} holds adapters, and no model.",
+            why="They are trained on top of a model, whose weights are elsewhere.",
+            fix="Name that model, and --client lora. What a training of them gives away: "
+            "`textleak audit --before FOLDER --after FOLDER`, or merge them (peft: merge_and_unload).",
+        )
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) != 1:
         raise InputError(
