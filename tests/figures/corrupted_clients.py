@@ -55,6 +55,8 @@ SPANNED: dict[str, Sequence[int]] = {
     "quantize:to=fp16": (1,),
     "quantize:to=bf16": (1,),
 }
+# Of the clock for a gradient: one mixed of two batches may keep the search busy for minutes (our choice).
+_SECONDS = 20.0
 KINDS = ("plain", "crowded", "first layer of another", "one tensor of another")
 FAMILIES = ("bert", "gpt2", "albert", "llama")
 WIDE = {
@@ -119,7 +121,7 @@ def spanned(model: TextModel, spec: str, *, number: int, seed: int = 0) -> Itera
             shared = mixed(model, shared, other, whole=kind == "first layer of another")
             secrets = [its_secret] if kind == "first layer of another" else [secret, its_secret]
         began = time.process_time()
-        recovery = to_end(begin(ATTACKS.build("span", {}), shared, model, seed=index))
+        recovery = to_end(begin(ATTACKS.build("span", {"time_limit": _SECONDS}), shared, model, seed=index))
         took = time.process_time() - began
         yield _counted(model, shared, recovery, secrets, spec=spec, kind=kind, seconds=took)
 
@@ -228,7 +230,7 @@ def main() -> int:
             if not trial.right:
                 _say(f"WRONG {trial}")
         _say(*table(found))
-        for model in (*wide, *larger):
+        for model in (*larger, *wide):
             for spec in SPANNED:
                 reads += spanned(model, spec, number=options.gradients, seed=options.seed)
             _say(model.name, *by_client([read for read in reads if read.model == model.name]))
