@@ -107,7 +107,7 @@ def replayed(model: TextModel, spec: str, *, number: int, seed: int = 0) -> Iter
 
 def spanned(model: TextModel, spec: str, *, number: int, seed: int = 0) -> Iterator[Read]:
     """What the span proves of `number` gradients of a client or a defense, of each kind in turn."""
-    draw = random.Random(f"{seed} {model.name} {spec}")
+    draw = random.Random(f"{seed} {Path(model.name).name} {spec}")
     for index in range(number):
         kind, size = KINDS[index % len(KINDS)], draw.choice(SPANNED[spec])
         batch = draw.sample(SENTENCES, size)

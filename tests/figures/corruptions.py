@@ -199,7 +199,7 @@ def trials(
         each: corruptions of each batch.
         seed: of everything drawn.
     """
-    draw = random.Random(f"{seed} {model.name}")
+    draw = random.Random(f"{seed} {Path(model.name).name}")
     exact = model.double()  # once, not for every certificate
     done = 0
     while done < number:
