@@ -221,7 +221,7 @@ def test_more_tokens_than_dimensions_are_said_to_be_too_many(toy_model: ToyModel
 
 @pytest.mark.parametrize(
     ("chosen", "noisy", "note"),
-    [("mlp", False, "No first layer"), ("no-embeddings", True, "Noise")],
+    [("mlp", False, "No gradient was shared of a layer that reads"), ("no-embeddings", True, "Noise")],
 )
 def test_gradients_that_show_nothing_are_said_to(
     chosen: str, noisy: bool, note: str, wide_model: ToyModel

@@ -25,7 +25,7 @@ from textleak.exact.orders import ordered_sentence
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch
-from textleak.exact.subspace import InputSpan, layer_span, shared_spans
+from textleak.exact.subspace import NO_SPAN, InputSpan, layer_span, shared_spans
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.decoding import to_sentence
@@ -73,12 +73,7 @@ def encoder_sentences(
     yield Phase(name="span", detail="tokens whose layer inputs the gradient spans")
     spans = shared_spans(model, shared)
     if not spans:
-        return Found(
-            rows=(),
-            notes=(
-                "No gradient was shared of a layer that reads each token by itself: there is no span to read.",
-            ),
-        )
+        return Found(notes=(NO_SPAN,))
     layers, span = max(spans, key=lambda pair: pair[1].room)
     full = f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D)"
     if shared.noise_sigma > 0:

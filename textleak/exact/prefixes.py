@@ -15,7 +15,7 @@ from textleak.exact.endings import answer, ended
 from textleak.exact.found import OPEN, Found
 from textleak.exact.later_inputs import LaterInputs, shows
 from textleak.exact.proposals import Proposals
-from textleak.exact.subspace import InputSpan, shared_spans
+from textleak.exact.subspace import NO_SPAN, InputSpan, shared_spans
 from textleak.exact.vocabulary import Vocabulary
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
@@ -133,7 +133,7 @@ def _shown(tree: Tree, leaves: Sequence[Row]) -> tuple[Sentence, ...]:
 
 def _why_nothing(shared: SharedGradient, spans: Sequence[InputSpan]) -> str:
     if not spans:
-        return "No gradient was shared of a layer that reads each token by itself: there is no span to read."
+        return NO_SPAN
     if shared.noise_sigma > 0:
         return "Noise covers the span of the first layer's inputs."
     size = min(span.size for span in spans)

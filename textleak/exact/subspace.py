@@ -22,6 +22,9 @@ from textleak.models.probes.layers import LinearLayer, LocalLayer, layer_inputs,
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
+NO_SPAN = "No gradient was shared of a layer that reads each token by itself: there is no span to read."
+"""What is said where there is none."""
+
 # The spectrum ends clearly where a singular value within this factor of rounding (eps times the largest) follows one
 # that is this much larger (our choice; measured in float32: rounding lies at 0.2 to 0.5 eps with steps under 3 in it,
 # the step to it is 1e4 to 1e6 on minilm with 1 to 4 sentences, 40 to 200 on a random bert-tiny with 2).

@@ -19,7 +19,7 @@ from textleak.exact.adaptive.spans import bounded_span, first_layers
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch
-from textleak.exact.subspace import InputSpan, as_rows
+from textleak.exact.subspace import NO_SPAN, InputSpan, as_rows
 from textleak.matching.discrete import Row
 from textleak.models.probes.attention import first_attention
 from textleak.models.probes.layers import LinearLayer, following_layers, sees_ahead
@@ -119,7 +119,7 @@ class BlurredRows:
 def _input(view: View, layers: Sequence[LinearLayer], least: int) -> LayerRemainder | str:
     """What the update shows of what some layers read, which are `least` inputs or more."""
     if not layers:
-        return "No first layer's weight gradient was shared: there is no span to read."
+        return NO_SPAN
     gradients = [as_rows(view.shared.gradients[layer.weight_name], layer) for layer in layers]
     names = [layer.name for layer in layers]
     if view.client.bounds({}, view.model) is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.exact.adaptive.bounded import Bounds, LowRank, fitted, rank_between
-from textleak.exact.subspace import InputSpan, as_rows
+from textleak.exact.subspace import NO_SPAN, InputSpan, as_rows
 from textleak.models.base import Tensors
 from textleak.models.probes.layers import LinearLayer, LocalLayer, local_layers
 from textleak.numerics import exact
@@ -62,7 +62,7 @@ def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None
             there are.
     """
     if not layers:
-        return "No first layer's weight gradient was shared: there is no span to read."
+        return NO_SPAN
     bounds = _bounds(view, {layer.weight_name: view.shared.gradients[layer.weight_name] for layer in layers})
     if bounds is None:
         return "The update doesn't show between what the gradient's entries lay."

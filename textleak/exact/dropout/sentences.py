@@ -26,7 +26,7 @@ from textleak.exact.dropout.last import endings
 from textleak.exact.dropout.occurrences import Occurrences
 from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
-from textleak.exact.subspace import as_rows, shared_spans
+from textleak.exact.subspace import NO_SPAN, as_rows, shared_spans
 from textleak.numerics import exact
 from textleak.shared.traits import Trait
 from textleak.words import count_of
@@ -66,7 +66,7 @@ def _laid_out(view: View) -> Frame | str:
             return between
     spans = shared_spans(view.text_model, view.shared)
     if not spans:
-        return "No first layer's weight gradient was shared: there is no span to read."
+        return NO_SPAN
     if view.shared.noise_sigma > 0:
         return "Noise covers the span of the first layers' inputs."
     told = ((layers, span, dropped_by(view, layers[0])) for layers, span in spans)
