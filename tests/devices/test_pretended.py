@@ -115,9 +115,7 @@ def test_the_same_tokens_are_found(
         assert verified
 
 
-@pytest.mark.parametrize(
-    "spec", ["one-step", *(pytest.param(spec, marks=pytest.mark.slow) for spec in ("fedavg:steps=2", "lora"))]
-)
+@pytest.mark.parametrize("spec", ["one-step", pytest.param("fedavg:steps=2", marks=pytest.mark.slow)])
 def test_what_the_device_s_client_shares_is_read_there(
     spec: str, toy_folder: ToyFolder, tmp_path: Path
 ) -> None:
