@@ -13,31 +13,42 @@ from typing_extensions import TypedDict  # pydantic can't read typing's before P
 Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Figure = Annotated[float, Field(ge=0)]
-_CLOSED = ConfigDict(extra="forbid")
+CLOSED = ConfigDict(extra="forbid")
 
 
-class SentenceResult(TypedDict):
-    """One sentence: what was in the batch, and what came back of it; figures are null without the truth.
+class _Scores(TypedDict):
+    """How much of a text came back; null where nothing tells."""
 
-    A redacted one has no text: those fields are null.
-    """
-
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
-
-    reference: str | None
-    recovered: str | None
-    reference_tokens: list[str] | None
-    recovered_tokens: list[str] | None
-    tokens: Count
     token_match_rate: Rate | None
     token_recall: Rate | None
-    exact: bool | None
     rouge1: Rate | None
     rouge2: Rate | None
     rougeL: Rate | None
     rouge1_words: Rate | None
     rouge2_words: Rate | None
     rougeL_words: Rate | None
+
+
+class MeanScores(_Scores):
+    """Means over sentences, and the share of those that came back whole."""
+
+    exact_rate: Rate | None
+
+
+class SentenceResult(_Scores):
+    """One sentence: what was in the batch, and what came back of it; figures are null without the truth.
+
+    A redacted one has no text: those fields are null.
+    """
+
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+
+    reference: str | None
+    recovered: str | None
+    reference_tokens: list[str] | None
+    recovered_tokens: list[str] | None
+    tokens: Count
+    exact: bool | None
     label: NotRequired[int | None]
     recovered_label: NotRequired[int | None]
     unknown_tokens: Count | None
@@ -46,7 +57,7 @@ class SentenceResult(TypedDict):
 class StageResult(TypedDict):
     """The figures of an answer as it stood when a stage of the attack ended."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     token_match_rate: Rate
     token_recall: Rate
@@ -95,7 +106,7 @@ class _Result(TypedDict):
     run_dir: str | None
 
 
-class RunResult(_Result):
+class RunResult(_Result, MeanScores):
     """What `textleak run --json` prints, and `textleak.run` returns: a dictionary with these keys.
 
     Example:
@@ -104,22 +115,13 @@ class RunResult(_Result):
         'All of the text leaked through the embedding gradient'
     """
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     hidden_size: Count
     tokens: Count | None
     tokens_per_hidden: Figure | None
     proved_tokens: Count
     sentences: list[SentenceResult]
-    token_match_rate: Rate | None
-    token_recall: Rate | None
-    exact_rate: Rate | None
-    rouge1: Rate | None
-    rouge2: Rate | None
-    rougeL: Rate | None
-    rouge1_words: Rate | None
-    rouge2_words: Rate | None
-    rougeL_words: Rate | None
     unknown_tokens: Count | None
     surplus: NotRequired[list[str]]
     stages: dict[str, StageResult]
@@ -128,7 +130,7 @@ class RunResult(_Result):
 class Answer(TypedDict):
     """What an update tells by itself: a question, its answer (null: it can't be told) and its evidence."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     what: str
     value: Any
@@ -143,7 +145,7 @@ class AuditResult(RunResult):
         ['advice', 'after', 'before', 'time_limit', 'told', 'verdict', 'verdict_reason']
     """
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     verdict: Literal["LEAKS", "PARTLY", "NOT FOUND", "INCONCLUSIVE"]
     verdict_reason: str
@@ -157,7 +159,7 @@ class AuditResult(RunResult):
 class PictureResult(TypedDict):
     """One picture: how near the recovered one is (psnr in dB, at most 100); null without the truth."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     psnr: float | None
     mse: Figure | None
@@ -171,7 +173,7 @@ class PictureResult(TypedDict):
 class ImageResult(_Result):
     """What `textleak image --json` prints; figures are means over the pictures."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     picture_shape: list[Count]
     numbers: Count | None
@@ -188,7 +190,7 @@ class ImageResult(_Result):
 class ShareResult(TypedDict):
     """What `textleak share --json` prints: the files that were written, and what is in them."""
 
-    __pydantic_config__ = _CLOSED  # type: ignore[misc]
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     schema_version: Count
     out: str
