@@ -113,6 +113,13 @@ class Records(list[Record]):
         wanted = {field: _plain(field, value) for field, value in cell.items()}
         return Records(record for record in self if all(_fits(record.cell, *one) for one in wanted.items()))
 
+    def by_cell(self) -> dict[Cell, Records]:
+        """Those of each cell, cells in the order in which they came first."""
+        cells: dict[Cell, Records] = {}
+        for record in self:
+            cells.setdefault(record.cell, Records()).append(record)
+        return cells
+
     def mean(self, figure: str = "token_match_rate", **cell: object) -> float:
         """The mean of a figure over the sentences of some cells.
 
@@ -136,9 +143,7 @@ class Records(list[Record]):
 
     def _repr_html_(self) -> str:
         """A table of the cells, and the tokens of the sentences that leaked most, for a notebook."""
-        cells: dict[Cell, Records] = {}
-        for record in self:
-            cells.setdefault(record.cell, Records()).append(record)
+        cells = self.by_cell()
         lines = [_html_row(cell, records) for cell, records in list(cells.items())[:_MOST_SHOWN]]
         more = f"<p>and {len(cells) - len(lines):,} more cells</p>" if len(cells) > len(lines) else ""
         leaked = sorted((s for record in self for s in record.sentences), key=lambda s: -s.token_match_rate)

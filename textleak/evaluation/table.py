@@ -74,9 +74,7 @@ class TableRow:
 
 def rows(evaluation: Evaluation) -> list[TableRow]:
     """The grid's rows, in its order."""
-    of_cell: dict[Cell, Records] = {}
-    for record in evaluation.records():
-        of_cell.setdefault(record.cell, Records()).append(record)
+    of_cell = evaluation.records().by_cell()
     return [_row(cell, count, of_cell.get(cell, Records())) for cell, count in evaluation.plan.cells()]
 
 

@@ -52,10 +52,7 @@ def cells_of(records: Sequence[Record]) -> list[CellRow]:
     """The cells that have a record, in the order of their first one."""
     from textleak.evaluation.answers import Records
 
-    found: dict[Cell, Records] = {}
-    for record in records:
-        found.setdefault(record.cell, Records()).append(record)
-    return [CellRow(cell=cell, records=rows) for cell, rows in found.items()]
+    return [CellRow(cell=cell, records=rows) for cell, rows in Records(records).by_cell().items()]
 
 
 def sentences_of(row: CellRow, *, blind: bool) -> list[SentenceRow]:
