@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.conftest import write_toy
 from textleak import recover
@@ -23,6 +24,7 @@ from textleak.events import Recovery, Stop
 from textleak.exact.adaptive.bounded import Bounds, fitted, rank_between
 from textleak.jobs.parts import chosen_client
 from textleak.models import TextModel, load_model
+from textleak.models.base import Tensors
 from textleak.private.secrets import Secret
 from textleak.private.share import share
 from textleak.settings.choices import Choice
@@ -57,6 +59,16 @@ def shared_by(who: Client, model: TextModel, *sentences: str, folder: Path) -> t
     shared, secret = share(model, sentences, client=who, share="no-embeddings", seed=1)
     shared.save(folder / "gradient.safetensors")
     return SharedGradient.load(folder / "gradient.safetensors"), secret
+
+
+def bounded(who: Client, model: TextModel) -> tuple[Mapping[str, tuple[Tensor, Tensor]], Tensors]:
+    """What a client's step tells of its gradient, and the gradient itself."""
+    shared, _ = share(model, [ONE], client=who, share="no-embeddings", seed=1)
+    gradient, _ = share(model, [ONE], share="no-embeddings", seed=1)
+    view = view_of(shared, model)
+    bounds = view.client.bounds(view.shared.gradients, view.model)
+    assert bounds is not None
+    return bounds, gradient.gradients
 
 
 def read(recovery: Recovery) -> list[tuple[int, ...]]:
@@ -102,13 +114,9 @@ def test_a_gradient_lies_between_the_bounds_that_a_step_tells(
 ) -> None:
     model = wide_model()
     who = client(share=sent, weight_decay=decay, max_grad_norm=None)
-    shared, _ = share(model, [ONE], client=who, share="no-embeddings", seed=1)
-    gradient, _ = share(model, [ONE], share="no-embeddings", seed=1)
-    view = view_of(shared, model)
-    bounds = view.client.bounds(view.shared.gradients, view.model)
-    assert bounds is not None
+    bounds, gradient = bounded(who, model)
     for name, (low, high) in bounds.items():
-        own = gradient.gradients[name].double()
+        own = gradient[name].double()
         slack = 1e-6 * own.abs()
         assert bool(((low <= own + slack) & (own - slack <= high)).all()), name
     low, high = bounds["bert.encoder.layer.0.attention.self.value.weight"]
@@ -119,13 +127,9 @@ def test_a_gradient_lies_between_the_bounds_that_a_step_tells(
 def test_a_step_of_sgd_leaves_the_rounding_of_the_weights(wide_model: Callable[[], TextModel]) -> None:
     model = wide_model()
     who = client(optimizer="sgd", lr=0.01, max_grad_norm=None)
-    shared, _ = share(model, [ONE], client=who, share="no-embeddings", seed=1)
-    gradient, _ = share(model, [ONE], share="no-embeddings", seed=1)
-    view = view_of(shared, model)
-    bounds = view.client.bounds(view.shared.gradients, view.model)
-    assert bounds is not None
+    bounds, gradient = bounded(who, model)
     for name, (low, high) in bounds.items():
-        own = gradient.gradients[name].double()
+        own = gradient[name].double()
         assert bool(((low <= own) & (own <= high)).all()), name
         assert float((high - low).max()) < 1e-4
 
