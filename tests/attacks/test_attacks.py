@@ -228,7 +228,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from textleak.attacks import ATTACKS
-from textleak.attacks.base import begin
+from textleak.attacks.base import begin, to_end
 from textleak.shared.gradient import SharedGradient
 from textleak.models import load_model
 
@@ -239,12 +239,8 @@ model = load_model(folder, weights=public.weights, task=public.task, device="cpu
                    weights_seed=public.weights_seed, num_labels=public.num_labels)
 found = {}
 for attack, options in json.loads(attacks).items():
-    steps = begin(ATTACKS.build(attack, options), shared, model, seed=0)
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        found[attack] = [[p.id for p in s.positions] for s in end.value.sentences]
+    recovery = to_end(begin(ATTACKS.build(attack, options), shared, model, seed=0))
+    found[attack] = [[p.id for p in s.positions] for s in recovery.sentences]
 assert "textleak.private.share" not in sys.modules
 print(json.dumps(found))
 """
