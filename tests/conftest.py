@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import gc
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,33 @@ def write_toy(family: str, folder: Path, **wider: object) -> Path:
     config.save_pretrained(folder / family)
     tokenizer.save_pretrained(folder / family)
     return folder / family
+
+
+def write_network(
+    family: str,
+    tokenizer: Any,
+    shape: Mapping[str, object],
+    folder: Path,
+    *,
+    roles: Sequence[str] = ("pad", "bos", "eos"),
+) -> Path:
+    """Write configuration and tokenizer of any network, without weights, into a folder.
+
+    Args:
+        family: its model type.
+        tokenizer: tells the vocabulary's size and the ids of special tokens.
+        shape: options of the configuration; they go before what the tokenizer tells.
+        folder: where they are written.
+        roles: of the special tokens that the configuration is told, where the tokenizer has them.
+    """
+    from transformers import AutoConfig
+
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in roles}
+    given = {name: token for name, token in ids.items() if token is not None}
+    config = AutoConfig.for_model(family, **{"vocab_size": len(tokenizer), **given, **shape})
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from torch import nn
-from transformers import AutoConfig
 
-from tests.conftest import ToyModel, toy_tokenizer
+from tests.conftest import ToyModel, toy_tokenizer, write_network
 from textleak import recover
 from textleak.errors import InputError
 from textleak.events import Stop
@@ -55,13 +54,7 @@ KINDS = {
 
 def written(family: str, tokens: str, shape: dict[str, object], folder: Path) -> Path:
     """Configuration and tokenizer of a small network, in a folder."""
-    tokenizer = toy_tokenizer(tokens)
-    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
-    given = {role: token for role, token in roles.items() if token is not None}
-    config = AutoConfig.for_model(family, **{"vocab_size": len(tokenizer), **given, **shape})
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_network(family, toy_tokenizer(tokens), shape, folder)
 
 
 def drawn(kind: str, folder: Path) -> TextModel:

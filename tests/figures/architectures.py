@@ -23,8 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
+from tests import conftest
 from textleak.attacks.base import to_end
 from textleak.errors import TextleakError
 from textleak.jobs.text import prepare
@@ -190,22 +190,16 @@ class Row:
     crashed: bool = False
 
 
-def write(family: str, folder: Path, **other: object) -> Path:
+def write(family: str, folder: Path) -> Path:
     """Configuration and tokenizer of a family, without weights, in a folder of its own.
 
     Args:
         family: of `FAMILIES`.
         folder: where that folder is made.
-        other: options of the configuration instead of ours.
     """
     kind, options = FAMILIES[family]
     tokenizer = bundled_tokenizer(CATALOG[_TOKENIZERS[kind]])
-    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
-    given = {role: token for role, token in roles.items() if token is not None}
-    config = AutoConfig.for_model(family, **{**given, "vocab_size": len(tokenizer), **options, **other})
-    config.save_pretrained(folder / family)
-    tokenizer.save_pretrained(folder / family)
-    return folder / family
+    return conftest.write_network(family, tokenizer, options, folder / family)
 
 
 def measured(family: str, sentences: Sequence[str], time_limit: float) -> Row:

@@ -26,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from tests import conftest
 from textleak import seeds
@@ -253,15 +252,9 @@ def tiny(family: str, folder: Path, *, trained: bool) -> TextModel:
     """A family's tiny model, made in a folder: a classifier of an encoder, a causal decoder."""
     shape, kind = FAMILIES[family]
     tokenizer = conftest.toy_tokenizer(kind)
-    known = {
-        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
-        for role in ("pad", "bos", "eos", "cls", "sep")
-    }
-    ids = {name: token for name, token in known.items() if token is not None}
-    config = AutoConfig.for_model(family, **{**ids, **shape, "vocab_size": len(tokenizer)})
-    config.save_pretrained(folder / family)
-    tokenizer.save_pretrained(folder / family)
-    model = load_model(str(folder / family), weights="random", device="cpu")
+    roles = ("pad", "bos", "eos", "cls", "sep")
+    written = conftest.write_network(family, tokenizer, shape, folder / family, roles=roles)
+    model = load_model(str(written), weights="random", device="cpu")
     return _trained(model) if trained else model
 
 
