@@ -101,10 +101,12 @@ class _Run:
         for attack in (Match, Replay) if plain else (Replay, Match):
             if not self._can(attack):
                 continue
-            matched = attack is Match
-            part = self._matched(found) if matched else Replay().run(self.view, generator=self.generator)
+            if attack is Match:
+                part = self._matched(found)
+            else:
+                part = self.totals.followed(Replay().run(self.view, generator=self.generator))
             try:
-                self.answers.append((yield from part if matched else self.totals.followed(part)))
+                self.answers.append((yield from part))
             except InputError as error:  # it has nothing to go by: what was found before is the answer
                 self.notes.append(" ".join(str(error).splitlines()))
                 if not plain:

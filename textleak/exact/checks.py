@@ -1,12 +1,13 @@
 """How far a sentence is from being one of the batch: what its tokens' inputs further in have outside the spans.
 
-Shapes: K sentences, T positions, N pairs, H heads, A a head's size, I a layer's input size, S sketch directions.
+Shapes: K sentences, T positions, L layers, N pairs, H heads, A a head's size, I a layer's input size, S sketch
+directions.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -93,15 +94,28 @@ class LayerCheck:
     def outside(self, rows_KT: Tensor) -> Tensor:
         """See `Check`; the mean over the layers."""
         ids_KT = self.tokens_N[rows_KT.to(self.tokens_N.device)]
-        found = []
-        for part_KT in torch.split(ids_KT, max(1, _TOKENS_A_PASS // ids_KT.shape[1])):
-            inputs = layer_inputs(self.model, part_KT, list(self.bases))
-            parts = [
-                1 - (x @ self.bases[name].T).square().sum(-1) / x.square().sum(-1)
-                for name, x in inputs.items()
-            ]
-            found.append(torch.stack(parts).mean(0).clamp_min(0))
-        return torch.cat(found)
+        at_once = max(1, _TOKENS_A_PASS // ids_KT.shape[1])
+        return parts_outside(self.model, ids_KT, self.bases, at_once=at_once).mean(0).clamp_min(0)
+
+
+def parts_outside(model: TextModel, ids_KT: Tensor, bases: Mapping[str, Tensor], *, at_once: int) -> Tensor:
+    """For each layer and token the part of its input's squared norm that lies outside, up to rounding: (L, K, T).
+
+    Args:
+        model: the public model.
+        ids_KT: the sentences.
+        bases: for each of L layers the directions (R, I) of its span.
+        at_once: sentences that run through the network at once.
+    """
+    found = []
+    for part_KT in torch.split(ids_KT, at_once):
+        inputs = layer_inputs(model, part_KT, list(bases))
+        parts = [
+            1 - (x_KTI @ bases[name].T).square().sum(-1) / x_KTI.square().sum(-1)
+            for name, x_KTI in inputs.items()
+        ]
+        found.append(torch.stack(parts))
+    return torch.cat(found, 1)
 
 
 def descend(

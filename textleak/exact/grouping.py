@@ -89,29 +89,33 @@ def encoder_sentences(
     )
     if not len(pairs):
         return Found(rows=(), notes=(*notes, f"{full}, but no token's input lies in them."))
+    deadline = None if time_limit is None else time.monotonic() + time_limit
     if not layers[0].depends_on_position and model.num_labels is not None and shared.known.size in (None, 1):
-        ordered = yield from _in_order(model, shared, pairs, time_limit)
+        ordered = yield from _in_order(model, shared, pairs, deadline)
         if ordered is not None:
             return ordered
     yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
-    grouping = _Grouping(model, shared, LayerRemainder.of(shared, layers, span), pairs, time_limit)
+    grouping = _Grouping(model, shared, LayerRemainder.of(shared, layers, span), pairs, deadline)
     yield from grouping.run()
     return grouping.found(notes)
 
 
 def _in_order(
-    model: TextModel, shared: SharedGradient, pairs: Pairs, time_limit: float | None
+    model: TextModel, shared: SharedGradient, pairs: Pairs, deadline: float | None
 ) -> Generator[Phase | Progress, None, Found | None]:
     """The only sentence, where the first layers tell its tokens and not where they stand; None where it isn't found."""
     yield Phase(name="order", detail="where these tokens stand, by what layers further in read")
-    deadline = None if time_limit is None else time.monotonic() + time_limit
     for tries, found in enumerate(ordered_sentence(model, shared, pairs)):
         if found is not None:
             return Found(rows=(found.row,), classes=(found.label,), batch_size=1, complete=True)
         yield Progress(phase="order", step=tries)
-        if deadline is not None and time.monotonic() > deadline:
+        if _over(deadline):
             return None
     return None
+
+
+def _over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 class _Grouping:
@@ -123,11 +127,11 @@ class _Grouping:
         shared: SharedGradient,
         first: LayerRemainder,
         pairs: Pairs,
-        time_limit: float | None,
+        deadline: float | None,
     ) -> None:
         self.model, self.shared, self.pairs, self.every_pair = model, shared, pairs, pairs
         self.notes: list[str] = []
-        self.deadline = None if time_limit is None else time.monotonic() + time_limit
+        self.deadline = deadline
         further = [
             (shared_ones, span)
             for layers in following_layers(model, _INPUTS)
@@ -228,7 +232,7 @@ class _Grouping:
         self.batch = self._counted()
 
     def _time(self) -> bool:
-        return self.deadline is None or time.monotonic() < self.deadline
+        return not _over(self.deadline)
 
     # What it shows
 

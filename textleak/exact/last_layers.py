@@ -85,7 +85,7 @@ class LastLayers:
             gradient_OI = gradient_OI.T
         eps = torch.finfo(shared.gradients[weight_name].dtype).eps
         delta_NO, noise_N, whole = _at_the_output(inputs_NI, gradient_OI, eps)
-        logits_NC, scale_NC = _logits(model, head, layout)
+        logits_NC, scale_NC = _logits(model, head, layout, hidden_RTD)
         with torch.no_grad():
             weight_CD = _weight(head).detach()
             chances_NC = logits_NC.to(model.loss_dtype).softmax(-1).to(weight_CD.dtype)
@@ -275,8 +275,14 @@ def _run(
     raise ValueError(f"{model.name} never runs its head")
 
 
-def _logits(model: TextModel, head: nn.Module, layout: _Layout) -> tuple[Tensor, Tensor]:
+def _logits(model: TextModel, head: nn.Module, layout: _Layout, hidden_RTD: Tensor) -> tuple[Tensor, Tensor]:
     """The network's own logits at each beginning, and what it scales the head's outputs by: `LastLayers.scale_NC`."""
+    places = layout.places
+    if model.num_labels is not None:
+        # A class is read off the last token; here every beginning ends a sentence.
+        with torch.no_grad():
+            logits_NC = head(hidden_RTD)[places]
+        return logits_NC, torch.ones_like(logits_NC[:1, :1])
     made: list[Tensor] = []
 
     def cut(_module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -284,13 +290,8 @@ def _logits(model: TextModel, head: nn.Module, layout: _Layout) -> tuple[Tensor,
         return made[0].clone()  # some networks scale it in place
 
     with hooked([head.register_forward_hook(cut)]), torch.enable_grad():
-        if model.num_labels is None:
-            logits_RTC = run(model, layout.ids_RT, mask=layout.mask_RT).logits
-        else:  # a class is read off the last token; here every beginning ends a sentence
-            hidden_RTD = run(model, layout.ids_RT, mask=layout.mask_RT, whole=False).last_hidden_state
-            logits_RTC = head(hidden_RTD)
+        logits_RTC = run(model, layout.ids_RT, mask=layout.mask_RT).logits
     (slope_RTC,) = torch.autograd.grad(logits_RTC.sum(), made[0])
-    places = layout.places
     scale_NC = slope_RTC.view_as(logits_RTC)[places]
     same = bool((scale_NC == scale_NC[0, 0]).all())
     return logits_RTC.detach()[places], scale_NC[:1, :1] if same else scale_NC

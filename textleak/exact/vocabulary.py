@@ -66,9 +66,8 @@ class Vocabulary:
         margin = OUTSIDE * turned + _FLOAT32_MARGIN
         near = list(self._near(position, margin))
         ids_N, inputs_NI = torch.cat([ids for ids, _ in near]), torch.cat([inputs for _, inputs in near])
-        there_N = inputs_NI.any(
-            1
-        )  # a zero, as of a padding token, is in every span and leaves no trace in a gradient
+        # A zero, as of a padding token, is in every span and leaves no trace in a gradient.
+        there_N = inputs_NI.any(1)
         ids_N, inputs_NI = ids_N[there_N], inputs_NI[there_N]
         misfits_N = self.span.misfit(inputs_NI, eps=torch.finfo(self.model.dtype).eps)
         order_N = misfits_N.argsort()

@@ -53,9 +53,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight_OI)
         result = product(x_I, weight_OI, bias_O)
-        return (
-            result.clone() if result._is_view() else result
-        )  # a view mayn't be changed in place, as some networks do
+        # A view mayn't be changed in place, as some networks do.
+        return result.clone() if result._is_view() else result
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_O: Tensor) -> tuple[Tensor, None, None]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Generator, Sequence
 
@@ -40,11 +41,6 @@ class ReplayedBatch:
         self.certificate = Certificate(gradient_distance=None, verified=False)
         self.size = view.shared.known.batch_size
         self.scores = Scores(Replayed(view).scores)
-
-    @property
-    def evaluations(self) -> int:
-        """Guesses replayed."""
-        return self.scores.evaluations
 
     def run(self) -> Generator[Phase | Progress, None, None]:
         """Look for sentences until they make the update; the guess is what was found, in any case."""
@@ -103,17 +99,16 @@ class ReplayedBatch:
     def _ordered(self, guess: Guess) -> bool:
         """Whether it matters which sentences stand together in a step."""
         turned = Guess(guess.rows[1:] + guess.rows[:1], guess.classes[1:] + guess.classes[:1])
-        whole = Replayed(self.view, whole=True)
-        one, other = whole.scores([guess, turned])
+        scored = self._whole([guess, turned])
+        one, other = scored[guess], scored[turned]
         return abs(one - other) > 1e-6 * max(one, other)
 
     def _in_order(self, guess: Guess) -> Generator[Progress, None, None]:
         """Exchange two sentences as long as that brings the update nearer."""
-        whole = Scores(Replayed(self.view, whole=True).scores)
         for _ in range(_EXCHANGES):
             before = guess
             for a, b in itertools.combinations(range(len(guess.rows)), 2):
-                scored = whole([guess, _exchanged(guess, a, b)])
+                scored = self._whole([guess, _exchanged(guess, a, b)])
                 guess = self.guess = min(scored, key=scored.__getitem__)
                 yield self._progress("replay", 1)
                 if self.view.clock.over:
@@ -121,6 +116,11 @@ class ReplayedBatch:
             if guess == before:
                 break
         self.certificate = certify(self.view, sentences_of(self.view, guess))
+
+    @functools.cached_property
+    def _whole(self) -> Scores:
+        """Scores of guesses by all of the client's procedure."""
+        return Scores(Replayed(self.view, whole=True).scores)
 
     @property
     def _classes(self) -> int:
@@ -135,8 +135,7 @@ class ReplayedBatch:
         return Progress(
             phase=phase,
             step=step,
-            loss=None,
-            evaluations=self.evaluations,
+            evaluations=self.scores.evaluations,
             sentences=sentences_of(self.view, guess),
             detail=detail,
         )

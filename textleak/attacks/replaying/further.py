@@ -3,7 +3,7 @@
 Ten steps of AdamW turn the spans so far that a true token may be the tenth of its list. Further in, an input depends on
 all of the sentence, and several layers have a say. It takes the network's first blocks, and no gradient.
 
-Shapes: K sentences, T positions, I a layer's input size.
+Shapes: L layers, K sentences, T positions, I a layer's input size.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from textleak.clients.view import View
+from textleak.exact.checks import parts_outside
 from textleak.exact.subspace import as_rows
 from textleak.matching.discrete import Row
-from textleak.models.probes.layers import following_layers, layer_inputs
+from textleak.models.probes.layers import following_layers
 from textleak.numerics import exact
 
 # Inputs further in that are asked: those of a transformer's first block but the first one, and of half of the second
@@ -46,16 +47,9 @@ class FurtherIn:
 
     def scores(self, rows: Sequence[Row]) -> Tensor:
         """The mean over inputs and positions of the logarithm of the part outside, (K,)."""
-        found = []
-        for ids_KT in torch.split(torch.tensor(rows, device=self.model.device), _AT_ONCE):
-            inputs = layer_inputs(self.model, ids_KT, list(self.bases))
-            parts = [
-                1 - (inputs_KTI @ self.bases[name].T).square().sum(-1) / inputs_KTI.square().sum(-1)
-                for name, inputs_KTI in inputs.items()
-            ]
-            least = torch.finfo(self.model.dtype).eps
-            found.append(torch.stack(parts).clamp_min(least).log().mean((0, 2)))
-        return torch.cat(found)
+        ids_KT = torch.tensor(rows, device=self.model.device)
+        parts_LKT = parts_outside(self.model, ids_KT, self.bases, at_once=_AT_ONCE)
+        return parts_LKT.clamp_min(torch.finfo(self.model.dtype).eps).log().mean((0, 2))
 
     def nearest(self, lists: Sequence[Sequence[int]]) -> Row:
         """From the first token of each list, one position after the other takes what leaves least outside."""

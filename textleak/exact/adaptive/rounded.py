@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from textleak.exact.subspace import InputSpan, span_of
-from textleak.numerics import exact
 
 # A singular value is an input's where it is above this many times the largest that rounding makes (our choice; measured
 # on minilm after 4 and 16 steps of SGD at 1e-2: those of rounding up to 1.1, with the drift's up to 1.6).
@@ -41,14 +40,13 @@ class RoundedSpan:
     edge: float
 
 
-def rounded_span(gradients: Sequence[Tensor], layers: Sequence[str]) -> RoundedSpan | None:
+def rounded_span(stacked_OI: Tensor, layers: Sequence[str]) -> RoundedSpan | None:
     """The span of one input in an update of several steps; None where all of it is rounding.
 
     Args:
-        gradients: (O, I) each, of layers that read one input.
+        stacked_OI: the gradients of layers that read one input, one after the other, float64.
         layers: their names.
     """
-    stacked_OI = torch.cat([exact(gradient_OI) for gradient_OI in gradients])
     _, s_S, basis_SI = torch.linalg.svd(stacked_OI, full_matrices=False)
     shape = (stacked_OI.shape[0], stacked_OI.shape[1])
     edge = _edge(s_S, shape)

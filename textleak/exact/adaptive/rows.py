@@ -23,6 +23,7 @@ from textleak.exact.subspace import NO_SPAN, InputSpan, as_rows
 from textleak.matching.discrete import Row
 from textleak.models.probes.attention import first_attention
 from textleak.models.probes.layers import LinearLayer, following_layers, sees_ahead
+from textleak.numerics import exact
 
 # Inputs further in that are asked where each costs a decomposition, and where it costs a fit (our choice).
 _INPUTS, _INPUTS_BOUNDED = 2, 1
@@ -74,7 +75,8 @@ class BlurredRows:
         if view.shared.effects:
             return "A defense or a short type changed the update, so what rounding did to it isn't known."
         read_first = first_layers(view)
-        first = _input(view, read_first, _USUAL * (view.shared.known.batch_size or 1))
+        bounded = view.client.bounds({}, view.model) is not None
+        first = _input(view, read_first, _USUAL * (view.shared.known.batch_size or 1), bounded=bounded)
         if isinstance(first, str):
             return first
         assert first.span is not None
@@ -85,9 +87,8 @@ class BlurredRows:
         pairs = find_pairs(model, read_first[0], first.span, longest=max(lengths) if lengths else None)
         if not len(pairs):
             return "No token's input lies in the span of the update."
-        bounded = view.client.bounds({}, view.model) is not None
-        count = _INPUTS_BOUNDED if bounded else _INPUTS
-        found = (_input(view, _shared(view, layers), rank) for layers in following_layers(model, count))
+        further_in = following_layers(model, _INPUTS_BOUNDED if bounded else _INPUTS)
+        found = (_input(view, _shared(view, layers), rank, bounded=bounded) for layers in further_in)
         further = [left for left in found if not isinstance(left, str)]
         if not further:
             return "No layer beyond the first ones was shared, so nothing tells which tokens stand together."
@@ -116,25 +117,32 @@ class BlurredRows:
         return network is None or float(network.outside(indices).mean()) <= self.search.solved
 
 
-def _input(view: View, layers: Sequence[LinearLayer], least: int) -> LayerRemainder | str:
-    """What the update shows of what some layers read, which are `least` inputs or more."""
+def _input(view: View, layers: Sequence[LinearLayer], least: int, *, bounded: bool) -> LayerRemainder | str:
+    """What the update shows of what some layers read, which are `least` inputs or more.
+
+    Args:
+        view: what the server sees.
+        layers: that read one input.
+        least: inputs that there are at least.
+        bounded: whether the client's step left the gradient's entries between bounds.
+    """
     if not layers:
         return NO_SPAN
-    gradients = [as_rows(view.shared.gradients[layer.weight_name], layer) for layer in layers]
-    names = [layer.name for layer in layers]
-    if view.client.bounds({}, view.model) is not None:
+    gradients = [exact(as_rows(view.shared.gradients[layer.weight_name], layer)) for layer in layers]
+    if bounded:
         between = bounded_span(view, layers, least=least)
         if isinstance(between, str):
             return between
         stacked_OI, span, edge = between.gradient_OI, between.span, 0.0
     else:
-        rounded = rounded_span(gradients, names)
+        stacked_OI = torch.cat(gradients)
+        rounded = rounded_span(stacked_OI, [layer.name for layer in layers])
         if rounded is None:
             return "All of the update is rounding."
-        stacked_OI, span, edge = torch.cat(gradients), rounded.span, rounded.edge
+        span, edge = rounded.span, rounded.edge
     return LayerRemainder(
         layers=tuple(layers),
-        stacked_OI=stacked_OI.double(),
+        stacked_OI=stacked_OI,
         outputs=[len(gradient_OI) for gradient_OI in gradients],
         span=span,
         rounding=edge,

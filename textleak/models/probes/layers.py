@@ -149,9 +149,8 @@ def layer_inputs(
     ]
     differentiable = torch.is_grad_enabled() and inputs.requires_grad
     own = inputs.shape[1]
-    if (
-        own < model.way.shortest
-    ):  # what comes after it changes nothing in the layers that single tokens are asked about
+    if own < model.way.shortest:
+        # What comes after it changes nothing in the layers that single tokens are asked about.
         more = model.way.shortest - own
         inputs = functional.pad(inputs, (0, 0, 0, more) if inputs.dtype.is_floating_point else (0, more))
         mask = None
