@@ -35,8 +35,6 @@ LEAST, LEAST_FOLDED, LEAST_LOW = 9, 5, 1
 # Height of the whole screen below which the lower panes have no border and one line.
 LOW = 20
 PANES = ("tokens", "told", "waterfall", "curves", "candidates", "labels")
-# Lines that the curves take at most, border included.
-CURVES = 12
 
 
 class RunView(Vertical):

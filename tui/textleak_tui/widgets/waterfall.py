@@ -102,11 +102,6 @@ class Waterfall(Widget, can_focus=True):
         """Whether the positions' numbers stand above."""
         return self.size.height > 3
 
-    @property
-    def lines(self) -> int:
-        """Lines that all rows take, the numbers above them included."""
-        return len(lines_of(self._state.rows, self._state.phases, 10**6)) + 1
-
     def on_resize(self) -> None:
         """Other rows fit."""
         self._lay_out()
