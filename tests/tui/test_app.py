@@ -675,6 +675,31 @@ def test_below_60_by_16_there_is_one_pane_and_a_line_says_which_are_hidden() -> 
     shown(scene, (80, 15))
 
 
+def test_where_the_pane_in_view_has_nothing_to_show_the_next_one_is_the_first_that_has() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        await pilot.press("v")
+        await pilot.pause()
+        assert view.waterfall.display, "there are no curves before the first loss"
+        view.show(HALF_WAY)
+        await pilot.press("v", "v")
+        view.candidates.focus()
+        await pilot.press("z")
+        await pilot.pause()
+        assert view.candidates.display
+        view.show(state())
+        await pilot.press("v")
+        await pilot.pause()
+        assert view.tokens.display, "another run has no candidates yet"
+        await pilot.press("z")
+        await pilot.resize_terminal(80, 24)
+        view.show(state(Progress(phase="continuous", step=0, image=(((((0.5,),),)),))))
+        await pilot.press("v")
+        await pilot.pause()
+        assert view.tokens.display, "a picture without loss and labels stands alone"
+
+    shown(scene, (80, 18), state())
+
+
 def test_the_panes_follow_the_terminal_when_it_changes_its_size() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         for size in ((60, 16), (160, 48), (50, 12), (100, 30)):

@@ -195,10 +195,12 @@ class RunView(Vertical):
 
     def next_pane(self) -> None:
         """Show the next of the panes that share a place."""
-        sharing = self._panes if self.has_class("-single") else self._panes[1:]
-        at = sharing.index(self._lower if not self.has_class("-single") else self.pane)
-        self.pane = sharing[(at + 1) % len(sharing)]
-        self._fold()
+        single = self.has_class("-single")
+        sharing, here = (self._panes, self.pane) if single else (self._panes[1:], self._lower)
+        if sharing:
+            at = sharing.index(here) if here in sharing else -1
+            self.pane = sharing[(at + 1) % len(sharing)]
+            self._fold()
 
     def zoom(self) -> None:
         """Give the pane in focus all the room, or all panes theirs again."""
@@ -225,8 +227,10 @@ class RunView(Vertical):
     @property
     def _lower(self) -> str:
         """The pane below the tokens where there is room for one."""
-        first = "curves" if self.has_class("-low") else self._panes[1]
-        return self.pane if self.pane in self._panes[1:] else first
+        sharing = self._panes[1:]
+        if self.pane in sharing:
+            return self.pane
+        return "curves" if self.has_class("-low") or not sharing else sharing[0]
 
     def _share_out(self) -> None:
         """Give the tokens the lines that they need, and the lower panes the rest."""
