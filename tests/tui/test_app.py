@@ -615,6 +615,13 @@ def test_the_answer_has_number_channel_and_certificate() -> None:
     assert "✗ not verified" in answer({**RESULT, "verified": False}).plain
     assert "match rate" not in answer(RESULT, blind=True).plain
     assert len(answer(RESULT, short=True).plain) < 100
+    reason = "83 % of the tokens came back at their place."
+    audited = {**RESULT, "token_match_rate": 0.83, "verdict": "LEAKS", "verdict_reason": reason}
+    assert f"LEAKS: {reason}" in answer(audited).plain
+    assert "83 %" not in answer(audited, blind=True).plain
+    assert "LEAKS" not in answer(audited, blind=True).plain
+    untold = {**audited, "token_match_rate": None}
+    assert f"LEAKS: {reason}" in answer(untold, blind=True).plain
 
 
 # Sizes

@@ -317,9 +317,10 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
     if "images" in result:
         return Text(answer_of_pictures(result, blind=blind), style="bold")
     seen = {**result, "token_match_rate": None} if blind else result
-    # What an audit found out without the truth is no secret of the blind.
-    told = result.get("verdict_reason") if result.get("token_match_rate") is None or not blind else None
-    sentence = f"{result.get('verdict')}: {told}" if told else how_much(seen)
+    if blind and result.get("token_match_rate") is not None:
+        # An audit's verdict goes by the truth then; what it found out without it is no secret of the blind.
+        seen = {name: value for name, value in seen.items() if name != "verdict"}
+    sentence = how_much(seen)
     rate = seen.get("token_match_rate")
     words = [f"match rate {rate:.2f}"] if isinstance(rate, int | float) else []
     verified = result.get("verified")
