@@ -225,7 +225,7 @@ def test_float16_rounds_the_scaled_gradient_where_its_effect_says(scale: float, 
     assert torch.equal((seen * scale).half().double() / scale, seen)  # a grid's point, underflow and all
     nothing = torch.zeros((), dtype=torch.float64)
     half = 2.0**-25 / scale  # of float16's smallest number
-    assert before_rounding(nothing, nothing, (effect,)) == (-half, half)
+    assert before_rounding({name: (nothing, nothing)}, (effect,)) == {name: (-half, half)}
 
 
 def test_a_loss_scale_that_overflows_float16_is_said(toy_model: ToyModel) -> None:

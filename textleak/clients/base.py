@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from textleak.errors import InputError
 from textleak.matching.factored import Capture
 from textleak.matching.matcher import GradientSource
 from textleak.models.base import Examples, M, Modality, Model, Tensors
 from textleak.models.gradient import formed_gradient
-from textleak.numerics import exact
 from textleak.registry import Registry
 from textleak.seeds import seeded
-from textleak.shared.effects import Effect, before_rounding
+from textleak.shared.effects import Bounds, Effect, before_rounding, known_exactly
 from textleak.shared.public import PublicClient
 from textleak.shared.traits import Trait
 
@@ -111,7 +110,7 @@ class Client:
         del model
         return sent
 
-    def bounds(self, gradient: Tensors, model: Model) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+    def bounds(self, gradient: Tensors, model: Model) -> Bounds | None:
         """Between what each entry of the batch's gradient lay, up to one positive factor common to all tensors.
 
         Args:
@@ -123,11 +122,7 @@ class Client:
             gradient itself, or where several steps leave nothing of the kind.
         """
         effects = self.effects(model)
-        return (
-            _before({name: (exact(one), exact(one)) for name, one in gradient.items()}, effects)
-            if effects
-            else None
-        )
+        return before_rounding(known_exactly(gradient), effects) if effects else None
 
     def proxy(self) -> Client:
         """A client that is cheaper to replay and whose gradient ranks guesses nearly as well; itself where none is."""
@@ -214,12 +209,12 @@ class Composed(Client):
         """As the one kind that sends something else."""
         return self._updates.as_gradient(sent, model)
 
-    def bounds(self, gradient: Tensors, model: Model) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+    def bounds(self, gradient: Tensors, model: Model) -> Bounds | None:
         """As the one kind that sends something else leaves them, before what the others do to a gradient."""
         if self._updates is _ONE_STEP:
             return super().bounds(gradient, model)
         bounds = self._updates.bounds(gradient, model)
-        return None if bounds is None else _before(bounds, self.effects(model))
+        return None if bounds is None else before_rounding(bounds, self.effects(model))
 
     def proxy(self) -> Client:
         """Of the cheaper ones of all kinds."""
@@ -259,15 +254,6 @@ class Composed(Client):
 
 
 _ONE_STEP = Client()
-
-
-def _before(
-    bounds: Mapping[str, tuple[Tensor, Tensor]], effects: Sequence[Effect]
-) -> Mapping[str, tuple[Tensor, Tensor]] | None:
-    """Between what tensors lay before some effects; None where they leave no such bounds."""
-    found = {name: before_rounding(low, high, effects) for name, (low, high) in bounds.items()}
-    told = {name: pair for name, pair in found.items() if pair is not None}
-    return told if len(told) == len(found) else None
 
 
 def composed(parts: Sequence[Client] = ()) -> Client:

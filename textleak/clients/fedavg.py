@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -16,6 +16,7 @@ from textleak.clients.base import CLIENTS, EVERY_TRAIT, Client, GradientOf
 from textleak.errors import InputError
 from textleak.models.base import Examples, Model, Tensors
 from textleak.numerics import exact, grid_step
+from textleak.shared.effects import Bounds
 from textleak.shared.traits import Trait
 
 # Of a client, and of one that a file tells of: replaying it takes as long as training (our choice; clients of federated
@@ -149,7 +150,7 @@ class FedAvg(Client):
         }
         return {name: -value / self.rate for name, value in moved.items()}
 
-    def bounds(self, gradient: Tensors, model: Model) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+    def bounds(self, gradient: Tensors, model: Model) -> Bounds | None:
         """From fresh moments AdamW's step is lr · g / (|g| + eps), which tells |g| where the weight's rounding allows.
 
         SGD's is lr · g, up to that rounding. A gradient that was clipped, or only part of it shared, is so up to the
@@ -166,11 +167,11 @@ class FedAvg(Client):
         part = (decayed - after) / self.rate
         unit = grid_step(torch.maximum(decayed.abs(), after.abs()), weight.dtype)
         # The weight is rounded to the nearest value after the step; where it decays, a fused kernel's may be one off.
-        size = part.abs()
-        off = (1.0 if self.weight_decay else 0.5) * unit / self.rate
-        off = off + _STEP_ROUNDING * (size if self.optimizer == "sgd" else 1.0)
+        off, size = (1.0 if self.weight_decay else 0.5) * unit / self.rate, part.abs()
         if self.optimizer == "sgd":
+            off = off + _STEP_ROUNDING * size
             return part - off, part + off
+        off = off + _STEP_ROUNDING
         least = self.eps * (size - off).clamp_min(0) / (1 - size + off).clamp_min(off)
         most = torch.where(size + off < 1, self.eps * (size + off) / (1 - size - off), math.inf)
         least = torch.where(size > off, least, -most)  # of which sign it is doesn't show

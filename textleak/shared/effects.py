@@ -8,7 +8,7 @@ drew is not among them. A server can then ask which gradients could have become 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -335,17 +335,29 @@ def stages(
     return found, factors
 
 
-def before_rounding(low: Tensor, high: Tensor, effects: Sequence[Effect]) -> tuple[Tensor, Tensor] | None:
-    """Between what entries lay before they were rounded, given that they lay between `low` and `high` afterwards.
+Bounds = Mapping[str, tuple[Tensor, Tensor]]
+"""Between what each entry of tensors lay: lower and upper, float64, infinite where there is none."""
+
+
+def known_exactly(tensors: Mapping[str, Tensor]) -> Bounds:
+    """Tensors as their own bounds."""
+    exactly = {name: exact(tensor) for name, tensor in tensors.items()}
+    return {name: (value, value) for name, value in exactly.items()}
+
+
+def before_rounding(bounds: Bounds, effects: Sequence[Effect]) -> Bounds | None:
+    """Between what tensors lay before they were rounded, given between what they lay afterwards.
 
     Returns:
-        Both bounds; None where an effect is no rounding.
+        The bounds; None where an effect is no rounding.
     """
+    if not all(isinstance(effect, Rounded) for effect in effects):
+        return None
     for effect in reversed(effects):
-        if not isinstance(effect, Rounded):
-            return None
-        low, high = effect.bounds(low, high, Stage(own=high, seen=high))
-    return low, high
+        bounds = {
+            name: effect.bounds(low, high, Stage(own=high, seen=high)) for name, (low, high) in bounds.items()
+        }
+    return bounds
 
 
 def nearest_accepted(

@@ -21,6 +21,7 @@ from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
 from textleak.exact.adaptive.bounded import Bounds, fitted, rank_between
+from textleak.exact.adaptive.spans import bounded_span, first_layers
 from textleak.jobs.parts import chosen_client
 from textleak.models import TextModel, load_model
 from textleak.private.secrets import Secret
@@ -141,16 +142,27 @@ def test_several_steps_leave_no_such_bounds(wide_model: Callable[[], TextModel])
 def test_what_was_rounded_lay_between_the_bounds_that_its_grid_tells(grid: Grid, scale: float) -> None:
     values = torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 5
     seen = (values * scale).to(getattr(torch, grid)).double() / scale
-    found = before_rounding(seen, seen, (Rounded(grid=grid, scale=scale),))
+    found = before_rounding({"": (seen, seen)}, (Rounded(grid=grid, scale=scale),))
     assert found is not None
-    low, high = found
+    low, high = found[""]
     assert bool(((low <= values) & (values <= high)).all())
     assert bool((high - low <= 1.01 * spacing(seen * scale, grid) / scale).all())
-    assert before_rounding(seen, seen, (Rounded(grid=grid), Noised(sigma=1e-3))) is None
-    unbounded = before_rounding(
-        torch.full((1,), -torch.inf), torch.full((1,), torch.inf), (Rounded(grid=grid),)
-    )
-    assert unbounded == (-torch.inf, torch.inf)
+    assert before_rounding({"": (seen, seen)}, (Rounded(grid=grid), Noised(sigma=1e-3))) is None
+    anything = (torch.full((1,), -torch.inf), torch.full((1,), torch.inf))
+    assert before_rounding({"": anything}, (Rounded(grid=grid),)) == {"": (-torch.inf, torch.inf)}
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("kinds", [("autocast", "accumulate"), ("fedavg",)], ids="+".join)
+def test_what_was_rounded_after_a_client_changed_it_is_taken_for_no_gradient(
+    kinds: tuple[str, ...], steps: int, wide_model: Callable[[], TextModel]
+) -> None:
+    model = wide_model()
+    who = composed([CLIENTS.build(kind, {} if kind == "autocast" else {"steps": steps}) for kind in kinds])
+    halves = [DEFENSES.build("quantize", {"to": "fp16"})]
+    shared, _ = share(model, [ONE, "he sat"], client=who, defenses=halves, share="no-embeddings", seed=1)
+    view = view_of(shared, model)
+    assert isinstance(bounded_span(view, first_layers(view)), str)
 
 
 @pytest.mark.parametrize("attack", ["span", "auto"])

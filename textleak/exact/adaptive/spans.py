@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from textleak.exact.adaptive.bounded import Bounds, LowRank, fitted, rank_betwee
 from textleak.exact.subspace import NO_SPAN, InputSpan, as_rows
 from textleak.models.base import Tensors
 from textleak.models.probes.layers import LinearLayer, LocalLayer, local_layers
-from textleak.numerics import exact
-from textleak.shared.effects import before_rounding
+from textleak.shared import effects
+from textleak.shared.traits import Trait
 
 # Part of the dimensions beyond which a fit has too little left to go by (our choice).
 _FULL = 0.5
@@ -76,14 +76,15 @@ def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None
     )
 
 
-def _bounds(view: View, seen: Tensors) -> Mapping[str, tuple[Tensor, Tensor]] | None:
+def _bounds(view: View, seen: Tensors) -> effects.Bounds | None:
     """Between what the entries of some tensors' gradients lay; None where nothing says that, or they are exact."""
-    own, outer = view.client.bounds(seen, view.model), view.shared.defended_effects
-    if own is None:
-        found = {name: before_rounding(exact(one), exact(one), outer) for name, one in seen.items()}
-        told = {name: pair for name, pair in found.items() if pair is not None}
-        return told if outer and len(told) == len(found) else None
-    return None if outer else own
+    own, rounded = view.client.bounds(seen, view.model), view.shared.defended_effects
+    if not rounded:
+        return own
+    # What was rounded afterwards is the gradient itself only where the client's own procedure leaves that.
+    if own is not None or view.shared.client.effects or not view.has(Trait.ADDITIVE):
+        return None
+    return effects.before_rounding(effects.known_exactly(seen), rounded)
 
 
 def _fitted(view: View, bounds: Bounds, least: int | None) -> LowRank | str:
@@ -119,7 +120,7 @@ def _growing(rank: int) -> Iterator[int]:
         rank += max(2, rank // 4)
 
 
-def _stacked(bounds: Mapping[str, tuple[Tensor, Tensor]], layers: Sequence[LinearLayer]) -> Bounds:
+def _stacked(bounds: effects.Bounds, layers: Sequence[LinearLayer]) -> Bounds:
     """The layers' bounds, one after the other."""
     low, high = zip(*(bounds[layer.weight_name] for layer in layers), strict=True)
     pairs = list(zip(low, high, layers, strict=True))
