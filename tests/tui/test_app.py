@@ -615,6 +615,13 @@ def test_the_answer_has_number_channel_and_certificate() -> None:
     assert "✗ not verified" in answer({**RESULT, "verified": False}).plain
     assert "match rate" not in answer(RESULT, blind=True).plain
     assert len(answer(RESULT, short=True).plain) < 100
+    reason = "83 % of the tokens came back at their place."
+    audited = {**RESULT, "token_match_rate": 0.83, "verdict": "LEAKS", "verdict_reason": reason}
+    assert f"LEAKS: {reason}" in answer(audited).plain
+    assert "83 %" not in answer(audited, blind=True).plain
+    assert "LEAKS" not in answer(audited, blind=True).plain
+    untold = {**audited, "token_match_rate": None}
+    assert f"LEAKS: {reason}" in answer(untold, blind=True).plain
 
 
 # Sizes
@@ -673,6 +680,31 @@ def test_below_60_by_16_there_is_one_pane_and_a_line_says_which_are_hidden() -> 
             assert pane.region.height >= 3
 
     shown(scene, (80, 15))
+
+
+def test_where_the_pane_in_view_has_nothing_to_show_the_next_one_is_the_first_that_has() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        await pilot.press("v")
+        await pilot.pause()
+        assert view.waterfall.display, "there are no curves before the first loss"
+        view.show(HALF_WAY)
+        await pilot.press("v", "v")
+        view.candidates.focus()
+        await pilot.press("z")
+        await pilot.pause()
+        assert view.candidates.display
+        view.show(state())
+        await pilot.press("v")
+        await pilot.pause()
+        assert view.tokens.display, "another run has no candidates yet"
+        await pilot.press("z")
+        await pilot.resize_terminal(80, 24)
+        view.show(state(Progress(phase="continuous", step=0, image=(((((0.5,),),)),))))
+        await pilot.press("v")
+        await pilot.pause()
+        assert view.tokens.display, "a picture without loss and labels stands alone"
+
+    shown(scene, (80, 18), state())
 
 
 def test_the_panes_follow_the_terminal_when_it_changes_its_size() -> None:

@@ -19,7 +19,7 @@ from textleak.jobs.prepared import check_truth
 from textleak.jobs.rates import with_rate
 from textleak.jobs.telling import Telling
 from textleak.jobs.text import TextJob
-from textleak.jobs.verdict import Outcome, Verdict, judge
+from textleak.jobs.verdict import CUT_OFF, Outcome, Verdict, judge
 from textleak.settings import Choice
 from textleak.settings.audit import AuditConfig
 from textleak.shared.public import ONE_STEP
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from textleak.models import TextModel
 
 _RATE = "learning rate"
-_CUT_OFF = (Stop.TIME, Stop.STEPS, Stop.INTERRUPTED, Stop.STOPPED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +137,7 @@ class AuditJob(TextJob):
                 seconds=result["seconds"],
                 moved=self.telling.moved,
                 unread=self.refused[0] if self.refused else None,
-                cut_off=recovery.stop in _CUT_OFF,
+                cut_off=recovery.stop in CUT_OFF,
                 tokens=sum(not p.special and p.id >= 0 for s in recovery.sentences for p in s.positions),
                 batch_tokens=self._batch_tokens(),
                 proof=result["proof"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from textleak.runs import redacted_settings
@@ -22,10 +22,9 @@ def command(evaluation: Findings, *, redact: bool = False) -> str:
     """The command that does the same again, "" where that can't be said."""
     if evaluation.audit is not None:
         return _audit_command(evaluation.settings)
-    if evaluation.pictures is not None:
-        return _image_command(evaluation.settings, evaluation.records[0].cell.know, redact=redact)
     if evaluation.kind == "run":
-        return _run_command(evaluation.settings, evaluation.records[0].cell.know, redact=redact)
+        know, pictures = evaluation.records[0].cell.know, evaluation.pictures is not None
+        return _attack_command(evaluation.settings, know, pictures=pictures, redact=redact)
     threads = evaluation.values("threads")
     return _evaluation_command({**evaluation.settings, "threads": threads[0] if len(threads) == 1 else None})
 
@@ -64,66 +63,35 @@ def _audit_command(settings: Mapping[str, Any]) -> str:
     else:
         words += ["--before", str(settings.get("before")), "--after", str(settings.get("after"))]
     words += ["--task", settings.get("task") or ""]
-    words += [word for spec in settings.get("client") or () for word in ("--client", spec)]
+    words += _each("--client", settings.get("client"))
     words += ["--attack", settings.get("attack") or "", "--time-limit", str(settings.get("time_limit"))]
     words += ["--device", settings.get("device") or "auto", "--threads", str(settings.get("threads", 1))]
     return shlex.join(words)
 
 
-def _run_command(settings: Mapping[str, Any], know: str | None, *, redact: bool) -> str:
-    """`textleak run` with every option that decides the result."""
-    words = [
-        "textleak",
-        "run",
-        "--model",
-        settings.get("model") or "",
-        "--weights",
-        settings.get("weights") or "",
-    ]
-    words += ["--task", settings.get("task") or ""]
+def _attack_command(settings: Mapping[str, Any], know: str | None, *, pictures: bool, redact: bool) -> str:
+    """`textleak run` or `textleak image` with every option that decides the result; of pictures the names alone."""
+    words = ["textleak", "image" if pictures else "run"]
+    words += ["--model", settings.get("model") or "", "--weights", settings.get("weights") or ""]
+    words += [] if pictures else ["--task", settings.get("task") or ""]
     if settings.get("gradients"):
         words += ["--gradients", settings["gradients"]]
     else:
-        batch = ["…"] if redact else settings.get("sentences") or ["…"]
-        words += [word for sentence in batch for word in ("--sentence", sentence)]
-        labels = () if redact else settings.get("labels") or ()
-        words += [word for label in labels for word in ("--label", str(label))]
-        words += ["--share", settings.get("share") or "all", *_specs(settings)]
-    return shlex.join([*words, *_attacked(settings, know)])
-
-
-def _image_command(settings: Mapping[str, Any], know: str | None, *, redact: bool) -> str:
-    """`textleak image` with every option that decides the result; of pictures a run keeps the names alone."""
-    words = [
-        "textleak",
-        "image",
-        "--model",
-        settings.get("model") or "",
-        "--weights",
-        settings.get("weights") or "",
-    ]
-    if settings.get("gradients"):
-        words += ["--gradients", settings["gradients"]]
-    else:
-        names = ("…",) if redact else settings.get("pictures") or ("…",)
-        labels = () if redact else settings.get("labels") or ()
-        words += [word for name in names for word in ("--image", str(name))]
-        words += [word for label in labels for word in ("--label", str(label))]
-        words += ["--share", settings.get("share") or "all", *_specs(settings)]
-    return shlex.join([*words, *_attacked(settings, know)])
-
-
-def _specs(settings: Mapping[str, Any]) -> list[str]:
-    """How the client trained, and what it did to its gradient."""
-    words = [word for spec in settings.get("client") or () for word in ("--client", spec)]
-    return words + [word for spec in settings.get("defense") or () for word in ("--defense", spec)]
-
-
-def _attacked(settings: Mapping[str, Any], know: str | None) -> list[str]:
-    """Who attacked, with what, on what."""
-    words = ["--know", know or "nothing", "--attack", settings.get("attack") or ""]
+        name, flag = ("pictures", "--image") if pictures else ("sentences", "--sentence")
+        words += _each(flag, ["…"] if redact else settings.get(name) or ["…"])
+        words += _each("--label", () if redact else settings.get("labels"))
+        words += ["--share", settings.get("share") or "all"]
+        words += _each("--client", settings.get("client"))
+        words += _each("--defense", settings.get("defense"))
+    words += ["--know", know or "nothing", "--attack", settings.get("attack") or ""]
     for key, value in (settings.get("attack_options") or {}).items():
         if value is not None:
             words += ["--set", f"attack.{key}={json.dumps(value) if not isinstance(value, str) else value}"]
     words += ["--seed", str(settings.get("seed", 0)), "--device", settings.get("device") or "auto"]
-    return [*words, "--threads", str(settings.get("threads", 1))]
+    words += ["--threads", str(settings.get("threads", 1))]
+    return shlex.join(words)
+
+
+def _each(flag: str, values: Iterable[object] | None) -> list[str]:
+    """A flag before each value; nothing for none."""
+    return [word for value in values or () for word in (flag, str(value))]

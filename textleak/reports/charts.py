@@ -38,9 +38,8 @@ def draw(chart: Chart) -> Markup:
         ),
         *_axes(chart, labels, below),
     ]
-    bars = (
-        len(chart.categories) <= 2
-    )  # a line between two points would say that there is something between them
+    # A line between two points would say that there is something between them.
+    bars = len(chart.categories) <= 2
     band = (WIDTH - _LEFT - _RIGHT) / max(1, len(chart.categories))
     spread = min(_WIDEST_BAR + 6, 0.8 * band / len(chart.series)) if bars and chart.series else _SPREAD
     for number, series in enumerate(chart.series):
@@ -107,16 +106,18 @@ def _series(
         (_x(at, categories) + shift, point) for at, point in enumerate(series.points) if point is not None
     ]
     yield Markup('<g class="series-{}"><title>{}</title>').format(number + 1, series.name)
-    path = " ".join(f"{x:.1f},{_y(point.mean):.1f}" for x, point in points)
     if bar is None:
+        path = " ".join(f"{x:.1f},{_y(point.mean):.1f}" for x, point in points)
         yield Markup('<polyline class="line" stroke-dasharray="{}" points="{}"/>').format(
             _DASHES[number], path
         )
-    for x, point in points if bar is not None else ():
-        width, top = max(bar or 0.0, 4.0), _y(point.mean)
-        yield Markup('<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-            x - width / 2, top, width, max(1.0, _y(0) - top)
-        )
+    else:
+        width = max(bar, 4.0)
+        for x, point in points:
+            top = _y(point.mean)
+            yield Markup('<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+                x - width / 2, top, width, max(1.0, _y(0) - top)
+            )
     for x, point in points:
         yield from _whisker(x, point)
         yield _marker(x, _y(point.mean), number)

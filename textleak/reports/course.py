@@ -13,6 +13,7 @@ from textleak.events import Progress, Truth
 from textleak.runs import TimedEvent
 from textleak.view.pictures import compared, mean_psnr
 from textleak.view.state import ViewState
+from textleak.view.waterfall import evenly
 
 # Our choice: enough for a drawing of 440 units.
 MOST_POINTS = 200
@@ -74,23 +75,16 @@ def course_of(events: Iterable[TimedEvent]) -> Course:
     curves = (
         Curve(
             title="Loss",
-            points=_thinned(losses),
+            points=tuple(evenly(losses, MOST_POINTS)),
             logarithmic=all(math.isfinite(loss) and loss > 0 for _, loss in losses),
         ),
-        Curve(title="Token match rate", points=_thinned(rates), rate=True),
-        Curve(title="PSNR", points=_thinned(psnr), unit=" dB"),
+        Curve(title="Token match rate", points=tuple(evenly(rates, MOST_POINTS)), rate=True),
+        Curve(title="PSNR", points=tuple(evenly(psnr, MOST_POINTS)), unit=" dB"),
     )
     return Course(
         curves=tuple(curve for curve in curves if len(curve.points) >= FEWEST_POINTS),
         pictures=_pictures(state.progress.image if state.progress else (), originals),
     )
-
-
-def _thinned(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """Evenly, the first and the last among what is kept."""
-    if len(points) <= MOST_POINTS:
-        return tuple(points)
-    return tuple(points[round(k * (len(points) - 1) / (MOST_POINTS - 1))] for k in range(MOST_POINTS))
 
 
 def _pictures(image: Sequence[Any], originals: Sequence[Any]) -> tuple[Shown, ...]:

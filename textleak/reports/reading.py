@@ -10,7 +10,7 @@ from typing import Any
 from textleak.errors import InputError
 from textleak.evaluation.records import Cell, Record, SentenceRecord, from_json
 from textleak.evaluation.store import EvaluationFolder, read_records
-from textleak.events import Stop
+from textleak.jobs.verdict import CUT_OFF
 from textleak.reports.believed import (
     check_audit,
     check_facts,
@@ -165,8 +165,6 @@ def _read_evaluation(path: Path) -> Findings:
 
 
 ONE_BATCH = "one batch"  # what stands for the data of a run
-# Why an image run ended before it was through.
-_CUT_OFF = {one.value for one in (Stop.TIME, Stop.STEPS, Stop.INTERRUPTED, Stop.STOPPED)}
 # What a redacted run leaves out is null there; so is what isn't known without the truth.
 _NO_TEXT: Mapping[str, Any] = {
     "reference": "",
@@ -231,7 +229,7 @@ def _pictures_of(result: Mapping[str, Any]) -> PictureFindings:
         psnr=result.get("psnr"),
         ssim=result.get("ssim"),
         verified=result.get("verified"),
-        cut_off=result.get("stop") in _CUT_OFF,
+        cut_off=result.get("stop") in {one.value for one in CUT_OFF},
     )
 
 

@@ -11,12 +11,11 @@ from textleak.jobs.verdict import Outcome, Word, judge
 from textleak.reports.figures import SettingFigures, percent
 from textleak.reports.reading import Findings, PictureFindings
 from textleak.reports.settings import in_words, strength_of, strength_order, value_of
+from textleak.scoring.headline import GUESSED_DB, SEEN_DB
 
 ICONS = {Word.LEAKS: "▲", Word.PARTLY: "◆", Word.NOT_FOUND: "○", Word.INCONCLUSIVE: "?"}
 # Our choice, README's: a rung that let no more through may be worth a try.
 HELD = 0.1
-# Our choices, as the summary of a run words them: from here on what is shown can be seen, or guessed.
-_SEEN_DB, _GUESSED_DB = 20.0, 12.0
 
 
 def word_of(evaluation: Findings, settings: Sequence[SettingFigures]) -> Word:
@@ -59,9 +58,9 @@ def _of_pictures(found: PictureFindings) -> Word:
     best = max((one.psnr for one in found.images if one.psnr is not None), default=None)
     if best is None:
         return Word.LEAKS if found.verified else Word.INCONCLUSIVE
-    if found.verified or best >= _SEEN_DB:
+    if found.verified or best >= SEEN_DB:
         return Word.LEAKS
-    if best >= _GUESSED_DB:
+    if best >= GUESSED_DB:
         return Word.PARTLY
     return Word.INCONCLUSIVE if found.cut_off else Word.NOT_FOUND
 

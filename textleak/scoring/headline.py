@@ -9,6 +9,9 @@ from typing import Any
 from textleak.events import Stop
 from textleak.words import count_of
 
+# Our choices, of a picture's PSNR: an eye hardly tells the difference, sees what is shown, may guess it.
+_ALIKE_DB, SEEN_DB, GUESSED_DB = 30.0, 20.0, 12.0
+
 
 def how_much(result: Mapping[str, Any]) -> str:
     """How much leaked, or an audit's verdict, in a sentence; and a second where weights are random."""
@@ -81,12 +84,11 @@ def _of_pictures(result: Mapping[str, Any]) -> str:
         if result.get("verified"):
             return f"{what} {was} recovered: the answer's own gradient equals the shared one."
         return f"{what} {was} looked for; without the truth nobody can say how near the answer is."
-    # Our choice: at 30 dB an eye hardly tells the difference, at 20 dB it sees what is shown.
-    if psnr >= 30:
+    if psnr >= _ALIKE_DB:
         return f"{what} leaked: PSNR {psnr:.1f} dB, nearly identical to the original."
-    if psnr >= 20:
+    if psnr >= SEEN_DB:
         return f"{what} leaked in outline and color: PSNR {psnr:.1f} dB."
-    if psnr >= 12:
+    if psnr >= GUESSED_DB:
         return f"Little of it leaked: PSNR {psnr:.1f} dB."
     return f"Nothing to be recognized was recovered: PSNR {psnr:.1f} dB."
 

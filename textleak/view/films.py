@@ -15,6 +15,7 @@ import numpy as np
 
 from textleak import owned
 from textleak.events import Event, Progress, Truth
+from textleak.view.waterfall import evenly
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,7 +72,7 @@ def write_films(
     """
     if not frames or not order:
         return
-    frames = _thinned(frames)
+    frames = evenly(frames, _MOST_FRAMES)
     blank = np.full_like(frames[-1][1][0], 255)
     films = [
         [(step, blank if index is None else pictures[index]) for step, pictures in frames] for index in order
@@ -93,12 +94,6 @@ def _keep(image: Image, path: Path, **options: Any) -> None:  # noqa: ANN401 - t
     drawn = io.BytesIO()
     image.save(drawn, format=path.suffix[1:].upper(), **options)
     owned.write(path, drawn.getvalue())
-
-
-def _thinned(frames: Frames) -> Frames:
-    if len(frames) <= _MOST_FRAMES:
-        return frames
-    return [frames[round(k * (len(frames) - 1) / (_MOST_FRAMES - 1))] for k in range(_MOST_FRAMES)]
 
 
 def _enlarged(picture_HWC: np.ndarray, scale: int) -> Image:

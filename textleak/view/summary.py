@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from textleak.events import Stop
-from textleak.scoring.headline import how_much
+from textleak.scoring.headline import GUESSED_DB, SEEN_DB, how_much
 from textleak.view.glyphs import LEAKED, PARTLY, PROTECTED, STYLES
 from textleak.view.statuses import ELSEWHERE, RIGHT, WRONG
 from textleak.words import count_of, printable, seconds_in_words
@@ -40,7 +40,7 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 def _color_of(result: Mapping[str, Any]) -> str:
     """Hot where much leaked, cool where nothing did."""
     if "images" in result:
-        figure, much, some = result.get("psnr"), 20.0, 12.0
+        figure, much, some = result.get("psnr"), SEEN_DB, GUESSED_DB
     else:
         figure, much, some = result.get("token_match_rate"), 0.75, 0.0
         if figure is not None:

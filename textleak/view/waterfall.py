@@ -94,6 +94,13 @@ def numbers_kept(count: int, most: int) -> tuple[list[int], int]:
     return (numbers if numbers[-1] == count - 1 else [*numbers, count - 1]), stride
 
 
+def evenly(series: Sequence[T], most: int) -> list[T]:
+    """At most so many of a series, two or more, evenly: the first and the last among them."""
+    if len(series) <= most:
+        return list(series)
+    return [series[round(k * (len(series) - 1) / (most - 1))] for k in range(most)]
+
+
 def rows_of(events: Iterable[tuple[float, Event]], most: int = ROWS_KEPT) -> tuple[WaterRow, ...]:
     """The rows of recorded events, each with its time; a progress without an answer keeps the one before."""
     rows: tuple[WaterRow, ...] = ()
@@ -123,8 +130,6 @@ def lines_of(rows: Sequence[WaterRow], phases: Sequence[PhaseSpan], height: int)
             last = lines[-1] if lines else WaterRow(0, phase.start, phase.name)
             lines.append(last._replace(t=phase.start, phase=phase.name))
     lines.extend(rows[at:])
-    if len(lines) <= height:
-        return lines
     if height < 2:
         return lines[-height:] if height else []
-    return [lines[round(line * (len(lines) - 1) / (height - 1))] for line in range(height)]
+    return evenly(lines, height)

@@ -352,8 +352,7 @@ def _named(name: str, **changes: Any) -> Field:  # noqa: ANN401
     return dataclasses.replace(next(field for field in FIELDS if field.name == name), **changes)
 
 
-def _check_file(text: str, catalog: Catalog) -> None:
-    del catalog
+def _check_file(text: str, _: Catalog) -> None:
     if text and not foreign.expanded(text).is_file():
         raise InputError(f"{text} is no file.", fix="Leave it empty, or name the file.")
 
@@ -363,8 +362,7 @@ def _check_audit_model(text: str, catalog: Catalog) -> None:
         check_model(text, catalog)
 
 
-def _check_time(text: str, catalog: Catalog) -> None:
-    del catalog
+def _check_time(text: str, _: Catalog) -> None:
     if text and not re.fullmatch(r"\d+(\.\d+)?\s*[smh]?", text):
         raise InputError(f"{text!r} is not a time.", fix="Write for example 90s, 10m or 1h.")
 

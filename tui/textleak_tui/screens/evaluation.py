@@ -20,7 +20,7 @@ from textleak.words import count_of, printable, seconds_in_words
 from textleak_tui.places import AttackAgain
 from textleak_tui.screens.base import Page
 from textleak_tui.standing import SIGNS
-from textleak_tui.widgets.run_table import RunTable, short
+from textleak_tui.widgets.run_table import RunTable, rate_bar, short
 from textleak_tui.widgets.words import Words
 
 if TYPE_CHECKING:
@@ -223,9 +223,7 @@ class EvaluationScreen(Page):
         ]
 
     def _bar(self, rate: float) -> Text:
-        colors, filled = self.app.theme_variables, round(rate * BAR)
-        text = Text(f"{rate:.2f} ").append(UNICODE.bar * filled, style=colors["error"])
-        return text.append(UNICODE.rest * (BAR - filled), style=colors["border-blurred"])
+        return rate_bar(rate, BAR, self.app.theme_variables)
 
     def _list_sentences(self, row: CellRow) -> None:
         blind = self.sight.blind

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from rich.text import Text
 
-from textleak.view import UNICODE
 from textleak.words import seconds_in_words
 from textleak_tui.listing import RunRow, when
 from textleak_tui.standing import SIGNS
-from textleak_tui.widgets.run_table import RunTable, short
+from textleak_tui.widgets.run_table import RunTable, rate_bar, short
 
 MARK = "◆"
 # From these widths of the screen on, more columns fit.
@@ -105,10 +104,7 @@ class HistoryTable(RunTable):
         elif row.rate is not None and blind:
             rate = Text("····")
         elif row.rate is not None:
-            rate, filled = Text(f"{row.rate:.2f}"), round(row.rate * 5)
-            if not narrow:
-                rate.append(" " + UNICODE.bar * filled, style=colors["error"])
-                rate.append(UNICODE.rest * (5 - filled), style=colors["border-blurred"])
+            rate = Text(f"{row.rate:.2f}") if narrow else rate_bar(row.rate, 5, colors)
         cells = {
             "mark": Text(MARK if marked else " ", style=colors["accent"]),
             "state": Text(

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from textleak.view import UNICODE
 from textleak.words import loss_in_words, seconds_in_words
 from textleak_tui.climb import Rung
-from textleak_tui.widgets.run_table import RunTable, short
+from textleak_tui.widgets.run_table import RunTable, rate_bar, short
 
 # From these widths of the screen on, more columns fit.
 COLUMNS = {"strength": 0, "state": 0, "match rate": 0, "verified": 70, "loss": 84, "took": 70, "text": 140}
@@ -66,11 +65,7 @@ class LadderTable(RunTable):
         status = f"{SIGNS.get(rung.status, '?')} {phase or rung.status}"
         rate = Text("")
         if rung.rate is not None:
-            rate = Text("····" if blind else f"{rung.rate:.2f} ")
-            if not blind:
-                filled = round(rung.rate * 8)
-                rate.append(UNICODE.bar * filled, style=colors["error"])
-                rate.append(UNICODE.rest * (8 - filled), style=colors["border-blurred"])
+            rate = Text("····") if blind else rate_bar(rung.rate, 8, colors)
         verified = {True: "✓ yes", False: "✗ no", None: "can't be told"}
         loss = progress.loss if progress else None
         shown = progress.sentences if progress else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from rich.text import Text
@@ -32,6 +33,13 @@ class RunTable(DataTable[Text]):
 
     def __init__(self) -> None:
         super().__init__(cursor_type="row", cell_padding=1)
+
+
+def rate_bar(rate: float, width: int, colors: Mapping[str, str]) -> Text:
+    """A rate as a number, and a bar of so many cells."""
+    filled = round(rate * width)
+    text = Text(f"{rate:.2f} ").append(UNICODE.bar * filled, style=colors["error"])
+    return text.append(UNICODE.rest * (width - filled), style=colors["border-blurred"])
 
 
 def short(text: str, most: int) -> str:

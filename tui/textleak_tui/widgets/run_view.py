@@ -35,8 +35,6 @@ LEAST, LEAST_FOLDED, LEAST_LOW = 9, 5, 1
 # Height of the whole screen below which the lower panes have no border and one line.
 LOW = 20
 PANES = ("tokens", "told", "waterfall", "curves", "candidates", "labels")
-# Lines that the curves take at most, border included.
-CURVES = 12
 
 
 class RunView(Vertical):
@@ -197,10 +195,12 @@ class RunView(Vertical):
 
     def next_pane(self) -> None:
         """Show the next of the panes that share a place."""
-        sharing = self._panes if self.has_class("-single") else self._panes[1:]
-        at = sharing.index(self._lower if not self.has_class("-single") else self.pane)
-        self.pane = sharing[(at + 1) % len(sharing)]
-        self._fold()
+        single = self.has_class("-single")
+        sharing, here = (self._panes, self.pane) if single else (self._panes[1:], self._lower)
+        if sharing:
+            at = sharing.index(here) if here in sharing else -1
+            self.pane = sharing[(at + 1) % len(sharing)]
+            self._fold()
 
     def zoom(self) -> None:
         """Give the pane in focus all the room, or all panes theirs again."""
@@ -227,8 +227,10 @@ class RunView(Vertical):
     @property
     def _lower(self) -> str:
         """The pane below the tokens where there is room for one."""
-        first = "curves" if self.has_class("-low") else self._panes[1]
-        return self.pane if self.pane in self._panes[1:] else first
+        sharing = self._panes[1:]
+        if self.pane in sharing:
+            return self.pane
+        return "curves" if self.has_class("-low") or not sharing else sharing[0]
 
     def _share_out(self) -> None:
         """Give the tokens the lines that they need, and the lower panes the rest."""
@@ -315,9 +317,10 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
     if "images" in result:
         return Text(answer_of_pictures(result, blind=blind), style="bold")
     seen = {**result, "token_match_rate": None} if blind else result
-    # What an audit found out without the truth is no secret of the blind.
-    told = result.get("verdict_reason") if result.get("token_match_rate") is None or not blind else None
-    sentence = f"{result.get('verdict')}: {told}" if told else how_much(seen)
+    if blind and result.get("token_match_rate") is not None:
+        # An audit's verdict goes by the truth then; what it found out without it is no secret of the blind.
+        seen = {name: value for name, value in seen.items() if name != "verdict"}
+    sentence = how_much(seen)
     rate = seen.get("token_match_rate")
     words = [f"match rate {rate:.2f}"] if isinstance(rate, int | float) else []
     verified = result.get("verified")

@@ -68,7 +68,7 @@ class Waterfall(Widget, can_focus=True):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._state = ViewState()
-        self._truth: Sentence | None = None
+        self._true: dict[int, int] | None = None  # tokens by position
         self._at = (0, 0)
         self._lines: list[WaterRow] = []
         self._drawn: object = None
@@ -82,10 +82,11 @@ class Waterfall(Widget, can_focus=True):
             at: sentence and position in focus, from 0.
             truth: the true sentence that it is compared with; None compares nothing.
         """
-        self._state, self._at, self._truth = state, at, truth
+        self._state, self._at = state, at
         drawn = (state.rows, state.phases, at, truth)
         if drawn != self._drawn:
             self._drawn = drawn
+            self._true = None if truth is None else {one.position: one.id for one in truth.positions}
             self._lay_out()
 
     def _lay_out(self) -> None:
@@ -101,11 +102,6 @@ class Waterfall(Widget, can_focus=True):
     def _headed(self) -> bool:
         """Whether the positions' numbers stand above."""
         return self.size.height > 3
-
-    @property
-    def lines(self) -> int:
-        """Lines that all rows take, the numbers above them included."""
-        return len(lines_of(self._state.rows, self._state.phases, 10**6)) + 1
 
     def on_resize(self) -> None:
         """Other rows fit."""
@@ -183,12 +179,11 @@ class Waterfall(Widget, can_focus=True):
 
     def _kind(self, cell: WaterCell, position: int) -> str:
         """What decides a cell's hue: what it is, or how it compares where that is asked for."""
-        if self._truth is None or cell.kind in (OPEN, SPECIAL):
+        if self._true is None or cell.kind in (OPEN, SPECIAL):
             return cell.kind
-        true = {one.position: one for one in self._truth.positions}
-        if position in true and true[position].id == cell.id:
+        if self._true.get(position) == cell.id:
             return "right"
-        return "elsewhere" if any(one.id == cell.id for one in true.values()) else "wrong"
+        return "elsewhere" if cell.id in self._true.values() else "wrong"
 
     def _shade(self, kind: str, confidence: float) -> Style:
         """A hue, the lighter the surer."""
