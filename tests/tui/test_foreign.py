@@ -273,6 +273,8 @@ def test_what_a_folder_really_holds_is_still_told(tmp_path: Path) -> None:
         ({"verified": "so"}, "verified is neither true nor false"),
         ({"sentences": [{"reference": 3}]}, "sentences reference is no text"),
         ({"notes": "n"}, "notes is no list"),
+        ({"verdict": "LEAKS"}, "the verdict or its reason is missing"),
+        ({"verdict": "LEAKS", "verdict_reason": None}, "the verdict or its reason is missing"),
     ],
 )
 def test_an_error_names_what_makes_no_sense(changes: dict[str, Any], words: str) -> None:

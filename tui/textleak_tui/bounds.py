@@ -109,6 +109,7 @@ def _plain(value: object, depth: int = DEEPEST) -> Any:  # noqa: ANN401 - whatev
     return None
 
 
+_VERDICT = ("verdict", "verdict_reason")
 _NAMES = (
     "model",
     "weights",
@@ -122,8 +123,7 @@ _NAMES = (
     "stop",
     "verified_reason",
     "proof",
-    "verdict",
-    "verdict_reason",
+    *_VERDICT,
 )
 _SCORES = ("token_match_rate", "token_recall", "exact_rate", "rouge1", "rouge2", "rougeL")
 _FIGURES = ("tokens_per_hidden", "epsilon", "psnr", "mse", "ssim", "gradient_distance", "final_loss")
@@ -166,7 +166,16 @@ def result_of(result: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: a part of it makes no sense.
     """
-    return _checked(_result, result, "result")
+    return _checked(_judged, result, "result")
+
+
+def _judged(value: object) -> dict[str, Any]:
+    """A result; an audit's has a verdict and its reason, and no other has either."""
+    found: dict[str, Any] = _result(value)
+    there = any(name in found for name in _VERDICT)
+    if there and not all(isinstance(found.get(name), str) for name in _VERDICT):
+        raise ValueError("the verdict or its reason is missing")
+    return found
 
 
 def _checked(check: Check, value: Mapping[str, Any], what: str) -> dict[str, Any]:
