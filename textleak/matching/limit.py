@@ -105,11 +105,11 @@ def counted(work: Callable[[], Answer]) -> tuple[int, Answer]:
     return counter.flops, answer
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up; torch's `FlopCounterMode` watches modules too, and can't where a dummy goes straight into one."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.formulas: dict[Any, Callable[..., int]] = {**flop_registry}
         if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
