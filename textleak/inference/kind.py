@@ -12,9 +12,9 @@ WHAT = "sent"
 # happen to be (our choice; measured on minilm and bert-tiny in float32: 0.98 and more of a difference, which is rounded
 # where a weight more than doubles, and up to 0.05 of a gradient).
 _ALL, _FEW = 0.95, 0.5
-# Entries that are looked at, at least, and at least of those that are small beside their weights (our choice). Such a
-# difference is exact, and of a gradient a quarter at most is on the grid by chance; where weights have few bits, more of
-# what is as large as they are.
+# Entries that are looked at, at least, and at least of those that are small beside their weights (our choice). A small
+# difference is exact; of a small gradient a quarter at most is on the grid by chance. Of one as large as its weight it
+# is more, where weights have few bits.
 _LEAST, _LEAST_SMALL, _SMALL = 200, 64, 0.25
 
 
