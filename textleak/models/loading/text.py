@@ -104,7 +104,7 @@ def load(request: TextRequest) -> TextModel:
     if asked is not None and asked < 2:
         raise InputError(f"num_labels={asked} can't be used.", why="A classification needs two classes.")
     device, dtype = request.target()
-    built = _built_for(request)
+    built = _kept.pop(_key(request), None) or _built_for(request)
     return TextModel(
         name=name,
         task=built.task,
@@ -115,6 +115,35 @@ def load(request: TextRequest) -> TextModel:
         weights_seed=request.weights_seed,
         num_labels=int(built.network.config.num_labels) if built.task == "classification" else None,
     )
+
+
+# Models that are loaded beforehand
+
+_kept: dict[TextRequest, _Built] = {}
+
+
+def keep(request: TextRequest) -> bool:
+    """Have ready what `load` is to be asked for, for whatever device; once, as a network is changed by its users.
+
+    What was kept before is dropped. The hub is not asked: where it may have weights that aren't here, nothing is kept.
+
+    Returns:
+        Whether it is kept.
+    """
+    from huggingface_hub import constants
+
+    offline = bool(constants.HF_HUB_OFFLINE)  # then asking is for nothing, and the answer the same
+    _kept.clear()
+    built = _built_for(dataclasses.replace(request, download=offline))
+    if not (offline or built.weights == "pretrained" or request.weights == "random"):
+        return False
+    _kept[_key(request)] = built
+    return True
+
+
+def _key(request: TextRequest) -> TextRequest:
+    """What makes a difference to the network."""
+    return dataclasses.replace(request, device="", dtype="", download=True)
 
 
 # Building networks
