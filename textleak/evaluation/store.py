@@ -33,7 +33,7 @@ class EvaluationFolder:
     @property
     def settings_path(self) -> Path:
         """Settings, identity, how many batches there are, versions, machine."""
-        return self.path / "evaluation.json"
+        return self.path / runs.EVALUATION_FILE
 
     @property
     def records_path(self) -> Path:

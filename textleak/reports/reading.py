@@ -20,7 +20,7 @@ from textleak.reports.believed import (
     unbelieved,
 )
 from textleak.reports.course import Course, course_of
-from textleak.runs import RunRecord, read_run
+from textleak.runs import RunRecord, holds_an_evaluation, read_run
 from textleak.scoring.headline import how_much, tokens_found
 from textleak.view.audit import value_in_words
 
@@ -136,7 +136,7 @@ def read(path: Path) -> Findings:
     Raises:
         InputError: it is neither.
     """
-    if (path / "evaluation.json").exists() or (path / "records.jsonl").exists():
+    if holds_an_evaluation(path) or (path / "records.jsonl").exists():
         return _read_evaluation(path)
     if (path / "run.json").exists():
         return _of_run(read_run(path))

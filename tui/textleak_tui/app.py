@@ -23,7 +23,7 @@ from textual.screen import ModalScreen, Screen
 from textual.worker import WorkerError
 
 from textleak.errors import TextleakError
-from textleak.runs import runs_folder
+from textleak.runs import holds_an_evaluation, runs_folder
 from textleak_tui.child import Child
 from textleak_tui.places import PLACES, AttackAgain, CompareRuns, OpenGrid, OpenRun, Sight
 from textleak_tui.session import Sessions
@@ -256,7 +256,7 @@ class TextleakApp(App[None]):
     @on(OpenRun)
     def open_run(self, message: OpenRun) -> None:
         """Open a run folder, finished or still being written, or that of an evaluation."""
-        if (message.run / "evaluation.json").exists():
+        if holds_an_evaluation(message.run):
             from textleak_tui.screens.evaluation import EvaluationScreen
 
             self.push_screen(EvaluationScreen(message.run, self.memory))

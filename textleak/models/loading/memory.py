@@ -116,6 +116,7 @@ def unwrapped(network: nn.Module) -> PreTrainedModel:
                 fix="Give the transformers model that it trains: textleak.wrap(model.encoder, tokenizer).",
             )
         inside = found
+    sharded = any(_is_sharded(module) for module in network.modules())
     for key, parameter in inside.named_parameters():
         if not parameter.dtype.is_floating_point:
             raise InputError(
@@ -123,14 +124,22 @@ def unwrapped(network: nn.Module) -> PreTrainedModel:
                 why="No gradient of them leaves a client; what is trained are adapters.",
                 fix="Load the base model in 16 or 32 bits, put the same adapters into it, and wrap that.",
             )
-        whole = type(parameter.data) is torch.Tensor and not parameter.is_meta
+        whole = type(parameter.data) is torch.Tensor and not parameter.is_meta and not sharded
         if not whole or key.rpartition(".")[2] == "_flat_param":
             raise InputError(
                 f"The weights of the {type(inside).__name__} are not all here ({key} is sharded or on no device).",
                 why="A public model has all of them.",
-                fix="Gather a full state dict, load it into a model of one process, and wrap that.",
+                fix="Save full state dicts before and after the training, torch.distributed.checkpoint.state_dict."
+                "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), and audit these: "
+                "textleak audit --before A.pt --after B.pt. Or load one into a model of one process.",
             )
     return inside
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether it is FSDP's wrapper around a part of the weights, which may look like whole ones (use_orig_params)."""
+    strategy = getattr(module, "sharding_strategy", None)
+    return strategy is not None and getattr(strategy, "name", "NO_SHARD") != "NO_SHARD"
 
 
 def task_of(network: PreTrainedModel, asked: str) -> Task:
