@@ -109,7 +109,7 @@ def load(request: TextRequest) -> TextModel:
             f"num_labels={request.num_labels} can't be used.", why="A head gives one number at least."
         )
     device, dtype = request.target()
-    built = _built_for(request)
+    built = _kept.pop(_key(request), None) or _built_for(request)
     return TextModel(
         name=request.name,
         task=built.task,
@@ -121,6 +121,35 @@ def load(request: TextRequest) -> TextModel:
         num_labels=built.num_labels,
         outputs=built.outputs,
     )
+
+
+# Models that are loaded beforehand
+
+_kept: dict[TextRequest, _Built] = {}
+
+
+def keep(request: TextRequest) -> bool:
+    """Have ready what `load` is to be asked for, for whatever device; once, as a network is changed by its users.
+
+    What was kept before is dropped. The hub is not asked: where it may have weights that aren't here, nothing is kept.
+
+    Returns:
+        Whether it is kept.
+    """
+    from huggingface_hub import constants
+
+    offline = bool(constants.HF_HUB_OFFLINE)  # then asking is for nothing, and the answer the same
+    _kept.clear()
+    built = _built_for(dataclasses.replace(request, download=offline))
+    if not (offline or built.weights == "pretrained" or request.weights == "random"):
+        return False
+    _kept[_key(request)] = built
+    return True
+
+
+def _key(request: TextRequest) -> TextRequest:
+    """What makes a difference to the network."""
+    return dataclasses.replace(request, device="", dtype="", download=True)
 
 
 # Building networks
