@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import torch
+
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.head import read_head
 from textleak.inference.kind import sent_as
@@ -12,12 +14,16 @@ from textleak.inference.levels import levels_of
 from textleak.inference.optimizer import first_step, optimizer_of
 from textleak.inference.single import moves_of
 from textleak.inference.steps import steps_of
+from textleak.numerics import exact, grid_step
 
 WHAT = "learning rate"
 # What people clip to: Hugging Face's Trainer, and nearly everyone else.
 _CLIP = 1.0
-# How near to a number of two figures a rate has to be to be one (our choice; a chance hit is one in 100).
-_ROUND = 3e-4
+# How near to a number of two figures a rate has to be to be one (our choice; a chance hit is one in 100), and the
+# chance at which one is believed that nothing else speaks for.
+_ROUND, _CHANCE = 3e-4, 0.01
+# What clipping leaves of the norm it clips to: torch's divides by norm + 1e-6, and sums in float32.
+_OF_CLIPPING = 2e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +55,14 @@ def rate_of(seen: Seen) -> Rate:
 
 def _of_sgd(seen: Seen) -> Rate:
     head = read_head(seen)
-    if head is None or steps_of(seen).count != 1:
+    if steps_of(seen).count != 1:
         return Rate(
-            rate=None,
-            evidence="SGD's moves are rate times gradient: only one sentence's head, after one step, tells them apart.",
+            rate=None, evidence="SGD's moves are rate times gradient: several steps' can't be told apart."
         )
-    moved = [moves_of(seen, name) for name, _ in seen.moved()]
-    norm = math.sqrt(sum(float(one[0].square().sum()) for one in moved if one is not None))
+    square, rounding = _squares(seen)
+    norm = math.sqrt(square)
+    if head is None:
+        return _of_clipping(square, rounding)
     unclipped, clipped = head.scale, norm / _CLIP
     figure = f"The head's own prediction makes the scale {unclipped:.5g}, and the update's norm is {norm:.5g}"
     if norm / unclipped <= _CLIP * (1 - _ROUND):
@@ -73,6 +80,41 @@ def _of_sgd(seen: Seen) -> Rate:
             evidence=f"{figure}: of both only the norm is a rate of two figures, so it was clipped to {_CLIP:g}.",
         )
     return Rate(rate=None, evidence=f"{figure}: the rate without clipping, or with clipping to {_CLIP:g}.")
+
+
+def _squares(seen: Seen) -> tuple[float, float]:
+    """The squared norm of what moved beside decay, and what rounding of the weights has added to it."""
+    square = rounding = 0.0
+    for name, value in seen.moved():
+        found, weights = moves_of(seen, name), seen.weights(name)
+        if found is None or weights is None:
+            continue
+        square += float(found[0].square().sum())
+        before, moved = exact(weights).cpu(), exact(value).cpu()
+        steps = grid_step(torch.maximum(before.abs(), (before + moved).abs()), weights.dtype)
+        rounding += float((steps * (moved != 0)).square().sum()) / 12
+    return square, rounding
+
+
+def _of_clipping(square: float, rounding: float) -> Rate:
+    """By the norm alone: a clipped gradient's is the clip, so the update's is the rate, which people round."""
+    low = math.sqrt(max(0.0, square - 2 * rounding)) * (1 - _OF_CLIPPING) / _CLIP
+    high = math.sqrt(square + rounding) * (1 + _OF_CLIPPING) / _CLIP
+    near = float(f"{(low + high) / 2:.1e}")
+    apart = 10.0 ** (math.floor(math.log10(near)) - 1) if near > 0 else math.inf
+    figure = f"The norm of the update is {math.sqrt(square):.5g}"
+    if not low <= near <= high or (high - low) / apart > _CHANCE:
+        return Rate(
+            rate=None,
+            evidence=f"{figure}, not clearly a number of two figures, as a gradient clipped to {_CLIP:g} makes it. "
+            "SGD's moves are rate times gradient: beside that only one sentence's head tells them apart.",
+        )
+    return Rate(
+        rate=near,
+        clip=_CLIP,
+        evidence=f"{figure}, which is {near:g} up to rounding: a rate of two figures, times a gradient clipped to "
+        f"{_CLIP:g}. By chance a norm is so near to one in {apart / (high - low):,.0f} cases.",
+    )
 
 
 def _is_round(rate: float) -> bool:

@@ -226,7 +226,7 @@ def _client_of(
     assumed = specs is None and kind == "update"
     if specs is None:
         specs = ("train-mode",) if telling.dropout else ()
-        specs += (telling.nearest_step or _UNKNOWN_STEP,) if assumed else ()
+        specs += (telling.nearest_steps or _UNKNOWN_STEP,) if assumed else ()
     client = chosen_client(map(Choice.model_validate, specs))
     if model.trained is not None:  # its adapters are in place
         client = updates.without_adapters(client)

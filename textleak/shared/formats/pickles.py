@@ -23,6 +23,13 @@ from textleak.shared.tensors import size_in_memory
 # Where training loops keep the state dict, of what they save along with it.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "gradients", "update")
 _REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
+# What a training that is spread over processes keeps its tensors in, by what torch says that it needs to load it.
+_SHARDED = re.compile(r"torch\.distributed|DTensor|ShardedTensor")
+_SHARDS = (
+    "it holds shards of a training that is spread over processes, not whole weights. Save a full state dict: "
+    "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True))"
+)
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -63,6 +70,8 @@ def _loaded(file: BufferedReader) -> object:
             warnings.simplefilter("ignore")  # of formats that torch itself gives up
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own words advise to run it
+        if _SHARDED.search(str(error)):
+            raise ValueError(_SHARDS) from None
         named = _REFUSED.search(str(error))
         names = f" It names {named[1]}." if named else ""
         raise ValueError(
@@ -100,6 +109,8 @@ def _sorted_out(state: Mapping[object, object], size: int) -> tuple[dict[str, Te
             continue
         if not isinstance(name, str):
             raise ValueError(f"a tensor in it is called {str(name)[:40]}, which is no text")  # noqa: TRY004
+        if type(value) not in (Tensor, torch.nn.Parameter):
+            raise ValueError(_SHARDS)
         if value.layout is not torch.strided or value.is_meta or value.is_quantized:
             others[name] = str(value.layout if value.layout is not torch.strided else value.dtype)
             continue
