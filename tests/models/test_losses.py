@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.nn import functional
 
 from tests.conftest import toy_tokenizer, write_network
 from textleak import recover, wrap
+from textleak.clients import CLIENTS
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Label, Position, Sentence, Stop
@@ -21,6 +24,7 @@ from textleak.private.share import share
 from textleak.proof.certificate import certify
 from textleak.scoring import score
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.known import SideInformation
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
 ENCODER = {**SIZES, "intermediate_size": 96, "max_position_embeddings": 40}
@@ -219,3 +223,72 @@ def test_another_head_can_be_asked_for(trained: Callable[..., TextModel]) -> Non
     assert (fresh.task, fresh.num_labels) == ("classification", 2)
     assert "classifier.weight" in fresh.source
     assert load_model(own.name, task="multi-label", num_labels=3).outputs == 3
+
+
+# Classes, with their loss changed
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> TextModel:
+    """A small classifier of three classes."""
+    shape = {**ENCODER, "num_labels": 3}
+    folder = write_network("bert", toy_tokenizer("wordpiece"), shape, tmp_path / "classifier")
+    return load_model(str(folder), weights="random", num_labels=3)
+
+
+def gradient_of(
+    model: TextModel, texts: list[str], loss: Callable[[torch.Tensor], torch.Tensor]
+) -> SharedGradient:
+    """What a client with a loss of its own shares of some texts, without the embeddings."""
+    network = copy.deepcopy(model.network).requires_grad_(True)
+    batch = model.encode(texts)
+    loss(network(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits).backward()
+    return SharedGradient(
+        gradients={
+            name: p.grad.clone()
+            for name, p in network.named_parameters()
+            if p.grad is not None and name not in model.embedding_names
+        },
+        model=model.public(),
+        share="no-embeddings",
+        known=SideInformation(batch_size=len(texts)),
+    )
+
+
+@pytest.mark.parametrize("texts", [["he sat by the water"], ["he sat by the water", "she ran home"]])
+def test_labels_that_were_smoothed_untold_are_part_of_the_answer(
+    texts: list[str], classifier: TextModel
+) -> None:
+    classes = torch.tensor([2, 0][: len(texts)])
+    shared = gradient_of(
+        classifier, texts, lambda logits: functional.cross_entropy(logits, classes, label_smoothing=0.1)
+    )
+    recovery = recover(shared, classifier, "auto")
+    assert recovery.stop is Stop.VERIFIED
+    assert sorted(s.text for s in recovery.sentences) == sorted(texts)
+    assert recovery.notes == ("The client smoothed its labels by 0.1.",)
+    label = next(s.label for s in recovery.sentences if s.text == texts[0])
+    assert label == pytest.approx((0.1 / 3, 0.1 / 3, 1 - 0.2 / 3), rel=1e-3)
+
+
+def test_a_loss_that_the_server_was_told_of_is_replayed(classifier: TextModel) -> None:
+    texts, classes, weights = ["he sat by the water", "she ran home"], [2, 0], torch.tensor([1.0, 2.0, 3.0])
+    client = CLIENTS.build("loss", {"weights": "1/2/3", "smoothing": 0.1})
+    told, _ = share(classifier, texts, classes, share="no-embeddings", client=client)
+    theirs = gradient_of(
+        classifier,
+        texts,
+        lambda logits: functional.cross_entropy(
+            logits, torch.tensor(classes), weight=weights, label_smoothing=0.1
+        ),
+    )
+    for name, gradient in theirs.gradients.items():
+        torch.testing.assert_close(told.gradients[name], gradient, rtol=1e-4, atol=1e-7)
+    recovery = recover(told, classifier, "auto")
+    assert recovery.stop is Stop.VERIFIED
+    assert {(s.text, s.label) for s in recovery.sentences} == set(zip(texts, classes, strict=True))
+
+
+def test_a_loss_of_other_classes_than_the_models_is_refused(classifier: TextModel) -> None:
+    with pytest.raises(InputError, match="weighs 2 classes"):
+        share(classifier, [TEXT], [0], client=CLIENTS.build("loss", {"weights": "1/2"}))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from textleak.events import Label
 from textleak.models.batches import Batch, Targets, TextExamples
+from textleak.models.losses.classes import Classes
 from textleak.models.text import TextModel
 
 
@@ -65,6 +66,8 @@ def examples_of(
         classes: label of each sentence, for classification and for a loss of the head's own.
     """
     symbols_BT, mask_BT = padded(model, rows)
+    if any(isinstance(label, tuple) for label in classes) and model.num_labels is not None:
+        model = model.trained_with(Classes())
     if model.own_loss is not None:
         batch = Batch(ids_BT=symbols_BT, mask_BT=mask_BT)
         targets = model.own_loss.targets(classes, mask_BT, model.outputs, model.loss_dtype)

@@ -27,12 +27,12 @@ def targets_of(
     model: TextModel, batch: Batch, labels: Sequence[Label] | None, generator: torch.Generator
 ) -> tuple[Batch, Targets]:
     """See `TextModel.targets`."""
-    if model.task == "classification":
-        return batch, _class_targets(model, batch, labels, generator)
     if model.own_loss is not None:
         if labels is None:
             labels = [model.own_loss.drawn(length, model.outputs, generator) for length in batch.lengths]
         return batch, model.own_loss.targets(labels, batch.mask_BT, model.outputs, model.loss_dtype)
+    if model.task == "classification":
+        return batch, _class_targets(model, batch, labels, generator)
     if labels is not None:
         raise InputError(
             f"Labels {list(labels)} were given for {model.task}.",

@@ -58,6 +58,7 @@ class TextModel:
         weights_seed: seed of the weights that were drawn (all of them, or a missing head).
         num_labels: classes for classification, else None.
         outputs: how many numbers the head gives for each prediction, where its loss is one of its own (`own_loss`).
+        changed_loss: what a classification is trained with in place of plain cross entropy; None for that.
         trained: names of the parameters that training moves; None for all.
 
     Example:
@@ -76,6 +77,7 @@ class TextModel:
     weights_seed: int = 0
     num_labels: int | None = None
     outputs: int | None = None
+    changed_loss: Loss | None = None
     trained: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -128,7 +130,7 @@ class TextModel:
     @cached_property
     def own_loss(self) -> Loss | None:
         """The loss of a head that tells neither one class a sentence nor tokens; None for those that do."""
-        return loss_of(self.task)
+        return self.changed_loss or loss_of(self.task)
 
     @property
     def pooled(self) -> bool:
@@ -424,6 +426,10 @@ class TextModel:
             for p in self.network.parameters()
         }
         return self.with_network(copy.deepcopy(self.network, copies).to(device=device, dtype=dtype))
+
+    def trained_with(self, loss: Loss) -> Self:
+        """The same classifier, trained with another loss than plain cross entropy."""
+        return dataclasses.replace(self, num_labels=None, outputs=self.num_labels, changed_loss=loss)
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model around another network of the same kind."""
