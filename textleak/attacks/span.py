@@ -24,6 +24,7 @@ from textleak.exact.adapters.sentences import adapter_sentences
 from textleak.exact.dropout.sentences import dropped_sentences
 from textleak.exact.found import OPEN, Found
 from textleak.exact.grouping import encoder_sentences
+from textleak.exact.own_labels import with_own_labels
 from textleak.exact.prefixes import causal_sentences
 from textleak.models import TextModel
 from textleak.models.base import Modality
@@ -50,6 +51,7 @@ class Span:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT})
+    any_loss: ClassVar[bool] = True
     when: ClassVar[str] = "fewer tokens than the hidden size; proofs"
     paper: ClassVar[str] = "after Petrov et al. 2024"
 
@@ -92,6 +94,7 @@ def _one_rounded(view: View) -> bool:
 def answer(view: View, found: Found) -> Recovery:
     """What was found as a recovery, put to the exact test where it is whole."""
     model, shared = view.text_model, view.shared
+    found = with_own_labels(view, found)
     sentences = shown(model, shared, found)
     certificate = Certificate(gradient_distance=None, verified=False)
     recovery = Recovery(
