@@ -223,6 +223,7 @@ def test_the_defaults_are_the_published_ones() -> None:
     assert published.items() <= built.items()
 
 
+@pytest.mark.slow
 def test_masks_bring_the_tokens_gradient_nearer_than_matching_as_if_nothing_were_dropped(
     toy_model: ToyModel,
 ) -> None:
