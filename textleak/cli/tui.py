@@ -33,8 +33,9 @@ def command(
     run, update = _told_apart(path)
     from textleak_tui import settings
     from textleak_tui.app import build_app
+    from textleak_tui.starter import Starter
 
-    app = build_app(run=run, update=update, settings_path=settings.default_path())
+    app = build_app(run=run, update=update, settings_path=settings.default_path(), starter=Starter())
     app.run()
     if app.return_code:
         raise typer.Exit(app.return_code)
