@@ -39,6 +39,7 @@ QUICK: dict[str, dict[str, object]] = {
     "tag": {"steps": 6, "restarts": 2},
     "cosine": {"steps": 6, "restarts": 2},
     "lamp": {"steps": 6, "restarts": 2, "starts": 4, "moves": 8, "moves_every": 2},
+    "grab": {"steps": 6, "rounds": 2, "restarts": 2, "starts": 4, "sweeps": 1},
     "embedding": {},
     "span": {},
     "auto": {},
@@ -49,7 +50,7 @@ EXACT = ("embedding", "span")
 WITHOUT_OPTIONS = (*EXACT, "auto")
 ITERATIVE = tuple(attack for attack in QUICK if attack not in (*WITHOUT_OPTIONS, "replay"))
 CONTINUOUS = ("dlg", "idlg", "tag", "cosine")
-DUMMIES = (*CONTINUOUS, "lamp")
+DUMMIES = (*CONTINUOUS, "lamp", "grab")
 MODELS = [
     ("bert", "classification"),
     ("albert", "classification"),
@@ -402,7 +403,7 @@ def test_unknown_lengths_are_asked_for(attack: str, toy_model: ToyModel, from_di
         run(attack, shared, model, **QUICK[attack])
 
 
-@pytest.mark.parametrize("attack", ["dlg", "tag", "cosine", "lamp"])
+@pytest.mark.parametrize("attack", ["dlg", "tag", "cosine", "lamp", "grab"])
 def test_several_sentences_come_back_in_the_known_lengths(
     attack: str, toy_model: ToyModel, from_disk: FromDisk
 ) -> None:

@@ -107,7 +107,13 @@ def test_an_attack_on_text_recovers_or_names_the_trait(
         )
         return
     assert found.how == "answered"
-    if attack in ("dlg", "tag", "cosine", "lamp"):  # at the few steps of a test they come nearer, no more
+    if attack in (
+        "dlg",
+        "tag",
+        "cosine",
+        "lamp",
+        "grab",
+    ):  # at the few steps of a test they come nearer, no more
         assert min(found.losses) < found.losses[0]
         return
     scores = textleak.score(found.recovery, secret, model)
