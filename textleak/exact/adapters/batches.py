@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from textleak.clients.view import View
-from textleak.events import Progress
+from textleak.events import Label, Progress
 from textleak.exact.adapters.bag import Bag
 from textleak.exact.adapters.leftover import Beside, Leftover
 from textleak.exact.adapters.measured import Measured, first_layers, later_measured
@@ -69,7 +69,7 @@ class _Member:
     """
 
     row: Row
-    label: int
+    label: Label
     times: int
     own: Tensors
 
@@ -262,9 +262,9 @@ class _Batch:
 
     def _member(self, row: Row) -> _Member | None:
         known = self.view.shared.known.labels
-        labels = range(min(self.model.classes, _CLASSES)) if known is None else sorted(set(known))
+        classes = range(min(self.model.classes, _CLASSES))
         self._agreement[row] = -1.0
-        for label in labels:
+        for label in classes if known is None else dict.fromkeys(known):
             own = self.view.own(examples_of(self.model, [row], (label,)))
             own = {name: gradient / self.size for name, gradient in own.items()}
             self._agreement[row] = max(self._agreement[row], self._agrees(row, self._first_of(own)))
