@@ -221,7 +221,7 @@ class _Batch:
             else:
                 here = self._at(t) or (self._any(t),)
                 order = [here[i] for i in shuffled(len(here), self.generator)]
-                order.sort(key=lambda token, t=t: any(row[t : t + 1] == (token,) for row in kept))
+                order.sort(key={row[t] for row in kept if t < len(row)}.__contains__)
                 for i, row in enumerate(alive):
                     row[t] = order[i % len(order)]
         return [*kept, *((*row, *tail) for row in rows)]
