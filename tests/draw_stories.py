@@ -41,7 +41,7 @@ def bundle(story: Story, folder: Path) -> None:
     shutil.rmtree(story.folder, ignore_errors=True)
     story.folder.mkdir(parents=True)
     run = json.loads((folder / "run.json").read_text("utf-8"))
-    write(story.folder / "run.json", {**run, "machine": {}, "pid": 0})
+    write(story.folder / "run.json", {**run, "machine": {"platform": "Linux", "cores": 1}, "pid": 0})
     result = json.loads((folder / "result.json").read_text("utf-8"))
     write(story.folder / "result.json", {**result, "run_dir": None})
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]

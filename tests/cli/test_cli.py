@@ -241,8 +241,10 @@ def test_sentences_come_from_a_file_too(toy, tmp_path):
 
 
 def test_a_run_leaves_a_folder_that_says_what_its_json_said(toy, tmp_path):
-    result = run_json(*toy, "-a", "fake", "-s", "the cat sat", "--out", tmp_path / "here")
+    film = tmp_path / "film.svg"
+    result = run_json(*toy, "-a", "fake", "-s", "the cat sat", "--out", tmp_path / "here", "--film", film)
     assert result["run_dir"] == str(tmp_path / "here")
+    assert film.read_text().startswith("<svg ")
     record = runs.read_run(tmp_path / "here")
     assert record.outcome == "done"
     assert record.result == result

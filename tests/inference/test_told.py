@@ -95,7 +95,13 @@ def test_nothing_and_what_is_not_finite_are_errors(toy_model: ToyModel, sent: di
 
 @pytest.mark.parametrize(
     ("optimizer", "lr", "dropout"),
-    [(None, 1.0, 0.1), ("sgd", 1e-2, 0.2), ("adamw", 2e-4, 0.1), ("adamw", 1e-3, None)],
+    [
+        (None, 1.0, 0.1),
+        ("sgd", 1e-2, 0.2),
+        ("adamw", 2e-4, 0.1),
+        ("adamw", 1e-3, None),
+        ("adamw", 1e-5, 0.1),  # few steps of the weights' grid
+    ],
 )
 def test_one_sentence_tells_dropout_and_its_tokens(
     tiny: TextModel, optimizer: str | None, lr: float, dropout: float | None

@@ -138,7 +138,9 @@ def _softened(view: View, found: Found) -> Recovery | None:
 
 
 def _how_soft(found: Found) -> Iterator[str]:
-    """What the soft labels are, for a person."""
+    """What the soft labels are, for a person; nothing where they are classes after all."""
+    if not any(isinstance(label, tuple) for label in found.classes):
+        return
     made = {smoothing_of(label) if isinstance(label, tuple) else None for label in found.classes}
     factors = {round(one[1], 3) for one in made if one is not None}
     if None not in made and len(factors) == 1:

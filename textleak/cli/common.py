@@ -412,7 +412,7 @@ _SETTINGS = {
     "label": "labels",
     "defense": "defenses",
 }
-_NO_SETTINGS = ("config", "assignments", "json_")
+_NO_SETTINGS = ("config", "assignments", "json_", "film")
 
 
 def settings_given(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -425,6 +425,24 @@ def settings_given(parameters: Mapping[str, Any]) -> dict[str, Any]:
         _SETTINGS.get(name, name): value for name, value in parameters.items() if name not in _NO_SETTINGS
     }
     return given(**{name: None if value is False else value for name, value in flags.items()})
+
+
+def check_target(path: Path, flag: str) -> None:
+    """Make sure that a file can be written: better now than when all is computed.
+
+    Args:
+        path: the file.
+        flag: that names it.
+
+    Raises:
+        InputError: it can't.
+    """
+    from textleak import owned, runs
+    from textleak.errors import unwritten
+
+    with unwritten(f"{flag} {path} can't be written.", fix="Name another file."):
+        owned.check(path)
+    runs.check_writable(path.parent)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

@@ -18,6 +18,8 @@ FORMAT_VERSION = 1
 # What a file's figures can be; a record with others is none.
 _Rate = Annotated[float, Field(ge=0, le=1)]
 _Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# A cosine distance comes out below 0 by rounding, and one with a prior may be anywhere.
+_Loss = Annotated[float, Field(allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=1 << 63)]
 
 
@@ -130,7 +132,7 @@ class Record:
     rouge1_words: _Rate | None = None
     rouge2_words: _Rate | None = None
     rougeL_words: _Rate | None = None
-    final_loss: _Size | None = None
+    final_loss: _Loss | None = None
     gradient_distance: _Size | None = None
     verified: bool | None = None
     channel: str = ""

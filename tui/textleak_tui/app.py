@@ -218,7 +218,7 @@ class TextleakApp(App[None]):
 
     def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
         """The screen as SVG that looks the same wherever it is opened."""
-        from textleak_tui.svg import portable
+        from textleak.view.svg import portable
 
         return portable(super().export_screenshot(title=title, simplify=simplify))
 
