@@ -24,7 +24,7 @@ from textleak.attacks.replay import Replay
 from textleak.attacks.span import Span, answer, shown, spanned_sentences
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Followed, Phase, Progress, Recovery, Sentence, main_channel
+from textleak.events import Followed, Phase, Progress, Recovery, Sentence, Stop, main_channel
 from textleak.exact.found import Found
 from textleak.models import TextModel
 from textleak.models.base import Modality
@@ -94,12 +94,17 @@ class _Run:
                 why=" ".join(self.notes),
                 fix="What leaks can't be told: that nothing was found here is no sign of safety.",
             )
-        return self._last(self._best())
+        best = self._best()
+        if self.view.clock.over and not best.stop.settled:
+            best = dataclasses.replace(best, stop=Stop.TIME)
+        return self._last(best)
 
     def _further(self, found: Found) -> Generator[Phase | Progress, None, None]:
         """What is left, by matching; or by replaying the client's steps where they make no sum of gradients."""
         plain = self.view.has(Trait.ADDITIVE)
         for attack in (Match, Replay) if plain else (Replay, Match):
+            if self.answers and self.view.clock.over:
+                return
             if not self._can(attack):
                 continue
             if attack is Match:

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from textleak.exact.completion import completed
 from textleak.models import TextModel
-from textleak.models.probes.layers import LinearLayer, LocalLayer, layer_inputs, local_layers
+from textleak.models.probes.layers import (
+    LinearLayer,
+    LocalLayer,
+    layer_inputs,
+    local_layers,
+    partly_local_layers,
+)
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
@@ -237,7 +243,7 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
     Each comes with the layers that read that input.
     """
     groups: dict[str, list[LocalLayer]] = {}
-    for layer in local_layers(model):
+    for layer in local_layers(model) or partly_local_layers(model):
         if layer.weight_name in shared.gradients and layer.used_once:
             groups.setdefault(layer.input_group, []).append(layer)
     found = []
@@ -265,7 +271,7 @@ def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer]) -> InputSp
 
 def as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
     """A weight's gradient as (outputs, inputs), however the layer stores it."""
-    return gradient.T if layer.transposed else gradient
+    return layer.meant(gradient.T if layer.transposed else gradient)
 
 
 def rank_vocabulary(
@@ -280,7 +286,8 @@ def rank_vocabulary(
     best: list[list[tuple[int, float]]] = [[] for _ in range(count)]
     for start in range(0, model.vocab_size, rows):
         ids_N = torch.arange(start, min(start + rows, model.vocab_size), device=model.device)
-        inputs_NTI = layer_inputs(model, ids_N[:, None].expand(-1, count), [layer.name])[layer.name]
+        read = layer_inputs(model, ids_N[:, None].expand(-1, count), [layer.name])[layer.name]
+        inputs_NTI = layer.meant(read)
         explained_NT = span.explained(inputs_NTI.flatten(0, 1)).view(len(ids_N), count)
         values_TC, indices_TC = explained_NT.T.topk(min(keep, len(ids_N)), dim=1)
         for t in range(count):
