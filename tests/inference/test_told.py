@@ -95,7 +95,13 @@ def test_nothing_and_what_is_not_finite_are_errors(toy_model: ToyModel, sent: di
 
 @pytest.mark.parametrize(
     ("optimizer", "lr", "dropout"),
-    [(None, 1.0, 0.1), ("sgd", 1e-2, 0.2), ("adamw", 2e-4, 0.1), ("adamw", 1e-3, None)],
+    [
+        (None, 1.0, 0.1),
+        ("sgd", 1e-2, 0.2),
+        ("adamw", 2e-4, 0.1),
+        ("adamw", 1e-3, None),
+        ("adamw", 1e-5, 0.1),  # few steps of the weights' grid
+    ],
 )
 def test_one_sentence_tells_dropout_and_its_tokens(
     tiny: TextModel, optimizer: str | None, lr: float, dropout: float | None
@@ -127,15 +133,18 @@ def test_each_step_of_sgd_rounds_the_weights_once_more(tiny: TextModel):
     assert told(twice.sent, tiny, before=twice.before, after=twice.after).value("steps") == "more than 1"
 
 
-def test_a_norm_of_two_figures_is_the_rate_at_which_a_clipped_gradient_was_taken(tiny: TextModel):
-    settings = Settings(optimizer="sgd", lr=3e-3, clip=1.0, batch_size=2, dropout=0.1, seed=5)
+@pytest.mark.parametrize(("clip", "product"), [(1.0, 0.003), (0.5, 0.0015)])
+def test_a_norm_of_two_figures_is_the_rate_times_what_gradients_were_clipped_to(
+    tiny: TextModel, clip: float, product: float
+):
+    settings = Settings(optimizer="sgd", lr=3e-3, clip=clip, batch_size=2, dropout=0.1, seed=5)
     clipped, not_clipped = (record(tiny, s) for s in (settings, dataclasses.replace(settings, clip=None)))
 
     findings = told(clipped.sent, tiny, before=clipped.before, after=clipped.after)
 
-    assert findings.value("learning rate") == 3e-3
-    assert findings.value("clipped norm") == 1.0
-    assert told(not_clipped.sent, tiny, after=not_clipped.after).value("learning rate") is None
+    assert findings.value("learning rate") is None
+    assert findings.client == ("train-mode", f"fedavg:optimizer=sgd,lr={product:g},steps=1,max_grad_norm=1")
+    assert told(not_clipped.sent, tiny, after=not_clipped.after).client is None
 
 
 def test_what_was_done_to_a_gradient_shows(tiny: TextModel):

@@ -28,8 +28,8 @@ def command(
             "--attack",
             "-a",
             metavar="TEXT",
-            help="auto | match | dlg | idlg | tag | cosine | lamp | embedding | span | replay, or one of a package's; "
-            "`textleak attacks` lists them.",
+            help="auto | match | dlg | idlg | tag | cosine | lamp | grab | embedding | span | replay, or one of a "
+            "package's; `textleak attacks` lists them.",
             show_default="auto",
         ),
     ] = None,

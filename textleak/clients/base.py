@@ -143,6 +143,11 @@ class Client:
         del model
         return ()
 
+    def in_turn(self, samples: int) -> bool:
+        """Whether steps take some of so many samples first and others later, so that their order matters."""
+        del samples
+        return False
+
     def source(self, network: nn.Module, names: Iterable[str], *, kinks: float = 0.0) -> GradientSource:
         """Where the engine takes candidates' gradients from; for `kinks` see `matching.factored.Capture`."""
         return Capture(network, names, kinks=kinks)
@@ -231,6 +236,10 @@ class Composed(Client):
     def effects(self, model: Model) -> tuple[Effect, ...]:
         """Of all kinds, in order."""
         return tuple(effect for part in self.parts for effect in part.effects(model))
+
+    def in_turn(self, samples: int) -> bool:
+        """As the one kind that sends something else."""
+        return self._updates.in_turn(samples)
 
     def source(self, network: nn.Module, names: Iterable[str], *, kinks: float = 0.0) -> GradientSource:
         """Of the first kind that has its own."""

@@ -142,6 +142,10 @@ class FedAvg(Client):
         """All that is trained: later steps and clipping depend on it."""
         return shared if self._single and self.max_grad_norm is None else model.trainable
 
+    def in_turn(self, samples: int) -> bool:
+        """Where a step takes fewer."""
+        return self.batch_size is not None and self.batch_size < samples
+
     def as_gradient(self, sent: Tensors, model: Model) -> Tensors:
         """The mean gradient of the steps, as far as the update shows it."""
         moved = {

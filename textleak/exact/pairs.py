@@ -84,7 +84,14 @@ class Pairs:
         )
 
 
-def find_pairs(model: TextModel, layer: LocalLayer, span: InputSpan, *, longest: int | None) -> Pairs:
+def find_pairs(
+    model: TextModel,
+    layer: LocalLayer,
+    span: InputSpan,
+    *,
+    longest: int | None,
+    rounded: torch.dtype | None = None,
+) -> Pairs:
     """All pairs whose input lies in the span, position by position until one has none.
 
     Args:
@@ -92,8 +99,9 @@ def find_pairs(model: TextModel, layer: LocalLayer, span: InputSpan, *, longest:
         layer: a layer that shows the span.
         span: where its inputs lie.
         longest: tokens of the longest sentence, where that is known.
+        rounded: what the layer rounds its inputs to; None for nothing.
     """
-    vocabulary = Vocabulary(model, layer, span)
+    vocabulary = Vocabulary(model, layer, span, rounded=rounded)
     # Each position of the longest sentence adds an input of its own.
     positions = range(min(longest or span.rank, span.rank, model.max_length))
     found = list(itertools.takewhile(lambda here: len(here[0]) > 0, map(vocabulary.inside, positions)))
@@ -120,28 +128,54 @@ class PairGradients:
     loudness_N: Tensor
 
 
-def pair_gradients(pairs: Pairs, left: LayerRemainder) -> PairGradients:
-    """The sparsest Δ with ΔᵀX = G over all candidate pairs X, by reweighted least squares.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Whitened:
+    """What a gradient's pairs have to make, all layers counted alike: each tells of other pairs.
 
-    The layers' gradients count alike, whatever their size: each tells of other pairs.
+    Attributes:
+        known_RN: the pairs' inputs in the span's coordinates.
+        wanted_RR: what they make. Only the sizes of Δ's rows matter, so O is rotated down to R.
+        turn_OR: back from that.
+        sizes_O: of the layer's gradient that each output belongs to.
     """
+
+    known_RN: Tensor
+    wanted_RR: Tensor
+    turn_OR: Tensor
+    sizes_O: Tensor
+
+    def as_gradients(self, deltas_NR: Tensor) -> PairGradients:
+        """The pairs' parts as they are at the layers' outputs."""
+        return PairGradients(
+            deltas_NO=(deltas_NR @ self.turn_OR.T) * self.sizes_O, loudness_N=deltas_NR.norm(dim=1)
+        )
+
+
+def whitened(pairs: Pairs, left: LayerRemainder) -> Whitened:
+    """What the pairs have to make of what is left of a gradient."""
     assert left.span is not None
     basis_RI = left.span.basis_RI
-    known_RN = basis_RI @ pairs.inputs_NI.T
     sizes_O = left.sizes_O.clamp_min(torch.finfo(basis_RI.dtype).tiny)
-    # Only the sizes of Δ's rows matter on the way: rotate O down to R.
     turn_OR, wanted_RR = torch.linalg.qr((left.stacked_OI / sizes_O[:, None]) @ basis_RI.T)
-    wanted_RR = wanted_RR.T
+    return Whitened(
+        known_RN=basis_RI @ pairs.inputs_NI.T, wanted_RR=wanted_RR.T, turn_OR=turn_OR, sizes_O=sizes_O
+    )
+
+
+def pair_gradients(pairs: Pairs, left: LayerRemainder) -> PairGradients:
+    """The sparsest Δ with ΔᵀX = G over all candidate pairs X, by reweighted least squares."""
+    white = whitened(pairs, left)
+    known_RN = white.known_RN
     weights_N = torch.ones(len(pairs), dtype=known_RN.dtype, device=known_RN.device)
     identity_RR = torch.eye(len(known_RN), dtype=known_RN.dtype, device=known_RN.device)
     for _ in range(_LOUDNESS_ROUNDS):
         weighted_RN = known_RN * weights_N
         gram_RR = weighted_RN @ known_RN.T
         gram_RR += _RIDGE * gram_RR.trace() * identity_RR
-        deltas_NR = weighted_RN.T @ torch.linalg.solve(gram_RR, wanted_RR)
+        deltas_NR = weighted_RN.T @ torch.linalg.solve(gram_RR, white.wanted_RR)
         loudness_N = deltas_NR.norm(dim=1)
         weights_N = loudness_N**_LOUDNESS_POWER + _LEAST_WEIGHT * loudness_N.max()
-    return PairGradients(deltas_NO=(deltas_NR @ turn_OR.T) * sizes_O, loudness_N=loudness_N)
+    return white.as_gradients(deltas_NR)
 
 
 class Partners:

@@ -125,6 +125,33 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Frame:
+    """X G⁺ and X⁺ of a sentence: between them its own gradient is the identity, if it is in the batch."""
+
+    left_TO: Tensor
+    back_IT: Tensor
+
+    def seen(self, gradient_OI: Tensor) -> Tensor:
+        """A gradient of the input's layers, between them: (T, T)."""
+        return self.left_TO @ gradient_OI @ self.back_IT
+
+
+def like_identity(own_KNTT: Tensor) -> tuple[Tensor | None, float]:
+    """How strongly each of some parts must be there to make the identity at N inputs, (K,), and how far they are off.
+
+    None where they can't make it, or where there are so many parts that they could always.
+    """
+    K, N, T, _ = own_KNTT.shape
+    identity_NTT = torch.eye(T, dtype=own_KNTT.dtype, device=own_KNTT.device).expand(N, T, T)
+    if 2 * K > N * T * T:
+        return None, math.inf
+    parts_K = least_squares(own_KNTT.flatten(1).T, identity_NTT.reshape(-1, 1))[:, 0]
+    off_NTT = torch.einsum("k,knst->nst", parts_K, own_KNTT) - identity_NTT
+    off = float(off_NTT.norm()) / (N * T) ** 0.5
+    return (parts_K if off <= _UNLIKE_IDENTITY else None), off
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Remainder:
     """What is left of a classifier's shared gradient, at some of its inputs.
 
@@ -162,23 +189,14 @@ class Remainder:
             batch_size: of the batch, where it is known.
         """
         judge = self.inputs[self.judge]
-        if judge.span is None:
+        frame = self._frame(row, judge)
+        if frame is None:
             return None
         chances_C = self._chances(row)
         # Any class's gradient follows from the others', as their mean by the model's own prediction is zero.
         by_class = self._gradients(self.exact, row)
-        name = judge.layers[0].name
-        ids_1T = torch.tensor([row], device=self.exact.device)
-        inputs_TI = layer_inputs(self.exact, ids_1T, [name])[name][0].to(judge.span.basis_RI.device)
-        basis_RI = judge.span.basis_RI
-        left_TO = (inputs_TI @ basis_RI.T) @ torch.linalg.pinv(judge.stacked_OI @ basis_RI.T)
-        back_IT = torch.linalg.pinv(inputs_TI)
-        own_CTT = torch.stack([left_TO @ judge.stacked(g) @ back_IT for g in by_class])
-        identity_TT = torch.eye(len(row), dtype=own_CTT.dtype, device=own_CTT.device)
-        parts_C = least_squares(own_CTT.flatten(1).T, identity_TT.flatten()[:, None])[:, 0]
-        off_TT = torch.einsum("c,cst->st", parts_C, own_CTT) - identity_TT
-        off = float(off_TT.norm()) / len(row) ** 0.5
-        if off > _UNLIKE_IDENTITY:
+        parts_C, off = like_identity(torch.stack([frame.seen(judge.stacked(g)) for g in by_class])[:, None])
+        if parts_C is None:
             return None
         member = _member(row, parts_C, chances_C)
         counted = batch_counts([*found, member], batch_size=batch_size)
@@ -189,6 +207,18 @@ class Remainder:
             if float((whole_C - parts_C).abs().max()) <= _OFF_WHOLE * off * float(parts_C.abs().max()):
                 parts_C = whole_C
         return member, self._less(row, by_class, parts_C)
+
+    def _frame(self, row: Row, input_: LayerRemainder) -> _Frame | None:
+        """How an input shows a sentence; None where nothing is left there."""
+        if input_.span is None:
+            return None
+        name, basis_RI = input_.layers[0].name, input_.span.basis_RI
+        ids_1T = torch.tensor([row], device=self.exact.device)
+        inputs_TI = layer_inputs(self.exact, ids_1T, [name])[name][0].to(basis_RI.device)
+        return _Frame(
+            left_TO=(inputs_TI @ basis_RI.T) @ torch.linalg.pinv(input_.stacked_OI @ basis_RI.T),
+            back_IT=torch.linalg.pinv(inputs_TI),
+        )
 
     def members(
         self, rows: Sequence[Row], found: Sequence[Member], batch_size: int | None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from textleak.exact.checks import Check, ContextCheck, LayerCheck, descend
-from textleak.exact.pairs import Pairs, Partners, pair_gradients
+from textleak.exact.pairs import PairGradients, Pairs, Partners, pair_gradients
 from textleak.exact.remainder import LayerRemainder
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
@@ -89,6 +89,7 @@ class SentenceSearch:
         ends: dict[Row, float],
         *,
         solved: float = _SOLVED,
+        gradients: PairGradients | None = None,
     ) -> None:
         """Nothing is tried yet.
 
@@ -99,12 +100,13 @@ class SentenceSearch:
             attention: the first one, where it was found.
             ends: where descents end is noted here, with their mean parts outside.
             solved: mean part outside below which a row is given out.
+            gradients: the pairs'; None for the sparsest that make all that is left.
         """
         self.model, self.pairs, self.ends, self.solved = model, pairs, ends, solved
         first, *further = inputs
         assert first.span is not None
         self.rank = first.span.rank
-        self.gradients = pair_gradients(pairs, first)
+        self.gradients = gradients or pair_gradients(pairs, first)
         self.partners: Partners | None = None
         self.context: Check | None = None
         shared = {layer.name for layer in first.layers}

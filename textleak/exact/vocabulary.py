@@ -38,9 +38,16 @@ class Vocabulary:
         span: where its input lies in the batch's sentences.
     """
 
-    def __init__(self, model: TextModel, layer: LocalLayer, span: InputSpan) -> None:
-        """Choose directions."""
-        self.model, self.layer, self.span = model, layer, span
+    def __init__(
+        self,
+        model: TextModel,
+        layer: LocalLayer,
+        span: InputSpan,
+        *,
+        rounded: torch.dtype | None = None,
+    ) -> None:
+        """Choose directions; `rounded` is what the layer rounds its inputs to."""
+        self.model, self.layer, self.span, self.rounded = model, layer, span, rounded
         self.outside_RI = span.directions_outside(_DIRECTIONS).to(model.device, model.dtype)
         self.made = additive_inputs(model, layer)
         self.along = None if self.made is None else self.made.along(self.outside_RI)
@@ -69,6 +76,8 @@ class Vocabulary:
         # A zero, as of a padding token, is in every span and leaves no trace in a gradient.
         there_N = inputs_NI.any(1)
         ids_N, inputs_NI = ids_N[there_N], inputs_NI[there_N]
+        if self.rounded is not None:  # hardly farther along any direction: within the margin
+            inputs_NI = inputs_NI.to(self.rounded).to(inputs_NI.dtype)
         misfits_N = self.span.misfit(inputs_NI, eps=torch.finfo(self.model.dtype).eps)
         order_N = misfits_N.argsort()
         order_N = order_N[misfits_N[order_N] <= OUTSIDE].to(ids_N.device)

@@ -32,7 +32,7 @@ def sent_as(seen: Seen) -> Sent:
     if seen.given is not None:
         said = {"gradient": "gradients were given", "update": "weights before and after were given"}
         return Sent(kind=seen.given, evidence=f"It was said so: {said[seen.given]}.")
-    # What bfloat16 holds is on most grids anyway, so that only the rest can show a difference.
+    # What has 16 bits is on most grids anyway, so that only the rest can show a difference.
     on_grid, total = _counted(seen, telling=True, part=_SMALL)
     if total < _LEAST_SMALL:
         on_grid, total = _counted(seen, telling=True)
@@ -40,10 +40,15 @@ def sent_as(seen: Seen) -> Sent:
             total = 0
     if not total:
         on_grid, total = _counted(seen, telling=False)
-        if total < _LEAST or on_grid > _FEW * total:
+        if total < _LEAST:
             return Sent(
                 kind=None,
                 evidence=f"Only {total} entries can be held against known weights: too few to tell.",
+            )
+        if on_grid > _FEW * total:
+            return Sent(
+                kind=None,
+                evidence="Nearly all that was sent has 16 bits, and any such number can be a difference of weights.",
             )
     share = on_grid / total
     figure = f"{per_cent(share)} of {total:,} entries, added to the model's weights, give numbers of the weights' type"
@@ -59,7 +64,7 @@ def _counted(seen: Seen, *, telling: bool, part: float = math.inf) -> tuple[int,
 
     Args:
         seen: the update.
-        telling: whether only entries count that bfloat16 doesn't hold.
+        telling: whether only entries count that neither bfloat16 nor float16 holds.
         part: of its weight that an entry is at most.
     """
     on_grid = total = 0
@@ -70,7 +75,7 @@ def _counted(seen: Seen, *, telling: bool, part: float = math.inf) -> tuple[int,
         sent_N, weights_N = some_of(value, weights)
         told_N = (weights_N != 0) & (sent_N != 0) & (sent_N.abs() <= part * weights_N.abs())
         if telling:
-            told_N &= sent_N.bfloat16() != sent_N
+            told_N &= (sent_N.bfloat16() != sent_N) & (sent_N.half() != sent_N)
         sum_N = (sent_N + weights_N)[told_N]
         on_grid += int((sum_N.to(weights.dtype).to(sum_N) == sum_N).sum())
         total += len(sum_N)

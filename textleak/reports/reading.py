@@ -10,6 +10,7 @@ from typing import Any
 from textleak.errors import InputError
 from textleak.evaluation.records import Cell, Record, SentenceRecord, from_json
 from textleak.evaluation.store import EvaluationFolder, read_records
+from textleak.events import Label
 from textleak.jobs.verdict import CUT_OFF
 from textleak.reports.believed import (
     check_audit,
@@ -50,8 +51,8 @@ class PictureFigures:
     mse: float | None
     ssim: float | None
     lpips: float | None
-    label: int | None
-    recovered_label: int | None
+    label: Label | None
+    recovered_label: Label | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

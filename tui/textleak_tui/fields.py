@@ -14,6 +14,7 @@ from typing import Any
 from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading.catalog import CATALOG, unknown_model
+from textleak.settings.base import TASKS
 from textleak.shared.known import NO_CLIENT, NO_DEFENSE, SideInformation
 from textleak_tui.catalog import Catalog
 
@@ -214,8 +215,12 @@ FIELDS = (
             classification="one class a sentence",
             causal_lm="each next token",
             masked_lm="tokens behind masks",
+            regression="a number",
+            multi_label="several classes a sentence",
+            token_classification="a class of every token",
+            question_answering="where an answer is",
         ),
-        check=_known("task", ("auto", "classification", "causal-lm", "masked-lm")),
+        check=_known("task", TASKS),
     ),
     Field(
         name="attack",

@@ -3,7 +3,8 @@
 1. Sentences whose inputs lie in the update's spans (`exact.adaptive.rows`).
 2. The labels that replaying them is nearest with; where the batch has more sentences, which of them are there twice,
    unless that isn't verified: then those that were found are the answer, and the others are missing.
-3. Where steps take parts of the batch, which of them stand together: exchanges of two, all of the procedure replayed.
+3. Where steps take parts of the batch, in which order they came (`turns`); unless that is verified, exchanges of two,
+   all of the procedure replayed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 from collections.abc import Generator, Sequence
 
 from textleak.attacks.replaying.scores import Replayed, sentences_of
+from textleak.attacks.replaying.turns import in_turn
 from textleak.clients.view import View
 from textleak.events import Phase, Progress
 from textleak.exact.adaptive.rows import BlurredRows
@@ -75,11 +77,15 @@ class ReplayedBatch:
             )
             best = yield from self._labeled(best)
         self.guess = best
+        ordered = len(best.rows) == size and self.view.client.in_turn(size)
+        if ordered and not self.view.clock.over:
+            yield Phase(name="order", detail="which sentences the client's steps came to first")
+            self.guess = best = in_turn(self.view, best)
         self.certificate = certify(self.view, sentences_of(self.view, best))
         if not self.certificate.verified and len(set(best.rows)) < len(best.rows):
             self.guess = _once(best)
             self.certificate = certify(self.view, sentences_of(self.view, self.guess))
-        if not self.certificate.verified and len(rows) == size and self._ordered(best):
+        if not self.certificate.verified and len(rows) == size and ordered:
             yield from self._in_order(best)
 
     def _labeled(self, guess: Guess) -> Generator[Progress, None, Guess]:
@@ -95,13 +101,6 @@ class ReplayedBatch:
             if guess == before:
                 break
         return guess
-
-    def _ordered(self, guess: Guess) -> bool:
-        """Whether it matters which sentences stand together in a step."""
-        turned = Guess(guess.rows[1:] + guess.rows[:1], guess.classes[1:] + guess.classes[:1])
-        scored = self._whole([guess, turned])
-        one, other = scored[guess], scored[turned]
-        return abs(one - other) > 1e-6 * max(one, other)
 
     def _in_order(self, guess: Guess) -> Generator[Progress, None, None]:
         """Exchange two sentences as long as that brings the update nearer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,8 +11,9 @@ from torch import nn
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import heads
+from textleak.models.losses.base import LOSSES
 from textleak.models.quiet import quiet
-from textleak.models.text import Task, TextModel
+from textleak.models.text import COMMON_TASKS, Task, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -69,9 +70,7 @@ def wrap(
     """
     found = unwrapped(network)
     chosen = task_of(found, task)
-    classes = (
-        heads.classes_for(type(found).__name__, found.config, None) if chosen == "classification" else None
-    )
+    num_labels, outputs = heads.outputs_of(found.config, chosen)
     trained = tuple(key for key, p in found.named_parameters() if p.requires_grad)
     if not trained:
         raise InputError(
@@ -87,7 +86,8 @@ def wrap(
         tokenizer=tokenizer,
         weights="pretrained",
         source=f"{type(found).__name__} in memory",
-        num_labels=classes,
+        num_labels=num_labels,
+        outputs=outputs,
         trained=None if whole else trained,
     )
     check_tokenizer(model)
@@ -154,8 +154,14 @@ def task_of(network: PreTrainedModel, asked: str) -> Task:
         AutoModelForSequenceClassification,
     )
 
-    if asked not in ("auto", *get_args(Task)):
-        raise unknown_name("task", asked, ("auto", *get_args(Task)))
+    if asked not in (known := ("auto", *COMMON_TASKS, *LOSSES)):
+        raise unknown_name("task", asked, known)
+    kind = type(network).__name__
+    own = heads.own_task(kind, [kind], network.config)
+    if own is not None:
+        if asked not in ("auto", own):
+            raise _does_another(network, asked, own)
+        return own
     kinds: dict[Task, Any] = {
         "classification": AutoModelForSequenceClassification,
         "masked-lm": AutoModelForMaskedLM,
@@ -165,17 +171,20 @@ def task_of(network: PreTrainedModel, asked: str) -> Task:
         made = auto._model_mapping.get(type(network.config), None)
         if made is not None and isinstance(network, made):
             if asked not in ("auto", task):
-                raise InputError(
-                    f"A {type(network).__name__} doesn't do {asked}.",
-                    why=f"Its head is for {task}.",
-                    fix="Leave task out.",
-                )
+                raise _does_another(network, asked, task)
             return task
-    heads.check_head(type(network).__name__, network.config)
     raise InputError(
         f"A {type(network).__name__} has no head for a task here.",
         why="A gradient is one of a loss: of classes of sentences, or of the tokens of a text.",
         fix="Wrap a model for sequence classification, causal or masked language modeling.",
+    )
+
+
+def _does_another(network: PreTrainedModel, asked: str, task: str) -> InputError:
+    return InputError(
+        f"A {type(network).__name__} doesn't do {asked}.",
+        why=f"Its head is for {task}.",
+        fix="Leave task out.",
     )
 
 

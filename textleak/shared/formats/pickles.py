@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -94,9 +95,21 @@ def _state_dict(loaded: object) -> Mapping[object, object]:
             inside = loaded.get(key)
             if isinstance(inside, Mapping) and any(isinstance(value, Tensor) for value in inside.values()):
                 return inside
+        only = [value for value in loaded.values() if _is_named(value)]
+        if len(only) == 1:
+            return only[0]
         keys = ", ".join(str(key)[:40] for key in list(loaded)[:8])
-        raise ValueError(f"it holds no tensors by name, nor does any of {', '.join(_INSIDE)} in it: {keys}")
+        raise ValueError(
+            f"it holds no tensors by name, nor does any of {', '.join(_INSIDE)} in it, or one thing alone: {keys}"
+        )
     raise ValueError(f"it holds a {type(loaded).__name__}, not tensors by name")
+
+
+def _is_named(value: object) -> TypeGuard[Mapping[object, object]]:
+    """Whether it is tensors by name, under whatever key a loop keeps them; an optimizer's state is by number."""
+    return isinstance(value, Mapping) and any(
+        isinstance(name, str) and isinstance(inside, Tensor) for name, inside in value.items()
+    )
 
 
 def _sorted_out(state: Mapping[object, object], size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
