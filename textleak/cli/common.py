@@ -68,17 +68,22 @@ File = Annotated[
     Path | None, typer.Option("--file", metavar="PATH", help="A text file, one sentence a line.")
 ]
 Labels = Annotated[
-    list[int] | None,
+    list[str] | None,
     typer.Option(
         "--label",
         metavar="INT",
-        help="A sentence's class, repeated with --sentence; else drawn from the seed.",
+        help="A sentence's class, repeated with --sentence; else drawn from the seed. What another loss takes: 3.5 "
+        "(regression), 0,1,1 (one answer a class, one class a token), 2,4 (an answer's first and last token).",
     ),
 ]
 Task = Annotated[
     str | None,
     typer.Option(
-        "--task", metavar="TEXT", help="auto | classification | causal-lm | masked-lm", show_default="auto"
+        "--task",
+        metavar="TEXT",
+        help="auto | classification | causal-lm | masked-lm | regression | multi-label | token-classification | "
+        "question-answering",
+        show_default="auto",
     ),
 ]
 Share = Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from textleak.events import Stop
+from textleak.events import Label, Stop
 from textleak.words import count_of
 
 FORMAT_VERSION = 1
@@ -82,8 +82,8 @@ class SentenceRecord:
     rouge1_words: _Rate
     rouge2_words: _Rate
     rougeL_words: _Rate
-    label: int | None
-    recovered_label: int | None
+    label: Label | None
+    recovered_label: Label | None
     unknown_tokens: _Count = 0
     secrets: tuple[PlantedSecret, ...] = ()
 

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -73,6 +73,23 @@ class LayerRemainder:
         outputs = [len(g) for g in gradients]
         return cls(layers=layers, stacked_OI=stacked_OI, outputs=outputs, span=span, rounding=rounding)
 
+    def stacked(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Other gradients of these layers, by parameter, laid out as the shared ones are: (O, I)."""
+        return torch.cat([as_rows(gradients[layer.weight_name], layer) for layer in self.layers])
+
+    def frame(self, inputs_TI: Tensor) -> Frame:
+        """How what is left shows a sentence that has these inputs; there must be something left."""
+        assert self.span is not None
+        inputs_TI = inputs_TI.to(self.span.basis_RI.device)
+        inside_TR = inputs_TI @ self.span.basis_RI.T
+        return Frame(left_TO=inside_TR @ self._inverse_RO, back_IT=torch.linalg.pinv(inputs_TI))
+
+    @functools.cached_property
+    def _inverse_RO(self) -> Tensor:
+        assert self.span is not None
+        inverse_RO: Tensor = torch.linalg.pinv(self.stacked_OI @ self.span.basis_RI.T)
+        return inverse_RO
+
     def own(self, alone: Alone, parts_C: Tensor) -> Tensor:
         """A sentence's gradient of these layers with each label but the last as strongly as said, (O, I)."""
         deltas_CTO = torch.cat([alone.deltas[layer.name] for layer in self.layers], 2)
@@ -111,6 +128,33 @@ class LayerRemainder:
             shape = (stacked_OI.shape[0], stacked_OI.shape[1])
             span = span_of(self.span.layers, s_R, basis_RI, shape=shape, noise=noise, clear=clear)
         return dataclasses.replace(self, stacked_OI=stacked_OI, span=span, rounding=rounding)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """X G⁺ and X⁺ of a sentence: between them its own gradient is the identity, if it is in the batch."""
+
+    left_TO: Tensor
+    back_IT: Tensor
+
+    def seen(self, gradient_OI: Tensor) -> Tensor:
+        """A gradient of the input's layers, between them: (T, T)."""
+        return self.left_TO @ gradient_OI @ self.back_IT
+
+
+def like_identity(own_KNTT: Tensor) -> tuple[Tensor | None, float]:
+    """How strongly each of some parts must be there to make the identity at N inputs, (K,), and how far they are off.
+
+    None where they can't make it, or where there are so many parts that they could always.
+    """
+    K, N, T, _ = own_KNTT.shape
+    identity_NTT = torch.eye(T, dtype=own_KNTT.dtype, device=own_KNTT.device).expand(N, T, T)
+    if 2 * K > N * T * T:
+        return None, math.inf
+    parts_K = least_squares(own_KNTT.flatten(1).T, identity_NTT.reshape(-1, 1))[:, 0]
+    off_NTT = torch.einsum("k,knst->nst", parts_K, own_KNTT) - identity_NTT
+    off = float(off_NTT.norm()) / (N * T) ** 0.5
+    return (parts_K if off <= _UNLIKE_IDENTITY else None), off
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,13 +212,15 @@ class Remainder:
         judge = self.inputs[self.judge]
         if judge.span is None:
             return None
-        basis_RI = judge.span.basis_RI
-        inverse_RO = torch.linalg.pinv(judge.stacked_OI @ basis_RI.T)
+        name, labels_CC = judge.layers[0].name, torch.eye(self.exact.classes - 1)
         members: list[Member] = []
         taken: list[tuple[Alone, Tensor]] = []
         for alone in each_alone(self.exact, rows, self._layers):
-            parts_C, off = _parts_in(judge, alone, basis_RI.T @ inverse_RO)
-            if off > _UNLIKE_IDENTITY:
+            frame = judge.frame(alone.inputs[name])
+            # Any class's gradient follows from the others', as their mean by the model's own prediction is zero.
+            own_CTT = torch.stack([frame.seen(judge.own(alone, only_C)) for only_C in labels_CC])
+            parts_C, off = like_identity(own_CTT[:, None])
+            if parts_C is None:
                 continue
             members.append(_member(alone.row, parts_C, alone.chances_C))
             counted = batch_counts([*found, *members], batch_size=batch_size)
@@ -264,24 +310,6 @@ class Remainder:
             ]
             inputs.append(input_.less(gradients, errors))
         return dataclasses.replace(self, inputs=tuple(inputs))
-
-
-def _parts_in(judge: LayerRemainder, alone: Alone, inverse_IO: Tensor) -> tuple[Tensor, float]:
-    """How strongly a sentence's labels but the last would be in what is left, (C - 1,), and how far off that is.
-
-    Args:
-        judge: what is left at an input.
-        alone: the sentence.
-        inverse_IO: G⁺ there.
-    """
-    inputs_TI = alone.inputs[judge.layers[0].name].to(inverse_IO.device)
-    deltas_CTO = torch.cat([alone.deltas[layer.name] for layer in judge.layers], 2).to(inverse_IO.device)
-    onto_TT = inputs_TI @ torch.linalg.pinv(inputs_TI)
-    own_CTT = (inputs_TI @ inverse_IO) @ deltas_CTO.transpose(1, 2) @ onto_TT
-    identity_TT = torch.eye(len(inputs_TI), dtype=own_CTT.dtype, device=own_CTT.device)
-    parts_C = least_squares(own_CTT.flatten(1).T, identity_TT.flatten()[:, None])[:, 0]
-    off_TT = torch.einsum("c,cst->st", parts_C, own_CTT) - identity_TT
-    return parts_C, float(off_TT.norm()) / len(inputs_TI) ** 0.5
 
 
 def _member(row: Row, parts_C: Tensor, chances_C: Tensor) -> Member:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # What a step of unknown size is taken for, where nothing says how the weights were moved: its direction is right.
 _UNKNOWN_STEP = "fedavg:optimizer=sgd,lr=0.01,steps=1"
 _MOST_CONFIG = foreign.MIB
+# What transformers calls the last layer of a ForSequenceClassification.
+_CLASSIFIERS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
 _HEADS = {
     "ForSequenceClassification": "classification",
     "ForMaskedLM": "masked-lm",
@@ -226,7 +228,7 @@ def _client_of(
     assumed = specs is None and kind == "update"
     if specs is None:
         specs = ("train-mode",) if telling.dropout else ()
-        specs += (telling.nearest_step or _UNKNOWN_STEP,) if assumed else ()
+        specs += (telling.nearest_steps or _UNKNOWN_STEP,) if assumed else ()
     client = chosen_client(map(Choice.model_validate, specs))
     if model.trained is not None:  # its adapters are in place
         client = updates.without_adapters(client)
@@ -276,6 +278,8 @@ def _model(
             )
         task = told["task"] if told["task"] != "auto" else _task_in(path)
         return _load(config, **{**told, "name": str(path), "task": task}), state
+    if told["task"] in ("auto", "classification"):
+        told["num_labels"] = told.get("num_labels") or _classes_in(state)
     return updates.with_weights(
         _load(config, **{"name": name, **told}), state.tensors, where=str(path)
     ), state
@@ -310,6 +314,16 @@ def _base_of(state: State) -> str:
         why="It could be anything from anywhere: a file has only an alias loaded (`textleak models`).",
         fix="Name the base model yourself, if you trust it: --model NAME or FOLDER.",
     )
+
+
+def _classes_in(state: State) -> int | None:
+    """How many classes the head of a state dict tells apart; None where it has none for as many as two."""
+    from textleak.shared.formats import plain_name
+
+    heads = [
+        t for name, t in state.tensors.items() if plain_name(name).endswith(_CLASSIFIERS) and t.dim() == 2
+    ]
+    return len(heads[0]) if heads and len(heads[0]) > 1 else None
 
 
 def _task_in(folder: Path) -> str:

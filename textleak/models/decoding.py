@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from textleak.events import Position, Sentence, TokenGuess
+from textleak.events import Label, Position, Sentence, TokenGuess
 from textleak.models import TextModel
 
 Metric = Literal["cosine", "l2"]
@@ -118,7 +118,7 @@ def to_sentence(
     confidence: Sequence[float] | None = None,
     channels: Sequence[str] | None = None,
     candidates: Sequence[Sequence[tuple[int, float]]] | None = None,
-    label: int | None = None,
+    label: Label | None = None,
     label_posterior: Sequence[float] = (),
 ) -> Sentence:
     """A sentence as events carry it.

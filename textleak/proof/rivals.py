@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from textleak.errors import InputError
+from textleak.events import Label
 from textleak.matching import Capture, Leaves
 from textleak.matching.discrete import Guess, Row, class_changes, substitutions
 from textleak.matching.hooks import hooked
@@ -40,13 +41,13 @@ _LAST, _ENTRIES = 4, 2**21
 # Numbers held at once while sentences are formed together, and tokens of one pass (our choice).
 _HELD, _TOKENS_A_PASS = 2**24, 2048
 
-Line = tuple[Row, int | None]
+Line = tuple[Row, Label | None]
 """One sentence of a guess: its symbols, and its class where the task has classes."""
 
 
 def lines_of(guess: Guess) -> tuple[Line, ...]:
     """The guess's sentences one by one."""
-    classes = guess.classes or (None,) * len(guess.rows)
+    classes: tuple[Label | None, ...] = guess.classes or (None,) * len(guess.rows)
     return tuple(zip(guess.rows, classes, strict=True))
 
 

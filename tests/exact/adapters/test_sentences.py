@@ -57,9 +57,21 @@ def test_an_encoders_sentence_comes_back_with_its_class(wide_model: ToyModel, se
     assert recovery.stop is Stop.VERIFIED
 
 
-def test_of_several_sentences_of_an_encoder_the_tokens_are_listed(wide_model: ToyModel, seen: Seen) -> None:
+def test_several_sentences_of_an_encoder_come_back_with_their_classes(
+    wide_model: ToyModel, seen: Seen
+) -> None:
     model = wide_model("bert", task="classification")
-    recovery = attacked(seen(model, TWO, know="lengths"), model)
+    recovery = attacked(seen(model, TWO), model)
+    assert rows(recovery) == sorted(model.encode(TWO).sentences)
+    assert recovery.stop is Stop.VERIFIED
+
+
+@pytest.mark.parametrize(("task", "know"), [("classification", "nothing"), ("masked-lm", None)])
+def test_of_several_sentences_whose_gradients_arent_told_apart_the_tokens_are_listed(
+    task: str, know: str | None, wide_model: ToyModel, seen: Seen
+) -> None:
+    model = wide_model("bert", task=task)
+    recovery = attacked(seen(model, TWO, know=know), model)
     assert recovery.stop is not Stop.VERIFIED
     assert "in which order they stand was not" in " ".join(recovery.notes)
 
