@@ -116,6 +116,7 @@ def input_span(
     *,
     sigma: float = 0.0,
     bent: bool = False,
+    likely: int = 0,
 ) -> InputSpan | None:
     """The span that the weight gradients of layers with one common input show; None where all of it is noise.
 
@@ -124,6 +125,7 @@ def input_span(
         layers: their modules' names.
         sigma: standard deviation of the noise on each entry, 0 for none.
         bent: entries were rounded, set to 0 or cut down to their signs: what isn't the batch's fills the spectrum.
+        likely: a rank that it probably has at least, as another input of the batch has it; nothing depends on it.
     """
     stacked_OI = torch.cat([exact(g) for g in gradients])
     if sigma > 0:
@@ -132,7 +134,7 @@ def input_span(
         layers = [name for name, g in zip(layers, gradients, strict=True) if g is strongest]
         stacked_OI = exact(strongest)
     eps = torch.finfo(gradients[0].dtype).eps
-    s_R, basis_RI = _leading(stacked_OI, 0.0 if sigma > 0 or bent else eps)
+    s_R, basis_RI = _leading(stacked_OI, 0.0 if sigma > 0 or bent else eps, likely)
     if float(s_R[0]) == 0.0:
         return None
     rounding = float(s_R[0]) * eps
@@ -178,7 +180,7 @@ def span_of(
     )
 
 
-def _leading(stacked_OI: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _leading(stacked_OI: Tensor, eps: float, likely: int) -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors, descending; the last ones may be left out where all is rounding.
 
     A decomposition of everything takes seconds for a large layer. The range of a low rank shows in few random
@@ -186,7 +188,9 @@ def _leading(stacked_OI: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     width = _FIRST_WIDTH
-    while eps > 0 and 4 * width <= min(stacked_OI.shape):
+    while width < likely + _ALL_ROUNDING:
+        width *= 2
+    while eps > 0 and 2 * width <= min(stacked_OI.shape):
         mixed_IK = stacked_OI.T @ torch.randn(
             len(stacked_OI), width, generator=generator, dtype=torch.float64
         ).to(stacked_OI)
@@ -254,13 +258,13 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
     return found
 
 
-def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer]) -> InputSpan | None:
-    """The span of the input that `layers` share."""
+def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer], *, likely: int = 0) -> InputSpan | None:
+    """The span of the input that `layers` share; of a rank of `likely` at least, if that is known."""
     gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
     names = [layer.name for layer in layers]
     bent = [effect for effect in shared.effects if effect.leaves_grid]
     if shared.noise_sigma > 0 or not bent:
-        return input_span(gradients, names, sigma=shared.noise_sigma)
+        return input_span(gradients, names, sigma=shared.noise_sigma, likely=likely)
     if all(effect.hides_entries for effect in bent) and shared.known.lengths is not None:
         whole_OI = completed(torch.cat(gradients), sum(shared.known.lengths))
         if whole_OI is not None:
