@@ -220,8 +220,9 @@ class _Batch:
                     row[t] = unused.pop() if unused else self._any(t)
             else:
                 here = self._at(t) or (self._any(t),)
+                taken = {row[t] for row in kept if t < len(row)}
                 order = [here[i] for i in shuffled(len(here), self.generator)]
-                order.sort(key={row[t] for row in kept if t < len(row)}.__contains__)
+                order.sort(key=taken.__contains__)
                 for i, row in enumerate(alive):
                     row[t] = order[i % len(order)]
         return [*kept, *((*row, *tail) for row in rows)]

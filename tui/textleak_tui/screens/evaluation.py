@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.coordinate import Coordinate
 from textual.message import Message
 from textual.widget import Widget
 from textual.worker import get_current_worker
@@ -26,13 +25,14 @@ from textleak_tui.screens.base import Page
 from textleak_tui.session import Session
 from textleak_tui.settings import Memory
 from textleak_tui.standing import SIGNS
-from textleak_tui.widgets.run_table import RunTable, rate_bar, short
+from textleak_tui.widgets.grid_table import GridTable
+from textleak_tui.widgets.run_table import rate_bar, short
 from textleak_tui.widgets.words import Words
 
 if TYPE_CHECKING:
     from textleak.evaluation.records import Cell, Record
 
-SECONDS_BETWEEN_LOOKS, LOOKS_A_WAIT = 1.0, 20
+SECONDS_BETWEEN_LOOKS, LOOKS_A_WAIT = 2.0, 40
 BAR = 8
 # Our choice: the limit that a grid is first held against, and a key's step.
 FIRST_LIMIT, STEP = 0.1, 0.05
@@ -104,13 +104,14 @@ class EvaluationScreen(Page):
         self.chosen: Cell | None = None
         self.problem = ""
         self.summary = Words(grows=True, classes="summary")
-        self.table = RunTable()
+        self.table = GridTable()
         self.words = Words(grows=True, classes="chosen")
         limit = memory.get("limit")
         self.limit: float | None = limit if isinstance(limit, float) else None
         self._pace = Pace()
-        self._listed: tuple[object, ...] = ()
         self._seen = False
+        self._told_apart: tuple[int, list[str]] = 0, []
+        self._written: dict[Cell, tuple[object, dict[str, Text]]] = {}
 
     def content(self) -> Iterable[Widget]:
         """How far it is, the grid or a cell's sentences, what is under the cursor."""
@@ -187,7 +188,7 @@ class EvaluationScreen(Page):
             self.chosen = worst[0].cell
             self._draw()
             at = [one.sentence for one in self.sentences].index(worst[1].sentence)
-            self.table.move_cursor(row=at)
+            self.table.move_to(at)
 
     def action_limit(self, steps: int) -> None:
         """Hold the cells against a limit, a higher or a lower one."""
@@ -214,28 +215,10 @@ class EvaluationScreen(Page):
         self.summary.say(self._in_words())
         row = self._row
         if row is None:
-            self._list(*self._cells())
+            self.table.fill(*self._cells())
         else:
-            self._list(*self._sentences_of(row))
+            self.table.fill(*self._sentences_of(row))
         self._tell()
-
-    def _list(self, names: tuple[str, ...], rows: list[list[Text]]) -> None:
-        """Fill the table; of the same one, only the cells that have changed."""
-        table, at = self.table, self.table.cursor_row
-        if (names, self.chosen) != self._listed or len(rows) < table.row_count:
-            table.clear(columns=True)
-            for name in names:
-                table.add_column(name, key=name)
-            self._listed = (names, self.chosen)
-        for number, texts in enumerate(rows):
-            if number >= table.row_count:
-                table.add_row(*texts)
-            elif (old := table.get_row_at(number)) != texts:
-                for column, (before, now) in enumerate(zip(old, texts, strict=True)):
-                    if before != now:
-                        table.update_cell_at(Coordinate(number, column), now, update_width=True)
-        if table.row_count:
-            table.move_cursor(row=max(0, min(at, table.row_count - 1)))
 
     def _in_words(self) -> str:
         if self.problem:
@@ -264,25 +247,22 @@ class EvaluationScreen(Page):
         return UNICODE.dot.join(parts)
 
     def _cells(self) -> tuple[tuple[str, ...], list[list[Text]]]:
-        differing = self._differing()
+        rows, how = self.grid.rows, (self.sight.blind, self.limit, self.app.theme)
+        if len(rows) != self._told_apart[0]:
+            self._told_apart = len(rows), _differing(rows)
+        differing = self._told_apart[1]
         left_out = next((names for width, names in _LEFT_OUT if self.size.width < width), ())
-        figures = [self._figures(row) for row in self.grid.rows]
         shown = [name for name in FIGURES if name not in left_out]
-        if not any(row.counts.secrets for row in self.grid.rows) and "secrets" in shown:
+        if not any(row.counts.secrets for row in rows) and "secrets" in shown:
             shown.remove("secrets")
-        rows = [
-            [Text(short(_cell_text(row.cell, name), 30)) for name in differing]
-            + [found[name] for name in shown]
-            for row, found in zip(self.grid.rows, figures, strict=True)
-        ]
-        return (*differing, *shown), rows
-
-    def _differing(self) -> list[str]:
-        """The settings that tell the cells apart, the attack and the defense in any case."""
-        names = ("data", "model", "attack", "share", "client", "defense", "know", "batch_size", "seed")
-        rows = self.grid.rows
-        several = {name for name in names if len({_cell_text(row.cell, name) for row in rows}) > 1}
-        return [name for name in names if name in several | {"attack", "defense"}]
+        listed = []
+        for row in rows:
+            if row.cell not in self._written or self._written[row.cell][0] != (id(row), how):
+                self._written[row.cell] = (id(row), how), self._figures(row)
+            figures = self._written[row.cell][1]
+            names = [Text(short(_cell_text(row.cell, name), 30)) for name in differing]
+            listed.append(names + [figures[name] for name in shown])
+        return (*differing, *shown), listed
 
     def _figures(self, row: CellRow) -> dict[str, Text]:
         """A cell's figures by their columns."""
@@ -324,7 +304,7 @@ class EvaluationScreen(Page):
 
     def _tell(self) -> None:
         """More of what is under the cursor."""
-        text, at = Text(), self.table.cursor_row
+        text, at = Text(), self.table.cursor
         if self._row is not None and 0 <= at < len(self.sentences):
             one = self.sentences[at]
             text.append(f"recovered  {printable(one.sentence.recovered)}")
@@ -339,22 +319,22 @@ class EvaluationScreen(Page):
             text.append("\nEnter lists its sentences.", style="dim")
         self.words.say(text)
 
-    def on_data_table_row_highlighted(self) -> None:
+    def on_grid_table_highlighted(self) -> None:
         """Something else is under the cursor."""
         self._tell()
 
-    def on_data_table_row_selected(self) -> None:
+    def on_grid_table_selected(self) -> None:
         """Enter or a click on a row."""
         self.action_open()
 
     def action_open(self) -> None:
         """A cell's sentences; or a sentence's batch, attacked again."""
-        at = self.table.cursor_row
+        at = self.table.cursor
         if self._row is None:
             if 0 <= at < len(self.grid.rows):
                 self.chosen = self.grid.rows[at].cell
                 self._draw()
-                self.table.move_cursor(row=0)
+                self.table.move_to(0)
         elif 0 <= at < len(self.sentences):
             record = self.sentences[at].record
             batch = [one.reference for one in record.sentences]
@@ -368,7 +348,14 @@ class EvaluationScreen(Page):
         here = next((at for at, row in enumerate(self.grid.rows) if row.cell == self.chosen), 0)
         self.chosen = None
         self._draw()
-        self.table.move_cursor(row=here)
+        self.table.move_to(here)
+
+
+def _differing(rows: Sequence[CellRow]) -> list[str]:
+    """The settings that tell the cells apart, the attack and the defense in any case."""
+    names = ("data", "model", "attack", "share", "client", "defense", "know", "batch_size", "seed")
+    several = {name for name in names if len({_cell_text(row.cell, name) for row in rows}) > 1}
+    return [name for name in names if name in several | {"attack", "defense"}]
 
 
 def _cell_text(cell: Cell, name: str) -> str:
