@@ -39,7 +39,7 @@ QUICK: dict[str, dict[str, object]] = {
     "tag": {"steps": 6, "restarts": 2},
     "cosine": {"steps": 6, "restarts": 2},
     "lamp": {"steps": 6, "restarts": 2, "starts": 4, "moves": 8, "moves_every": 2},
-    "grab": {"steps": 6, "rounds": 2, "restarts": 2, "starts": 4, "sweeps": 1},
+    "grab": {"steps": 6, "rounds": 1, "restarts": 2, "starts": 4, "beams": 1, "sweeps": 1},
     "embedding": {},
     "span": {},
     "auto": {},

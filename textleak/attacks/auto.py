@@ -4,7 +4,8 @@
 2. `span`: whole sentences from the spans of the first layers' inputs.
 3. `match`: where these end, matching of what they left: of the batch without the sentences that are proved already, or
    of all of it where none is (the span is closed by too many tokens, by noise, or by rounding).
-4. `replay`: where the client's procedure isn't one plain step that these can rely on, its steps replayed on guesses.
+4. `replay`: where the client's procedure isn't one plain step that these can rely on, its steps replayed on guesses;
+   before `match` where a short type rounded the gradient of several sentences.
 It stops as soon as the answer's own gradient equals the shared one. There is nothing to set.
 """
 
@@ -24,7 +25,7 @@ from textleak.attacks.replay import Replay
 from textleak.attacks.span import Span, answer, shown, spanned_sentences
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Followed, Phase, Progress, Recovery, Sentence, main_channel
+from textleak.events import Followed, Phase, Progress, Recovery, Sentence, Stop, main_channel
 from textleak.exact.found import Found
 from textleak.models import TextModel
 from textleak.models.base import Modality
@@ -94,12 +95,22 @@ class _Run:
                 why=" ".join(self.notes),
                 fix="What leaks can't be told: that nothing was found here is no sign of safety.",
             )
-        return self._last(self._best())
+        best = self._best()
+        if self.view.clock.over and not best.stop.settled:
+            best = dataclasses.replace(best, stop=Stop.TIME)
+        return self._last(best)
 
     def _further(self, found: Found) -> Generator[Phase | Progress, None, None]:
-        """What is left, by matching; or by replaying the client's steps where they make no sum of gradients."""
-        plain = self.view.has(Trait.ADDITIVE)
+        """What is left, by matching; or by replaying the client's steps where they make no sum of gradients.
+
+        Several sentences whose gradient a short type rounded are found as those behind a step are, and matched only
+        where that doesn't tell them.
+        """
+        rounded = bool(self.shared.client.effects) and self.shared.known.batch_size != 1
+        plain = self.view.has(Trait.ADDITIVE) and not rounded
         for attack in (Match, Replay) if plain else (Replay, Match):
+            if self.answers and self.view.clock.over:
+                return
             if not self._can(attack):
                 continue
             if attack is Match:
@@ -112,7 +123,9 @@ class _Run:
                 self.notes.append(" ".join(str(error).splitlines()))
                 if not plain:
                     continue
-            return
+                return
+            if not (rounded and attack is Replay) or self.answers[-1].stop.settled or self.view.clock.over:
+                return
 
     def _can(self, attack: type[Attack]) -> bool:
         """Whether a channel's needs are met; a note says what is missing."""

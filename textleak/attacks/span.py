@@ -83,7 +83,7 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
         return (yield from adapter_sentences(view))
     if sees_ahead(view.text_model):
         return (yield from encoder_sentences(view.text_model, view.shared, time_limit=view.clock.left))
-    return (yield from causal_sentences(view.text_model, view.shared))
+    return (yield from causal_sentences(view.text_model, view.shared, time_limit=view.clock.left))
 
 
 def _one_rounded(view: View) -> bool:

@@ -35,7 +35,7 @@ PANELS: Mapping[str, str] = {
         ),
         COMPUTE,
     ),
-    **dict.fromkeys(("out", "save_gradients", "redact", "truth", "utility", "report"), OUTPUT),
+    **dict.fromkeys(("out", "save_gradients", "film", "redact", "truth", "utility", "report"), OUTPUT),
     **dict.fromkeys(
         ("config", "assignments", "json_", "fail_above", "retry_failed", "dry_run", "yes"), SCRIPTS
     ),

@@ -139,11 +139,12 @@ class _Grouping:
         self.model, self.shared, self.pairs, self.every_pair = model, shared, pairs, pairs
         self.notes: list[str] = []
         self.deadline = deadline
+        likely = 0 if first.span is None else first.span.rank
         further = [
             (shared_ones, span)
             for layers in following_layers(model, _INPUTS)
             if (shared_ones := tuple(layer for layer in layers if layer.weight_name in shared.gradients))
-            and (span := layer_span(shared, shared_ones)) is not None
+            and (span := layer_span(shared, shared_ones, likely=likely)) is not None
         ]
         if not further:
             self.notes.append(_NO_CHECK)
@@ -174,13 +175,13 @@ class _Grouping:
         """Whether there was one more sentence of the batch, or all the rest of it: proved and taken off."""
         only = self._only()
         if only is not None:
-            if self._proved(only):
+            if self._proved([only]):
                 return True
             self.ends[only] = 0.0
         search = SentenceSearch(self.model, self.pairs, self.left.inputs, self._attention, self.ends)
         for effort in EFFORTS:
-            for row in search.rows(effort):
-                if row is not None and self._proved(row):
+            for rows in search.rows(effort):
+                if rows and self._proved(rows):
                     return True
                 if not self._time():
                     break
@@ -212,14 +213,12 @@ class _Grouping:
             return tuple(self.pairs.tokens_N.tolist())
         return None
 
-    def _proved(self, row: Row) -> bool:
-        """Whether the sentence is in the batch; it is taken off if so."""
-        found = self.left.member(row, self.members, self.shared.known.batch_size)
-        if found is None:
-            return False
-        member, left = found
-        self._take_off([member], left)
-        return True
+    def _proved(self, rows: Sequence[Row]) -> bool:
+        """Whether some of the sentences are in the batch; these are taken off."""
+        found = self.left.among(rows, self.members, self.shared.known.batch_size)
+        if found is not None:
+            self._take_off(*found)
+        return found is not None
 
     def _proved_together(self) -> bool:
         """Whether some of the likeliest sentences make all that is left; they are taken off if so."""

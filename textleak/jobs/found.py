@@ -173,6 +173,8 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
     moved = updates.moved_by(client, sent, prepared) if kind == "update" else sent
     telling = telling_of(moved, prepared, kind=kind)
     shared = tell_less(_called(config, shared), config)
+    if config.know is None:
+        shared = dataclasses.replace(shared, known=with_shown(shared.known, telling))
     return Found(model=model, shared=shared, secret=secret, telling=telling)
 
 
@@ -391,6 +393,15 @@ def _shown(telling: Telling) -> SideInformation:
     return SideInformation(
         batch_size=telling.sentences, lengths=(telling.tokens,) if one and telling.tokens else None
     )
+
+
+def with_shown(known: SideInformation, telling: Telling) -> SideInformation:
+    """What a file says that a server knows, and of the batch's size what the update tells besides."""
+    shown = _shown(telling)
+    said = {known.batch_size, *(len(one) for one in (known.lengths, known.labels) if one is not None)}
+    if shown.batch_size is None or not said <= {None, shown.batch_size}:  # equal sentences show once
+        return known
+    return dataclasses.replace(known, batch_size=shown.batch_size, lengths=known.lengths or shown.lengths)
 
 
 def _values(know: str | None) -> tuple[str | None, Mapping[str, Any]]:

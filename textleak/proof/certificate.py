@@ -33,6 +33,9 @@ _ROUNDINGS = 4.0
 # Gemma 3, where it is largest, has 2e-4; bfloat16 has up to 3e-2).
 _FAR = 0.05
 
+_CUT_OFF = (
+    "Time was up before the client's steps had been replayed on the answer and on the texts most like it."
+)
 _NOT_FINITE = "The answer's own gradient isn't finite here, so it can't be compared."
 
 
@@ -67,6 +70,8 @@ class Certificate:
 def certificate_of(recovery: Recovery, view: View) -> Certificate:
     """The certificate of an attack's answer: its own where it has certified it itself, else `certify`'s."""
     own = own_certificate(recovery)
+    if not own.verified and recovery.stop is Stop.TIME and not view.has(Trait.ONE_POINT):
+        return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
     return own if own.verified else certify(view, recovery.sentences)
 
 
@@ -85,11 +90,16 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     Args:
         view: what the server sees, with the model in any precision.
         answer: a recovery's; sentences alone are a `Text`.
+
+    Returns:
+        The certificate; nothing can be told where the view's clock cuts off replaying several steps.
     """
     answer = Text(answer) if isinstance(answer, tuple) else answer
     untold = _unrepeatable(view) or answer.unsaid(view.model)
     if not answer.complete(view.model):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
+    if _cut_off(view):
+        return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
     exactly = view.double()
     own = answer.own(exactly)
     distance_from_it, norm = apart(view.shared, own)
@@ -109,6 +119,8 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     rounding *= torch.finfo(client).eps / torch.finfo(roughly.model.dtype).eps
     if not distance <= max(answer.equal, _ROUNDINGS * rounding):
         return Certificate(gradient_distance=distance, verified=False)
+    if _cut_off(view):
+        return Certificate(gradient_distance=distance, verified=None, reason=_CUT_OFF)
     compared = Comparison(
         view=view,
         exactly=exactly,
@@ -150,6 +162,11 @@ def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tenso
 def _in(view: View, dtype: torch.dtype) -> View:
     """The view with its model in another precision."""
     return dataclasses.replace(view, model=view.model.in_dtype(dtype))
+
+
+def _cut_off(view: View) -> bool:
+    """Whether time is up, where each comparison takes as long as the client's training."""
+    return view.clock.over and not view.has(Trait.ONE_POINT)
 
 
 def _unrepeatable(view: View) -> str | None:

@@ -65,8 +65,8 @@ def alike(
         classes: whether another class is one.
         excluded: tokens that no text has; special ones always are.
     """
-    V, table_VE = model.vocab_size, model.word_embedding.weight.detach()
     excluded |= model.special_ids
+    nearest = _nearest(model, guess, excluded)
     for row, symbols in enumerate(guess.rows):
         places = _places(model, symbols)
         for t, after in itertools.pairwise(places):
@@ -74,16 +74,29 @@ def alike(
                 yield _swapped(guess, row, t, after)
         if not places:
             continue
-        tokens = torch.tensor([symbols[t] % V for t in places], device=table_VE.device)
-        near = nearest_tokens(
-            table_VE[tokens], table_VE, candidates=_NEAREST + 1, metric="l2", excluded=excluded
-        )
-        for t, ids in zip(places, near.ids_NC.tolist(), strict=True):
-            others = [id_ for id_ in ids if id_ != symbols[t] % V][:_NEAREST]
-            yield from substitutions(guess, row, t, [id_ + symbols[t] - symbols[t] % V for id_ in others])
+        for t in places:
+            own = symbols[t] % model.vocab_size
+            yield from substitutions(guess, row, t, [id_ + symbols[t] - own for id_ in nearest[own]])
         if guess.classes and classes:
             others = [c for c in range(model.classes) if c != guess.classes[row]][:_CLASSES]
             yield from class_changes(guess, row, others)
+
+
+def _nearest(model: TextModel, guess: Guess, excluded: frozenset[int]) -> dict[int, list[int]]:
+    """The tokens nearest to each of a guess's own, by embedding."""
+    table_VE = model.word_embedding.weight.detach()
+    own = sorted({row[t] % model.vocab_size for row in guess.rows for t in _places(model, row)})
+    if not own:
+        return {}
+    near = nearest_tokens(
+        table_VE[torch.tensor(own, device=table_VE.device)],
+        table_VE,
+        candidates=_NEAREST + 1,
+        metric="l2",
+        excluded=excluded,
+    )
+    found = zip(own, near.ids_NC.tolist(), strict=True)
+    return {token: [id_ for id_ in ids if id_ != token][:_NEAREST] for token, ids in found}
 
 
 def further(model: TextModel, guess: Guess) -> list[Guess]:

@@ -23,7 +23,9 @@ from textleak.numerics import exact
 from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
 from textleak.proof.distances import Gradient, apart, distance_to, relative
 from textleak.proof.rivals import Parts, alike, distances, further, lines_of
+from textleak.proof.spans import LayerSpan, first_layers
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 # From here on rounding can be as far as a wrong token (measured on minilm and bert-tiny in bfloat16: 4e-3 to 3e-2, and
 # 5e-3 to 4e-2). So there the same computation is repeated, which tells where its result is so many times nearer than
@@ -148,7 +150,9 @@ class _Rivals:
                 multiplied by.
         """
         left = [rival for rival in self._rivals if self._row_left(rival) <= bar]
-        for view, margin in margins:
+        left = self._spanned(left, bar)
+        # So few that the finest alone takes no longer.
+        for view, margin in margins if len(left) > _FORMED else margins[-1:]:
             if not left:
                 break
             parts = Parts(view.text_model, self.own, self.guess)
@@ -169,6 +173,22 @@ class _Rivals:
         gone = {symbol for row in self.guess.rows for symbol in row} - {s for row in rival.rows for s in row}
         rows = (self._rows.get(symbol, 0.0) for symbol in gone)
         return relative(max(rows, default=0.0), self.compared.norm)
+
+    def _spanned(self, rivals: list[Guess], bar: float) -> list[Guess]:
+        """The rivals that what the first layers read doesn't show to be beyond the bar."""
+        view, shared = self.compared.view, self.shared
+        # What the layers read must be the same for every batch, and show in the gradient as it is; a masked token's
+        # input isn't the symbol that a rival has there.
+        plain = view.has(Trait.IN_SPAN) and view.has(Trait.ONE_POINT) and not shared.seen_effects
+        if not plain or self.model.task == "masked-lm":
+            return rivals
+        model, gradients = self.exact.text_model, shared.gradients
+        for layers in first_layers(model, gradients):
+            if not rivals:
+                break
+            span = LayerSpan.of(model, gradients, layers, answer=self.guess, rivals=rivals)
+            rivals = [rival for rival in rivals if relative(span.least(rival), self.compared.norm) <= bar]
+        return rivals
 
     @functools.cached_property
     def _rows(self) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -16,18 +17,26 @@ from textleak import recover
 from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import ranked_tokens
+from textleak.attacks.replaying.scores import sentences_of
+from textleak.attacks.replaying.turns import in_turn
 from textleak.clients import CLIENTS, Client, composed
-from textleak.clients.view import view_of
+from textleak.clients.view import Clock, view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
 from textleak.exact.adaptive.bounded import Bounds, fitted, rank_between
+from textleak.exact.adaptive.loud import likely_gradients
 from textleak.exact.adaptive.spans import bounded_span, first_layers
+from textleak.exact.pairs import Pairs, pair_gradients
+from textleak.exact.remainder import LayerRemainder
+from textleak.exact.subspace import span_of
 from textleak.jobs.parts import chosen_client
+from textleak.matching.discrete import Guess
 from textleak.models import TextModel, load_model
 from textleak.models.base import Tensors
 from textleak.private.secrets import Secret
 from textleak.private.share import share
+from textleak.proof.certificate import certificate_of, certify
 from textleak.settings.choices import Choice
 from textleak.shared.effects import Grid, Noised, Rounded, before_rounding, spacing
 from textleak.shared.gradient import SharedGradient
@@ -266,6 +275,76 @@ def test_several_sentences_behind_steps_are_read_and_verified_though_nobody_says
     recovery = recover(shared, model)
     assert sorted(read(recovery)) == sorted(secret.ids)
     assert recovery.stop is Stop.VERIFIED
+
+
+@pytest.mark.slow
+def test_several_sentences_in_bfloat16_are_read_though_no_mask_tells_them_apart(
+    wide_model: Callable[[], TextModel],
+) -> None:
+    model = wide_model()
+    who = composed([CLIENTS.build("autocast", {})])
+    shared, secret = share(model, [ONE, "we ran home"], client=who, share="no-embeddings", seed=1)
+    recovery = recover(shared, model)
+    assert sorted(read(recovery)) == sorted(secret.ids)
+    assert recovery.proved_tokens == 0
+
+
+@pytest.mark.slow
+def test_steps_on_parts_of_a_batch_tell_which_sentences_came_first(
+    wide_model: Callable[[], TextModel],
+) -> None:
+    model = wide_model()
+    sentences = [ONE, "we ran home", "he sat", "the doctor ran"]
+    who = client(optimizer="sgd", steps=None, epochs=2, batch_size=2, lr=1e-3, max_grad_norm=None)
+    shared, secret = share(model, sentences, client=who, share="no-embeddings", seed=1)
+    assert secret.labels is not None
+    view = view_of(shared, model)
+    for order in ((3, 0, 1, 2), (2, 3, 1, 0)):
+        guess = Guess(tuple(secret.ids[b] for b in order), tuple(secret.labels[b] for b in order))
+        rows = in_turn(view, guess).rows
+        assert set(rows[:2]) == set(secret.ids[:2])
+        assert set(rows[2:]) == set(secret.ids[2:])
+    late = dataclasses.replace(view, clock=Clock.of(0))
+    assert in_turn(late, guess) == guess
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_a_blurred_gradient_true_inputs_are_told_from_what_its_blur_would_be_made_of(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    count, true, rank = 300, 14, 24
+    drawn_IR = torch.randn(64, rank, generator=generator, dtype=torch.float64)
+    basis_RI = torch.linalg.qr(drawn_IR).Q.T
+    inputs_NI = torch.randn(count, rank, generator=generator, dtype=torch.float64) @ basis_RI
+    loud_T = 10 ** -torch.rand(true, generator=generator, dtype=torch.float64)
+    deltas_TO = loud_T[:, None] * torch.randn(true, 80, generator=generator, dtype=torch.float64)
+    stacked_OI = deltas_TO.T @ inputs_NI[:true]
+    off_OI = torch.randn(80, 64, generator=generator, dtype=torch.float64)
+    stacked_OI += 1e-3 * stacked_OI.norm() / off_OI.norm() * off_OI
+    span = span_of(["first"], torch.ones(rank), basis_RI, shape=(80, 64), noise=0.0, clear=True)
+    left = LayerRemainder(layers=(), stacked_OI=stacked_OI, outputs=[80], span=span, rounding=0.0)
+    numbers = torch.arange(count)
+    pairs = Pairs(positions_N=numbers, tokens_N=numbers, inputs_NI=inputs_NI)
+    told = likely_gradients(pairs, left).loudness_N.argsort(descending=True)[:true]
+    assert set(told.tolist()) == set(range(true))
+    exactly = pair_gradients(pairs, left).loudness_N.argsort(descending=True)[:true]
+    assert set(exactly.tolist()) != set(range(true))
+
+
+def test_what_time_cuts_off_before_the_steps_are_replayed_is_neither_verified_nor_refuted(
+    wide_model: Callable[[], TextModel], tmp_path: Path
+) -> None:
+    model = wide_model()
+    who = client(optimizer="sgd", steps=2, lr=0.01, max_grad_norm=None)
+    shared, secret = shared_by(who, model, ONE, folder=tmp_path)
+    view = dataclasses.replace(view_of(shared, model), clock=Clock.of(0))
+    answer = sentences_of(view, Guess(secret.ids, secret.labels or ()))
+    certificate = certify(view, answer)
+    assert certificate.verified is None
+    assert certificate.reason is not None
+    assert "Time was up" in certificate.reason
+    recovery = Recovery(sentences=answer, stop=Stop.TIME, final_loss=None)
+    assert certificate_of(recovery, view_of(shared, model)) == certificate
+    assert certify(view_of(shared, model), answer).verified
 
 
 def test_in_whatever_order_tokens_are_listed_inputs_further_in_tell_which_stand_together(

@@ -27,7 +27,7 @@ def dropped_by(view: View, lengths: tuple[int, ...]) -> tuple[Dropout, ...]:
     labels = None if model.num_labels is None else [0] * len(lengths)
     batch, targets = model.targets(batch, labels, torch.Generator().manual_seed(0))
     guess = view.client.running(TextExamples(batch=batch, targets=targets))
-    with torch.no_grad(), seeded(0):
+    with torch.no_grad(), seeded(0, model.device):
         return dropouts(lambda: guess.loss(model))
 
 

@@ -29,10 +29,11 @@ from textleak.matching.discrete import Row, shuffled
 from textleak.models.base import Tensors
 from textleak.models.decoding import to_sentence
 from textleak.models.guesses import examples_of
+from textleak.numerics import exact
 
-# Later layers that are asked, random starts for each sentence, rounds of one, and random fillings of a sentence that
+# Later layers that are asked, descents until a sentence is found, rounds of one, and random fillings of a sentence that
 # gets longer (our choice; measured on minilm).
-_FURTHER, _STARTS, _ROUNDS, _FILLINGS = 2, 12, 16, 4
+_FURTHER, _DESCENTS, _ROUNDS, _FILLINGS = 2, 40, 16, 4
 # Numbers that a sentence's own gradient must take away, of the parts of tokens that it alone has (our choice: by
 # accident one is within a thousandth once in a thousand).
 _TAKEN = 8
@@ -81,11 +82,13 @@ class _Batch:
         self.gradients = dict(view.shared.gradients)
         self.first = first_layers(self.model, view.shared)
         self.members: list[_Member] = []
-        self.rows: list[Row] = []
+        self.ends: tuple[float, tuple[Row, ...]] | None = None  # where a descent left least, and how much
+        self.kicks = 0
         self.generator = torch.Generator().manual_seed(0)  # any starts will do
         self.steps = 0
-        self._tried: set[Row] = set()
+        self._agreement: dict[Row, float] = {}
         self._look()
+        self.rows = self._drawn()
 
     @property
     def count(self) -> int:
@@ -101,39 +104,50 @@ class _Batch:
         told = {token for some in self.standing if some is not None for token in some}
         fixed = {*self.model.prefix_ids, *self.model.suffix_ids}
         self.free = tuple(token for token in self.bag.tokens if token not in told | fixed)
-        self._tried.clear()
+        self._agreement.clear()
+        self.ends, self.kicks = None, 0
 
     # The loop
 
     def run(self) -> Iterator[Progress]:
         """Find one sentence after the other."""
-        starts = 0
-        while self.count and starts < _STARTS and not self._over and len(self.leftover.names) > 1:
-            if not self.rows:
-                starts += 1
-                self.rows = self._start()
-            score = self._score()
-            for _ in range(_ROUNDS):
-                before, score = score, self._round(score)
-                self.steps += 1
-                yield self._progress()
-                found = self._members()
-                if found:
-                    starts = 0
-                    self._take_off(found)
-                    break
-                if self._over or not score < before - _LESS:
-                    self.rows = []
-                    break
+        descents = 0
+        while self.count and descents < _DESCENTS and not self._over and len(self.leftover.names) > 1:
+            descents += 1
+            found = yield from self._descend()
+            if found:
+                descents = 0
+                self._take_off(found)
             else:
-                self.rows = []
+                self._begin_anew()
+
+    def _descend(self) -> Generator[Progress, None, list[_Member]]:
+        """Change the sentences until one is right, or no change leaves less."""
+        score = float(self.leftover.scores(self.leftover.beside(()), [self.rows]))
+        for _ in range(_ROUNDS):
+            before, score = score, self._round(score)
+            self.steps += 1
+            yield self._progress()
+            found = self._members()
+            if found or self._over or not score < before - _LESS:
+                break
+        if self.ends is None or score < self.ends[0] - _LESS:
+            self.ends, self.kicks = (score, tuple(self.rows)), 0
+        return found
+
+    def _begin_anew(self) -> None:
+        """From where least was left, those drawn anew that agree least with the gradient; or with all drawn anew."""
+        assert self.ends is not None
+        self.kicks += 1
+        worst_first = sorted(self.ends[1], key=lambda row: self._agreement.get(row, 0.0))
+        kept = worst_first[self.kicks :]
+        if not kept:
+            self.ends, self.kicks = None, 0
+        self.rows = self._drawn(kept)
 
     @property
     def _over(self) -> bool:
         return self.view.clock.over
-
-    def _score(self) -> float:
-        return float(self.leftover.scores(self.leftover.beside(()), [self.rows]))
 
     def _round(self, score: float) -> float:
         """Change each sentence, and what each two exchange, where less is left then."""
@@ -189,23 +203,29 @@ class _Batch:
         )
         return [*ends, last]
 
-    def _start(self) -> list[Row]:
-        """Sentences of random lengths, the longest as long as there are positions, with tokens where they can stand."""
-        head, ends = len(self.model.prefix_ids), self._ends()
-        chosen = [ends[-1]] + [ends[shuffled(len(ends), self.generator)[0]] for _ in range(self.count - 1)]
+    def _drawn(self, kept: Sequence[Row] = ()) -> list[Row]:
+        """Sentences kept, and as many as are missing of random lengths, with the tokens that others haven't."""
+        head, ends, tail = len(self.model.prefix_ids), self._ends(), self.model.suffix_ids
+        chosen = [ends[shuffled(len(ends), self.generator)[0]] for _ in range(self.count - len(kept))]
+        if chosen and all(len(row) - len(tail) < ends[-1] for row in kept):
+            chosen[0] = ends[-1]  # positions are there for as long as the longest
         rows = [[*self.model.prefix_ids, *[-1] * (end - head)] for end in chosen]
-        unused = [self.free[i] for i in shuffled(len(self.free), self.generator)]
-        for t in range(head, ends[-1]):
+        used = {token for row in kept for token in row}
+        unused = [token for token in self.free if token not in used]
+        unused = [unused[i] for i in shuffled(len(unused), self.generator)]
+        for t in range(head, max(chosen, default=head)):
             alive = [rows[b] for b in shuffled(len(rows), self.generator) if t < chosen[b]]
             if self.standing[t] is None:
                 for row in alive:
                     row[t] = unused.pop() if unused else self._any(t)
             else:
                 here = self._at(t) or (self._any(t),)
-                order = shuffled(len(here), self.generator)
+                taken = {row[t] for row in kept if t < len(row)}
+                order = [here[i] for i in shuffled(len(here), self.generator)]
+                order.sort(key=taken.__contains__)
                 for i, row in enumerate(alive):
-                    row[t] = here[order[i % len(here)]]
-        return [(*row, *self.model.suffix_ids) for row in rows]
+                    row[t] = order[i % len(order)]
+        return [*kept, *((*row, *tail) for row in rows)]
 
     def _lengths(self, row: Row) -> Iterator[Row]:
         """A sentence of another length: its end cut off or filled up, with or without its last token."""
@@ -235,8 +255,7 @@ class _Batch:
         """The sentences that are in the batch: their own gradient takes away all parts that they alone have."""
         found = []
         for row in dict.fromkeys(self.rows):
-            if row not in self._tried:
-                self._tried.add(row)
+            if row not in self._agreement:
                 member = self._member(row)
                 if member is not None:
                     found.append(member)
@@ -245,15 +264,23 @@ class _Batch:
     def _member(self, row: Row) -> _Member | None:
         known = self.view.shared.known.labels
         classes = range(min(self.model.classes, _CLASSES))
+        self._agreement[row] = -1.0
         for label in classes if known is None else dict.fromkeys(known):
             own = self.view.own(examples_of(self.model, [row], (label,)))
             own = {name: gradient / self.size for name, gradient in own.items()}
+            self._agreement[row] = max(self._agreement[row], self._agrees(row, self._first_of(own)))
             for times in range(1, self.count + 1):
                 left = self.bag.without(self._first_of(own), times=times)
                 taken = {*self.bag.tokens} - {*left.tokens}
                 if len(taken) * self.bag.parts_NM.shape[1] >= _TAKEN and taken <= {*row}:
                     return _Member(row=row, label=label, times=times, own=own)
         return None
+
+    def _agrees(self, row: Row, own_MI: Tensor) -> float:
+        """The cosine similarity of a sentence's tokens' parts in its own gradient and in what is left."""
+        there = [k for k, token in enumerate(self.bag.tokens) if token in row]
+        own_NM = (exact(own_MI) @ self.bag.reading_IN[:, there]).T
+        return float(torch.cosine_similarity(own_NM.flatten(), self.bag.parts_NM[there].flatten(), dim=0))
 
     def _first_of(self, gradients: Tensors) -> Tensor:
         return torch.cat([gradients[layer.weight_name] for layer in self.first])
@@ -271,7 +298,7 @@ class _Batch:
         self._look()
         rows = {member.row for member in members}
         kept = [row for row in self.rows if row not in rows][: self.count]
-        self.rows = [self._fitted(row) for row in kept] if len(kept) == self.count else []
+        self.rows = self._drawn([self._fitted(row) for row in kept])
 
     def _fitted(self, row: Row) -> Row:
         """A sentence with other tokens in the place of those that are none of the batch's any more."""
