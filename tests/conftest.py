@@ -7,17 +7,17 @@ import gc
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from tests import warm
-from textleak.models import TextModel, load_model
-from textleak.models.loading import vocabulary as bundled
+
+# What is heavy is loaded by what needs it: the process that hands out the tests to others needs nothing.
+if TYPE_CHECKING:
+    from textleak.models import TextModel
 
 # The tests share the cores by process; what they start does so too.
-torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -34,6 +34,9 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_collection_finish() -> None:
     """Nothing has run yet: what tests start from here on begins like this."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -98,11 +101,13 @@ TASKS = {
 }
 EVERY_TASK = [(family, task) for family in FAMILIES for task in TASKS[family]]
 
-ToyModel = Callable[..., TextModel]
+ToyModel = Callable[..., "TextModel"]
 
 
 def toy_tokenizer(kind: str) -> object:
     """A tokenizer with a small vocabulary that can write any text."""
+    from textleak.models.loading import vocabulary as bundled
+
     if kind == "wordpiece":
         special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
         pieces = (*LETTERS, *(f"##{letter}" for letter in LETTERS), "##ing", "##ed", "##s")
@@ -183,6 +188,7 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def toy_model(toy_folder: Callable[[str], Path]) -> ToyModel:
     """Gives a family's toy model: toy_model("bert", task="masked-lm", dtype="float64", seed=1)."""
+    from textleak.models import load_model
 
     @functools.cache
     def model(

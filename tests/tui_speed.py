@@ -3,6 +3,7 @@
 - keys: while an attack uses all its threads, how long until a key press is on the screen;
 - share of a core that the app itself takes meanwhile;
 - slow-down: the attack with the app beside it against `textleak run` alone, alternating pairs;
+- grid: the first two again, while a grid of 200 cells fills with ten batches a second;
 - memory: growth of the app while it follows a run of 50,000 events.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -23,9 +25,10 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from textleak.evaluation.records import Cell, Record, SentenceRecord, to_json
 from textleak.events import Position, Progress, Sentence, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
 
@@ -134,34 +137,100 @@ def keys(seconds: float, size: tuple[int, int], threads: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         fields = {"attack": "tag", "steps": "1000000", "restarts": "4", "threads": str(threads)}
         terminal, _ = start_run(Path(name), size, fields)
-        pid = terminal.process.pid
         terminal.drain(6.0)  # the names of attacks and defenses are listed in the meantime
-        times: list[float] = []
-        lost, at = 0, 1
-        cpu, began = cpu_seconds(pid), time.monotonic()
-        while time.monotonic() - began < seconds:
-            # Right and left, in turns: position 2, then 1.
-            at = 2 if at == 1 else 1
-            pressed = time.monotonic()
-            terminal.press(b"\x1b[C" if at == 2 else b"\x1b[D")
-            seen = b""
-            while time.monotonic() - pressed < 2.0:
-                seen += terminal.read(0.05)
-                if f"position {at} ".encode() in seen:
-                    times.append(time.monotonic() - pressed)
-                    break
-            else:
-                lost += 1
-            terminal.drain(0.25)
-        share = (cpu_seconds(pid) - cpu) / (time.monotonic() - began)
+        # Right and left, in turns.
+        found = _presses(terminal, seconds, ((b"\x1b[C", "position 2 "), (b"\x1b[D", "position 1 ")))
         terminal.close()
+    say(f"keys: {found}")
+
+
+def _presses(terminal: Terminal, seconds: float, turns: Sequence[tuple[bytes, str]]) -> str:
+    """Press keys in turns, each with the words that it brings to the screen; how fast that was, in words."""
+    pid, times, lost = terminal.process.pid, [], 0
+    cpu, began = cpu_seconds(pid), time.monotonic()
+    for key, words in itertools.cycle(turns):
+        if time.monotonic() - began >= seconds:
+            break
+        pressed = time.monotonic()
+        terminal.press(key)
+        seen = b""
+        while time.monotonic() - pressed < 2.0:
+            seen += terminal.read(0.05)
+            if words.encode() in seen:
+                times.append(time.monotonic() - pressed)
+                break
+        else:
+            lost += 1
+        terminal.drain(0.25)
+    share = (cpu_seconds(pid) - cpu) / (time.monotonic() - began)
     ranked = sorted(times)
     p95 = ranked[int(0.95 * (len(ranked) - 1))]
-    say(
-        f"keys: {len(times)} presses in {seconds:.0f} s, median {1e3 * statistics.median(times):.0f} ms, "
+    return (
+        f"{len(times)} presses in {seconds:.0f} s, median {1e3 * statistics.median(times):.0f} ms, "
         f"p95 {1e3 * p95:.0f} ms, longest {1e3 * ranked[-1]:.0f} ms, {lost} not seen; "
         f"the app took {100 * share:.1f} % of a core"
     )
+
+
+def grid(seconds: float, size: tuple[int, int], cells: int) -> None:
+    """Latency of key presses and the app's share of a core, while an evaluation's folder fills."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, identity = Path(name) / "grid", "0" * 16
+        folder.mkdir()
+        facts = {"identity": identity, "settings": {}, "batches": 10 * cells}
+        (folder / "evaluation.json").write_text(json.dumps(facts))
+        of = [Cell(data="sample", batch_size=1, model="m", defense=(f"n:s={at:04}",)) for at in range(cells)]
+        with (folder / "records.jsonl").open("w") as file:
+            file.writelines(_batch(cell, batch, identity) for batch in range(2) for cell in of)
+            file.flush()
+            terminal = Terminal([str(folder)], environment(Path(name)), size)
+            seen = b""
+            while f"{2 * cells} of".encode() not in seen:
+                seen += terminal.read(0.05)
+            over = threading.Event()
+
+            def fill() -> None:
+                for number in range(2 * cells, 10 * cells):
+                    if over.wait(0.1):
+                        return
+                    file.write(_batch(of[number % cells], number // cells, identity))
+                    file.flush()
+
+            writer = threading.Thread(target=fill)
+            writer.start()
+            terminal.drain(3.0)
+            found = _presses(terminal, seconds, ((b"\x1b[B", "m, n:s=0001"), (b"\x1b[A", "m, n:s=0000")))
+            over.set()
+            writer.join()
+            terminal.close()
+    say(f"grid of {cells} cells: {found}")
+
+
+def _batch(cell: Cell, batch: int, identity: str) -> str:
+    rate = (batch % 5) / 4
+    names = ("token_match_rate", "token_recall", "rouge1", "rouge2", "rougeL")
+    figures = dict.fromkeys((*names, "rouge1_words", "rouge2_words", "rougeL_words"), rate)
+    sentence = SentenceRecord(
+        reference=SENTENCE,
+        recovered=SENTENCE,
+        reference_tokens=tuple(SENTENCE.split()),
+        recovered_tokens=tuple(SENTENCE.split()),
+        exact=False,
+        label=None,
+        recovered_label=None,
+        **figures,
+    )
+    record = Record(
+        identity=identity,
+        cell=cell,
+        batch=batch,
+        status="done",
+        sentences=(sentence,),
+        exact_rate=0.0,
+        seconds=2.0,
+        **figures,
+    )
+    return json.dumps(to_json(record)) + "\n"
 
 
 def slow_down(pairs: int, size: tuple[int, int], steps: int) -> None:
@@ -273,10 +342,11 @@ def _progress(step: int) -> Progress:
 def main() -> None:
     """Measure what was asked for, or everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", nargs="*", default=["keys", "slow-down", "memory"])
+    parser.add_argument("what", nargs="*", default=["keys", "grid", "slow-down", "memory"])
     parser.add_argument("--seconds", type=float, default=60.0, help="of key presses")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=400, help="of each attack of a pair")
+    parser.add_argument("--cells", type=int, default=200, help="of the grid")
     parser.add_argument("--events", type=int, default=50_000)
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="of the attack under the keys"
@@ -287,6 +357,8 @@ def main() -> None:
     say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.size}")
     if "keys" in options.what:
         keys(options.seconds, (width, height), options.threads)
+    if "grid" in options.what:
+        grid(options.seconds, (width, height), options.cells)
     if "slow-down" in options.what:
         slow_down(options.pairs, (width, height), options.steps)
     if "memory" in options.what:

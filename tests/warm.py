@@ -3,8 +3,9 @@
 Loading torch and transformers takes several seconds of a processor, most of what a short run takes. So each test
 process forks one keeper once its tests are collected and before any has run; the keeper loads what a run loads, waits,
 and forks a process for each `python -m ...` or `python -c ...` that `Popen` asks for. What it gives is a process like
-any other, a child of the tests' own: with its arguments, environment, folder, outputs, signals and exit code. Only that
-nothing was loaded anew can't be shown with it; tests of that start Python itself.
+any other, a child of the tests' own: with its arguments, environment, folder, outputs, signals and exit code. Which
+libraries are loaded can't be shown with it: tests of that start Python itself. What of textleak is loaded can, with
+`Anew`, whose processes have loaded nothing of it.
 
 Linux alone has what this needs; elsewhere `Popen` is `subprocess.Popen`.
 """
@@ -45,6 +46,8 @@ LIBRARIES = (
 )
 _SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 _LONGEST = 1 << 20  # bytes of a request
+_SECONDS = 300  # that `run` waits at most
+_OWN = ("textleak", "textleak_tui", "tests")
 
 _keeper: socket.socket | None = None
 
@@ -70,6 +73,8 @@ def keep() -> None:
 class Popen(subprocess.Popen[Any]):
     """`subprocess.Popen`, of a Python that has loaded its libraries."""
 
+    _anew = False
+
     def _execute_child(self, *arguments: Any) -> None:
         execute = super()._execute_child  # type: ignore[misc]
         asked = inspect.signature(execute).bind(*arguments).arguments
@@ -83,6 +88,7 @@ class Popen(subprocess.Popen[Any]):
             "cwd": os.fspath(asked["cwd"] or Path.cwd()),
             "env": dict(os.environ if asked["env"] is None else asked["env"]),
             "alone": bool(asked["start_new_session"]),
+            "anew": self._anew,
         }
         fds = [own if handle == -1 else handle for own, handle in enumerate(handles)]
         with _adopting():
@@ -91,6 +97,30 @@ class Popen(subprocess.Popen[Any]):
         self._child_created = True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
         self._close_pipe_fds(*(asked[name] for name in pipes))  # type: ignore[attr-defined]
+
+
+class Anew(Popen):
+    """The same, but that what is textleak's is loaded by the process itself."""
+
+    _anew = True
+
+
+def run(process: type[Popen], *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` of a Python with these arguments, its outputs kept as text.
+
+    Args:
+        process: `Popen` or `Anew`.
+        arguments: after the interpreter's name.
+        options: of `subprocess.Popen`.
+    """
+    pipe = subprocess.PIPE
+    with process([sys.executable, *arguments], stdout=pipe, stderr=pipe, text=True, **options) as started:
+        try:
+            stdout, stderr = started.communicate(timeout=_SECONDS)
+        except BaseException:
+            started.kill()
+            raise
+    return subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
 
 
 @contextlib.contextmanager
@@ -164,6 +194,11 @@ def _run(request: dict[str, Any], fds: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    places = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [place for place in places if place and place not in sys.path]
+    if request["anew"]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
+            del sys.modules[name]
     at_once = bool(os.environ.get("PYTHONUNBUFFERED"))
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", 1 if at_once else -1, closefd=False)  # noqa: SIM115

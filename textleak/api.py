@@ -22,7 +22,7 @@ from textleak.attacks.base import Steps, begin, to_end
 from textleak.clients import Client, updates
 from textleak.defenses import DEFENSES, Defense
 from textleak.errors import InputError
-from textleak.events import Recovery
+from textleak.events import Label, Recovery
 from textleak.jobs.parts import build_client
 from textleak.models import TextModel
 from textleak.private.secrets import Secret
@@ -61,7 +61,7 @@ Procedure = str | Sequence[str] | Client
 def share(
     model: TextModel,
     batch: str | Sequence[str],
-    labels: Sequence[int] | None = None,
+    labels: Sequence[Label] | None = None,
     *,
     client: Procedure | None = None,
     defenses: str | Sequence[str | Defense] = (),
@@ -73,7 +73,7 @@ def share(
 def share(
     model: ImageModel,
     batch: Tensor,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[Label] | None = None,
     *,
     client: Procedure | None = None,
     defenses: str | Sequence[str | Defense] = (),
@@ -84,7 +84,7 @@ def share(
 def share(
     model: Any,
     batch: Any,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[Label] | None = None,
     *,
     client: Procedure | None = None,
     defenses: str | Sequence[str | Defense] = (),

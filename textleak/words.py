@@ -51,9 +51,9 @@ def printable(text: str, *, kept: str = "") -> str:
     """A text with each letter that a terminal would obey written out, but for those in `kept`."""
     if text.isprintable():
         return text
-    return "".join(
-        letter
-        if letter.isprintable() or letter in kept or unicodedata.category(letter) == "Zs"
-        else ascii(letter)[1:-1]
-        for letter in text
-    )
+    obeyed = {
+        ord(letter): ascii(letter)[1:-1]
+        for letter in set(text)
+        if not (letter.isprintable() or letter in kept or unicodedata.category(letter) == "Zs")
+    }
+    return text.translate(obeyed)

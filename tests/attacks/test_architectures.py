@@ -48,6 +48,15 @@ KINDS = {
         "wordpiece",
         {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 96, "block_sizes": [1, 1]},
     ),
+    "words read beside their neighbors": (
+        "mobilebert",
+        "wordpiece",
+        {
+            **ENCODER,
+            **{"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+            "initializer_range": 0.1,
+        },
+    ),
     "relative positions": ("deberta", "wordpiece", {**ENCODER, **RELATIVE, "max_relative_positions": -1}),
 }
 
@@ -79,7 +88,7 @@ def test_a_network_that_asks_for_ids_is_given_its_own_embeddings_by_them(tmp_pat
     batch = model.encode(["he sat"])
     inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT}
     own = model.network(**inputs).logits
-    assert model._logits(model.embed(batch.ids_BT), batch.mask_BT)[:, 0].allclose(own, atol=1e-6)
+    assert model.logits(model.embed(batch.ids_BT), batch.mask_BT)[:, 0].allclose(own, atol=1e-6)
 
 
 def test_embeddings_that_carry_scales_along_are_refused(tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy
 import pytest
 import torch
 
+from tests import warm
 from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
@@ -39,6 +39,7 @@ QUICK: dict[str, dict[str, object]] = {
     "tag": {"steps": 6, "restarts": 2},
     "cosine": {"steps": 6, "restarts": 2},
     "lamp": {"steps": 6, "restarts": 2, "starts": 4, "moves": 8, "moves_every": 2},
+    "grab": {"steps": 6, "rounds": 1, "restarts": 2, "starts": 4, "beams": 1, "sweeps": 1},
     "embedding": {},
     "span": {},
     "auto": {},
@@ -49,7 +50,7 @@ EXACT = ("embedding", "span")
 WITHOUT_OPTIONS = (*EXACT, "auto")
 ITERATIVE = tuple(attack for attack in QUICK if attack not in (*WITHOUT_OPTIONS, "replay"))
 CONTINUOUS = ("dlg", "idlg", "tag", "cosine")
-DUMMIES = (*CONTINUOUS, "lamp")
+DUMMIES = (*CONTINUOUS, "lamp", "grab")
 MODELS = [
     ("bert", "classification"),
     ("albert", "classification"),
@@ -95,6 +96,22 @@ def run(
             events.append(next(steps))
         except StopIteration as end:
             return events, end.value
+
+
+@pytest.fixture(scope="module")
+def recovered(
+    toy_model: ToyModel, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Recovery]:
+    """Gives what an attack finds at a seed in a gradient of BERT's read from disk; it is run once."""
+    model = toy_model("bert", task="classification")
+    file = tmp_path_factory.mktemp("shared") / "gradient.safetensors"
+    share(model, (SENTENCE,), seed=1)[0].save(file)
+
+    @functools.cache
+    def at(attack: str, seed: int) -> Recovery:
+        return run(attack, SharedGradient.load(file), model, seed=seed, **QUICK[attack])[1]
+
+    return at
 
 
 def tokens(sentences: tuple[Sentence, ...]) -> list[list[int]]:
@@ -172,24 +189,20 @@ def test_an_attack_on_a_gradient_read_from_disk_keeps_the_contract(
 
 @pytest.mark.parametrize("attack", QUICK)
 def test_the_same_seed_gives_the_same_tokens_twice(
-    attack: str, toy_model: ToyModel, from_disk: FromDisk
+    attack: str, toy_model: ToyModel, from_disk: FromDisk, recovered: Callable[[str, int], Recovery]
 ) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = from_disk(model)
+    once = recovered(attack, 3)
     state = torch.random.get_rng_state()
-    _, once = run(attack, shared, model, seed=3, **QUICK[attack])
     _, again = run(attack, shared, model, seed=3, **QUICK[attack])
     assert once == again
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("attack", DUMMIES)
-def test_another_seed_starts_elsewhere(attack: str, toy_model: ToyModel, from_disk: FromDisk) -> None:
-    model = toy_model("bert", task="classification")
-    shared, _ = from_disk(model)
-    _, one = run(attack, shared, model, seed=3, **QUICK[attack])
-    _, other = run(attack, shared, model, seed=4, **QUICK[attack])
-    assert one.final_loss != other.final_loss
+def test_another_seed_starts_elsewhere(attack: str, recovered: Callable[[str, int], Recovery]) -> None:
+    assert recovered(attack, 3).final_loss != recovered(attack, 4).final_loss
 
 
 @pytest.mark.parametrize("attack", ITERATIVE)
@@ -255,13 +268,8 @@ def test_attacks_run_in_a_process_that_never_saw_the_sentence(
     shared.save(file)
     assert b"mat" not in file.read_bytes().replace(b"format", b"")
     attacks = {attack: QUICK[attack] for attack in ("match", "cosine")}
-    answer = subprocess.run(
-        [sys.executable, "-c", ATTACKER, toy_folder("bert"), file, json.dumps(attacks)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ("-c", ATTACKER, str(toy_folder("bert")), str(file), json.dumps(attacks))
+    answer = warm.run(warm.Anew, *arguments, cwd=ROOT)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)
     assert found.keys() == attacks.keys()
@@ -292,9 +300,10 @@ def test_match_recovers_the_sentence_and_its_class(toy_model: ToyModel, from_dis
 def test_continuous_attacks_bring_the_gradients_nearer(
     attack: str, family: str, task: str, toy_model: ToyModel, from_disk: FromDisk
 ) -> None:
+    most = 24 if (attack, family, task) == ("dlg", "gpt2", "causal-lm") else 12  # it comes nearer slowest
     model = toy_model(family, task=task)
     shared, _ = from_disk(model)
-    events, recovery = run(attack, shared, model, steps=24, restarts=2)
+    events, recovery = run(attack, shared, model, steps=most, restarts=2)
     losses = [event.loss for event in events if isinstance(event, Progress)]
     assert losses == sorted(losses, reverse=True)
     assert recovery.final_loss < 0.7 * losses[0]
@@ -302,8 +311,8 @@ def test_continuous_attacks_bring_the_gradients_nearer(
     assert isinstance(last, Progress)
     assert len(last.losses) == 2
     assert recovery.sentences == last.sentences
-    assert recovery.steps <= 24
-    assert recovery.evaluations <= 48
+    assert recovery.steps <= most
+    assert recovery.evaluations <= 2 * most
     assert recovery.channel == "matching"
     shown = [p for p in recovery.sentences[0].positions if not p.special]
     assert all(len(p.candidates) == 3 for p in shown)
@@ -394,7 +403,7 @@ def test_unknown_lengths_are_asked_for(attack: str, toy_model: ToyModel, from_di
         run(attack, shared, model, **QUICK[attack])
 
 
-@pytest.mark.parametrize("attack", ["dlg", "tag", "cosine", "lamp"])
+@pytest.mark.parametrize("attack", ["dlg", "tag", "cosine", "lamp", "grab"])
 def test_several_sentences_come_back_in_the_known_lengths(
     attack: str, toy_model: ToyModel, from_disk: FromDisk
 ) -> None:

@@ -23,9 +23,10 @@ from textleak.attacks.dummies.orders import (
     tried_orders,
     whole_order,
 )
+from textleak.attacks.dummies.regularized import norm_penalty
 from textleak.attacks.dummies.text import Dummies
 from textleak.attacks.dummies.trials import Moves, Starts, Trials
-from textleak.attacks.lamp import LAMP, norm_penalty
+from textleak.attacks.lamp import LAMP
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import view_of
 from textleak.errors import InputError

@@ -376,3 +376,15 @@ def test_a_step_of_a_real_loop_is_audited_from_its_checkpoints_alone(tmp_path: P
     assert told["optimizer"] == "sgd"
     assert told["learning rate"] == pytest.approx(0.02, rel=0.01)
     assert told["tokens"] == 14
+
+
+def test_a_head_of_other_classes_than_the_models_own_is_taken_from_the_checkpoint(
+    training: Path, toy_model: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    network = copy.deepcopy(toy_model("bert", task="classification").network).requires_grad_(True)
+    network.classifier, network.num_labels = nn.Linear(network.classifier.in_features, 5), 5
+    torch.save(network.state_dict(), tmp_path / "before.pt")
+    step(network, toy_model("bert", task="classification"))
+    torch.save(network.state_dict(), tmp_path / "after.pt")
+    pair = ["--before", tmp_path / "before.pt", "--after", tmp_path / "after.pt"]
+    assert verdict_of(*pair, "-m", training / "before", *STEP)["verdict"] == "LEAKS"

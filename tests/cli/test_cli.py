@@ -241,8 +241,10 @@ def test_sentences_come_from_a_file_too(toy, tmp_path):
 
 
 def test_a_run_leaves_a_folder_that_says_what_its_json_said(toy, tmp_path):
-    result = run_json(*toy, "-a", "fake", "-s", "the cat sat", "--out", tmp_path / "here")
+    film = tmp_path / "film.svg"
+    result = run_json(*toy, "-a", "fake", "-s", "the cat sat", "--out", tmp_path / "here", "--film", film)
     assert result["run_dir"] == str(tmp_path / "here")
+    assert film.read_text().startswith("<svg ")
     record = runs.read_run(tmp_path / "here")
     assert record.outcome == "done"
     assert record.result == result
@@ -621,6 +623,8 @@ BENCH_KEYS = set(
     """
     model hidden_size candidates tokens objective device dtype threads repeats spread speedup memory_ratio
     factored_candidates_per_second formed_candidates_per_second max_relative_difference
+    evaluations_per_second step_flops evaluation_flops counted_step_flops counted_evaluation_flops
+    product_flops_per_second step_share evaluation_share
     """.split()  # noqa: SIM905
 )
 
@@ -635,6 +639,10 @@ def test_bench_measures_every_combination(toy, task):
         assert (row["candidates"], row["hidden_size"], row["objective"]) == (3, 16, "squared-l2")
         assert row["max_relative_difference"] < 1e-5
         assert row["factored_candidates_per_second"] > 0
+        assert row["step_flops"] == pytest.approx(row["counted_step_flops"], rel=0.05)
+        assert row["evaluation_flops"] == pytest.approx(row["counted_evaluation_flops"], rel=0.05)
+        assert row["step_share"] > 0
+        assert row["evaluation_share"] > 0
 
 
 def test_bench_shows_a_table(toy):

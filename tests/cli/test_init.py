@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from textleak.cli import init as initialize
 from textleak.cli.init import Loop, absent, script
 
@@ -22,13 +23,7 @@ MOST_SECONDS = 120
 
 
 def init(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "textleak.cli", "init", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return warm.run(warm.Popen, "-m", "textleak.cli", "init", *arguments, cwd=folder)
 
 
 @pytest.mark.parametrize("kind", Loop)

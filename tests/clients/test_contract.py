@@ -12,7 +12,7 @@ import textleak
 from tests.attacks.test_attacks import QUICK
 from tests.conftest import ToyModel
 from textleak.attacks import ATTACKS
-from textleak.attacks.base import begin, to_end
+from textleak.attacks.base import begin, knows_loss, to_end
 from textleak.attacks.match import Match, matching
 from textleak.clients import CLIENTS, composed
 from textleak.clients.base import Client
@@ -38,6 +38,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "fedavg, AdamW": ("fedavg:optimizer=adamw,steps=1,max_grad_norm=1.0",),
     "LoRA": ("lora:at=2",),
     "bfloat16": ("autocast",),
+    "smoothed labels": ("loss:smoothing=0.1",),
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")
@@ -94,6 +95,9 @@ def test_an_attack_on_text_recovers_or_names_the_trait(
     if attack != "auto" and missing:
         assert found == Outcome(how="refused")
         return
+    if spec == "smoothed labels" and not knows_loss(ATTACKS[attack], view_of(shared, model)):
+        assert "doesn't know the loss" in found.how
+        return
     if (attack, spec) == ("embedding", "LoRA"):  # only adapters leave
         assert "No embedding's gradient was shared." in found.how
         return
@@ -103,7 +107,13 @@ def test_an_attack_on_text_recovers_or_names_the_trait(
         )
         return
     assert found.how == "answered"
-    if attack in ("dlg", "tag", "cosine", "lamp"):  # at the few steps of a test they come nearer, no more
+    if attack in (
+        "dlg",
+        "tag",
+        "cosine",
+        "lamp",
+        "grab",
+    ):  # at the few steps of a test they come nearer, no more
         assert min(found.losses) < found.losses[0]
         return
     scores = textleak.score(found.recovery, secret, model)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,8 +101,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def textleak(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "textleak.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return warm.run(warm.Anew, "-m", "textleak.cli", *arguments, env=environment)
 
 
 # Commands one after another, in one process: what each wrote, then the app's catalog.
@@ -123,13 +123,7 @@ def test_they_run_and_are_listed_without_any_other_change(
     run = ("run", "--sentence", "the cat sat", "--attack", "parrot:token=1001", "--client", "twice")
     more = ("--defense", "nothing", "--weights", "random", "--out", str(tmp_path / "run"), "--json")
     commands = [(*run, *more), *((kind, "--json") for kind in ("attacks", "clients", "defenses"))]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = warm.run(warm.Anew, "-c", COMMANDS, json.dumps(commands), env=environment)
     assert done.returncode == 0, done.stderr
     *answers, listed = map(json.loads, done.stdout.splitlines())
     assert [code for code, _, _ in answers] == [0, 0, 0, 0], answers

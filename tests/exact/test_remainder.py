@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -68,6 +68,12 @@ def shared_by(
     return share(model, sentences, labels, share="no-embeddings", know="nothing")
 
 
+def taken_off(left: Remainder, row: Sequence[int]) -> tuple[Member, Remainder] | None:
+    """The sentence's part in the batch, and what is left without it; None where it isn't in the batch."""
+    found = left.among([tuple(row)])
+    return None if found is None else (found[0][0], found[1])
+
+
 # The proof
 
 
@@ -81,7 +87,7 @@ def test_every_sentence_is_proved_with_its_label_and_share(
     left = whole(model, shared)
     members = []
     for row, label in zip(secret.ids, LABELS, strict=True):
-        found = left.member(row)
+        found = taken_off(left, row)
         assert found is not None
         member, left = found
         assert member.parts[label] == pytest.approx(1 / 3, abs=1e-4)
@@ -103,7 +109,7 @@ def test_a_sentence_one_token_away_is_not_proved(encoder: Callable[..., TextMode
     for place in range(1, len(row) - 1):
         for other in model.content_ids[60:70].tolist():
             if other != row[place]:
-                assert left.member((*row[:place], other, *row[place + 1 :])) is None
+                assert taken_off(left, (*row[:place], other, *row[place + 1 :])) is None
 
 
 def test_tokens_of_the_batch_in_another_order_are_not_proved(encoder: Callable[..., TextModel]) -> None:
@@ -111,18 +117,33 @@ def test_tokens_of_the_batch_in_another_order_are_not_proved(encoder: Callable[.
     shared, secret = shared_by(model, ("the cat sat on", "the dog ran on"), (0, 1))
     left = whole(model, shared)
     (cls, the, cat, sat, on, sep), (_, _, dog, ran, _, _) = secret.ids
-    assert left.member((cls, the, cat, ran, on, sep)) is None
-    assert left.member((cls, the, dog, sat, on, sep)) is None
-    assert left.member((cls, the, cat, sat, sep)) is None
-    assert left.member((cls, the, cat, sat, on, sep)) is not None
-    assert left.member((cls, the, dog, ran, on, sep)) is not None
+    assert taken_off(left, (cls, the, cat, ran, on, sep)) is None
+    assert taken_off(left, (cls, the, dog, sat, on, sep)) is None
+    assert taken_off(left, (cls, the, cat, sat, sep)) is None
+    assert taken_off(left, (cls, the, cat, sat, on, sep)) is not None
+    assert taken_off(left, (cls, the, dog, ran, on, sep)) is not None
+
+
+def test_of_sentences_put_to_the_proof_together_the_wrong_ones_are_left_out(
+    encoder: Callable[..., TextModel],
+) -> None:
+    model = encoder()
+    shared, secret = shared_by(model)
+    rows = [tuple(row) for row in secret.ids]
+    wrong = (*rows[0][:2], rows[1][2], *rows[0][3:])
+    found = whole(model, shared).among([rows[0], wrong, rows[2], rows[1]])
+    assert found is not None
+    members, left = found
+    assert [member.row for member in members] == [rows[0], rows[2], rows[1]]
+    assert left.nothing
+    assert whole(model, shared).among([wrong]) is None
 
 
 def test_what_is_left_is_the_gradient_of_the_rest(encoder: Callable[..., TextModel]) -> None:
     model = encoder()
     shared, secret = shared_by(model)
     before = whole(model, shared)
-    found = before.member(secret.ids[0])
+    found = taken_off(before, secret.ids[0])
     assert found is not None
     _, after = found
     rest, _ = shared_by(model, THREE[1:], LABELS[1:])
@@ -140,7 +161,7 @@ def test_further_in_the_rank_falls_by_the_sentences_length(encoder: Callable[...
     left = whole(model, shared)
     for row in secret.ids[:2]:
         before = left.inputs[-1].span
-        found = left.member(row)
+        found = taken_off(left, row)
         assert found is not None
         _, left = found
         after = left.inputs[-1].span

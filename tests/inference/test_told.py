@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -67,13 +68,21 @@ def test_lora_s_rank_and_modules_are_in_the_names(toy_model: ToyModel):
 
 
 @pytest.mark.parametrize(
-    ("lr", "steps", "answer"), [(0.05, 1, 1), (0.05, 3, "more than 1"), (1e-3, 1, None), (1e-3, 3, None)]
+    ("lr", "decay", "steps", "answer"),
+    [
+        (0.05, 0.0, 1, 1),
+        (0.05, 0.0, 3, "more than 1"),
+        (1e-3, 0.01, 1, 1),
+        (1e-3, 0.01, 3, "more than 1"),
+        (1e-3, 0.0, 1, None),
+        (1e-3, 0.0, 3, None),
+    ],
 )
-def test_an_a_that_stood_still_counts_steps_only_where_a_second_would_have_moved_it(
-    tiny: TextModel, lr: float, steps: int, answer: int | str | None
+def test_an_a_counts_steps_where_a_second_would_have_moved_it_or_shrunk_it_once_more(
+    tiny: TextModel, lr: float, decay: float, steps: int, answer: int | str | None
 ):
     pytest.importorskip("peft")
-    recorded = record(tiny, Settings(optimizer="sgd", lr=lr, rank=8, steps=steps, weight_decay=0.01))
+    recorded = record(tiny, Settings(optimizer="sgd", lr=lr, rank=8, steps=steps, weight_decay=decay))
 
     assert told(recorded.sent, tiny, before=recorded.before, kind="update").value("steps") == answer
 
@@ -86,7 +95,13 @@ def test_nothing_and_what_is_not_finite_are_errors(toy_model: ToyModel, sent: di
 
 @pytest.mark.parametrize(
     ("optimizer", "lr", "dropout"),
-    [(None, 1.0, 0.1), ("sgd", 1e-2, 0.2), ("adamw", 2e-4, 0.1), ("adamw", 1e-3, None)],
+    [
+        (None, 1.0, 0.1),
+        ("sgd", 1e-2, 0.2),
+        ("adamw", 2e-4, 0.1),
+        ("adamw", 1e-3, None),
+        ("adamw", 1e-5, 0.1),  # few steps of the weights' grid
+    ],
 )
 def test_one_sentence_tells_dropout_and_its_tokens(
     tiny: TextModel, optimizer: str | None, lr: float, dropout: float | None
@@ -116,6 +131,20 @@ def test_each_step_of_sgd_rounds_the_weights_once_more(tiny: TextModel):
 
     assert told(once.sent, tiny, before=once.before, after=once.after).value("steps") == 1
     assert told(twice.sent, tiny, before=twice.before, after=twice.after).value("steps") == "more than 1"
+
+
+@pytest.mark.parametrize(("clip", "product"), [(1.0, 0.003), (0.5, 0.0015)])
+def test_a_norm_of_two_figures_is_the_rate_times_what_gradients_were_clipped_to(
+    tiny: TextModel, clip: float, product: float
+):
+    settings = Settings(optimizer="sgd", lr=3e-3, clip=clip, batch_size=2, dropout=0.1, seed=5)
+    clipped, not_clipped = (record(tiny, s) for s in (settings, dataclasses.replace(settings, clip=None)))
+
+    findings = told(clipped.sent, tiny, before=clipped.before, after=clipped.after)
+
+    assert findings.value("learning rate") is None
+    assert findings.client == ("train-mode", f"fedavg:optimizer=sgd,lr={product:g},steps=1,max_grad_norm=1")
+    assert told(not_clipped.sent, tiny, after=not_clipped.after).client is None
 
 
 def test_what_was_done_to_a_gradient_shows(tiny: TextModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import stat
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,9 @@ def test_the_truth_is_written_on_request_alone_and_for_its_owner(toy_model: ToyM
         )
 
 
-@pytest.mark.parametrize("wrapped", [pytest.param("compiled", marks=pytest.mark.slow), "parallel", "frozen"])
+@pytest.mark.parametrize(
+    "wrapped", [pytest.param("compiled", marks=pytest.mark.slow), "parallel", "accelerated", "frozen"]
+)
 def test_names_are_the_networks_own_whatever_is_around_it(wrapped: str, toy_model: ToyModel, tmp_path: Path):
     model = toy_model("bert", dtype="float64")
     network = in_training(model)
@@ -261,6 +264,9 @@ def test_names_are_the_networks_own_whatever_is_around_it(wrapped: str, toy_mode
         network.bert.embeddings.requires_grad_(False)
         names = {name for name in names if ".embeddings." not in name}
     optimizer = torch.optim.SGD([p for p in called.parameters() if p.requires_grad], lr=0.1)
+    if wrapped == "accelerated":
+        accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+        called, optimizer = accelerate.Accelerator(cpu=True).prepare(called, optimizer)
     with textleak.record(called, model.tokenizer, optimizer=optimizer, out=tmp_path, truth=True) as tape:
         loop(model, called, optimizer)
     (recording,) = tape.recordings
@@ -346,6 +352,9 @@ def test_models_and_wishes_that_make_no_sense_are_refused(toy_model: ToyModel):
         textleak.record(network, model.tokenizer, sends="weights")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="No parameter"):
         textleak.record(network.requires_grad_(False), model.tokenizer)
+    network.sharding_strategy = types.SimpleNamespace(name="FULL_SHARD")  # as FSDP's wrapper has it
+    with pytest.raises(InputError, match="full_state_dict=True"):
+        textleak.record(network, model.tokenizer)
 
 
 @pytest.mark.filterwarnings(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from textleak.matching import TAG, CosineGlobal, CosinePerTensor, SquaredL2, benchmark
+from textleak.matching import TAG, Candidates, CosineGlobal, CosinePerTensor, SquaredL2, benchmark
 
 HIDDEN, TOKENS = 96, 3
 
@@ -33,18 +33,18 @@ def case():
     found = torch.autograd.grad(losses(secret).sum(), list(network.parameters()))
     gradients = dict(zip((name for name, _ in network.named_parameters()), found, strict=True))
     network.requires_grad_(False)
-    return network, losses, leaves, gradients
+    return network, Candidates(model_function=losses, leaves=leaves, wrt=("x", "labels")), gradients
 
 
 @pytest.mark.parametrize("objective", [SquaredL2(), CosinePerTensor(), CosineGlobal(), TAG()], ids=repr)
 def test_both_methods_give_the_same_losses_and_gradients(case, objective):
-    row = benchmark(*case, objective, wrt=["x", "labels"], repeats=2)
+    row = benchmark(*case, objective, repeats=2)
     assert row.max_relative_difference < 1e-8
     assert (row.candidates, row.dtype, row.device, row.repeats) == (6, "float64", "cpu", 2)
 
 
 def test_speed_and_memory_are_finite_and_factored_saves_less(case):
-    row = benchmark(*case, SquaredL2(), wrt=["x", "labels"], repeats=3)
+    row = benchmark(*case, SquaredL2(), repeats=3)
     assert row.factored_candidates_per_second > 0
     assert row.formed_candidates_per_second > 0
     assert math.isfinite(row.speedup)
@@ -53,5 +53,5 @@ def test_speed_and_memory_are_finite_and_factored_saves_less(case):
 
 
 def test_the_network_is_left_frozen(case):
-    benchmark(*case, SquaredL2(), wrt=["x"], repeats=1)
+    benchmark(*case, SquaredL2(), repeats=1)
     assert not any(parameter.requires_grad for parameter in case[0].parameters())

@@ -284,27 +284,11 @@ def test_a_checkpoints_own_head_says_how_many_classes_there_are(with_head: Calla
     assert load_model(name, weights="random").num_labels == 3
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "words", "way"),
-    [
-        ("SequenceClassification", {"num_labels": 1}, "regression", {"num_labels": 2}),
-        (
-            "SequenceClassification",
-            {"num_labels": 4, "problem_type": "multi_label_classification"},
-            "multi_label",
-            {"num_labels": 4},
-        ),
-        ("TokenClassification", {"num_labels": 9}, "every token", {"task": "classification"}),
-        ("QuestionAnswering", {}, "begins and ends", {"task": "classification"}),
-    ],
-)
-def test_a_head_of_another_loss_is_not_silently_replaced(
-    kind: str, settings: dict[str, object], words: str, way: dict[str, Any], with_head: Callable[..., str]
-) -> None:
-    name = with_head(kind, **settings)
-    with pytest.raises(InputError, match=words):
+def test_a_head_of_a_loss_that_isnt_here_is_not_silently_replaced(with_head: Callable[..., str]) -> None:
+    name = with_head("NextSentencePrediction")
+    with pytest.raises(InputError, match="whether one sentence follows another"):
         load_model(name)
-    assert load_model(name, **way).num_labels == way.get("num_labels", 2)
+    assert load_model(name, task="classification").num_labels == 2
 
 
 def test_random_weights_take_a_folders_shape_and_tokenizer(checkpoint: Callable[..., Path]) -> None:

@@ -22,13 +22,13 @@ def main() -> None:
     parser.add_argument("--time-limit", default="60s", help="of each audit")
     parser.add_argument("--keep", type=Path, default=None, help="a folder to keep what the loops leave in")
     options = parser.parse_args()
-    _say("| loop | client as recorded | verdict | match | proof | proved tokens | seconds |")
-    _say("|---|---|---|---|---|---|---|")
+    _say("| loop | client as recorded | verdict | match | proof | proved tokens | seconds | CPU-seconds |")
+    _say("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.loops or LOOPS:
             missing = LOOPS[name].missing()
             if missing:
-                _say(f"| {name} | left out: {', '.join(missing)} not installed | | | | | |")
+                _say(f"| {name} | left out: {', '.join(missing)} not installed | | | | | | |")
                 continue
             for left in trained(name, (options.keep or Path(temporary)) / name):
                 _say(row(left, audited(left, time_limit=options.time_limit)))
@@ -50,6 +50,7 @@ def row(left: Left, said: dict[str, Any]) -> str:
         said.get("proof") or "none",
         said.get("proved_tokens", 0),
         f"{said['clock']:.0f}",
+        f"{said['cpu']:.0f}",
     )
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -100,17 +100,23 @@ def _left(name: str, out: Path) -> Iterator[Left]:
 
 
 def audited(left: Left, *, time_limit: str) -> dict[str, Any]:
-    """Audit it in a process that never saw the text; `clock` is how long that took, in seconds.
+    """Audit it in a process that never saw the text; `clock` and `cpu` are how long that took, in seconds.
 
     The truth is no part of that: it scores the answer afterwards, in the process of the audit, whose attack isn't given
     it.
     """
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), _spent()
     arguments = [*left.arguments, "--truth", str(left.truth), "--time-limit", time_limit, "--json"]
     out = left.truth.with_suffix(f".{time.time_ns()}.run")
     found = _run([sys.executable, "-m", "textleak.cli", "audit", *arguments, "--out", str(out)])
     said: dict[str, Any] = json.loads(found)
-    return {**said, "clock": time.perf_counter() - began}
+    return {**said, "clock": time.perf_counter() - began, "cpu": _spent() - spent}
+
+
+def _spent() -> float:
+    """Processor time of the processes that have ended, in seconds."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _run(command: list[str]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 from typer.testing import CliRunner
 
 from tests.synthetic import cell, done, failed, grid, sentence, write
@@ -47,6 +46,8 @@ def test_differences_are_of_the_same_sentences():
 
 
 def test_the_interval_is_the_paired_one():
+    from scipy import stats
+
     draw = np.random.default_rng(7)
     first = draw.integers(0, 9, size=40)
     second = np.clip(first + draw.integers(0, 3, size=40), 0, 10)

@@ -19,7 +19,7 @@ from textleak import runs
 from textleak.cli import app
 from textleak.defenses import DEFENSES
 from textleak.evaluation.answers import Records
-from textleak.events import Progress, Stop, Truth
+from textleak.events import Phase, Position, Progress, Sentence, Stop, Truth
 from textleak.jobs.verdict import Word
 from textleak.reports import charts
 from textleak.reports.again import command
@@ -987,6 +987,36 @@ def test_a_curve_has_a_figure_at_each_end_and_ticks_around_it():
     assert "from 1 to 0.0001" in drawn
     assert all(f">{tick}</text>" in drawn for tick in ("1", "0.1", "0.001", "0.0001", "4.0 s"))
     assert course_of(events[:3]).curves == ()  # two points are no curve
+
+
+def test_a_token_is_written_in_the_waterfall_where_it_came_and_nowhere_in_a_redacted_page(tmp_path):
+    def held(*words: str) -> tuple[Sentence, ...]:
+        positions = tuple(
+            Position(position=at, id=len(word), text=word, confidence=0.5) for at, word in enumerate(words)
+        )
+        return (Sentence(positions=positions, text=" ".join(words)),)
+
+    events = [
+        TimedEvent(t=float(at), event=event)
+        for at, event in enumerate(
+            [
+                Phase(name="continuous"),
+                Progress(phase="continuous", step=1, sentences=held("cat", "<b>bold")),
+                Progress(phase="continuous", step=2, sentences=held("cat", "sat on")),
+            ]
+        )
+    ]
+    course = course_of(events)
+    (waterfall,) = course.waterfalls
+    texts = [[drop.text for drop in drops] for _, _, drops in waterfall.rows]
+    assert texts == [["cat", "<b>bold"], ["", "sat on"]]
+    assert [phase for _, phase, _ in waterfall.rows] == ["continuous", ""]
+    assert {drop.percent for _, _, drops in waterfall.rows for drop in drops} == {50}
+    write(tmp_path, [done(cell(), 0, sentence("the cat", "the cat"))])
+    findings = dataclasses.replace(read(tmp_path), course=course)
+    page = to_html(analyze(findings))
+    assert "&lt;b&gt;bold</td>" in page
+    assert "bold" not in to_html(analyze(findings), redact=True).partition("</style>")[2]
 
 
 def test_the_course_of_pictures_is_in_decibels():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from textleak import runs
 from textleak.errors import InputError
 from textleak.events import (
@@ -234,7 +235,7 @@ def test_a_kill_in_the_middle_leaves_a_readable_folder(tmp_path):
             print("started", flush=True)
             execute(attack(), recorder)
     """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as process:
+    with warm.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         assert read_run(tmp_path / "run").outcome == "running"
@@ -451,7 +452,7 @@ for number in range(25):
 
 def test_of_several_processes_on_one_folder_exactly_one_has_it(tmp_path):
     racers = [
-        subprocess.Popen(
+        warm.Popen(
             [sys.executable, "-c", RACER, str(tmp_path), str(number)], stdout=subprocess.PIPE, text=True
         )
         for number in range(3)

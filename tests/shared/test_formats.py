@@ -36,9 +36,10 @@ def test_a_state_dict_is_read_from_a_file_of_either_format(name: str, tmp_path: 
     assert same(read_state(path).tensors)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "gradients"])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "gradients", "my grads"])
 def test_what_a_training_loop_saves_along_with_it_is_passed_over(key: str, tmp_path: Path) -> None:
-    torch.save({key: TENSORS, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "a.pt")
+    optimizer = {"state": {0: {"step": torch.ones(1)}}, "lr": 0.1}
+    torch.save({key: TENSORS, "epoch": 3, "optimizer": optimizer}, tmp_path / "a.pt")
     assert same(read_state(tmp_path / "a.pt").tensors)
 
 

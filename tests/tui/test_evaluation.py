@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
 
+from tests import warm
+from tests.tui import pilots
 from tests.tui.pilots import until
 from textleak.evaluation.records import Cell, Record, SentenceRecord, to_json
 from textleak_tui import catalog
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
-from textleak_tui.screens.evaluation import EvaluationScreen, cells_of, sentences_of, values_of
+from textleak_tui.grid import Grid, Pace, judged
+from textleak_tui.screens.evaluation import EvaluationScreen, values_of
 from textleak_tui.screens.run import RunScreen
+from textleak_tui.session import Sessions
+from textleak_tui.widgets.setup_form import SetupForm
 
 IDENTITY = "0123456789abcdef"
 CELL = Cell(data="mails.csv", batch_size=1, model="bert-tiny", attack="auto", seed=3)
@@ -76,12 +83,40 @@ def letters(app: TextleakApp) -> str:
 
 
 def test_records_make_cells_and_the_worst_sentence_comes_first() -> None:
-    rows = cells_of([record(CELL, 0, 0.5), record(NOISY, 0, 0.0), record(CELL, 1, 1.0)])
+    grid = Grid()
+    grid.take([record(CELL, 0, 0.5), record(NOISY, 0, 0.0)])
+    assert grid.take([record(CELL, 1, 1.0)]) == {CELL}
+    rows = grid.rows
     assert [row.cell for row in rows] == [CELL, NOISY]
-    assert [one.record.batch for one in sentences_of(rows[0], blind=False)] == [1, 0]
-    assert [one.record.batch for one in sentences_of(rows[0], blind=True)] == [0, 1]
+    assert [one.record.batch for one in rows[0].sentences(blind=False)] == [1, 0]
+    assert [one.record.batch for one in rows[0].sentences(blind=True)] == [0, 1]
+    assert rows[0].rate is not None
+    assert (rows[0].rate.mean, rows[0].rate.low, rows[0].rate.high) == (0.75, 0.5, 1.0)
+    worst = grid.worst
+    assert worst is not None
+    assert (worst[0].cell, worst[1].record.batch) == (CELL, 1)
+    grid.take([record(CELL, 1, 0.25)])
+    assert grid.batches == 3, "a batch that was taken again counts once"
     values = values_of(NOISY)
     assert (values["attack"], values["defenses"], values["seed"]) == ("auto", "gaussian:sigma=0.01", "3")
+
+
+def test_a_grid_is_judged_by_its_cells_means_and_passes_only_as_a_whole() -> None:
+    grid = Grid()
+    grid.take([record(CELL, 0, 0.5), record(CELL, 1, 0.0), record(NOISY, 0, 0.0)])
+    failed = judged(grid.rows, 0.2, whole=False)
+    assert (failed.passed, failed.words) == (False, "FAIL: 1 of 2 cells above 0.20")
+    assert judged(grid.rows, 0.25, whole=False).passed is None
+    assert judged(grid.rows, 0.25, whole=True).passed
+    assert judged([], 0.25, whole=True).passed is None, "nothing was measured"
+
+
+def test_the_time_left_goes_by_what_came_since_one_looks() -> None:
+    pace = Pace()
+    assert pace.left(100.0, 10, 40) is None
+    assert pace.left(110.0, 10, 40) is None
+    assert pace.left(120.0, 20, 40) == 40.0
+    assert pace.left(120.0, 20, None) is None
 
 
 def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
@@ -96,7 +131,7 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
     app = build_app(run=folder, root=tmp_path / "runs")
 
     async def look(pilot: Pilot[None]) -> None:
-        await until(pilot, lambda: isinstance(app.screen, EvaluationScreen) and app.screen.cells)
+        await until(pilot, lambda: isinstance(app.screen, EvaluationScreen) and app.screen.grid.rows)
         page = app.screen
         assert isinstance(page, EvaluationScreen)
         await pilot.pause(0.1)
@@ -105,12 +140,20 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         assert "gaussian:sigma=0.01" in seen
         assert "0.75 ━━━━━━╌╌" in seen
         assert "1 of 2" in seen, "verified"
+        await pilot.press("plus")
+        await pilot.pause(0.1)
+        assert "FAIL: 1 of 2 cells above 0.10" in letters(app)
+        assert "worst so far 1.00 (auto, no" in letters(app)
         write(folder, record(NOISY, 1, 0.0))
         await until(pilot, lambda: "4 of 6 batches" in letters(app))
         await pilot.press("b")
         await pilot.pause(0.1)
         assert "0.75" not in letters(app)
-        await pilot.press("b", "enter")
+        assert "FAIL" not in letters(app)
+        await pilot.press("b", "w")
+        await pilot.pause(0.1)
+        assert page.chosen == CELL
+        await pilot.press("escape", "enter")
         await pilot.pause(0.1)
         seen = letters(app)
         assert seen.index("found 1.0 in batch 1") < seen.index("found 0.5 in batch 0")
@@ -132,3 +175,43 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
             await look(pilot)
 
     asyncio.run(drive())
+
+
+def test_a_grid_is_set_up_started_and_watched_to_its_end(
+    tmp_path: Path, toy_folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", warm.Popen)
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tui")]))
+
+    async def nothing() -> Catalog:
+        return Catalog()
+
+    monkeypatch.setattr(catalog, "list_catalog", nothing)
+    data = tmp_path / "mails.txt"
+    data.write_text("the cat sat\nthe dog ran\n")
+    values = {"model": str(toy_folder("bert")), "attack": "span", "defense": "none sign", "threads": "1"}
+
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        form = app.screen.query_one(SetupForm)
+        form.fill(values, str(data))
+        await pilot.pause()
+        assert "--defense none --defense sign" in str(form.command.content)
+        await pilot.press("f5")
+        await until(pilot, lambda: isinstance(app.screen, EvaluationScreen))
+        page = app.screen
+        assert isinstance(page, EvaluationScreen)
+        await until(pilot, lambda: page.grid.batches == 4)
+        assert [row.cell.defense for row in page.grid.rows] == [(), ("sign",)]
+        await until(pilot, lambda: "4 of 4 batches" in letters(app))
+        assert "1.00 ━━━━━━━━" in letters(app)
+        await until(pilot, lambda: page.session is not None and page.session.settled)
+        await pilot.press("escape")
+        assert not isinstance(app.screen, EvaluationScreen)
+        form.fill({**values, "defense": "no-such"}, str(data))
+        await pilot.pause()
+        await pilot.press("f5")
+        await until(pilot, lambda: isinstance(app.screen, EvaluationScreen))
+        await until(pilot, lambda: "no-such" in letters(app).partition("batches")[0])
+
+    pilots.play(scene, Sessions(tmp_path / "runs"), place="grid", size=(140, 30))

@@ -18,14 +18,14 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from textleak.attacks.base import ATTACKS, Attack, Steps, Totals
+from textleak.attacks.base import ATTACKS, Attack, Steps, Totals, knows_loss
 from textleak.attacks.embedding import Embedding
 from textleak.attacks.match import Match, matching
 from textleak.attacks.replay import Replay
 from textleak.attacks.span import Span, answer, shown, spanned_sentences
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Followed, Phase, Progress, Recovery, Sentence, main_channel
+from textleak.events import Followed, Phase, Progress, Recovery, Sentence, Stop, main_channel
 from textleak.exact.found import Found
 from textleak.models import TextModel
 from textleak.models.base import Modality
@@ -47,6 +47,7 @@ class Auto:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset()  # each channel has its own
+    any_loss: ClassVar[bool] = True
     when: ClassVar[str] = "you want the most that a gradient gives away"
     paper: ClassVar[str] = "ours"
 
@@ -94,7 +95,10 @@ class _Run:
                 why=" ".join(self.notes),
                 fix="What leaks can't be told: that nothing was found here is no sign of safety.",
             )
-        return self._last(self._best())
+        best = self._best()
+        if self.view.clock.over and not best.stop.settled:
+            best = dataclasses.replace(best, stop=Stop.TIME)
+        return self._last(best)
 
     def _further(self, found: Found) -> Generator[Phase | Progress, None, None]:
         """What is left, by matching; or by replaying the client's steps where they make no sum of gradients.
@@ -105,6 +109,8 @@ class _Run:
         rounded = bool(self.shared.client.effects) and self.shared.known.batch_size != 1
         plain = self.view.has(Trait.ADDITIVE) and not rounded
         for attack in (Match, Replay) if plain else (Replay, Match):
+            if self.answers and self.view.clock.over:
+                return
             if not self._can(attack):
                 continue
             if attack is Match:
@@ -123,6 +129,11 @@ class _Run:
 
     def _can(self, attack: type[Attack]) -> bool:
         """Whether a channel's needs are met; a note says what is missing."""
+        if not knows_loss(attack, self.view):
+            self.notes.append(
+                f"{attack.name} was left out: it doesn't know the head's loss ({self.model.task})."
+            )
+            return False
         missing = [trait.value for trait in Trait if trait in attack.needs and not self.view.has(trait)]
         if missing:
             self.notes.append(

@@ -12,6 +12,7 @@ from textleak import seeds
 from textleak.clients.view import AnyModel, Clock, View, view_of
 from textleak.errors import InputError
 from textleak.events import Followed, Phase, Progress, Recovery, Stop, main_channel
+from textleak.models import TextModel
 from textleak.models.base import Modality
 from textleak.models.running import explained
 from textleak.proof.certificate import Certificate
@@ -34,7 +35,8 @@ class Attack(Protocol):
         reads: what it can recover.
         needs: what it relies on; a client that doesn't have it is refused before `run`.
 
-    It may also say `when` one uses it and its `paper`, in a few words each, for the list of attacks.
+    It may also say that it works whatever the loss of the model's head is (`any_loss`); `when` one uses it and its
+    `paper`, in a few words each, for the list of attacks.
     """
 
     name: ClassVar[str]
@@ -92,6 +94,12 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
     limits = [limit for limit in (time_limit, getattr(attack, "time_limit", None)) if limit is not None]
     view = dataclasses.replace(view, clock=Clock.of(min(limits, default=None)))
     check_reads(attack, view.model.modality)
+    if not knows_loss(type(attack), view):
+        raise InputError(
+            f"The attack {attack.name} doesn't know the loss of {view.model.name} ({view.model.task}).",
+            why="It tries labels that are classes of sentences or tokens of a text.",
+            fix=f"Use --attack {_others(lambda other: knows_loss(other, view))}.",
+        )
     missing = [trait for trait in Trait if trait in attack.needs and not view.has(trait)]
     if missing:
         able = _others(
@@ -106,6 +114,12 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
         )
     steps = _explained(attack.run(view, generator=seeds.generator(seed, "attack")), view)
     return _counted(steps, None if hasattr(attack, "time_limit") else view.clock)
+
+
+def knows_loss(attack: type[Attack], view: View) -> bool:
+    """Whether an attack works with the loss of the model's head."""
+    own = isinstance(view.model, TextModel) and view.model.own_loss is not None
+    return not own or bool(getattr(attack, "any_loss", False))
 
 
 def check_reads(attack: Attack, modality: Modality) -> None:

@@ -17,9 +17,10 @@ from textleak.attacks.search.labels import rank_labels
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, Stop
+from textleak.events import Label, Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.classes import single_class
 from textleak.exact.found import OPEN, Found
+from textleak.exact.own_labels import with_own_labels
 from textleak.exact.rows import EmbeddingRows, known_alone, read_rows
 from textleak.matching import CosinePerTensor
 from textleak.matching.discrete import Guess, Row
@@ -46,7 +47,7 @@ def found_in(view: View, seen: EmbeddingRows) -> Found | None:
     if not lengths:
         return None
     rows = [_row(model, shared, seen, length, alone=len(lengths) == 1) for length in lengths]
-    classes: tuple[int, ...] = shared.known.labels or ()
+    classes: tuple[Label, ...] = shared.known.labels or ()
     if len(rows) == 1:
         if model.num_labels is not None and not classes:
             classes = _class(model, shared, notes)
@@ -57,6 +58,10 @@ def found_in(view: View, seen: EmbeddingRows) -> Found | None:
         if model.num_labels is not None and not classes:
             notes.append("Which sentence has which label doesn't show in the embeddings' rows.")
     whole = all(token != OPEN for row in rows for token in row)
+    if model.own_loss is not None and whole and len(rows) == 1:
+        solved = with_own_labels(view, Found(rows=tuple(rows), complete=True))
+        classes, more = solved.classes, solved.notes
+        notes += more
     sure = dict(enumerate(seen.confidence))
     return Found(
         rows=tuple(rows),
@@ -164,6 +169,7 @@ class Embedding:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT, Trait.ADDITIVE})
+    any_loss: ClassVar[bool] = True
     when: ClassVar[str] = "the embeddings' gradients were shared"
     paper: ClassVar[str] = "ours"
 

@@ -10,7 +10,7 @@ gradient doesn't show: where exactness ends, sentences found so far are the answ
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -24,10 +24,12 @@ from textleak.exact.adapters.sentences import adapter_sentences
 from textleak.exact.dropout.sentences import dropped_sentences
 from textleak.exact.found import OPEN, Found
 from textleak.exact.grouping import encoder_sentences
+from textleak.exact.own_labels import with_own_labels
 from textleak.exact.prefixes import causal_sentences
 from textleak.models import TextModel
 from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, to_sentence
+from textleak.models.losses.classes import Classes, smoothing_of
 from textleak.models.probes.layers import sees_ahead
 from textleak.proof.certificate import Certificate, certify
 from textleak.shared.effects import Rounded
@@ -50,6 +52,7 @@ class Span:
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT})
+    any_loss: ClassVar[bool] = True
     when: ClassVar[str] = "fewer tokens than the hidden size; proofs"
     paper: ClassVar[str] = "after Petrov et al. 2024"
 
@@ -80,7 +83,7 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
         return (yield from adapter_sentences(view))
     if sees_ahead(view.text_model):
         return (yield from encoder_sentences(view.text_model, view.shared, time_limit=view.clock.left))
-    return (yield from causal_sentences(view.text_model, view.shared))
+    return (yield from causal_sentences(view.text_model, view.shared, time_limit=view.clock.left))
 
 
 def _one_rounded(view: View) -> bool:
@@ -92,6 +95,7 @@ def _one_rounded(view: View) -> bool:
 def answer(view: View, found: Found) -> Recovery:
     """What was found as a recovery, put to the exact test where it is whole."""
     model, shared = view.text_model, view.shared
+    found = with_own_labels(view, found)
     sentences = shown(model, shared, found)
     certificate = Certificate(gradient_distance=None, verified=False)
     recovery = Recovery(
@@ -106,9 +110,43 @@ def answer(view: View, found: Found) -> Recovery:
         return dataclasses.replace(recovery, stop=Stop.PROVED)
     if found.proved and not view.has(Trait.REPEATABLE):
         return dataclasses.replace(recovery, stop=Stop.TIME if view.clock.over else Stop.READ)
-    if (found.complete or found.proved) and not any(token == OPEN for row in found.rows for token in row):
+    filled = bool(found.rows) and not any(token == OPEN for row in found.rows for token in row)
+    if (found.complete or found.proved) and filled:
         certificate = certify(view, sentences)
+    if certificate.verified is False and filled and shared.known.size == len(found.rows):
+        softened = _softened(view, found)
+        if softened is not None:
+            return softened
     return certified(dataclasses.replace(recovery, evaluations=1), certificate)
+
+
+def _softened(view: View, found: Found) -> Recovery | None:
+    """The same texts with soft labels, where a classifier's gradient is of these; None where it isn't."""
+    model = view.text_model
+    if model.num_labels is None or view.shared.known.labels is not None:
+        return None
+    soft = dataclasses.replace(view, model=model.trained_with(Classes()))
+    solved = with_own_labels(soft, dataclasses.replace(found, classes=(), complete=True, notes=()))
+    sentences = shown(model, view.shared, solved)
+    certificate = certify(soft, sentences)
+    if not certificate.stop(Stop.READ).settled:
+        return None
+    recovery = Recovery(
+        sentences=sentences, stop=Stop.READ, final_loss=None, steps=1, evaluations=2, channel=found.channel
+    )
+    return certified(dataclasses.replace(recovery, notes=tuple(_how_soft(solved))), certificate)
+
+
+def _how_soft(found: Found) -> Iterator[str]:
+    """What the soft labels are, for a person; nothing where they are classes after all."""
+    if not any(isinstance(label, tuple) for label in found.classes):
+        return
+    made = {smoothing_of(label) if isinstance(label, tuple) else None for label in found.classes}
+    factors = {round(one[1], 3) for one in made if one is not None}
+    if None not in made and len(factors) == 1:
+        yield f"The client smoothed its labels by {factors.pop():g}."
+    else:
+        yield "The client's labels are soft: probabilities of all classes."
 
 
 def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sentence, ...]:

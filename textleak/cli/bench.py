@@ -1,8 +1,9 @@
-"""`textleak bench`: candidates a second with factored gradients, against gradients formed one at a time."""
+"""`textleak bench`: candidates a second, against gradients formed one at a time and against what the machine can do."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from textleak.matching import Leaves, Objective
+    from textleak.matching.limit import Work
     from textleak.models import TextModel
 
 OBJECTIVES = ("squared-l2", "cosine", "cosine-global", "tag")
@@ -29,7 +31,7 @@ def command(
             "-m",
             metavar="TEXT",
             help="Alias, hub id, folder or .gguf file; repeatable.",
-            show_default="bert-tiny",
+            show_default="minilm, bert-tiny",
         ),
     ] = None,
     tokens: Annotated[
@@ -47,7 +49,12 @@ def command(
     ] = "squared-l2",
     weights: common.Weights = "random",
     task: common.Task = None,
-    dtype: Annotated[str, typer.Option("--dtype", metavar="TEXT", help=" | ".join(DTYPES))] = "float32",
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtype", metavar="TEXT", help=f"{' | '.join(DTYPES)}; repeatable.", show_default="float32"
+        ),
+    ] = None,
     device: common.Device = None,
     threads: common.Threads = None,
     repeats: Annotated[
@@ -56,7 +63,10 @@ def command(
     seed: common.Seed = None,
     json_: common.Json = False,
 ) -> None:
-    """Measure the engine: gradients of K candidates at once (factored) against one by one (formed)."""
+    """Measure the engine: gradients of K candidates at once (factored) against one by one (formed).
+
+    And against the limit: the time that the products alone would take on this machine.
+    """
     from textleak.errors import InputError, unknown_name
     from textleak.jobs.parts import set_threads
     from textleak.models import load_model
@@ -70,9 +80,9 @@ def command(
         raise unknown_name("objective", objective, OBJECTIVES)
     set_threads(threads)
     rows = []
-    for name in model or ["bert-tiny"]:
+    for name, precision in itertools.product(model or ["minilm", "bert-tiny"], dtype or ["float32"]):
         public = load_model(
-            name, weights=weights or "random", task=task or "auto", device=device or "auto", dtype=dtype
+            name, weights=weights or "random", task=task or "auto", device=device or "auto", dtype=precision
         )
         for length in lengths:
             for count in counts:
@@ -109,6 +119,25 @@ class TextCase:
         labels = leaves["label_logits"].softmax(-1) if "label_logits" in leaves else leaves["labels"]
         targets = Targets(labels=labels, weights=leaves["weights"])
         return self.model.loss(leaves["inputs"], leaves["mask"], targets)
+
+    @property
+    def beside(self) -> Work:
+        """What a candidate takes beside the matched layers: attention, and a vocabulary's head that isn't matched."""
+        from textleak.matching.limit import layer_work, product_work
+        from textleak.matching.linear import fewer
+
+        tokens, config = self.leaves["mask"].shape[-1], self.model.network.config.get_text_config()
+        heads: int = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        work: Work = 2 * config.num_hidden_layers * product_work(tokens**2 * heads * size)
+        head = self.model.head
+        matched = {id(self.model.parameters[name]) for name in self.gradients}
+        if self.model.task != "classification" and head is not None and id(head.weight) not in matched:
+            weights_KT = self.leaves["weights"].flatten(1)
+            asked = int(weights_KT.count_nonzero())
+            live = asked / len(weights_KT) if fewer(asked, weights_KT.numel()) else tokens
+            work += layer_work(tokens, live, self.model.vocab_size * config.hidden_size)
+        return work
 
 
 def text_case(model: TextModel, *, tokens: int, candidates: int, seed: int) -> TextCase:
@@ -175,17 +204,12 @@ def _objective(name: str) -> Objective:
 
 def measure(case: TextCase, *, tokens: int, objective: str, repeats: int) -> dict[str, Any]:
     """One row of `bench --json`."""
-    from textleak.matching.bench import benchmark
+    from textleak.matching.bench import Candidates, benchmark
 
-    row = benchmark(
-        case.model.network,
-        case.losses,
-        case.leaves,
-        case.gradients,
-        _objective(objective),
-        wrt=case.optimized,
-        repeats=repeats,
+    candidates = Candidates(
+        model_function=case.losses, leaves=case.leaves, wrt=case.optimized, beside=case.beside
     )
+    row = benchmark(case.model.network, candidates, case.gradients, _objective(objective), repeats=repeats)
     return {
         "model": case.model.name,
         "hidden_size": case.model.hidden_size,
@@ -201,6 +225,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 
     table = Table(
         "model",
+        "dtype",
         "D",
         "K",
         "T",
@@ -210,12 +235,17 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
         "speedup",
         "memory",
         "difference",
+        "step / limit",
+        "evaluations/s",
+        "evaluation / limit",
+        "products",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     for row in rows:
         table.add_row(
             row["model"],
+            row["dtype"],
             str(row["hidden_size"]),
             str(row["candidates"]),
             str(row["tokens"]),
@@ -225,5 +255,9 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['speedup']:.1f} ± {row['spread']:.1f}",
             f"1/{1 / row['memory_ratio']:.1f}" if row["memory_ratio"] else "?",
             f"{row['max_relative_difference']:.1e}",
+            f"{row['step_share']:.2f} of {row['step_flops'] / 1e9:.3g} GFLOP",
+            f"{row['evaluations_per_second']:.1f}",
+            f"{row['evaluation_share']:.2f} of {row['evaluation_flops'] / 1e9:.3g} GFLOP",
+            f"{row['product_flops_per_second'] / 1e9:.0f} GFLOP/s",
         )
     common.stdout().print(table)

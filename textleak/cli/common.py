@@ -68,17 +68,22 @@ File = Annotated[
     Path | None, typer.Option("--file", metavar="PATH", help="A text file, one sentence a line.")
 ]
 Labels = Annotated[
-    list[int] | None,
+    list[str] | None,
     typer.Option(
         "--label",
         metavar="INT",
-        help="A sentence's class, repeated with --sentence; else drawn from the seed.",
+        help="A sentence's class, repeated with --sentence; else drawn from the seed. What another loss takes: 3.5 "
+        "(regression), 0,1,1 (one answer a class, one class a token), 2,4 (an answer's first and last token).",
     ),
 ]
 Task = Annotated[
     str | None,
     typer.Option(
-        "--task", metavar="TEXT", help="auto | classification | causal-lm | masked-lm", show_default="auto"
+        "--task",
+        metavar="TEXT",
+        help="auto | classification | causal-lm | masked-lm | regression | multi-label | token-classification | "
+        "question-answering",
+        show_default="auto",
     ),
 ]
 Share = Annotated[
@@ -407,7 +412,7 @@ _SETTINGS = {
     "label": "labels",
     "defense": "defenses",
 }
-_NO_SETTINGS = ("config", "assignments", "json_")
+_NO_SETTINGS = ("config", "assignments", "json_", "film")
 
 
 def settings_given(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -420,6 +425,24 @@ def settings_given(parameters: Mapping[str, Any]) -> dict[str, Any]:
         _SETTINGS.get(name, name): value for name, value in parameters.items() if name not in _NO_SETTINGS
     }
     return given(**{name: None if value is False else value for name, value in flags.items()})
+
+
+def check_target(path: Path, flag: str) -> None:
+    """Make sure that a file can be written: better now than when all is computed.
+
+    Args:
+        path: the file.
+        flag: that names it.
+
+    Raises:
+        InputError: it can't.
+    """
+    from textleak import owned, runs
+    from textleak.errors import unwritten
+
+    with unwritten(f"{flag} {path} can't be written.", fix="Name another file."):
+        owned.check(path)
+    runs.check_writable(path.parent)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

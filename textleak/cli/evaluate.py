@@ -179,7 +179,7 @@ def command(
 
     chosen = engines.choose(engine, workers=workers, address=address)
     if csv is not None:
-        _check_target(csv)
+        common.check_target(csv, "--csv")
     evaluation = drive.begin(settings, name=name, many=yes, here=here)
     _say_before(evaluation)
     outcome = _drive(evaluation, chosen, retry_failed=retry_failed)
@@ -188,16 +188,6 @@ def command(
         raise typer.Exit(common.INTERRUPTED)
     if evaluation.records().failed:
         raise typer.Exit(1)
-
-
-def _check_target(csv: Path) -> None:
-    """Raise where the CSV file can't be written: better now than when all is computed."""
-    from textleak import owned, runs
-    from textleak.errors import unwritten
-
-    with unwritten(f"--csv {csv} can't be written.", fix="Name another file."):
-        owned.check(csv)
-    runs.check_writable(csv.parent)
 
 
 def _say_before(evaluation: Evaluation) -> None:

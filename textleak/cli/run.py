@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,8 +28,8 @@ def command(
             "--attack",
             "-a",
             metavar="TEXT",
-            help="auto | match | dlg | idlg | tag | cosine | lamp | embedding | span | replay, or one of a package's; "
-            "`textleak attacks` lists them.",
+            help="auto | match | dlg | idlg | tag | cosine | lamp | grab | embedding | span | replay, or one of a "
+            "package's; `textleak attacks` lists them.",
             show_default="auto",
         ),
     ] = None,
@@ -62,6 +63,10 @@ def command(
     save_gradients: common.SaveGradients = False,
     redact: common.Redact = False,
     fail_above: common.FailAbove = None,
+    film: Annotated[
+        Path | None,
+        typer.Option("--film", metavar="FILE", help="Draw the run as a moving SVG, for a README."),
+    ] = None,
 ) -> None:
     """Recover the text behind one shared gradient, live."""
     flags = common.settings_given(locals())
@@ -71,10 +76,26 @@ def command(
     from textleak.settings import load_run_config
 
     settings = load_run_config(config, flags, assignments or ())
+    if film is not None:
+        common.check_target(film, "--film")
     done = drive.carry_out(lambda: _prepare(settings), settings.out)
+    if film is not None:
+        _draw(film, done.folder)
     drive.answer(done, as_json=json_)
     if settings.fail_above is not None and drive.above(done.result, settings.fail_above):
         raise typer.Exit(common.ABOVE)
+
+
+def _draw(film: Path, run: Path) -> None:
+    """Draw a run's folder as a moving picture."""
+    from textleak import owned
+    from textleak.errors import unwritten
+    from textleak.runs import read_run
+    from textleak.view import moving
+
+    drawn = moving.film(((timed.t, timed.event) for timed in read_run(run).events()), title="textleak run")
+    with unwritten(f"--film {film} can't be written.", fix="Name another file; the run itself is kept."):
+        owned.write(film, drawn.encode("utf-8", "replace"))
 
 
 def _prepare(settings: RunConfig) -> TextJob:

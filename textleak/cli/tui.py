@@ -33,8 +33,9 @@ def command(
     run, update = _told_apart(path)
     from textleak_tui import settings
     from textleak_tui.app import build_app
+    from textleak_tui.starter import Starter
 
-    app = build_app(run=run, update=update, settings_path=settings.default_path())
+    app = build_app(run=run, update=update, settings_path=settings.default_path(), starter=Starter())
     app.run()
     if app.return_code:
         raise typer.Exit(app.return_code)
@@ -48,12 +49,12 @@ def _told_apart(path: Path | None) -> tuple[Path | None, Path | None]:
     """
     if path is None or (path.is_file() and path.name != "events.jsonl"):
         return None, path
-    if (path / "evaluation.json").exists():
+    from textleak.runs import holds_an_evaluation, read_run
+
+    if holds_an_evaluation(path):
         from textleak.evaluation.store import EvaluationFolder
 
         EvaluationFolder(path=path).facts()
         return path, None
-    from textleak.runs import read_run
-
     read_run(path.parent if path.name == "events.jsonl" else path)
     return path, None

@@ -11,13 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from textleak.events import Stop
+from textleak.events import Label, Stop
 from textleak.words import count_of
 
 FORMAT_VERSION = 1
 # What a file's figures can be; a record with others is none.
 _Rate = Annotated[float, Field(ge=0, le=1)]
 _Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# A cosine distance comes out below 0 by rounding, and one with a prior may be anywhere.
+_Loss = Annotated[float, Field(allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=1 << 63)]
 
 
@@ -82,8 +84,8 @@ class SentenceRecord:
     rouge1_words: _Rate
     rouge2_words: _Rate
     rougeL_words: _Rate
-    label: int | None
-    recovered_label: int | None
+    label: Label | None
+    recovered_label: Label | None
     unknown_tokens: _Count = 0
     secrets: tuple[PlantedSecret, ...] = ()
 
@@ -130,7 +132,7 @@ class Record:
     rouge1_words: _Rate | None = None
     rouge2_words: _Rate | None = None
     rougeL_words: _Rate | None = None
-    final_loss: _Size | None = None
+    final_loss: _Loss | None = None
     gradient_distance: _Size | None = None
     verified: bool | None = None
     channel: str = ""

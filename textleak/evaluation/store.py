@@ -33,7 +33,7 @@ class EvaluationFolder:
     @property
     def settings_path(self) -> Path:
         """Settings, identity, how many batches there are, versions, machine."""
-        return self.path / "evaluation.json"
+        return self.path / runs.EVALUATION_FILE
 
     @property
     def records_path(self) -> Path:
@@ -78,6 +78,43 @@ def read_records(folder: Path) -> list[Record]:
     for record in _parsed(content, identity, found.records_path):
         records[key_of(record)] = record
     return list(records.values())
+
+
+class Following:
+    """The records of a folder as they come, for who only looks on: each look reads what was appended since the last.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        InputError: it isn't the folder of an evaluation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder = EvaluationFolder(path=path)
+        self.facts = self.folder.facts()
+        self._read = 0
+
+    def look(self) -> list[Record]:
+        """The records that are new, in the order of their writing; a later one of a batch replaces the one before.
+
+        Raises:
+            InputError: they can't be read, or are another evaluation's.
+        """
+        path = self.folder.records_path
+        try:
+            if path.stat().st_size <= self._read:
+                return []
+            with foreign.open_regular(path, most=foreign.MOST_ROWS) as file:
+                file.seek(self._read)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(f"{path} can't be read.", why=f"{error}.") from None
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return list(_parsed(whole, self.facts["identity"], path))
 
 
 class Store:

@@ -17,12 +17,15 @@ from textleak.exact.predictions import Predictions, read_predictions, whole_numb
 from textleak.matching.discrete import Row
 from textleak.shared.gradient import SharedGradient
 
+UNTRACED = "What comes after the last token that has a label leaves no trace."
 # A gradient this far off its batch's was scaled (our choice; measured: 1e-6 where it wasn't).
 _SCALED = 1e-2
 
 
 def ended(tree: Tree, shared: SharedGradient) -> Found:
     """The tree's sentences, from what was predicted after each beginning."""
+    if tree.model.own_loss is not None:  # whatever it asks for, a label is no token
+        return _labeled(tree, shared)
     following = _following(tree)
     predictions = read_predictions(tree.model, shared, tree.beginnings, following)
     if predictions is None or not predictions.whole:
@@ -41,6 +44,16 @@ def ended(tree: Tree, shared: SharedGradient) -> Found:
         complete=batch.complete,
         notes=[*_missing(tree), *_doubts(asked), *batch.notes],
     )
+
+
+def _labeled(tree: Tree, shared: SharedGradient) -> Found:
+    """The tree's sentences, where labels are no tokens: all of each, or up to the last token that has one."""
+    rows, lengths, notes = list(tree.leaves), shared.known.lengths, _missing(tree)
+    if lengths is None or sorted(lengths) == sorted(map(len, rows)):
+        return answer(rows, complete=tree.finished, notes=notes)
+    if len(lengths) == len(rows) == 1:
+        rows = [(*rows[0], *(OPEN,) * (lengths[0] - len(rows[0])))]
+    return answer(rows, complete=False, notes=[*notes, UNTRACED])
 
 
 def answer(

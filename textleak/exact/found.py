@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from textleak.events import Label
 from textleak.matching.discrete import Row
 
 OPEN = -1
@@ -18,7 +19,8 @@ class Found:
         rows: token ids of each sentence, special tokens counted, `OPEN` where one is left unknown; a sentence that
             the batch holds twice is there twice.
         confidence: for each row and position 0 to 1; empty where all of it is certain.
-        classes: label of each sentence; empty where they aren't known, or are tokens themselves.
+        classes: class of each sentence, or what else its label is; empty where they aren't known, or are tokens
+            themselves.
         batch_size: how many sentences the batch has, as far as the found ones' parts in the gradient tell.
         complete: whether the channel's own evidence leaves nothing over: every distinct input it shows is explained.
         proved: for each row and position whether the channel itself proves the token, whatever the answer's own
@@ -31,7 +33,7 @@ class Found:
 
     rows: tuple[Row, ...] = ()
     confidence: tuple[tuple[float, ...], ...] = ()
-    classes: tuple[int, ...] = ()
+    classes: tuple[Label, ...] = ()
     batch_size: int | None = None
     complete: bool = False
     proved: tuple[tuple[bool, ...], ...] = ()

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
-from textleak.events import Phase, Progress, Sentence
+from textleak.events import Label, Phase, Progress, Sentence
 from textleak.exact.found import OPEN, Found
 from textleak.exact.orders import ordered_sentence
+from textleak.exact.own_remainder import OwnRemainder
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch
@@ -56,7 +58,7 @@ class _Batch:
     """
 
     rows: tuple[Row, ...] = ()
-    classes: tuple[int, ...] = ()
+    classes: tuple[Label, ...] = ()
     size: int | None = None
 
 
@@ -90,7 +92,7 @@ def encoder_sentences(
     if not len(pairs):
         return Found(rows=(), notes=(*notes, f"{full}, but no token's input lies in them."))
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    if not layers[0].depends_on_position and model.num_labels is not None and shared.known.size in (None, 1):
+    if not layers[0].depends_on_position and _labeled(model) and shared.known.size in (None, 1):
         ordered = yield from _in_order(model, shared, pairs, deadline)
         if ordered is not None:
             return ordered
@@ -114,6 +116,11 @@ def _in_order(
     return None
 
 
+def _labeled(model: TextModel) -> bool:
+    """Whether what the loss asks for stands apart from the text, and is no part of it."""
+    return model.num_labels is not None or model.own_loss is not None
+
+
 def _over(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
 
@@ -132,16 +139,18 @@ class _Grouping:
         self.model, self.shared, self.pairs, self.every_pair = model, shared, pairs, pairs
         self.notes: list[str] = []
         self.deadline = deadline
+        likely = 0 if first.span is None else first.span.rank
         further = [
             (shared_ones, span)
             for layers in following_layers(model, _INPUTS)
             if (shared_ones := tuple(layer for layer in layers if layer.weight_name in shared.gradients))
-            and (span := layer_span(shared, shared_ones)) is not None
+            and (span := layer_span(shared, shared_ones, likely=likely)) is not None
         ]
         if not further:
             self.notes.append(_NO_CHECK)
         inputs = (first, *(LayerRemainder.of(shared, layers, span) for layers, span in further))
-        self.left = Remainder.of(model, inputs, judge=_judge([span for _, span in further], first.span))
+        kind = Remainder if model.own_loss is None else OwnRemainder
+        self.left = kind.of(model, inputs, judge=_judge([span for _, span in further], first.span))
         self.members: list[Member] = []
         self.batch = _Batch()
         self.tries = 0
@@ -151,8 +160,11 @@ class _Grouping:
 
     def run(self) -> Iterator[Progress]:
         """Find one sentence after the other."""
-        if self.model.num_labels is None:  # what the loss asks for is hidden, so nothing can be proved here
+        if not _labeled(self.model):  # what the loss asks for is hidden, so nothing can be proved here
             return
+        only = self._only()
+        if self.model.own_loss is not None and self.shared.known.size == 1 and only is not None:
+            self.batch = _Batch(rows=(only,), size=1)
         while self._unexplained is not None and self._time():
             found = yield from self._next()
             if not found:
@@ -163,13 +175,13 @@ class _Grouping:
         """Whether there was one more sentence of the batch, or all the rest of it: proved and taken off."""
         only = self._only()
         if only is not None:
-            if self._proved(only):
+            if self._proved([only]):
                 return True
             self.ends[only] = 0.0
         search = SentenceSearch(self.model, self.pairs, self.left.inputs, self._attention, self.ends)
         for effort in EFFORTS:
-            for row in search.rows(effort):
-                if row is not None and self._proved(row):
+            for rows in search.rows(effort):
+                if rows and self._proved(rows):
                     return True
                 if not self._time():
                     break
@@ -201,14 +213,12 @@ class _Grouping:
             return tuple(self.pairs.tokens_N.tolist())
         return None
 
-    def _proved(self, row: Row) -> bool:
-        """Whether the sentence is in the batch; it is taken off if so."""
-        found = self.left.member(row, self.members, self.shared.known.batch_size)
-        if found is None:
-            return False
-        member, left = found
-        self._take_off([member], left)
-        return True
+    def _proved(self, rows: Sequence[Row]) -> bool:
+        """Whether some of the sentences are in the batch; these are taken off."""
+        found = self.left.among(rows, self.members, self.shared.known.batch_size)
+        if found is not None:
+            self._take_off(*found)
+        return found is not None
 
     def _proved_together(self) -> bool:
         """Whether some of the likeliest sentences make all that is left; they are taken off if so."""
@@ -241,11 +251,12 @@ class _Grouping:
         batch, left = self.batch, self._unexplained
         rows = batch.rows
         more = [*notes]
-        if self.model.num_labels is None and (only := self._only()) is not None:
+        if not _labeled(self.model) and (only := self._only()) is not None:
             hidden = self.model.mask_id if self.model.task == "masked-lm" else None
             rows = (tuple(OPEN if token == hidden else token for token in only),)
             more.append("What stands behind the masks is a label, which no span shows.")
-        complete = left is None and len(rows) == batch.size
+        whole = batch.size if self.model.own_loss is None else batch.size or len(rows)
+        complete = left is None and bool(rows) and len(rows) == whole
         return Found(
             rows=rows,
             classes=batch.classes,
@@ -259,7 +270,7 @@ class _Grouping:
     def _missing(self, count: int) -> tuple[str, ...]:
         """What was not found, where `count` sentences were."""
         left, size = self._unexplained, self.batch.size
-        if left is not None and self.model.num_labels is not None:
+        if left is not None and _labeled(self.model):
             known = "" if size is None else f" and {size - count} of {size} sentences"
             return (
                 f"{left.rank} of the inputs that the gradient shows{known} were not found.",
@@ -282,6 +293,8 @@ class _Grouping:
     def _counted(self) -> _Batch:
         """The sentences found, as often as their parts in the gradient say."""
         size, members = self.shared.known.batch_size, self.members
+        if self.model.own_loss is not None:  # labels are solved for, and how often each is there stays open
+            return _Batch(rows=tuple(member.row for member in members), size=size)
         counted = batch_counts(members, batch_size=size) if members else None
         if counted is None and members and self._unexplained is None:
             # Nothing is missing, so the parts add up to 1, unless the client scaled its gradient.
@@ -320,7 +333,7 @@ class _Grouping:
                 channels=["span"] * len(row),
                 label=label,
             )
-            for row, label in zip(self.batch.rows, self.batch.classes, strict=True)
+            for row, label in itertools.zip_longest(self.batch.rows, self.batch.classes)
         ]
         left = self._unexplained
         best = min(self.ends, key=self.ends.__getitem__, default=None)

@@ -79,10 +79,10 @@ def looked_up_rows(
     sigma = shared.noise_sigma
     size = gradient_VE.shape[1]
     if sigma > 0:
-        from scipy.stats import chi2
+        from scipy.special import chdtri  # chi2.isf, without all of scipy.stats
 
         energy_V = exact(gradient_VE).square().sum(1)
-        floor = sigma**2 * float(chi2.isf(ERROR_RATE / len(gradient_VE), size))
+        floor = sigma**2 * float(chdtri(size, ERROR_RATE / len(gradient_VE)))
         ids = (energy_V > floor).nonzero().flatten().tolist()
         notes.append(
             f"{len(ids)} rows of the word embedding stand out of the noise (norm above {floor**0.5:.2g}, which noise "
@@ -160,9 +160,9 @@ def position_rows(
     norms_T = whole_TE.norm(dim=1)
     errors_T = _unit(gradient) * norms_T
     if shared.noise_sigma > 0:
-        from scipy.stats import chi2
+        from scipy.special import chdtri
 
-        floor = shared.noise_sigma * float(chi2.isf(ERROR_RATE / len(norms_T), whole_TE.shape[1])) ** 0.5
+        floor = shared.noise_sigma * float(chdtri(whole_TE.shape[1], ERROR_RATE / len(norms_T))) ** 0.5
         errors_T = torch.full_like(norms_T, shared.noise_sigma * whole_TE.shape[1] ** 0.5)
     else:
         floor = 0.0

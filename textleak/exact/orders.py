@@ -18,15 +18,15 @@ from collections.abc import Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.events import Followed
+from textleak.events import Followed, Label
 from textleak.exact.pairs import Pairs
 from textleak.exact.subspace import layer_span
 from textleak.matching.discrete import Row, shuffled
 from textleak.models import TextModel
-from textleak.models.gradient import formed_gradient
+from textleak.models.gradient import formed_gradient, plainly_apart
 from textleak.models.guesses import examples_of
+from textleak.models.own_labels import solved_labels
 from textleak.models.probes.layers import following_layers, layer_inputs
-from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
 # Layers further in that are asked, tokens that run through them at once, starts, and lengths that are tried where it
@@ -47,7 +47,7 @@ class Ordered:
     """
 
     row: Row
-    label: int
+    label: Label
 
 
 def ordered_sentence(model: TextModel, shared: SharedGradient, pairs: Pairs) -> Iterator[Ordered | None]:
@@ -89,7 +89,7 @@ def ordered_sentence(model: TextModel, shared: SharedGradient, pairs: Pairs) -> 
             if min(ends) != ends[-1] or [other for _, other in ends].count(row) > 1:
                 continue  # worse than another, or tried
             label, distance = _best_class(model, shared, row)
-            if distance <= _NEAR:
+            if distance <= _NEAR and label is not None:
                 yield Ordered(row=row, label=label)
                 return
 
@@ -154,17 +154,22 @@ def _changes(row: Row, head: int, tail: int) -> Iterator[Row]:
                 yield (*row[:t], token, *row[t + 1 :])
 
 
-def _best_class(model: TextModel, shared: SharedGradient, row: Row) -> tuple[int, float]:
+def _fitting(model: TextModel, shared: SharedGradient, row: Row) -> Sequence[Label]:
+    """The classes that there are; what solves for the label where the head has a loss of its own."""
+    if model.own_loss is None:
+        return range(model.num_labels or 0)
+    return solved_labels(model.double(), shared.gradients, [row]).labels or ()
+
+
+def _best_class(model: TextModel, shared: SharedGradient, row: Row) -> tuple[Label | None, float]:
     """The class that brings a sentence's own gradient nearest to the shared one, and how far it is then."""
-    classes = shared.known.labels or range(model.num_labels or 0)
+    classes = shared.known.labels or _fitting(model, shared, row)
     names = list(shared.gradients)
-    norm = math.sqrt(sum(float(exact(g).square().sum()) for g in shared.gradients.values()))
-    off: list[tuple[float, int]] = []
+    best: Label | None = None
+    least = math.inf
     for label in classes:
         own = formed_gradient(model, examples_of(model, [row], [label]), names)
-        squared = sum(
-            float((exact(own[name]) - exact(shared.gradients[name])).square().sum()) for name in own
-        )
-        off.append((math.sqrt(squared) / norm, label))
-    distance, label = min(off)
-    return label, distance
+        distance, norm = plainly_apart(shared.gradients, own)
+        if distance < least * norm:
+            best, least = label, distance / norm
+    return best, least

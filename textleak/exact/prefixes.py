@@ -7,6 +7,7 @@ what a language model was asked to predict after each beginning tells where sent
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Generator, Sequence
 
 from textleak.events import Phase, Progress, Sentence
@@ -23,6 +24,7 @@ from textleak.models.decoding import to_sentence
 from textleak.models.probes.layers import LocalLayer
 from textleak.shared.gradient import SharedGradient
 
+_CUT = "The time limit was reached while sentences were built, token by token."
 # Later layers' inputs that are tried as the one that every beginning has to be in (our choice).
 _MOST_ATTEMPTS = 4
 
@@ -66,7 +68,9 @@ def extend_prefixes(
 # Whole sentences
 
 
-def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phase | Progress, None, Found]:
+def causal_sentences(
+    model: TextModel, shared: SharedGradient, *, time_limit: float | None = None
+) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a causal model's batch, exactly, as far as its gradients' spans tell them.
 
     Neither lengths nor the batch size need be known. Language models: the last token, which no layer reads, is read
@@ -75,7 +79,9 @@ def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phas
     Args:
         model: the public model, a causal one.
         shared: the shared gradient.
+        time_limit: seconds after which the beginnings found so far are returned; None for no limit.
     """
+    deadline = None if time_limit is None else time.monotonic() + time_limit
     yield Phase(name="prefixes", detail="beginnings of sentences whose inputs the gradients span")
     spans = shared_spans(model, shared)
     clear = [(layers, span) for layers, span in spans if shows(span)]
@@ -103,6 +109,9 @@ def causal_sentences(model: TextModel, shared: SharedGradient) -> Generator[Phas
                 sentences=_shown(tree, tree.leaves),
                 detail=f"{len(tree.beginnings)} of {tree.span.rank} beginnings",
             )
+            if deadline is not None and time.monotonic() >= deadline:
+                rows = [(*row, OPEN) for row in tree.leaves]
+                return answer(rows, complete=False, notes=[_CUT])
         if tree.lost or not tree.beginnings:
             continue
         yield Phase(name="labels", detail="what was predicted after each beginning")

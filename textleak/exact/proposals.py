@@ -132,7 +132,7 @@ def _soft_ends(model: TextModel, layer: LocalLayer, span: InputSpan) -> tuple[in
     if not model.suffix_ids or not layer.depends_on_position or span.rank >= span.size:
         return ()
     last = torch.full((1, min(_LONGEST, model.max_length)), model.suffix_ids[-1], device=model.device)
-    inputs_TI = layer_inputs(model, last, [layer.name])[layer.name][0]
+    inputs_TI = layer.meant(layer_inputs(model, last, [layer.name])[layer.name][0])
     ranked: list[int] = span.explained(inputs_TI).argsort(descending=True).tolist()
     return tuple(position + 1 for position in ranked if position >= fixed)
 
@@ -164,7 +164,7 @@ def _residuals(model: TextModel, layer: LocalLayer, span: InputSpan, rows: Seque
     ids_NT = torch.tensor(rows, device=model.device)
     parts = torch.split(ids_NT, max(1, _TOKENS_A_PASS // ids_NT.shape[1]))
     inputs_NI = torch.cat([layer_inputs(model, part, [layer.name])[layer.name][:, -1] for part in parts])
-    inputs_NI = exact(inputs_NI)
+    inputs_NI = exact(layer.meant(inputs_NI))
     basis_RI = span.basis_RI.to(inputs_NI.device)
     outside_NI = inputs_NI - (inputs_NI @ basis_RI.T) @ basis_RI
     residual_N = outside_NI.square().sum(-1) / inputs_NI.square().sum(-1)

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from textleak.exact.alone import Alone, each_alone
 from textleak.exact.subspace import InputSpan, as_rows, span_of, spectrum_end
 from textleak.matching.discrete import Row
-from textleak.models import Batch, TextModel
-from textleak.models.batches import TextExamples
-from textleak.models.gradient import formed_gradient
-from textleak.models.probes.layers import LinearLayer, layer_inputs
+from textleak.models import TextModel
+from textleak.models.probes.layers import LinearLayer
 from textleak.numerics import exact, least_squares
 from textleak.shared.gradient import SharedGradient
 
@@ -66,14 +67,34 @@ class LayerRemainder:
         """All of a shared gradient, with the span that it shows."""
         gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
         stacked_OI = torch.cat([exact(g) for g in gradients])
-        largest = float(torch.linalg.matrix_norm(stacked_OI @ span.basis_RI.T, ord=2))
+        inside_OR = stacked_OI @ span.basis_RI.T
+        largest = float(torch.linalg.eigvalsh(inside_OR.T @ inside_OR)[-1]) ** 0.5
         rounding = largest * torch.finfo(gradients[0].dtype).eps
         outputs = [len(g) for g in gradients]
         return cls(layers=layers, stacked_OI=stacked_OI, outputs=outputs, span=span, rounding=rounding)
 
     def stacked(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """Other gradients of these layers, laid out as the shared ones are: (O, I)."""
+        """Other gradients of these layers, by parameter, laid out as the shared ones are: (O, I)."""
         return torch.cat([as_rows(gradients[layer.weight_name], layer) for layer in self.layers])
+
+    def frame(self, inputs_TI: Tensor) -> Frame:
+        """How what is left shows a sentence that has these inputs; there must be something left."""
+        assert self.span is not None
+        inputs_TI = inputs_TI.to(self.span.basis_RI.device)
+        inside_TR = inputs_TI @ self.span.basis_RI.T
+        return Frame(left_TO=inside_TR @ self._inverse_RO, back_IT=torch.linalg.pinv(inputs_TI))
+
+    @functools.cached_property
+    def _inverse_RO(self) -> Tensor:
+        assert self.span is not None
+        inverse_RO: Tensor = torch.linalg.pinv(self.stacked_OI @ self.span.basis_RI.T)
+        return inverse_RO
+
+    def own(self, alone: Alone, parts_C: Tensor) -> Tensor:
+        """A sentence's gradient of these layers with each label but the last as strongly as said, (O, I)."""
+        deltas_CTO = torch.cat([alone.deltas[layer.name] for layer in self.layers], 2)
+        delta_TO = torch.einsum("c,cto->to", parts_C.to(deltas_CTO), deltas_CTO)
+        return (delta_TO.T @ alone.inputs[self.layers[0].name]).to(self.stacked_OI.device)
 
     def by_layer(self, values_NO: Tensor) -> dict[str, Tensor]:
         """Values at all outputs, apart by the layers' names."""
@@ -86,17 +107,17 @@ class LayerRemainder:
         parts = torch.split(self.stacked_OI, self.outputs)
         return torch.cat([part.norm().expand(len(part)) for part in parts])
 
-    def less(self, gradients: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> LayerRemainder:
+    def less(self, gradients_OI: Sequence[Tensor], errors_OI: Sequence[Tensor]) -> LayerRemainder:
         """What is left after taking some sentences' gradients off.
 
         Args:
-            gradients: theirs, by parameter.
-            errors: about what the client's rounding did to them.
+            gradients_OI: theirs.
+            errors_OI: about what the client's rounding did to each.
         """
         if self.span is None:
             return self
-        stacked_OI = self.stacked_OI - self.stacked(gradients)
-        rounding = math.hypot(self.rounding, _about_largest(self.stacked(errors)))
+        stacked_OI = self.stacked_OI - sum(gradients_OI)
+        rounding = math.hypot(self.rounding, *map(_about_largest, errors_OI))
         left_OR, s_R, _ = torch.linalg.svd(stacked_OI @ self.span.basis_RI.T, full_matrices=False)
         floor, noise, clear = spectrum_end(s_R, rounding)
         rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * rounding else 0
@@ -107,6 +128,33 @@ class LayerRemainder:
             shape = (stacked_OI.shape[0], stacked_OI.shape[1])
             span = span_of(self.span.layers, s_R, basis_RI, shape=shape, noise=noise, clear=clear)
         return dataclasses.replace(self, stacked_OI=stacked_OI, span=span, rounding=rounding)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """X G⁺ and X⁺ of a sentence: between them its own gradient is the identity, if it is in the batch."""
+
+    left_TO: Tensor
+    back_IT: Tensor
+
+    def seen(self, gradient_OI: Tensor) -> Tensor:
+        """A gradient of the input's layers, between them: (T, T)."""
+        return self.left_TO @ gradient_OI @ self.back_IT
+
+
+def like_identity(own_KNTT: Tensor) -> tuple[Tensor | None, float]:
+    """How strongly each of some parts must be there to make the identity at N inputs, (K,), and how far they are off.
+
+    None where they can't make it, or where there are so many parts that they could always.
+    """
+    K, N, T, _ = own_KNTT.shape
+    identity_NTT = torch.eye(T, dtype=own_KNTT.dtype, device=own_KNTT.device).expand(N, T, T)
+    if 2 * K > N * T * T:
+        return None, math.inf
+    parts_K = least_squares(own_KNTT.flatten(1).T, identity_NTT.reshape(-1, 1))[:, 0]
+    off_NTT = torch.einsum("k,knst->nst", parts_K, own_KNTT) - identity_NTT
+    off = float(off_NTT.norm()) / (N * T) ** 0.5
+    return (parts_K if off <= _UNLIKE_IDENTITY else None), off
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,44 +199,37 @@ class Remainder:
         rounding = torch.finfo(model.dtype).eps / torch.finfo(rough.dtype).eps
         return cls(exact=model.double(), rough=rough, rounding=rounding, inputs=inputs, judge=judge)
 
-    def member(
-        self, row: Row, found: Sequence[Member] = (), batch_size: int | None = None
-    ) -> tuple[Member, Remainder] | None:
-        """The sentence's part in the batch, and what is left without it; None where it isn't in the batch.
+    def among(
+        self, rows: Sequence[Row], found: Sequence[Member] = (), batch_size: int | None = None
+    ) -> tuple[list[Member], Remainder] | None:
+        """Those of some sentences that are in the batch, and what is left without them; None where none is.
 
         Args:
-            row: its tokens.
+            rows: sentences, each proved by itself.
             found: the members that were taken off already.
             batch_size: of the batch, where it is known.
         """
         judge = self.inputs[self.judge]
         if judge.span is None:
             return None
-        chances_C = self._chances(row)
-        # Any class's gradient follows from the others', as their mean by the model's own prediction is zero.
-        by_class = self._gradients(self.exact, row)
-        name = judge.layers[0].name
-        ids_1T = torch.tensor([row], device=self.exact.device)
-        inputs_TI = layer_inputs(self.exact, ids_1T, [name])[name][0].to(judge.span.basis_RI.device)
-        basis_RI = judge.span.basis_RI
-        left_TO = (inputs_TI @ basis_RI.T) @ torch.linalg.pinv(judge.stacked_OI @ basis_RI.T)
-        back_IT = torch.linalg.pinv(inputs_TI)
-        own_CTT = torch.stack([left_TO @ judge.stacked(g) @ back_IT for g in by_class])
-        identity_TT = torch.eye(len(row), dtype=own_CTT.dtype, device=own_CTT.device)
-        parts_C = least_squares(own_CTT.flatten(1).T, identity_TT.flatten()[:, None])[:, 0]
-        off_TT = torch.einsum("c,cst->st", parts_C, own_CTT) - identity_TT
-        off = float(off_TT.norm()) / len(row) ** 0.5
-        if off > _UNLIKE_IDENTITY:
-            return None
-        member = _member(row, parts_C, chances_C)
-        counted = batch_counts([*found, member], batch_size=batch_size)
-        if (
-            counted is not None
-        ):  # a part that is off its whole number by rounding would leave that much behind
-            whole_C = _parts_of(counted[1][-1], counted[0], chances_C)
-            if float((whole_C - parts_C).abs().max()) <= _OFF_WHOLE * off * float(parts_C.abs().max()):
-                parts_C = whole_C
-        return member, self._less(row, by_class, parts_C)
+        name, labels_CC = judge.layers[0].name, torch.eye(self.exact.classes - 1)
+        members: list[Member] = []
+        taken: list[tuple[Alone, Tensor]] = []
+        for alone in each_alone(self.exact, rows, self._layers):
+            frame = judge.frame(alone.inputs[name])
+            # Any class's gradient follows from the others', as their mean by the model's own prediction is zero.
+            own_CTT = torch.stack([frame.seen(judge.own(alone, only_C)) for only_C in labels_CC])
+            parts_C, off = like_identity(own_CTT[:, None])
+            if parts_C is None:
+                continue
+            members.append(_member(alone.row, parts_C, alone.chances_C))
+            counted = batch_counts([*found, *members], batch_size=batch_size)
+            if counted is not None:  # a part off its whole number by rounding would leave that much behind
+                whole_C = _parts_of(counted[1][-1], counted[0], alone.chances_C)
+                if float((whole_C - parts_C).abs().max()) <= _OFF_WHOLE * off * float(parts_C.abs().max()):
+                    parts_C = whole_C
+            taken.append((alone, parts_C))
+        return (members, self._less(taken)) if members else None
 
     def members(
         self, rows: Sequence[Row], found: Sequence[Member], batch_size: int | None
@@ -203,29 +244,37 @@ class Remainder:
             found: the members that were taken off already.
             batch_size: of the batch, where it is known.
         """
-        by_row = {row: self._gradients(self.exact, row) for row in rows}
-        chances = {row: self._chances(row) for row in rows}
+        every = each_alone(self.exact, rows, self._layers)
         for _ in range(2):  # once more without those that have no part
-            parts = self._parts(by_row)
-            members = {row: _member(row, parts[row], chances[row]) for row in by_row}
-            largest = max(sum(member.parts) for member in members.values())
-            by_row = {row: by_row[row] for row in by_row if sum(members[row].parts) > _NO_PART * largest}
-        members = {row: members[row] for row in by_row}
-        counted = batch_counts([*found, *members.values()], batch_size=batch_size)
+            parts = self._parts(every)
+            members = [
+                _member(one.row, own_C, one.chances_C) for one, own_C in zip(every, parts, strict=True)
+            ]
+            largest = max(sum(member.parts) for member in members)
+            there = [sum(member.parts) > _NO_PART * largest for member in members]
+            every, members = list(itertools.compress(every, there)), list(itertools.compress(members, there))
+        counted = batch_counts([*found, *members], batch_size=batch_size)
         if counted is None:
             return None
         size, counts = counted
-        left = self
-        for row, numbers in zip(by_row, counts[len(found) :], strict=True):
-            left = left._less(row, by_row[row], _parts_of(numbers, size, chances[row]))
-        return (list(members.values()), left) if left.nothing else None
+        left = self._less(
+            [
+                (alone, _parts_of(numbers, size, alone.chances_C))
+                for alone, numbers in zip(every, counts[len(found) :], strict=True)
+            ]
+        )
+        return (members, left) if left.nothing else None
 
     @property
     def nothing(self) -> bool:
         """Whether only rounding is left, at all inputs."""
         return all(input_.span is None for input_ in self.inputs)
 
-    def _parts(self, by_row: Mapping[Row, Sequence[Mapping[str, Tensor]]]) -> dict[Row, Tensor]:
+    @property
+    def _layers(self) -> list[LinearLayer]:
+        return [layer for input_ in self.inputs for layer in input_.layers]
+
+    def _parts(self, every: Sequence[Alone]) -> list[Tensor]:
         """About how strongly some sentences with each label but the last are in what is left: least squares."""
 
         def seen(own: Callable[[LayerRemainder], Tensor]) -> Tensor:
@@ -239,44 +288,28 @@ class Remainder:
                 ]
             )
 
-        def column(gradients: Mapping[str, Tensor]) -> Tensor:
-            return seen(lambda input_: input_.stacked(gradients))
-
-        columns = [column(gradients) for by_class in by_row.values() for gradients in by_class]
+        labels_CC = torch.eye(self.exact.classes - 1)
+        columns = [
+            seen(functools.partial(LayerRemainder.own, alone=alone, parts_C=only_C))
+            for alone in every
+            for only_C in labels_CC
+        ]
         wanted = seen(lambda input_: input_.stacked_OI)
         solved = least_squares(torch.stack(columns, 1), wanted[:, None])[:, 0]
-        return dict(zip(by_row, solved.view(len(by_row), -1), strict=True))
+        return list(solved.view(len(every), -1))
 
-    def _less(self, row: Row, by_class: Sequence[Mapping[str, Tensor]], parts_C: Tensor) -> Remainder:
-        """What is left without a sentence.
-
-        Args:
-            row: its tokens.
-            by_class: its gradients with each label but the last.
-            parts_C: how strongly each of them is in the batch.
-        """
-        total, rough = _combined(by_class, parts_C), _combined(self._gradients(self.rough, row), parts_C)
-        errors = {key: self.rounding * (rough[key] - total[key]) for key in total}
-        return dataclasses.replace(self, inputs=tuple(input_.less(total, errors) for input_ in self.inputs))
-
-    def _gradients(self, model: TextModel, row: Row) -> list[dict[str, Tensor]]:
-        """The gradients of the sentence alone with each label but the last, at the layers of `inputs`."""
-        names = [layer.weight_name for input_ in self.inputs for layer in input_.layers]
-        formed = [formed_gradient(model, _alone(model, row, [c]), names) for c in range(model.classes - 1)]
-        return [{name: exact(g) for name, g in gradients.items()} for gradients in formed]
-
-    def _chances(self, row: Row) -> Tensor:
-        """The model's prediction for the sentence, (C,): from the losses of all labels."""
-        alone = _alone(self.exact, row, range(self.exact.classes))
-        batch, targets = alone.batch, alone.targets
-        labels_C1L, weights_C1L = targets.labels[:, None], targets.weights[:, None] * len(targets.weights)
-        with torch.no_grad():
-            losses_C = self.exact.loss(
-                batch.ids_BT[:, None],
-                batch.mask_BT[:, None],
-                dataclasses.replace(targets, labels=labels_C1L, weights=weights_C1L),
-            )
-        return (-exact(losses_C)).softmax(0).clamp_min(torch.finfo(torch.float64).tiny)
+    def _less(self, taken: Sequence[tuple[Alone, Tensor]]) -> Remainder:
+        """What is left without some sentences, with how strongly each one's labels but the last are in the batch."""
+        rough = each_alone(self.rough, [alone.row for alone, _ in taken], self._layers)
+        inputs = []
+        for input_ in self.inputs:
+            gradients = [input_.own(alone, parts_C) for alone, parts_C in taken]
+            errors = [
+                self.rounding * (input_.own(roughly, parts_C) - gradient_OI)
+                for roughly, (_, parts_C), gradient_OI in zip(rough, taken, gradients, strict=True)
+            ]
+            inputs.append(input_.less(gradients, errors))
+        return dataclasses.replace(self, inputs=tuple(inputs))
 
 
 def _member(row: Row, parts_C: Tensor, chances_C: Tensor) -> Member:
@@ -302,24 +335,6 @@ def _about_largest(matrix_OI: Tensor) -> float:
         if not vector_I.any():
             return 0.0
     return math.sqrt(float(vector_I.norm()))
-
-
-def _alone(model: TextModel, row: Row, labels: Sequence[int]) -> TextExamples:
-    """The sentence, once with each label."""
-    ids_BT = torch.tensor([row], device=model.device).expand(len(labels), -1)
-    batch = Batch(ids_BT=ids_BT, mask_BT=torch.ones_like(ids_BT))
-    batch, targets = model.targets(batch, labels, torch.Generator())
-    return TextExamples(batch=batch, targets=targets)
-
-
-def _combined(by_class: Sequence[Mapping[str, Tensor]], parts_C: Tensor) -> dict[str, Tensor]:
-    """Gradients of a sentence's labels, each as strongly as it is in the batch."""
-    return {
-        key: torch.stack([part * g[key].to(parts_C) for part, g in zip(parts_C, by_class, strict=True)]).sum(
-            0
-        )
-        for key in by_class[0]
-    }
 
 
 def batch_counts(

@@ -132,23 +132,35 @@ class SentenceSearch:
         inner = {i for indices in self.inner for i in indices}
         return [i for i in self.gradients.loudness_N.argsort(descending=True).tolist() if i in inner]
 
-    def rows(self, effort: Effort) -> Iterator[Row | None]:
-        """Sentences that nothing found so far speaks against; None after every start, found or not."""
+    def rows(self, effort: Effort) -> Iterator[tuple[Row, ...]]:
+        """Sentences that nothing found so far speaks against; none after a start that leads to none.
+
+        As long as one start after the other leads to some, they come together: so they are proved together.
+        """
         if self.check is None:
             return
         tokens = self.pairs.tokens_N
         starts = iter(self.starts()[: max(_HANDFUL, round(effort.starts * self.rank))])
         while handful := list(itertools.islice(starts, _HANDFUL)):
             ended: list[_End] = []
+            solved: dict[Row, list[int]] = {}
             for start in handful:
-                for end in self._ends(start, self._ranked(start, effort.votes), effort):
-                    if end.outside <= self.solved:
-                        yield tuple(tokens[end.row].tolist())
-                    ended.append(end)
-                yield None
+                if any(start in row for row in solved.values()):
+                    continue
+                ends = list(self._ends(start, self._ranked(start, effort.votes), effort))
+                ended += ends
+                more = {
+                    tuple(tokens[end.row].tolist()): end.row for end in ends if end.outside <= self.solved
+                }
+                solved |= more
+                if not more:
+                    yield tuple(solved)
+                    solved = {}
+            if solved:
+                yield tuple(solved)
             for row in self._finished(ended, effort):
-                yield tuple(tokens[row].tolist())
-                yield None
+                yield (tuple(tokens[row].tolist()),)
+                yield ()
 
     def from_start(self, start: int, effort: Effort) -> Iterator[Row]:
         """Sentences that one start leads to and nothing speaks against."""

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from textleak.exact.completion import completed
 from textleak.models import TextModel
-from textleak.models.probes.layers import LinearLayer, LocalLayer, layer_inputs, local_layers
+from textleak.models.probes.layers import (
+    LinearLayer,
+    LocalLayer,
+    layer_inputs,
+    local_layers,
+    partly_local_layers,
+)
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
@@ -110,6 +116,7 @@ def input_span(
     *,
     sigma: float = 0.0,
     bent: bool = False,
+    likely: int = 0,
 ) -> InputSpan | None:
     """The span that the weight gradients of layers with one common input show; None where all of it is noise.
 
@@ -118,6 +125,7 @@ def input_span(
         layers: their modules' names.
         sigma: standard deviation of the noise on each entry, 0 for none.
         bent: entries were rounded, set to 0 or cut down to their signs: what isn't the batch's fills the spectrum.
+        likely: a rank that it probably has at least, as another input of the batch has it; nothing depends on it.
     """
     stacked_OI = torch.cat([exact(g) for g in gradients])
     if sigma > 0:
@@ -126,7 +134,7 @@ def input_span(
         layers = [name for name, g in zip(layers, gradients, strict=True) if g is strongest]
         stacked_OI = exact(strongest)
     eps = torch.finfo(gradients[0].dtype).eps
-    s_R, basis_RI = _leading(stacked_OI, 0.0 if sigma > 0 or bent else eps)
+    s_R, basis_RI = _leading(stacked_OI, 0.0 if sigma > 0 or bent else eps, likely)
     if float(s_R[0]) == 0.0:
         return None
     rounding = float(s_R[0]) * eps
@@ -172,7 +180,7 @@ def span_of(
     )
 
 
-def _leading(stacked_OI: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _leading(stacked_OI: Tensor, eps: float, likely: int) -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors, descending; the last ones may be left out where all is rounding.
 
     A decomposition of everything takes seconds for a large layer. The range of a low rank shows in few random
@@ -180,7 +188,9 @@ def _leading(stacked_OI: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     width = _FIRST_WIDTH
-    while eps > 0 and 4 * width <= min(stacked_OI.shape):
+    while width < likely + _ALL_ROUNDING:
+        width *= 2
+    while eps > 0 and 2 * width <= min(stacked_OI.shape):
         mixed_IK = stacked_OI.T @ torch.randn(
             len(stacked_OI), width, generator=generator, dtype=torch.float64
         ).to(stacked_OI)
@@ -237,7 +247,7 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
     Each comes with the layers that read that input.
     """
     groups: dict[str, list[LocalLayer]] = {}
-    for layer in local_layers(model):
+    for layer in local_layers(model) or partly_local_layers(model):
         if layer.weight_name in shared.gradients and layer.used_once:
             groups.setdefault(layer.input_group, []).append(layer)
     found = []
@@ -248,13 +258,13 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
     return found
 
 
-def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer]) -> InputSpan | None:
-    """The span of the input that `layers` share."""
+def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer], *, likely: int = 0) -> InputSpan | None:
+    """The span of the input that `layers` share; of a rank of `likely` at least, if that is known."""
     gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
     names = [layer.name for layer in layers]
     bent = [effect for effect in shared.effects if effect.leaves_grid]
     if shared.noise_sigma > 0 or not bent:
-        return input_span(gradients, names, sigma=shared.noise_sigma)
+        return input_span(gradients, names, sigma=shared.noise_sigma, likely=likely)
     if all(effect.hides_entries for effect in bent) and shared.known.lengths is not None:
         whole_OI = completed(torch.cat(gradients), sum(shared.known.lengths))
         if whole_OI is not None:
@@ -265,7 +275,7 @@ def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer]) -> InputSp
 
 def as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
     """A weight's gradient as (outputs, inputs), however the layer stores it."""
-    return gradient.T if layer.transposed else gradient
+    return layer.meant(gradient.T if layer.transposed else gradient)
 
 
 def rank_vocabulary(
@@ -280,7 +290,8 @@ def rank_vocabulary(
     best: list[list[tuple[int, float]]] = [[] for _ in range(count)]
     for start in range(0, model.vocab_size, rows):
         ids_N = torch.arange(start, min(start + rows, model.vocab_size), device=model.device)
-        inputs_NTI = layer_inputs(model, ids_N[:, None].expand(-1, count), [layer.name])[layer.name]
+        read = layer_inputs(model, ids_N[:, None].expand(-1, count), [layer.name])[layer.name]
+        inputs_NTI = layer.meant(read)
         explained_NT = span.explained(inputs_NTI.flatten(0, 1)).view(len(ids_N), count)
         values_TC, indices_TC = explained_NT.T.topk(min(keep, len(ids_N)), dim=1)
         for t in range(count):

@@ -49,7 +49,7 @@ class Vocabulary:
         """Choose directions; `rounded` is what the layer rounds its inputs to."""
         self.model, self.layer, self.span, self.rounded = model, layer, span, rounded
         self.outside_RI = span.directions_outside(_DIRECTIONS).to(model.device, model.dtype)
-        self.made = additive_inputs(model, layer)
+        self.made = None if layer.columns else additive_inputs(model, layer)
         self.along = None if self.made is None else self.made.along(self.outside_RI)
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -97,7 +97,7 @@ class Vocabulary:
         name = self.layer.name
         for ids_N in torch.split(every_V, max(1, _TOKENS_A_PASS // (position + 1))):
             rows_NT = ids_N[:, None].expand(-1, position + 1)
-            inputs_NI = layer_inputs(self.model, rows_NT, [name])[name][:, -1]
+            inputs_NI = self.layer.meant(layer_inputs(self.model, rows_NT, [name])[name][:, -1])
             along_N = (inputs_NI @ self.outside_RI.T).square().sum(1)
             kept_N = along_N <= margin * inputs_NI.square().sum(1)
             yield ids_N[kept_N], inputs_NI[kept_N]

@@ -33,11 +33,11 @@ def ask(seen: Seen) -> Told:
             value=None,
             evidence=f"{figure}, no round number: not clipped to one, or not all was sent.",
         )
-    clip = rate_of(seen).clip
-    if clip is not None:
+    product = rate_of(seen).times_clip
+    if product is not None:
         return Told(
             what=WHAT,
-            value=clip,
-            evidence=f"The update's norm is the rate times {clip:g}: see the learning rate.",
+            value=None,
+            evidence=f"It was clipped: the norm times the learning rate is {product:.4g}.",
         )
     return Told(what=WHAT, value=None, evidence="The rate and Adam's normalizing hide the gradient's norm.")

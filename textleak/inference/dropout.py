@@ -19,6 +19,8 @@ WHAT = "dropout"
 _LEAST = 240
 # Standard deviations that a rate may be off its estimate, and how near that has to be for it to be told (our choice).
 _SURE, _NEAR = 2.5, 0.02
+# What people set rates to a multiple of, as 0.1 and 0.05 are. Of other rates four in five are within `_NEAR` of one.
+_SET = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,14 @@ def _rated(seen: Seen, dropped: int, looked_at: int) -> Dropout:
     figure = f"{dropped:,} of {looked_at:,} entries ({per_cent(share)}) beside dropout were set to 0"
     figure += f": a rate between {middle - half:.3f} and {middle + half:.3f}"
     if half > _NEAR:
-        return Dropout(on=True, rate=None, evidence=f"{figure}.")
+        set_to = [n * _SET for n in range(1, 20) if abs(n * _SET - middle) <= half]
+        if len(set_to) != 1:
+            return Dropout(on=True, rate=None, evidence=f"{figure}.")
+        return Dropout(
+            on=True,
+            rate=round(set_to[0], 3),
+            evidence=f"{figure}, in which {set_to[0]:g} is the only multiple of {_SET:g}.",
+        )
     usual = [rate for rate in _configured(seen) if abs(rate - middle) <= half]
     if len(usual) == 1:
         return Dropout(

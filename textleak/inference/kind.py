@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from textleak.inference.base import Kind, Seen, Told, measured, per_cent, some_of
 
@@ -11,8 +12,10 @@ WHAT = "sent"
 # happen to be (our choice; measured on minilm and bert-tiny in float32: 0.98 and more of a difference, which is rounded
 # where a weight more than doubles, and up to 0.05 of a gradient).
 _ALL, _FEW = 0.95, 0.5
-# Entries that are looked at, at least (our choice).
-_LEAST = 200
+# Entries that are looked at, at least, and at least of those that are small beside their weights (our choice). A small
+# difference is exact; of a small gradient a quarter at most is on the grid by chance. Of one as large as its weight it
+# is more, where weights have few bits.
+_LEAST, _LEAST_SMALL, _SMALL = 200, 64, 0.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,14 +32,23 @@ def sent_as(seen: Seen) -> Sent:
     if seen.given is not None:
         said = {"gradient": "gradients were given", "update": "weights before and after were given"}
         return Sent(kind=seen.given, evidence=f"It was said so: {said[seen.given]}.")
-    # What bfloat16 holds is on most grids anyway, so that only the rest can show a difference.
-    on_grid, total = _counted(seen, telling=True)
-    if total < _LEAST:
+    # What has 16 bits is on most grids anyway, so that only the rest can show a difference.
+    on_grid, total = _counted(seen, telling=True, part=_SMALL)
+    if total < _LEAST_SMALL:
+        on_grid, total = _counted(seen, telling=True)
+        if total < _LEAST:
+            total = 0
+    if not total:
         on_grid, total = _counted(seen, telling=False)
-        if total < _LEAST or on_grid > _FEW * total:
+        if total < _LEAST:
             return Sent(
                 kind=None,
                 evidence=f"Only {total} entries can be held against known weights: too few to tell.",
+            )
+        if on_grid > _FEW * total:
+            return Sent(
+                kind=None,
+                evidence="Nearly all that was sent has 16 bits, and any such number can be a difference of weights.",
             )
     share = on_grid / total
     figure = f"{per_cent(share)} of {total:,} entries, added to the model's weights, give numbers of the weights' type"
@@ -47,17 +59,23 @@ def sent_as(seen: Seen) -> Sent:
     return Sent(kind=None, evidence=f"{figure}: more than a gradient's, less than a difference's.")
 
 
-def _counted(seen: Seen, *, telling: bool) -> tuple[int, int]:
-    """Entries whose sum with the weight is a number of the weights' type, and how many were looked at."""
+def _counted(seen: Seen, *, telling: bool, part: float = math.inf) -> tuple[int, int]:
+    """Entries whose sum with the weight is a number of the weights' type, and how many were looked at.
+
+    Args:
+        seen: the update.
+        telling: whether only entries count that neither bfloat16 nor float16 holds.
+        part: of its weight that an entry is at most.
+    """
     on_grid = total = 0
     for name, value in seen.moved():
         weights = seen.weights(name)
         if weights is None:
             continue
         sent_N, weights_N = some_of(value, weights)
-        told_N = (weights_N != 0) & (sent_N != 0)
+        told_N = (weights_N != 0) & (sent_N != 0) & (sent_N.abs() <= part * weights_N.abs())
         if telling:
-            told_N &= sent_N.bfloat16() != sent_N
+            told_N &= (sent_N.bfloat16() != sent_N) & (sent_N.half() != sent_N)
         sum_N = (sent_N + weights_N)[told_N]
         on_grid += int((sum_N.to(weights.dtype).to(sum_N) == sum_N).sum())
         total += len(sum_N)

@@ -10,6 +10,7 @@ from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import optimizer_of
 from textleak.inference.precision import grids_of
 from textleak.inference.rate import rate_of
+from textleak.inference.shrinking import decay_of
 from textleak.inference.steps import steps_of
 
 
@@ -31,10 +32,18 @@ def client_of(seen: Seen) -> tuple[str, ...] | None:
         parts.append(f"lora:rank={adapters.rank},targets={'/'.join(adapters.targets)}")
     if sent == "gradient":
         return tuple(parts)
-    optimizer, rate, steps = optimizer_of(seen).name, rate_of(seen), steps_of(seen).count
-    if optimizer is None or rate.rate is None or steps != 1:
+    optimizer, found, steps = optimizer_of(seen).name, rate_of(seen), steps_of(seen).count
+    # Half the rate on a gradient clipped to twice the norm is the same step: it is told as if clipped to 1.
+    rate = found.rate or found.as_if or found.times_clip
+    if optimizer is None or rate is None or steps != 1:
         return None
-    spec = f"fedavg:optimizer={optimizer},lr={rate.rate:.4g},steps=1"
-    decay = decay_ask(seen).value
+    spec = f"fedavg:optimizer={optimizer},lr={rate:.4g},steps=1"
+    decay = decay_ask(seen).value if found.rate else _decay(seen, rate)
     spec += f",weight_decay={decay:g}" if isinstance(decay, float) and decay else ""
-    return (*parts, spec + (f",max_grad_norm={rate.clip:g}" if rate.clip else ""))
+    return (*parts, spec + (",max_grad_norm=1" if rate == found.times_clip else ""))
+
+
+def _decay(seen: Seen, rate: float) -> float:
+    """The decay at which weights shrink at a rate as they did."""
+    decay = decay_of(seen)
+    return 0.0 if decay is None or decay.product <= decay.half else float(f"{decay.product / rate:.4g}")

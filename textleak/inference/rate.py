@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import torch
+
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.head import read_head
 from textleak.inference.kind import sent_as
@@ -12,21 +14,34 @@ from textleak.inference.levels import levels_of
 from textleak.inference.optimizer import first_step, optimizer_of
 from textleak.inference.single import moves_of
 from textleak.inference.steps import steps_of
+from textleak.numerics import exact, grid_step
 
 WHAT = "learning rate"
-# What people clip to: Hugging Face's Trainer, and nearly everyone else.
-_CLIP = 1.0
-# How near to a number of two figures a rate has to be to be one (our choice; a chance hit is one in 100).
-_ROUND = 3e-4
+# How near to a number of two figures a rate has to be to be one (our choice; a chance hit is one in 100), and the
+# chance at which one is believed that nothing else speaks for.
+_ROUND, _CHANCE = 3e-4, 0.01
+_CLIPPED = (
+    "is a number of two figures: the rate times what gradients were clipped to, the rate itself if to 1."
+)
+# What clipping leaves of the norm it clips to: torch's divides by norm + 1e-6, and sums in float32.
+_OF_CLIPPING = 2e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rate:
-    """The learning rate, and the norm that SGD's gradient was clipped to; None where they can't be told."""
+    """The learning rate, and what is known of SGD's where it isn't; None for what can't be told.
+
+    Attributes:
+        rate: the learning rate.
+        evidence: what it rests on.
+        times_clip: the rate times the norm that gradients were clipped to.
+        as_if: the rate at which the gradient as it was, clipped or not, makes the same step.
+    """
 
     rate: float | None
     evidence: str
-    clip: float | None = None
+    times_clip: float | None = None
+    as_if: float | None = None
 
 
 @measured
@@ -49,30 +64,67 @@ def rate_of(seen: Seen) -> Rate:
 
 def _of_sgd(seen: Seen) -> Rate:
     head = read_head(seen)
-    if head is None or steps_of(seen).count != 1:
-        return Rate(
-            rate=None,
-            evidence="SGD's moves are rate times gradient: only one sentence's head, after one step, tells them apart.",
+    steps = steps_of(seen).count
+    if steps != 1:
+        said = (
+            "it isn't known whether this is one step's"
+            if steps is None
+            else "several steps' can't be told apart"
         )
-    moved = [moves_of(seen, name) for name, _ in seen.moved()]
-    norm = math.sqrt(sum(float(one[0].square().sum()) for one in moved if one is not None))
-    unclipped, clipped = head.scale, norm / _CLIP
-    figure = f"The head's own prediction makes the scale {unclipped:.5g}, and the update's norm is {norm:.5g}"
-    if norm / unclipped <= _CLIP * (1 - _ROUND):
-        return Rate(rate=unclipped, evidence=f"{figure}: a gradient too small to be clipped to {_CLIP:g}.")
-    round_ = [_is_round(unclipped), _is_round(clipped)]
+        return Rate(rate=None, evidence=f"SGD's moves are rate times gradient, and {said}.")
+    square, rounding = _squares(seen)
+    norm = math.sqrt(square)
+    if head is None:
+        return _of_clipping(square, rounding)
+    figure = (
+        f"The head's own prediction makes the scale {head.scale:.5g}, and the update's norm is {norm:.5g}"
+    )
+    round_ = [_is_round(head.scale), _is_round(norm)]
     if round_ == [True, False]:
         return Rate(
-            rate=unclipped,
-            evidence=f"{figure}: of both only the scale is a rate of two figures, so no clipping.",
+            rate=head.scale,
+            evidence=f"{figure}: of both only the scale is a number of two figures, so no clipping.",
         )
     if round_ == [False, True]:
+        evidence = f"{figure}: of both only the norm {_CLIPPED}"
+        return Rate(rate=None, times_clip=norm, as_if=head.scale, evidence=evidence)
+    evidence = f"{figure}: the rate without clipping, or the rate times what was clipped to."
+    return Rate(rate=None, as_if=head.scale, evidence=evidence)
+
+
+def _squares(seen: Seen) -> tuple[float, float]:
+    """The squared norm of what moved beside decay, and what rounding of the weights has added to it."""
+    square = rounding = 0.0
+    for name, value in seen.moved():
+        found, weights = moves_of(seen, name), seen.weights(name)
+        if found is None or weights is None:
+            continue
+        square += float(found[0].square().sum())
+        before, moved = exact(weights).cpu(), exact(value).cpu()
+        steps = grid_step(torch.maximum(before.abs(), (before + moved).abs()), weights.dtype)
+        rounding += float((steps * (moved != 0)).square().sum()) / 12
+    return square, rounding
+
+
+def _of_clipping(square: float, rounding: float) -> Rate:
+    """By the norm alone: a clipped gradient's is what it was clipped to, which people round as they round the rate."""
+    low = math.sqrt(max(0.0, square - 2 * rounding)) * (1 - _OF_CLIPPING)
+    high = math.sqrt(square + rounding) * (1 + _OF_CLIPPING)
+    near = float(f"{(low + high) / 2:.1e}")
+    apart = 10.0 ** (math.floor(math.log10(near)) - 1) if near > 0 else math.inf
+    figure = f"The norm of the update is {math.sqrt(square):.5g}"
+    if not low <= near <= high or (high - low) / apart > _CHANCE:
         return Rate(
-            rate=clipped,
-            clip=_CLIP,
-            evidence=f"{figure}: of both only the norm is a rate of two figures, so it was clipped to {_CLIP:g}.",
+            rate=None,
+            evidence=f"{figure}, not clearly a number of two figures, as clipped gradients make it. SGD's moves are "
+            "rate times gradient: only one sentence's head tells them apart.",
         )
-    return Rate(rate=None, evidence=f"{figure}: the rate without clipping, or with clipping to {_CLIP:g}.")
+    return Rate(
+        rate=None,
+        times_clip=near,
+        evidence=f"{figure}, up to rounding {near:g}, which {_CLIPPED} By chance one norm in "
+        f"{apart / (high - low):,.0f} is.",
+    )
 
 
 def _is_round(rate: float) -> bool:

@@ -55,10 +55,17 @@ def decay_of(seen: Seen) -> Decay | None:
     if sent_as(seen).kind != "update":
         return None
     found = [one for name in seen.sent if (one := _of_table(seen, name)) is not None]
-    return max(found, key=lambda one: one.entries, default=None)
+    if not found:
+        return None
+    best, _ = max(found, key=lambda one: one[0].entries)
+    # Each A of an adapter is too small by itself to tell how often it was rounded.
+    telling_N = torch.cat([off_N for one, off_N in found if abs(one.product - best.product) <= best.half])
+    told = len(telling_N) >= _ENTRIES
+    return dataclasses.replace(best, rounding=float(telling_N.square().mean()) * 12 if told else None)
 
 
-def _of_table(seen: Seen, name: str) -> Decay | None:
+def _of_table(seen: Seen, name: str) -> tuple[Decay, Tensor] | None:
+    """What one table shows, and how far the entries that shrink enough are off, in steps of their grid."""
     weights = seen.weights(name)
     table = name in seen.model.embedding_names or ".lora_A." in name
     if not table or weights is None or weights.dim() != 2:
@@ -79,16 +86,16 @@ def _of_table(seen: Seen, name: str) -> Decay | None:
     if rows < _MOST * len(before_RE) or off > _TIMES * _MOST_OFF:
         return None
     shrunk_RE = product * before_RE.abs() >= _WELL * grid_step(before_RE, weights.dtype)
-    telling_N = off_RE[still_R][shrunk_RE[still_R]]
-    return Decay(
+    decay = Decay(
         product=product,
         half=torch.finfo(weights.dtype).eps / 4,
         rows=round(rows / len(chosen) * len(weights)),
         entries=rows * weights.shape[1],
         off=off,
-        rounding=float(telling_N.square().mean()) * 12 if len(telling_N) >= _ENTRIES else None,
+        rounding=None,
         table=name,
     )
+    return decay, off_RE[still_R][shrunk_RE[still_R]]
 
 
 def off_the_grid(moved: Tensor, before: Tensor, product: float, dtype: torch.dtype) -> Tensor:

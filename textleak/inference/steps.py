@@ -38,6 +38,8 @@ def steps_of(seen: Seen) -> Steps:
     sent, optimizer = sent_as(seen).kind, optimizer_of(seen).name
     if sent == "gradient":
         return Steps(count=0, evidence="A gradient was sent: no step was taken.")
+    if sent is None:
+        return Steps(count=None, evidence="Whether an optimizer was at work can't be told.")
     if first_step(seen) is not None:
         return Steps(
             count=1,

@@ -7,9 +7,12 @@ import dataclasses
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.dropout import dropout_of
 from textleak.inference.inputs import first_inputs
+from textleak.inference.kind import sent_as
+from textleak.inference.optimizer import optimizer_of
 from textleak.inference.pairs import pairs_of
 from textleak.inference.sentences import sentences_of
 from textleak.inference.steps import steps_of
+from textleak.inference.vocabulary import places_of
 
 WHAT = "tokens"
 
@@ -29,6 +32,12 @@ def tokens_of(seen: Seen) -> Tokens:
     if not steps_of(seen).single:
         return Tokens(
             count=None, evidence="Inputs of several steps, or of an unknown number, can't be told apart."
+        )
+    places = _of_one_sentence(seen)
+    if places and (span is None or span.rank <= places):
+        return Tokens(
+            count=places,
+            evidence=f"Positions 0 to {places - 1} of the position embedding moved, and no other.",
         )
     if span is None:
         return Tokens(
@@ -57,6 +66,18 @@ def tokens_of(seen: Seen) -> Tokens:
         count=span.rank,
         evidence=f"{figure}, and just so many tokens at their positions lie in it (equal ones once).",
     )
+
+
+def _of_one_sentence(seen: Seen) -> int:
+    """How many positions one sentence reached; 0 where that doesn't show.
+
+    Of SGD a small move may be lost in decay and rounding; Adam's are all of one size.
+    """
+    places = places_of(seen).rows
+    whole = sent_as(seen).kind == "gradient" or optimizer_of(seen).name == "adamw"
+    if not places or not whole or sentences_of(seen).count != 1 or places != tuple(range(len(places))):
+        return 0
+    return len(places)
 
 
 def ask(seen: Seen) -> Told:

@@ -13,6 +13,7 @@ from textleak.errors import InputError
 from textleak.integrations.peft import new_folder, save_adapter
 from textleak.models.base import Tensors
 from textleak.models.identity import fingerprint_of
+from textleak.models.loading.heads import outputs_of
 from textleak.models.loading.memory import task_of, unwrapped
 from textleak.models.quiet import quiet
 from textleak.shared.public import PublicModel
@@ -76,23 +77,14 @@ class Trained:
         Args:
             values: of what is trained; what isn't has not moved.
             name: under which the server has it.
-
-        Raises:
-            InputError: a regression, which is neither of the tasks here.
         """
-        labels = int(self.network.config.num_labels) if self.task == "classification" else None
-        if labels is not None and labels < 2:
-            raise InputError(
-                "The model has one label: it is trained as a regression.",
-                why="Attacks here know classes and tokens as labels.",
-                fix="Record a classification (num_labels of 2 or more) or a language model.",
-            )
+        labels, outputs = outputs_of(self.network.config, self.task)
         return PublicModel(
             name=name,
             task=self.task,
             weights="pretrained",
             weights_seed=0,
-            num_labels=labels,
+            num_labels=outputs if labels is None else labels,
             dtype=str(self.network.get_input_embeddings().weight.dtype).removeprefix("torch."),
             fingerprint=fingerprint_of({**self.parameters, **values}),
         )

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textleak.models.losses.base import loss_of
+
 _IGNORED = -100  # torch's cross entropy leaves such labels out, and data collators write it
 
 
@@ -136,7 +138,7 @@ def _read(
     labels, partial = given.get("labels"), False
     if labels is not None and task == "classification" and labels.numel() == len(ids_BT):
         classes = [int(label) for label in labels.flatten().tolist()]
-    elif labels is not None and labels.shape == ids_BT.shape:
+    elif labels is not None and loss_of(task) is None and labels.shape == ids_BT.shape:
         counted = labels != _IGNORED
         if task == "masked-lm":
             ids_BT = torch.where(counted, labels, ids_BT)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # What a step of unknown size is taken for, where nothing says how the weights were moved: its direction is right.
 _UNKNOWN_STEP = "fedavg:optimizer=sgd,lr=0.01,steps=1"
 _MOST_CONFIG = foreign.MIB
+# What transformers calls the last layer of a ForSequenceClassification.
+_CLASSIFIERS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
 _HEADS = {
     "ForSequenceClassification": "classification",
     "ForMaskedLM": "masked-lm",
@@ -171,6 +173,8 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
     moved = updates.moved_by(client, sent, prepared) if kind == "update" else sent
     telling = telling_of(moved, prepared, kind=kind)
     shared = tell_less(_called(config, shared), config)
+    if config.know is None:
+        shared = dataclasses.replace(shared, known=with_shown(shared.known, telling))
     return Found(model=model, shared=shared, secret=secret, telling=telling)
 
 
@@ -226,7 +230,7 @@ def _client_of(
     assumed = specs is None and kind == "update"
     if specs is None:
         specs = ("train-mode",) if telling.dropout else ()
-        specs += (telling.nearest_step or _UNKNOWN_STEP,) if assumed else ()
+        specs += (telling.nearest_steps or _UNKNOWN_STEP,) if assumed else ()
     client = chosen_client(map(Choice.model_validate, specs))
     if model.trained is not None:  # its adapters are in place
         client = updates.without_adapters(client)
@@ -276,6 +280,8 @@ def _model(
             )
         task = told["task"] if told["task"] != "auto" else _task_in(path)
         return _load(config, **{**told, "name": str(path), "task": task}), state
+    if told["task"] in ("auto", "classification"):
+        told["num_labels"] = told.get("num_labels") or _classes_in(state)
     return updates.with_weights(
         _load(config, **{"name": name, **told}), state.tensors, where=str(path)
     ), state
@@ -310,6 +316,16 @@ def _base_of(state: State) -> str:
         why="It could be anything from anywhere: a file has only an alias loaded (`textleak models`).",
         fix="Name the base model yourself, if you trust it: --model NAME or FOLDER.",
     )
+
+
+def _classes_in(state: State) -> int | None:
+    """How many classes the head of a state dict tells apart; None where it has none for as many as two."""
+    from textleak.shared.formats import plain_name
+
+    heads = [
+        t for name, t in state.tensors.items() if plain_name(name).endswith(_CLASSIFIERS) and t.dim() == 2
+    ]
+    return len(heads[0]) if heads and len(heads[0]) > 1 else None
 
 
 def _task_in(folder: Path) -> str:
@@ -377,6 +393,15 @@ def _shown(telling: Telling) -> SideInformation:
     return SideInformation(
         batch_size=telling.sentences, lengths=(telling.tokens,) if one and telling.tokens else None
     )
+
+
+def with_shown(known: SideInformation, telling: Telling) -> SideInformation:
+    """What a file says that a server knows, and of the batch's size what the update tells besides."""
+    shown = _shown(telling)
+    said = {known.batch_size, *(len(one) for one in (known.lengths, known.labels) if one is not None)}
+    if shown.batch_size is None or not said <= {None, shown.batch_size}:  # equal sentences show once
+        return known
+    return dataclasses.replace(known, batch_size=shown.batch_size, lengths=known.lengths or shown.lengths)
 
 
 def _values(know: str | None) -> tuple[str | None, Mapping[str, Any]]:

@@ -177,7 +177,8 @@ def share_pictures(
     from textleak.private.share import share
 
     own = tuple(picture.label for picture in pictures if picture.label is not None)
-    labels = config.labels or (own if len(own) == len(pictures) and max(own) < model.num_labels else None)
+    given = tuple(label for label in config.labels if isinstance(label, int))
+    labels = given or (own if len(own) == len(pictures) and max(own) < model.num_labels else None)
     return share(
         model,
         torch.stack([picture.values_CHW for picture in pictures]),

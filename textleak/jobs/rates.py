@@ -37,7 +37,7 @@ def with_rate(
     """
     assert isinstance(model, TextModel)
     steps = dict(shared.client.kinds).get(_STEPS)
-    if steps is None or recovery.stop.settled or not Text(recovery.sentences).complete:
+    if steps is None or recovery.stop.settled or not Text(recovery.sentences).complete(model):
         return recovery, None
     for sentences in _labeled(recovery.sentences, model.num_labels):
         rate = steps["lr"] * _factor(view, sentences)

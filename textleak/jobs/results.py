@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic can't read typing's before Python 3.12
 
+from textleak.events import Label
+
 Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Figure = Annotated[float, Field(ge=0)]
@@ -49,8 +51,8 @@ class SentenceResult(_Scores):
     recovered_tokens: list[str] | None
     tokens: Count
     exact: bool | None
-    label: NotRequired[int | None]
-    recovered_label: NotRequired[int | None]
+    label: NotRequired[Label | None]
+    recovered_label: NotRequired[Label | None]
     unknown_tokens: Count | None
 
 
@@ -165,8 +167,8 @@ class PictureResult(TypedDict):
     mse: Figure | None
     ssim: float | None
     lpips: float | None
-    label: NotRequired[int | None]
-    recovered_label: NotRequired[int | None]
+    label: NotRequired[Label | None]
+    recovered_label: NotRequired[Label | None]
     recovered: Count | None
 
 

@@ -24,7 +24,7 @@ class Telling:
         moved: whether anything in it is not zero.
         told: answers, each {what, value, evidence}; a value of None is one that can't be told.
         client: the procedure as `--client` says it, in order; None where it can't be told.
-        nearest_step: one step of the optimizer that can be told, where not all of the procedure can.
+        nearest_steps: the optimizer's steps that can be told, where not all of the procedure can.
         dropout: whether dropout was on; None where that can't be told.
         vocabulary: how many tokens the update names; None where it names none.
         sentences: in its batch; None where that can't be told.
@@ -35,7 +35,7 @@ class Telling:
     moved: bool
     told: tuple[Mapping[str, Any], ...]
     client: tuple[str, ...] | None
-    nearest_step: str | None = None
+    nearest_steps: str | None = None
     dropout: bool | None = None
     vocabulary: int | None = None
     sentences: int | None = None
@@ -64,7 +64,7 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
         moved=True,
         told=tuple(dataclasses.asdict(one) for one in found.told),
         client=found.client,
-        nearest_step=_step(answers),
+        nearest_steps=_steps(answers),
         dropout=None if dropped is None else bool(dropped),
         vocabulary=len(named) if isinstance(named, list) and named else None,
         sentences=_count(answers.get("sentences")),
@@ -72,10 +72,12 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
     )
 
 
-def _step(answers: Mapping[str, Any]) -> str | None:
-    """One step of AdamW at the rate that shows; SGD's doesn't show."""
+def _steps(answers: Mapping[str, Any]) -> str | None:
+    """As many steps of AdamW as show, at the rate that shows; SGD's doesn't show."""
     optimizer, rate = answers.get("optimizer"), answers.get("learning rate")
-    return None if optimizer != "adamw" or not rate else f"fedavg:optimizer=adamw,lr={rate:.4g},steps=1"
+    if optimizer != "adamw" or not rate:
+        return None
+    return f"fedavg:optimizer=adamw,lr={rate:.4g},steps={_count(answers.get('steps')) or 1}"
 
 
 def _count(value: object) -> int | None:

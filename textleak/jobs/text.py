@@ -20,6 +20,7 @@ from textleak.settings import ClientConfig, RunConfig
 if TYPE_CHECKING:
     from textleak.models import TextModel
     from textleak.models.base import Modality
+    from textleak.models.loading.text import TextRequest
     from textleak.private.secrets import Secret
     from textleak.proof.certificate import Certificate
     from textleak.shared.gradient import SharedGradient
@@ -179,9 +180,22 @@ def _share(config: RunConfig, sentences: Sequence[str]) -> Batch:
 
 def load(config: ClientConfig) -> TextModel:
     """The public model that the settings name."""
-    from textleak.models.loading.text import TextRequest, load
+    from textleak.models.loading.text import load
 
-    return load(TextRequest(**asked_for(config), task=config.task, num_labels=config.num_labels))
+    return load(_request(config))
+
+
+def keep(config: ClientConfig) -> bool:
+    """Have the model that the settings name ready for `load`, once; `textleak.models.loading.text.keep`."""
+    from textleak.models.loading.text import keep
+
+    return keep(_request(config))
+
+
+def _request(config: ClientConfig) -> TextRequest:
+    from textleak.models.loading.text import TextRequest
+
+    return TextRequest(**asked_for(config), task=config.task, num_labels=config.num_labels)
 
 
 def share_text(

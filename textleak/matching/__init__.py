@@ -11,10 +11,11 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
 - optimizers.py: Adam and L-BFGS, asked for points and told their worth.  policies.py: patience and races, around them.
 - driver.py: the one loop, its limits and its ending.
-- discrete.py: search over sequences of symbols.  bench.py: factored against formed gradients.
+- discrete.py: search over sequences of symbols.
+- bench.py: factored against formed gradients, and against what the machine can do (limit.py).
 """
 
-from textleak.matching.bench import BenchRow, benchmark
+from textleak.matching.bench import BenchRow, Candidates, benchmark
 from textleak.matching.driver import (
     Ending,
     Iterate,
@@ -49,6 +50,7 @@ __all__ = [
     "Adam",
     "BenchRow",
     "Call",
+    "Candidates",
     "Capture",
     "Contribution",
     "CosineGlobal",

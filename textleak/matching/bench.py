@@ -1,5 +1,7 @@
 """How fast the engine is: factored gradients of K candidates at once, against gradients formed one at a time.
 
+And against its limit: the time that the counted products alone would take (limit.py), measured by turns with it.
+
 The formed method is the papers' own (Zhu et al. 2019): forward, autograd's gradient with regard to the
 matched parameters, their distance from the shared gradient, and its gradient with regard to the dummies.
 """
@@ -9,13 +11,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from textleak.matching.factored import Leaves, ModelFunction, candidates_of, requiring_grad
+from textleak.matching.factored import Capture, Leaves, ModelFunction, candidates_of, requiring_grad
+from textleak.matching.limit import Products, Work, counted, matched_work
 from textleak.matching.matcher import Matcher, matched_names
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Objective, SquaredL2
 from textleak.matching.target import Target
@@ -40,6 +43,11 @@ class BenchRow:
         spread: half the interquartile range of these ratios.
         memory_ratio: bytes that a candidate's graph saves for its backward pass, factored over formed.
         max_relative_difference: of a candidate's loss and of its dummies' gradient, the largest.
+        evaluations_per_second: candidates, distance alone; median.
+        step_flops, evaluation_flops: of a candidate's distance and gradient, and of its distance alone, by formula.
+        counted_step_flops, counted_evaluation_flops: the same, as torch counts them.
+        product_flops_per_second: what this machine reached in the matched layers' products alone; median.
+        step_share, evaluation_share: part of that speed that the engine reached; median.
     """
 
     candidates: int
@@ -53,59 +61,92 @@ class BenchRow:
     spread: float
     memory_ratio: float
     max_relative_difference: float
+    evaluations_per_second: float
+    step_flops: float
+    evaluation_flops: float
+    counted_step_flops: float
+    counted_evaluation_flops: float
+    product_flops_per_second: float
+    step_share: float
+    evaluation_share: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """What both methods are run on.
+
+    Attributes:
+        model_function: gives losses (K,) from leaves.
+        leaves: K candidates away from the optimum.
+        wrt: names of the dummies among the leaves.
+        beside: what a candidate takes beside the matched layers, such as attention.
+    """
+
+    model_function: ModelFunction
+    leaves: Leaves
+    wrt: tuple[str, ...]
+    beside: Work = field(default_factory=Work)
 
 
 def benchmark(
     network: nn.Module,
-    model_function: ModelFunction,
-    leaves: Leaves,
+    candidates: Candidates,
     gradients: Mapping[str, Tensor],
     objective: Objective,
     *,
-    wrt: Iterable[str],
     repeats: int = 5,
 ) -> BenchRow:
-    """Measure both methods on the same candidates, by turns.
+    """Measure both methods on the same candidates, by turns, and the machine's products beside them.
 
     Args:
-        network: the network that `model_function` calls.
-        model_function: gives losses (K,) from leaves.
-        leaves: K candidates away from the optimum.
+        network: the network that the model function calls.
+        candidates: to be compared with the shared gradient.
         gradients: the shared gradient of the parameters to be matched, all of them reached from the leaves.
         objective: one of this room's.
-        wrt: names of the dummies among the leaves.
-        repeats: how often both are timed.
+        repeats: how often each is timed.
     """
     target = Target.from_gradients(gradients)
+    source = Capture(network, matched_names(target, objective))
     both = _Methods(
-        matcher=Matcher.of(network, target, objective),
-        model_function=model_function,
-        leaves=leaves,
-        dummies=tuple(wrt),
+        matcher=Matcher(source, target, objective),
+        model_function=candidates.model_function,
+        leaves=candidates.leaves,
+        dummies=candidates.wrt,
         matched=_matched(network, target, objective),
         shared={name: gradients[name].detach() for name in target.names},
     )
     both.factored()  # checks its rules, warms up
-    factored_times, formed_times = _taken_by_turns(both, repeats)
-    ratios = [a / b for a, b in zip(formed_times, factored_times, strict=True)]
+    found = source.contributions(candidates.model_function, candidates.leaves, create_graph=False)[1]
+    work = matched_work(found, target, absolute=objective.needs_absolute) + candidates.beside
+    turns = _turns(both, Products.of(found), repeats)
+    ratios = [turn.formed / turn.factored for turn in turns]
     quarters = statistics.quantiles(ratios, method="inclusive") if repeats > 1 else [ratios[0]] * 3
     constants = [*network.parameters(), *network.buffers(), *both.shared.values()]
-    factored_bytes = _saved_bytes(both.factored, constants) / both.candidates
+    step_flops, factored_bytes = counted(lambda: _saved_bytes(both.factored, constants))
+    evaluation_flops, _ = counted(both.evaluated)
     with requiring_grad(both.matched.values()):
         formed_bytes = _saved_bytes(lambda: both.formed(0), constants)
         expected = [both.formed(k) for k in range(min(both.candidates, _COMPARED))]
     return BenchRow(
         candidates=both.candidates,
         device=str(both.device),
-        dtype=str(leaves[both.dummies[0]].dtype).removeprefix("torch."),
+        dtype=str(both.leaves[both.dummies[0]].dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         repeats=repeats,
-        factored_candidates_per_second=1 / statistics.median(factored_times),
-        formed_candidates_per_second=1 / statistics.median(formed_times),
+        factored_candidates_per_second=1 / statistics.median(turn.factored for turn in turns),
+        formed_candidates_per_second=1 / statistics.median(turn.formed for turn in turns),
         speedup=statistics.median(ratios),
         spread=(quarters[2] - quarters[0]) / 2,
-        memory_ratio=factored_bytes / formed_bytes,
+        memory_ratio=factored_bytes / both.candidates / formed_bytes,
         max_relative_difference=_difference(both.factored(), expected),
+        evaluations_per_second=1 / statistics.median(turn.evaluation for turn in turns),
+        step_flops=work.step,
+        evaluation_flops=work.evaluation,
+        counted_step_flops=step_flops / both.candidates,
+        counted_evaluation_flops=evaluation_flops / both.candidates,
+        product_flops_per_second=statistics.median(turn.rate for turn in turns),
+        step_share=statistics.median(work.step / turn.factored / turn.rate for turn in turns),
+        evaluation_share=statistics.median(work.evaluation / turn.evaluation / turn.rate for turn in turns),
     )
 
 
@@ -149,6 +190,10 @@ class _Methods:
         """All candidates at once."""
         return self.matcher.value_and_gradient(self.model_function, self.leaves, self.dummies)
 
+    def evaluated(self) -> Tensor:
+        """All candidates' distances alone, as a discrete search takes them."""
+        return self.matcher.evaluate(self.model_function, self.leaves)
+
     def formed(self, k: int) -> tuple[Tensor, dict[str, Tensor]]:
         """One candidate, as the papers do it; the parameters have to require gradients."""
         own = {name: leaf[k : k + 1].detach().clone() for name, leaf in self.leaves.items()}
@@ -164,19 +209,40 @@ class _Methods:
         return distance.detach().unsqueeze(0), dict(zip(self.dummies, found, strict=True))
 
 
-def _taken_by_turns(both: _Methods, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds a candidate of the factored and of the formed method, measured by turns of about the same length."""
+@dataclass(frozen=True, kw_only=True)
+class _Turn:
+    """Measured one right after the other.
+
+    Attributes:
+        factored, formed, evaluation: seconds a candidate.
+        rate: FLOPs a second of products alone.
+    """
+
+    factored: float
+    formed: float
+    evaluation: float
+    rate: float
+
+
+def _turns(both: _Methods, products: Products, repeats: int) -> list[_Turn]:
+    """The methods by turns, the formed one about as long as the factored one."""
     with requiring_grad(both.matched.values()):
         both.formed(0)
         seconds = _seconds(lambda: both.formed(0), both.device)
-    turns = max(1, round(_seconds(both.factored, both.device) / seconds))
-    factored, formed = [], []
+    times = max(1, round(_seconds(both.factored, both.device) / seconds))
+    turns = []
     for _ in range(repeats):
         with requiring_grad(both.matched.values()):
-            taken = _seconds(lambda: [both.formed(k % both.candidates) for k in range(turns)], both.device)
-        formed.append(taken / turns)
-        factored.append(_seconds(both.factored, both.device) / both.candidates)
-    return factored, formed
+            formed = _seconds(lambda: [both.formed(k % both.candidates) for k in range(times)], both.device)
+        turns.append(
+            _Turn(
+                formed=formed / times,
+                factored=_seconds(both.factored, both.device) / both.candidates,
+                evaluation=_seconds(both.evaluated, both.device) / both.candidates,
+                rate=max(products.flops / _seconds(way, both.device) for way in products.ways),
+            )
+        )
+    return turns
 
 
 def _distance(objective: Objective, own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Tensor:
@@ -224,13 +290,15 @@ def _difference(
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one thread on a CPU its own time, so that other work on the machine doesn't count."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    started = clock()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _saved_bytes(work: Callable[[], object], constants: Iterable[Tensor]) -> int:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from textleak.events import Label
+
 # Guesses scored between two steps of a search, at most (our choice: seconds on the longest batches).
 PORTION = 128
 
@@ -25,11 +27,11 @@ class Guess:
 
     Attributes:
         rows: the symbols of each sequence; lengths may differ.
-        classes: the label of each sequence, empty where labels follow from the symbols.
+        classes: the label of each sequence, a class in most tasks; empty where labels follow from the symbols.
     """
 
     rows: tuple[Row, ...]
-    classes: tuple[int, ...] = ()
+    classes: tuple[Label, ...] = ()
 
     def with_symbol(self, row: int, position: int, symbol: int) -> Guess:
         """The guess with one symbol changed."""
@@ -40,7 +42,7 @@ class Guess:
         """The guess with one sequence changed."""
         return replace(self, rows=(*self.rows[:row], tuple(symbols), *self.rows[row + 1 :]))
 
-    def with_class(self, row: int, class_: int) -> Guess:
+    def with_class(self, row: int, class_: Label) -> Guess:
         """The guess with one label changed."""
         return replace(self, classes=(*self.classes[:row], class_, *self.classes[row + 1 :]))
 

@@ -105,7 +105,12 @@ def _live_rows(grad_O: Tensor) -> Tensor | None:
         return None
     rows = grad_O.shape[:-1].numel()
     grad_RO = grad_O.detach().flatten(0, -2)
-    if rows < _FEW_ROWS or 2 * int(grad_RO[:, 0].count_nonzero()) > rows:
+    if not fewer(int(grad_RO[:, 0].count_nonzero()), rows):
         return None
     live = grad_RO.any(1).nonzero().flatten()
-    return live if 0 < 2 * len(live) <= rows else None
+    return live if len(live) and fewer(len(live), rows) else None
+
+
+def fewer(live: int, rows: int) -> bool:
+    """Whether so few of a gradient's rows aren't 0 that they are multiplied alone."""
+    return rows >= _FEW_ROWS and 2 * live <= rows

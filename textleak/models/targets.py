@@ -1,4 +1,4 @@
-"""What training takes a batch's loss against: classes, the next tokens, or those behind masks.
+"""What training takes a batch's loss against: classes, the next tokens, those behind masks, or a head's own labels.
 
 Shapes: B sentences, T tokens, L predictions a sentence.
 """
@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from textleak.errors import InputError
+from textleak.events import Label
 from textleak.models.batches import Batch, Targets
 from textleak.words import count_of
 
@@ -21,9 +24,13 @@ MASKED_SHARE = 0.15  # Devlin et al. 2019, sec. 3.1
 
 
 def targets_of(
-    model: TextModel, batch: Batch, labels: Sequence[int] | None, generator: torch.Generator
+    model: TextModel, batch: Batch, labels: Sequence[Label] | None, generator: torch.Generator
 ) -> tuple[Batch, Targets]:
     """See `TextModel.targets`."""
+    if model.own_loss is not None:
+        if labels is None:
+            labels = [model.own_loss.drawn(length, model.outputs, generator) for length in batch.lengths]
+        return batch, model.own_loss.targets(labels, batch.mask_BT, model.outputs, model.loss_dtype)
     if model.task == "classification":
         return batch, _class_targets(model, batch, labels, generator)
     if labels is not None:
@@ -44,7 +51,7 @@ def targets_of(
 
 
 def _class_targets(
-    model: TextModel, batch: Batch, labels: Sequence[int] | None, generator: torch.Generator
+    model: TextModel, batch: Batch, labels: Sequence[Label] | None, generator: torch.Generator
 ) -> Targets:
     assert model.num_labels is not None
     B = len(batch.ids_BT)
@@ -82,14 +89,46 @@ def _masked_targets(model: TextModel, batch: Batch, generator: torch.Generator) 
     )
 
 
-def check_labels(labels: Sequence[int], num_labels: int, name: str) -> None:
+def cross_entropies(logits_NLC: Tensor, targets: Targets) -> Tensor:
+    """Each prediction's cross entropy, (N, L), against labels (N, L), or probabilities of them (N, L, C)."""
+    labels = targets.labels
+    if targets.soft:
+        soft: Tensor = -(labels.to(logits_NLC.dtype) * logits_NLC.log_softmax(-1)).sum(-1)
+        return soft
+    found = functional.cross_entropy(logits_NLC.flatten(0, 1), labels.flatten(), reduction="none")
+    return found.view(labels.shape)
+
+
+def check_own_labels(model: TextModel, labels: Sequence[Label], lengths: Sequence[int]) -> None:
+    """Make sure that labels are what the loss of a model's own head takes.
+
+    Args:
+        model: with such a loss.
+        labels: one for each sentence.
+        lengths: tokens of each.
+
+    Raises:
+        InputError: the first one that isn't.
+    """
+    assert model.own_loss is not None
+    for label, length in zip(labels, lengths, strict=True):
+        why = model.own_loss.why_not(label, length, model.outputs)
+        if why:
+            raise InputError(
+                f"A label doesn't fit: the head of {model.name} tells {model.own_loss.tells}.",
+                why=why,
+                fix="Leave --label out to have labels drawn.",
+            )
+
+
+def check_labels(labels: Sequence[Label], num_labels: int, name: str) -> None:
     """Make sure that each label is a class of the model that is called `name`.
 
     Raises:
         InputError: the first one that isn't.
     """
     for label in labels:
-        if not 0 <= label < num_labels:
+        if not isinstance(label, int) or not 0 <= label < num_labels:
             raise InputError(
                 f"Label {label} is out of range.",
                 why=f"{name} has {num_labels} classes.",

@@ -12,27 +12,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from textleak.errors import InputError
+from textleak.events import Label
 from textleak.models.base import Modality, Weights
 from textleak.models.batches import Batch, Targets
+from textleak.models.heads import last_token_head
 from textleak.models.identity import attends, fingerprint_of, public_model
-from textleak.models.quiet import quiet
+from textleak.models.losses.base import Loss, loss_of
 from textleak.models.running import Way, run, way_of
-from textleak.models.targets import targets_of
+from textleak.models.targets import cross_entropies, targets_of
 from textleak.shared.public import PublicModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-Task = Literal["classification", "causal-lm", "masked-lm"]
+Task = str
+"""What the loss is: one of `COMMON_TASKS`, or of a head's own loss (`losses`)."""
+
+COMMON_TASKS = ("classification", "causal-lm", "masked-lm")
 
 _UNHEARD_OF = "\U00013000"  # a hieroglyph: in no vocabulary, so it becomes bytes or the unknown token
 _UNLIMITED = 2**30  # tokens
@@ -53,6 +57,8 @@ class TextModel:
         source: where the weights came from, in words.
         weights_seed: seed of the weights that were drawn (all of them, or a missing head).
         num_labels: classes for classification, else None.
+        outputs: how many numbers the head gives for each prediction, where its loss is one of its own (`own_loss`).
+        changed_loss: what a classification is trained with in place of plain cross entropy; None for that.
         trained: names of the parameters that training moves; None for all.
 
     Example:
@@ -70,6 +76,8 @@ class TextModel:
     source: str
     weights_seed: int = 0
     num_labels: int | None = None
+    outputs: int | None = None
+    changed_loss: Loss | None = None
     trained: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +126,16 @@ class TextModel:
     def classes(self) -> int:
         """C, the classes of a prediction."""
         return self.num_labels if self.num_labels is not None else self.vocab_size
+
+    @cached_property
+    def own_loss(self) -> Loss | None:
+        """The loss of a head that tells neither one class a sentence nor tokens; None for those that do."""
+        return self.changed_loss or loss_of(self.task)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the head makes one prediction of a whole sentence."""
+        return self.task == "classification" or (self.own_loss is not None and self.own_loss.pooled)
 
     @cached_property
     def way(self) -> Way:
@@ -317,7 +335,7 @@ class TextModel:
         return embeddings
 
     def targets(
-        self, batch: Batch, labels: Sequence[int] | None, generator: torch.Generator
+        self, batch: Batch, labels: Sequence[Label] | None, generator: torch.Generator
     ) -> tuple[Batch, Targets]:
         """What Hugging Face training would take the batch's loss against.
 
@@ -357,20 +375,20 @@ class TextModel:
             targets: with leading dimensions (K, B).
         """
         K = len(mask)
-        logits = self._logits(inputs.flatten(0, 1), mask.flatten(0, 1)).to(self.loss_dtype)
-        labels, weights = targets.labels.flatten(0, 1), targets.weights.flatten(0, 1)
-        if targets.soft:
-            losses: Tensor = -(labels.to(logits.dtype) * logits.log_softmax(-1)).sum(-1)
-        else:
-            losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        total: Tensor = (losses.view(K, -1) * weights.reshape(K, -1)).sum(-1)
+        logits = self.logits(inputs.flatten(0, 1), mask.flatten(0, 1)).to(self.loss_dtype)
+        flat = Targets(labels=targets.labels.flatten(0, 1), weights=targets.weights.flatten(0, 1))
+        losses = (
+            cross_entropies(logits, flat) if self.own_loss is None else self.own_loss.losses(logits, flat)
+        )
+        total: Tensor = (losses.reshape(K, -1) * flat.weights.reshape(K, -1)).sum(-1)
         return total
 
-    def _logits(self, inputs: Tensor, mask_NT: Tensor) -> Tensor:
+    def logits(self, inputs: Tensor, mask_NT: Tensor) -> Tensor:
         """Ids (N, T) or embeddings (N, T, E) in, logits (N, L, C) out."""
         if self._last_token_head is None:
-            logits: Tensor = run(self, inputs, mask=mask_NT).logits
-            return logits[:, None] if self.task == "classification" else logits
+            output = run(self, inputs, mask=mask_NT)
+            logits: Tensor = output.logits if self.own_loss is None else self.own_loss.logits(output)
+            return logits[:, None] if self.pooled else logits
         hidden_NTD = run(self, inputs, mask=mask_NT, whole=False).last_hidden_state
         last_N = mask_NT.sum(-1) - 1
         last_ND = hidden_NTD[torch.arange(len(last_N), device=last_N.device), last_N]
@@ -380,42 +398,13 @@ class TextModel:
 
     @cached_property
     def _last_token_head(self) -> str | None:
-        """Path of a classification head that reads the last token (decoders), None for any other head.
-
-        Hugging Face finds that token from the ids; with embeddings it takes the last position, even padding.
-        """
-        if self.task != "classification":
-            return None
-        base = self.network.base_model
-        inside = {id(module) for module in base.modules()}
-        embeddings = self.embed(torch.arange(3, device=self.device)[None] % self.vocab_size)
-        mask = torch.ones(1, 3, dtype=torch.long, device=self.device)
-        with torch.no_grad(), quiet():
-            logits = run(self, embeddings, mask=mask).logits
-            hidden = run(self, embeddings, mask=mask, whole=False).last_hidden_state
-            # Another kernel adds up in another order; no other layer's output comes anywhere near.
-            tolerance = torch.finfo(self.dtype).eps ** 0.5 * float(logits.abs().max())
-            if not math.isfinite(tolerance):
-                raise InputError(
-                    f"The weights of {self.name!r} give logits that are not finite.",
-                    why="No loss can be taken of them, and no gradient.",
-                    fix="Choose another --model, or look for an overflow in its training.",
-                )
-            modules: dict[str, nn.Module] = dict(self.network.named_modules())
-            for path, module in modules.items():
-                weight = getattr(module, "weight", None)
-                if id(module) in inside or not isinstance(weight, Tensor):
-                    continue
-                if weight.shape != (self.num_labels, hidden.shape[-1]):
-                    continue
-                if torch.allclose(module(hidden[:, -1]), logits, rtol=0, atol=tolerance):
-                    return path
-        return None
+        """Path of a head that reads the last token (decoders), None for any other head."""
+        return last_token_head(self) if self.pooled else None
 
     @property
     def head(self) -> nn.Module | None:
         """The linear module that makes the logits: over the vocabulary, or a classifier of the last token."""
-        if self.task == "classification":
+        if self.pooled:
             path = self._last_token_head
             return None if path is None else self.network.get_submodule(path)
         module: nn.Module | None = self.network.get_output_embeddings()
@@ -437,6 +426,10 @@ class TextModel:
             for p in self.network.parameters()
         }
         return self.with_network(copy.deepcopy(self.network, copies).to(device=device, dtype=dtype))
+
+    def trained_with(self, loss: Loss) -> Self:
+        """The same classifier, trained with another loss than plain cross entropy."""
+        return dataclasses.replace(self, num_labels=None, outputs=self.num_labels, changed_loss=loss)
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model around another network of the same kind."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from textleak import foreign, owned
 from textleak.errors import InputError, unwritten
+from textleak.events import Label
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense
 
 
@@ -22,7 +23,7 @@ class Secret:
     Attributes:
         sentences: as they were given.
         ids: their tokens, special tokens counted, padding left out.
-        labels: one class a sentence; None for tasks whose labels are the tokens.
+        labels: one class a sentence, or what the head's own loss takes; None for tasks whose labels are the tokens.
         defenses: what was done to the gradient, whether the server was told or not.
         client: how the client trained, whether the server was told or not.
 
@@ -33,7 +34,7 @@ class Secret:
 
     sentences: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    labels: tuple[int, ...] | None = None
+    labels: tuple[Label, ...] | None = None
     defenses: tuple[PublicDefense, ...] = ()
     client: PublicClient = ONE_STEP
 

@@ -13,10 +13,11 @@ from textleak import seeds
 from textleak.clients.base import Client, OnSample, composed, gradient_of
 from textleak.defenses import Defense, Step, check_order
 from textleak.errors import InputError
+from textleak.events import Label
 from textleak.models.base import Examples, Tensors
 from textleak.models.batches import TextExamples
 from textleak.models.running import explained
-from textleak.models.targets import check_labels
+from textleak.models.targets import check_labels, check_own_labels
 from textleak.models.text import TextModel
 from textleak.models.vision import ImageModel, PictureExamples
 from textleak.private.secrets import ImageSecret, Secret
@@ -32,7 +33,7 @@ from textleak.words import count_of
 def share(
     model: TextModel,
     batch: Sequence[str] | str,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[Label] | None = None,
     *,
     share: str = "all",
     client: Client | None = None,
@@ -59,7 +60,7 @@ def share(
 def share(
     model: Any,
     batch: Any,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[Any] | None = None,
     *,
     share: str = "all",
     client: Client | None = None,
@@ -72,7 +73,8 @@ def share(
     Args:
         model: the public model, of text or of pictures.
         batch: the private batch: B sentences (a bare text is one), or pictures (B, C, H, W) of values 0 to 1.
-        labels: a class each; drawn from the seed where None.
+        labels: a class each, or what the head's own loss takes: a number, a class for each token; drawn from the seed
+            where None.
         share: "all", "no-embeddings", "attention" or a regular expression on parameter names.
         client: how the client trains; None for one backward pass of the mean loss.
         defenses: applied in order.
@@ -159,7 +161,7 @@ class _Private:
 def _read_text(
     model: TextModel,
     sentences: Sequence[str] | str,
-    labels: Sequence[int] | None,
+    labels: Sequence[Label] | None,
     know: str | None,
     draws: torch.Generator,
 ) -> _Private:
@@ -169,7 +171,7 @@ def _read_text(
         raise InputError("There is no sentence to share a gradient of.", fix="Give --sentence or --file.")
     told = SideInformation.parse(know, batch_size=len(sentences))
     original = model.encode(sentences)
-    classes = _classes(model, labels, len(sentences), draws)
+    classes = _classes(model, labels, original.lengths, draws)
     batch, targets = model.targets(original, classes, draws)
     return _Private(
         examples=TextExamples(batch=batch, targets=targets),
@@ -218,9 +220,11 @@ def _read_pictures(
 
 
 def _classes(
-    model: TextModel, labels: Sequence[int] | None, count: int, generator: torch.Generator
-) -> tuple[int, ...] | None:
-    if model.num_labels is None:
+    model: TextModel, labels: Sequence[Label] | None, lengths: Sequence[int], generator: torch.Generator
+) -> tuple[Label, ...] | None:
+    """The labels given, or drawn ones; None where they are the tokens."""
+    loss, classes, count = model.own_loss, model.num_labels, len(lengths)
+    if loss is None and classes is None:
         if labels:
             raise InputError(
                 f"A label was given, but the task is {model.task}.",
@@ -229,13 +233,19 @@ def _classes(
             )
         return None
     if not labels:
-        return tuple(torch.randint(model.num_labels, (count,), generator=generator).tolist())
+        if classes is None:
+            assert loss is not None
+            return tuple(loss.drawn(length, model.outputs, generator) for length in lengths)
+        return tuple(torch.randint(classes, (count,), generator=generator).tolist())
     if len(labels) != count:
         raise InputError(
             f"{count_of(len(labels), 'label')} for {count_of(count, 'sentence')}.",
             fix="Give one label a sentence.",
         )
-    check_labels(labels, model.num_labels, model.name)
+    if classes is None:
+        check_own_labels(model, labels, lengths)
+    else:
+        check_labels(labels, classes, model.name)
     return tuple(labels)
 
 

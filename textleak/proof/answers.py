@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from textleak.clients.view import View
+from textleak.clients.view import AnyModel, View
 from textleak.proof.distances import Gradient
 
 # An answer proves itself where each of those most like it is so many times farther than it, and than rounding (our
@@ -59,10 +59,14 @@ class Answer(abc.ABC):
     equal: ClassVar[float] = 0.0
     others: ClassVar[str]
 
-    @property
     @abc.abstractmethod
-    def complete(self) -> bool:
+    def complete(self, model: AnyModel) -> bool:
         """Whether nothing of it is open."""
+
+    def unsaid(self, model: AnyModel) -> str | None:
+        """What its gradient depends on and doesn't show, a sentence; None where all of it shows."""
+        del model
+        return None
 
     @abc.abstractmethod
     def own(self, view: View) -> dict[str, Tensor]:

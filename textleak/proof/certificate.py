@@ -19,8 +19,9 @@ from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.events import Recovery, Sentence, Stop
+from textleak.models.gradient import plainly_apart
 from textleak.proof.answers import Answer, Comparison
-from textleak.proof.distances import apart, distance_to, plainly_apart, relative
+from textleak.proof.distances import apart, distance_to, relative
 from textleak.proof.texts import Text
 from textleak.shared.traits import Trait
 
@@ -94,8 +95,8 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
         The certificate; nothing can be told where the view's clock cuts off replaying several steps.
     """
     answer = Text(answer) if isinstance(answer, tuple) else answer
-    untold = _unrepeatable(view)
-    if not answer.complete:
+    untold = _unrepeatable(view) or answer.unsaid(view.model)
+    if not answer.complete(view.model):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
     if _cut_off(view):
         return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
@@ -145,7 +146,7 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
 def distance_of(view: View, sentences: tuple[Sentence, ...]) -> float | None:
     """`Certificate.gradient_distance` of an answer, without a word on what it proves."""
     answer = Text(sentences)
-    return distance_to(view.shared, answer.own(view.double())) if answer.complete else None
+    return distance_to(view.shared, answer.own(view.double())) if answer.complete(view.model) else None
 
 
 def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tensor]:

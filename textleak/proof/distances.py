@@ -8,12 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from textleak.models.gradient import plainly_apart
 from textleak.numerics import exact
 from textleak.shared.effects import nearest_accepted, of_batch
 from textleak.shared.gradient import SharedGradient
-
-# Entries compared at once (our choice: a piece fits a core's cache).
-_PIECE = 2**18
 
 Gradient = Mapping[str, Tensor]
 """By parameter name."""
@@ -37,22 +35,6 @@ def apart(shared: SharedGradient, own: Gradient) -> tuple[float, float]:
     nearest = nearest_accepted(full, shared.gradients, effects)
     squared_distance = sum(float((nearest[name] - full[name]).square().sum()) for name in nearest)
     squared_norm = sum(float(value.square().sum()) for value in nearest.values())
-    return squared_distance**0.5, squared_norm**0.5
-
-
-def plainly_apart(seen: Gradient, own: Gradient) -> tuple[float, float]:
-    """The same without defenses, a piece after the other, so that nothing large is in memory twice."""
-    device = next(iter(own.values())).device
-    squared_distance = squared_norm = 0.0
-    for name, gradient in seen.items():
-        pieces_P = torch.split(gradient.reshape(-1), _PIECE)
-        # A parameter that the answer's loss doesn't reach has a gradient of 0.
-        own_P = torch.split(own[name].reshape(-1), _PIECE) if name in own else (None,) * len(pieces_P)
-        for piece, other in zip(pieces_P, own_P, strict=True):
-            reference = exact(piece.to(device))
-            difference = reference if other is None else reference - exact(other)
-            squared_norm += float(reference.dot(reference))
-            squared_distance += float(difference.dot(difference))
     return squared_distance**0.5, squared_norm**0.5
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from textleak.errors import InputError
+from textleak.events import Label
 from textleak.matching import Capture, Leaves
 from textleak.matching.discrete import Guess, Row, class_changes, substitutions
 from textleak.matching.hooks import hooked
@@ -40,13 +41,13 @@ _LAST, _ENTRIES = 4, 2**21
 # Numbers held at once while sentences are formed together, and tokens of one pass (our choice).
 _HELD, _TOKENS_A_PASS = 2**24, 2048
 
-Line = tuple[Row, int | None]
+Line = tuple[Row, Label | None]
 """One sentence of a guess: its symbols, and its class where the task has classes."""
 
 
 def lines_of(guess: Guess) -> tuple[Line, ...]:
     """The guess's sentences one by one."""
-    classes = guess.classes or (None,) * len(guess.rows)
+    classes: tuple[Label | None, ...] = guess.classes or (None,) * len(guess.rows)
     return tuple(zip(guess.rows, classes, strict=True))
 
 
@@ -64,8 +65,8 @@ def alike(
         classes: whether another class is one.
         excluded: tokens that no text has; special ones always are.
     """
-    V, table_VE = model.vocab_size, model.word_embedding.weight.detach()
     excluded |= model.special_ids
+    nearest = _nearest(model, guess, excluded)
     for row, symbols in enumerate(guess.rows):
         places = _places(model, symbols)
         for t, after in itertools.pairwise(places):
@@ -73,16 +74,29 @@ def alike(
                 yield _swapped(guess, row, t, after)
         if not places:
             continue
-        tokens = torch.tensor([symbols[t] % V for t in places], device=table_VE.device)
-        near = nearest_tokens(
-            table_VE[tokens], table_VE, candidates=_NEAREST + 1, metric="l2", excluded=excluded
-        )
-        for t, ids in zip(places, near.ids_NC.tolist(), strict=True):
-            others = [id_ for id_ in ids if id_ != symbols[t] % V][:_NEAREST]
-            yield from substitutions(guess, row, t, [id_ + symbols[t] - symbols[t] % V for id_ in others])
+        for t in places:
+            own = symbols[t] % model.vocab_size
+            yield from substitutions(guess, row, t, [id_ + symbols[t] - own for id_ in nearest[own]])
         if guess.classes and classes:
             others = [c for c in range(model.classes) if c != guess.classes[row]][:_CLASSES]
             yield from class_changes(guess, row, others)
+
+
+def _nearest(model: TextModel, guess: Guess, excluded: frozenset[int]) -> dict[int, list[int]]:
+    """The tokens nearest to each of a guess's own, by embedding."""
+    table_VE = model.word_embedding.weight.detach()
+    own = sorted({row[t] % model.vocab_size for row in guess.rows for t in _places(model, row)})
+    if not own:
+        return {}
+    near = nearest_tokens(
+        table_VE[torch.tensor(own, device=table_VE.device)],
+        table_VE,
+        candidates=_NEAREST + 1,
+        metric="l2",
+        excluded=excluded,
+    )
+    found = zip(own, near.ids_NC.tolist(), strict=True)
+    return {token: [id_ for id_ in ids if id_ != token][:_NEAREST] for token, ids in found}
 
 
 def further(model: TextModel, guess: Guess) -> list[Guess]:

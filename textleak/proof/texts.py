@@ -11,16 +11,21 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from textleak.clients.view import View
-from textleak.events import Sentence
+from textleak.clients.view import AnyModel, View
+from textleak.events import Label, Sentence
 from textleak.matching.discrete import Guess
 from textleak.models import TextModel
+from textleak.models.gradient import plainly_apart
 from textleak.models.guesses import examples_of
+from textleak.models.own_labels import nearest_head, solved_labels
+from textleak.models.probes.layers import sees_ahead
 from textleak.numerics import exact
 from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
-from textleak.proof.distances import Gradient, apart, distance_to, plainly_apart, relative
+from textleak.proof.distances import Gradient, apart, distance_to, relative
 from textleak.proof.rivals import Parts, alike, distances, further, lines_of
+from textleak.proof.spans import LayerSpan, first_layers
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 # From here on rounding can be as far as a wrong token (measured on minilm and bert-tiny in bfloat16: 4e-3 to 3e-2, and
 # 5e-3 to 4e-2). So there the same computation is repeated, which tells where its result is so many times nearer than
@@ -30,6 +35,8 @@ _COARSE, _REPEATED = 1e-3, 10.0
 # Rivals whose whole gradient is formed at most, those that seem nearest: in general, and where nothing less than the
 # whole gradient tells how near they are (our choice: each takes as long as the certificate itself).
 _FORMED, _FORMED_ANYWAY = 32, 4
+# Tensors that most rivals are told apart by where labels are fitted: a head's own (our choice).
+_FEW = 2
 # Rivals named (our choice).
 _NAMED = 3
 
@@ -42,9 +49,19 @@ class Text(Answer):
 
     sentences: tuple[Sentence, ...]
 
+    def complete(self, model: AnyModel) -> bool:
+        """Whether every position is filled, and every label that is the head's own."""
+        return self._filled and not self.unsaid(model)
+
+    def unsaid(self, model: AnyModel) -> str | None:
+        """Labels that are the head's own and don't show."""
+        own = isinstance(model, TextModel) and model.own_loss is not None
+        if not own or not self._filled or all(sentence.label is not None for sentence in self.sentences):
+            return None
+        return "The labels stay open, so the answer has no gradient of its own that could be compared."
+
     @property
-    def complete(self) -> bool:
-        """Whether every position is filled."""
+    def _filled(self) -> bool:
         rows = [sentence.positions for sentence in self.sentences]
         return bool(rows) and all(row and all(p.id >= 0 for p in row) for row in rows)
 
@@ -54,16 +71,23 @@ class Text(Answer):
 
     def near(self, compared: Comparison) -> tuple[str, ...]:
         """Some of the texts that fit as well, by what they have in this one's place."""
-        guess = self._guess(compared.exactly.text_model)
-        return _Rivals(compared, guess).near()
+        model = compared.exactly.text_model
+        if _may_go_on(compared.view):
+            return ("each of them going on after its last token that has a label",)
+        return _Rivals(compared, self._guess(model)).near()
 
     def _guess(self, model: TextModel) -> Guess:
         """The answer as symbols, every position filled."""
         V = model.vocab_size
         return Guess(
             rows=tuple(tuple(p.id + V * p.masked for p in s.positions) for s in self.sentences),
-            classes=() if model.num_labels is None else tuple(s.label or 0 for s in self.sentences),
+            classes=self._classes(model),
         )
+
+    def _classes(self, model: TextModel) -> tuple[Label, ...]:
+        if model.num_labels is None and model.own_loss is None:
+            return ()
+        return tuple(s.label or 0 for s in self.sentences)
 
 
 class _Rivals:
@@ -81,7 +105,9 @@ class _Rivals:
 
     def near(self) -> tuple[str, ...]:
         """Those within the bar that repeating the client's computation doesn't tell from the answer, in words."""
-        if self._whole_only:
+        if self.model.own_loss is not None:
+            left = self._unlike_any_labels()
+        elif self._whole_only:
             left = self._nearest()
         else:
             fine = self.shared.model.dtype == "float32"
@@ -110,7 +136,8 @@ class _Rivals:
     @functools.cached_property
     def _rivals(self) -> list[Guess]:
         known = self.shared.known.labels is not None
-        found = [*alike(self.model, self.guess, classes=not known), *further(self.model, self.guess)]
+        guess = self.guess if self.model.own_loss is None else Guess(self.guess.rows)
+        found = [*alike(self.model, guess, classes=not known), *further(self.model, guess)]
         mine = sorted(lines_of(self.guess))  # the same sentences in another order are the same batch
         return [rival for rival in dict.fromkeys(found) if sorted(lines_of(rival)) != mine]
 
@@ -123,7 +150,9 @@ class _Rivals:
                 multiplied by.
         """
         left = [rival for rival in self._rivals if self._row_left(rival) <= bar]
-        for view, margin in margins:
+        left = self._spanned(left, bar)
+        # So few that the finest alone takes no longer.
+        for view, margin in margins if len(left) > _FORMED else margins[-1:]:
             if not left:
                 break
             parts = Parts(view.text_model, self.own, self.guess)
@@ -145,6 +174,22 @@ class _Rivals:
         rows = (self._rows.get(symbol, 0.0) for symbol in gone)
         return relative(max(rows, default=0.0), self.compared.norm)
 
+    def _spanned(self, rivals: list[Guess], bar: float) -> list[Guess]:
+        """The rivals that what the first layers read doesn't show to be beyond the bar."""
+        view, shared = self.compared.view, self.shared
+        # What the layers read must be the same for every batch, and show in the gradient as it is; a masked token's
+        # input isn't the symbol that a rival has there.
+        plain = view.has(Trait.IN_SPAN) and view.has(Trait.ONE_POINT) and not shared.seen_effects
+        if not plain or self.model.task == "masked-lm":
+            return rivals
+        model, gradients = self.exact.text_model, shared.gradients
+        for layers in first_layers(model, gradients):
+            if not rivals:
+                break
+            span = LayerSpan.of(model, gradients, layers, answer=self.guess, rivals=rivals)
+            rivals = [rival for rival in rivals if relative(span.least(rival), self.compared.norm) <= bar]
+        return rivals
+
     @functools.cached_property
     def _rows(self) -> dict[int, float]:
         """Norms of the shared embedding rows by token, where only the batch's own tokens have any."""
@@ -157,8 +202,32 @@ class _Rivals:
         seen_VE = self.shared.gradients[name]
         return {i: float(exact(seen_VE[i]).norm()) for i in touched} if touched <= used else {}
 
+    def _unlike_any_labels(self) -> list[Guess]:
+        """The rivals that some labels bring within the bar, as far as a few tensors tell, with the labels that do.
+
+        The labels of a loss of the head's own are fitted, so those of a rival are too.
+        """
+        model, known = self.exact.text_model, self.shared.known.labels
+        known = known if known is not None and len(known) == 1 else None
+        bar = math.inf if self.shared.seen_effects else self.compared.bar * self.compared.norm
+        names = nearest_head(model, self.shared.gradients)
+        found: list[tuple[float, Guess]] = []
+        for rows in dict.fromkeys(rival.rows for rival in self._rivals):
+            for some in (names[:_FEW], names):
+                solved = solved_labels(model, self.shared.gradients, rows, some)
+                if solved.off > bar:
+                    break
+            else:
+                labels = known or solved.labels
+                if labels is not None:
+                    found.append((solved.off, Guess(rows, labels)))
+        found.sort(key=lambda pair: pair[0])
+        return [rival for _, rival in found][:_FORMED]
+
     def _nearest(self) -> list[Guess]:
         """The rivals whose gradients differ least from the answer's at a few tensors."""
+        if self.model.own_loss is not None:
+            return self._unlike_any_labels()[:_FORMED_ANYWAY]
         parts = Parts(self.exact.text_model, self.own, self.guess)
         mine = {name: self.own[name] for name in parts.names}
         order = self._in_order(parts, self._rivals, lambda own: plainly_apart(mine, own)[0])
@@ -179,6 +248,13 @@ class _Rivals:
         """The rivals whose whole gradient is within the bar, a few at most."""
         near = (rival for rival in rivals if not distance_to(self.shared, _own(view, rival)) > bar)
         return list(itertools.islice(near, _NAMED))
+
+
+def _may_go_on(view: View) -> bool:
+    """Whether what comes after the last labeled token leaves no trace, and nobody told how long the texts are."""
+    model = view.text_model
+    by_token = model.own_loss is not None and not model.own_loss.pooled
+    return by_token and view.shared.known.lengths is None and not sees_ahead(model)
 
 
 def _own(view: View, guess: Guess) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from textleak.events import label_words
 from textleak.runs import redacted_settings
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def _attack_command(settings: Mapping[str, Any], know: str | None, *, pictures: 
     else:
         name, flag = ("pictures", "--image") if pictures else ("sentences", "--sentence")
         words += _each(flag, ["…"] if redact else settings.get(name) or ["…"])
-        words += _each("--label", () if redact else settings.get("labels"))
+        labels = () if redact else settings.get("labels") or ()
+        words += _each("--label", [label_words(label) for label in labels])
         words += ["--share", settings.get("share") or "all"]
         words += _each("--client", settings.get("client"))
         words += _each("--defense", settings.get("defense"))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from textleak.errors import InputError
+from textleak.events import Label
 
 # Our choice: settings are lists of choices with options.
 DEEPEST = 20
@@ -34,7 +35,7 @@ class _RunSettings(_Open):
     task: _Text = None
     gradients: _Text = None
     sentences: _Texts = None
-    labels: list[int | None] | None = None
+    labels: list[Label | None] | None = None
     share: _Text = None
     client: _Texts = None
     defense: _Texts = None
@@ -133,8 +134,8 @@ class _Picture(_Open):
     mse: _Figure | None = None
     ssim: _Figure | None = None
     lpips: _Figure | None = None
-    label: int | None = None
-    recovered_label: int | None = None
+    label: Label | None = None
+    recovered_label: Label | None = None
 
 
 class _Pictures(_Open):

@@ -13,11 +13,13 @@ from textleak.events import Progress, Truth
 from textleak.runs import TimedEvent
 from textleak.view.pictures import compared, mean_psnr
 from textleak.view.state import ViewState
-from textleak.view.waterfall import evenly
+from textleak.view.waterfall import WaterRow, evenly, lines_of
 
 # Our choice: enough for a drawing of 440 units.
 MOST_POINTS = 200
 FEWEST_POINTS = 3  # that make a curve
+# Our choice: of a waterfall a page has room for so many lines, sentences and positions.
+MOST_ROWS, MOST_SENTENCES, MOST_POSITIONS = 16, 8, 48
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,15 +49,43 @@ class Shown:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Drop:
+    """A position at one time.
+
+    Attributes:
+        text: its token where that is another one than before, else "".
+        kind: "open", "candidate", "settled" or "special".
+        percent: the attack's confidence.
+    """
+
+    text: str
+    kind: str
+    percent: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Waterfall:
+    """How one sentence came out: time downward, a column a position.
+
+    Attributes:
+        rows: seconds after the start, the phase where it is another one than before, and the positions.
+    """
+
+    rows: tuple[tuple[float, str, tuple[Drop, ...]], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Course:
     """What a run's events say of it.
 
     Attributes:
         curves: those with points enough to be drawn.
         pictures: of an image run, unless it was redacted.
+        waterfalls: of a run on text, one a sentence.
     """
 
     curves: tuple[Curve, ...] = ()
+    waterfalls: tuple[Waterfall, ...] = ()
     pictures: tuple[Shown, ...] = ()
 
 
@@ -83,8 +113,33 @@ def course_of(events: Iterable[TimedEvent]) -> Course:
     )
     return Course(
         curves=tuple(curve for curve in curves if len(curve.points) >= FEWEST_POINTS),
+        waterfalls=_waterfalls(state),
         pictures=_pictures(state.progress.image if state.progress else (), originals),
     )
+
+
+def _waterfalls(state: ViewState) -> tuple[Waterfall, ...]:
+    """One of each sentence that there is in the end, as far as a page has room for it."""
+    lines = [line for line in lines_of(state.rows, state.phases, MOST_ROWS) if line.sentences]
+    count = len(lines[-1].sentences) if lines else 0
+    return tuple(_waterfall(lines, number) for number in range(min(count, MOST_SENTENCES)))
+
+
+def _waterfall(lines: Sequence[WaterRow], number: int) -> Waterfall:
+    rows, before, phase = [], [-1] * MOST_POSITIONS, ""
+    for line in lines:
+        cells = line.sentences[number][:MOST_POSITIONS] if number < len(line.sentences) else ()
+        drops = tuple(
+            Drop(
+                text=cell.text if cell.id != before[at] and cell.id >= 0 else "",
+                kind=cell.kind,
+                percent=round(100 * cell.confidence),
+            )
+            for at, cell in enumerate(cells)
+        )
+        rows.append((line.t, line.phase if line.phase != phase else "", drops))
+        before[: len(cells)], phase = [cell.id for cell in cells], line.phase
+    return Waterfall(rows=tuple(rows))
 
 
 def _pictures(image: Sequence[Any], originals: Sequence[Any]) -> tuple[Shown, ...]:

@@ -6,6 +6,7 @@ Recovered text is untrusted: the HTML template escapes everything, the Markdown 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -123,6 +124,7 @@ def _plain_setting(one: SettingFigures) -> dict[str, Any]:
 # What the templates are given
 
 
+@functools.cache  # with its templates, which are compiled once
 def _environment(*, html: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

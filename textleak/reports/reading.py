@@ -10,6 +10,7 @@ from typing import Any
 from textleak.errors import InputError
 from textleak.evaluation.records import Cell, Record, SentenceRecord, from_json
 from textleak.evaluation.store import EvaluationFolder, read_records
+from textleak.events import Label
 from textleak.jobs.verdict import CUT_OFF
 from textleak.reports.believed import (
     check_audit,
@@ -20,7 +21,7 @@ from textleak.reports.believed import (
     unbelieved,
 )
 from textleak.reports.course import Course, course_of
-from textleak.runs import RunRecord, read_run
+from textleak.runs import RunRecord, holds_an_evaluation, read_run
 from textleak.scoring.headline import how_much, tokens_found
 from textleak.view.audit import value_in_words
 
@@ -50,8 +51,8 @@ class PictureFigures:
     mse: float | None
     ssim: float | None
     lpips: float | None
-    label: int | None
-    recovered_label: int | None
+    label: Label | None
+    recovered_label: Label | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ def read(path: Path) -> Findings:
     Raises:
         InputError: it is neither.
     """
-    if (path / "evaluation.json").exists() or (path / "records.jsonl").exists():
+    if holds_an_evaluation(path) or (path / "records.jsonl").exists():
         return _read_evaluation(path)
     if (path / "run.json").exists():
         return _of_run(read_run(path))

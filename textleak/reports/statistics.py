@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+import functools
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,6 +19,8 @@ FEW_IN_WORDS = (
 RESAMPLES = 9_999
 # Our choice: 2^22 counts at once are 32 MiB.
 _COUNTS_AT_ONCE = 1 << 22
+# Our choice: settings of one grid have as many batches each, whose draws are the same. 2^20 counts are 8 MiB.
+_COUNTS_KEPT = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +95,17 @@ def bootstrap_mean(
     return bootstrap_means(column_N1, clusters, seed=seed, resamples=resamples)[0]
 
 
-def _draws(C: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _draws(C: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
     """How often each of C clusters was drawn, a row a resample, in blocks of rows."""
+    return (_kept if C * resamples <= _COUNTS_KEPT else _drawn)(C, resamples, seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(C: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    return tuple(_drawn(C, resamples, seed))
+
+
+def _drawn(C: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(seed)
     rows = max(1, _COUNTS_AT_ONCE // C)
     for start in range(0, resamples, rows):

@@ -12,11 +12,13 @@ This room knows events and files. It knows no model, no attack and no terminal.
 
 from textleak.runs.control import Control, execute, send
 from textleak.runs.folder import (
+    EVALUATION_FILE,
     RunFolder,
     as_file_name,
     check_folder,
     check_out,
     check_writable,
+    holds_an_evaluation,
     new_path,
     run_words,
     runs_folder,
@@ -28,6 +30,7 @@ from textleak.runs.recorder import Recorder
 from textleak.runs.redaction import redacted_result, redacted_settings, without_truth
 
 __all__ = [
+    "EVALUATION_FILE",
     "Control",
     "Recorder",
     "RunFolder",
@@ -39,6 +42,7 @@ __all__ = [
     "check_writable",
     "cores",
     "execute",
+    "holds_an_evaluation",
     "list_runs",
     "machine_facts",
     "new_path",

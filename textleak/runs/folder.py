@@ -15,6 +15,8 @@ from typing import Any
 from textleak import owned
 from textleak.errors import InputError
 
+EVALUATION_FILE = "evaluation.json"
+
 
 def runs_folder() -> Path:
     """Where run folders are made: `$TEXTLEAK_RUNS`, else the platform's folder for user data."""
@@ -54,6 +56,11 @@ def as_file_name(words: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in words)
 
 
+def holds_an_evaluation(folder: Path) -> bool:
+    """Whether an evaluation lies in the folder, and not a run."""
+    return (folder / EVALUATION_FILE).exists()
+
+
 def check_folder(folder: Path) -> None:
     """Make sure, before any long work, that a run can be written into `folder`; leaves nothing behind.
 
@@ -62,7 +69,7 @@ def check_folder(folder: Path) -> None:
     """
     if (folder / "run.json").exists():
         raise _holds_a_run(folder)
-    if (folder / "evaluation.json").exists():
+    if holds_an_evaluation(folder):
         raise InputError(
             f"{folder} holds an evaluation.",
             why="A run's records would lie among its own.",

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from textleak.events import Recovery, Sentence
+from textleak.events import Label, Recovery, Sentence
 from textleak.scoring import metrics
 from textleak.scoring.metrics import (
     assign,
@@ -57,7 +57,7 @@ class Reference(Protocol):
     @property
     def ids(self) -> tuple[tuple[int, ...], ...]: ...
     @property
-    def labels(self) -> tuple[int, ...] | None: ...
+    def labels(self) -> tuple[Label, ...] | None: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ class SentenceScore:
     rouge1_words: float
     rouge2_words: float
     rougeL_words: float
-    label: int | None
-    recovered_label: int | None
+    label: Label | None
+    recovered_label: Label | None
     unknown_tokens: int = 0
 
 

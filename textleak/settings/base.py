@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from textleak.errors import InputError, unknown_name
 
@@ -23,6 +24,21 @@ Word = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 DType = Literal["float32", "float64", "bfloat16"]
+# What a model can be trained for; outside packages add heads' losses in the group `textleak.models.losses`.
+TASKS = (
+    *("auto", "classification", "causal-lm", "masked-lm"),
+    *("regression", "multi-label", "token-classification", "question-answering"),
+)
+
+
+def _known_task(value: str) -> str:
+    known = (*TASKS, *(point.name for point in entry_points(group="textleak.models.losses")))
+    if value not in known:
+        raise ValueError(f"it is one of {', '.join(known)}")
+    return value
+
+
+TaskName = Annotated[Word, AfterValidator(_known_task)]
 
 
 class Settings(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from textleak.errors import InputError
-from textleak.settings.base import MOST_LABELS, DType, Seed, Settings, Threads, Word, validated
+from textleak.settings.base import MOST_LABELS, DType, Seed, Settings, TaskName, Threads, Word, validated
 from textleak.settings.choices import AttackChoice, Choice, composition
 from textleak.settings.presets import EVALUATIONS, check_keys, parse_assignment, read_preset
 from textleak.settings.run import DEFAULT_ATTACK
@@ -48,7 +48,7 @@ class EvaluationConfig(Settings):
     batch_size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
     model: Names = ("bert-tiny",)
     weights: Literal["auto", "pretrained", "random"] = "auto"
-    task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
+    task: TaskName = "auto"
     num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None = None
     attack: Annotated[tuple[AttackChoice, ...], Field(min_length=1)] = Field(
         default_factory=lambda: (AttackChoice(name=DEFAULT_ATTACK),)

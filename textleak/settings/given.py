@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 Weights = Literal["auto", "pretrained", "random"]
-Task = Literal["auto", "classification", "causal-lm", "masked-lm"]
 Spec = str | Mapping[str, Any]
 """A name with its options: "gaussian:sigma=1e-3", or {"name": "gaussian", "sigma": 1e-3}."""
 
@@ -65,11 +64,11 @@ class RunSettings(TypedDict, total=False):
 
     model: str
     weights: Weights
-    task: Task
+    task: str
     num_labels: int | None
     sentences: str | Sequence[str]
     file: str | Path | None
-    labels: int | Sequence[int]
+    labels: float | str | Sequence[float | str | Sequence[float]]
     share: str
     client: Spec | Sequence[Spec]
     defenses: Spec | Sequence[Spec]
@@ -111,7 +110,7 @@ class EvaluationSettings(TypedDict, total=False):
     batch_size: int | str | Sequence[int]
     model: str | Sequence[str]
     weights: Weights
-    task: Task
+    task: str
     num_labels: int | None
     attack: Spec | Sequence[Spec]
     share: str | Sequence[str]

@@ -18,6 +18,7 @@ from textleak.settings.base import (
     DType,
     Seed,
     Settings,
+    TaskName,
     Threads,
     Word,
     flag,
@@ -25,11 +26,30 @@ from textleak.settings.base import (
 )
 from textleak.settings.choices import Choice
 from textleak.settings.presets import check_keys, client_kinds, lay_over, parse_assignment, read_preset
+from textleak.shared.known import Label
 
 Config = TypeVar("Config", "RunConfig", "ImageConfig", "ClientConfig", "PictureConfig")
 DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "auto", "dlg"
 # Bytes of a file of sentences (our choice): no batch that can be attacked is near it.
 MOST_SENTENCES = 64 * foreign.MIB
+
+
+def _label(value: object) -> object:
+    """A label as a person writes it: 2, 3.5, or 0,1,1 for one that is several numbers."""
+    if not isinstance(value, str):
+        return value
+    parts = tuple(_number(part.strip()) for part in value.split(","))
+    return parts if len(parts) > 1 else parts[0]
+
+
+def _number(text: str) -> object:
+    """The number, or the text itself for the settings to complain of."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 class _ClientSettings(Settings):
@@ -45,7 +65,7 @@ class _ClientSettings(Settings):
     }
 
     weights: Literal["auto", "pretrained", "random"] = "auto"
-    labels: tuple[int, ...] = ()
+    labels: tuple[Label, ...] = ()
     share: Word = "all"
     client: tuple[Choice, ...] = ()
     defenses: tuple[Choice, ...] = ()
@@ -64,7 +84,8 @@ class _ClientSettings(Settings):
     @field_validator("labels", mode="before")
     @classmethod
     def _one_label(cls, value: object) -> object:
-        return (value,) if isinstance(value, int | str) else value
+        several = (value,) if isinstance(value, int | float | str) else value
+        return tuple(map(_label, several)) if isinstance(several, Sequence) else several
 
     @field_validator("client", "defenses", mode="before")
     @classmethod
@@ -98,11 +119,12 @@ class ClientConfig(_ClientSettings):
     Attributes:
         model: alias, hub id, folder, or folder and .gguf file.
         weights: "auto" takes pretrained weights if they can be had, else random ones.
-        task: "auto", "classification", "causal-lm" or "masked-lm".
+        task: "auto", "classification", "causal-lm", "masked-lm", or a loss of a head's own: "regression",
+            "multi-label", "token-classification", "question-answering".
         num_labels: classes of a classification head; None for the checkpoint's own, or 2.
         sentences: the private batch.
         file: a text file with one sentence a line, instead of `sentences`.
-        labels: one class a sentence; drawn from the seed where empty.
+        labels: one class a sentence, or what the head's own loss takes; drawn from the seed where empty.
         share: "all", "no-embeddings", "attention" or an expression on parameter names.
         client: how the client trains: kinds that are composed in order; none for one plain step.
         defenses: what the client does before sharing, in order.
@@ -115,7 +137,7 @@ class ClientConfig(_ClientSettings):
     """
 
     model: Word = "bert-tiny"
-    task: Literal["auto", "classification", "causal-lm", "masked-lm"] = "auto"
+    task: TaskName = "auto"
     num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None = None
     sentences: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     file: Path | None = None
@@ -193,6 +215,13 @@ class PictureConfig(_ClientSettings):
     images: tuple[Path, ...] = ()
     indices: tuple[int, ...] = ()
     dataset: Word | None = None
+
+    @field_validator("labels")
+    @classmethod
+    def _classes(cls, value: tuple[Label, ...]) -> tuple[Label, ...]:
+        if not all(isinstance(label, int) for label in value):
+            raise ValueError("a picture's label is a class")
+        return value
 
     @field_validator("images", "indices", mode="before")
     @classmethod

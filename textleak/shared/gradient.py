@@ -210,8 +210,11 @@ class SharedGradient:
         if len(set(told.values())) > 1:
             return f"{' and '.join(f'the {name} is {count}' for name, count in told.items())}.".capitalize()
         classes = self.model.num_labels
-        if known.labels is not None and classes is not None and max(known.labels) >= classes:
-            return f"A label is {max(known.labels)}, and there are {classes} classes."
+        classified = self.model.task in ("classification", "image-classification")
+        if known.labels is not None and classes is not None and classified:
+            for label in known.labels:
+                if not isinstance(label, int) or label >= classes:
+                    return f"A label is {label}, and there are {classes} classes."
         return ""
 
     def check_finite(self, where: str) -> None:

@@ -13,7 +13,16 @@ from textleak.errors import unknown_name
 # What a file may tell of (our choices: the largest batch and the longest text that any client here could train on).
 MOST_SAMPLES, MOST_TOKENS = 100_000, 1 << 20
 Length = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
-Label = Annotated[int, Field(ge=0)]
+# The largest label of a regression (our choice: nobody trains on larger ones), and -100 for a token without a class.
+_LARGEST, _LEAST = 1e6, -100
+Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+Part = Annotated[int, Field(ge=_LEAST, le=MOST_TOKENS)]
+Label = (
+    Annotated[int, Field(ge=0)]
+    | Number
+    | Annotated[tuple[Part, ...], Field(min_length=1, max_length=MOST_TOKENS)]
+    | Annotated[tuple[Number, ...], Field(min_length=1, max_length=MOST_TOKENS)]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,7 @@ class SideInformation:
     Attributes:
         batch_size: how many sentences, B.
         lengths: tokens of each sentence, special tokens counted.
-        labels: class of each sentence, in the order of `lengths`.
+        labels: class of each sentence, or what the head's own loss takes, in the order of `lengths`.
         batch_norm: mean and variance of each channel of what each batch norm read, by the module's name: of image
             models whose batch norms use the batch's own.
     """
@@ -38,6 +47,12 @@ class SideInformation:
         """How many samples were in the batch, B, from whatever tells it; None where nothing does."""
         told = (self.batch_size, self.labels and len(self.labels), self.lengths and len(self.lengths))
         return next((number for number in told if number), None)
+
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """The labels, where all of them are classes."""
+        classes = tuple(label for label in self.labels or () if isinstance(label, int))
+        return classes if self.labels is not None and len(classes) == len(self.labels) else None
 
     @property
     def told(self) -> tuple[str, ...]:

@@ -25,10 +25,12 @@ class PublicModel:
 
     Attributes:
         name: alias, hub id or folder as it was asked for.
-        task: "classification", "causal-lm" or "masked-lm"; "image-classification" for pictures.
+        task: "classification", "causal-lm", "masked-lm" or that of a head's own loss, for example "regression";
+            "image-classification" for pictures.
         weights: "pretrained" or "random".
         weights_seed: seed of the weights that were drawn at random (all of them, or a classification head).
-        num_labels: classes of a classification head, None for the other tasks; a file may have up to `MOST_LABELS`.
+        num_labels: classes of a classification head, or what a head of another loss gives for each prediction; None
+            for tasks without one; a file may have up to `MOST_LABELS`.
         dtype: for example "float32".
         fingerprint: hash of names, shapes and a sample of the values, to notice another model.
         picture: channels, height and width that an image model reads; None for text.
@@ -38,7 +40,7 @@ class PublicModel:
     task: str
     weights: str
     weights_seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]  # what torch takes
-    num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None
+    num_labels: Annotated[int, Field(ge=1, le=MOST_LABELS)] | None
     dtype: str
     fingerprint: str
     picture: tuple[Channels, Side, Side] | None = None

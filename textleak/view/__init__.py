@@ -2,6 +2,7 @@
 
 `state` is what the events add up to, `statuses` which tokens are right, `glyphs` the signs for it, `terminal` draws,
 `displays` decides when, `waterfall` lays a run's answers below one another, `summary` is what a person is left with.
+`moving` makes a moving picture of a run, `svg` one that looks the same everywhere.
 `pictures` and `films` (imported only where there are pictures, as they need NumPy) draw an image run, and write it.
 
 This room knows events and results. It knows no model, no attack and no run folder.

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.panel import Panel
 from rich.text import Text
 
-from textleak.events import Progress, Sentence
+from textleak.events import Progress, Sentence, label_words, same_label
 from textleak.view.consoles import ReadableConsole
 from textleak.view.glyphs import ASCII, LEAKED, PROTECTED, STYLES, UNICODE, Glyphs
 from textleak.view.state import ViewState, remaining_seconds
@@ -290,9 +290,11 @@ def _head(
             )
         )
     elif sentence.label is not None:
-        parts.append(f"label {sentence.label}")
+        parts.append(f"label {label_words(sentence.label)}")
     if truth is not None and truth.label is not None and sentence.label is not None:
-        parts.append(("right label", LEAKED) if truth.label == sentence.label else ("wrong label", PROTECTED))
+        parts.append(
+            ("right label", LEAKED) if same_label(truth.label, sentence.label) else ("wrong label", PROTECTED)
+        )
     return _lines(parts, width, glyphs.dot)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -22,10 +23,13 @@ from textual.screen import ModalScreen, Screen
 from textual.worker import WorkerError
 
 from textleak.errors import TextleakError
-from textleak.runs import runs_folder
-from textleak_tui.places import PLACES, AttackAgain, CompareRuns, OpenRun, Sight
+from textleak.runs import holds_an_evaluation, runs_folder
+from textleak_tui.child import Child
+from textleak_tui.places import PLACES, AttackAgain, CompareRuns, OpenGrid, OpenRun, Sight
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
+from textleak_tui.starter import Starter
+from textleak_tui.stories import STORIES
 from textleak_tui.themes import DARK, LIGHT, QUIET
 
 
@@ -54,6 +58,10 @@ class TextleakApp(App[None]):
                 place.key, f"go('{place.name}')", place.title, show=False, priority=True, tooltip=place.words
             )
             for place in PLACES
+        ),
+        *(
+            Binding(story.key, f"story('{story.name}')", story.title, show=False, tooltip=story.words)
+            for story in STORIES
         ),
         Binding("t", "truth", "Truth", show=False, tooltip="Show or hide the true tokens."),
         Binding(
@@ -91,6 +99,7 @@ class TextleakApp(App[None]):
             "defenses": self._make_defenses,
             "pictures": self._make_pictures,
             "audit": self._make_audit,
+            "grid": self._make_grid,
         }
         for place in PLACES:
             self.add_mode(place.name, makers[place.name])
@@ -115,6 +124,11 @@ class TextleakApp(App[None]):
 
         batch = () if self._update is None else (str(self._update),)
         return RunScreen(AUDIT, self.sessions, self.memory, batch=batch)
+
+    def _make_grid(self) -> Screen[None]:
+        from textleak_tui.screens.grid import GridScreen
+
+        return GridScreen(self.sessions, self.memory)
 
     def _make_history(self) -> Screen[None]:
         from textleak_tui.screens.history import HistoryScreen
@@ -164,6 +178,18 @@ class TextleakApp(App[None]):
         """Go to a place; what was open there is still open."""
         self.switch_mode(place)
 
+    def action_story(self, name: str) -> None:
+        """Play a recording that came with the app."""
+        from textleak_tui.screens.replay import ReplayScreen
+
+        if isinstance(self.screen, ModalScreen):
+            return
+        story = next(one for one in STORIES if one.name == name)
+        self.switch_mode("run")
+        while isinstance(self.screen, ReplayScreen):
+            self.pop_screen()
+        self.push_screen(ReplayScreen(story.folder, "run", story=story))
+
     def action_blind(self) -> None:
         """Show only what an attacker would see, or everything again."""
         self.sight = self.sight.other_blind()
@@ -192,7 +218,7 @@ class TextleakApp(App[None]):
 
     def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
         """The screen as SVG that looks the same wherever it is opened."""
-        from textleak_tui.svg import portable
+        from textleak.view.svg import portable
 
         return portable(super().export_screenshot(title=title, simplify=simplify))
 
@@ -230,14 +256,21 @@ class TextleakApp(App[None]):
     @on(OpenRun)
     def open_run(self, message: OpenRun) -> None:
         """Open a run folder, finished or still being written, or that of an evaluation."""
-        if (message.run / "evaluation.json").exists():
+        if holds_an_evaluation(message.run):
             from textleak_tui.screens.evaluation import EvaluationScreen
 
-            self.push_screen(EvaluationScreen(message.run))
+            self.push_screen(EvaluationScreen(message.run, self.memory))
             return
         from textleak_tui.screens.replay import ReplayScreen
 
         self.push_screen(ReplayScreen(message.run, self.current_mode))
+
+    @on(OpenGrid)
+    def open_grid(self, message: OpenGrid) -> None:
+        """Watch an evaluation that is going here."""
+        from textleak_tui.screens.evaluation import EvaluationScreen
+
+        self.push_screen(EvaluationScreen(message.session.folder, self.memory, message.session))
 
     @on(AttackAgain)
     def attack_again(self, message: AttackAgain) -> None:
@@ -266,6 +299,7 @@ def build_app(
     root: Path | None = None,
     settings_path: Path | None = None,
     sessions: Sessions | None = None,
+    starter: Starter | None = None,
 ) -> TextleakApp:
     """The app as `textleak tui` starts it and as tests drive it.
 
@@ -275,7 +309,9 @@ def build_app(
         root: where run folders lie; None for the usual place.
         settings_path: where settings are remembered; None remembers nothing.
         sessions: opens attacks; None for real ones under `root`.
+        starter: loads what these need while one types; None for nothing beforehand.
     """
-    return TextleakApp(
-        sessions or Sessions(root or runs_folder()), Memory(settings_path), run=run, update=update
-    )
+    if sessions is None:
+        child = Child if starter is None else functools.partial(Child, begin=starter.start)
+        sessions = Sessions(root or runs_folder(), child, starter=starter)
+    return TextleakApp(sessions, Memory(settings_path), run=run, update=update)

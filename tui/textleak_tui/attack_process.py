@@ -1,4 +1,4 @@
-"""`python -m textleak_tui.attack_process run|image|audit FOLDER`: one attack, in a process that ends when the app does.
+"""`python -m textleak_tui.attack_process run|image|audit|eval FOLDER`: one attack, in a process that ends with the app.
 
 The first line of standard input holds the run's settings as JSON, so that no private text is in the list of
 processes. The app keeps the other end open: when it closes, however the app came to its end, the attack is
@@ -51,7 +51,7 @@ def attack(command: str, folder: Path, settings: Mapping[str, Any]) -> int:
     """Prepare, drive and record one attack; the exit code.
 
     Args:
-        command: "run" for text, "image" for pictures, "audit" for an update that was found.
+        command: "run" for text, "image" for pictures, "audit" for an update that was found, "eval" for a grid.
         folder: its run folder, which is left alone where the settings can't be used.
         settings: by the names that configurations have.
     """
@@ -61,6 +61,8 @@ def attack(command: str, folder: Path, settings: Mapping[str, Any]) -> int:
             _on_pictures(settings, folder)
         elif command == "audit":
             _on_update(settings, folder)
+        elif command == "eval":
+            _on_data(settings, folder)
         else:
             _on_text(settings, folder)
     except TextleakError as error:
@@ -98,6 +100,16 @@ def _on_update(settings: Mapping[str, Any], folder: Path) -> None:
 
     job = prepare(load_audit_config(settings))
     _record(job, runs.RunFolder.create(folder, name=job.name))
+
+
+def _on_data(settings: Mapping[str, Any], folder: Path) -> None:
+    from textleak.evaluation.drive import begin
+    from textleak.evaluation.engines import Local
+    from textleak.settings import load_evaluation_config
+
+    evaluation = begin(load_evaluation_config(None, {**settings, "out": folder}))
+    for _ in evaluation.run(Local()):
+        pass
 
 
 def _record(job: Job, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -142,17 +154,21 @@ def _last_word(what: str, why: str, fix: str) -> None:
         sys.stdout.flush()
 
 
-def main() -> None:
-    """Read the settings, watch the app, attack."""
+def run(command: str, folder: Path) -> int:
+    """Read the settings, watch the app, attack; the exit code.
+
+    Args:
+        command: "run", "image" or "audit".
+        folder: its run folder.
+    """
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None:
             signal.signal(number, signal.default_int_handler)
-    folder = Path(sys.argv[2])
     settings = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_app, args=(folder,), daemon=True).start()
-    sys.exit(attack(sys.argv[1], folder, settings))
+    return attack(command, folder, settings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(sys.argv[1], Path(sys.argv[2])))

@@ -15,9 +15,9 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from textleak import runs
 
@@ -27,6 +27,32 @@ BYTES_KEPT = 1 << 16
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 # Our choice: how long a stopped attack has to certify and write its best answer, when the app is quit.
 SECONDS_TO_FINISH = 10.0
+
+
+class Process(Protocol):
+    """What is asked of a process: `asyncio.subprocess.Process` is one."""
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter | None: ...  # noqa: D102
+    @property
+    def stdout(self) -> asyncio.StreamReader | None: ...  # noqa: D102
+    @property
+    def stderr(self) -> asyncio.StreamReader | None: ...  # noqa: D102
+    @property
+    def pid(self) -> int | None: ...  # noqa: D102
+    @property
+    def returncode(self) -> int | None: ...  # noqa: D102
+    async def wait(self) -> int: ...  # noqa: D102
+    def send_signal(self, number: int, /) -> None: ...  # noqa: D102
+
+
+# Begins a process of a command for a folder; None where it can't.
+Begin = Callable[[str, Path], Awaitable[Process | None]]
+
+
+def environment() -> dict[str, str]:
+    """What an attack's process has for its environment."""
+    return {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,15 +70,17 @@ class Child:
 
     Args:
         folder: its run folder, which need not exist yet.
+        begin: tried first; None, or where it gives none: a process that loads everything itself.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, begin: Begin | None = None) -> None:
         self.folder = folder
+        self._begin = begin
         self.paused = False
         self.stopping = 0
         self.lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._said = b""
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._reader: asyncio.Future[Any] | None = None
 
     async def start(self, command: str, settings: Mapping[str, Any]) -> None:
@@ -65,7 +93,17 @@ class Child:
         Raises:
             OSError: no process can be started.
         """
-        process = await asyncio.create_subprocess_exec(
+        process = None if self._begin is None else await self._begin(command, self.folder)
+        if process is None:
+            process = await self._cold(command)
+        self.watch(process)
+        if process.stdin is not None:
+            process.stdin.write(json.dumps(settings).encode() + b"\n")
+            with contextlib.suppress(ConnectionError):  # it has gone already; its exit code says why
+                await process.stdin.drain()
+
+    async def _cold(self, command: str) -> Process:
+        return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "textleak_tui.attack_process",
@@ -76,15 +114,10 @@ class Child:
             stderr=asyncio.subprocess.PIPE,
             # Signals that the terminal sends to the app don't reach it: it ends by its standard input.
             start_new_session=True,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
+            env=environment(),
         )
-        self.watch(process)
-        if process.stdin is not None:
-            process.stdin.write(json.dumps(settings).encode() + b"\n")
-            with contextlib.suppress(ConnectionError):  # it has gone already; its exit code says why
-                await process.stdin.drain()
 
-    def watch(self, process: asyncio.subprocess.Process) -> None:
+    def watch(self, process: Process) -> None:
         """Answer for a process: read what it says."""
         self._process = process
         self._reader = asyncio.gather(self._read_lines(process.stderr), self._read_word(process.stdout))
@@ -104,7 +137,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its process, None before it was started."""
+        """Its process, None before it is there."""
         return None if self._process is None else self._process.pid
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading.catalog import CATALOG, unknown_model
+from textleak.settings.base import TASKS
 from textleak.shared.known import NO_CLIENT, NO_DEFENSE, SideInformation
 from textleak_tui.catalog import Catalog
 
@@ -83,10 +84,11 @@ def check_model(text: str, _: Catalog) -> None:
 
 
 def check_attack(text: str, catalog: Catalog) -> None:
-    """An attack that there is."""
+    """An attack that there is, with its options where it is given some."""
     names = [str(one["name"]) for one in catalog.attacks]
-    if names and text not in names:
+    if names and text.partition(":")[0] not in names:
         raise unknown_name("attack", text, names)
+    _check_specs(text, "attack", catalog.attacks)
 
 
 def check_share(text: str, _: Catalog) -> None:
@@ -213,8 +215,12 @@ FIELDS = (
             classification="one class a sentence",
             causal_lm="each next token",
             masked_lm="tokens behind masks",
+            regression="a number",
+            multi_label="several classes a sentence",
+            token_classification="a class of every token",
+            question_answering="where an answer is",
         ),
-        check=_known("task", ("auto", "classification", "causal-lm", "masked-lm")),
+        check=_known("task", TASKS),
     ),
     Field(
         name="attack",
@@ -347,8 +353,8 @@ def _reads_pictures(attack: Mapping[str, Any]) -> bool:
     return "pictures" in attack.get("reads", ())
 
 
-def _named(name: str, **changes: Any) -> Field:  # noqa: ANN401
-    """A field of text runs as image runs have it."""
+def named(name: str, /, **changes: Any) -> Field:  # noqa: ANN401
+    """A field of text runs as other kinds have it."""
     return dataclasses.replace(next(field for field in FIELDS if field.name == name), **changes)
 
 
@@ -368,19 +374,17 @@ def _check_time(text: str, _: Catalog) -> None:
 
 
 AUDIT_FIELDS = (
-    _named(
+    named(
         "model",
         words="for adapters the base model: an alias, a hub id or a folder",
         default="",
         check=_check_audit_model,
         empty="the file's own",
     ),
-    _named("task"),
-    _named(
-        "client", words="how the client trains, else what the update tells", empty="what the update tells"
-    ),
-    _named("share", words="audit no more than this of it", default="", empty="all that is there"),
-    _named(
+    named("task"),
+    named("client", words="how the client trains, else what the update tells", empty="what the update tells"),
+    named("share", words="audit no more than this of it", default="", empty="all that is there"),
+    named(
         "know", words="what the server knows besides: batch-size=2,lengths=12/9", empty="what the file says"
     ),
     Field(
@@ -391,7 +395,7 @@ AUDIT_FIELDS = (
         check=_check_file,
         empty="not known",
     ),
-    _named("attack"),
+    named("attack"),
     Field(
         name="time_limit",
         title="Time",
@@ -400,8 +404,8 @@ AUDIT_FIELDS = (
         check=_check_time,
         empty="10m",
     ),
-    _named("device"),
-    _named("threads"),
+    named("device"),
+    named("threads"),
 )
 
 
@@ -418,19 +422,19 @@ IMAGE_FIELDS = (
         ),
         empty="the sample pictures",
     ),
-    _named(
+    named(
         "model",
         words="an image classifier: an alias, a hub id or a folder",
         default="lenet",
         options=_image_models,
         check=_check_image_model,
     ),
-    _named("weights"),
-    _named("attack", default="dlg", options=_image_attacks, check=_check_image_attack),
-    _named("share"),
-    _named("client"),
-    _named("defenses"),
-    _named(
+    named("weights"),
+    named("attack", default="dlg", options=_image_attacks, check=_check_image_attack),
+    named("share"),
+    named("client"),
+    named("defenses"),
+    named(
         "know",
         words="what the attacker is told: else the batch size",
         options=_fixed(
@@ -444,9 +448,9 @@ IMAGE_FIELDS = (
         ),
         check=_check_image_know,
     ),
-    _named("restarts"),
-    _named("steps", words="evaluations of each candidate, at most"),
-    _named("seed"),
-    _named("device"),
-    _named("threads"),
+    named("restarts"),
+    named("steps", words="evaluations of each candidate, at most"),
+    named("seed"),
+    named("device"),
+    named("threads"),
 )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from textual.message import Message
 
+from textleak_tui.session import Session
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Destination:
@@ -57,6 +59,12 @@ PLACES = (
         key="f7",
         words="A file of your own training: what an update tells by itself and gives away.",
     ),
+    Destination(
+        name="grid",
+        title="Grid",
+        key="f10",
+        words="How much leaks over a data set: attacks, clients and defenses, cell by cell.",
+    ),
 )
 
 
@@ -94,6 +102,13 @@ class AttackAgain(Message):
 
     batch: Sequence[str]
     values: Mapping[str, str]
+
+
+@dataclasses.dataclass
+class OpenGrid(Message):
+    """Show the folder of an evaluation that is going here."""
+
+    session: Session
 
 
 @dataclasses.dataclass

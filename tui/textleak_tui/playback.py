@@ -86,6 +86,13 @@ class Playback:
                 self.event, self._second = 0, 0.0
         self._ticked = self.clock()
 
+    def play_within(self, seconds: float) -> None:
+        """Play it from the beginning, at the lowest of the speeds, 1 or above, that is through by then."""
+        whole = self.recording.extent("seconds")
+        self.speed = next((one for one in SPEEDS if one >= 1 and whole / one <= seconds), SPEEDS[-1])
+        self.newest()
+        self.play()
+
     def next_speed(self) -> None:
         """The next of the speeds."""
         self.speed = speed_after(self.speed)

@@ -15,8 +15,11 @@ from typing import Any
 from textleak import runs
 from textleak.errors import InputError
 from textleak.view import ViewState
+from textleak_tui import catalog
+from textleak_tui.catalog import Catalog
 from textleak_tui.child import REFUSED, Child, Failure
 from textleak_tui.recording import Recording
+from textleak_tui.starter import Starter
 
 # Our choice: how long one look may spend on reading what the attack wrote.
 SECONDS_TO_READ = 0.02
@@ -133,10 +136,14 @@ class Sessions:
     Args:
         root: where run folders are made.
         child: what makes a process for a folder.
+        starter: begins processes that have loaded everything, and is ended with them; None for none.
     """
 
-    def __init__(self, root: Path, child: Callable[[Path], Child] = Child) -> None:
+    def __init__(
+        self, root: Path, child: Callable[[Path], Child] = Child, *, starter: Starter | None = None
+    ) -> None:
         self.root = root
+        self.starter = starter
         self._child = child
         self._open: set[Session] = set()
 
@@ -149,6 +156,12 @@ class Sessions:
         session = Session(self._child(self.root / name))
         self._open = {one for one in self._open if not one.child.ended} | {session}
         return session
+
+    async def catalog(self) -> Catalog:
+        """What attacks there are: of the warm process, else of one that lists them."""
+        told = None if self.starter is None else self.starter.catalog
+        found = None if told is None else await asyncio.shield(told)
+        return await catalog.list_catalog() if found is None else Catalog.from_json(found)
 
     @property
     def going(self) -> list[Session]:
@@ -164,3 +177,5 @@ class Sessions:
         """End everything, with its best answer where it finds the time."""
         await asyncio.gather(*(one.child.end() for one in self._open))
         self._open.clear()
+        if self.starter is not None:
+            self.starter.end()

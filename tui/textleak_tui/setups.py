@@ -14,9 +14,8 @@ from typing import Any
 from textleak import foreign
 from textleak.errors import InputError
 from textleak_tui.fields import AUDIT_FIELDS, FIELDS, IMAGE_FIELDS, Field
+from textleak_tui.grid_fields import GRID_FIELDS, SEVERAL, check_data
 
-# Fields that may hold several names, with blanks between them.
-_SEVERAL = ("client", "defenses")
 # What a batch's settings are on the command line.
 _FLAGS = {
     "sentences": "--sentence",
@@ -25,6 +24,7 @@ _FLAGS = {
     "gradients": "",  # by its place
     "before": "--before",
     "after": "--after",
+    "data": "--data",
 }
 
 
@@ -90,6 +90,10 @@ def _of_update(paths: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, found, strict=False))
 
 
+def _of_data(names: Sequence[str]) -> dict[str, list[str]]:
+    return {"data": list(names)}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
     """What one kind of run is set up with.
@@ -105,6 +109,7 @@ class Setup:
         fields: the settings.
         check: raises an `InputError` for a batch that can't be used.
         batch: the settings that the batch is.
+        lists: fields that may hold several names, with blanks between them.
     """
 
     command: str
@@ -117,6 +122,7 @@ class Setup:
     fields: tuple[Field, ...]
     check: Callable[[Sequence[str]], None]
     batch: Callable[[Sequence[str]], Mapping[str, list[str] | str]]
+    lists: tuple[str, ...] = ("client", "defenses")
 
 
 TEXT = Setup(
@@ -168,13 +174,31 @@ AUDIT = Setup(
 )
 
 
+GRID = Setup(
+    command="eval",
+    place="grid",
+    loading="Reading the data and loading the model",
+    title="Data",
+    several="data sets",
+    invitation="sample, cola, sst2, rotten_tomatoes or a file of sentences, then Enter (Ctrl+N: another)",
+    intro=(
+        "How much leaks over a data set?",
+        "Every combination of what you name is a cell; press Enter and watch the grid fill.",
+    ),
+    fields=GRID_FIELDS,
+    check=check_data,
+    batch=_of_data,
+    lists=SEVERAL,
+)
+
+
 def settings_of(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> dict[str, Any]:
     """A run's settings: every field that differs from its default, and the batch."""
     found: dict[str, Any] = {}
     for field in setup.fields:
         value = values.get(field.name, field.default).strip()
         if value and value != field.default:
-            found[field.name] = value.split() if field.name in _SEVERAL else value
+            found[field.name] = value.split() if field.name in setup.lists else value
     return {**found, **setup.batch(batch)}
 
 

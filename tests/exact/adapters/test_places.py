@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from textleak.exact.adapters.bag import Bag
-from textleak.exact.adapters.places import placed
+from textleak.exact.adapters.places import placed, standing
 
 SENTENCE = (30, 12, 7, 12, 45, 7, 12, 9, 31)  # tokens that stand once, twice and three times
 
@@ -25,7 +27,9 @@ def bag(*sentences: tuple[int, ...], measured: int = 8) -> Bag:
             parts_KM[tokens.index(token)] += part_M
             places_TM[t] += part_M
     places_TM[0] = 0  # the first position's row is in the tokens' own
-    return Bag(tokens=tokens, parts_NM=parts_KM, places_TM=places_TM, complete=True)
+    return Bag(
+        tokens=tokens, parts_NM=parts_KM, places_TM=places_TM, complete=True, reading_IN=torch.empty(0, 0)
+    )
 
 
 def test_tokens_stand_where_positions_have_their_parts() -> None:
@@ -42,5 +46,14 @@ def test_repeated_tokens_at_more_places_than_measurements_stay_open() -> None:
 
 def test_without_positions_nothing_is_placed() -> None:
     whole = bag(SENTENCE)
-    none = Bag(tokens=whole.tokens, parts_NM=whole.parts_NM, places_TM=whole.places_TM[:0], complete=True)
+    none = dataclasses.replace(whole, places_TM=whole.places_TM[:0])
     assert placed(none) is None
+
+
+def test_of_several_sentences_tokens_that_stand_at_one_position_alone_are_told() -> None:
+    told = standing(bag((30, 12, 7, 9, 31), (30, 8, 7, 31), (30, 45, 7, 13, 31)), 3)
+    assert told == ((30,), (8, 12, 45), (7,), None, None)  # 31 ends sentences at two positions
+
+
+def test_no_more_tokens_stand_at_a_position_than_there_are_sentences() -> None:
+    assert standing(bag((30, 12, 31), (30, 8, 31)), 1)[1] is None

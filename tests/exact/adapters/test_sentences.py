@@ -57,9 +57,21 @@ def test_an_encoders_sentence_comes_back_with_its_class(wide_model: ToyModel, se
     assert recovery.stop is Stop.VERIFIED
 
 
-def test_of_several_sentences_of_an_encoder_the_tokens_are_listed(wide_model: ToyModel, seen: Seen) -> None:
+def test_several_sentences_of_an_encoder_come_back_with_their_classes(
+    wide_model: ToyModel, seen: Seen
+) -> None:
     model = wide_model("bert", task="classification")
-    recovery = attacked(seen(model, TWO, know="lengths"), model)
+    recovery = attacked(seen(model, TWO), model)
+    assert rows(recovery) == sorted(model.encode(TWO).sentences)
+    assert recovery.stop is Stop.VERIFIED
+
+
+@pytest.mark.parametrize(("task", "know"), [("classification", "nothing"), ("masked-lm", None)])
+def test_of_several_sentences_whose_gradients_arent_told_apart_the_tokens_are_listed(
+    task: str, know: str | None, wide_model: ToyModel, seen: Seen
+) -> None:
+    model = wide_model("bert", task=task)
+    recovery = attacked(seen(model, TWO, know=know), model)
     assert recovery.stop is not Stop.VERIFIED
     assert "in which order they stand was not" in " ".join(recovery.notes)
 
@@ -113,16 +125,25 @@ def test_a_sentence_comes_back_from_smollm2s_adapters(seen: Seen) -> None:
     assert recovery.stop is Stop.VERIFIED
 
 
-@pytest.mark.parametrize(("family", "task"), [("llama", "classification"), ("bert", "masked-lm")])
-def test_what_the_network_reads_comes_back_where_labels_dont(
-    family: str, task: str, wide_model: ToyModel, seen: Seen
-) -> None:
-    model = wide_model(family, task=task)
-    sentence = "the cat sat at the house and the dog ran out of it"
-    recovery = attacked(seen(model, [sentence], rank=8), model)
+SENTENCE = "the cat sat at the house and the dog ran out of it"
+
+
+def test_what_the_network_reads_comes_back_where_labels_dont(wide_model: ToyModel, seen: Seen) -> None:
+    model = wide_model("bert", task="masked-lm")
+    recovery = attacked(seen(model, [SENTENCE], rank=8), model)
     (found,) = rows(recovery)
-    (true,) = model.encode([sentence]).sentences
+    (true,) = model.encode([SENTENCE]).sentences
     assert len(found) == len(true)
     assert all(token in (own, -1) for token, own in zip(found, true, strict=True))
     assert sum(token >= 0 for token in found) > len(true) / 2
     assert recovery.stop is not Stop.VERIFIED
+
+
+def test_a_class_that_no_fit_told_is_solved_for_with_the_text(wide_model: ToyModel, seen: Seen) -> None:
+    model = wide_model("llama", task="classification")
+    view = seen(model, [SENTENCE], rank=8)
+    recovery = attacked(view, model)
+    assert rows(recovery) == [*model.encode([SENTENCE]).sentences]
+    assert all(isinstance(sentence.label, int) for sentence in recovery.sentences)
+    assert not any("soft" in note for note in recovery.notes)
+    assert recovery.stop is Stop.VERIFIED

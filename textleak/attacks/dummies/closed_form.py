@@ -16,7 +16,7 @@ def put_to_the_test(view: View, pixels_CHW: Tensor, labels_KB: Tensor | None) ->
     yield Phase(name="closed form", detail="the gradients of patches and positions are equations for pixels")
     shared, model = view.shared, view.image_model
     picture_1CHW = model.pictures(pixels_CHW.to(model.device, model.dtype)).clamp(0, 1)[None]
-    labels = shared.known.labels or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
+    labels = shared.known.classes or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
     certificate = certify(view, Pictures(picture_1CHW, labels))
     image = tuple(picture_1CHW.cpu().permute(0, 2, 3, 1).tolist())
     yield Progress(

@@ -42,21 +42,23 @@ def reordered(dummies: Dummies, free: Leaves, batches: Sequence[Sequence[Order]]
     orders_MBT = torch.tensor(padded, device=free["embeddings"].device)
     found = {}
     for name, leaf in free.items():
-        if name == "labels" and dummies.model.task == "classification":
-            found[name] = leaf.expand(len(batches), *leaf.shape[1:])
-        elif name == "labels" and dummies.model.task == "causal-lm":
-            # A row is the token that stands after it; the last one, of no token, goes with the first token.
-            found[name] = _gathered(leaf.roll(1, 2), orders_MBT).roll(-1, 2)
-        else:
-            found[name] = _gathered(leaf, orders_MBT)
+        # Of a causal model's labels, a row is the token that stands after it; the last one, of no token, goes with the
+        # first token.
+        ahead = name == "labels" and dummies.model.task == "causal-lm"
+        moved = leaf.roll(1, 2) if ahead else leaf
+        for dimension in dummies.along_tokens(name):
+            moved = _gathered(moved, orders_MBT, dimension)
+        moved = moved.expand(len(batches), *leaf.shape[1:])
+        found[name] = moved.roll(-1, 2) if ahead else moved
     return found
 
 
-def _gathered(leaf_1BT: Tensor, orders_MBT: Tensor) -> Tensor:
-    """What stands at each place after a move; any dimensions after T go with it."""
-    rest = leaf_1BT.shape[3:]
-    index = orders_MBT.view(*orders_MBT.shape, *(1 for _ in rest)).expand(*orders_MBT.shape, *rest)
-    return leaf_1BT.expand(len(orders_MBT), *leaf_1BT.shape[1:]).gather(2, index)
+def _gathered(leaf: Tensor, orders_MBT: Tensor, dimension: int) -> Tensor:
+    """What stands at each place along a dimension after a move; all other dimensions go with it."""
+    shape = [1] * leaf.dim()
+    shape[0], shape[1], shape[dimension] = orders_MBT.shape
+    rest = (len(orders_MBT), *leaf.shape[1:])
+    return leaf.expand(rest).gather(dimension, orders_MBT.view(shape).expand(rest))
 
 
 def random_order(count: int, generator: torch.Generator) -> Order:

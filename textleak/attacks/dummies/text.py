@@ -126,9 +126,14 @@ class Dummies:
             "places": (B, T),
         }
         return {
-            name: torch.randn(candidates, *shapes[name], generator=generator).to(self._table_VE)
-            for name in self.free
+            name: torch.randn(candidates, *shape, generator=generator).to(self._table_VE)
+            for name, shape in shapes.items()
+            if name in self.free
         }
+
+    def along_tokens(self, name: str) -> tuple[int, ...]:
+        """The dimensions of a leaf that go along the tokens of its sentences; candidates and sentences come first."""
+        return () if name == "labels" and self.model.task == "classification" else (2,)
 
     def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """All leaves: those that are optimized, and what the model function reads beside them."""
@@ -164,6 +169,19 @@ class Dummies:
         """Each position's share of the loss of masked language modeling, (K, B, T)."""
         places = leaves["places"].masked_fill(~leaves["open"], -torch.inf)
         return places.flatten(1).softmax(-1).view_as(places)
+
+    def rounded(self, leaves: Leaves) -> dict[str, Tensor]:
+        """The same candidates with every embedding that of the token it stands for."""
+        longest = max(self.lengths)
+        rows = [
+            [
+                [self.model.mask_id if p.masked else p.id for p in sentence.positions]
+                + [self.model.pad_id] * (longest - len(sentence.positions))
+                for sentence in self.decode(leaves, k)
+            ]
+            for k in range(len(leaves["embeddings"]))
+        ]
+        return {**leaves, "embeddings": self._table_VE[torch.tensor(rows, device=self._table_VE.device)]}
 
     def decode(self, leaves: Leaves, k: int) -> tuple[Sentence, ...]:
         """The sentences that candidate k stands for, with cosine similarities as confidence."""

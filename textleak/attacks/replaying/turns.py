@@ -70,7 +70,7 @@ def _how_often_later(view: View, guess: Guess) -> Tensor | None:
     columns = torch.stack([*rows, *(change for changes in changes_BB for change in changes)], 1)
     sizes = columns.norm(dim=0).clamp_min(torch.finfo(columns.dtype).tiny)
     wanted = _row(view.shared.gradients, names).to(columns.device)
-    parts = least_squares(columns / sizes, wanted[:, None])[:, 0] / sizes
+    parts: Tensor = least_squares(columns / sizes, wanted[:, None])[:, 0] / sizes
     return parts[count:].view(count, count)
 
 
@@ -78,7 +78,7 @@ def _move(moved: Mapping[str, Tensor], before: Mapping[str, Tensor], gradient: T
     """Put weights a little down a gradient; by how much of it."""
     size = sum(float(before[name].detach().square().sum()) for name in gradient) ** 0.5
     length = sum(float(value.square().sum()) for value in gradient.values()) ** 0.5
-    part = _MOVED * size / max(length, torch.finfo(torch.float32).tiny)
+    part: float = _MOVED * size / max(length, torch.finfo(torch.float32).tiny)
     with torch.no_grad():
         for name, value in gradient.items():
             moved[name].copy_(before[name] - part * value)

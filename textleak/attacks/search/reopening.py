@@ -149,7 +149,8 @@ class _Stage:
         blank = self.search.first(lengths)
         scored = self.search.scores(Guess(blank, classes) for classes in combinations)
         ranked = sorted(scored, key=scored.__getitem__)
-        return [guess.classes for guess in ranked[: 1 if len(lengths) == 1 else _LABELS_KEPT]]
+        kept = 1 if len(lengths) == 1 else _LABELS_KEPT
+        return [classes for classes in combinations if Guess(blank, classes) in ranked[:kept]]
 
     def begun(self, everywhere: Opening, *, beside: list[Guess]) -> Iterator[Phase | Progress]:
         """Dummies from the start, and a search from what they decode to and the guesses `beside`."""

@@ -120,8 +120,8 @@ class Search:
         classes = self.model.num_labels
         if classes is None:
             return [()]
-        if self.problem.shared.known.labels is not None:
-            return [self.problem.shared.known.labels]
+        if self.problem.shared.known.classes is not None:
+            return [self.problem.shared.known.classes]
         if classes**count <= _LABEL_COMBINATIONS:
             return list(itertools.product(range(classes), repeat=count))
         return [

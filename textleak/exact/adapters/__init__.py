@@ -5,7 +5,9 @@ An adapter's gradient has too few rows to span what its layer reads, but that is
 - `measured`: the layers that adapters measure.
 - `pursuit`: which of many known vectors make a few measurements.
 - `bag`: the tokens of the batch, from the first layers' adapters.
-- `places`: where they stand in one sentence, where positions are in what the first layers read.
+- `places`: where they stand, where positions are in what the first layers read.
+- `leftover`: how much sentences leave of what adapters measure, and
+- `batches`: the sentences of an encoder's batch, by that.
 - `growth`: a decoder's beginnings, one token longer at a time, from the later layers'.
 - `endings`: the last tokens, which no layer reads.
 - `sentences`: all of these, one after the other.

@@ -21,6 +21,7 @@ from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.additive import additive_inputs
 from textleak.models.probes.layers import LocalLayer, layer_inputs
+from textleak.numerics import exact
 
 # Positions that are reckoned with where no length is known (our choice).
 _LONGEST = 64
@@ -30,6 +31,9 @@ _COMMON, _RIDGE = 8192, 1e-6
 _TOKENS_A_PASS = 4096
 # Relative norm that the tokens may leave of the gradient (our choice; measured in float32: 3e-7 to 2e-6).
 LEFT = 1e-4
+# What is left of a token's part once all its sentences are taken off, relatively (our choice; measured on minilm in
+# float32: 1e-7 to 1e-5).
+_GONE = 1e-3
 # From where on it is looked whether that is so much that nothing is missing, as it was rounded (our choice, as above).
 _NEARLY, _ALL = 0.05, 1e-6
 
@@ -43,12 +47,35 @@ class Bag:
         parts_NM: the coefficients of their rows in the measurements.
         places_TM: those of the positions' rows, 0 where a position has none; the first one's are in the tokens' rows.
         complete: whether they make all of the gradient.
+        reading_IN: makes parts of a gradient of the same layers, the tokens' first, then the positions'.
     """
 
     tokens: Row
     parts_NM: Tensor
     places_TM: Tensor
     complete: bool
+    reading_IN: Tensor
+
+    def without(self, own_MI: Tensor, *, times: int = 1) -> Bag:
+        """What is left where a part of the batch is taken off; tokens that stand nowhere else are left out.
+
+        Args:
+            own_MI: that part's gradient.
+            times: how often it is there.
+        """
+        own_NM = (exact(own_MI) @ self.reading_IN).T * times
+        parts_NM = self.parts_NM - own_NM[: len(self.tokens)]
+        places_TM = self.places_TM - own_NM[len(self.tokens) :]
+        left_N = parts_NM.norm(dim=1) > _GONE * self.parts_NM.norm(dim=1)
+        left_T = places_TM.norm(dim=1) > _GONE * self.places_TM.norm(dim=1)
+        all_T = torch.ones_like(left_T)
+        return dataclasses.replace(
+            self,
+            tokens=tuple(token for token, left in zip(self.tokens, left_N.tolist(), strict=True) if left),
+            parts_NM=parts_NM[left_N],
+            places_TM=places_TM * left_T[:, None],
+            reading_IN=self.reading_IN[:, torch.cat([left_N, all_T])],
+        )
 
 
 def find_bag(
@@ -103,28 +130,33 @@ def find_bag(
         ):
             break
     made = parts(gradient_MI, torch.cat([tokens_VI[chosen], others_PI]))
-    return _bag(made, chosen, placed_T=places_TI.any(1), full=pursuit.room <= 0)
+    return _bag(made, chosen, rows=rows, full=pursuit.room <= 0)
 
 
-def _bag(made: Parts, chosen: Sequence[int], *, placed_T: Tensor, full: bool) -> Bag:
+def _bag(made: Parts, chosen: Sequence[int], *, rows: tuple[Tensor, Tensor, Tensor], full: bool) -> Bag:
     """The tokens taken that are really there, with their parts.
 
     Args:
         made: parts of the tokens taken, then of the positions with a row of their own, and of the norm's bias.
         chosen: the tokens.
-        placed_T: which positions have a row of their own.
+        rows: all tokens', all positions', and the bias.
         full: whether so many were taken that any gradient would be made of them.
     """
+    tokens_VI, places_TI, bias_I = rows
+    placed_T = places_TI.any(1)
     there = made.there_N[: len(chosen)].tolist()
     parts_NM = made.parts_NM * made.there_N[:, None]
     places_TM = parts_NM.new_zeros(len(placed_T), parts_NM.shape[1])
     places_TM[placed_T] = parts_NM[len(chosen) :][: int(placed_T.sum())]
     order = sorted((token, n) for n, token in enumerate(chosen) if there[n])
+    tokens = [token for token, _ in order]
+    made_of_NI = exact(torch.cat([tokens_VI[tokens], places_TI, bias_I]))
     return Bag(
-        tokens=tuple(token for token, _ in order),
+        tokens=tuple(tokens),
         parts_NM=made.parts_NM[[n for _, n in order]],
         places_TM=places_TM,
         complete=bool(chosen) and made.left <= LEFT and not full,
+        reading_IN=torch.linalg.pinv(made_of_NI)[:, : len(tokens) + len(places_TI)],
     )
 
 

@@ -1,12 +1,14 @@
-"""Where the tokens of one sentence stand, where the first layers read the sum of a token's row and a position's.
+"""Where tokens stand, where the first layers read the sum of a token's row and a position's.
 
-Each input is one multiple of both rows, so a position has the same part in the measurements as the token there, and a
-token that stands at several positions has the sum of theirs.
+Each input is one multiple of both rows, so a position has the same part in the measurements as the tokens there
+together, and a token that stands at several positions has the sum of its parts.
 
 Shapes: K tokens, T positions, M measurements.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from textleak.matching.discrete import Row
 _SAME = 1e-3
 # How far from 0 or 1 the share of a position in a token's part may be (our choice).
 _WHOLE = 0.1
+# Tokens up to which pairs of them are summed (our choice: four of as many at one position in some seconds).
+_PAIRED = 64
 
 
 def placed(bag: Bag) -> Row | None:
@@ -49,6 +53,44 @@ def placed(bag: Bag) -> Row | None:
     if not _adds_up(bag, places_TM, row):
         return None
     return tuple(bag.tokens[k] for k in row)
+
+
+def standing(bag: Bag, sentences: int) -> tuple[Row | None, ...]:
+    """The tokens at each position of a batch of several sentences, up to the last position that any stands at.
+
+    Args:
+        bag: of an encoder whose first layers know positions.
+        sentences: how many there are.
+
+    Returns:
+        For each position its distinct tokens, each of which stands nowhere else; None where it has others, or more
+        than can be told.
+    """
+    places_TM = _places(bag)
+    found: list[Row | None] = [None] * len(places_TM)
+    free = list(range(len(bag.tokens)))
+    told = True
+    while told:
+        told = False
+        for t, place_M in enumerate(places_TM):
+            some = _making(place_M, bag.parts_NM, free) if found[t] is None else None
+            if some is not None and 0 < len(some) <= sentences:
+                found[t], told = tuple(bag.tokens[k] for k in some), True
+                free = [k for k in free if k not in some]
+    return tuple(found)
+
+
+def _making(place_M: Tensor, parts_KM: Tensor, free: list[int]) -> list[int] | None:
+    """Which of some tokens, up to four of them, have a position's part together."""
+    sets = [(), *((k,) for k in free)]
+    if len(free) <= _PAIRED:
+        sets += itertools.combinations(free, 2)
+    sums_CM = torch.stack([parts_KM[list(some)].sum(0) for some in sets])
+    apart_CC = torch.cdist(place_M - sums_CM, sums_CM)
+    if not bool(apart_CC.min() <= _SAME * place_M.norm()):
+        return None
+    one, other = divmod(int(apart_CC.argmin()), len(sets))
+    return sorted({*sets[one], *sets[other]})
 
 
 def _places(bag: Bag) -> Tensor:

@@ -15,6 +15,7 @@ from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
 from textleak.exact.adapters.bag import Bag, find_bag
+from textleak.exact.adapters.batches import encoder_batch
 from textleak.exact.adapters.endings import read_endings
 from textleak.exact.adapters.growth import Growth
 from textleak.exact.adapters.measured import Measured, first_layers, later_measured
@@ -62,7 +63,7 @@ def adapter_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     if bag is None or not bag.complete:
         return Found(notes=(_no_bag(bag, first),))
     if sees_ahead(model):
-        return _encoder(view, bag)
+        return (yield from _encoder(view, bag))
     return (yield from _decoder(view, bag, longest))
 
 
@@ -81,11 +82,15 @@ def _unordered(bag: Bag, longest: int | None) -> Found:
     return Found(sets=(bag.tokens,) * (longest or 1), notes=(note,))
 
 
-def _encoder(view: View, bag: Bag) -> Found:
-    """An encoder's sentence from the tokens and positions of its batch."""
+def _encoder(view: View, bag: Bag) -> Generator[Phase | Progress, None, Found]:
+    """An encoder's sentences from the tokens and positions of its batch."""
     model, shared = view.text_model, view.shared
-    row = placed(bag) if shared.known.size in (None, 1) else None
+    size = shared.known.size
+    row = placed(bag) if size in (None, 1) else None
     if row is None:
+        if size is not None and bag.places_TM.any() and model.task == "classification":
+            yield Phase(name="grouping", detail="which of these tokens stand in one sentence, and where")
+            return (yield from encoder_batch(view, bag, size))
         return _unordered(bag, max(shared.known.lengths, default=1) if shared.known.lengths else None)
     if model.task != "classification":
         hidden = tuple(OPEN if token == model.mask_id else token for token in row)

@@ -150,8 +150,8 @@ def _label(view: View) -> tuple[int | None, tuple[str, ...]]:
     """The class of one sentence, where the head tells it; a note where it doesn't."""
     if view.text_model.num_labels is None:
         return None, ()
-    if view.shared.known.labels is not None:
-        return view.shared.known.labels[0], ()
+    if view.shared.known.classes is not None:
+        return view.shared.known.classes[0], ()
     try:
         return single_class(view.shared, view.text_model, torch.Generator().manual_seed(0)), ()
     except InputError:

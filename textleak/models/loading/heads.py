@@ -1,64 +1,94 @@
-"""The head that a checkpoint brings along: which classes it tells apart, and whether its loss is one of ours."""
+"""The head that a checkpoint brings along: what it tells, and with which loss it is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from textleak.errors import InputError
+from textleak.models.losses.base import LOSSES, loss_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _CLASSES = 2  # of a head that is drawn anew, as transformers has it
 
-# Heads of other losses, by the end of their class's name in transformers, and what each one tells.
+# Heads whose loss no file in `losses` has, by the end of their class's name in transformers, and what each one tells.
 _OTHERS = {
-    "ForTokenClassification": "a class of every token",
-    "ForQuestionAnswering": "where an answer begins and ends",
     "ForMultipleChoice": "one of several endings",
     "ForNextSentencePrediction": "whether one sentence follows another",
 }
 
 
-def check_head(name: str, config: PreTrainedConfig) -> None:
-    """Make sure that a checkpoint's own head isn't silently replaced by one of another loss.
+def own_task(name: str, kinds: Sequence[str], config: PreTrainedConfig) -> str | None:
+    """The task of a checkpoint's own head, where its loss is one of its own; None for all other heads.
+
+    Args:
+        name: as the model was asked for.
+        kinds: names of the network's class.
+        config: its configuration.
 
     Raises:
         InputError: the head is of a loss that no client here has.
     """
+    for task in LOSSES:
+        loss = loss_of(task)
+        if loss is not None and loss.owns(kinds, config):
+            return task
     for ending, tells in _OTHERS.items():
-        if _has(config, ending):
+        if _has(kinds, ending):
             raise InputError(
                 f"The head of {name!r} tells {tells}.",
-                why="A client that trains it has a loss that isn't here: classes of sentences and tokens of text are.",
+                why="A client that trains it has a loss that isn't here.",
                 fix="--task classification puts a fresh head for classes of sentences on it.",
             )
+    return None
 
 
-def classes_for(name: str, config: PreTrainedConfig, asked: int | None) -> int:
-    """How many classes a classification head has: as asked, else the checkpoint's own, else two.
+def shape_head(config: PreTrainedConfig, task: str, asked: int | None) -> tuple[int | None, int | None]:
+    """Have the configuration ask for a task's head.
+
+    Args:
+        config: of the network that is to be built.
+        task: as it was chosen.
+        asked: how many classes or outputs were asked for; None for the checkpoint's own, else a fresh head's.
+
+    Returns:
+        `TextModel.num_labels` and `TextModel.outputs`.
 
     Raises:
-        InputError: nothing was asked, and the checkpoint's own head has another loss than cross entropy.
+        InputError: fewer classes than a classification can have.
     """
-    if asked is not None:
-        return asked
-    if not _has(config, "ForSequenceClassification"):
-        return _CLASSES
-    if config.problem_type == "multi_label_classification":
-        raise _not_cross_entropy(name, "tells several classes of one sentence (multi_label_classification)")
-    if config.problem_type == "regression" or config.num_labels < 2:
-        raise _not_cross_entropy(name, "gives a number (regression)")
-    return int(config.num_labels)
+    loss = loss_of(task)
+    if asked is not None and asked < (1 if loss is not None else 2):
+        raise InputError(f"num_labels={asked} can't be used.", why="A classification needs two classes.")
+    if loss is None:
+        if task != "classification":
+            return None, None
+        config.num_labels = classes_of(config) if asked is None else asked
+        config.problem_type = "single_label_classification"
+        return config.num_labels, None
+    if loss.outputs is None:
+        return None, None
+    owned = loss.owns(config.architectures or (), config)  # before anything changes
+    config.num_labels = asked or (config.num_labels if owned else loss.outputs)
+    loss.configure(config)
+    return None, config.num_labels
 
 
-def _has(config: PreTrainedConfig, ending: str) -> bool:
-    return any(kind.endswith(ending) for kind in config.architectures or ())
+def outputs_of(config: PreTrainedConfig, task: str) -> tuple[int | None, int | None]:
+    """`TextModel.num_labels` and `TextModel.outputs` of a network that is there already."""
+    loss = loss_of(task)
+    if loss is not None:
+        return None, None if loss.outputs is None else int(config.num_labels)
+    return (int(config.num_labels) if task == "classification" else None), None
 
 
-def _not_cross_entropy(name: str, does: str) -> InputError:
-    return InputError(
-        f"The head of {name!r} {does}.",
-        why="Clients here train classification with cross entropy, one class a sentence.",
-        fix="--set num_labels=2 puts a fresh head with two classes on it.",
-    )
+def classes_of(config: PreTrainedConfig) -> int:
+    """How many classes a checkpoint's own head for them has; a fresh one's where it has none."""
+    own = _has(config.architectures or (), "ForSequenceClassification") and config.num_labels >= _CLASSES
+    return int(config.num_labels) if own else _CLASSES
+
+
+def _has(kinds: Sequence[str], ending: str) -> bool:
+    return any(kind.endswith(ending) for kind in kinds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,8 +11,9 @@ from torch import nn
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import heads
+from textleak.models.losses.base import LOSSES
 from textleak.models.quiet import quiet
-from textleak.models.text import Task, TextModel
+from textleak.models.text import COMMON_TASKS, Task, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -69,9 +70,7 @@ def wrap(
     """
     found = unwrapped(network)
     chosen = task_of(found, task)
-    classes = (
-        heads.classes_for(type(found).__name__, found.config, None) if chosen == "classification" else None
-    )
+    num_labels, outputs = heads.outputs_of(found.config, chosen)
     trained = tuple(key for key, p in found.named_parameters() if p.requires_grad)
     if not trained:
         raise InputError(
@@ -87,7 +86,8 @@ def wrap(
         tokenizer=tokenizer,
         weights="pretrained",
         source=f"{type(found).__name__} in memory",
-        num_labels=classes,
+        num_labels=num_labels,
+        outputs=outputs,
         trained=None if whole else trained,
     )
     check_tokenizer(model)
@@ -116,6 +116,7 @@ def unwrapped(network: nn.Module) -> PreTrainedModel:
                 fix="Give the transformers model that it trains: textleak.wrap(model.encoder, tokenizer).",
             )
         inside = found
+    sharded = any(_is_sharded(module) for module in network.modules())
     for key, parameter in inside.named_parameters():
         if not parameter.dtype.is_floating_point:
             raise InputError(
@@ -123,14 +124,22 @@ def unwrapped(network: nn.Module) -> PreTrainedModel:
                 why="No gradient of them leaves a client; what is trained are adapters.",
                 fix="Load the base model in 16 or 32 bits, put the same adapters into it, and wrap that.",
             )
-        whole = type(parameter.data) is torch.Tensor and not parameter.is_meta
+        whole = type(parameter.data) is torch.Tensor and not parameter.is_meta and not sharded
         if not whole or key.rpartition(".")[2] == "_flat_param":
             raise InputError(
                 f"The weights of the {type(inside).__name__} are not all here ({key} is sharded or on no device).",
                 why="A public model has all of them.",
-                fix="Gather a full state dict, load it into a model of one process, and wrap that.",
+                fix="Save full state dicts before and after the training, torch.distributed.checkpoint.state_dict."
+                "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), and audit these: "
+                "textleak audit --before A.pt --after B.pt. Or load one into a model of one process.",
             )
     return inside
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether it is FSDP's wrapper around a part of the weights, which may look like whole ones (use_orig_params)."""
+    strategy = getattr(module, "sharding_strategy", None)
+    return strategy is not None and getattr(strategy, "name", "NO_SHARD") != "NO_SHARD"
 
 
 def task_of(network: PreTrainedModel, asked: str) -> Task:
@@ -145,8 +154,14 @@ def task_of(network: PreTrainedModel, asked: str) -> Task:
         AutoModelForSequenceClassification,
     )
 
-    if asked not in ("auto", *get_args(Task)):
-        raise unknown_name("task", asked, ("auto", *get_args(Task)))
+    if asked not in (known := ("auto", *COMMON_TASKS, *LOSSES)):
+        raise unknown_name("task", asked, known)
+    kind = type(network).__name__
+    own = heads.own_task(kind, [kind], network.config)
+    if own is not None:
+        if asked not in ("auto", own):
+            raise _does_another(network, asked, own)
+        return own
     kinds: dict[Task, Any] = {
         "classification": AutoModelForSequenceClassification,
         "masked-lm": AutoModelForMaskedLM,
@@ -156,17 +171,20 @@ def task_of(network: PreTrainedModel, asked: str) -> Task:
         made = auto._model_mapping.get(type(network.config), None)
         if made is not None and isinstance(network, made):
             if asked not in ("auto", task):
-                raise InputError(
-                    f"A {type(network).__name__} doesn't do {asked}.",
-                    why=f"Its head is for {task}.",
-                    fix="Leave task out.",
-                )
+                raise _does_another(network, asked, task)
             return task
-    heads.check_head(type(network).__name__, network.config)
     raise InputError(
         f"A {type(network).__name__} has no head for a task here.",
         why="A gradient is one of a loss: of classes of sentences, or of the tokens of a text.",
         fix="Wrap a model for sequence classification, causal or masked language modeling.",
+    )
+
+
+def _does_another(network: PreTrainedModel, asked: str, task: str) -> InputError:
+    return InputError(
+        f"A {type(network).__name__} doesn't do {asked}.",
+        why=f"Its head is for {task}.",
+        fix="Leave task out.",
     )
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,8 +20,9 @@ from textleak.models.loading import heads, own_code, vocabulary
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Checkpoint, find_place, not_at_hand
 from textleak.models.loading.request import Built, Request
+from textleak.models.losses.base import LOSSES, loss_of
 from textleak.models.quiet import quiet
-from textleak.models.text import Task, TextModel
+from textleak.models.text import COMMON_TASKS, Task, TextModel
 from textleak.seeds import seeded
 
 if TYPE_CHECKING:
@@ -47,11 +48,14 @@ def load_model(
         name: alias, hub id, folder, or .gguf file (or a folder that holds one).
         weights: "auto" takes the Hugging Face cache, then an installed package that ships them, then the hub,
             else random ones; "pretrained" doesn't go as far as random ones; "random" never asks the network.
-        task: "classification", "causal-lm", "masked-lm"; "auto": causal-lm for decoders, else classification.
+        task: "classification", "causal-lm", "masked-lm", or a loss of a head's own: "regression", "multi-label",
+            "token-classification", "question-answering"; "auto": that of the checkpoint's own head, else causal-lm for
+            decoders and classification.
         device: "auto" takes CUDA or MPS where there is one; "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32", "float64" or "bfloat16".
         weights_seed: seed of weights that are drawn: all of them, or a head that the checkpoint lacks.
-        num_labels: classes of a classification head, at least 2; None for the checkpoint's own, or 2.
+        num_labels: classes of a classification head, at least 2, or outputs of another; None for the checkpoint's
+            own, or a fresh one's.
 
     Example:
         >>> textleak.load_model("bert-tiny", weights="random", task="masked-lm").task
@@ -98,23 +102,54 @@ class TextRequest(Request):
 
 def load(request: TextRequest) -> TextModel:
     """Load what was asked for; as `load_model`."""
-    name, task, asked = request.name, request.task, request.num_labels
-    if task not in ("auto", *get_args(Task)):
-        raise unknown_name("task", task, ("auto", *get_args(Task)))
-    if asked is not None and asked < 2:
-        raise InputError(f"num_labels={asked} can't be used.", why="A classification needs two classes.")
+    if request.task not in (known := ("auto", *COMMON_TASKS, *LOSSES)):
+        raise unknown_name("task", request.task, known)
+    if request.num_labels is not None and request.num_labels < 1:
+        raise InputError(
+            f"num_labels={request.num_labels} can't be used.", why="A head gives one number at least."
+        )
     device, dtype = request.target()
-    built = _built_for(request)
+    built = _kept.pop(_key(request), None) or _built_for(request)
     return TextModel(
-        name=name,
+        name=request.name,
         task=built.task,
         network=built.network.to(device=device, dtype=dtype).eval(),
         tokenizer=built.tokenizer,
         weights=built.weights,
         source=built.source,
         weights_seed=request.weights_seed,
-        num_labels=int(built.network.config.num_labels) if built.task == "classification" else None,
+        num_labels=built.num_labels,
+        outputs=built.outputs,
     )
+
+
+# Models that are loaded beforehand
+
+_kept: dict[TextRequest, _Built] = {}
+
+
+def keep(request: TextRequest) -> bool:
+    """Have ready what `load` is to be asked for, for whatever device; once, as a network is changed by its users.
+
+    What was kept before is dropped. The hub is not asked: where it may have weights that aren't here, nothing is kept.
+
+    Returns:
+        Whether it is kept.
+    """
+    from huggingface_hub import constants
+
+    offline = bool(constants.HF_HUB_OFFLINE)  # then asking is for nothing, and the answer the same
+    _kept.clear()
+    built = _built_for(dataclasses.replace(request, download=offline))
+    if not (offline or built.weights == "pretrained" or request.weights == "random"):
+        return False
+    _kept[_key(request)] = built
+    return True
+
+
+def _key(request: TextRequest) -> TextRequest:
+    """What makes a difference to the network."""
+    return dataclasses.replace(request, device="", dtype="", download=True)
 
 
 # Building networks
@@ -124,6 +159,8 @@ def load(request: TextRequest) -> TextModel:
 class _Built(Built):
     network: PreTrainedModel
     task: Task
+    num_labels: int | None
+    outputs: int | None
     tokenizer: PreTrainedTokenizerFast
 
 
@@ -150,6 +187,7 @@ def _built_for(request: TextRequest) -> _Built:
 
 def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, type[PreTrainedModel]]:
     """The task and the Auto class that builds it; what an architecture can do is transformers' own table."""
+    import transformers
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForMaskedLM,
@@ -170,10 +208,13 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
         able["masked-lm"] = AutoModelForMaskedLM
     elif kind in AutoModelForCausalLM._model_mapping:
         able["causal-lm"] = AutoModelForCausalLM
-    chosen: Any = task
+    chosen = task
     if task == "auto":
-        heads.check_head(name, config)
-        chosen = "causal-lm" if "causal-lm" in able else "classification"
+        usual = "causal-lm" if "causal-lm" in able else "classification"
+        chosen = heads.own_task(name, config.architectures or (), config) or usual
+    loss = loss_of(chosen)
+    if loss is not None and kind in (auto := getattr(transformers, loss.auto))._model_mapping:
+        able[chosen] = auto
     if chosen not in able:
         if not able and hasattr(config, "auto_map"):
             raise own_code.needs_own_code(name)
@@ -281,8 +322,7 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
     name, seed = request.name, request.weights_seed
     config = _read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, request.task)
-    if chosen == "classification":
-        config.num_labels = heads.classes_for(name, config, request.num_labels)
+    num_labels, outputs = heads.shape_head(config, chosen, request.num_labels)
     tokenizer = _tokenizer_for(request, place, config)
     with reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
@@ -301,7 +341,15 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
     if drawn:
         shown = ", ".join(drawn[:4]) + (f" and {len(drawn) - 4} more" if len(drawn) > 4 else "")
         source += f"; {shown} random, seed {seed}"
-    return _Built(task=chosen, network=network, tokenizer=tokenizer, weights="pretrained", source=source)
+    return _Built(
+        task=chosen,
+        num_labels=num_labels,
+        outputs=outputs,
+        network=network,
+        tokenizer=tokenizer,
+        weights="pretrained",
+        source=source,
+    )
 
 
 def _fill_from_folder(
@@ -360,13 +408,14 @@ def _random_in(request: TextRequest, place: Checkpoint, entry: Entry | None) -> 
     name, seed = request.name, request.weights_seed
     config = _read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, request.task)
-    if chosen == "classification":
-        config.num_labels = heads.classes_for(name, config, request.num_labels)
+    num_labels, outputs = heads.shape_head(config, chosen, request.num_labels)
     tokenizer = _tokenizer_for(request, place, config)
     with own_code.refused(name):
         network = _draw(auto, config, seed)
     return _Built(
         task=chosen,
+        num_labels=num_labels,
+        outputs=outputs,
         network=network,
         tokenizer=tokenizer,
         weights="random",
@@ -386,11 +435,12 @@ def _random_alias(request: TextRequest, entry: Entry, missing: str) -> _Built:
     }
     config = AutoConfig.for_model(entry.model_type, **{**entry.shape, "vocab_size": len(tokenizer), **ids})
     chosen, auto = _choose_task(entry.alias, config, request.task)
-    if chosen == "classification":
-        config.num_labels = heads.classes_for(entry.alias, config, request.num_labels)
+    num_labels, outputs = heads.shape_head(config, chosen, request.num_labels)
     because = f"; no pretrained weights found: {missing}" if missing else ""
     return _Built(
         task=chosen,
+        num_labels=num_labels,
+        outputs=outputs,
         network=_draw(auto, config, seed),
         tokenizer=tokenizer,
         weights="random",

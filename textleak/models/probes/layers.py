@@ -35,11 +35,17 @@ class LinearLayer:
         name: the module, for `layer_inputs`.
         weight_name: its weight among the model's parameters.
         transposed: whether the weight is (I, O), as in GPT-2, instead of (O, I).
+        columns: of the input alone that are meant, from and to; None for all of it.
     """
 
     name: str
     weight_name: str
     transposed: bool
+    columns: tuple[int, int] | None = None
+
+    def meant(self, input_: Tensor) -> Tensor:
+        """An input (..., I), or a gradient by it, without the columns that aren't meant."""
+        return input_ if self.columns is None else input_[..., slice(*self.columns)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +87,7 @@ def local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
 
 
 def _find_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(model.content_ids), generator=generator)[: _LENGTH + 1].to(model.device)
-    ids_T, other = model.content_ids[chosen[:_LENGTH]], model.content_ids[chosen[_LENGTH]]
-    changed_TT = ids_T.repeat(_LENGTH, 1)
-    changed_TT.fill_diagonal_(int(other))
+    ids_T, changed_TT = _changes(model)
     repeated_T = ids_T[:1].expand(_LENGTH)
     # Row 0: a text. Rows 1 to T: with another token at one position. Last row: one token everywhere.
     uses = _record(model, torch.cat([ids_T[None], changed_TT, repeated_T[None]]))
@@ -112,6 +114,52 @@ def _find_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
             )
         )
     return tuple(found)
+
+
+def partly_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
+    """Layers that read each token beside its neighbors: local in some columns of their input, and in no others.
+
+    In MobileBERT the first layer reads three words' embeddings, one beside the other.
+    """
+    ids_T, changed_TT = _changes(model)
+    uses = _record(model, torch.cat([ids_T[None], changed_TT]))
+    own_TT = torch.eye(_LENGTH, dtype=torch.bool, device=model.device)
+    found: list[LocalLayer] = []
+    for name, module, weight_name, calls in _used_weights(model, uses):
+        transposed = _transposed(module, uses[name])
+        if transposed is None:
+            continue
+        input_NTI = uses[name].input_NTI
+        differs_TTI = input_NTI[1:] != input_NTI[0]
+        alone_I = differs_TTI[own_TT].all(0) & ~differs_TTI[~own_TT].any(0)
+        columns = alone_I.nonzero().flatten().tolist()
+        # They lie side by side, and are not all of the input.
+        if not 1 < len(columns) < len(alone_I) or columns[-1] - columns[0] + 1 != len(columns):
+            continue
+        found.append(
+            LocalLayer(
+                name=name,
+                weight_name=weight_name,
+                transposed=transposed,
+                columns=(columns[0], columns[-1] + 1),
+                input_size=len(columns),
+                output_size=uses[name].output_NTO.shape[-1],
+                used_once=calls == 1,
+                depends_on_position=False,
+                input_group=name,
+            )
+        )
+    return tuple(found)
+
+
+def _changes(model: TextModel) -> tuple[Tensor, Tensor]:
+    """A text (T,), and it with another token at one position in each row (T, T)."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(model.content_ids), generator=generator)[: _LENGTH + 1].to(model.device)
+    ids_T, other = model.content_ids[chosen[:_LENGTH]], model.content_ids[chosen[_LENGTH]]
+    changed_TT = ids_T.repeat(_LENGTH, 1)
+    changed_TT.fill_diagonal_(int(other))
+    return ids_T, changed_TT
 
 
 def layer_inputs(

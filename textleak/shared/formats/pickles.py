@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -23,6 +24,13 @@ from textleak.shared.tensors import size_in_memory
 # Where training loops keep the state dict, of what they save along with it.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "gradients", "update")
 _REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
+# What a training that is spread over processes keeps its tensors in, by what torch says that it needs to load it.
+_SHARDED = re.compile(r"torch\.distributed|DTensor|ShardedTensor")
+_SHARDS = (
+    "it holds shards of a training that is spread over processes, not whole weights. Save a full state dict: "
+    "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True))"
+)
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -63,6 +71,8 @@ def _loaded(file: BufferedReader) -> object:
             warnings.simplefilter("ignore")  # of formats that torch itself gives up
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own words advise to run it
+        if _SHARDED.search(str(error)):
+            raise ValueError(_SHARDS) from None
         named = _REFUSED.search(str(error))
         names = f" It names {named[1]}." if named else ""
         raise ValueError(
@@ -85,9 +95,21 @@ def _state_dict(loaded: object) -> Mapping[object, object]:
             inside = loaded.get(key)
             if isinstance(inside, Mapping) and any(isinstance(value, Tensor) for value in inside.values()):
                 return inside
+        only = [value for value in loaded.values() if _is_named(value)]
+        if len(only) == 1:
+            return only[0]
         keys = ", ".join(str(key)[:40] for key in list(loaded)[:8])
-        raise ValueError(f"it holds no tensors by name, nor does any of {', '.join(_INSIDE)} in it: {keys}")
+        raise ValueError(
+            f"it holds no tensors by name, nor does any of {', '.join(_INSIDE)} in it, or one thing alone: {keys}"
+        )
     raise ValueError(f"it holds a {type(loaded).__name__}, not tensors by name")
+
+
+def _is_named(value: object) -> TypeGuard[Mapping[object, object]]:
+    """Whether it is tensors by name, under whatever key a loop keeps them; an optimizer's state is by number."""
+    return isinstance(value, Mapping) and any(
+        isinstance(name, str) and isinstance(inside, Tensor) for name, inside in value.items()
+    )
 
 
 def _sorted_out(state: Mapping[object, object], size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -100,6 +122,8 @@ def _sorted_out(state: Mapping[object, object], size: int) -> tuple[dict[str, Te
             continue
         if not isinstance(name, str):
             raise ValueError(f"a tensor in it is called {str(name)[:40]}, which is no text")  # noqa: TRY004
+        if type(value) not in (Tensor, torch.nn.Parameter):
+            raise ValueError(_SHARDS)
         if value.layout is not torch.strided or value.is_meta or value.is_quantized:
             others[name] = str(value.layout if value.layout is not torch.strided else value.dtype)
             continue

@@ -124,6 +124,12 @@ def _read_folder(folder: Path) -> State:
     for name in _INDICES:
         if (folder / name).is_file():
             return _read_files(folder, _shards(folder / name))
+    if any(folder.glob("*.distcp")):
+        raise InputError(
+            f"{folder} is a distributed checkpoint.",
+            why="Its files hold shards, each of some processes' parts of the weights.",
+            fix=f"Put them together: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE.pt",
+        )
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (*SAFETENSORS, *PICKLES))
     if len(found) == 1:
         return _read_files(folder, found)

@@ -91,7 +91,7 @@ class Page(Screen[None]):
 
     def action_copy_text(self) -> None:
         """Copy the recovered text."""
-        for view in self.query(RunView):
+        for view in list(self.query(RunView))[:1]:
             if view.recovered:
                 self.app.copy_to_clipboard(view.recovered)
                 # Whether a terminal takes it can't be known.

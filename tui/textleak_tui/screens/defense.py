@@ -13,7 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from textleak.words import count_of
-from textleak_tui import catalog, export
+from textleak_tui import export
 from textleak_tui.catalog import Catalog
 from textleak_tui.climb import Climb, Rung
 from textleak_tui.ladder import Knob
@@ -124,7 +124,7 @@ class DefenseScreen(Page):
 
     @work(exclusive=True, group="catalog")
     async def _list_names(self) -> None:
-        found = await catalog.list_catalog()
+        found = await self.sessions.catalog()
         if found.defenses:
             self._take(found)
             self.memory.keep("catalog", found.to_json())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widget import Widget
@@ -17,48 +18,28 @@ from textual.worker import get_current_worker
 from textleak.errors import InputError
 from textleak.view import UNICODE
 from textleak.words import count_of, printable, seconds_in_words
+from textleak_tui.child import INTERRUPTED
+from textleak_tui.grid import CellRow, Grid, Pace, SentenceRow, judged
 from textleak_tui.places import AttackAgain
 from textleak_tui.screens.base import Page
+from textleak_tui.session import Session
+from textleak_tui.settings import Memory
 from textleak_tui.standing import SIGNS
-from textleak_tui.widgets.run_table import RunTable, rate_bar, short
+from textleak_tui.widgets.grid_table import GridTable
+from textleak_tui.widgets.run_table import rate_bar, short
 from textleak_tui.widgets.words import Words
 
 if TYPE_CHECKING:
-    from textleak.evaluation.answers import Records
-    from textleak.evaluation.records import Cell, Record, SentenceRecord
-    from textleak.reports.reading import Findings
+    from textleak.evaluation.records import Cell, Record
 
-SECONDS_BETWEEN_LOOKS, LOOKS_A_WAIT = 2.0, 20
+SECONDS_BETWEEN_LOOKS, LOOKS_A_WAIT = 2.0, 40
 BAR = 8
+# Our choice: the limit that a grid is first held against, and a key's step.
+FIRST_LIMIT, STEP = 0.1, 0.05
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CellRow:
-    """One cell of the grid, and the records that it has so far."""
-
-    cell: Cell
-    records: Records
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SentenceRow:
-    """One sentence of a cell, and the record that it is in."""
-
-    record: Record
-    sentence: SentenceRecord
-
-
-def cells_of(records: Sequence[Record]) -> list[CellRow]:
-    """The cells that have a record, in the order of their first one."""
-    from textleak.evaluation.answers import Records
-
-    return [CellRow(cell=cell, records=rows) for cell, rows in Records(records).by_cell().items()]
-
-
-def sentences_of(row: CellRow, *, blind: bool) -> list[SentenceRow]:
-    """A cell's sentences, those of which most leaked first; blind in the order of the data."""
-    found = [SentenceRow(record=record, sentence=one) for record in row.records for one in record.sentences]
-    return found if blind else sorted(found, key=lambda one: -one.sentence.token_match_rate)
+# Columns of a cell's figures, and those that narrow terminals leave out, so that the first ones are seen.
+FIGURES = ("batches", "match rate", "95 %", "exact", "verified", "secrets", "s/batch")
+_LEFT_OUT = ((70, ("95 %", "exact", "verified", "secrets", "s/batch")), (100, ("verified", "s/batch")))
 
 
 def values_of(cell: Cell) -> dict[str, str]:
@@ -81,40 +62,56 @@ class EvaluationScreen(Page):
 
     Args:
         folder: of the evaluation.
+        memory: keeps the limit that it is held against.
+        session: its process, where it was started here.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("o", "open", "Open", show=False, tooltip="List a cell's sentences; attack a sentence again."),
         Binding("escape", "back", "Back", tooltip="From the sentences to the grid, from the grid out."),
+        Binding("x", "stop", "Stop", tooltip="End it; its records are kept."),
+        Binding("w", "worst", "Worst", tooltip="The sentences of the cell with the worst leak so far."),
+        Binding(
+            "plus,equals_sign", "limit(1)", "Limit", key_display="+ −", tooltip="Hold cells against a limit."
+        ),
+        Binding("minus", "limit(-1)", "Lower limit", show=False, tooltip="Hold cells against a lower limit."),
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true sentences."),
         Binding("b", "app.blind", "Blind", tooltip="Show only what an attacker would see, or all again."),
     ]
     DEFAULT_CSS = """
     EvaluationScreen {
-        & .summary { height: 1; padding: 0 2; text-style: bold; }
+        & .summary { height: auto; max-height: 3; padding: 0 2; text-style: bold; }
         & .chosen { height: auto; max-height: 6; padding: 0 2; color: $text-muted; }
     }
     """
 
     @dataclasses.dataclass
     class Looked(Message):
-        """The folder was read, or can't be."""
+        """Records have come, or can't be read."""
 
-        findings: Findings | None
+        records: Sequence[Record] = ()
+        planned: int | None = None
         problem: str = ""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__("history")
+    def __init__(self, folder: Path, memory: Memory, session: Session | None = None) -> None:
+        super().__init__("history" if session is None else "grid")
         self.folder = folder
-        self.findings: Findings | None = None
-        self.cells: list[CellRow] = []
+        self.memory = memory
+        self.session = session
+        self.grid = Grid()
+        self.planned: int | None = None
         self.sentences: list[SentenceRow] = []
         self.chosen: Cell | None = None
         self.problem = ""
-        self.summary = Words(classes="summary")
-        self.table = RunTable()
+        self.summary = Words(grows=True, classes="summary")
+        self.table = GridTable()
         self.words = Words(grows=True, classes="chosen")
-        self._read_bytes = -1
+        limit = memory.get("limit")
+        self.limit: float | None = limit if isinstance(limit, float) else None
+        self._pace = Pace()
+        self._seen = False
+        self._told_apart: tuple[int, list[str]] = 0, []
+        self._written: dict[Cell, tuple[object, dict[str, Text]]] = {}
 
     def content(self) -> Iterable[Widget]:
         """How far it is, the grid or a cell's sentences, what is under the cursor."""
@@ -126,30 +123,83 @@ class EvaluationScreen(Page):
         """Begin to read."""
         self.watch(self.app, "theme", lambda: self.refresh_view(), init=False)
         self.run_worker(self._watch_folder, thread=True, name="look")
+        if self.session is not None:
+            self.set_interval(SECONDS_BETWEEN_LOOKS, self._look_after)
         self.table.focus()
         self._draw()
 
     def _watch_folder(self) -> None:
-        """In a thread: read the folder, and again whenever its records have grown."""
-        from textleak.reports.reading import read
+        """In a thread: read the folder, and then what its records have grown by."""
+        from textleak.evaluation.store import Following
+        from textleak.reports.believed import check_facts
 
-        worker = get_current_worker()
+        worker, following, first = get_current_worker(), None, True
         while not worker.is_cancelled:
-            size = _size_of(self.folder / "records.jsonl")
-            if size != self._read_bytes:
-                self._read_bytes = size
-                try:
-                    self.post_message(self.Looked(read(self.folder)))
-                except InputError as error:
-                    self.post_message(self.Looked(None, f"{error.what} {error.why}"))
+            try:
+                if following is None:
+                    found = Following(self.folder)
+                    check_facts(found.facts, found.folder.settings_path, run=False)
+                    following, first = found, True
+                records = following.look()
+                if records or first:
+                    self.post_message(self.Looked(records, following.facts.get("batches")))
+                first = False
+            except InputError as error:
+                if self.session is None or not self.session.child.alive:
+                    self.post_message(self.Looked(problem=f"{error.what} {error.why}"))
             _wait(lambda: worker.is_cancelled)
 
     def on_evaluation_screen_looked(self, message: Looked) -> None:
         """Show what was read."""
         self.problem = message.problem
-        if message.findings is not None:
-            self.findings = message.findings
-            self.cells = cells_of(message.findings.records)
+        if not message.problem:
+            self._seen, self.planned = True, message.planned
+        changed = self.grid.take(message.records)
+        if self.chosen is None or self.chosen in changed:
+            self._draw()
+        else:
+            self.summary.say(self._in_words())
+
+    def _look_after(self) -> None:
+        """Tell how its process stands."""
+        session = self.session
+        if session is not None and not session.settled and session.look():
+            failure = session.failure
+            if failure is not None and session.child.exit_code not in (0, INTERRUPTED):
+                self.problem = " ".join(part for part in (failure.what, failure.why, failure.fix) if part)
+        self.summary.say(self._in_words())
+        self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """What is over can't be stopped."""
+        if action == "stop":
+            return self.session is not None and self.session.child.alive
+        return super().check_action(action, parameters)
+
+    def action_stop(self) -> None:
+        """End it; asked again, by force."""
+        if self.session is not None:
+            self.session.stop()
+
+    def action_worst(self) -> None:
+        """The sentences of the cell with the worst leak so far; blind that isn't known."""
+        worst = None if self.sight.blind else self.grid.worst
+        if worst is not None:
+            self.chosen = worst[0].cell
+            self._draw()
+            at = [one.sentence for one in self.sentences].index(worst[1].sentence)
+            self.table.move_to(at)
+
+    def action_limit(self, steps: int) -> None:
+        """Hold the cells against a limit, a higher or a lower one."""
+        limit = FIRST_LIMIT if self.limit is None else self.limit + steps * STEP
+        self.limit = round(min(max(limit, 0.0), 1.0), 2)
+        self.memory.keep("limit", self.limit)
+        self._draw()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """More or fewer columns."""
+        super().on_resize(event)
         self._draw()
 
     def refresh_view(self) -> None:
@@ -158,116 +208,133 @@ class EvaluationScreen(Page):
 
     @property
     def _row(self) -> CellRow | None:
-        return next((row for row in self.cells if row.cell == self.chosen), None)
+        return next((row for row in self.grid.rows if row.cell == self.chosen), None)
 
     def _draw(self) -> None:
         """Tell how far it is, and list cells or sentences."""
         self.summary.say(self._in_words())
-        at = self.table.cursor_row
         row = self._row
-        self.table.clear(columns=True)
         if row is None:
-            self._list_cells()
+            self.table.fill(*self._cells())
         else:
-            self._list_sentences(row)
-        if self.table.row_count:
-            self.table.move_cursor(row=max(0, min(at, self.table.row_count - 1)))
+            self.table.fill(*self._sentences_of(row))
         self._tell()
 
     def _in_words(self) -> str:
-        findings = self.findings
-        if findings is None:
-            return f"✗ {self.problem}" if self.problem else f"Reading {printable(self.folder.name)} …"
-        failed = sum(record.status == "failed" for record in findings.records)
-        parts = [printable(self.folder.name), count_of(len(self.cells), "cell")]
-        planned = findings.planned
-        parts.append(f"{len(findings.records):,}" + (f" of {planned:,} batches" if planned else " batches"))
+        if self.problem:
+            return f"✗ {self.problem}"
+        if not self._seen:
+            loading = "Reading the data" if self.session is not None else "Reading"
+            return f"{loading}: {printable(self.folder.name)} …"
+        rows, batches, planned = self.grid.rows, self.grid.batches, self.planned
+        alive = self.session is not None and self.session.child.alive
+        parts = ["● measuring"] if alive else [printable(self.folder.name)]
+        parts += [count_of(len(rows), "cell"), f"{batches:,}" + (f" of {planned:,}" if planned else "")]
+        parts[-1] += " batches"
+        left = self._pace.left(time.monotonic(), batches, planned)
+        parts += [f"about {seconds_in_words(left)} left"] if left else []
+        failed = self.grid.failed
         parts += [f"{SIGNS['failed']} {failed} failed"] if failed else []
+        if not self.sight.blind:
+            whole = batches == planned and not failed
+            parts += [] if self.limit is None else [judged(rows, self.limit, whole=whole).words]
+            worst = self.grid.worst
+            parts += [_worst_in_words(*worst)] if worst is not None and self.chosen is None else []
         if self.chosen is not None:
             parts.append(
                 f"sentences of {self.chosen.attack}, {' '.join(self.chosen.defense) or 'no defense'}"
             )
         return UNICODE.dot.join(parts)
 
-    def _list_cells(self) -> None:
-        differing = self._differing()
-        for name in (*differing, "batches", "match rate", "exact", "verified", "secrets", "s/batch"):
-            self.table.add_column(name, key=name)
-        for row in self.cells:
-            texts = [Text(short(_cell_text(row.cell, name), 30)) for name in differing]
-            self.table.add_row(*texts, *self._figures(row.records))
+    def _cells(self) -> tuple[tuple[str, ...], list[list[Text]]]:
+        rows, how = self.grid.rows, (self.sight.blind, self.limit, self.app.theme)
+        if len(rows) != self._told_apart[0]:
+            self._told_apart = len(rows), _differing(rows)
+        differing = self._told_apart[1]
+        left_out = next((names for width, names in _LEFT_OUT if self.size.width < width), ())
+        shown = [name for name in FIGURES if name not in left_out]
+        if not any(row.counts.secrets for row in rows) and "secrets" in shown:
+            shown.remove("secrets")
+        listed = []
+        for row in rows:
+            if row.cell not in self._written or self._written[row.cell][0] != (id(row), how):
+                self._written[row.cell] = (id(row), how), self._figures(row)
+            figures = self._written[row.cell][1]
+            names = [Text(short(_cell_text(row.cell, name), 30)) for name in differing]
+            listed.append(names + [figures[name] for name in shown])
+        return (*differing, *shown), listed
 
-    def _differing(self) -> list[str]:
-        """The settings that tell the cells apart, the attack and the defense in any case."""
-        names = ("data", "model", "attack", "share", "client", "defense", "know", "batch_size", "seed")
-        several = {name for name in names if len({_cell_text(row.cell, name) for row in self.cells}) > 1}
-        return [name for name in names if name in several | {"attack", "defense"}]
-
-    def _figures(self, records: Records) -> list[Text]:
-        counts, done, blind = records.counts(), records.done, self.sight.blind
+    def _figures(self, row: CellRow) -> dict[str, Text]:
+        """A cell's figures by their columns."""
+        counts, blind = row.counts, self.sight.blind
         batches = Text(f"{counts.done}" + (f" {SIGNS['failed']}{counts.failed}" if counts.failed else ""))
-        rate = exact = Text("····" if blind else "")
-        if done and not blind:
-            rate, exact = (
-                self._bar(records.mean("token_match_rate")),
-                Text(f"{records.mean('exact_rate'):.2f}"),
-            )
-        seconds = [record.seconds for record in done]
-        return [
+        rate = exact = interval = Text("····" if blind else "")
+        if row.rate is not None and row.exact is not None and not blind:
+            rate, exact = self._bar(row.rate.mean), Text(f"{row.exact:.2f}")
+            if row.rate.low is not None:
+                interval = Text(f"{row.rate.low:.2f}–{row.rate.high:.2f}")
+            above = self.limit is not None and row.rate.mean > self.limit
+            rate.append(f" {SIGNS['failed'] if above else ' '}", style=self.app.theme_variables["error"])
+        verified = f"{counts.verified} of {counts.verifiable}" if counts.verifiable else "can't tell"
+        secrets = "····" if blind else f"{counts.secrets_recovered} of {counts.secrets}"
+        seconds = "" if row.seconds is None else seconds_in_words(row.seconds)
+        found = (
             batches,
             rate,
+            interval,
             exact,
-            Text(f"{counts.verified} of {counts.verifiable}" if counts.verifiable else "can't tell"),
-            Text("····" if blind else f"{counts.secrets_recovered} of {counts.secrets}"),
-            Text(seconds_in_words(sum(seconds) / len(seconds)) if seconds else "", justify="right"),
-        ]
+            Text(verified),
+            Text(secrets),
+            Text(seconds, justify="right"),
+        )
+        return dict(zip(FIGURES, found, strict=True))
 
     def _bar(self, rate: float) -> Text:
         return rate_bar(rate, BAR, self.app.theme_variables)
 
-    def _list_sentences(self, row: CellRow) -> None:
+    def _sentences_of(self, row: CellRow) -> tuple[tuple[str, ...], list[list[Text]]]:
         blind = self.sight.blind
-        self.sentences = sentences_of(row, blind=blind)
-        for name in ("batch", "match rate", "recovered"):
-            self.table.add_column(name, key=name)
+        self.sentences = row.sentences(blind=blind)
+        rows = []
         for one in self.sentences:
             rate = Text("····") if blind else self._bar(one.sentence.token_match_rate)
             text = printable(one.sentence.recovered) or "nothing"
-            self.table.add_row(Text(str(one.record.batch + 1)), rate, Text(short(text, 200)))
+            rows.append([Text(str(one.record.batch + 1)), rate, Text(short(text, 200))])
+        return ("batch", "match rate", "recovered"), rows
 
     def _tell(self) -> None:
         """More of what is under the cursor."""
-        text, at = Text(), self.table.cursor_row
+        text, at = Text(), self.table.cursor
         if self._row is not None and 0 <= at < len(self.sentences):
             one = self.sentences[at]
             text.append(f"recovered  {printable(one.sentence.recovered)}")
             if self.sight.truth and not self.sight.blind:
                 text.append(f"\ntrue       {printable(one.sentence.reference)}")
             text.append(f"\n{one.record.stop} Enter attacks its batch again, live.", style="dim")
-        elif self._row is None and 0 <= at < len(self.cells):
-            failed = self.cells[at].records.failed
-            cell = self.cells[at].cell
+        elif self._row is None and 0 <= at < len(self.grid.rows):
+            row = self.grid.rows[at]
+            failed, cell = row.records.failed, row.cell
             text.append(f"{cell.attack} on {cell.model}, {' '.join(cell.defense) or 'no defense'}")
             text.append(f"\n✗ {printable(failed[-1].error)}" if failed else "")
             text.append("\nEnter lists its sentences.", style="dim")
         self.words.say(text)
 
-    def on_data_table_row_highlighted(self) -> None:
+    def on_grid_table_highlighted(self) -> None:
         """Something else is under the cursor."""
         self._tell()
 
-    def on_data_table_row_selected(self) -> None:
+    def on_grid_table_selected(self) -> None:
         """Enter or a click on a row."""
         self.action_open()
 
     def action_open(self) -> None:
         """A cell's sentences; or a sentence's batch, attacked again."""
-        at = self.table.cursor_row
+        at = self.table.cursor
         if self._row is None:
-            if 0 <= at < len(self.cells):
-                self.chosen = self.cells[at].cell
+            if 0 <= at < len(self.grid.rows):
+                self.chosen = self.grid.rows[at].cell
                 self._draw()
-                self.table.move_cursor(row=0)
+                self.table.move_to(0)
         elif 0 <= at < len(self.sentences):
             record = self.sentences[at].record
             batch = [one.reference for one in record.sentences]
@@ -278,10 +345,17 @@ class EvaluationScreen(Page):
         if self.chosen is None:
             self.dismiss()
             return
-        here = next((at for at, row in enumerate(self.cells) if row.cell == self.chosen), 0)
+        here = next((at for at, row in enumerate(self.grid.rows) if row.cell == self.chosen), 0)
         self.chosen = None
         self._draw()
-        self.table.move_cursor(row=here)
+        self.table.move_to(here)
+
+
+def _differing(rows: Sequence[CellRow]) -> list[str]:
+    """The settings that tell the cells apart, the attack and the defense in any case."""
+    names = ("data", "model", "attack", "share", "client", "defense", "know", "batch_size", "seed")
+    several = {name for name in names if len({_cell_text(row.cell, name) for row in rows}) > 1}
+    return [name for name in names if name in several | {"attack", "defense"}]
 
 
 def _cell_text(cell: Cell, name: str) -> str:
@@ -303,8 +377,7 @@ def _wait(stopped: Callable[[], bool]) -> None:
         time.sleep(SECONDS_BETWEEN_LOOKS / LOOKS_A_WAIT)
 
 
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+def _worst_in_words(row: CellRow, worst: SentenceRow) -> str:
+    how = f"{row.cell.attack}, {' '.join(row.cell.defense) or 'no defense'}"
+    text = short(printable(worst.sentence.recovered) or "nothing", 40)
+    return f"worst so far {worst.sentence.token_match_rate:.2f} ({how}) “{text}”"

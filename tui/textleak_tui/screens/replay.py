@@ -9,22 +9,28 @@ from typing import ClassVar
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from textleak.errors import InputError
 from textleak.view import ViewState
 from textleak.words import printable, seconds_in_words
+from textleak_tui.places import AttackAgain, Sight
 from textleak_tui.playback import Playback, speed_in_words
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
 from textleak_tui.standing import SIGNS, Standing
+from textleak_tui.stories import Story
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.scrubber import Scrubber, Track, course
 from textleak_tui.widgets.waterfall import Waterfall
 from textleak_tui.widgets.words import Words
 
 FRAMES_A_SECOND = 15
+ATTACKER = Sight(blind=True)
+# Our choice: a story is watched to its end.
+SECONDS_A_STORY = 15.0
 
 
 class ReplayScreen(Page):
@@ -36,6 +42,7 @@ class ReplayScreen(Page):
     Args:
         run: the folder.
         place: where it was opened from, and one gets back to.
+        story: what the recording is of, where it came with the app: it plays at once.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -50,6 +57,13 @@ class ReplayScreen(Page):
         Binding("x", "speed", "Speed", tooltip="Play at ¼×, 1×, 4× or 16× of the run's own time."),
         Binding("full_stop", "step(1)", "One on", show=False, tooltip="Go one event on; a comma, one back."),
         Binding("escape", "back", "Back", tooltip="Leave the replay."),
+        Binding("enter", "attack", "Do it live", tooltip="Attack the recording's sentence now, live."),
+        Binding(
+            "d",
+            "both_sides",
+            "Both sides",
+            tooltip="Left what a server sees, right the same with the truth; or one side again.",
+        ),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true tokens."),
         Binding(
@@ -62,14 +76,20 @@ class ReplayScreen(Page):
     ]
     DEFAULT_CSS = """
     ReplayScreen {
+        & .sides { height: 1fr; }
+        & .side { width: 1fr; }
+        & .of-side { height: 1; padding: 0 2; text-style: bold; display: none; }
+        &.-both .of-side { display: block; }
         & Scrubber { height: 2; }
         &.-low Scrubber { height: 1; }
         & .standing { height: auto; max-height: 4; padding: 0 2; color: $warning; }
     }
     """
 
-    def __init__(self, run: Path, place: str) -> None:
+    def __init__(self, run: Path, place: str, *, story: Story | None = None) -> None:
         super().__init__(place)
+        self.story = story
+        self._to_play = story is not None
         self.folder = run
         self.playback: Playback | None = None
         self.problem: Standing | None = None
@@ -78,13 +98,17 @@ class ReplayScreen(Page):
         except InputError as error:
             self.problem = Standing(outcome="broken", what=error.what, why=error.why, fix=error.fix)
         self.view = RunView()
+        self.both = False
+        self.defender: RunView | None = None
         self.words = Words(grows=True, classes="standing")
         self.scrubber = Scrubber()
         self._drawn: tuple[object, object] = None, None
 
     def content(self) -> Iterable[Widget]:
         """The run, words on how it stands, the slider."""
-        yield self.view
+        with Horizontal(classes="sides"), Vertical(classes="side"):
+            yield Words(classes="of-side")
+            yield self.view
         yield self.words
         yield self.scrubber
 
@@ -126,8 +150,23 @@ class ReplayScreen(Page):
     def _tick(self) -> None:
         """Play on, or follow the end."""
         if self.playback is not None:
+            if self._to_play and self.playback.recording.whole:
+                self._to_play = False
+                self.playback.play_within(SECONDS_A_STORY)
             self.playback.tick()
             self._draw()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what came with the app is known well enough to be done live."""
+        if action == "attack":
+            return self.story is not None
+        return super().check_action(action, parameters)
+
+    def action_attack(self) -> None:
+        """The story's run, live."""
+        if self.story is not None:
+            self.dismiss()
+            self.app.post_message(AttackAgain([self.story.sentence], self.story.values))
 
     def refresh_view(self) -> None:
         """Blind or truth has changed."""
@@ -138,9 +177,11 @@ class ReplayScreen(Page):
         """Draw what has changed since the last time: the run, or only the words and the slider."""
         place, how = self._place(), self._how()
         if place != self._drawn[0]:
-            self.view.show(
-                self.state, blind=self.sight.blind, truth=self.sight.truth, waiting=self._waiting()
-            )
+            state, waiting = self.state, self._waiting()
+            sight = ATTACKER if self.both else self.sight
+            self.view.show(state, blind=sight.blind, truth=sight.truth, waiting=waiting)
+            if self.both and self.defender is not None:
+                self.defender.show(state, blind=False, truth=True, waiting=waiting)
         if (place, how) != self._drawn:
             self.words.say(self._standing())
             self.scrubber.show(self._track())
@@ -174,6 +215,8 @@ class ReplayScreen(Page):
         standing, recording = self.standing, self.recording
         if recording is not None and not recording.whole:
             return Text(f"◌ Reading the run, {recording.share_read:.0%} so far.")
+        if self.story is not None:
+            return Text(f"A recording: {self.story.words} Enter does it live.")
         if standing is None or standing.outcome == "done":
             return Text()
         words = [standing.what, standing.why, standing.fix]
@@ -212,6 +255,22 @@ class ReplayScreen(Page):
         if self.playback is not None:
             self.playback.go(self.playback.recording.event_of(message.number))
             self._draw()
+
+    async def action_both_sides(self) -> None:
+        """Left what a server sees, right the same with the truth; or one side again."""
+        self.both = not self.both
+        self.set_class(self.both, "-both")
+        if self.both:
+            self.defender = RunView()
+            self.query_one(".side Words.of-side", Words).say("◌ Attacker: what a server sees")
+            words = Words(classes="of-side")
+            await self.query_one(".sides").mount(Vertical(words, self.defender, classes="side"))
+            words.say("● Defender: the same with the truth")
+        elif self.defender is not None:
+            side, self.defender = self.defender.parent, None
+            if isinstance(side, Vertical):
+                await side.remove()
+        self.refresh_view()
 
     def action_step(self, by: int) -> None:
         """Go some events on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
@@ -14,7 +15,6 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 
 from textleak import runs
-from textleak_tui import catalog
 from textleak_tui.catalog import Catalog
 from textleak_tui.child import Failure
 from textleak_tui.places import OpenRun
@@ -22,11 +22,14 @@ from textleak_tui.screens.base import Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.setups import Setup, command_line, settings_of
+from textleak_tui.starter import Starter
 from textleak_tui.widgets import RunView
-from textleak_tui.widgets.setup_form import SetupForm
+from textleak_tui.widgets.setup_form import ComboBox, SetupForm
 from textleak_tui.widgets.status import Pulse
 
 FRAMES_A_SECOND = 12
+# Our choice: after the last key, before a model is loaded that may be half typed.
+SECONDS_TO_SETTLE = 0.6
 # The clock is drawn this often while nothing else happens; memory is looked up as often.
 SECONDS_BETWEEN_TICKS = 0.5
 
@@ -112,10 +115,27 @@ class RunScreen(Page):
 
     @work(exclusive=True, group="catalog")
     async def _list_names(self) -> None:
-        found = await catalog.list_catalog()
+        if self._starter is not None:
+            self._starter.keep(self.setup.command, settings_of((), self.form.values, self.setup))
+        found = await self.sessions.catalog()
         if found.attacks:
             self.form.list_names(found)
             self.memory.keep("catalog", found.to_json())
+
+    @property
+    def _starter(self) -> Starter | None:
+        return self.sessions.starter
+
+    @on(ComboBox.Changed)
+    def _field_changed(self) -> None:
+        self._keep_warm()
+
+    @work(exclusive=True, group="warm")
+    async def _keep_warm(self) -> None:
+        """Once nobody types any more, let what the form names be loaded."""
+        if self._starter is not None:
+            await asyncio.sleep(SECONDS_TO_SETTLE)
+            self._starter.keep(self.setup.command, settings_of((), self.form.values, self.setup))
 
     @property
     def _remembered(self) -> str:
@@ -262,6 +282,8 @@ class RunScreen(Page):
     def _frame(self) -> None:
         """Look at what the attack has written, a few times a second; the newest state wins."""
         session = self.session
+        if self._starter is not None and self.is_current and not self.live:
+            self.form.tell_warmth(self._starter.doing, self._starter.ready)
         if session is None or not self.going:
             return
         news, now = session.look(), time.monotonic()
@@ -309,20 +331,23 @@ class RunScreen(Page):
             blind=self.sight.blind,
             truth=self.sight.truth,
             pulse=Pulse(now=session.elapsed(), memory=self._held, paused=session.paused and session.going),
-            waiting=_waiting(session, self.setup.loading),
+            waiting=_waiting(session, self._starter, self.setup.loading),
         )
         self.notice.display = session.failure is not None
         if session.failure is not None:
             self.notice.update(_in_words(session.failure))
 
 
-def _waiting(session: Session, loading: str) -> str:
+def _waiting(session: Session, starter: Starter | None, loading: str) -> str:
     """Words in place of the tokens while there are none."""
     if session.failure is not None:
         return "No token was recovered before the run ended."
     if session.recording is None:
+        doing = loading
+        if session.child.pid is None and starter is not None and starter.doing:
+            doing = starter.doing[:1].upper() + starter.doing[1:]
         return (
-            f"{loading} in a process of its own … {int(session.seconds)} s\n"
+            f"{doing} in a process of its own … {int(session.seconds)} s\n"
             "The first tokens appear when the attack has taken its first step. x stops it."
         )
     return "The attack is on its way: its first answer comes after its first step."

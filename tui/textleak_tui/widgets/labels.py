@@ -9,7 +9,7 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.widget import Widget
 
-from textleak.events import Sentence
+from textleak.events import Sentence, same_label
 from textleak.view import UNICODE, ViewState
 
 _BAR = 8
@@ -89,7 +89,9 @@ class LabelPosterior(Widget):
 
     def _of(self, index: int, sentence: Sentence, truth: Sentence | None) -> Text:
         label = sentence.label
-        sure = sentence.label_posterior[label] if label is not None and sentence.label_posterior else None
+        sure = (
+            sentence.label_posterior[label] if isinstance(label, int) and sentence.label_posterior else None
+        )
         line = Text(f"text {index + 1}  label {'?' if label is None else label}", style=self._style("top"))
         if sure is not None:
             line.append(f" {sure:.2f}", style=self._style("quiet"))
@@ -114,7 +116,7 @@ class LabelPosterior(Widget):
             return Text("")
         if is_tied(sentence):
             return Text("? undecided", style=self._style("quiet"))
-        if truth.label == sentence.label:
+        if same_label(truth.label, sentence.label):
             return Text("✓ right", style=self._style("right"))
         return Text("✗ wrong", style=self._style("wrong"))
 
@@ -125,7 +127,7 @@ class LabelPosterior(Widget):
 def is_tied(sentence: Sentence) -> bool:
     """Whether another class is as probable as the attack's own, as far as two decimals tell."""
     own = sentence.label
-    if own is None or own not in range(len(sentence.label_posterior)):
+    if not isinstance(own, int) or own not in range(len(sentence.label_posterior)):
         return False
     posterior = [round(probability, 2) for probability in sentence.label_posterior]
     return posterior.count(posterior[own]) > 1

@@ -20,6 +20,7 @@ from textleak.errors import InputError
 from textleak_tui.catalog import Catalog
 from textleak_tui.fields import Field, Option
 from textleak_tui.setups import TEXT, Setup, command_line, sentences_of
+from textleak_tui.stories import STORIES
 
 
 class SentenceInput(TextArea):
@@ -230,7 +231,7 @@ class FieldRow(Horizontal):
         self.hint.update(Text(f"{words}{self.note}"))
 
 
-_LISTED = ("attack", "client", "defenses", "knob", "model")
+_LISTED = ("attack", "client", "defense", "defenses", "knob", "model")
 
 
 class SetupForm(Vertical):
@@ -258,6 +259,7 @@ class SetupForm(Vertical):
         }
         self.command = Static("", classes="command")
         self.notice = Static("", classes="notice")
+        self.warmth = Static("", classes="warmth")
 
     def compose(self) -> ComposeResult:
         """Sentence, fields, command line."""
@@ -271,9 +273,12 @@ class SetupForm(Vertical):
                     yield self.sentences
                     yield self.sentence_hint
             yield from self.rows.values()
+            if self.setup is TEXT:
+                yield Static(_stories(), classes="stories")
         with Horizontal(classes="command-row"):
             yield Button("▶ Start", id="start", variant="success", compact=True)
             yield self.command
+            yield self.warmth
 
     def on_mount(self) -> None:
         """Check everything once."""
@@ -315,6 +320,17 @@ class SetupForm(Vertical):
         self.notice.display = words is not None
         if words is not None:
             self.notice.update(words)
+
+    def tell_warmth(self, doing: str, ready: str) -> None:
+        """Say what is being loaded while one types, and what is.
+
+        Args:
+            doing: in words, "" for nothing.
+            ready: the model that is loaded, "" for none.
+        """
+        words = f"◌ {doing}" if doing else f"● {ready} is loaded" if ready else ""
+        if words != str(self.warmth.content):
+            self.warmth.update(Text(words))
 
     def check(self) -> bool:
         """Whether the run can start; else the first wrong field gets the focus."""
@@ -369,3 +385,12 @@ class SetupForm(Vertical):
         """A click on the command line copies it."""
         if getattr(event, "widget", None) is self.command:
             self.post_message(self.Copy())
+
+
+def _stories() -> str:
+    """The recordings that come with the app, a line each; a click plays one."""
+    lines = [
+        f"[@click=app.story('{story.name}')]▶ {story.title}[/]  [dim]{story.key}  {story.words}[/]"
+        for story in STORIES
+    ]
+    return "\n".join(["[dim]Or watch a recording first:[/]", *lines])

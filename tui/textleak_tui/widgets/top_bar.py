@@ -27,8 +27,8 @@ class TopBar(Horizontal):
 
     def on_resize(self) -> None:
         """No gaps where they would push a place out."""
-        self.set_class(self.size.width < 80, "-narrow")
-        self.set_class(self.size.width < 64, "-tight")
+        self.set_class(self.size.width < 89, "-narrow")
+        self.set_class(self.size.width < 72, "-tight")
 
     def on_mount(self) -> None:
         """Say what is shown of the truth."""

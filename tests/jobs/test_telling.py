@@ -1,0 +1,47 @@
+"""What an audit makes of the answers of an update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import ToyModel
+from textleak import inference
+from textleak.inference import Findings
+from textleak.inference.base import Told
+from textleak.jobs.found import with_shown
+from textleak.jobs.telling import Telling, telling_of
+from textleak.shared.known import SideInformation
+
+
+@pytest.mark.parametrize(("steps", "taken_for"), [(3, 3), (1, 1), ("more than 1", 1), (None, 1)])
+def test_steps_that_are_not_told_in_full_are_taken_for_as_many_as_show(
+    steps: object, taken_for: int, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+):
+    model = toy_model("bert")
+    answers: dict[str, Any] = {"optimizer": "adamw", "learning rate": 2e-4, "steps": steps}
+    told = tuple(Told(what=what, value=value, evidence="") for what, value in answers.items())
+    monkeypatch.setattr(inference, "told", lambda *_, **__: Findings(told=told, client=None))
+
+    telling = telling_of(dict(model.parameters), model, kind="update")
+
+    assert telling.nearest_steps == f"fedavg:optimizer=adamw,lr=0.0002,steps={taken_for}"
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        (SideInformation(), SideInformation(batch_size=1, lengths=(8,))),
+        (SideInformation(batch_size=1), SideInformation(batch_size=1, lengths=(8,))),
+        (SideInformation(labels=(0,)), SideInformation(batch_size=1, lengths=(8,), labels=(0,))),
+        (SideInformation(batch_size=2), SideInformation(batch_size=2)),  # two equal sentences show as one
+        (SideInformation(labels=(0, 1)), SideInformation(labels=(0, 1))),
+    ],
+)
+def test_a_file_s_own_word_is_kept_and_what_the_update_tells_is_added(
+    said: SideInformation, known: SideInformation
+):
+    telling = Telling(kind="update", moved=True, told=(), client=None, sentences=1, tokens=8)
+
+    assert with_shown(said, telling) == known

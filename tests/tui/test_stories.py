@@ -1,0 +1,82 @@
+"""The recordings that come with the app, and both sides of a run beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from tests.tui import pilots
+from tests.tui.pilots import until
+from textleak.runs import read_run
+from textleak_tui import catalog
+from textleak_tui.app import TextleakApp
+from textleak_tui.catalog import Catalog
+from textleak_tui.screens.replay import ReplayScreen
+from textleak_tui.screens.run import RunScreen
+from textleak_tui.session import Sessions
+from textleak_tui.stories import STORIES, Story
+from textleak_tui.widgets import RunView
+
+MOST_BYTES = 200_000
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_a_story_is_a_whole_run_of_what_it_says_and_tells_nothing_of_its_machine(story: Story) -> None:
+    run = read_run(story.folder)
+    assert run.outcome == "done"
+    assert run.settings["sentences"] == [story.sentence]
+    assert run.settings["weights"] == "pretrained"
+    for name in ("model", "share"):
+        assert run.settings[name] == story.values.get(name, run.settings[name])
+    kinds = [kind.partition(":")[0] for kind in run.settings["client"]]
+    assert kinds == [kind.partition(":")[0] for kind in story.values.get("client", "").split()]
+    files = list(story.folder.iterdir())
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    assert not any(b': "/' in path.read_bytes() for path in files), "no path"
+    assert run.facts["machine"] == {"platform": "Linux", "cores": 1}
+
+
+def test_a_story_plays_at_once_shows_both_sides_and_is_done_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], str]] = []
+    monkeypatch.setattr(
+        RunScreen,
+        "_start",
+        lambda self: started.append((self.form.private_batch, self.form.values["model"])),
+    )
+
+    async def nothing() -> Catalog:
+        return Catalog()
+
+    monkeypatch.setattr(catalog, "list_catalog", nothing)
+
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await pilot.press(STORIES[0].key)
+        await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
+        page = app.screen
+        assert isinstance(page, ReplayScreen)
+        assert page.playback is not None
+        await until(pilot, lambda: page.playback.playing)
+        await pilot.press("end")
+        assert not page.playback.playing
+        await pilot.press("d")
+        await until(pilot, lambda: len(page.query(RunView)) == 2)
+        await pilot.pause(0.1)
+        left, right = page.query(RunView)
+        hidden, told = (view.tokens._bands.sentences[0][1] for view in (left, right))
+        assert (hidden.word, hidden.status, hidden.true) == ("the", "unknown", "")
+        assert (told.word, told.status, told.true) == ("the", "right", "the")
+        await pilot.press("home")
+        await pilot.pause(0.1)
+        assert not any(view.recovered for view in (left, right)), "one slider moves both"
+        await pilot.press("d")
+        await until(pilot, lambda: len(page.query(RunView)) == 1)
+        await pilot.press("enter")
+        await until(pilot, lambda: started)
+        assert started == [([STORIES[0].sentence], "minilm")]
+        assert app.current_mode == "run"
+
+    pilots.play(scene, Sessions(tmp_path / "runs"))

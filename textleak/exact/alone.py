@@ -1,0 +1,100 @@
+"""Sentences' own gradients at some layers, as the factors that they are made of: one pass of all of them.
+
+The gradient of a linear layer is ΔᵀX, so of a sentence X and Δ are all there is to know. Labels are linear in the loss:
+one pass forward gives the loss with each of them, and one backward each Δ.
+
+Shapes: K sentences, T tokens, C classes, I and O a layer's input and output size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textleak.matching.discrete import Row
+from textleak.matching.hooks import hooked
+from textleak.models import Targets, TextModel
+from textleak.models.probes.layers import LinearLayer
+from textleak.numerics import exact
+
+# Tokens of one pass: bounds the memory of what the pass back needs (our choice).
+_TOKENS_A_PASS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Alone:
+    """What a classifier makes of a sentence by itself.
+
+    Attributes:
+        row: its tokens.
+        chances_C: the model's prediction, float64.
+        inputs: what each layer reads, (T, I), float64, by the layer's name.
+        deltas: the loss gradients at its output with each label but the last, (C - 1, T, O), float64.
+    """
+
+    row: Row
+    chances_C: Tensor
+    inputs: dict[str, Tensor]
+    deltas: dict[str, Tensor]
+
+
+def each_alone(model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLayer]) -> list[Alone]:
+    """What a classifier makes of each of some sentences; a layer's weight is used once."""
+    at_once = max(1, _TOKENS_A_PASS // max(map(len, rows), default=1))
+    starts = range(0, len(rows), at_once)
+    return [own for start in starts for own in _pass(model, rows[start : start + at_once], layers)]
+
+
+def _pass(model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLayer]) -> Iterator[Alone]:
+    longest = max(map(len, rows))
+    ids_K1T = torch.tensor([[[*row, *[model.pad_id] * (longest - len(row))]] for row in rows])
+    mask_K1T = torch.arange(longest) < torch.tensor([[[len(row)]] for row in rows])
+    labels_K11C = torch.zeros(len(rows), 1, 1, model.classes, dtype=model.loss_dtype, device=model.device)
+    labels_K11C.requires_grad_()
+    targets = Targets(labels=labels_K11C, weights=torch.ones_like(labels_K11C[..., 0]))
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    modules = [(layer.name, model.network.get_submodule(layer.name)) for layer in layers]
+    handles = [module.register_forward_hook(_keeping(seen, name)) for name, module in modules]
+    with hooked(handles), torch.enable_grad():
+        losses_K = model.loss(ids_K1T.to(model.device), mask_K1T.long().to(model.device), targets)
+        # The loss is linear in the labels: its slopes are the losses with each of them alone.
+        (by_label_K11C,) = torch.autograd.grad(losses_K.sum(), labels_K11C, create_graph=True)
+        by_label_CK = by_label_K11C.flatten(1).T
+        outputs = [seen[layer.name][1] for layer in layers]
+        slopes = [
+            torch.autograd.grad(losses, outputs, retain_graph=True, materialize_grads=True)
+            for losses in by_label_CK[:-1].sum(1)
+        ]
+    chances_KC = (-exact(by_label_CK.detach().T)).softmax(1).clamp_min(torch.finfo(torch.float64).tiny)
+    deltas = [torch.stack(of_layer) for of_layer in zip(*slopes, strict=True)]
+    for k, row in enumerate(rows):
+        # Some networks run all sentences' tokens through a layer as one long list.
+        inputs = {
+            name: exact(read.view(len(rows), longest, -1)[k, : len(row)]) for name, (read, _) in seen.items()
+        }
+        yield Alone(
+            row=row,
+            chances_C=chances_KC[k],
+            inputs=inputs,
+            deltas={
+                layer.name: exact(delta.view(len(delta), len(rows), longest, -1)[:, k, : len(row)])
+                for layer, delta in zip(layers, deltas, strict=True)
+            },
+        )
+
+
+def _keeping(
+    seen: dict[str, tuple[Tensor, Tensor]], name: str
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    """A hook that keeps what a module reads and gives; the graph begins at the first that is kept."""
+
+    def hook(_module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        kept = output if output.requires_grad else output.detach().requires_grad_()
+        seen[name] = arguments[0].detach(), kept
+        return kept.clone()  # some networks add to it in place
+
+    return hook

@@ -1,0 +1,187 @@
+"""How far a text's gradient is at least, by what the first layers read of it: without running the rest of the network.
+
+The gradient of a linear layer is ΔᵀX, so all that a text can make of it lies in the span of the text's own inputs X.
+Whatever part of the shared gradient lies outside that span, the text's whole gradient is at least as far away. At the
+first layers X needs no layer at all, and at those after the first attention a part of a block.
+
+Shapes: N different inputs of the answer, R their rank, I and O the layers' input and output size, F other inputs that a
+rival has, K directions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from textleak.matching.discrete import Guess, Row
+from textleak.models import TextModel
+from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs, local_layers
+from textleak.numerics import exact
+from textleak.proof.distances import Gradient
+
+# Singular values below this part of the largest are none: inputs that follow from others exactly (our choice; float64
+# leaves 1e-15 of them, and what nearly follows is measured at 1e-4 and more on minilm).
+_NO_DIRECTION = 1e-9
+# A direction that another input has more than this part of, after whitening, isn't outside its span (our choice;
+# float64 leaves 1e-13).
+_LEAK = 1e-10
+# Inputs beyond the first that are looked at for a shared gradient: in a transformer those of a block.
+_INPUTS = 4
+# Tokens that run through the network at once.
+_TOKENS_A_PASS = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LayerSpan:
+    """What layers with one common input read of an answer, and of all rivals' rows.
+
+    Attributes:
+        keys: of each row, what tells each of its inputs from others.
+        inside: of each row, its inputs along an orthonormal basis of the answer's, (T, R), float64.
+        beyond: of each row, what its inputs have outside that, (T, I).
+        answer: the answer's rows.
+        index: which of the N different inputs each of the answer's is.
+        whitened_NR: these inputs' coordinates in an orthonormal system of their columns.
+        dual_RR: what undoes that, along the basis.
+        gradient_RR: the shared gradient of all layers that read it along the basis, but for a rotation of its outputs.
+        besides: norm of what the shared gradient has outside it.
+    """
+
+    keys: dict[Row, list[bytes]]
+    inside: dict[Row, Tensor]
+    beyond: dict[Row, Tensor]
+    answer: frozenset[Row]
+    index: dict[bytes, int]
+    whitened_NR: Tensor
+    dual_RR: Tensor
+    gradient_RR: Tensor
+    besides: float
+
+    @classmethod
+    def of(
+        cls,
+        model: TextModel,
+        shared: Gradient,
+        layers: Sequence[LinearLayer],
+        *,
+        answer: Guess,
+        rivals: Sequence[Guess],
+    ) -> LayerSpan:
+        """Run all rows as far as these layers.
+
+        Args:
+            model: in float64.
+            shared: what was shared, as it is.
+            layers: that read one and the same input; each weight is used once.
+            answer: the batch.
+            rivals: the texts most like it.
+        """
+        rows = list(dict.fromkeys(row for guess in (answer, *rivals) for row in guess.rows))
+        inputs = _inputs(model, layers[0], rows)
+        keys = {row: [one.tobytes() for one in inputs_TI.cpu().numpy()] for row, inputs_TI in inputs.items()}
+        distinct: dict[bytes, Tensor] = {}
+        for row in answer.rows:
+            distinct.update(zip(keys[row], inputs[row], strict=True))
+        left_NR, s_R, basis_RI = torch.linalg.svd(torch.stack(list(distinct.values())), full_matrices=False)
+        kept = int((s_R > _NO_DIRECTION * s_R[0]).sum())
+        left_NR, s_R, basis_RI = left_NR[:, :kept], s_R[:kept], basis_RI[:kept]
+        gradient_OI = torch.cat([_as_rows(shared[layer.weight_name], layer) for layer in layers]).to(basis_RI)
+        gradient_OR = gradient_OI @ basis_RI.T
+        inside = {row: inputs_TI @ basis_RI.T for row, inputs_TI in inputs.items()}
+        return cls(
+            keys=keys,
+            inside=inside,
+            beyond={row: inputs_TI - inside[row] @ basis_RI for row, inputs_TI in inputs.items()},
+            answer=frozenset(answer.rows),
+            index={key: n for n, key in enumerate(distinct)},
+            whitened_NR=left_NR,
+            dual_RR=torch.diag(1 / s_R),
+            gradient_RR=torch.linalg.qr(gradient_OR, mode="r").R,
+            besides=float((gradient_OI - gradient_OR @ basis_RI).norm()),
+        )
+
+    def least(self, rival: Guess) -> float:
+        """How far the rival's gradient is at least from the shared one: what of that lies outside its inputs' span."""
+        own: set[bytes] = set()
+        others: dict[bytes, tuple[Row, int]] = {}
+        for row in rival.rows:
+            for t, key in enumerate(self.keys[row]):
+                if row in self.answer or key in self.index:
+                    own.add(key)
+                else:
+                    others[key] = row, t
+        lacks = [n for key, n in self.index.items() if key not in own]
+        outside_KR = self._outside(lacks)
+        if outside_KR is None:
+            return 0.0
+        if others:
+            inside_FR, beyond_FI = (
+                torch.stack([parts[row][t] for row, t in others.values()])
+                for parts in (self.inside, self.beyond)
+            )
+            outside_KR = _turned(outside_KR, inside_FR, beyond_FI)
+        return max(0.0, float((self.gradient_RR @ outside_KR.T).norm()) - self.besides)
+
+    def _outside(self, lacks: Sequence[int]) -> Tensor | None:
+        """Orthonormal directions along the basis that none of the answer's inputs but these has a part in, (K, R)."""
+        if not lacks:
+            return None
+        _, s_K, directions_KR = torch.linalg.svd(self.whitened_NR[lacks], full_matrices=False)
+        directions_KR = directions_KR[s_K > 0.5]  # 1 where only these have a part in it
+        parts_NK = self.whitened_NR @ directions_KR.T
+        parts_NK[lacks] = 0
+        directions_KR = directions_KR[parts_NK.norm(dim=0) <= _LEAK]
+        if not len(directions_KR):
+            return None
+        orthonormal_RK: Tensor = torch.linalg.qr((directions_KR @ self.dual_RR).T).Q
+        return orthonormal_RK.T
+
+
+def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:
+    """What remains, along the basis, of directions made orthogonal to other inputs; these may lean out of the basis.
+
+    Args:
+        outside_KR: directions.
+        inside_FR: other inputs along the basis.
+        beyond_FI: what they have outside it, which is at the directions' disposal.
+    """
+    least = _NO_DIRECTION * inside_FR.norm()
+    left_FF, s_F, _ = torch.linalg.svd(beyond_FI, full_matrices=False)
+    parts_FK = torch.cat([inside_FR @ outside_KR.T, (left_FF * s_F)[:, s_F > least]], 1)
+    _, s_F, across_KK = torch.linalg.svd(parts_FK, full_matrices=True)
+    rank = int((s_F > least).sum())
+    remaining_KR: Tensor = across_KK[rank:, : len(outside_KR)] @ outside_KR
+    return remaining_KR
+
+
+def _as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
+    """A weight's gradient as (outputs, inputs), float64, however the layer stores it."""
+    return exact(gradient.T if layer.transposed else gradient)
+
+
+def first_layers(model: TextModel, shared: Gradient) -> list[list[LinearLayer]]:
+    """The layers that read the first input, and those that read the next one of which a gradient was shared."""
+    local: dict[str, list[LinearLayer]] = {}
+    for layer in local_layers(model):
+        if layer.used_once and layer.weight_name in shared:
+            local.setdefault(layer.input_group, []).append(layer)
+    further = (
+        [layer for layer in layers if layer.weight_name in shared]
+        for layers in following_layers(model, _INPUTS)
+    )
+    return [*list(local.values())[:1], *list(filter(None, further))[:1]]
+
+
+def _inputs(model: TextModel, layer: LinearLayer, rows: Sequence[Row]) -> dict[Row, Tensor]:
+    """What a layer reads of each row, (T, I) each."""
+    found: dict[Row, Tensor] = {}
+    for length in {len(row) for row in rows}:
+        some = [row for row in rows if len(row) == length]
+        ids_KT = torch.tensor(some, device=model.device)
+        parts = torch.split(ids_KT, max(1, _TOKENS_A_PASS // length))
+        inputs_KTI = torch.cat([layer_inputs(model, part, [layer.name])[layer.name] for part in parts])
+        found.update(zip(some, exact(inputs_KTI), strict=True))
+    return found
