@@ -69,10 +69,11 @@ def test_a_sentence_taken_off_takes_the_tokens_that_it_alone_has(view: View, tru
     bag = bag_of(view, Measured.of(view.shared, layers))
     assert bag is not None
     labels = [view.own(examples_of(model, true[:1], (label,))) for label in range(model.classes)]
-    left = [
-        bag.without(torch.cat([own[layer.weight_name] for layer in layers]) / len(true)).tokens
-        for own in labels
+    bags = [
+        bag.without(torch.cat([own[layer.weight_name] for layer in layers]) / len(true)) for own in labels
     ]
+    assert all(len(one.places_TM) and not one.places_TM[max(map(len, true)) :].any() for one in bags)
+    left = [one.tokens for one in bags]
     others = {token for row in true[1:] for token in row}
     assert sorted(map(len, left))[1:] == [len(bag.tokens)] * (
         model.classes - 1

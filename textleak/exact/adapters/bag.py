@@ -67,7 +67,8 @@ class Bag:
         parts_NM = self.parts_NM - own_NM[: len(self.tokens)]
         places_TM = self.places_TM - own_NM[len(self.tokens) :]
         left_N = parts_NM.norm(dim=1) > _GONE * self.parts_NM.norm(dim=1)
-        left_T = places_TM.norm(dim=1) > _GONE * self.places_TM.norm(dim=1)
+        before_T = self.places_TM.norm(dim=1)
+        left_T = (before_T > 0) & (places_TM.norm(dim=1) > _GONE * before_T)
         all_T = torch.ones_like(left_T)
         return dataclasses.replace(
             self,
