@@ -52,6 +52,12 @@ def test_speed_and_memory_are_finite_and_factored_saves_less(case):
     assert 0 < row.memory_ratio < 0.5
 
 
+def test_flops_by_formula_are_those_that_torch_counts(case):
+    row = benchmark(*case, SquaredL2(), repeats=1)
+    assert row.step_flops == pytest.approx(row.counted_step_flops, rel=0.05)
+    assert row.evaluation_flops == pytest.approx(row.counted_evaluation_flops, rel=0.05)
+
+
 def test_the_network_is_left_frozen(case):
     benchmark(*case, SquaredL2(), repeats=1)
     assert not any(parameter.requires_grad for parameter in case[0].parameters())

@@ -221,6 +221,19 @@ def test_naming_a_batch_sets_aside_the_preset_s(tmp_path):
     assert (settings.sentences, settings.labels) == ((), ())
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_sentence(tmp_path):
+    (tmp_path / "lines.txt").write_bytes(b"\xef\xbb\xbfcall me at noon\r\nmeet him\r\n")
+    found = load_run_config(flags={"file": tmp_path / "lines.txt"}).batch()
+    assert found == ("call me at noon", "meet him")
+
+
+@pytest.mark.parametrize(
+    ("written", "label"), [("2", 2), ("3.5", 3.5), ("0,1,1", (0, 1, 1)), ("-100, 3", (-100, 3))]
+)
+def test_a_label_is_a_class_a_number_or_several(written, label):
+    assert load_run_config(flags={"sentences": ["hi"], "labels": [written]}).labels == (label,)
+
+
 def test_a_file_holds_one_sentence_a_line(tmp_path):
     lines = tmp_path / "lines.txt"
     lines.write_text("first one\n\n  second one  \n")

@@ -9,6 +9,7 @@ from textual.pilot import Pilot
 
 from tests.tui import pilots
 from tests.tui.pilots import until
+from textleak.reports.reading import read
 from textleak.runs import read_run
 from textleak_tui import catalog
 from textleak_tui.app import TextleakApp
@@ -32,6 +33,7 @@ def test_a_story_is_a_whole_run_of_what_it_says_and_tells_nothing_of_its_machine
         assert run.settings[name] == story.values.get(name, run.settings[name])
     kinds = [kind.partition(":")[0] for kind in run.settings["client"]]
     assert kinds == [kind.partition(":")[0] for kind in story.values.get("client", "").split()]
+    assert read(story.folder).records[0].status == "done", "a report can be made of it"
     files = list(story.folder.iterdir())
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     assert not any(b': "/' in path.read_bytes() for path in files), "no path"

@@ -19,6 +19,7 @@ from textleak import __version__
 from textleak.cli import (
     audit,
     bench,
+    commands,
     common,
     compare,
     doctor,
@@ -39,7 +40,7 @@ from textleak.errors import TextleakError
 
 app = typer.Typer(
     name="textleak",
-    cls=common.Group,
+    cls=commands.Group,
     help="Audit how much private text a shared gradient gives away.",
     no_args_is_help=True,
     add_completion=True,
@@ -92,9 +93,9 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 for _group, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
-        common.Group.listed[_name] = CommandInfo(
+        commands.Group.listed[_name] = CommandInfo(
             _name,
-            cls=common.Command,
+            cls=commands.Command,
             callback=_command,
             rich_help_panel=_group,
             epilog=panels.EPILOGS.get(_name),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from textleak.cli import common, drive
+from textleak.cli import common, drive, flags
 
 if TYPE_CHECKING:
     from textleak.jobs.audit import AuditJob
@@ -46,7 +46,7 @@ def command(
             show_default="from the file, or A",
         ),
     ] = None,
-    task: common.Task = None,
+    task: flags.Task = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +81,7 @@ def command(
             show_default="what the file says",
         ),
     ] = None,
-    truth: common.TruthFile = None,
+    truth: flags.TruthFile = None,
     attack: Annotated[
         str | None,
         typer.Option(
@@ -101,27 +101,27 @@ def command(
             show_default="10m",
         ),
     ] = None,
-    out: common.Out = None,
+    out: flags.Out = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write a page of it: .html or .md.")
     ] = None,
-    json_: common.Json = False,
-    fail_above: common.FailAbove = None,
-    threads: common.Threads = None,
-    device: common.Device = None,
-    redact: common.Redact = False,
+    json_: flags.Json = False,
+    fail_above: flags.FailAbove = None,
+    threads: flags.Threads = None,
+    device: flags.Device = None,
+    redact: flags.Redact = False,
 ) -> None:
     """Audit your own training: what an update of it tells and gives away.
 
     UPDATE is a file that a client shared or that you saved; or give two checkpoints, before and after.
     """
-    flags = common.settings_given({name: value for name, value in locals().items() if name != "update"})
+    said = common.settings_given({name: value for name, value in locals().items() if name != "update"})
 
     from textleak import owned
     from textleak.errors import unwritten
     from textleak.settings.audit import load_audit_config
 
-    settings = load_audit_config({**flags, **common.given(gradients=update)})
+    settings = load_audit_config({**said, **common.given(gradients=update)})
     if settings.report is not None:  # better now than when all is computed
         with unwritten(f"{settings.report} can't be written.", fix="Choose another --report."):
             owned.check(settings.report)

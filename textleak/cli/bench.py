@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, flags
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,21 +47,21 @@ def command(
     objective: Annotated[
         str, typer.Option("--objective", metavar="TEXT", help=" | ".join(OBJECTIVES))
     ] = "squared-l2",
-    weights: common.Weights = "random",
-    task: common.Task = None,
+    weights: flags.Weights = "random",
+    task: flags.Task = None,
     dtype: Annotated[
         list[str] | None,
         typer.Option(
             "--dtype", metavar="TEXT", help=f"{' | '.join(DTYPES)}; repeatable.", show_default="float32"
         ),
     ] = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
     repeats: Annotated[
         int, typer.Option("--repeats", metavar="INT", help="Alternating measurements.", min=1)
     ] = 5,
-    seed: common.Seed = None,
-    json_: common.Json = False,
+    seed: flags.Seed = None,
+    json_: flags.Json = False,
 ) -> None:
     """Measure the engine: gradients of K candidates at once (factored) against one by one (formed).
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, flags
 from textleak.words import count_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def command(
     second: Annotated[
         Path, typer.Argument(metavar="DIR", help="The one to compare with it.", show_default=False)
     ],
-    json_: common.Json = False,
+    json_: flags.Json = False,
 ) -> None:
     """Compare two evaluations (or runs) on the sentences that both have: second minus first."""
     from textleak.reports.compare import compare

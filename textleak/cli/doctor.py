@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, flags
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @common.guarded
-def command(json_: common.Json = False) -> None:
+def command(json_: flags.Json = False) -> None:
     """Check versions, devices, threads, attention, second derivatives and weights at hand."""
     facts = examine()
     if json_:

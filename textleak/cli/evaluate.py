@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, flags
 from textleak.words import count_of, seconds_in_words
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def command(
         list[str] | None,
         _several("--model", f"Alias, hub id, folder or .gguf file; {_GRID}.", "bert-tiny", "-m"),
     ] = None,
-    weights: common.Weights = None,
-    task: common.Task = None,
+    weights: flags.Weights = None,
+    task: flags.Task = None,
     attack: Annotated[
         list[str] | None,
         _several(
@@ -122,9 +122,9 @@ def command(
             show_default="none",
         ),
     ] = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
-    config: common.Config = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    config: flags.Config = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting; repeat it. Wins over everything."),
@@ -157,7 +157,7 @@ def command(
         bool, typer.Option("--dry-run", help="Show the grid, its size and about how long it takes.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Allow grids above 100,000 batches.")] = False,
-    json_: common.Json = False,
+    json_: flags.Json = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a batch to a CSV file.")
     ] = None,
@@ -166,10 +166,10 @@ def command(
     given = locals()
     from textleak.settings import EvaluationConfig, load_evaluation_config
 
-    flags = common.given(
+    said = common.given(
         **{name: value for name, value in given.items() if name in EvaluationConfig.model_fields}
     )
-    settings = load_evaluation_config(config, flags, assignments or ())
+    settings = load_evaluation_config(config, said, assignments or ())
     name = Path(config).stem if config else Path(settings.data[0]).stem
     here = engine == "local"
     if dry_run:

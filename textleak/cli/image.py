@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from textleak.cli import common, drive
+from textleak.cli import common, drive, flags
 
 if TYPE_CHECKING:
     from textleak.errors import TextleakError
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @common.guarded
 def command(
-    image: common.Images = None,
-    index: common.Indices = None,
-    dataset: common.Dataset = None,
+    image: flags.Images = None,
+    index: flags.Indices = None,
+    dataset: flags.Dataset = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -32,7 +32,7 @@ def command(
             show_default="lenet",
         ),
     ] = None,
-    weights: common.Weights = None,
+    weights: flags.Weights = None,
     label: Annotated[
         list[int] | None,
         typer.Option(
@@ -45,11 +45,11 @@ def command(
         str | None,
         typer.Option("--attack", "-a", metavar="TEXT", help="dlg | idlg | cosine | tag", show_default="dlg"),
     ] = None,
-    gradients: common.Gradients = None,
-    truth: common.TruthFile = None,
-    share: common.Share = None,
-    client: common.Clients = None,
-    defense: common.Defenses = None,
+    gradients: flags.Gradients = None,
+    truth: flags.TruthFile = None,
+    share: flags.Share = None,
+    client: flags.Clients = None,
+    defense: flags.Defenses = None,
     know: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +59,7 @@ def command(
             show_default="batch-size",
         ),
     ] = None,
-    restarts: common.Restarts = None,
+    restarts: flags.Restarts = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -69,27 +69,27 @@ def command(
             show_default="the attack's",
         ),
     ] = None,
-    seed: common.Seed = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
-    config: common.Config = None,
-    assignments: common.Assignments = None,
-    out: common.Out = None,
-    json_: common.Json = False,
-    save_gradients: common.SaveGradients = False,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    config: flags.Config = None,
+    assignments: flags.Assignments = None,
+    out: flags.Out = None,
+    json_: flags.Json = False,
+    save_gradients: flags.SaveGradients = False,
     redact: Annotated[
         bool, typer.Option("--redact", help="No picture in any record, nor on the screen.")
     ] = False,
 ) -> None:
     """Recover the pictures behind one shared gradient, live."""
-    flags = common.settings_given(locals())
+    said = common.settings_given(locals())
     if config is None and gradients is None:
         common.starting(model, default="lenet")
 
     from textleak.settings import load_image_config
     from textleak.view.films import Film
 
-    settings = load_image_config(config, flags, assignments or ())
+    settings = load_image_config(config, said, assignments or ())
     film = Film()
     done = drive.carry_out(lambda: _prepare(settings), settings.out, [film.show])
     if not settings.redact:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, flags
 
 
 class Loop(enum.StrEnum):
@@ -33,7 +33,7 @@ def command(
         Path | None,
         typer.Option("--out", metavar="FILE", help="The script.", show_default="audit_KIND.py here"),
     ] = None,
-    json_: common.Json = False,
+    json_: flags.Json = False,
 ) -> None:
     """Write a script that trains, records what leaves the client, and audits it.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, flags
 from textleak.describe import attribute_docs, type_in_words
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _KINDS = {"run": "RunConfig", "image": "ImageConfig", "eval": "EvaluationConfig"
 @common.guarded
 def command(
     name: Annotated[str | None, typer.Argument(help="Show this one, in every command that has it.")] = None,
-    json_: common.Json = False,
+    json_: flags.Json = False,
     schema: Annotated[
         str | None,
         typer.Option(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from textleak.cli import common
+from textleak.cli import common, flags
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 
 @common.guarded
-def command(json_: common.Json = False) -> None:
+def command(json_: flags.Json = False) -> None:
     """List the model aliases with what would be loaded here and now."""
     listed = at_hand()
     if json_:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, flags
 from textleak.describe import describe
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ Name = Annotated[str | None, typer.Argument(help="Show this one with its options
 
 
 @common.guarded
-def attacks(name: Name = None, json_: common.Json = False) -> None:
+def attacks(name: Name = None, json_: flags.Json = False) -> None:
     """List the attacks, or one with its options."""
     from textleak.attacks import ATTACKS
 
@@ -52,7 +52,7 @@ _NEEDS = {
 
 
 @common.guarded
-def defenses(name: Name = None, json_: common.Json = False) -> None:
+def defenses(name: Name = None, json_: flags.Json = False) -> None:
     """List the defenses, or one with its options."""
     from textleak.defenses import DEFENSES
 
@@ -60,7 +60,7 @@ def defenses(name: Name = None, json_: common.Json = False) -> None:
 
 
 @common.guarded
-def clients(name: Name = None, json_: common.Json = False) -> None:
+def clients(name: Name = None, json_: flags.Json = False) -> None:
     """List how clients may train, or one kind with its options."""
     from textleak.clients import CLIENTS
 

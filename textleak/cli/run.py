@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from textleak.cli import common, drive
+from textleak.cli import common, drive, flags
 
 if TYPE_CHECKING:
     from textleak.jobs.text import TextJob
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @common.guarded
 def command(
-    model: common.Model = None,
-    weights: common.Weights = None,
-    sentence: common.Sentences = None,
-    file: common.File = None,
-    label: common.Labels = None,
-    task: common.Task = None,
+    model: flags.Model = None,
+    weights: flags.Weights = None,
+    sentence: flags.Sentences = None,
+    file: flags.File = None,
+    label: flags.Labels = None,
+    task: flags.Task = None,
     attack: Annotated[
         str | None,
         typer.Option(
@@ -42,40 +42,40 @@ def command(
             show_default="none",
         ),
     ] = None,
-    gradients: common.Gradients = None,
-    truth: common.TruthFile = None,
-    share: common.Share = None,
-    client: common.Clients = None,
-    defense: common.Defenses = None,
-    know: common.Know = None,
-    restarts: common.Restarts = None,
+    gradients: flags.Gradients = None,
+    truth: flags.TruthFile = None,
+    share: flags.Share = None,
+    client: flags.Clients = None,
+    defense: flags.Defenses = None,
+    know: flags.Know = None,
+    restarts: flags.Restarts = None,
     steps: Annotated[
         int | None,
         typer.Option("--steps", metavar="INT", help="Optimizer steps.", show_default="the attack's"),
     ] = None,
-    seed: common.Seed = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
-    config: common.Config = None,
-    assignments: common.Assignments = None,
-    out: common.Out = None,
-    json_: common.Json = False,
-    save_gradients: common.SaveGradients = False,
-    redact: common.Redact = False,
-    fail_above: common.FailAbove = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    config: flags.Config = None,
+    assignments: flags.Assignments = None,
+    out: flags.Out = None,
+    json_: flags.Json = False,
+    save_gradients: flags.SaveGradients = False,
+    redact: flags.Redact = False,
+    fail_above: flags.FailAbove = None,
     film: Annotated[
         Path | None,
         typer.Option("--film", metavar="FILE", help="Draw the run as a moving SVG, for a README."),
     ] = None,
 ) -> None:
     """Recover the text behind one shared gradient, live."""
-    flags = common.settings_given(locals())
+    said = common.settings_given(locals())
     if config is None and gradients is None:
         common.starting(model, default="bert-tiny")
 
     from textleak.settings import load_run_config
 
-    settings = load_run_config(config, flags, assignments or ())
+    settings = load_run_config(config, said, assignments or ())
     if film is not None:
         common.check_target(film, "--film")
     done = drive.carry_out(lambda: _prepare(settings), settings.out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from textleak.cli import common
+from textleak.cli import common, flags
 
 if TYPE_CHECKING:
     from textleak.models.base import Model
@@ -25,32 +25,32 @@ def command(
             "--out", metavar="FILE", help="The gradient file; FILE.truth.json is written beside it."
         ),
     ],
-    model: common.Model = None,
-    weights: common.Weights = None,
-    sentence: common.Sentences = None,
-    file: common.File = None,
-    image: common.Images = None,
-    index: common.Indices = None,
-    dataset: common.Dataset = None,
-    label: common.Labels = None,
-    task: common.Task = None,
-    share: common.Share = None,
-    client: common.Clients = None,
-    defense: common.Defenses = None,
-    know: common.Know = None,
-    seed: common.Seed = None,
-    device: common.Device = None,
-    threads: common.Threads = None,
-    config: common.Config = None,
-    assignments: common.Assignments = None,
-    json_: common.Json = False,
+    model: flags.Model = None,
+    weights: flags.Weights = None,
+    sentence: flags.Sentences = None,
+    file: flags.File = None,
+    image: flags.Images = None,
+    index: flags.Indices = None,
+    dataset: flags.Dataset = None,
+    label: flags.Labels = None,
+    task: flags.Task = None,
+    share: flags.Share = None,
+    client: flags.Clients = None,
+    defense: flags.Defenses = None,
+    know: flags.Know = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    config: flags.Config = None,
+    assignments: flags.Assignments = None,
+    json_: flags.Json = False,
 ) -> None:
     """Compute the gradient that a client would share, and write it to a file.
 
     The batch is of text, or with --image, --index or --dataset of pictures (then --model is one of `textleak image`).
     """
-    flags = common.settings_given(locals())
-    facts = _share(_settings(flags, config, assignments or ()), out)
+    said = common.settings_given(locals())
+    facts = _share(_settings(said, config, assignments or ()), out)
     if json_:
         common.print_json(facts)
         return
@@ -66,7 +66,7 @@ def command(
 
 
 def _settings(
-    flags: dict[str, Any], config: str | None, assignments: Sequence[str]
+    said: dict[str, Any], config: str | None, assignments: Sequence[str]
 ) -> ClientConfig | PictureConfig:
     """The settings, of text unless a flag names pictures.
 
@@ -77,15 +77,15 @@ def _settings(
     from textleak.settings import ClientConfig, PictureConfig, load_client_config, load_picture_config
     from textleak.settings.base import flag
 
-    of_text = [name for name in flags if name not in PictureConfig.model_fields]
-    of_pictures = [name for name in flags if name not in ClientConfig.model_fields]
+    of_text = [name for name in said if name not in PictureConfig.model_fields]
+    of_pictures = [name for name in said if name not in ClientConfig.model_fields]
     if of_text and of_pictures:
         raise InputError(
             f"{flag(ClientConfig, of_text[0])} was given with {flag(PictureConfig, of_pictures[0])}.",
             why="A batch is of text or of pictures.",
             fix="Leave one of them out.",
         )
-    return (load_picture_config if of_pictures else load_client_config)(config, flags, assignments)
+    return (load_picture_config if of_pictures else load_client_config)(config, said, assignments)
 
 
 def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:

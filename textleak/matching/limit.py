@@ -112,6 +112,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.formulas: dict[Any, Callable[..., int]] = {**flop_registry}
+        self.formulas[torch.ops.aten.baddbmm_] = flop_registry[torch.ops.aten.baddbmm]
         if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             self.formulas[torch.ops.mkldnn._linear_pointwise] = _linear_flops
 

@@ -156,7 +156,7 @@ class ClientConfig(_ClientSettings):
         if self.file is None:
             return self.sentences
         try:
-            text = foreign.read(self.file, most=MOST_SENTENCES, pipes=True).decode("utf-8")
+            text = foreign.read(self.file, most=MOST_SENTENCES, pipes=True).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{self.file} can't be read as sentences.",
