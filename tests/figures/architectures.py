@@ -29,7 +29,7 @@ from textleak.attacks.base import to_end
 from textleak.errors import TextleakError
 from textleak.jobs.text import prepare
 from textleak.models.loading.catalog import CATALOG
-from textleak.models.loading.text import bundled_tokenizer
+from textleak.models.loading.tokenizers import bundled_tokenizer
 from textleak.settings import load_run_config
 
 SENTENCE = "the nurse left the keys on the table"

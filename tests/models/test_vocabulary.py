@@ -11,7 +11,7 @@ import torch
 from textleak.models import describe
 from textleak.models.loading import vocabulary
 from textleak.models.loading.catalog import CATALOG
-from textleak.models.loading.text import bundled_tokenizer
+from textleak.models.loading.tokenizers import bundled_tokenizer
 
 
 def test_wordpiece_is_that_of_bert() -> None:

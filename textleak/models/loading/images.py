@@ -15,8 +15,8 @@ from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import own_code
 from textleak.models.loading.places import Checkpoint, find_place, not_at_hand
+from textleak.models.loading.reading import reading, weights_options
 from textleak.models.loading.request import Built, Request
-from textleak.models.loading.text import reading, weights_options
 from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
 from textleak.models.quiet import quiet
 from textleak.models.vision import ImageModel

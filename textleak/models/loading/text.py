@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.util
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
-from textleak import foreign
 from textleak.errors import InputError, unknown_name
-from textleak.models.loading import heads, own_code, vocabulary
+from textleak.models.loading import heads, own_code
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import Checkpoint, find_place, not_at_hand
+from textleak.models.loading.reading import read_config, reading, reading_gguf_once, weights_options
 from textleak.models.loading.request import Built, Request
+from textleak.models.loading.tokenizers import bundled_tokenizer, tokenizer_for
 from textleak.models.losses.base import LOSSES, loss_of
 from textleak.models.quiet import quiet
 from textleak.models.text import COMMON_TASKS, Task, TextModel
@@ -178,7 +175,7 @@ def _built_for(request: TextRequest) -> _Built:
     if place is not None and weights == "random":
         return _random_in(request, place, entry)
     if place is not None:
-        with _reading_gguf_once() if place.gguf is not None else nullcontext():
+        with reading_gguf_once() if place.gguf is not None else nullcontext():
             return _pretrained(request, place, entry)
     if entry is not None and weights != "pretrained":
         return _random_alias(request, entry, missing)
@@ -226,104 +223,12 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
     return chosen, able[chosen]
 
 
-@contextmanager
-def reading(name: str, place: Checkpoint, what: str) -> Iterator[None]:
-    """Turn whatever goes wrong in reading a checkpoint into an `InputError` that says where; keep quiet."""
-    if place.gguf is not None and importlib.util.find_spec("gguf") is None:
-        raise _package_missing(name, place, "the package gguf")
-    try:
-        with quiet(), own_code.refused(name):
-            yield
-    except InputError:
-        raise
-    except ImportError as error:
-        raise _package_missing(name, place, str(error).strip().splitlines()[0]) from error
-    except Exception as error:  # a damaged file fails in as many ways as there are formats
-        raise InputError(
-            f"The {what} of the model {name!r} can't be read from {place.words}.",
-            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
-            fix="Check that the checkpoint is complete, or choose another --model.",
-        ) from error
-
-
-def _read_config(name: str, place: Checkpoint, entry: Entry | None) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    own_code.check_parts(name, place)
-    with reading(name, place, "configuration"):
-        if place.gguf is not None:
-            return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, **own_code.LOCAL)
-        settings = json.loads((place.folder / "config.json").read_text("utf-8"))
-        if entry is not None and "model_type" not in settings:  # checkpoints of 2019 and 2020 don't say
-            return AutoConfig.for_model(entry.model_type, **settings)
-        return AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
-
-
-def _tokenizer_for(
-    request: TextRequest, place: Checkpoint, config: PreTrainedConfig
-) -> PreTrainedTokenizerFast:
-    """The tokenizer that was asked for, else the one that lies beside the weights."""
-    asked = request.tokenizer
-    if asked is None:
-        return _read_tokenizer(request.name, place, config)
-    path = foreign.expanded(asked)
-    if path.is_dir():
-        return _read_tokenizer(asked, Checkpoint(folder=path, gguf=None, words=f"folder {path}"), None)
-    entry = CATALOG.get(asked) or BY_HUB_ID.get(asked)
-    found, missing = find_place(asked, entry, "auto", download=request.download)
-    if found is not None:
-        return _read_tokenizer(asked, found, None)
-    if entry is not None:
-        return bundled_tokenizer(entry)
-    raise not_at_hand(asked, entry, missing, download=request.download)
-
-
-def _read_tokenizer(name: str, place: Checkpoint, config: PreTrainedConfig | None) -> PreTrainedTokenizerFast:
-    from transformers import AutoTokenizer
-
-    options = {} if place.gguf is None else {"gguf_file": place.gguf}
-    with reading(name, place, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, config=config, **own_code.LOCAL, **options)
-    # What transformers makes of missing files: a tokenizer with no words.
-    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
-        raise InputError(
-            f"There is no tokenizer of {name!r} in {place.words}.",
-            why="Without its vocabulary no text can be turned into the model's tokens, nor back.",
-            fix="Save it there (tokenizer.save_pretrained(FOLDER)): tokenizer.json, or vocab.txt or the like.",
-        )
-    return tokenizer
-
-
-def _package_missing(name: str, place: Checkpoint, what: str) -> InputError:
-    return InputError(
-        f"A package is missing to read {name!r} ({place.words}).",
-        why=f"It needs {what}.",
-        fix="pip install 'textleak[pretrained]' (or: pip install gguf)." if place.gguf else "Install it.",
-    )
-
-
-@contextmanager
-def _reading_gguf_once() -> Iterator[None]:
-    """Parse a GGUF file once for configuration, tokenizer and weights: seconds each time otherwise."""
-    if importlib.util.find_spec("gguf") is None:  # `reading` says so
-        yield
-        return
-    import gguf
-
-    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(name_map)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
-
-
 def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) -> _Built:
     name, seed = request.name, request.weights_seed
-    config = _read_config(name, place, entry)
+    config = read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, request.task)
     num_labels, outputs = heads.shape_head(config, chosen, request.num_labels)
-    tokenizer = _tokenizer_for(request, place, config)
+    tokenizer = tokenizer_for(name, place, config, asked=request.tokenizer, download=request.download)
     with reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
             network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
@@ -369,12 +274,6 @@ def _fill_from_folder(
     return network, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
 
 
-def weights_options(folder: Path) -> dict[str, Any]:
-    """How a folder's weights are read: safetensors where there are any, else pickles of nothing but tensors."""
-    safe = any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
-    return {"use_safetensors": True if safe else None, "weights_only": True}
-
-
 def _fill_from_gguf(
     auto: type[PreTrainedModel], config: PreTrainedConfig, path: Path
 ) -> tuple[PreTrainedModel, set[str]]:
@@ -406,10 +305,10 @@ def _draw(auto: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> P
 def _random_in(request: TextRequest, place: Checkpoint, entry: Entry | None) -> _Built:
     """The architecture and tokenizer of a folder, random weights."""
     name, seed = request.name, request.weights_seed
-    config = _read_config(name, place, entry)
+    config = read_config(name, place, entry)
     chosen, auto = _choose_task(name, config, request.task)
     num_labels, outputs = heads.shape_head(config, chosen, request.num_labels)
-    tokenizer = _tokenizer_for(request, place, config)
+    tokenizer = tokenizer_for(name, place, config, asked=request.tokenizer, download=request.download)
     with own_code.refused(name):
         network = _draw(auto, config, seed)
     return _Built(
@@ -446,38 +345,3 @@ def _random_alias(request: TextRequest, entry: Entry, missing: str) -> _Built:
         weights="random",
         source=f"random, seed {seed}; bundled vocabulary {entry.vocabulary_name}{because}",
     )
-
-
-def bundled_tokenizer(entry: Entry) -> PreTrainedTokenizerFast:
-    """The bundled tokenizer that random weights of an alias go with."""
-    match entry.vocabulary:
-        case "wordpiece":
-            return vocabulary.wordpiece()
-        case "byte-pairs":
-            return vocabulary.byte_pairs()
-        case "byte-pairs-roberta":
-            return vocabulary.byte_pairs(
-                before=("<s>", "<pad>", "</s>"),
-                after=("<mask>",),
-                template="<s> $A </s>",
-                roles={
-                    "bos_token": "<s>",
-                    "cls_token": "<s>",
-                    "eos_token": "</s>",
-                    "sep_token": "</s>",
-                    "pad_token": "<pad>",
-                    "mask_token": "<mask>",
-                },
-            )
-        case "byte-pairs-opt":
-            return vocabulary.byte_pairs(
-                before=("</s>", "<pad>"),
-                after=(),
-                template="</s> $A",
-                roles={"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},
-            )
-        case "byte-pairs-chat":
-            return vocabulary.byte_pairs(
-                after=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-                roles={"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
-            )

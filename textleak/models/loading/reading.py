@@ -1,0 +1,88 @@
+"""A checkpoint's files, read with care: whatever is wrong with them is told, and none of their code is run."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textleak.errors import InputError
+from textleak.models.loading import own_code
+from textleak.models.loading.catalog import Entry
+from textleak.models.loading.places import Checkpoint
+from textleak.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@contextmanager
+def reading(name: str, place: Checkpoint, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong in reading a checkpoint into an `InputError` that says where; keep quiet."""
+    if place.gguf is not None and importlib.util.find_spec("gguf") is None:
+        raise _package_missing(name, place, "the package gguf")
+    try:
+        with quiet(), own_code.refused(name):
+            yield
+    except InputError:
+        raise
+    except ImportError as error:
+        raise _package_missing(name, place, str(error).strip().splitlines()[0]) from error
+    except Exception as error:  # a damaged file fails in as many ways as there are formats
+        raise InputError(
+            f"The {what} of the model {name!r} can't be read from {place.words}.",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            fix="Check that the checkpoint is complete, or choose another --model.",
+        ) from error
+
+
+def read_config(name: str, place: Checkpoint, entry: Entry | None) -> PreTrainedConfig:
+    """The configuration of a checkpoint; no code of its own is run.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    from transformers import AutoConfig
+
+    own_code.check_parts(name, place)
+    with reading(name, place, "configuration"):
+        if place.gguf is not None:
+            return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, **own_code.LOCAL)
+        settings = json.loads((place.folder / "config.json").read_text("utf-8"))
+        if entry is not None and "model_type" not in settings:  # checkpoints of 2019 and 2020 don't say
+            return AutoConfig.for_model(entry.model_type, **settings)
+        return AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
+
+
+@contextmanager
+def reading_gguf_once() -> Iterator[None]:
+    """Parse a GGUF file once for configuration, tokenizer and weights: seconds each time otherwise."""
+    if importlib.util.find_spec("gguf") is None:  # `reading` says so
+        yield
+        return
+    import gguf
+
+    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(name_map)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+
+
+def weights_options(folder: Path) -> dict[str, Any]:
+    """How a folder's weights are read: safetensors where there are any, else pickles of nothing but tensors."""
+    safe = any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
+    return {"use_safetensors": True if safe else None, "weights_only": True}
+
+
+def _package_missing(name: str, place: Checkpoint, what: str) -> InputError:
+    return InputError(
+        f"A package is missing to read {name!r} ({place.words}).",
+        why=f"It needs {what}.",
+        fix="pip install 'textleak[pretrained]' (or: pip install gguf)." if place.gguf else "Install it.",
+    )
