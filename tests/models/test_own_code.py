@@ -298,7 +298,7 @@ def test_a_gradient_is_attacked_without_loading_what_it_names(
 
 @pytest.mark.parametrize(
     "public",
-    [{"num_labels": 1 << 40}, {"num_labels": 1}, {"weights_seed": 1 << 70}, {"weights_seed": -(1 << 70)}],
+    [{"num_labels": 1 << 40}, {"num_labels": 0}, {"weights_seed": 1 << 70}, {"weights_seed": -(1 << 70)}],
 )
 def test_sizes_that_no_model_has_are_refused(
     public: dict[str, Any], named_in_file: Callable[..., Path], toy_model: ToyModel

@@ -30,6 +30,7 @@ class AttackOptions(TypedDict, total=False):
     alpha_lm: float | None
     alpha_reg: float | None
     beam: int
+    beams: int
     boxed: bool
     budget: int
     burn_in: float
@@ -38,6 +39,7 @@ class AttackOptions(TypedDict, total=False):
     expansions: int
     kinks: float
     learning_rate: float | None
+    masks: bool
     moves: int
     moves_every: int
     one_at_a_time: int
@@ -46,6 +48,7 @@ class AttackOptions(TypedDict, total=False):
     proposals: int
     refinement: float
     restarts: int | None
+    rounds: int
     signed: bool
     smooth: float | None
     solved_at: float
@@ -57,6 +60,7 @@ class AttackOptions(TypedDict, total=False):
     time_limit: float | None
     total_variation: float
     variant: Literal["cos", "l1l2"]
+    weight_decay: float
 
 
 class RunSettings(TypedDict, total=False):
