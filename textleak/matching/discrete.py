@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from textleak.events import Label
-
 # Guesses scored between two steps of a search, at most (our choice: seconds on the longest batches).
 PORTION = 128
 
 Row = tuple[int, ...]
+Class = float | tuple[float, ...]
+"""What a sequence is taken for: a class, or what a loss takes in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Guess:
 
     Attributes:
         rows: the symbols of each sequence; lengths may differ.
-        classes: the label of each sequence, a class in most tasks; empty where labels follow from the symbols.
+        classes: of each sequence; empty where labels follow from the symbols.
     """
 
     rows: tuple[Row, ...]
-    classes: tuple[Label, ...] = ()
+    classes: tuple[Class, ...] = ()
 
     def with_symbol(self, row: int, position: int, symbol: int) -> Guess:
         """The guess with one symbol changed."""
@@ -42,7 +42,7 @@ class Guess:
         """The guess with one sequence changed."""
         return replace(self, rows=(*self.rows[:row], tuple(symbols), *self.rows[row + 1 :]))
 
-    def with_class(self, row: int, class_: Label) -> Guess:
+    def with_class(self, row: int, class_: Class) -> Guess:
         """The guess with one label changed."""
         return replace(self, classes=(*self.classes[:row], class_, *self.classes[row + 1 :]))
 
