@@ -24,7 +24,7 @@ from textleak.jobs.verdict import Word
 from textleak.reports import charts
 from textleak.reports.again import command
 from textleak.reports.analysis import Report, analyze
-from textleak.reports.course import course_of
+from textleak.reports.course import Curve, course_of
 from textleak.reports.curves import draw_curve
 from textleak.reports.figures import percent
 from textleak.reports.pages import markdown_escaped, to_html, to_json, to_markdown, tokens_of
@@ -987,6 +987,12 @@ def test_a_curve_has_a_figure_at_each_end_and_ticks_around_it():
     assert "from 1 to 0.0001" in drawn
     assert all(f">{tick}</text>" in drawn for tick in ("1", "0.1", "0.001", "0.0001", "4.0 s"))
     assert course_of(events[:3]).curves == ()  # two points are no curve
+
+
+def test_a_loss_that_rounding_puts_below_nothing_needs_no_line_below_nothing():
+    drawn = str(draw_curve(Curve(title="Loss", points=((0.0, 0.9), (1.0, 0.4), (2.0, -2e-8)))))
+    assert ">0</text>" in drawn
+    assert ">-0.2</text>" not in drawn
 
 
 def test_a_token_is_written_in_the_waterfall_where_it_came_and_nowhere_in_a_redacted_page(tmp_path):

@@ -13,6 +13,8 @@ from textleak.words import seconds_in_words
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 28, 14, 46
 _TICKS = 5
+# Part of a step that a value may lie below a line without another line under it: what rounding puts a loss below 0 by.
+_A_HAIR = 1e-4
 
 
 def draw_curve(curve: Curve) -> Markup:
@@ -49,7 +51,7 @@ def draw_curve(curve: Curve) -> Markup:
         parts.append(text(_LEFT - 6, y(tick) + 4, _words(curve, _value(curve, tick)), "end"))
     for at, anchor in ((start, "start"), (end, "end")):
         parts.append(text(x(at), HEIGHT - _BOTTOM + 18, seconds_in_words(at), anchor))
-    parts.append(text((_LEFT + WIDTH) / 2, HEIGHT - 6, "seconds after the start", "middle", "axis"))
+    parts.append(text((_LEFT + WIDTH) / 2, HEIGHT - 6, "time after the start", "middle", "axis"))
     parts.append(Markup('<g class="series-1"><polyline class="line" points="{}"/>').format(points))
     parts.append(
         Markup('<circle class="marker" cx="{:.1f}" cy="{:.1f}" r="4.5"/></g></svg>').format(
@@ -83,7 +85,7 @@ def _round_ticks(low: float, high: float) -> Iterator[float]:
     span = max(high - low, 1e-12 * max(1.0, abs(high)), 1e-300)
     power = 10.0 ** math.floor(math.log10(span / _TICKS))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= _TICKS)
-    at = math.floor(low / step)
+    at = math.floor(low / step + _A_HAIR)
     while at * step < high + step:
         yield at * step
         at += 1
