@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from textleak.matching.discrete import Row
 from textleak.matching.hooks import hooked
 from textleak.models import Targets, TextModel
+from textleak.models.guesses import padded
 from textleak.models.probes.layers import LinearLayer
 from textleak.numerics import exact
 
@@ -50,9 +51,7 @@ def each_alone(model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLay
 
 
 def _pass(model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLayer]) -> Iterator[Alone]:
-    longest = max(map(len, rows))
-    ids_K1T = torch.tensor([[[*row, *[model.pad_id] * (longest - len(row))]] for row in rows])
-    mask_K1T = torch.arange(longest) < torch.tensor([[[len(row)]] for row in rows])
+    ids_KT, mask_KT = padded(model, rows)
     labels_K11C = torch.zeros(len(rows), 1, 1, model.classes, dtype=model.loss_dtype, device=model.device)
     labels_K11C.requires_grad_()
     targets = Targets(labels=labels_K11C, weights=torch.ones_like(labels_K11C[..., 0]))
@@ -60,7 +59,7 @@ def _pass(model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLayer]) 
     modules = [(layer.name, model.network.get_submodule(layer.name)) for layer in layers]
     handles = [module.register_forward_hook(_keeping(seen, name)) for name, module in modules]
     with hooked(handles), torch.enable_grad():
-        losses_K = model.loss(ids_K1T.to(model.device), mask_K1T.long().to(model.device), targets)
+        losses_K = model.loss(ids_KT[:, None], mask_KT[:, None], targets)
         # The loss is linear in the labels: its slopes are the losses with each of them alone.
         (by_label_K11C,) = torch.autograd.grad(losses_K.sum(), labels_K11C, create_graph=True)
         by_label_CK = by_label_K11C.flatten(1).T
@@ -74,14 +73,14 @@ def _pass(model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLayer]) 
     for k, row in enumerate(rows):
         # Some networks run all sentences' tokens through a layer as one long list.
         inputs = {
-            name: exact(read.view(len(rows), longest, -1)[k, : len(row)]) for name, (read, _) in seen.items()
+            name: exact(read.view(*ids_KT.shape, -1)[k, : len(row)]) for name, (read, _) in seen.items()
         }
         yield Alone(
             row=row,
             chances_C=chances_KC[k],
             inputs=inputs,
             deltas={
-                layer.name: exact(delta.view(len(delta), len(rows), longest, -1)[:, k, : len(row)])
+                layer.name: exact(delta.view(len(delta), *ids_KT.shape, -1)[:, k, : len(row)])
                 for layer, delta in zip(layers, deltas, strict=True)
             },
         )

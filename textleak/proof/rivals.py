@@ -17,17 +17,17 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from textleak.errors import InputError
 from textleak.events import Label
 from textleak.matching import Capture, Leaves
 from textleak.matching.discrete import Guess, Row, class_changes, substitutions
-from textleak.matching.hooks import hooked
 from textleak.matching.single import form
 from textleak.models import Targets, TextModel
 from textleak.models.decoding import fixed_tokens, nearest_tokens
-from textleak.models.guesses import inputs_and_targets
+from textleak.models.gradient import last_used
+from textleak.models.guesses import inputs_and_targets, padded
 from textleak.numerics import exact
 
 # Tokens tried at each place, the nearest by embedding, and other classes tried of a sentence (our choice).
@@ -228,23 +228,21 @@ class Parts:
 
     def _leaves(self, lines: Sequence[Line]) -> dict[str, Tensor]:
         """Sentences as the loss takes them, each weighed as it is in the batch: K candidates of one sentence."""
-        model, longest = self.model, max(len(row) for row, _ in lines)
-        symbols_K1T = torch.tensor([[[*row, *[model.pad_id] * (longest - len(row))]] for row, _ in lines])
-        lengths_K1 = torch.tensor([[len(row)] for row, _ in lines])
-        mask_K1T = (torch.arange(longest) < lengths_K1[..., None]).long()
+        model = self.model
+        symbols_K1T, mask_K1T = (some_KT[:, None] for some_KT in padded(model, [row for row, _ in lines]))
         classes = torch.tensor([[label or 0] for _, label in lines]).to(model.device)
         inputs_K1T, targets = inputs_and_targets(
             model,
-            ids=(symbols_K1T % model.vocab_size).to(model.device),
-            mask=mask_K1T.to(model.device),
+            ids=symbols_K1T % model.vocab_size,
+            mask=mask_K1T,
             labels=classes,
-            hidden=(symbols_K1T >= model.vocab_size).to(model.device),
+            hidden=symbols_K1T >= model.vocab_size,
         )
         parts_K = torch.tensor([_weight(model, line) / self._total for line in lines])
         weights_K1L = targets.weights * parts_K.to(targets.weights)[:, None, None]
         return {
             "inputs": inputs_K1T,
-            "mask": mask_K1T.to(model.device),
+            "mask": mask_K1T,
             "labels": targets.labels,
             "weights": weights_K1L,
         }
@@ -255,16 +253,7 @@ class Parts:
 
     def _last(self, names: Sequence[str], line: Line) -> list[str]:
         """Parameters of the modules that run last, the last first."""
-        ran: list[nn.Module] = []
-        handles = [
-            module.register_forward_hook(lambda module, *_: ran.append(module))
-            for module in self.model.network.modules()
-        ]
-        with hooked(handles), torch.no_grad():
-            self._losses(self._leaves([line]))
-        known = {id(self.model.parameters[name]): name for name in names}
-        owned = (p for module in reversed(ran) for p in module.parameters(recurse=False))
-        return list(dict.fromkeys(known[id(p)] for p in owned if id(p) in known))
+        return last_used(self.model, names, lambda: self._losses(self._leaves([line])))
 
 
 def _weight(model: TextModel, line: Line) -> int:

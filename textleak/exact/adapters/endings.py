@@ -21,6 +21,7 @@ from textleak.matching.discrete import Row
 from textleak.matching.factored import requiring_grad
 from textleak.models import TextModel
 from textleak.models.base import Tensors
+from textleak.models.guesses import padded
 from textleak.models.probes.layers import following_layers
 from textleak.models.running import run
 
@@ -111,11 +112,8 @@ class _Linear:
     def __init__(self, model: TextModel, head: nn.Module, names: Sequence[str], rows: Sequence[Row]) -> None:
         """Run the sentences once, keeping the graph."""
         self.rows = rows
-        longest = max(map(len, rows))
-        ids_NT = torch.tensor([[*row, *[model.pad_id] * (longest - len(row))] for row in rows])
-        self.ids_NT = ids_NT.to(model.device)
-        self.lengths_N = torch.tensor([len(row) for row in rows], device=model.device)
-        self.mask_NT = (torch.arange(longest, device=model.device) < self.lengths_N[:, None]).long()
+        self.ids_NT, self.mask_NT = padded(model, rows)
+        self.lengths_N = self.mask_NT.sum(1)
         self.share = 1 / float(self.lengths_N.sum())
         parameters = [model.parameters[name] for name in names]
         self.names = list(names)

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from textleak.exact.adapters.measured import Measured
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
+from textleak.models.guesses import padded
 from textleak.models.probes.layers import layer_inputs
 from textleak.numerics import exact
 
@@ -125,12 +126,8 @@ class Leftover:
         while waiting:
             most = max(1, _TOKENS_A_PASS // len(waiting[-1]))
             some, waiting = waiting[-most:], waiting[:-most]
-            longest = len(some[-1])
-            ids_NT = torch.tensor([[*row, *[self.model.pad_id] * (longest - len(row))] for row in some])
-            lengths_N = torch.tensor([len(row) for row in some])
-            mask_NT = (torch.arange(longest) < lengths_N[:, None]).long()
-            device = self.model.device
-            read = layer_inputs(self.model, ids_NT.to(device), self.names, mask=mask_NT.to(device))
+            ids_NT, mask_NT = padded(self.model, some)
+            read = layer_inputs(self.model, ids_NT, self.names, mask=mask_NT)
             for n, row in enumerate(some):
                 found[row] = tuple(read[name][n, : len(row)] for name in self.names)
         for row in dict.fromkeys(rows):
