@@ -134,7 +134,9 @@ def test_a_run_is_stopped_before_it_is_there(play):
     play(scene)
 
 
-def test_a_kept_model_is_what_would_have_been_loaded_and_is_handed_out_once(toy_folder):
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_kept_model_is_what_would_have_been_loaded_and_is_handed_out_once(toy_folder, monkeypatch, offline):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     folder = str(toy_folder("bert"))
     asked = loading.TextRequest(name=folder, weights_seed=3, device="cpu")
     assert loading.keep(asked)
@@ -145,3 +147,12 @@ def test_a_kept_model_is_what_would_have_been_loaded_and_is_handed_out_once(toy_
     assert again.network is not first.network
     for one, other in zip(first.network.parameters(), again.network.parameters(), strict=True):
         assert one.equal(other)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_only_the_hub_can_tell_is_kept_where_it_is_not_to_be_asked_anyway(monkeypatch, offline):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(loading, "_kept", {})
+    monkeypatch.setattr("textleak.models.loading.places.cached", lambda _: None)
+    monkeypatch.setattr("textleak.models.loading.places.packaged", lambda _: None)
+    assert loading.keep(loading.TextRequest(name="bert-tiny")) is offline

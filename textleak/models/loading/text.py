@@ -13,7 +13,7 @@ import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import heads, own_code
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
-from textleak.models.loading.places import Checkpoint, find_place, not_at_hand
+from textleak.models.loading.places import NOT_ASKED, Checkpoint, find_place, not_at_hand
 from textleak.models.loading.reading import read_config, reading, reading_gguf_once, weights_options
 from textleak.models.loading.request import Built, Request
 from textleak.models.loading.tokenizers import bundled_tokenizer, tokenizer_for
@@ -137,10 +137,11 @@ def keep(request: TextRequest) -> bool:
 
     offline = bool(constants.HF_HUB_OFFLINE)  # then asking is for nothing, and the answer the same
     _kept.clear()
-    built = _built_for(dataclasses.replace(request, download=offline))
-    if not (offline or built.weights == "pretrained" or request.weights == "random"):
+    entry = CATALOG.get(request.name) or BY_HUB_ID.get(request.name)
+    _, missing = find_place(request.name, entry, request.weights, download=offline)
+    if missing == NOT_ASKED:
         return False
-    _kept[_key(request)] = built
+    _kept[_key(request)] = _built_for(dataclasses.replace(request, download=offline))
     return True
 
 
