@@ -42,7 +42,6 @@ SPECS: dict[str, tuple[str, ...]] = {
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")
-STEPS = 8
 PICTURE_ATTACKS = ("cosine", "dlg", "idlg", "tag")
 
 
@@ -69,9 +68,8 @@ class Outcome:
 
 def outcome(attack: str, shared: SharedGradient, model: object) -> Outcome:
     sentences = [trait.value for trait in Trait]
-    options = {**QUICK[attack], **({"steps": STEPS} if "steps" in QUICK[attack] else {})}
     try:
-        events = Followed(begin(ATTACKS.build(attack, options), shared, model))
+        events = Followed(begin(ATTACKS.build(attack, QUICK[attack]), shared, model))
         told = [e for e in events if isinstance(e, Progress) and e.phase != "initialize"]
     except InputError as error:
         return Outcome(how="refused" if any(sentence in str(error) for sentence in sentences) else str(error))
