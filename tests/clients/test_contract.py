@@ -152,12 +152,13 @@ def test_kinds_that_both_say_what_is_sent_are_not_composed() -> None:
 
 
 @pytest.mark.parametrize("spec", ["one-step", "fedavg, more steps", "fedavg, AdamW", "train-mode"])
-def test_replay_reads_one_sentence_of_any_client_that_can_be_repeated(spec: str, toy_model: ToyModel) -> None:
+def test_replay_reads_one_sentence_of_any_client_and_vouches_for_no_drawn_one(
+    spec: str, toy_model: ToyModel
+) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, TWO[:1], client=client_of(spec), share="no-embeddings", seed=1)
-    if spec == "train-mode":
-        assert outcome("replay", shared, model) == Outcome(how="refused")
-        return
     recovery = to_end(begin(ATTACKS.build("replay", {}), shared, model))
+    if spec == "train-mode":
+        assert recovery.verified is None
     assert textleak.score(recovery, secret, model).token_match_rate >= 0.5
     assert textleak.score(recovery, secret, model).exact_rate == 1.0 or recovery.stop.name != "VERIFIED"
