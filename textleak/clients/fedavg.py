@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from textleak.clients.base import CLIENTS, EVERY_TRAIT, Client, GradientOf
 from textleak.errors import InputError
 from textleak.models.base import Examples, Model, Tensors
+from textleak.models.copies import copy_of
 from textleak.numerics import exact, grid_step
 from textleak.shared.effects import Bounds
 from textleak.shared.traits import Trait
@@ -113,7 +113,7 @@ class FedAvg(Client):
         del draws
         parts = list(self.step_batches(batch))
         first = gradient_of(model, parts[0])
-        local = model.with_network(copy.deepcopy(model.network)) if len(parts) > 1 else model
+        local = model.with_network(copy_of(model.network)) if len(parts) > 1 else model
         moved = {name: local.parameters[name] for name in first}
         if local is model:  # one step needs no network of its own
             moved = {name: nn.Parameter(p.detach().clone(), requires_grad=False) for name, p in moved.items()}

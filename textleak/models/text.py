@@ -23,6 +23,7 @@ from textleak.errors import InputError
 from textleak.events import Label
 from textleak.models.base import Modality, Weights
 from textleak.models.batches import Batch, Targets
+from textleak.models.copies import copy_of
 from textleak.models.heads import last_token_head
 from textleak.models.identity import attends, fingerprint_of, public_model
 from textleak.models.losses.base import Loss, loss_of
@@ -427,12 +428,12 @@ class TextModel:
             id(p): nn.Parameter(p.detach().to(device=device, dtype=dtype), requires_grad=False)
             for p in self.network.parameters()
         }
-        network = copy.deepcopy(self.network, copies).to(device=device, dtype=dtype)
+        network = copy_of(self.network, copies).to(device=device, dtype=dtype)
         made = copy.copy(self)  # what is known of its text and of its architecture is so of the copy's too
         for own in _OF_ITS_WEIGHTS:
             made.__dict__.pop(own, None)
         object.__setattr__(made, "network", network)
-        _ = made.way
+        made.__dict__["way"] = way_of(made, self.way)
         return made
 
     def trained_with(self, loss: Loss) -> Self:
