@@ -39,6 +39,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "LoRA": ("lora:at=2",),
     "bfloat16": ("autocast",),
     "smoothed labels": ("loss:smoothing=0.1",),
+    "a sum": ("loss:reduction=sum",),
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")
@@ -93,7 +94,7 @@ def test_an_attack_on_text_recovers_or_names_the_trait(
     if attack != "auto" and missing:
         assert found == Outcome(how="refused")
         return
-    if spec == "smoothed labels" and not knows_loss(ATTACKS[attack], view_of(shared, model)):
+    if SPECS[spec][0].startswith("loss") and not knows_loss(ATTACKS[attack], view_of(shared, model)):
         assert "doesn't know the loss" in found.how
         return
     if (attack, spec) == ("embedding", "LoRA"):  # only adapters leave
