@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -351,6 +352,22 @@ def test_what_time_cuts_off_before_the_steps_are_replayed_is_neither_verified_no
     recovery = Recovery(sentences=answer, stop=Stop.TIME, final_loss=None)
     assert certificate_of(recovery, view_of(shared, model)) == certificate
     assert certify(view_of(shared, model), answer).verified
+    late = certify(dataclasses.replace(view, clock=rings_at(2)), answer)  # while rivals are compared
+    assert late.verified is None
+    assert late.gradient_distance is not None
+    assert late.reason == certificate.reason
+
+
+def rings_at(look: int) -> Clock:
+    """A clock that rings when it has been looked at so often."""
+    looks = itertools.count()
+
+    class Rings(Clock):
+        @property
+        def over(self) -> bool:
+            return next(looks) >= look
+
+    return Rings()
 
 
 def test_in_whatever_order_tokens_are_listed_inputs_further_in_tell_which_stand_together(
