@@ -9,6 +9,8 @@ One sentence of known length:
 2. From these and every label, one position after the other takes the token whose replayed update points nearest to the
    one seen; a cheaper client stands in where there is one (`Client.proxy`).
 3. The answer is certified by the whole procedure.
+Where the client drops entries in each step anew, its steps make nothing twice: tokens are proved by the spans where
+these allow it (`exact.dropout`), and the others are what steps without dropout come nearest with, which isn't proved.
 Several, or of unknown length: sentences whose inputs further in lie in their spans too, put together by replaying them
 (`replaying.batches`).
 """
@@ -27,10 +29,13 @@ from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import ranked_tokens
 from textleak.attacks.replaying.scores import Replayed, sentences_of
+from textleak.attacks.span import answer, marked
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.adaptive.rows import BlurredRows
+from textleak.exact.dropout.sentences import dropped_sentences
+from textleak.exact.found import Found
 from textleak.matching.discrete import Guess, Scores, substitutions
 from textleak.models.base import Modality
 from textleak.proof.certificate import Certificate, certify
@@ -51,7 +56,7 @@ class Replay:
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
-    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.REPEATABLE})
+    needs: ClassVar[frozenset[Trait]] = frozenset()
     when: ClassVar[str] = "several local steps, or an optimizer"
     paper: ClassVar[str] = "ours"
 
@@ -70,9 +75,22 @@ class Replay:
         lengths = view.shared.known.lengths
         if lengths is None or len(lengths) != 1:
             return (yield from _batch(view))
+        found = Found()
+        if not view.has(Trait.REPEATABLE) and not view.has(Trait.ONE_POINT):
+            found = yield from dropped_sentences(view)
+            if found.settled:
+                return answer(view, found)
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
         lists = ranked_tokens(view, lengths[0], self.proposals)
-        return (yield from self._one_sentence(view, lists))
+        proved = found.proved[0] if found.proved else (False,) * len(lists)
+        for position, sure in enumerate(proved):
+            lists[position] = [found.rows[0][position]] if sure else lists[position]
+        recovery = yield from self._one_sentence(view, lists)
+        return dataclasses.replace(
+            recovery,
+            sentences=tuple(marked(sentence, proved) for sentence in recovery.sentences),
+            notes=(*found.notes, *recovery.notes),
+        )
 
     def _one_sentence(self, view: View, lists: Sequence[Sequence[int]]) -> Steps:
         """The token at each position, and the label, whose replayed update is nearest."""

@@ -44,7 +44,8 @@ class Certificate:
     """How far the recovery's own gradient is from the shared one, and what that says.
 
     Attributes:
-        gradient_distance: relative L2 distance over all shared tensors; None where a token was left open.
+        gradient_distance: relative L2 distance over all shared tensors; None where a token was left open, and where
+            the client draws what the same batch gives.
         verified: whether they are equal, as far as the defenses let through, and no other text's is; None where that
             can't be told.
         reason: why it can't be told, a sentence without any text; None where it can.
@@ -96,7 +97,7 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     """
     answer = Text(answer) if isinstance(answer, tuple) else answer
     untold = _unrepeatable(view) or answer.unsaid(view.model)
-    if not answer.complete(view.model):
+    if not answer.complete(view.model) or not view.has(Trait.REPEATABLE):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
     if _cut_off(view):
         return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
@@ -146,7 +147,9 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
 def distance_of(view: View, sentences: tuple[Sentence, ...]) -> float | None:
     """`Certificate.gradient_distance` of an answer, without a word on what it proves."""
     answer = Text(sentences)
-    return distance_to(view.shared, answer.own(view.double())) if answer.complete(view.model) else None
+    if not answer.complete(view.model) or not view.has(Trait.REPEATABLE):
+        return None
+    return distance_to(view.shared, answer.own(view.double()))
 
 
 def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tensor]:

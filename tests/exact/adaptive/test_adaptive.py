@@ -234,13 +234,14 @@ def test_two_sentences_behind_dropout_and_a_step_are_read_though_nobody_says_how
     assert all(p.proved for sentence in recovery.sentences for p in sentence.positions)
 
 
-def test_what_no_attack_reads_names_no_other_attack(
+def test_what_an_attack_cant_read_names_those_that_can(
     wide_model: Callable[[], TextModel], tmp_path: Path
 ) -> None:
     model = wide_model()
     shared, _ = shared_by(client("train-mode", steps=2), model, ONE, folder=tmp_path)
-    with pytest.raises(InputError, match="No attack here can do without it"):
+    with pytest.raises(InputError, match="public weights") as refused:
         recover(shared, model, "span")
+    assert "replay" in str(refused.value)
 
 
 def test_of_several_sentences_without_masks_nothing_is_said_to_be_proved(

@@ -132,7 +132,12 @@ class Court:
         return evidence.chance(columns=len(self.fits.turn_KK), tokens=tokens) <= math.log(_CHANCE)
 
     def _off(self, fit: Fit, targets_NI: Tensor) -> Tensor:
-        """How far an entry of a true vector may be from its value, in scales: rounding of gradient and input."""
+        """How far an entry of a true vector may be from its value, in scales: rounding of gradient and input.
+
+        Where the input moved between steps, as far as the fit itself says: what it claims is judged by that.
+        """
+        if self.frame.moving:
+            return self.fits.nearness(fit.values_NI, targets_NI).expand_as(targets_NI)
         parts_NK = self.fits.coefficients(fit.values_NI)
         noise_NI = (parts_NK.square() @ self.frame.noise_IK.square().T).sqrt()
         eps = torch.finfo(self.frame.model.dtype).eps

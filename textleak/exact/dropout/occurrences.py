@@ -119,7 +119,7 @@ class Occurrences:
         """
         self.frame, self.model, self.known, self.clock = frame, frame.model, known, clock
         self.ends_early = ends_early
-        self.fits = SparseFits(frame.columns_IK)
+        self.fits = SparseFits(frame.columns_IK, moving=frame.moving)
         self.court = Court(frame, self.fits)
         self.inside = frame.inside(self.fits.basis_IK)
         self.generator = torch.Generator().manual_seed(0)
@@ -128,7 +128,9 @@ class Occurrences:
 
     @property
     def complete(self) -> bool:
-        """Whether every input that the gradient shows is one of those found."""
+        """Whether every input that the gradient shows is one of those found; of one sentence's steps, one a place."""
+        if self.frame.moving and self.known.lengths is not None:
+            return len(self.found) == sum(self.known.lengths) - self.ends_early
         return len(self.found) == self.frame.span.rank
 
     def search(self) -> Iterator[str]:

@@ -17,6 +17,7 @@ import torch
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress
+from textleak.exact.adaptive.rounded import rounded_span
 from textleak.exact.adaptive.spans import bounded_span, first_layers
 from textleak.exact.classes import single_class
 from textleak.exact.dropout.arrangement import arranged
@@ -30,6 +31,10 @@ from textleak.exact.subspace import NO_SPAN, as_rows, shared_spans
 from textleak.numerics import exact
 from textleak.shared.traits import Trait
 from textleak.words import count_of
+
+# Part of the dimensions beyond which the inputs of several steps leave too few entries to prove anything by (our
+# choice; measured on minilm: of 15 tokens all are proved after 4 steps of SGD, 0.16, and 11 at once after 8, 0.31).
+_FULL = 0.5
 
 
 def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
@@ -60,6 +65,8 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 
 def _laid_out(view: View) -> Frame | str:
     """The widest first span, ready for comparison; else a sentence that says why there is none."""
+    if not view.has(Trait.ONE_POINT):
+        return _laid_out_of_steps(view)
     if not view.has(Trait.ADDITIVE) or view.shared.seen_effects:
         between = _laid_out_between_bounds(view)
         if isinstance(between, Frame) or not view.has(Trait.ADDITIVE):
@@ -97,6 +104,28 @@ def _laid_out_between_bounds(view: View) -> Frame | str:
     return Frame.of(
         view.text_model, dropped, layers, found.span, found.gradient_OI, unsure_RI=found.unsure_RI
     )
+
+
+def _laid_out_of_steps(view: View) -> Frame | str:
+    """The same where several steps were taken, each with masks of its own: their inputs lie beside each other."""
+    if view.shared.known.lengths is None or view.shared.known.batch_size != 1:
+        return "Behind dropout and several steps tokens are told for one sentence of known length."
+    layers = first_layers(view)
+    if not layers:
+        return NO_SPAN
+    if view.shared.defended_effects:
+        return "A defense changed the update, so what rounding did to it isn't known."
+    dropped = dropped_by(view, layers[0])
+    if dropped is None:
+        return "The client changes the first layers' inputs in a way that no channel here reads."
+    gradients = [exact(as_rows(view.shared.gradients[layer.weight_name], layer)) for layer in layers]
+    rounded = rounded_span(torch.cat(gradients), [layer.name for layer in layers])
+    if rounded is None:
+        return "All of the update is rounding."
+    rank, size = rounded.span.rank, rounded.span.size
+    if rank > _FULL * size:
+        return f"The steps' inputs fill {rank} of {size} dimensions of the first layers' input."
+    return Frame.of(view.text_model, dropped, layers, rounded.span, torch.cat(gradients), moving=True)
 
 
 def _one_sentence(view: View, search: Occurrences) -> Found:
@@ -201,10 +230,13 @@ def _notes(search: Occurrences) -> tuple[str, ...]:
     if search.frame.bounded:
         between = "an optimizer's step or rounding leaves each entry of the gradient between bounds"
         hides = f"{hides}, and {between}" if hides else between.capitalize()
+    if search.frame.moving:
+        hides += ", in each of several steps anew"
     if not proved:
         return (f"{hides}; no token could be proved behind that.",)
+    shown = "tokens" if search.frame.moving else f"{rank} inputs that the gradient shows"
     notes = [
-        f"{hides}, which hides no token: {proved} of the {rank} inputs that the gradient shows are proved, each by "
+        f"{hides}, which hides no token: {proved} of the {shown} are proved, each by "
         "far more entries that equal its token's own than could by accident."
     ]
     if len(search.found) > proved:
