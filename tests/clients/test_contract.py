@@ -162,5 +162,6 @@ def test_replay_reads_one_sentence_of_any_client_and_vouches_for_no_drawn_one(
     if spec == "train-mode":
         assert not recovery.verified
         assert "draws what the same batch gives" in " ".join(recovery.notes)
+        return
     assert textleak.score(recovery, secret, model).token_match_rate >= 0.5
     assert textleak.score(recovery, secret, model).exact_rate == 1.0 or recovery.stop.name != "VERIFIED"
