@@ -34,6 +34,7 @@ from textleak.private.secrets import Secret
 from textleak.private.share import share
 from textleak.proof.certificate import certificate_of
 from textleak.shared.gradient import SharedGradient
+from textleak.shared.traits import Trait
 
 # Clients that replaying settles; their batches are of these sizes.
 REPLAYED: dict[str, Sequence[int]] = {
@@ -51,6 +52,7 @@ SPANNED: dict[str, Sequence[int]] = {
     "train-mode": (1, 2, 3),
     "train-mode+autocast": (1,),
     f"train-mode+{_TRAINER}": (1, 2),
+    "train-mode+fedavg:lr=0.01,steps=4": (1, 2),
     "autocast": (1,),
     "quantize:to=fp16": (1,),
     "quantize:to=bf16": (1,),
@@ -120,8 +122,9 @@ def spanned(model: TextModel, spec: str, *, number: int, seed: int = 0) -> Itera
             other, its_secret = _shared(model, spec, others, seed=index)
             shared = mixed(model, shared, other, whole=kind == "first layer of another")
             secrets = [its_secret] if kind == "first layer of another" else [secret, its_secret]
+        attack = "span" if view_of(shared, model).has(Trait.ONE_POINT) else "replay"
         began = time.process_time()
-        recovery = to_end(begin(ATTACKS.build("span", {"time_limit": _SECONDS}), shared, model, seed=index))
+        recovery = to_end(begin(ATTACKS.build(attack, {"time_limit": _SECONDS}), shared, model, seed=index))
         took = time.process_time() - began
         yield _counted(model, shared, recovery, secrets, spec=spec, kind=kind, seconds=took)
 

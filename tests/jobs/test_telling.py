@@ -14,19 +14,34 @@ from textleak.jobs.found import with_shown
 from textleak.jobs.telling import Telling, telling_of
 from textleak.shared.known import SideInformation
 
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "learning rate": 2e-4}
 
-@pytest.mark.parametrize(("steps", "taken_for"), [(3, 3), (1, 1), ("more than 1", 1), (None, 1)])
-def test_steps_that_are_not_told_in_full_are_taken_for_as_many_as_show(
-    steps: object, taken_for: int, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+
+@pytest.mark.parametrize(
+    ("answers", "taken_for"),
+    [
+        ({**ADAMW, "steps": 3}, "fedavg:optimizer=adamw,lr=0.0002,steps=3"),
+        ({**ADAMW, "steps": 1}, "fedavg:optimizer=adamw,lr=0.0002,steps=1"),
+        ({**ADAMW, "steps": "more than 1"}, "fedavg:optimizer=adamw,lr=0.0002,steps=1"),
+        ({**ADAMW, "steps": None}, "fedavg:optimizer=adamw,lr=0.0002,steps=1"),
+        (
+            {"optimizer": "sgd", "steps": "more than 1", "dropout": 0.1},
+            "fedavg:optimizer=sgd,lr=0.01,steps=2",
+        ),
+        ({"optimizer": "sgd", "steps": "more than 1", "dropout": 0.0}, None),
+        ({"optimizer": "sgd", "steps": 1, "dropout": 0.1}, None),
+    ],
+)
+def test_steps_that_are_not_told_in_full_are_taken_for_what_shows(
+    answers: dict[str, Any], taken_for: str | None, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
 ):
     model = toy_model("bert")
-    answers: dict[str, Any] = {"optimizer": "adamw", "learning rate": 2e-4, "steps": steps}
     told = tuple(Told(what=what, value=value, evidence="") for what, value in answers.items())
     monkeypatch.setattr(inference, "told", lambda *_, **__: Findings(told=told, client=None))
 
     telling = telling_of(dict(model.parameters), model, kind="update")
 
-    assert telling.nearest_steps == f"fedavg:optimizer=adamw,lr=0.0002,steps={taken_for}"
+    assert telling.nearest_steps == taken_for
 
 
 @pytest.mark.parametrize(

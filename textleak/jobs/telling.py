@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["gradient", "update"]
 VOCABULARY = "vocabulary"
+# What several steps of SGD with dropout are taken for, whose number and rate don't show: each leaves inputs of its own.
+_SEVERAL = "fedavg:optimizer=sgd,lr=0.01,steps=2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,10 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
 
 
 def _steps(answers: Mapping[str, Any]) -> str | None:
-    """As many steps of AdamW as show, at the rate that shows; SGD's doesn't show."""
+    """As many steps of AdamW as show, at the rate that shows; of SGD behind dropout that there are several."""
     optimizer, rate = answers.get("optimizer"), answers.get("learning rate")
+    if optimizer == "sgd" and answers.get("steps") not in (None, 1) and answers.get("dropout"):
+        return _SEVERAL
     if optimizer != "adamw" or not rate:
         return None
     return f"fedavg:optimizer=adamw,lr={rate:.4g},steps={_count(answers.get('steps')) or 1}"

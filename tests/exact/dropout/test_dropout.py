@@ -131,6 +131,7 @@ def test_copies_of_several_steps_are_told_from_what_was_put_together_wrongly() -
     assert set(sentences_of([mixed, mixed, one, (1, 8, OPEN, 4, 2), other], 2, ends=2)) == {one, other}
     assert sentences_of([one, (1, OPEN, 6), mixed, one], 1, ends=2) == [one]
     assert sentences_of([one, one], 2, ends=2) == [one]  # a sentence that is there twice shows once
+    assert set(sentences_of([mixed, one, other, one], None, ends=2)) == {one, other}
 
 
 @pytest.mark.slow

@@ -16,15 +16,24 @@ from textleak.exact.found import OPEN
 from textleak.matching.discrete import Row
 
 
-def sentences_of(copies: Sequence[Row], size: int, *, ends: int | None) -> list[Row]:
+def sentences_of(copies: Sequence[Row], size: int | None, *, ends: int | None) -> list[Row]:
     """So many of the copies, each filled up by those that agree with it, that have most of all tokens at their places.
 
     Args:
         copies: rows of tokens, `OPEN` where none was found.
-        size: sentences of the batch.
+        size: sentences of the batch; None for as few as have all of these tokens.
         ends: the token that ends every sentence; None where there is none.
     """
     often = Counter(_filled(copies, ends))
+    if size is not None:
+        return _chosen(often, size)
+    everything, _ = _worth(often, often)
+    fewer = (_chosen(often, size) for size in range(1, len(often)))
+    return next((rows for rows in fewer if _worth(rows, often)[0] == everything), list(often))
+
+
+def _chosen(often: Counter[Row], size: int) -> list[Row]:
+    """So many of some rows, exchanged one by one for as long as they have more tokens then."""
     kept = [row for row, _ in often.most_common()]
     chosen, others = kept[:size], kept[size:]
     worth = _worth(chosen, often)

@@ -56,7 +56,7 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     search = Occurrences(laid_out, _looked_for(view), view.clock, ends_early=causal)
     for step, words in enumerate(search.search(), 1):
         yield Progress(phase="span", step=step, detail=words)
-    single = view.shared.known.batch_size == 1
+    single = view.shared.known.batch_size == 1 and search.known.batch_size == 1
     if search.found and not single:
         yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
     found = _one_sentence(view, search) if single else _several(view, search)
@@ -69,7 +69,7 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 def _looked_for(view: View) -> SideInformation:
     """What is known of the inputs: of several sentences each step shows others, as if there were so many more."""
     known = view.shared.known
-    if view.has(Trait.ONE_POINT) or known.batch_size in (None, 1):
+    if view.has(Trait.ONE_POINT) or known.batch_size is None or (known.batch_size == 1 and known.lengths):
         return known
     return SideInformation(batch_size=view.client.taken(known.batch_size))
 
@@ -119,9 +119,6 @@ def _laid_out_between_bounds(view: View) -> Frame | str:
 
 def _laid_out_of_steps(view: View) -> Frame | str:
     """The same where several steps were taken, each with masks of its own: their inputs lie beside each other."""
-    known = view.shared.known
-    if known.batch_size is None or (known.batch_size == 1 and known.lengths is None):
-        return "Behind dropout and several steps it has to be known how many sentences there are, and how long one is."
     layers = first_layers(view)
     if not layers:
         return NO_SPAN
@@ -239,7 +236,6 @@ def _several(view: View, search: Occurrences) -> Found:
 def _copied(view: View, search: Occurrences, copies: Sequence[Row], ends: int | None) -> Found:
     """The sentences of a batch of which every step shows copies."""
     size = view.shared.known.batch_size
-    assert size is not None
     rows = sentences_of(copies, size, ends=ends)
     sure = {(o.position, o.token) for o in search.found if o.proved}
     note = "Which tokens stand together is likely, but not proved."
