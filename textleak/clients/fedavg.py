@@ -84,18 +84,27 @@ class FedAvg(Client):
 
     def step_batches(self, batch: Examples) -> Iterator[Examples]:
         """What each step is taken on."""
-        size = min(self.batch_size or len(batch), len(batch))
-        starts = range(0, len(batch), size)
+        for rows in self._step_rows(len(batch)):
+            yield batch.only(slice(rows.start, rows.stop))
+
+    def _step_rows(self, samples: int) -> Iterator[range]:
+        """Which of so many samples each step is taken on."""
+        size = min(self.batch_size or samples, samples)
+        starts = range(0, samples, size)
         count = self.steps or (self.epochs or 1) * len(starts)
         if count > MOST_STEPS:
             raise InputError(
-                f"fedavg would take {count:,} steps on a batch of {len(batch):,}.",
+                f"fedavg would take {count:,} steps on a batch of {samples:,}.",
                 why=f"No more than {MOST_STEPS:,} are taken, as an attack takes them again for each guess.",
                 fix="Give fewer epochs, or a larger fedavg:batch_size.",
             )
         for step in range(count):
             start = starts[step % len(starts)]
-            yield batch.only(slice(start, start + size))
+            yield range(start, min(start + size, samples))
+
+    def taken(self, samples: int) -> int:
+        """Those of all steps."""
+        return sum(map(len, self._step_rows(samples)))
 
     def update(
         self, model: Model, batch: Examples, gradient_of: GradientOf, draws: torch.Generator

@@ -69,6 +69,33 @@ def run(
     return _run(model, model.way, embeddings_NTE, whole=whole, attention_mask=mask, **where)
 
 
+def left_padded(model: TextModel, inputs: Tensor, mask_NT: Tensor) -> Tensor:
+    """A causal network's logits where padding stands on the left: it sees all of its row alike.
+
+    What stands for "nowhere" in float64 is beyond float32, in which some networks weigh what they attend to even then:
+    there the mask is made here, with float32's. A network that can't take it leaves what isn't finite.
+    """
+    logits: Tensor = run(model, inputs, mask=mask_NT).logits
+    if model.dtype != torch.float64 or bool(logits.isfinite().all()):
+        return logits
+    T = mask_NT.shape[1]
+    seen_N1TT = (
+        torch.ones(T, T, dtype=torch.bool, device=mask_NT.device).tril() & (mask_NT == 1)[:, None, None]
+    )
+    nowhere = torch.zeros(seen_N1TT.shape, dtype=model.dtype, device=mask_NT.device)
+    nowhere = nowhere.masked_fill(~seen_N1TT, torch.finfo(torch.float32).min)
+    try:
+        made: Tensor = run(model, inputs, mask=nowhere).logits
+    except (
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # one that counts positions from the mask, for example
+        return logits
+    return made
+
+
 def _run(
     model: TextModel,
     way: Way,
