@@ -17,6 +17,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -191,7 +192,7 @@ class Remainder:
     judge: int
 
     @classmethod
-    def of(cls, model: TextModel, inputs: tuple[LayerRemainder, ...], *, judge: int) -> Remainder:
+    def of(cls, model: TextModel, inputs: tuple[LayerRemainder, ...], *, judge: int) -> Self:
         """All of a shared gradient."""
         rough = model
         if model.dtype == torch.float64:
