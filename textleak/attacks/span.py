@@ -231,10 +231,10 @@ def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sente
         )
         for b, row in enumerate(found.rows)
     )
-    return tuple(map(_marked, sentences, found.proved)) if found.proved else sentences
+    return tuple(map(marked, sentences, found.proved)) if found.proved else sentences
 
 
-def _marked(sentence: Sentence, proved: Sequence[bool]) -> Sentence:
+def marked(sentence: Sentence, proved: Sequence[bool]) -> Sentence:
     """A sentence with the tokens marked that the channel itself proves."""
     marks = zip(sentence.positions, proved, strict=True)
     positions = tuple(dataclasses.replace(position, proved=sure) for position, sure in marks)

@@ -125,8 +125,12 @@ def _run(
         return network(input_ids=ids_NT, **named)
 
 
-def way_of(model: TextModel) -> Way:
+def way_of(model: TextModel, like: Way | None = None) -> Way:
     """How the network is run, found by trying.
+
+    Args:
+        model: whose network it is.
+        like: how the same network is run in another precision, which leaves less to try.
 
     Raises:
         InputError: in none of the ways that are known here.
@@ -156,6 +160,8 @@ def way_of(model: TextModel) -> Way:
         else:
             assert first is not None
             raise first
+        if like is not None:
+            return dataclasses.replace(way, shortest=like.shortest)
         short = _why_not(model, way, embeddings_1TE[:, :1])
         return way if short is None else dataclasses.replace(way, shortest=2)
 

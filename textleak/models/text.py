@@ -23,6 +23,7 @@ from textleak.errors import InputError
 from textleak.events import Label
 from textleak.models.base import Modality, Weights
 from textleak.models.batches import Batch, Targets
+from textleak.models.copies import copy_of
 from textleak.models.heads import last_token_head
 from textleak.models.identity import attends, fingerprint_of, public_model
 from textleak.models.losses.base import Loss, loss_of
@@ -41,6 +42,8 @@ COMMON_TASKS = ("classification", "causal-lm", "masked-lm")
 
 _UNHEARD_OF = "\U00013000"  # a hieroglyph: in no vocabulary, so it becomes bytes or the unknown token
 _UNLIMITED = 2**30  # tokens
+# What was found of a network and holds for no copy of it: modules and tensors of its own, how its numbers are handled.
+_OF_ITS_WEIGHTS = ("word_embedding", "content_ids", "parameters", "fingerprint", "way")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +97,7 @@ class TextModel:
 
     # What it is
 
-    @property
+    @cached_property
     def word_embedding(self) -> nn.Embedding:
         """The module that turns token ids into embeddings."""
         module: nn.Embedding = self.network.get_input_embeddings()
@@ -431,7 +434,13 @@ class TextModel:
             id(p): nn.Parameter(p.detach().to(device=device, dtype=dtype), requires_grad=False)
             for p in self.network.parameters()
         }
-        return self.with_network(copy.deepcopy(self.network, copies).to(device=device, dtype=dtype))
+        network = copy_of(self.network, copies).to(device=device, dtype=dtype)
+        made = copy.copy(self)  # what is known of its text and of its architecture is so of the copy's too
+        for own in _OF_ITS_WEIGHTS:
+            made.__dict__.pop(own, None)
+        object.__setattr__(made, "network", network)
+        made.__dict__["way"] = way_of(made, self.way)
+        return made
 
     def trained_with(self, loss: Loss) -> Self:
         """The same classifier, trained with another loss than plain cross entropy."""
