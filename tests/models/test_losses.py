@@ -109,7 +109,7 @@ def test_a_sentence_and_its_label_come_back_whatever_the_loss(
     assert recovery.sentences[0].label == pytest.approx(labels[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("task", ["regression", "multi-label", "token-classification"])
+@pytest.mark.parametrize("task", HEADS)
 def test_so_do_those_of_a_batch(task: str, trained: Callable[..., TextModel]) -> None:
     model = trained(task)
     texts = ["he sat by the water", "she ran home"]

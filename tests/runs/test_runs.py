@@ -217,6 +217,15 @@ def test_a_torn_last_line_is_passed_over(folder):
     assert read_run(folder.path).outcome == "running"
 
 
+def test_a_folder_in_the_place_of_the_events_is_refused(folder):
+    with Recorder(folder, {}):
+        pass
+    folder.events_path.unlink()
+    folder.events_path.mkdir()
+    with pytest.raises(InputError, match="not the events of a run"):
+        list(read_run(folder.path).events())
+
+
 def test_a_kill_in_the_middle_leaves_a_readable_folder(tmp_path):
     script = f"""
         import itertools, sys

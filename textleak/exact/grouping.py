@@ -149,8 +149,14 @@ class _Grouping:
         if not further:
             self.notes.append(_NO_CHECK)
         inputs = (first, *(LayerRemainder.of(shared, layers, span) for layers, span in further))
-        kind = Remainder if model.own_loss is None else OwnRemainder
-        self.left = kind.of(model, inputs, judge=_judge([span for _, span in further], first.span))
+        judge = _judge([span for _, span in further], first.span)
+        self.left: Remainder
+        if model.own_loss is None:
+            self.left = Remainder.of(model, inputs, judge=judge)
+        else:
+            longest = len(pairs.by_position) if model.own_loss.pads else 0
+            own = OwnRemainder.of(model, inputs, judge=judge)
+            self.left = dataclasses.replace(own, longest=longest)
         self.members: list[Member] = []
         self.batch = _Batch()
         self.tries = 0

@@ -29,7 +29,13 @@ _MOST = 512
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OwnRemainder(Remainder):
-    """What is left, at some inputs."""
+    """What is left, at some inputs.
+
+    Attributes:
+        longest: tokens of the batch's longest sentence, up to which the loss is taken over padding; 0 where it isn't.
+    """
+
+    longest: int = 0
 
     def among(
         self, rows: Sequence[Row], found: Sequence[Member] = (), batch_size: int | None = None
@@ -38,7 +44,7 @@ class OwnRemainder(Remainder):
         del found, batch_size
         members: list[Member] = []
         left = self
-        for row in rows:
+        for row in dict.fromkeys(map(self._unpadded, rows)):
             one = left._member(row)
             if one is not None:
                 members.append(one[0])
@@ -55,7 +61,7 @@ class OwnRemainder(Remainder):
         frames = [self._frame(row, left) for left in judges]
         names = [layer.weight_name for left in judges for layer in left.layers]
         with opened(self.exact, names) as parameters, torch.enable_grad():
-            logits_U = _logits(self.exact, row)
+            logits_U = self._logits(self.exact, row)
             if len(logits_U) > _MOST:
                 return None
             own = []
@@ -83,17 +89,29 @@ class OwnRemainder(Remainder):
     def _frame(self, row: Row, input_: LayerRemainder) -> Frame:
         """How an input, of which something is left, shows a sentence."""
         name = input_.layers[0].name
-        ids_1T = torch.tensor([row], device=self.exact.device)
-        return input_.frame(layer_inputs(self.exact, ids_1T, [name])[name][0])
+        ids_1T, mask_1T = self._read(self.exact, row)
+        return input_.frame(layer_inputs(self.exact, ids_1T, [name], mask=mask_1T)[name][0])
 
     def _total(self, model: TextModel, row: Row, parts_U: Tensor) -> dict[str, Tensor]:
         """What the sentence adds to the layers' gradients."""
         names = [layer.weight_name for input_ in self.inputs for layer in input_.layers]
         with opened(model, names) as parameters, torch.enable_grad():
-            logits_U = _logits(model, row)
+            logits_U = self._logits(model, row)
             gradients = torch.autograd.grad(logits_U @ parts_U.to(logits_U), parameters)
         return {name: exact(g) for name, g in zip(names, gradients, strict=True)}
 
+    def _logits(self, model: TextModel, row: Row) -> Tensor:
+        return model.logits(*self._read(model, row)).flatten()
 
-def _logits(model: TextModel, row: Row) -> Tensor:
-    return model.logits(*padded(model, [row])).flatten()
+    def _read(self, model: TextModel, row: Row) -> tuple[Tensor, Tensor]:
+        """The sentence as the network reads it in the batch, with padding if it counts: ids and mask (1, T)."""
+        longest = (model.pad_id,) * max(self.longest, len(row))
+        ids_2T, mask_2T = padded(model, [row, longest])
+        return ids_2T[:1], mask_2T[:1]
+
+    def _unpadded(self, row: Row) -> Row:
+        """Padding that was taken for tokens, as all of it that its loss reaches looks, left out."""
+        count = len(row)
+        while self.longest and count > 1 and row[count - 1] == self.exact.pad_id:
+            count -= 1
+        return row[:count]

@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -190,7 +191,7 @@ class Remainder:
     judge: int
 
     @classmethod
-    def of(cls, model: TextModel, inputs: tuple[LayerRemainder, ...], *, judge: int) -> Remainder:
+    def of(cls, model: TextModel, inputs: tuple[LayerRemainder, ...], *, judge: int) -> Self:
         """All of a shared gradient."""
         rough = model.in_dtype(torch.float32) if model.dtype == torch.float64 else model
         rounding = torch.finfo(model.dtype).eps / torch.finfo(rough.dtype).eps

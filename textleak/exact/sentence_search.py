@@ -122,6 +122,8 @@ class SentenceSearch:
         self.network = LayerCheck.of(model, pairs, further, least=self.rank)
         self.check: Check | None = self.context or self.network
         special = {*model.prefix_ids, *model.suffix_ids}
+        if model.own_loss is not None and model.own_loss.pads:  # padding shows, and is no sentence's
+            special.add(model.pad_id)
         tokens = pairs.tokens_N.tolist()
         self.inner = [[i for i in indices if tokens[i] not in special] for indices in pairs.by_position]
         self.seen: set[tuple[int, ...]] = set()

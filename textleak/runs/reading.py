@@ -47,7 +47,7 @@ def read_events(
         stop: asked while waiting.
 
     Raises:
-        InputError: it is no regular file.
+        InputError: it is no regular file, or isn't there.
     """
     if path.is_dir():
         path = RunFolder(path=path).events_path
@@ -77,6 +77,8 @@ def _opened(path: Path) -> BufferedReader:
         return foreign.open_regular(path)
     except foreign.UnreadError as error:
         raise InputError(f"{path} is not the events of a run.", why=f"{error}.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path} is not the events of a run.", why="There is no such file.") from None
 
 
 def parse_line(line: bytes) -> TimedEvent | None:

@@ -195,7 +195,8 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"{name!r} is an encoder-decoder ({config.model_type}).",
-            why="Only encoders and decoders can be read.",
+            why="Its encoder reads one text and its decoder another; all that is read here comes of one text.",
+            fix="Choose an encoder or a decoder.",
         )
     kind = type(config)
     masked = kind in AutoModelForMaskedLM._model_mapping

@@ -34,6 +34,7 @@ class Answers(Loss):
     ending = "ForQuestionAnswering"
     tells = "where an answer begins and ends"
     outputs = None
+    pads = True
 
     def logits(self, output: Any) -> Tensor:  # noqa: ANN401 - transformers' output
         """(N, 2, T)."""

@@ -30,6 +30,7 @@ class Loss(abc.ABC):
         tells: what the head tells, in words.
         pooled: whether it makes one prediction of a whole sentence.
         outputs: how many numbers a fresh head gives; None where their number isn't a choice.
+        pads: whether the loss is taken over the padding too.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,7 @@ class Loss(abc.ABC):
     tells: ClassVar[str]
     pooled: ClassVar[bool] = False
     outputs: ClassVar[int | None] = 2
+    pads: ClassVar[bool] = False
 
     def configure(self, config: Any) -> None:  # noqa: ANN401, B027 - most need nothing
         """Have a network that is built from the configuration, transformers', know of the loss."""
