@@ -20,7 +20,7 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.events import Recovery, Sentence, Stop
 from textleak.models.gradient import plainly_apart
-from textleak.proof.answers import Answer, Comparison
+from textleak.proof.answers import Answer, Comparison, TimeUpError, cut_off
 from textleak.proof.distances import apart, distance_to, relative
 from textleak.proof.texts import Text
 from textleak.shared.traits import Trait
@@ -99,7 +99,7 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     untold = _unrepeatable(view) or answer.unsaid(view.model)
     if not answer.complete(view.model) or not view.has(Trait.REPEATABLE):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
-    if _cut_off(view):
+    if cut_off(view):
         return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
     exactly = view.double()
     own = answer.own(exactly)
@@ -120,8 +120,6 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     rounding *= torch.finfo(client).eps / torch.finfo(roughly.model.dtype).eps
     if not distance <= max(answer.equal, _ROUNDINGS * rounding):
         return Certificate(gradient_distance=distance, verified=False)
-    if _cut_off(view):
-        return Certificate(gradient_distance=distance, verified=None, reason=_CUT_OFF)
     compared = Comparison(
         view=view,
         exactly=exactly,
@@ -132,7 +130,11 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
         again=again,
         rounding=rounding,
     )
-    near = answer.near(compared)
+    try:
+        compared.go_on()
+        near = answer.near(compared)
+    except TimeUpError:
+        return Certificate(gradient_distance=distance, verified=None, reason=_CUT_OFF)
     if not near:
         return Certificate(gradient_distance=distance, verified=True)
     return Certificate(
@@ -165,11 +167,6 @@ def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tenso
 def _in(view: View, dtype: torch.dtype) -> View:
     """The view with its model in another precision."""
     return dataclasses.replace(view, model=view.model.in_dtype(dtype))
-
-
-def _cut_off(view: View) -> bool:
-    """Whether time is up, where each comparison takes as long as the client's training."""
-    return view.clock.over and not view.has(Trait.ONE_POINT)
 
 
 def _unrepeatable(view: View) -> str | None:
