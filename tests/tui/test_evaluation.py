@@ -215,3 +215,42 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
         await until(pilot, lambda: "no-such" in letters(app).partition("batches")[0])
 
     pilots.play(scene, Sessions(tmp_path / "runs"), place="grid", size=(140, 30))
+
+
+def test_a_grid_is_a_map_of_two_of_its_settings(tmp_path: Path) -> None:
+    def cell(defense: str, client: str) -> Cell:
+        return dataclasses.replace(
+            CELL, defense=(defense,) if defense else (), client=(client,) if client else ()
+        )
+
+    rates = {("", ""): 1.0, ("", "train-mode"): 0.5, ("sign", ""): 0.25, ("dpsgd", "train-mode"): 0.0}
+    path = tmp_path / "grid"
+    path.mkdir()
+    (path / "evaluation.json").write_text(
+        json.dumps({"format": 1, "identity": IDENTITY, "settings": {}, "batches": 4})
+    )
+    write(path, *(record(cell(*of), 0, rate) for of, rate in rates.items()))
+
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        screen = app.screen
+        assert isinstance(screen, EvaluationScreen)
+        await until(pilot, lambda: screen.grid.batches == 4)
+        await pilot.press("m", "plus")
+        await pilot.pause()
+        lines = letters(app).splitlines()
+        at = next(i for i, line in enumerate(lines) if "defense ↓ client →" in line)
+        assert lines[at].split()[-2:] == ["none", "train-mode"]
+        assert [line.split() for line in lines[at + 1 : at + 4]] == [
+            ["none", "1.00", "✗", "0.50", "✗"],
+            ["sign", "0.25", "✗"],
+            ["dpsgd", "0.00"],
+        ]
+        await pilot.press("b")
+        await pilot.pause()
+        assert "0.50" not in letters(app)
+        await pilot.press("b", "down", "enter")
+        await pilot.pause()
+        assert "match rate" in letters(app)
+        assert screen.grid.rows[screen.table.cursor].cell.defense == ("sign",)
+
+    pilots.play(scene, Sessions(tmp_path), run=path)

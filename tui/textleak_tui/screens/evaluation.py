@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.color import Color
 from textual.message import Message
 from textual.widget import Widget
 from textual.worker import get_current_worker
@@ -20,6 +22,7 @@ from textleak.view import UNICODE
 from textleak.words import count_of, printable, seconds_in_words
 from textleak_tui.child import INTERRUPTED
 from textleak_tui.grid import CellRow, Grid, Pace, SentenceRow, judged
+from textleak_tui.heat import heat_of, pairs_of
 from textleak_tui.places import AttackAgain
 from textleak_tui.screens.base import Page
 from textleak_tui.session import Session
@@ -75,8 +78,15 @@ class EvaluationScreen(Page):
             "plus,equals_sign", "limit(1)", "Limit", key_display="+ −", tooltip="Hold cells against a limit."
         ),
         Binding("minus", "limit(-1)", "Lower limit", show=False, tooltip="Hold cells against a lower limit."),
+        Binding("m", "map", "Map", tooltip="The cells as a map of two settings; again, of two others."),
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true sentences."),
-        Binding("b", "app.blind", "Blind", tooltip="Show only what an attacker would see, or all again."),
+        Binding(
+            "b",
+            "app.blind",
+            "Blind",
+            show=False,
+            tooltip="Show only what an attacker would see, or all again.",
+        ),
     ]
     DEFAULT_CSS = """
     EvaluationScreen {
@@ -110,6 +120,7 @@ class EvaluationScreen(Page):
         self.limit: float | None = limit if isinstance(limit, float) else None
         self._pace = Pace()
         self._seen = False
+        self._map: tuple[str, str] | None = None
         self._told_apart: tuple[int, list[str]] = 0, []
         self._written: dict[Cell, tuple[object, dict[str, Text]]] = {}
 
@@ -206,6 +217,17 @@ class EvaluationScreen(Page):
         """What is shown of the truth, or the theme, has changed."""
         self._draw()
 
+    def action_map(self) -> None:
+        """From the list to the maps of two settings, one after another, and back."""
+        pairs: list[tuple[str, str] | None] = [*pairs_of(self.grid.rows, _cell_text), None]
+        if len(pairs) == 1:
+            self.notify("A map takes two settings that differ.", title="No map", timeout=3)
+            return
+        self.chosen = None
+        self._map = pairs[(pairs.index(self._map) + 1) % len(pairs)] if self._map in pairs[:-1] else pairs[0]
+        self._draw()
+        self.table.move_to(0)
+
     @property
     def _row(self) -> CellRow | None:
         return next((row for row in self.grid.rows if row.cell == self.chosen), None)
@@ -214,7 +236,9 @@ class EvaluationScreen(Page):
         """Tell how far it is, and list cells or sentences."""
         self.summary.say(self._in_words())
         row = self._row
-        if row is None:
+        if row is None and self._map is not None:
+            self.table.fill(*self._mapped(self._map))
+        elif row is None:
             self.table.fill(*self._cells())
         else:
             self.table.fill(*self._sentences_of(row))
@@ -264,6 +288,27 @@ class EvaluationScreen(Page):
             listed.append(names + [figures[name] for name in shown])
         return (*differing, *shown), listed
 
+    def _mapped(self, pair: tuple[str, str]) -> tuple[tuple[str, ...], list[list[Text]]]:
+        heat = heat_of(self.grid.rows, pair, _cell_text)
+        columns = [short(printable(column), 16) for column in heat.columns]
+        listed = []
+        for line in heat.lines:
+            rates = [heat.rates.get((line, column)) for column in heat.columns]
+            cells = [self._heat(rate, len(name)) for rate, name in zip(rates, columns, strict=True)]
+            listed.append([Text(short(printable(line), 30)), *cells])
+        return (f"{heat.down} ↓ {heat.across} →", *columns), listed
+
+    def _heat(self, rate: float | None, width: int) -> Text:
+        """A match rate on a ground that is the redder the higher it is."""
+        if rate is None or self.sight.blind:
+            return Text("····" if rate is not None else "")
+        theme = self.app.theme_variables
+        ground = Color.parse(theme["background"]).blend(Color.parse(theme["error"]), 0.75 * rate)
+        above = self.limit is not None and rate > self.limit
+        words = f" {rate:.2f} {SIGNS['failed'] if above else ' '}"
+        ink = ground.get_contrast_text(0.95)
+        return Text(words.ljust(max(8, width)), style=Style(color=ink.rich_color, bgcolor=ground.rich_color))
+
     def _figures(self, row: CellRow) -> dict[str, Text]:
         """A cell's figures by their columns."""
         counts, blind = row.counts, self.sight.blind
@@ -311,6 +356,9 @@ class EvaluationScreen(Page):
             if self.sight.truth and not self.sight.blind:
                 text.append(f"\ntrue       {printable(one.sentence.reference)}")
             text.append(f"\n{one.record.stop} Enter attacks its batch again, live.", style="dim")
+        elif self._map is not None and self._row is None:
+            text.append(f"Mean match rate over all cells of each {' and '.join(self._map)}.")
+            text.append("\nm goes on to the next two settings, and back to the list; Enter to the list.")
         elif self._row is None and 0 <= at < len(self.grid.rows):
             row = self.grid.rows[at]
             failed, cell = row.records.failed, row.cell
@@ -330,7 +378,9 @@ class EvaluationScreen(Page):
     def action_open(self) -> None:
         """A cell's sentences; or a sentence's batch, attacked again."""
         at = self.table.cursor
-        if self._row is None:
+        if self._row is None and self._map is not None:
+            self._leave_map(at)
+        elif self._row is None:
             if 0 <= at < len(self.grid.rows):
                 self.chosen = self.grid.rows[at].cell
                 self._draw()
@@ -340,8 +390,20 @@ class EvaluationScreen(Page):
             batch = [one.reference for one in record.sentences]
             self.post_message(AttackAgain(batch, values_of(record.cell)))
 
+    def _leave_map(self, line: int) -> None:
+        """To the list, at the first cell of a line of the map."""
+        assert self._map is not None
+        texts = [_cell_text(row.cell, self._map[0]) for row in self.grid.rows]
+        found = list(dict.fromkeys(texts))
+        self._map = None
+        self._draw()
+        self.table.move_to(texts.index(found[line]) if 0 <= line < len(found) else 0)
+
     def action_back(self) -> None:
-        """From the sentences to the grid, from the grid out."""
+        """From the sentences or the map to the grid, from the grid out."""
+        if self.chosen is None and self._map is not None:
+            self._leave_map(self.table.cursor)
+            return
         if self.chosen is None:
             self.dismiss()
             return

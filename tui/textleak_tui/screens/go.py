@@ -38,7 +38,8 @@ class GoDialog(ModalScreen[str]):
     GoDialog > Vertical {
         width: 98; max-width: 100%; height: auto; max-height: 100%; padding: 1 2; background: $panel;
         border: round $accent;
-        & OptionList, & OptionList:focus { height: auto; background: $panel; border: none; padding: 0; }
+        & OptionList, & OptionList:focus { height: auto; background: $panel; border: none; padding: 0;
+            text-wrap: nowrap; text-overflow: ellipsis; }
     }
     """
 

@@ -74,7 +74,7 @@ class GridTable(ScrollView, can_focus=True):
         if (tuple(titles), widths) != (self._titles, self._widths) or len(found) != count:
             self._titles, self._widths = tuple(titles), widths
             self._drawn.clear()
-            self.virtual_size = Size(sum(widths) + GAP * len(widths), len(found) + 1)
+            self.virtual_size = Size(sum(widths) + GAP * max(0, len(widths) - 1), len(found) + 1)
             self.cursor = max(0, min(self.cursor, len(found) - 1))
             self.refresh()
             return
