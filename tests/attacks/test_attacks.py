@@ -300,7 +300,9 @@ def test_match_recovers_the_sentence_and_its_class(toy_model: ToyModel, from_dis
 def test_continuous_attacks_bring_the_gradients_nearer(
     attack: str, family: str, task: str, toy_model: ToyModel, from_disk: FromDisk
 ) -> None:
-    most = 24 if (attack, family, task) == ("dlg", "gpt2", "causal-lm") else 12  # it comes nearer slowest
+    most = 5 if attack == "cosine" else 12
+    if (attack, family, task) == ("dlg", "gpt2", "causal-lm"):  # it comes nearer slowest
+        most = 24
     model = toy_model(family, task=task)
     shared, _ = from_disk(model)
     events, recovery = run(attack, shared, model, steps=most, restarts=2)

@@ -39,6 +39,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "LoRA": ("lora:at=2",),
     "bfloat16": ("autocast",),
     "smoothed labels": ("loss:smoothing=0.1",),
+    "a sum": ("loss:reduction=sum",),
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")
@@ -93,7 +94,7 @@ def test_an_attack_on_text_recovers_or_names_the_trait(
     if attack != "auto" and missing:
         assert found == Outcome(how="refused")
         return
-    if spec == "smoothed labels" and not knows_loss(ATTACKS[attack], view_of(shared, model)):
+    if SPECS[spec][0].startswith("loss") and not knows_loss(ATTACKS[attack], view_of(shared, model)):
         assert "doesn't know the loss" in found.how
         return
     if (attack, spec) == ("embedding", "LoRA"):  # only adapters leave
@@ -159,6 +160,8 @@ def test_replay_reads_one_sentence_of_any_client_and_vouches_for_no_drawn_one(
     shared, secret = share(model, TWO[:1], client=client_of(spec), share="no-embeddings", seed=1)
     recovery = to_end(begin(ATTACKS.build("replay", {}), shared, model))
     if spec == "train-mode":
-        assert recovery.verified is None
+        assert not recovery.verified
+        assert "draws what the same batch gives" in " ".join(recovery.notes)
+        return
     assert textleak.score(recovery, secret, model).token_match_rate >= 0.5
     assert textleak.score(recovery, secret, model).exact_rate == 1.0 or recovery.stop.name != "VERIFIED"

@@ -73,15 +73,17 @@ class Replay:
         """
         del generator  # nothing is drawn
         lengths = view.shared.known.lengths
-        if lengths is None or len(lengths) != 1:
-            return (yield from _batch(view))
+        alone = lengths[0] if lengths is not None and len(lengths) == 1 else None
         found = Found()
-        if not view.has(Trait.REPEATABLE) and not view.has(Trait.ONE_POINT):
-            found = yield from dropped_sentences(view)
-            if found.settled:
+        if not view.has(Trait.REPEATABLE):
+            if not view.has(Trait.ONE_POINT):
+                found = yield from dropped_sentences(view)
+            if found.settled or (found.rows and alone is None):
                 return answer(view, found)
+        if alone is None:
+            return (yield from _batch(view, found.notes))
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
-        lists = ranked_tokens(view, lengths[0], self.proposals)
+        lists = ranked_tokens(view, alone, self.proposals)
         proved = found.proved[0] if found.proved else (False,) * len(lists)
         for position, sure in enumerate(proved):
             lists[position] = [found.rows[0][position]] if sure else lists[position]
@@ -131,8 +133,15 @@ class Replay:
         return _recovery(view, best, certificate, scores)
 
 
-def _batch(view: View) -> Generator[Phase | Progress, None, Recovery]:
+def _batch(view: View, notes: Sequence[str]) -> Generator[Phase | Progress, None, Recovery]:
     """Sentences found one by one, put together by what the client would have sent."""
+    if not view.has(Trait.REPEATABLE):
+        raise InputError(
+            f"replay finds no sentences in this update: {' '.join(notes)}",
+            why="The client draws what it drops, so its steps can't be repeated on a guess of several sentences.",
+            fix="That nothing was found is no sign of safety; with one sentence, tell its length "
+            "(--know lengths,batch-size).",
+        )
     yield Phase(name="grouping", detail="sentences whose inputs lie in the update's spans")
     blurred = BlurredRows.of(view)
     if isinstance(blurred, str):

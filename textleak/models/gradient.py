@@ -71,15 +71,20 @@ def plainly_apart(seen: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tupl
     device = next(iter(own.values())).device
     squared_distance = squared_norm = 0.0
     for name, gradient in seen.items():
-        pieces_P = torch.split(gradient.reshape(-1), _PIECE)
+        pieces_P = _pieces(gradient)
         # A parameter that the answer's loss doesn't reach has a gradient of 0.
-        own_P = torch.split(own[name].reshape(-1), _PIECE) if name in own else (None,) * len(pieces_P)
+        own_P = _pieces(own[name]) if name in own else (None,) * len(pieces_P)
         for piece, other in zip(pieces_P, own_P, strict=True):
             reference = exact(piece.to(device))
             difference = reference if other is None else reference - exact(other)
             squared_norm += float(reference.dot(reference))
             squared_distance += float(difference.dot(difference))
     return squared_distance**0.5, squared_norm**0.5
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    flat = tensor.reshape(-1)
+    return (flat,) if flat.numel() <= _PIECE else torch.split(flat, _PIECE)
 
 
 def _own(gradient: Tensor) -> Tensor:

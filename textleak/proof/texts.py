@@ -131,7 +131,7 @@ class _Rivals:
     def _whole_only(self) -> bool:
         """Whether single sentences at a few tensors tell no bound: their parts don't just add up, or were scaled."""
         scaled = any(effect.lost_scale in ("all", "layer") for effect in self.shared.effects)
-        return scaled or not self.compared.view.client.adds_up
+        return scaled or not self.compared.view.client.adds_up or not self.model.language.apart
 
     @functools.cached_property
     def _rivals(self) -> list[Guess]:

@@ -74,9 +74,9 @@ class Evidence:
         masks = math.lgamma(told + 1) - math.lgamma(self.dropped + 1) - math.lgamma(self.agreeing + 1)
         return masks + math.log(self.dropped + 1) + math.log(tokens) + spare * math.log(min(1.0, 2 * off))
 
-    def same(self, kept_I: Tensor) -> bool:
-        """Whether a mask is this one, as far as it can be told."""
-        return bool(((self.kept_I == kept_I) | ~self.tells_I).all())
+    def differs(self, kept_I: Tensor) -> float:
+        """The part of the telling entries in which a mask isn't this one."""
+        return float((self.kept_I != kept_I)[self.tells_I].double().mean())
 
     def twins(self, targets_CI: Tensor) -> Tensor:
         """Which of some tokens' targets are so near the vector that it can't be told whose it is, (C,)."""

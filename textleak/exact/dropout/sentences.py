@@ -10,7 +10,7 @@ Shapes: B sentences, T positions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -25,10 +25,13 @@ from textleak.exact.dropout.attention import attended
 from textleak.exact.dropout.frame import Frame
 from textleak.exact.dropout.last import endings
 from textleak.exact.dropout.occurrences import Occurrences
+from textleak.exact.dropout.passes import sentences_of
 from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
 from textleak.exact.subspace import NO_SPAN, as_rows, shared_spans
+from textleak.matching.discrete import Row
 from textleak.numerics import exact
+from textleak.shared.known import SideInformation
 from textleak.shared.traits import Trait
 from textleak.words import count_of
 
@@ -50,7 +53,7 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     if isinstance(laid_out, str):
         return Found(notes=(laid_out,))
     causal = view.text_model.task == "causal-lm"
-    search = Occurrences(laid_out, view.shared.known, view.clock, ends_early=causal)
+    search = Occurrences(laid_out, _looked_for(view), view.clock, ends_early=causal)
     for step, words in enumerate(search.search(), 1):
         yield Progress(phase="span", step=step, detail=words)
     single = view.shared.known.batch_size == 1
@@ -61,6 +64,14 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
         yield Phase(name="labels", detail="the last tokens, which are labels only")
         return _ended(view, found)
     return found
+
+
+def _looked_for(view: View) -> SideInformation:
+    """What is known of the inputs: of several sentences each step shows others, as if there were so many more."""
+    known = view.shared.known
+    if view.has(Trait.ONE_POINT) or known.batch_size in (None, 1):
+        return known
+    return SideInformation(batch_size=view.client.taken(known.batch_size))
 
 
 def _laid_out(view: View) -> Frame | str:
@@ -108,8 +119,9 @@ def _laid_out_between_bounds(view: View) -> Frame | str:
 
 def _laid_out_of_steps(view: View) -> Frame | str:
     """The same where several steps were taken, each with masks of its own: their inputs lie beside each other."""
-    if view.shared.known.lengths is None or view.shared.known.batch_size != 1:
-        return "Behind dropout and several steps tokens are told for one sentence of known length."
+    known = view.shared.known
+    if known.batch_size is None or (known.batch_size == 1 and known.lengths is None):
+        return "Behind dropout and several steps it has to be known how many sentences there are, and how long one is."
     layers = first_layers(view)
     if not layers:
         return NO_SPAN
@@ -200,12 +212,14 @@ def _several(view: View, search: Occurrences) -> Found:
             sets = sets[:-1]
         return Found(sets=sets, notes=_notes(search))
     ends = view.text_model.suffix_ids[-1] if view.text_model.suffix_ids else None
-    arrangement = arranged(search.found, attention, ends, view.shared.known.batch_size)
+    arrangement = arranged(search.found, attention, ends, search.known.batch_size)
     rows, proved = [], []
     for row in arrangement.rows:
         places = range(max(row) + 1)
         rows.append(tuple(search.found[row[t]].token if t in row else OPEN for t in places))
         proved.append(tuple(t in row and search.found[row[t]].proved for t in places))
+    if search.frame.moving:
+        return _copied(view, search, rows, ends)
     grouped = sum(arrangement.proved)
     known = view.shared.known.batch_size
     settled = search.complete and all(map(all, proved)) and grouped == len(rows) and known in (None, grouped)
@@ -222,6 +236,21 @@ def _several(view: View, search: Occurrences) -> Found:
     )
 
 
+def _copied(view: View, search: Occurrences, copies: Sequence[Row], ends: int | None) -> Found:
+    """The sentences of a batch of which every step shows copies."""
+    size = view.shared.known.batch_size
+    assert size is not None
+    rows = sentences_of(copies, size, ends=ends)
+    sure = {(o.position, o.token) for o in search.found if o.proved}
+    note = "Which tokens stand together is likely, but not proved."
+    return Found(
+        rows=tuple(rows),
+        batch_size=size,
+        proved=tuple(tuple(pair in sure for pair in enumerate(row)) for row in rows),
+        notes=(*_notes(search), note),
+    )
+
+
 def _notes(search: Occurrences) -> tuple[str, ...]:
     """What the channel gave, in plain words."""
     proved, rank = sum(o.proved for o in search.found), search.frame.span.rank
@@ -234,7 +263,8 @@ def _notes(search: Occurrences) -> tuple[str, ...]:
         hides += ", in each of several steps anew"
     if not proved:
         return (f"{hides}; no token could be proved behind that.",)
-    shown = "tokens" if search.frame.moving else f"{rank} inputs that the gradient shows"
+    alone = search.frame.moving and search.known.lengths is not None
+    shown = "tokens" if alone else f"{rank} inputs that the gradient shows"
     notes = [
         f"{hides}, which hides no token: {proved} of the {shown} are proved, each by "
         "far more entries that equal its token's own than could by accident."
