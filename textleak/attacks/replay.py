@@ -5,7 +5,7 @@ they rank the vocabulary at each position. Which of the first ones it was is tol
 
 One sentence of known length:
 1. The vocabulary is ranked by the leading directions of the first layer's updates, as many as there are tokens; where
-   the first ones aren't it, those that leave least outside the spans of inputs further in (`replaying.further`).
+   the first ones aren't it, those of which most lies in the spans of inputs further in (`replaying.further`).
 2. From these and every label, one position after the other takes the token whose replayed update points nearest to the
    one seen; a cheaper client stands in where there is one (`Client.proxy`).
 3. The answer is certified by the whole procedure.
@@ -121,7 +121,7 @@ class Replay:
                 if turn < 0 and sweep == 1:  # the first tokens of all lists may be it
                     certificate = certify(view, sentences_of(view, best))
                     if not certificate.verified:
-                        found = scores([best, best.with_row(0, FurtherIn(view, len(lists)).nearest(lists))])
+                        found = scores([best, best.with_row(0, FurtherIn(view, lists).nearest())])
                         best = min(found, key=found.__getitem__)
                 if view.clock.over or certificate.verified:
                     break

@@ -380,7 +380,7 @@ def test_in_whatever_order_tokens_are_listed_inputs_further_in_tell_which_stand_
     true = secret.ids[0]
     lists = [tokens[::-1] for tokens in ranked_tokens(view, len(true), 8)]
     assert sum(tokens[0] == token for tokens, token in zip(lists, true, strict=True)) < 4
-    assert FurtherIn(view, len(true)).nearest(lists) == true
+    assert FurtherIn(view, lists).nearest() == true
 
 
 @pytest.mark.parametrize(("second", "answered"), [(ONE, 2), ("we ran home", 1)])

@@ -1,66 +1,85 @@
-"""One sentence by its inputs further in: which tokens of ranked lists leave least of them outside an update's spans.
+"""One sentence by its inputs further in: of which tokens of ranked lists an update's spans hold most there.
 
 Ten steps of AdamW turn the spans so far that a true token may be the tenth of its list. Further in, an input depends on
 all of the sentence, and several layers have a say. It takes the network's first blocks, and no gradient.
 
-Shapes: L layers, K sentences, T positions, I a layer's input size.
+Shapes: T positions, O and I a layer's output and input size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from textleak.clients.view import View
-from textleak.exact.checks import parts_outside
+from textleak.exact.adapters.measured import Measured
+from textleak.exact.adapters.within import Within
 from textleak.exact.subspace import as_rows
-from textleak.matching.discrete import Row
+from textleak.matching.discrete import Row, shuffled
 from textleak.models.probes.layers import following_layers
 from textleak.numerics import exact
 
-# Inputs further in that are asked: those of a transformer's first block but the first one, and of half of the second
-# (our choice; measured on minilm after ten steps of AdamW: with 12 or all of them fewer tokens come out right).
-_INPUTS = 6
-# Rounds over all positions, and sentences that run through the network at once (our choice).
-_SWEEPS, _AT_ONCE = 4, 128
+# Inputs further in that are looked at: those of a transformer's first block but the first one, and of half of the
+# second; and sentences of the lists' tokens that tell how these differ (our choice; measured on minilm after ten steps
+# of AdamW).
+_INPUTS, _USUAL = 6, 100
+# Rounds over all positions (our choice).
+_SWEEPS = 8
 
 
 class FurtherIn:
-    """Scores sentences of one length by what their inputs have outside the spans; the nearer the lower.
+    """Scores sentences of one length by what of their inputs lies in the spans.
 
     Args:
         view: what the server sees.
-        length: of the sentence, which is how many directions each span has.
+        lists: the tokens at each position, likeliest first; each span has as many directions as there are positions.
     """
 
-    def __init__(self, view: View, length: int) -> None:
-        self.model, seen = view.text_model, view.shared.gradients
-        self.bases: dict[str, Tensor] = {}
-        for layers in following_layers(self.model, _INPUTS):
-            shared = [layer for layer in layers if layer.weight_name in seen]
-            if shared:
-                stacked_OI = torch.cat([exact(as_rows(seen[layer.weight_name], layer)) for layer in shared])
-                basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)[2][:length]
-                self.bases[shared[0].name] = basis_RI.to(self.model.device, self.model.dtype)
+    def __init__(self, view: View, lists: Sequence[Sequence[int]]) -> None:
+        self.lists, seen, model = lists, view.shared.gradients, view.text_model
+        measured = []
+        for layers in following_layers(model, _INPUTS):
+            shared = tuple(layer for layer in layers if layer.weight_name in seen)
+            if not shared:
+                continue
+            stacked_OI = torch.cat([exact(as_rows(seen[layer.weight_name], layer)) for layer in shared])
+            if stacked_OI.shape[1] == model.hidden_size:
+                _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
+                directions_RI = (s_R[:, None] * basis_RI)[: len(lists)]
+                measured.append(Measured(layers=shared, gradient_MI=directions_RI))
+        generator = torch.Generator().manual_seed(0)  # any will do
+        usual = [
+            tuple(tokens[shuffled(len(tokens), generator)[0]] for tokens in lists) for _ in range(_USUAL)
+        ]
+        self.within = Within(model, measured, usual)
 
-    def scores(self, rows: Sequence[Row]) -> Tensor:
-        """The mean over inputs and positions of the logarithm of the part outside, (K,)."""
-        ids_KT = torch.tensor(rows, device=self.model.device)
-        parts_LKT = parts_outside(self.model, ids_KT, self.bases, at_once=_AT_ONCE)
-        return parts_LKT.clamp_min(torch.finfo(self.model.dtype).eps).log().mean((0, 2))
+    def nearest(self) -> Row:
+        """From the first token of each list, one position after the other takes the token that leaves most within.
 
-    def nearest(self, lists: Sequence[Sequence[int]]) -> Row:
-        """From the first token of each list, one position after the other takes what leaves least outside."""
-        best = tuple(tokens[0] for tokens in lists)
-        if not self.bases:
+        Where that changes nothing any more, two tokens are exchanged.
+        """
+        best = tuple(tokens[0] for tokens in self.lists)
+        if not self.within.names:
             return best
         for _ in range(_SWEEPS):
             before = best
-            for t, tokens in enumerate(lists):
-                tried = [(*best[:t], token, *best[t + 1 :]) for token in tokens]
-                best = tried[int(self.scores(tried).argmin())]
+            for t, tokens in enumerate(self.lists):
+                best = self._best([best, *((*best[:t], token, *best[t + 1 :]) for token in tokens)])
+            if best == before:
+                best = self._best([best, *self._exchanged(best)])
             if best == before:
                 break
         return best
+
+    def _best(self, rows: Iterable[Row]) -> Row:
+        tried = [*dict.fromkeys(rows)]
+        scores = self.within.scores(tried)
+        return tried[max(range(len(tried)), key=scores.__getitem__)]
+
+    def _exchanged(self, row: Row) -> Iterator[Row]:
+        """The sentence with two tokens in each other's place, where their lists have them."""
+        for t, u in itertools.combinations(range(len(row)), 2):
+            if row[u] in self.lists[t] and row[t] in self.lists[u]:
+                yield (*row[:t], row[u], *row[t + 1 : u], row[t], *row[u + 1 :])
