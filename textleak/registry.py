@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 
+from textleak import typed
 from textleak.errors import InputError, unknown_name
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             if option not in known:
                 raise unknown_name(f"option of {self.kind} {name}", option, known or ["(it has none)"])
         try:
-            return TypeAdapter(cls).validate_python(dict(options))
+            return typed.adapter(cls).validate_python(dict(options))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "options"

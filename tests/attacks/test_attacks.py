@@ -34,12 +34,12 @@ SENTENCE = "the cat sat on the mat"
 # A new attack has a row here: the options that make it quick.
 QUICK: dict[str, dict[str, object]] = {
     "match": {"budget": 400, "restarts": 2, "steps": 10},
-    "dlg": {"steps": 6, "restarts": 2},
-    "idlg": {"steps": 6, "restarts": 2},
-    "tag": {"steps": 6, "restarts": 2},
-    "cosine": {"steps": 6, "restarts": 2},
-    "lamp": {"steps": 6, "restarts": 2, "starts": 4, "moves": 8, "moves_every": 2},
-    "grab": {"steps": 6, "rounds": 1, "restarts": 2, "starts": 4, "beams": 1, "sweeps": 1},
+    "dlg": {"steps": 3, "restarts": 2},
+    "idlg": {"steps": 3, "restarts": 2},
+    "tag": {"steps": 3, "restarts": 2},
+    "cosine": {"steps": 3, "restarts": 2},
+    "lamp": {"steps": 3, "restarts": 2, "starts": 4, "moves": 8, "moves_every": 2},
+    "grab": {"steps": 3, "rounds": 1, "restarts": 2, "starts": 4, "beams": 1, "sweeps": 1},
     "embedding": {},
     "span": {},
     "auto": {},
@@ -300,7 +300,9 @@ def test_match_recovers_the_sentence_and_its_class(toy_model: ToyModel, from_dis
 def test_continuous_attacks_bring_the_gradients_nearer(
     attack: str, family: str, task: str, toy_model: ToyModel, from_disk: FromDisk
 ) -> None:
-    most = 24 if (attack, family, task) == ("dlg", "gpt2", "causal-lm") else 12  # it comes nearer slowest
+    most = 5 if attack == "cosine" else 12
+    if (attack, family, task) == ("dlg", "gpt2", "causal-lm"):  # it comes nearer slowest
+        most = 24
     model = toy_model(family, task=task)
     shared, _ = from_disk(model)
     events, recovery = run(attack, shared, model, steps=most, restarts=2)

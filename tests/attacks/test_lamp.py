@@ -209,17 +209,11 @@ def test_a_start_whose_distance_is_no_number_is_never_the_best(toy_model: ToyMod
         assert 0 < distance < float("inf")
 
 
-@pytest.mark.parametrize(
-    ("sentence", "steps", "moves", "moves_every"),
-    [("the dog ran home", 60, 20, 20), ("she wrote a letter", 100, 40, 30)],
-)
-def test_a_planted_sentence_comes_back(
-    sentence: str, steps: int, moves: int, moves_every: int, toy_model: ToyModel
-) -> None:
+@pytest.mark.parametrize("sentence", ["the dog ran home", "she wrote a letter"])
+def test_a_planted_sentence_comes_back(sentence: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, secret = share(model, [sentence], know=TOLD, seed=1)
-    options = {"steps": steps, "restarts": 2, "starts": 60, "moves": moves, "moves_every": moves_every}
-    _, recovery = attack(shared, model, **options)
+    _, recovery = attack(shared, model, steps=40, restarts=2, starts=30, moves=20, moves_every=10)
     assert tuple(p.id for p in recovery.sentences[0].positions) == secret.ids[0]
 
 
@@ -274,14 +268,14 @@ def test_candidates_begin_with_the_best_of_their_starts_at_the_vocabularys_norm(
 def test_it_brings_the_gradients_nearer(variant: str, toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, ["the cat sat on the mat"], know=TOLD, seed=1)
-    events, recovery = attack(shared, model, variant=variant, steps=40, moves_every=10)
+    events, recovery = attack(shared, model, variant=variant, steps=12, moves_every=4)
     losses = [event.loss for event in events if isinstance(event, Progress) and event.phase == "alternate"]
     assert losses == sorted(losses, reverse=True)
     assert recovery.final_loss == losses[-1] < 0.8 * losses[0]
     rounds = [
-        e for e in events if isinstance(e, Progress) and e.step in LAMP(steps=40, moves_every=10).rounds()
+        e for e in events if isinstance(e, Progress) and e.step in LAMP(steps=12, moves_every=4).rounds()
     ]
-    assert [e.step for e in rounds] == [12, 22, 32]
+    assert [e.step for e in rounds] == [6, 10]
     assert all(e.detail in ("moved: candidate 0, sentence 0", "no order was better") for e in rounds)
 
 

@@ -30,12 +30,9 @@ def recover(
     shared.save(folder / "gradient.safetensors")
     shared = textleak.SharedGradient.load(folder / "gradient.safetensors")
     recovery = textleak.recover(shared, model, "match", seed=seed, **options)
-    assert (recovery.stop.name == "VERIFIED") == bool(
-        certify(view_of(shared, model), recovery.sentences).verified
-    )
-    return scoring.score(recovery, secret, model), certify(
-        view_of(shared, model), recovery.sentences
-    ).verified
+    verified = certify(view_of(shared, model), recovery.sentences).verified
+    assert (recovery.stop.name == "VERIFIED") == bool(verified)
+    return scoring.score(recovery, secret, model), verified
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +85,19 @@ def test_a_causal_model_gives_its_sentence_away_the_last_token_too(
 
 def test_an_audit_without_proposals_works_by_matching_alone(toy_model: ToyModel, tmp_path: Path) -> None:
     model = toy_model("bert", task="classification")
-    scores, _ = recover(model, ["the boy ran"], tmp_path, span_proposals=False, budget=3000)
+    scores, _ = recover(model, ["the boy"], tmp_path, span_proposals=False, budget=3000)
     assert scores.token_recall > 0.3
 
 
-def test_dummies_that_begin_anew_do_not_hide_the_best_guess(bert_tiny: TextModel) -> None:
+def test_dummies_that_begin_anew_do_not_hide_the_best_guess(toy_model: ToyModel) -> None:
     """Whoever ends a run there, by a time limit or Ctrl-C, gets the best answer so far."""
     noise = DEFENSES.build("gaussian", {"sigma": 1e-4})
+    model = toy_model("bert", task="classification")
     shared, _ = textleak.share(
-        bert_tiny, ["the boy ran to the river"], share="no-embeddings", defenses=[noise], seed=0
+        model, ["the boy ran to the river"], share="no-embeddings", defenses=[noise], seed=0
     )
     guess, kept = None, 0
-    for event in textleak.attack(shared, bert_tiny, "match", seed=0, beam=1, budget=2500, steps=10):
+    for event in textleak.attack(shared, model, "match", seed=0, beam=1, budget=2500, steps=10):
         if isinstance(event, Progress):
             ids = [position.id for sentence in event.sentences for position in sentence.positions]
             if event.phase != "continuous":

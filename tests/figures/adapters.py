@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--at", type=int, default=5, help="public rounds before this one")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--limit", type=int, default=5, help="batches of each file")
+    parser.add_argument("--skip", type=int, default=0, help="batches left out at the beginning")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -73,7 +74,7 @@ def main() -> None:
         with path.open(encoding="utf-8") as file:
             sentences = [row["sentence"] for row in csv.DictReader(file, delimiter="\t")]
         batches = []
-        for index in range(options.limit):
+        for index in range(options.skip, options.skip + options.limit):
             some = sentences[index * options.batch_size :][: options.batch_size]
             batches.append(measured(model, client, some, seeds.of_batch(options.seed, index)))
             sys.stdout.write(f"  {index:3d} {dataclasses.asdict(batches[-1])}\n")

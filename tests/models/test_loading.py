@@ -335,6 +335,19 @@ def test_a_tokenizer_that_knows_only_its_special_tokens_is_none(checkpoint: Call
         load_model(str(folder))
 
 
+def test_a_mistyped_path_is_no_hub_id_and_the_one_like_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "my-bert").mkdir()
+    with pytest.raises(InputError, match="no folder or file") as refused:
+        load_model(str(tmp_path / "my-brt" / "checkpoint-500"), task="classification")
+    assert "but 'my-bert'" in str(refused.value)
+    assert "bert-tiny" not in str(refused.value)
+
+
+def test_a_hub_id_that_cant_be_had_is_said_to_be_no_folder_either(no_network: list[str]) -> None:
+    with pytest.raises(InputError, match="No folder here, not in the Hugging Face cache"):
+        load_model("models/my-bert", task="classification")
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         load_model(str(tmp_path))

@@ -315,10 +315,10 @@ def test_special_tokens_alone_are_refused(toy_model: ToyModel) -> None:
 
 
 def test_a_token_beyond_the_table_is_refused(toy_model: ToyModel) -> None:
-    model = toy_model("bert").double()
-    model.network.resize_token_embeddings(20)
+    network = toy_model("bert").double().network
+    network.resize_token_embeddings(20)
     with pytest.raises(InputError, match="20 embeddings"):
-        model.encode(["meeting"])
+        toy_model("bert").with_network(network).encode(["meeting"])
 
 
 # Targets

@@ -503,9 +503,9 @@ def test_a_finished_run_tells_the_attack_s_time_apart_and_that_its_answer_is_fin
     ended = state(last, Phase(name="certify"), Finished(outcome="done", result={**RESULT, "seconds": 1.25}))
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert view.status.render().plain.startswith("the answer is final")
+        assert view.status.draw()[0].plain.startswith("the answer is final")
         view.show(ended)
-        assert view.status.render().plain.startswith("took 1.2 s, 2.5 s with its certificate")
+        assert view.status.draw()[0].plain.startswith("took 1.2 s, 2.5 s with its certificate")
 
     shown(scene, first=certifying)
 
@@ -533,7 +533,7 @@ def test_how_a_run_ended_is_told_by_its_last_phase_and_in_a_word(outcome: str, s
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         assert "✓ labels 0.5 s" in picture(app)
         assert f"{sign} continuous" in picture(app)
-        assert view.status.render().plain.startswith(outcome) == (outcome != "done")
+        assert view.status.draw()[0].plain.startswith(outcome) == (outcome != "done")
 
     shown(scene, first=ended)
 
@@ -588,7 +588,7 @@ def test_a_class_that_is_no_more_probable_than_another_is_not_judged() -> None:
     tied = dataclasses.replace(sentence(*WORDS), label_posterior=(0.498, 0.502))
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        drawn = view.labels.render().plain
+        drawn = "\n".join(line.plain for line in view.labels.draw())
         assert "0.50" in drawn
         assert "? undecided" in drawn
         assert "right" not in drawn

@@ -562,7 +562,7 @@ def test_a_run_is_paused_resumed_stopped_and_started_again(
         seen = session(screen).state.seen
         await pilot.pause(0.4)
         assert session(screen).state.seen == seen
-        assert screen.view.status.render().plain.startswith("paused")
+        assert screen.view.status.draw()[0].plain.startswith("paused")
         await pilot.press("space")
         await until(pilot, lambda: session(screen).state.seen > seen + 3)
         # Another candidate than the best is followed, and then the best again.

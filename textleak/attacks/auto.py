@@ -81,8 +81,9 @@ class _Run:
         found = Found()
         if self._can(Span):
             found = yield from self.totals.followed(spanned_sentences(self.view))
-            self.notes += found.notes
             recovery = answer(self.view, found)
+            # An answer that is settled says itself what of them stands.
+            self.notes += () if recovery.stop.settled else recovery.notes
             self.totals.evaluations += recovery.final_loss is not None  # it was put to the exact test
             self.answers.append(recovery)
             # What only some of is proved is read by nothing else, where no answer can be put to the test.

@@ -105,8 +105,6 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
         able = _others(
             lambda other: view.model.modality in other.reads and all(map(view.has, other.needs)),
         )
-        if not any(ATTACKS[name].needs for name in able.split(", ") if name):
-            able = ""  # what needs nothing itself only puts others together
         raise InputError(
             f"The attack {attack.name} can't work on what this client sends ({view.shared.client.spec}).",
             why=f"It relies on this, which isn't so here: {missing[0].value}",

@@ -9,6 +9,8 @@ One sentence of known length:
 2. From these and every label, one position after the other takes the token whose replayed update points nearest to the
    one seen; a cheaper client stands in where there is one (`Client.proxy`).
 3. The answer is certified by the whole procedure.
+Where the client drops entries in each step anew, its steps make nothing twice: tokens are proved by the spans where
+these allow it (`exact.dropout`), and the others are what steps without dropout come nearest with, which isn't proved.
 Several, or of unknown length: sentences whose inputs further in lie in their spans too, put together by replaying them
 (`replaying.batches`).
 """
@@ -27,10 +29,13 @@ from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import ranked_tokens
 from textleak.attacks.replaying.scores import Replayed, sentences_of
+from textleak.attacks.span import answer, marked
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.adaptive.rows import BlurredRows
+from textleak.exact.dropout.sentences import dropped_sentences
+from textleak.exact.found import Found
 from textleak.matching.discrete import Guess, Scores, substitutions
 from textleak.models.base import Modality
 from textleak.proof.certificate import Certificate, certify
@@ -51,7 +56,7 @@ class Replay:
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
-    needs: ClassVar[frozenset[Trait]] = frozenset({Trait.REPEATABLE})
+    needs: ClassVar[frozenset[Trait]] = frozenset()
     when: ClassVar[str] = "several local steps, or an optimizer"
     paper: ClassVar[str] = "ours"
 
@@ -68,11 +73,26 @@ class Replay:
         """
         del generator  # nothing is drawn
         lengths = view.shared.known.lengths
-        if lengths is None or len(lengths) != 1:
-            return (yield from _batch(view))
+        alone = lengths[0] if lengths is not None and len(lengths) == 1 else None
+        found = Found()
+        if not view.has(Trait.REPEATABLE):
+            if not view.has(Trait.ONE_POINT):
+                found = yield from dropped_sentences(view)
+            if found.settled or (found.rows and alone is None):
+                return answer(view, found)
+        if alone is None:
+            return (yield from _batch(view, found.notes))
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
-        lists = ranked_tokens(view, lengths[0], self.proposals)
-        return (yield from self._one_sentence(view, lists))
+        lists = ranked_tokens(view, alone, self.proposals)
+        proved = found.proved[0] if found.proved else (False,) * len(lists)
+        for position, sure in enumerate(proved):
+            lists[position] = [found.rows[0][position]] if sure else lists[position]
+        recovery = yield from self._one_sentence(view, lists)
+        return dataclasses.replace(
+            recovery,
+            sentences=tuple(marked(sentence, proved) for sentence in recovery.sentences),
+            notes=(*found.notes, *recovery.notes),
+        )
 
     def _one_sentence(self, view: View, lists: Sequence[Sequence[int]]) -> Steps:
         """The token at each position, and the label, whose replayed update is nearest."""
@@ -113,8 +133,15 @@ class Replay:
         return _recovery(view, best, certificate, scores)
 
 
-def _batch(view: View) -> Generator[Phase | Progress, None, Recovery]:
+def _batch(view: View, notes: Sequence[str]) -> Generator[Phase | Progress, None, Recovery]:
     """Sentences found one by one, put together by what the client would have sent."""
+    if not view.has(Trait.REPEATABLE):
+        raise InputError(
+            f"replay finds no sentences in this update: {' '.join(notes)}",
+            why="The client draws what it drops, so its steps can't be repeated on a guess of several sentences.",
+            fix="That nothing was found is no sign of safety; with one sentence, tell its length "
+            "(--know lengths,batch-size).",
+        )
     yield Phase(name="grouping", detail="sentences whose inputs lie in the update's spans")
     blurred = BlurredRows.of(view)
     if isinstance(blurred, str):

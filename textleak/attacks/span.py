@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps, certified
+from textleak.attacks.search.unsaid import spoken, told
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.adapters.measured import measures
@@ -25,11 +26,13 @@ from textleak.exact.dropout.sentences import dropped_sentences
 from textleak.exact.found import OPEN, Found
 from textleak.exact.grouping import encoder_sentences
 from textleak.exact.own_labels import with_own_labels
+from textleak.exact.padded import padded_sentences
 from textleak.exact.prefixes import causal_sentences
 from textleak.models import TextModel
 from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, to_sentence
 from textleak.models.losses.classes import Classes, smoothing_of
+from textleak.models.losses.language import PLAIN, Language, Padding
 from textleak.models.probes.layers import sees_ahead
 from textleak.proof.certificate import Certificate, certify
 from textleak.shared.effects import Rounded
@@ -38,6 +41,12 @@ from textleak.shared.traits import Trait
 
 # Tokens shown for a position that stays open.
 _SHOWN = 16
+# What else padding can be than left out, where nobody said.
+_PADDINGS: tuple[Padding, ...] = ("counted", "left")
+_UNFIT = (
+    "Their own gradient isn't the shared one: the client's loss is no mean over all tokens. If you know it, tell it: "
+    "--client loss:reduction=sum, reduction=mean-of-means, prompt=N, padding=counted, padding=left or smoothing=S."
+)
 
 
 @ATTACKS.register("span")
@@ -83,7 +92,24 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
         return (yield from adapter_sentences(view))
     if sees_ahead(view.text_model):
         return (yield from encoder_sentences(view.text_model, view.shared, time_limit=view.clock.left))
-    return (yield from causal_sentences(view.text_model, view.shared, time_limit=view.clock.left))
+    return (yield from _decoder_sentences(view))
+
+
+def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
+    """Those of a decoder, grown token by token; with padding as the client has it, or as is seen to fit."""
+    model, shared = view.text_model, view.shared
+    if model.language.padding != "masked":
+        return (yield from padded_sentences(model, shared, time_limit=view.clock.left))
+    found = yield from causal_sentences(model, shared, time_limit=view.clock.left)
+    several = model.task == "causal-lm" and shared.known.size != 1 and not shared.seen_effects
+    if not several or told(view) or not found.rows or not all(OPEN in row for row in found.rows):
+        return found
+    for padding in _PADDINGS:
+        model = model.spoken_with(dataclasses.replace(PLAIN, padding=padding))
+        other = yield from padded_sentences(model, shared, time_limit=view.clock.left)
+        if other.rows:
+            return other
+    return found
 
 
 def _one_rounded(view: View) -> bool:
@@ -117,7 +143,43 @@ def answer(view: View, found: Found) -> Recovery:
         softened = _softened(view, found)
         if softened is not None:
             return softened
+    if model.task == "causal-lm" and found.rows and not certificate.stop(Stop.READ).settled:
+        return _respoken(view, found, certified(recovery, certificate))
     return certified(dataclasses.replace(recovery, evaluations=1), certificate)
+
+
+def _respoken(view: View, found: Found, recovery: Recovery) -> Recovery:
+    """The same texts with the loss that the gradient shows, where it is another one; else the recovery."""
+    # What alters a gradient after the loss is no loss.
+    plain = not view.shared.seen_effects and view.has(Trait.ONE_POINT)
+    other = spoken(view, found) if plain else None
+    if other is None:
+        return _unfit(view, found, recovery) if plain else recovery
+    view, found = other
+    sentences = shown(view.text_model, view.shared, found)
+    certificate = certify(view, sentences)
+    if not certificate.stop(Stop.READ).settled:
+        return _unfit(view, found, recovery)
+    said = () if told(view) else tuple(_how_spoken(view.text_model.language))
+    return certified(
+        dataclasses.replace(recovery, sentences=sentences, evaluations=2, notes=said), certificate
+    )
+
+
+def _unfit(view: View, found: Found, recovery: Recovery) -> Recovery:
+    """The recovery with a word on the loss, where texts were found whole and it isn't known."""
+    fits = list(found.language.described()) if found.language is not None else []
+    if told(view) or not (fits or found.complete):
+        return recovery
+    said = (f"The client {' and '.join(fits)}, it seems.",) if fits else ()
+    return dataclasses.replace(recovery, notes=(*recovery.notes, *said, _UNFIT))
+
+
+def _how_spoken(language: Language) -> Iterator[str]:
+    """What the loss is, for a person."""
+    words = list(language.described())
+    if words:
+        yield f"The client's loss, as its gradient shows: it {' and '.join(words)}."
 
 
 def _softened(view: View, found: Found) -> Recovery | None:
@@ -169,10 +231,10 @@ def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sente
         )
         for b, row in enumerate(found.rows)
     )
-    return tuple(map(_marked, sentences, found.proved)) if found.proved else sentences
+    return tuple(map(marked, sentences, found.proved)) if found.proved else sentences
 
 
-def _marked(sentence: Sentence, proved: Sequence[bool]) -> Sentence:
+def marked(sentence: Sentence, proved: Sequence[bool]) -> Sentence:
     """A sentence with the tokens marked that the channel itself proves."""
     marks = zip(sentence.positions, proved, strict=True)
     positions = tuple(dataclasses.replace(position, proved=sure) for position, sure in marks)

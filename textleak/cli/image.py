@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textleak.cli import common, drive, flags
+from textleak.words import count_of
 
 if TYPE_CHECKING:
     from textleak.errors import TextleakError
@@ -113,7 +114,7 @@ def _prepare(settings: ImageConfig) -> ImageJob:
     facts = job.settings
     channels, height, width = facts["picture_shape"]
     batch = f"{facts['batch_size']} in the batch" if facts["batch_size"] else "batch size not known"
-    size = f"{batch}, {height} x {width} pixels, {channels} channels"
+    size = f"{batch}, {height} x {width} pixels, {count_of(channels, 'channel')}"
     drive.say_run(job, f"{facts['weights']} weights", size)
     return job
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,9 +23,19 @@ def command(
             show_default=False,
         ),
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show the app in a browser on this machine; Ctrl+C ends it.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Of localhost, with --serve.", metavar="INT")
+    ] = 8000,
 ) -> None:
     """Watch the text come back, token by token, in a terminal app."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if serve:
+        _serve(path, port)
+        return
+    # In a browser, pipes lead to textual-serve, which names the driver that speaks with it.
+    if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise InputError(
             "textleak tui needs a terminal.",
             why="Its input or output is a pipe or a file here.",
@@ -39,6 +50,20 @@ def command(
     app.run()
     if app.return_code:
         raise typer.Exit(app.return_code)
+
+
+def _serve(path: Path | None, port: int) -> None:
+    _told_apart(path)
+    from textleak_tui.serve import served
+
+    command = [
+        sys.executable,
+        "-m",
+        "textleak.cli",
+        "tui",
+        *([] if path is None else ["--", str(path.resolve())]),
+    ]
+    served(command, port, told=lambda address: typer.echo(f"The app is at {address}\nCtrl+C ends it."))
 
 
 def _told_apart(path: Path | None) -> tuple[Path | None, Path | None]:

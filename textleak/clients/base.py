@@ -148,6 +148,10 @@ class Client:
         del samples
         return False
 
+    def taken(self, samples: int) -> int:
+        """Samples that all steps together take of so many: more than those where one is taken several times."""
+        return samples
+
     def source(self, network: nn.Module, names: Iterable[str], *, kinks: float = 0.0) -> GradientSource:
         """Where the engine takes candidates' gradients from; for `kinks` see `matching.factored.Capture`."""
         return Capture(network, names, kinks=kinks)
@@ -240,6 +244,10 @@ class Composed(Client):
     def in_turn(self, samples: int) -> bool:
         """As the one kind that sends something else."""
         return self._updates.in_turn(samples)
+
+    def taken(self, samples: int) -> int:
+        """As the one kind that sends something else."""
+        return self._updates.taken(samples)
 
     def source(self, network: nn.Module, names: Iterable[str], *, kinks: float = 0.0) -> GradientSource:
         """Of the first kind that has its own."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import ClassVar
 
 from textleak.clients.base import CLIENTS, EVERY_TRAIT, Client
 from textleak.errors import InputError
 from textleak.models.base import M, Modality, Model
+from textleak.models.copies import copy_of
 from textleak.models.networks import has_batch_norm, with_batch_statistics
 from textleak.shared.traits import Trait
 
@@ -34,7 +34,7 @@ class BatchNormTrain(Client):
                 fix="Leave it out, or choose a network with batch norms, such as resnet20.",
             )
         kept = {id(parameter): parameter for parameter in model.network.parameters()}
-        network = copy.deepcopy(model.network, kept)
+        network = copy_of(model.network, kept)
         with_batch_statistics(network)
         return model.with_network(network)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from textleak.clients.base import CLIENTS, EVERY_TRAIT, Client, GradientOf
 from textleak.errors import InputError
 from textleak.models.base import Examples, Model, Tensors
+from textleak.models.copies import copy_of
 from textleak.numerics import exact, grid_step
 from textleak.shared.effects import Bounds
 from textleak.shared.traits import Trait
@@ -84,18 +84,27 @@ class FedAvg(Client):
 
     def step_batches(self, batch: Examples) -> Iterator[Examples]:
         """What each step is taken on."""
-        size = min(self.batch_size or len(batch), len(batch))
-        starts = range(0, len(batch), size)
+        for rows in self._step_rows(len(batch)):
+            yield batch.only(slice(rows.start, rows.stop))
+
+    def _step_rows(self, samples: int) -> Iterator[range]:
+        """Which of so many samples each step is taken on."""
+        size = min(self.batch_size or samples, samples)
+        starts = range(0, samples, size)
         count = self.steps or (self.epochs or 1) * len(starts)
         if count > MOST_STEPS:
             raise InputError(
-                f"fedavg would take {count:,} steps on a batch of {len(batch):,}.",
+                f"fedavg would take {count:,} steps on a batch of {samples:,}.",
                 why=f"No more than {MOST_STEPS:,} are taken, as an attack takes them again for each guess.",
                 fix="Give fewer epochs, or a larger fedavg:batch_size.",
             )
         for step in range(count):
             start = starts[step % len(starts)]
-            yield batch.only(slice(start, start + size))
+            yield range(start, min(start + size, samples))
+
+    def taken(self, samples: int) -> int:
+        """Those of all steps."""
+        return sum(map(len, self._step_rows(samples)))
 
     def update(
         self, model: Model, batch: Examples, gradient_of: GradientOf, draws: torch.Generator
@@ -104,7 +113,7 @@ class FedAvg(Client):
         del draws
         parts = list(self.step_batches(batch))
         first = gradient_of(model, parts[0])
-        local = model.with_network(copy.deepcopy(model.network)) if len(parts) > 1 else model
+        local = model.with_network(copy_of(model.network)) if len(parts) > 1 else model
         moved = {name: local.parameters[name] for name in first}
         if local is model:  # one step needs no network of its own
             moved = {name: nn.Parameter(p.detach().clone(), requires_grad=False) for name, p in moved.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
@@ -14,6 +13,7 @@ from torch import Tensor
 from textleak.clients.base import CLIENTS, Client
 from textleak.errors import InputError
 from textleak.models.base import M, Modality
+from textleak.models.copies import copy_of
 from textleak.models.text import TextModel
 from textleak.seeds import seeded
 
@@ -77,7 +77,7 @@ class Lora(Client):
             ) from None
         assert isinstance(model, TextModel)
         kept = {id(parameter): parameter for parameter in model.network.parameters()}
-        network = copy.deepcopy(model.network, kept)
+        network = copy_of(model.network, kept)
         saved = self.modules_to_save.split("/") if self.modules_to_save else []
         saved += _CLASSIFIERS if model.task == "classification" else ()
         config = peft.LoraConfig(

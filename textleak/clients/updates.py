@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from textleak.clients.base import Client, Composed, composed
 from textleak.clients.lora import Lora
 from textleak.errors import InputError, unknown_name
 from textleak.models.base import Tensors
+from textleak.models.copies import copy_of
 from textleak.models.text import TextModel
 from textleak.shared.formats import Adapter, Names, not_finite
 from textleak.shared.gradient import SharedGradient
@@ -156,7 +156,7 @@ def with_weights(model: TextModel, tensors: Mapping[str, Tensor], *, where: str)
         InputError: names or shapes that are not the model's.
     """
     fitted = names_of(model).fit(tensors, where)
-    network = copy.deepcopy(model.network)
+    network = copy_of(model.network)
     parameters = dict(network.named_parameters())
     with torch.no_grad():
         for name, tensor in fitted.tensors.items():

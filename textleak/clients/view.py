@@ -17,6 +17,7 @@ from textleak.matching.matcher import matched_names
 from textleak.models.base import Examples, Tensors
 from textleak.models.batches import TextExamples
 from textleak.models.deferred import deferred_gradient
+from textleak.models.losses.language import PLAIN
 from textleak.models.text import TextModel
 from textleak.models.vision import ImageModel
 from textleak.shared.effects import clipped_samples
@@ -106,7 +107,9 @@ class View:
         """Whether a gradient is too large to be held whole, and is the plain sum of its sentences' parts."""
         plain = not self.client.kinds and clipped_samples(self.shared.effects) is None
         model = self.model
-        return plain and isinstance(model, TextModel) and model.own_loss is None and model.wide
+        if not plain or not isinstance(model, TextModel):
+            return False
+        return model.own_loss is None and model.language == PLAIN and model.wide
 
     def matcher(self, target: Target, objective: Objective, *, kinks: float = 0.0) -> Matcher:
         """Compares candidates' gradients with a target, by the client's own way to gradients."""

@@ -32,6 +32,7 @@ class Tree:
         checks: later layers' spans.
         first: which of them every beginning has to be in; the others are asked where too many are.
         longest: tokens at most.
+        starts: what beginnings begin with, shorter ones first: nothing, or padding on the left.
         beginnings: those found.
         lost: whether far more fitted than there can be.
     """
@@ -42,6 +43,7 @@ class Tree:
     checks: LaterInputs
     first: int
     longest: int
+    starts: Sequence[Row] = ((),)
     beginnings: list[Row] = dataclasses.field(default_factory=list)
     lost: bool = False
 
@@ -72,7 +74,10 @@ class Tree:
 
     def grow(self) -> Iterator[int]:
         """Find all beginnings; yields the length reached."""
-        yield from self._follow([()])
+        for start in self.starts:
+            if start and not self.candidates(len(start)):
+                break
+            yield from self._follow([start])
         if self.ordered:
             return
         # Only what comes after a first token's repetitions shows them: tried where beginnings are missing.

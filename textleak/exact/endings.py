@@ -42,7 +42,7 @@ def ended(tree: Tree, shared: SharedGradient) -> Found:
         batch.rows,
         classes=batch.classes,
         complete=batch.complete,
-        notes=[*_missing(tree), *_doubts(asked), *batch.notes],
+        notes=[*_missing(tree), *_doubts(tree, asked), *batch.notes],
     )
 
 
@@ -247,11 +247,11 @@ def _why_no_labels(predictions: Predictions | None) -> str:
     )
 
 
-def _doubts(asked: _Asked) -> list[str]:
+def _doubts(tree: Tree, asked: _Asked) -> list[str]:
     notes = []
     if asked.open:
         notes.append(f"What {len(asked.open)} beginnings end with couldn't be told.")
-    if abs(asked.scale - 1) > _SCALED:
+    if abs(asked.scale - 1) > _SCALED and tree.model.language.reduction != "sum":
         notes.append(
             f"The gradient is {asked.scale:.3g} times what these sentences make, as if the client had scaled it."
         )

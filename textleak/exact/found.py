@@ -6,6 +6,7 @@ import dataclasses
 
 from textleak.events import Label
 from textleak.matching.discrete import Row
+from textleak.models.losses.language import Language
 
 OPEN = -1
 """Stands in a row where the token is left unknown."""
@@ -28,6 +29,7 @@ class Found:
         settled: whether it proves all of the batch's tokens, and which sentence each stands in.
         channel: what gave the tokens away, "embedding" or "span".
         sets: tokens that could stand at each position where no sentence could be told; empty otherwise.
+        language: how the batch's loss is made of its tokens', where these sentences ask for another way than was told.
         notes: sentences for a person: limits met, what stayed open and why.
     """
 
@@ -40,4 +42,5 @@ class Found:
     settled: bool = False
     channel: str = "span"
     sets: tuple[tuple[int, ...], ...] = ()
+    language: Language | None = None
     notes: tuple[str, ...] = ()

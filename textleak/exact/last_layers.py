@@ -3,7 +3,8 @@
 Where all of the batch's inputs are known, so is what every layer reads, X (N, I). From that layer's gradient G = ΔᵀX
 the loss gradient at its output follows at every position, Δ = (G X⁺)ᵀ; and what a label adds to Δ is Jᵀ Wᵀ S (p −
 onehot(label)), with W the head, p the prediction, J the Jacobian of the norm in between, and S what the network scales
-each of the head's outputs by before it takes them for logits (1 in most; a constant, or the slope of a cap).
+each of the head's outputs by before it takes them for logits (1 in most; a constant, or the slope of a cap). Where the
+client smoothed its labels, p is less by what is spread over the vocabulary, and S by the part that was taken for it.
 
 Shapes: N beginnings, I and O the layer's input and output size, D the head's input size, C classes (the vocabulary,
 for language models), R rows of T positions that hold all beginnings.
@@ -91,7 +92,9 @@ class LastLayers:
         with torch.no_grad():
             weight_CD = _weight(head).detach()
             chances_NC = logits_NC.to(model.loss_dtype).softmax(-1).to(weight_CD.dtype)
-            expected_ND = (chances_NC * scale_NC) @ weight_CD
+            spread = model.language.smoothing
+            expected_ND = ((chances_NC - spread / len(weight_CD)) * scale_NC) @ weight_CD
+            scale_NC = scale_NC * (1 - spread)
         return cls(
             places=layout.places,
             nodes_RT=layout.nodes_RT,

@@ -73,12 +73,18 @@ class LaterInput:
         return torch.cat(found, 1)
 
     def row_misfits(self, rows: Sequence[Row]) -> list[float]:
-        """How far the last input of each row (all of one length) lies outside."""
+        """How far the last input of each row (all of one length) lies outside; nothing attends to padding in them."""
         if not rows:
             return []
-        ids_NT = torch.tensor(rows, device=self.model.device)
+        model, ids_NT = self.model, torch.tensor(rows, device=self.model.device)
         parts = torch.split(ids_NT, max(1, _TOKENS_A_PASS // ids_NT.shape[1]))
-        inputs = [layer_inputs(self.model, part, [self.layer])[self.layer][:, -1] for part in parts]
+        masks = [
+            None if model.language.padding == "masked" else (part != model.pad_id).long() for part in parts
+        ]
+        inputs = [
+            layer_inputs(model, part, [self.layer], mask=mask)[self.layer][:, -1]
+            for part, mask in zip(parts, masks, strict=True)
+        ]
         found: list[float] = torch.cat([self._misfit(part_NI) for part_NI in inputs]).tolist()
         return found
 
@@ -129,7 +135,7 @@ class LaterInputs:
             if span is None or not shows(span):
                 continue
             if packed is None:
-                packed = packs(model, read[0].name)
+                packed = model.language.padding == "masked" and packs(model, read[0].name)
                 screen = _screen(model, shared, first) if packed and read != first else None
             yield LaterInput(
                 model=model,

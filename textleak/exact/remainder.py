@@ -11,7 +11,6 @@ Shapes: T tokens of a sentence, R rank, I and O a layer's input and output size,
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import itertools
@@ -193,9 +192,7 @@ class Remainder:
     @classmethod
     def of(cls, model: TextModel, inputs: tuple[LayerRemainder, ...], *, judge: int) -> Remainder:
         """All of a shared gradient."""
-        rough = model
-        if model.dtype == torch.float64:
-            rough = dataclasses.replace(model, network=copy.deepcopy(model.network).float())
+        rough = model.in_dtype(torch.float32) if model.dtype == torch.float64 else model
         rounding = torch.finfo(model.dtype).eps / torch.finfo(rough.dtype).eps
         return cls(exact=model.double(), rough=rough, rounding=rounding, inputs=inputs, judge=judge)
 

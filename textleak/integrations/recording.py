@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from textleak import foreign, owned
+from textleak import foreign, owned, typed
 from textleak.clients.base import Client, composed
 from textleak.defenses.base import Defense
 from textleak.defenses.base import Step as DefendedStep
@@ -100,7 +100,7 @@ def recordings_in(out: Path | str) -> list[Recording]:
     found = []
     for path in sorted(Path(out).glob("*.recording.json")):
         try:
-            found.append(TypeAdapter(Recording).validate_json(foreign.read(path, most=foreign.MIB)))
+            found.append(typed.adapter(Recording).validate_json(foreign.read(path, most=foreign.MIB)))
         except (OSError, ValidationError) as error:
             raise InputError(f"{path} can't be read.", why=str(error)) from None
     return found
@@ -218,7 +218,7 @@ def _write(shared: SharedGradient, recording: Recording, secret: Secret | None) 
     beside = recording.file.with_suffix(".recording.json")
     with unwritten(f"Nothing can be recorded in {recording.file.parent}.", fix="Choose another out=."):
         beside.parent.mkdir(parents=True, exist_ok=True)
-        owned.write(beside, TypeAdapter(Recording).dump_json(recording, indent=1) + b"\n")
+        owned.write(beside, typed.adapter(Recording).dump_json(recording, indent=1) + b"\n")
     if secret is not None and recording.truth is not None:
         secret.save(recording.truth)
     shared.save(recording.file)

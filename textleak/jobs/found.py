@@ -354,8 +354,9 @@ def _known(config: AuditConfig, secret: Secret | None, telling: Telling) -> Side
     Raises:
         InputError: a number that isn't one, or something that nothing says.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
+    from textleak import typed
     from textleak.shared.known import UNTOLD, SideInformation
 
     names, values = _values(config.know)
@@ -376,7 +377,7 @@ def _known(config: AuditConfig, secret: Secret | None, telling: Telling) -> Side
         )
     plain = {name.replace("-", "_"): value for name, value in values.items()}
     try:
-        return TypeAdapter(SideInformation).validate_python({**dataclasses.asdict(known), **plain})
+        return typed.adapter(SideInformation).validate_python({**dataclasses.asdict(known), **plain})
     except ValidationError as error:
         raise InputError(
             f"--know {config.know!r} can't be used.",

@@ -195,10 +195,14 @@ class Capture:
         few = {name: leaf[two].detach() for name, leaf in leaves.items()}
         with self._counting() as called:
             _, truth = self.formed(model_function, few, self.names, create_graph=False)
+        owners: dict[int, list[nn.Module]] = {}
+        for module in self.network.modules():
+            for own in {id(parameter) for parameter in module.parameters(recurse=False)}:
+                owners.setdefault(own, []).append(module)
         for name in self.names:
-            owners = [o for o in self.network.modules() if _owns(o, self.parameters[name])]
-            missed = any(owner not in called for owner in owners)
-            if name not in truth or (missed and len(owners) > 1):
+            used_by = owners.get(id(self.parameters[name]), [])
+            missed = any(owner not in called for owner in used_by)
+            if name not in truth or (missed and len(used_by) > 1):
                 raise InputError(
                     f"The gradient of {name} is not all reached by the inputs being optimized.",
                     why="Matching it would compare with a gradient that lacks a part.",
@@ -322,7 +326,3 @@ def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)
-
-
-def _owns(module: nn.Module, parameter: nn.Parameter) -> bool:
-    return any(own is parameter for own in module.parameters(recurse=False))

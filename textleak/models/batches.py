@@ -49,10 +49,12 @@ class Targets:
     Attributes:
         labels: class ids, long (..., L), or probabilities of the classes, float (..., L, C).
         weights: (..., L), 0 where nothing is predicted; the mean over the batch is in them.
+        summed: whether the loss is a sum instead, so that some of the batch weigh what they do in all of it.
     """
 
     labels: Tensor
     weights: Tensor
+    summed: bool = False
 
     @property
     def soft(self) -> bool:
@@ -61,7 +63,8 @@ class Targets:
 
     def expand(self, candidates: int) -> Targets:
         """The same targets for each of K candidates: a leading dimension more, nothing copied."""
-        return Targets(
+        return dataclasses.replace(
+            self,
             labels=self.labels.expand(candidates, *self.labels.shape),
             weights=self.weights.expand(candidates, *self.weights.shape),
         )
@@ -84,11 +87,18 @@ class TextExamples:
         return len(self.batch.ids_BT)
 
     def only(self, rows: slice) -> TextExamples:
-        """Some of the sentences; the loss is the mean over these."""
-        weights = self.targets.weights[rows]
+        """Some of the sentences, padded to the longest of them; the loss is the mean over these, or the sum."""
+        batch, targets = self.batch, self.targets
+        longest = max(batch.lengths[rows])
+        mask_BT, weights_BL = batch.mask_BT[rows, :longest], targets.weights[rows]
+        labels = targets.labels[rows]
+        if targets.weights.shape[1] == batch.mask_BT.shape[1]:  # a prediction a token
+            weights_BL, labels = weights_BL[:, :longest], labels[:, :longest]
+        if not targets.summed:
+            weights_BL = weights_BL / weights_BL.sum()
         return TextExamples(
-            batch=Batch(ids_BT=self.batch.ids_BT[rows], mask_BT=self.batch.mask_BT[rows]),
-            targets=Targets(labels=self.targets.labels[rows], weights=weights / weights.sum()),
+            batch=Batch(ids_BT=batch.ids_BT[rows, :longest], mask_BT=mask_BT),
+            targets=dataclasses.replace(targets, labels=labels, weights=weights_BL),
         )
 
     def loss(self, model: Model) -> Tensor:

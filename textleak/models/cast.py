@@ -9,13 +9,14 @@ Shapes: N rows, O and I the sides of a matrix.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from textleak.models.copies import copy_of
 
 # A float64 copy of a model's weights is made up to so many bytes (our choice: bert-base and smollm2 are below it; where
 # a model runs tens of times a copy saves time).
@@ -138,7 +139,7 @@ def cast_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         id(parameter): nn.Parameter(CastTensor(parameter.detach(), dtype), requires_grad=False)
         for parameter in network.parameters()
     }
-    copied = copy.deepcopy(network, cast)
+    copied = copy_of(network, cast)
     for module in copied.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():

@@ -91,8 +91,8 @@ def _squares(gradient: Tensor, own: Tensor | None) -> tuple[float, float]:
     A parameter that an answer's loss doesn't reach has a gradient of 0.
     """
     device = gradient.device if own is None else own.device
-    pieces_P = torch.split(gradient.reshape(-1), _PIECE)
-    own_P = (None,) * len(pieces_P) if own is None else torch.split(own.reshape(-1), _PIECE)
+    pieces_P = _pieces(gradient)
+    own_P = (None,) * len(pieces_P) if own is None else _pieces(own)
     squared_distance = squared_norm = 0.0
     for piece, other in zip(pieces_P, own_P, strict=True):
         reference = exact(piece.to(device))
@@ -105,6 +105,11 @@ def _squares(gradient: Tensor, own: Tensor | None) -> tuple[float, float]:
 def _rooted(squares: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Distance and norm of squared ones of each tensor."""
     return sum(one for one, _ in squares) ** 0.5, sum(two for _, two in squares) ** 0.5
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    flat = tensor.reshape(-1)
+    return (flat,) if flat.numel() <= _PIECE else torch.split(flat, _PIECE)
 
 
 def _own(gradient: Tensor) -> Tensor:

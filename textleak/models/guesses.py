@@ -42,8 +42,7 @@ def inputs_and_targets(
     assert hidden is not None
     assert model.mask_id is not None
     chosen = hidden.to(model.loss_dtype) * mask
-    weights = chosen / chosen.sum((-2, -1), keepdim=True).clamp_min(1)
-    return ids.masked_fill(hidden, model.mask_id), Targets(labels=ids, weights=weights)
+    return ids.masked_fill(hidden, model.mask_id), model.language.over(ids, chosen)
 
 
 def padded(model: TextModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

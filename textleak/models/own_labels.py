@@ -71,7 +71,7 @@ def solved_labels(
         logits_U = logits_BLC.flatten()[wanted_U]
         if not names or len(logits_U) > _MOST:
             return Solved(labels=None, off=0.0)
-        columns_SU, seen_S = _system(logits_U, parameters, [gradients[name] for name in names])
+        columns_SU, seen_S = linear_system(logits_U, parameters, [gradients[name] for name in names])
     # The solver that tells the rank; on the CPU, as no other device has it.
     solution = torch.linalg.lstsq(columns_SU.cpu(), seen_S.cpu()[:, None], driver="gelsy")
     delta_U = solution.solution[:, 0].to(logits_U.device)
@@ -84,10 +84,10 @@ def solved_labels(
     return Solved(labels=loss.told(deltas_BLC, exact(logits_BLC.detach()), mask_BT), off=off)
 
 
-def _system(
+def linear_system(
     logits_U: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What each logit adds to some entries of the tensors, (S, U), and what these are, (S,)."""
+    """What each of some outputs adds to some entries of tensors, (S, U), and what these are, (S,)."""
     most = max(1, _HELD // (len(logits_U) * len(parameters)))
     steps = [-(-parameter.numel() // most) for parameter in parameters]
 

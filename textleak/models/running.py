@@ -69,6 +69,33 @@ def run(
     return _run(model, model.way, embeddings_NTE, whole=whole, attention_mask=mask, **where)
 
 
+def left_padded(model: TextModel, inputs: Tensor, mask_NT: Tensor) -> Tensor:
+    """A causal network's logits where padding stands on the left: it sees all of its row alike.
+
+    What stands for "nowhere" in float64 is beyond float32, in which some networks weigh what they attend to even then:
+    there the mask is made here, with float32's. A network that can't take it leaves what isn't finite.
+    """
+    logits: Tensor = run(model, inputs, mask=mask_NT).logits
+    if model.dtype != torch.float64 or bool(logits.isfinite().all()):
+        return logits
+    T = mask_NT.shape[1]
+    seen_N1TT = (
+        torch.ones(T, T, dtype=torch.bool, device=mask_NT.device).tril() & (mask_NT == 1)[:, None, None]
+    )
+    nowhere = torch.zeros(seen_N1TT.shape, dtype=model.dtype, device=mask_NT.device)
+    nowhere = nowhere.masked_fill(~seen_N1TT, torch.finfo(torch.float32).min)
+    try:
+        made: Tensor = run(model, inputs, mask=nowhere).logits
+    except (
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # one that counts positions from the mask, for example
+        return logits
+    return made
+
+
 def _run(
     model: TextModel,
     way: Way,
@@ -98,8 +125,12 @@ def _run(
         return network(input_ids=ids_NT, **named)
 
 
-def way_of(model: TextModel) -> Way:
+def way_of(model: TextModel, like: Way | None = None) -> Way:
     """How the network is run, found by trying.
+
+    Args:
+        model: whose network it is.
+        like: how the same network is run in another precision, which leaves less to try.
 
     Raises:
         InputError: in none of the ways that are known here.
@@ -129,6 +160,8 @@ def way_of(model: TextModel) -> Way:
         else:
             assert first is not None
             raise first
+        if like is not None:
+            return dataclasses.replace(way, shortest=like.shortest)
         short = _why_not(model, way, embeddings_1TE[:, :1])
         return way if short is None else dataclasses.replace(way, shortest=2)
 

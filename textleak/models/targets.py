@@ -46,7 +46,14 @@ def targets_of(
                 why="A causal language model predicts each token from those before it: there is none.",
                 fix="Give a longer sentence.",
             )
-        return batch, model.causal_targets(batch.ids_BT, batch.mask_BT)
+        targets = model.causal_targets(batch.ids_BT, batch.mask_BT)
+        if model.language.prompt and not bool(targets.weights.any(-1).all()):
+            raise InputError(
+                "A sentence has no token with a loss.",
+                why=f"The client takes none of the first {max(model.language.prompt)} tokens.",
+                fix="Give a longer sentence, or a shorter prompt.",
+            )
+        return batch, targets
     return _masked_targets(model, batch, generator)
 
 
@@ -82,20 +89,24 @@ def _masked_targets(model: TextModel, batch: Batch, generator: torch.Generator) 
     # gradient, and a batch without any has no loss.
     first = draws == draws.amin(-1, keepdim=True)
     hidden = ((draws < MASKED_SHARE) | first) & maskable
-    weights = hidden.to(model.loss_dtype)
     return (
         Batch(ids_BT=batch.ids_BT.masked_fill(hidden, model.mask_id), mask_BT=batch.mask_BT),
-        Targets(labels=batch.ids_BT, weights=weights / weights.sum()),
+        model.language.over(batch.ids_BT, hidden.to(model.loss_dtype)),
     )
 
 
-def cross_entropies(logits_NLC: Tensor, targets: Targets) -> Tensor:
-    """Each prediction's cross entropy, (N, L), against labels (N, L), or probabilities of them (N, L, C)."""
+def cross_entropies(logits_NLC: Tensor, targets: Targets, smoothing: float = 0.0) -> Tensor:
+    """Each prediction's cross entropy, (N, L), against labels (N, L), or probabilities of them (N, L, C), smoothed."""
     labels = targets.labels
     if targets.soft:
-        soft: Tensor = -(labels.to(logits_NLC.dtype) * logits_NLC.log_softmax(-1)).sum(-1)
+        soft_NLC = labels.to(logits_NLC.dtype)
+        if smoothing:
+            soft_NLC = (1 - smoothing) * soft_NLC + smoothing / logits_NLC.shape[-1]
+        soft: Tensor = -(soft_NLC * logits_NLC.log_softmax(-1)).sum(-1)
         return soft
-    found = functional.cross_entropy(logits_NLC.flatten(0, 1), labels.flatten(), reduction="none")
+    found = functional.cross_entropy(
+        logits_NLC.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=smoothing
+    )
     return found.view(labels.shape)
 
 

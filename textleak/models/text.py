@@ -24,10 +24,12 @@ from textleak.events import Label
 from textleak.models.base import Modality, Weights
 from textleak.models.batches import Batch, Targets
 from textleak.models.cast import cast_network, wide
+from textleak.models.copies import copy_of
 from textleak.models.heads import last_token_head
 from textleak.models.identity import attends, fingerprint_of, public_model
 from textleak.models.losses.base import Loss, loss_of
-from textleak.models.running import Way, run, way_of
+from textleak.models.losses.language import PLAIN, Language, turned
+from textleak.models.running import Way, left_padded, run, way_of
 from textleak.models.targets import cross_entropies, targets_of
 from textleak.shared.public import PublicModel
 
@@ -41,6 +43,8 @@ COMMON_TASKS = ("classification", "causal-lm", "masked-lm")
 
 _UNHEARD_OF = "\U00013000"  # a hieroglyph: in no vocabulary, so it becomes bytes or the unknown token
 _UNLIMITED = 2**30  # tokens
+# What was found of a network and holds for no copy of it: modules and tensors of its own, how its numbers are handled.
+_OF_ITS_WEIGHTS = ("word_embedding", "content_ids", "parameters", "fingerprint", "way")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +64,7 @@ class TextModel:
         num_labels: classes for classification, else None.
         outputs: how many numbers the head gives for each prediction, where its loss is one of its own (`own_loss`).
         changed_loss: what a classification is trained with in place of plain cross entropy; None for that.
+        language: how a language model's loss is made of its tokens'.
         trained: names of the parameters that training moves; None for all.
 
     Example:
@@ -79,6 +84,7 @@ class TextModel:
     num_labels: int | None = None
     outputs: int | None = None
     changed_loss: Loss | None = None
+    language: Language = PLAIN
     trained: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +98,7 @@ class TextModel:
 
     # What it is
 
-    @property
+    @cached_property
     def word_embedding(self) -> nn.Embedding:
         """The module that turns token ids into embeddings."""
         module: nn.Embedding = self.network.get_input_embeddings()
@@ -359,10 +365,8 @@ class TextModel:
         return targets_of(self, batch, labels, generator)
 
     def causal_targets(self, ids: Tensor, mask: Tensor) -> Targets:
-        """Each token predicts the next: ids and mask (..., B, T), mean over all labels of the B sentences."""
-        labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], self.pad_id)], -1)
-        predicted = torch.cat([mask[..., 1:], torch.zeros_like(mask[..., :1])], -1).to(self.loss_dtype)
-        return Targets(labels=labels, weights=predicted / predicted.sum((-2, -1), keepdim=True).clamp(min=1))
+        """Each token predicts the next: ids and mask (..., B, T), 1 for tokens, 0 for padding on the right."""
+        return self.language.causal_targets(ids, mask, pad_id=self.pad_id, dtype=self.loss_dtype)
 
     @property
     def loss_dtype(self) -> torch.dtype:
@@ -384,7 +388,9 @@ class TextModel:
         logits = self.logits(inputs.flatten(0, 1), mask.flatten(0, 1)).to(self.loss_dtype)
         flat = Targets(labels=targets.labels.flatten(0, 1), weights=targets.weights.flatten(0, 1))
         losses = (
-            cross_entropies(logits, flat) if self.own_loss is None else self.own_loss.losses(logits, flat)
+            cross_entropies(logits, flat, self.language.smoothing)
+            if self.own_loss is None
+            else self.own_loss.losses(logits, flat)
         )
         total: Tensor = (losses.reshape(K, -1) * flat.weights.reshape(K, -1)).sum(-1)
         return total
@@ -392,8 +398,11 @@ class TextModel:
     def logits(self, inputs: Tensor, mask_NT: Tensor) -> Tensor:
         """Ids (N, T) or embeddings (N, T, E) in, logits (N, L, C) out."""
         if self._last_token_head is None:
+            if self.language.padding == "left":
+                logits: Tensor = left_padded(self, turned(inputs, mask_NT), turned(mask_NT, mask_NT))
+                return turned(logits, mask_NT, back=True)
             output = run(self, inputs, mask=mask_NT)
-            logits: Tensor = output.logits if self.own_loss is None else self.own_loss.logits(output)
+            logits = output.logits if self.own_loss is None else self.own_loss.logits(output)
             return logits[:, None] if self.pooled else logits
         hidden_NTD = run(self, inputs, mask=mask_NT, whole=False).last_hidden_state
         last_N = mask_NT.sum(-1) - 1
@@ -436,11 +445,21 @@ class TextModel:
             id(p): nn.Parameter(p.detach().to(device=device, dtype=dtype), requires_grad=False)
             for p in self.network.parameters()
         }
-        return self.with_network(copy.deepcopy(self.network, copies).to(device=device, dtype=dtype))
+        network = copy_of(self.network, copies).to(device=device, dtype=dtype)
+        made = copy.copy(self)  # what is known of its text and of its architecture is so of the copy's too
+        for own in _OF_ITS_WEIGHTS:
+            made.__dict__.pop(own, None)
+        object.__setattr__(made, "network", network)
+        made.__dict__["way"] = way_of(made, self.way)
+        return made
 
     def trained_with(self, loss: Loss) -> Self:
         """The same classifier, trained with another loss than plain cross entropy."""
         return dataclasses.replace(self, num_labels=None, outputs=self.num_labels, changed_loss=loss)
+
+    def spoken_with(self, language: Language) -> Self:
+        """The same language model, its loss made of its tokens' in another way."""
+        return dataclasses.replace(self, language=language)
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model around another network of the same kind."""

@@ -7,7 +7,6 @@ Shapes: K candidates, B pictures in the client's batch, C color channels, H and 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from textleak.matching.hooks import hooked
 from textleak.models.base import Modality, Model, Weights
 from textleak.models.batches import Targets
+from textleak.models.copies import copy_of
 from textleak.models.identity import attends, fingerprint_of, public_model
 from textleak.models.networks import BatchStatisticsNorm
 from textleak.models.targets import check_labels
@@ -276,7 +276,7 @@ class ImageModel:
             return self
         capable = self.device.type != "mps" or dtype != torch.float64
         device = self.device if capable else torch.device("cpu")
-        return self.with_network(copy.deepcopy(self.network).to(device=device, dtype=dtype))
+        return self.with_network(copy_of(self.network).to(device=device, dtype=dtype))
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model around another network of the same kind."""

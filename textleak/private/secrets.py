@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
-from textleak import foreign, owned
+from textleak import foreign, owned, typed
 from textleak.errors import InputError, unwritten
 from textleak.events import Label
 from textleak.shared.public import ONE_STEP, PublicClient, PublicDefense
@@ -128,14 +128,14 @@ W = TypeVar("W")
 
 def _write(secret: object, path: Path | str) -> None:
     indent = 1 if isinstance(secret, Secret) else None  # a line a sentence, but not a line a pixel
-    written = TypeAdapter(type(secret)).dump_json(secret, indent=indent, ensure_ascii=False)
+    written = typed.adapter(type(secret)).dump_json(secret, indent=indent, ensure_ascii=False)
     with unwritten(f"The truth can't be written to {path}.", fix="Choose another --out."):
         owned.write(Path(path), written + b"\n")
 
 
 def _read(kind: type[W], path: Path | str, what: str) -> W:
     try:
-        return TypeAdapter(kind).validate_json(foreign.read(Path(path)))
+        return typed.adapter(kind).validate_json(foreign.read(Path(path)))
     except OSError as error:
         raise _unread(path, what, f"{error}.") from None
     except ValidationError as error:

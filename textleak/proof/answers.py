@@ -8,12 +8,22 @@ from typing import ClassVar
 
 from textleak.clients.view import AnyModel, View
 from textleak.proof.distances import Gradient
+from textleak.shared.traits import Trait
 
 # An answer proves itself where each of those most like it is so many times farther than it, and than rounding (our
 # choice).
 FARTHER = 10.0
 # And what is computed in the client's precision must show it with a margin for its own rounding (our choice).
 ROUGHLY = 2.0
+
+
+class TimeUpError(Exception):
+    """Time was up before an answer had been compared with all that is most like it."""
+
+
+def cut_off(view: View) -> bool:
+    """Whether time is up, where each comparison takes as long as the client's training."""
+    return view.clock.over and not view.has(Trait.ONE_POINT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,15 @@ class Comparison:
         """What all others must be beyond, relative distance."""
         return FARTHER * max(self.distance, self.rounding)
 
+    def go_on(self) -> None:
+        """Nothing, while there is time.
+
+        Raises:
+            TimeUpError: time cuts off replaying several steps.
+        """
+        if cut_off(self.view):
+            raise TimeUpError
+
 
 class Answer(abc.ABC):
     """A batch that an attack recovered.
@@ -72,4 +91,8 @@ class Answer(abc.ABC):
 
     @abc.abstractmethod
     def near(self, compared: Comparison) -> tuple[str, ...]:
-        """Those most like it that fit as well: a few, in words."""
+        """Those most like it that fit as well: a few, in words.
+
+        Raises:
+            TimeUpError: time was up before all had been compared.
+        """

@@ -23,7 +23,7 @@ from textleak.clients.view import View
 from textleak.events import Recovery, Sentence, Stop
 from textleak.models.deferred import Deferred
 from textleak.models.gradient import mutually_apart, plainly_apart
-from textleak.proof.answers import Answer, Comparison
+from textleak.proof.answers import Answer, Comparison, TimeUpError, cut_off
 from textleak.proof.distances import Gradient, apart, distance_to, relative
 from textleak.proof.texts import Text
 from textleak.shared.traits import Trait
@@ -47,7 +47,8 @@ class Certificate:
     """How far the recovery's own gradient is from the shared one, and what that says.
 
     Attributes:
-        gradient_distance: relative L2 distance over all shared tensors; None where a token was left open.
+        gradient_distance: relative L2 distance over all shared tensors; None where a token was left open, and where
+            the client draws what the same batch gives.
         verified: whether they are equal, as far as the defenses let through, and no other text's is; None where that
             can't be told.
         reason: why it can't be told, a sentence without any text; None where it can.
@@ -99,9 +100,9 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     """
     answer = Text(answer) if isinstance(answer, tuple) else answer
     untold = _unrepeatable(view) or answer.unsaid(view.model)
-    if not answer.complete(view.model):
+    if not answer.complete(view.model) or not view.has(Trait.REPEATABLE):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
-    if _cut_off(view):
+    if cut_off(view):
         return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
     exactly = view.double()
     own = answer.own(exactly)
@@ -120,8 +121,6 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     rounding *= torch.finfo(client).eps / torch.finfo(roughly.model.dtype).eps
     if not distance <= max(answer.equal, _ROUNDINGS * rounding):
         return Certificate(gradient_distance=distance, verified=False)
-    if _cut_off(view):
-        return Certificate(gradient_distance=distance, verified=None, reason=_CUT_OFF)
     compared = Comparison(
         view=view,
         exactly=exactly,
@@ -132,7 +131,11 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
         again=again,
         rounding=rounding,
     )
-    near = answer.near(compared)
+    try:
+        compared.go_on()
+        near = answer.near(compared)
+    except TimeUpError:
+        return Certificate(gradient_distance=distance, verified=None, reason=_CUT_OFF)
     if not near:
         return Certificate(gradient_distance=distance, verified=True)
     return Certificate(
@@ -187,7 +190,9 @@ class _Measured:
 def distance_of(view: View, sentences: tuple[Sentence, ...]) -> float | None:
     """`Certificate.gradient_distance` of an answer, without a word on what it proves."""
     answer = Text(sentences)
-    return distance_to(view.shared, answer.own(view.double())) if answer.complete(view.model) else None
+    if not answer.complete(view.model) or not view.has(Trait.REPEATABLE):
+        return None
+    return distance_to(view.shared, answer.own(view.double()))
 
 
 def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> Mapping[str, Tensor]:
@@ -203,11 +208,6 @@ def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> Mapping[str, Te
 def _in(view: View, dtype: torch.dtype) -> View:
     """The view with its model in another precision."""
     return dataclasses.replace(view, model=view.model.in_dtype(dtype))
-
-
-def _cut_off(view: View) -> bool:
-    """Whether time is up, where each comparison takes as long as the client's training."""
-    return view.clock.over and not view.has(Trait.ONE_POINT)
 
 
 def _unrepeatable(view: View) -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from textleak.matching.discrete import Guess, Row
 from textleak.models import TextModel
 from textleak.models.gradient import last_used, opened
+from textleak.models.losses.language import PLAIN
 from textleak.models.probes.layers import sees_ahead
 from textleak.models.running import run
 from textleak.numerics import exact
@@ -57,7 +58,8 @@ def ending_distances(
     """
     endings = other_endings(guess, rivals)
     head = model.head
-    if model.task != "causal-lm" or not endings or head is None or sees_ahead(model):
+    plain = model.task == "causal-lm" and model.language == PLAIN
+    if not plain or not endings or head is None or sees_ahead(model):
         return {}
     name = _last(model, own, guess.rows[0])
     if name is None or not _plain(model, head, guess.rows[0]):

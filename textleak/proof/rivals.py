@@ -188,7 +188,8 @@ class Parts:
 
     def __init__(self, model: TextModel, names: Iterable[str], guess: Guess) -> None:
         self.model = model
-        self._total = sum(_weight(model, line) for line in lines_of(guess))
+        summed = model.language.reduction == "sum"
+        self._total = 1.0 if summed else sum(self._weight(line) for line in lines_of(guess))
         line = min(lines_of(guess), key=lambda line: len(line[0]))
         small = [n for n in names if model.parameters[n].numel() <= _ENTRIES]
         chosen = self._last(small, line)[:_LAST]
@@ -238,7 +239,7 @@ class Parts:
             labels=classes,
             hidden=symbols_K1T >= model.vocab_size,
         )
-        parts_K = torch.tensor([_weight(model, line) / self._total for line in lines])
+        parts_K = torch.tensor([self._weight(line) / self._total for line in lines])
         weights_K1L = targets.weights * parts_K.to(targets.weights)[:, None, None]
         return {
             "inputs": inputs_K1T,
@@ -251,19 +252,19 @@ class Parts:
         targets = Targets(labels=leaves["labels"], weights=leaves["weights"])
         return self.model.loss(leaves["inputs"], leaves["mask"], targets)
 
+    def _weight(self, line: Line) -> int:
+        """How much of the batch's loss is a sentence's, up to a factor: how many predictions it asks for, in most."""
+        symbols, _ = line
+        language = self.model.language
+        if self.model.task == "classification" or language.reduction != "mean":
+            return 1
+        if self.model.task == "causal-lm":
+            return len(symbols) - max((1, *language.prompt))
+        return sum(symbol >= self.model.vocab_size for symbol in symbols)
+
     def _last(self, names: Sequence[str], line: Line) -> list[str]:
         """Parameters of the modules that run last, the last first."""
         return last_used(self.model, names, lambda: self._losses(self._leaves([line])))
-
-
-def _weight(model: TextModel, line: Line) -> int:
-    """How many predictions of a sentence the loss asks for."""
-    symbols, _ = line
-    if model.task == "classification":
-        return 1
-    if model.task == "causal-lm":
-        return len(symbols) - 1
-    return sum(symbol >= model.vocab_size for symbol in symbols)
 
 
 def distances(

@@ -49,6 +49,7 @@ class LayerSpan:
         dual_RR: what undoes that, along the basis.
         gradient_RR: the shared gradient of all layers that read it along the basis, but for a rotation of its outputs.
         besides: norm of what the shared gradient has outside it.
+        outside: what `_outside` found, which rivals at the same places have in common.
     """
 
     keys: dict[Row, list[bytes]]
@@ -60,6 +61,7 @@ class LayerSpan:
     dual_RR: Tensor
     gradient_RR: Tensor
     besides: float
+    outside: dict[tuple[int, ...], Tensor | None] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -114,8 +116,10 @@ class LayerSpan:
                     own.add(key)
                 else:
                     others[key] = row, t
-        lacks = [n for key, n in self.index.items() if key not in own]
-        outside_KR = self._outside(lacks)
+        lacks = tuple(n for key, n in self.index.items() if key not in own)
+        if lacks not in self.outside:
+            self.outside[lacks] = self._outside(list(lacks))
+        outside_KR = self.outside[lacks]
         if outside_KR is None:
             return 0.0
         if others:

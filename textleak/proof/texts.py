@@ -129,7 +129,7 @@ class _Rivals:
     def _whole_only(self) -> bool:
         """Whether single sentences at a few tensors tell no bound: their parts don't just add up, or were scaled."""
         scaled = any(effect.lost_scale in ("all", "layer") for effect in self.shared.effects)
-        return scaled or not self.compared.view.client.adds_up
+        return scaled or not self.compared.view.client.adds_up or not self.model.language.apart
 
     @functools.cached_property
     def _rivals(self) -> list[Guess]:
@@ -243,15 +243,22 @@ class _Rivals:
         """Rivals with their distances at the tensors of `parts`, the nearest first."""
         if not parts.names:
             return [(0.0, rival) for rival in rivals]
-        found = (
-            0.0 if math.isnan(d) else d for d in distances(parts, self.guess, rivals, self.own, distance)
-        )
+
+        def timed(own: Gradient) -> float:
+            self.compared.go_on()
+            return distance(own)
+
+        found = (0.0 if math.isnan(d) else d for d in distances(parts, self.guess, rivals, self.own, timed))
         return sorted(zip(found, rivals, strict=True), key=lambda pair: pair[0])
 
     def _near(self, rivals: Iterable[Guess], bar: float, view: View) -> list[Guess]:
         """The rivals whose whole gradient is within the bar, a few at most."""
-        near = (rival for rival in rivals if not distance_to(self.shared, _own(view, rival)) > bar)
-        return list(itertools.islice(near, _NAMED))
+
+        def fits(rival: Guess) -> bool:
+            self.compared.go_on()
+            return not distance_to(self.shared, _own(view, rival)) > bar
+
+        return list(itertools.islice(filter(fits, rivals), _NAMED))
 
 
 def _may_go_on(view: View) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import platform
@@ -13,6 +14,11 @@ from typing import Any
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result; imports none of them."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("textleak", "torch", "transformers", "tokenizers", "numpy", "scipy", "rouge-score"):
         try:

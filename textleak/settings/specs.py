@@ -128,13 +128,15 @@ def written(name: str, options: Mapping[str, Any]) -> str:
 
 def _written(value: object) -> str:
     """An option's value as it is read back: plain where that does, else quoted."""
-    ways = [str(value)]
+    plain = str(value)
+    if _reads_as(plain, value):
+        return plain
+    styles = ("'", '"') if isinstance(value, str) and value.isprintable() else ('"',)
     try:
-        for style in ("'", '"') if isinstance(value, str) and value.isprintable() else ('"',):
-            ways.append(yaml.safe_dump(value, default_style=style, width=math.inf).strip())
-        ways.insert(1, yaml.safe_dump(value, default_flow_style=True, width=math.inf).partition("\n")[0])
+        ways = [yaml.safe_dump(value, default_flow_style=True, width=math.inf).partition("\n")[0]]
+        ways += [yaml.safe_dump(value, default_style=style, width=math.inf).strip() for style in styles]
     except yaml.YAMLError:  # nothing that a file could hold
-        return ways[0]
+        return plain
     return next((way for way in ways if _reads_as(way, value)), ways[-1])
 
 

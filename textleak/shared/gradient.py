@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from textleak import owned
+from textleak import owned, typed
 from textleak.errors import InputError, unknown_name
 from textleak.numerics import exact
 from textleak.shared.effects import STORED, Effect, Rounded
@@ -177,11 +177,11 @@ class SharedGradient:
         try:
             shared = cls(
                 gradients=gradients,
-                model=TypeAdapter(PublicModel).validate_json(header["model"]),
+                model=typed.adapter(PublicModel).validate_json(header["model"]),
                 share=header["share"],
-                known=TypeAdapter(SideInformation).validate_json(header["known"]),
-                defenses=TypeAdapter(tuple[PublicDefense, ...]).validate_json(header["defenses"]),
-                client=TypeAdapter(PublicClient).validate_json(header.get("client", "{}")),
+                known=typed.adapter(SideInformation).validate_json(header["known"]),
+                defenses=typed.adapter(tuple[PublicDefense, ...]).validate_json(header["defenses"]),
+                client=typed.adapter(PublicClient).validate_json(header.get("client", "{}")),
             )
         except (KeyError, ValidationError) as error:
             raise InputError(f"The metadata of {path} is damaged.", why=str(error)) from None
@@ -267,4 +267,4 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _dump(value: object) -> str:
-    return json.dumps(TypeAdapter(type(value)).dump_python(value, mode="json"))
+    return json.dumps(typed.adapter(type(value)).dump_python(value, mode="json"))

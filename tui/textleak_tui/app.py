@@ -25,7 +25,7 @@ from textual.worker import WorkerError
 from textleak.errors import TextleakError
 from textleak.runs import holds_an_evaluation, runs_folder
 from textleak_tui.child import Child
-from textleak_tui.places import PLACES, AttackAgain, CompareRuns, OpenGrid, OpenRun, Sight
+from textleak_tui.places import PLACES, AttackAgain, CompareRuns, HandOver, OpenGrid, OpenRun, Sight
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.starter import Starter
@@ -75,6 +75,14 @@ class TextleakApp(App[None]):
             "Help",
             key_display="F1",
             tooltip="What the signs mean, and every key.",
+        ),
+        Binding(
+            "ctrl+g",
+            "where_to",
+            "Go to",
+            show=False,
+            priority=True,
+            tooltip="Go to a place, or do what the function keys do, by a letter.",
         ),
         Binding(
             "ctrl+q,q", "quit", "Quit", show=False, tooltip="A run that is going ends with its best answer."
@@ -178,6 +186,17 @@ class TextleakApp(App[None]):
         """Go to a place; what was open there is still open."""
         self.switch_mode(place)
 
+    def action_where_to(self) -> None:
+        """Ask where to, for who has no function keys."""
+        from textleak_tui.screens.go import GoDialog
+
+        async def go(action: str | None) -> None:
+            if action is not None:
+                await self.run_action(f"app.{action}")
+
+        if not isinstance(self.screen, ModalScreen):
+            self.push_screen(GoDialog(), go)
+
     def action_story(self, name: str) -> None:
         """Play a recording that came with the app."""
         from textleak_tui.screens.replay import ReplayScreen
@@ -214,7 +233,14 @@ class TextleakApp(App[None]):
             words = " ".join(part for part in (error.why, error.fix) if part)
             self.notify(words, title=error.what, severity="error", timeout=10, markup=False)
         else:
+            self.hand_over(HandOver(path))
             self.notify(str(path), title="Saved", timeout=8, markup=False)
+
+    @on(HandOver)
+    def hand_over(self, message: HandOver) -> None:
+        """In a browser, offer a file that was written as a download too."""
+        if self.is_web:
+            self.deliver_text(message.path)
 
     def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
         """The screen as SVG that looks the same wherever it is opened."""

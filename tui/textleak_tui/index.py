@@ -58,6 +58,7 @@ class Index:
         self.finished: tuple[int, Finished] | None = None
         self.events = 0
         self.rows: dict[int, WaterRow] = {}
+        self._even: tuple[int, list[Point]] = (1, [])  # every so many progress events, as points
         self._skipping = False
         self._references: list[tuple[int, ...]] = []
         self._special: set[int] = set()
@@ -176,7 +177,12 @@ class Index:
     def points(self, count: int) -> tuple[tuple[Point, ...], int]:
         """The course of the first `count` progress events and its stride, as `ViewState` keeps them."""
         numbers, stride = numbers_kept(count, POINTS_KEPT)
-        return tuple(map(self.point, numbers)), stride
+        if stride != self._even[0]:
+            self._even = stride, []
+        even = self._even[1]
+        evenly = (count - 1) // stride + 1
+        even.extend(map(self.point, range(len(even) * stride, evenly * stride, stride)))
+        return (*even[:evenly], *map(self.point, numbers[evenly:])), stride
 
     def phases(self, event: int) -> tuple[PhaseSpan, ...]:
         """The phases that had begun by an event."""

@@ -22,47 +22,58 @@ class Destination:
         name: its mode's name.
         title: as the bar on top writes it.
         key: goes there.
+        letter: likewise, after Ctrl+G.
         words: what it is for, for the command palette and the help.
     """
 
     name: str
     title: str
     key: str
+    letter: str
     words: str
 
 
 PLACES = (
     Destination(
-        name="run", title="Run", key="f2", words="Set up an attack, start it and watch the text come back."
+        name="run",
+        title="Run",
+        key="f2",
+        letter="r",
+        words="Set up an attack, start it and watch the text come back.",
     ),
     Destination(
         name="history",
         title="History",
         key="f3",
+        letter="h",
         words="Every run so far: open one, replay it, compare two.",
     ),
     Destination(
         name="defenses",
         title="Defenses",
         key="f4",
+        letter="d",
         words="One sentence against a defense of growing strength.",
     ),
     Destination(
         name="pictures",
         title="Pictures",
         key="f6",
+        letter="p",
         words="The same for a picture: set up an attack on an image classifier and watch.",
     ),
     Destination(
         name="audit",
         title="Audit",
         key="f7",
+        letter="a",
         words="A file of your own training: what an update tells by itself and gives away.",
     ),
     Destination(
         name="grid",
         title="Grid",
         key="f10",
+        letter="g",
         words="How much leaks over a data set: attacks, clients and defenses, cell by cell.",
     ),
 )
@@ -109,6 +120,13 @@ class OpenGrid(Message):
     """Show the folder of an evaluation that is going here."""
 
     session: Session
+
+
+@dataclasses.dataclass
+class HandOver(Message):
+    """A file was written for whoever looks: in a browser it is offered as a download."""
+
+    path: Path
 
 
 @dataclasses.dataclass

@@ -8,8 +8,36 @@ from collections.abc import Callable
 from textleak_tui.recording import Recording
 
 SPEEDS = (0.25, 1.0, 4.0, 16.0)
-# Our choice: an attack that goes on needs the processor more than its viewer does.
-SECONDS_BETWEEN_LIVE_FRAMES = 0.12
+# Our choices: an attack that goes on needs the processor more than its viewer does. So often it is drawn where that
+# takes no more than this share of a core, and less often where it would, but never so seldom that it seems to stand.
+SECONDS_BETWEEN_LIVE_FRAMES, SHARE_OF_A_CORE, MOST_SECONDS_BETWEEN_LIVE_FRAMES = 0.12, 0.04, 0.5
+
+
+class Frames:
+    """When the next frame of a run that goes on is due.
+
+    Args:
+        clock: seconds that only go forward.
+        spent: the app's own processor time, in seconds.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.perf_counter, spent: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._clock = clock
+        self._processor = spent
+        self._drawn = float("-inf")
+        self._spent = 0.0
+
+    def due(self) -> bool:
+        """Whether to draw now: it is long enough ago, judged by what was spent since."""
+        now, spent = self._clock(), self._processor()
+        worth = (spent - self._spent) / SHARE_OF_A_CORE
+        wait = min(max(SECONDS_BETWEEN_LIVE_FRAMES, worth), MOST_SECONDS_BETWEEN_LIVE_FRAMES)
+        if now - self._drawn < wait:
+            return False
+        self._drawn, self._spent = now, spent
+        return True
 
 
 class Playback:
@@ -31,7 +59,7 @@ class Playback:
         self.clock = clock
         self._second = 0.0
         self._ticked = self.clock()
-        self._followed = 0.0
+        self._frames = Frames(clock=clock)
 
     @property
     def live(self) -> bool:
@@ -50,9 +78,8 @@ class Playback:
                 self.playing = False
                 self.following = recording.finished is None
         elif self.following and len(recording):
-            if recording.finished is None and now - self._followed < SECONDS_BETWEEN_LIVE_FRAMES:
+            if recording.finished is None and not self._frames.due():
                 return
-            self._followed = now
             self.event = len(recording) - 1
             self._second = recording.extent("seconds")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from textleak import runs
 from textleak.errors import InputError
+from textleak.events import Finished
 from textleak.view import ViewState
 from textleak_tui import catalog
 from textleak_tui.catalog import Catalog
@@ -37,7 +38,7 @@ class Session:
 
     def __init__(self, child: Child, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.child = child
-        self.state = ViewState()
+        self._state, self._stale = ViewState(), False
         self.recording: Recording | None = None
         self.failure: Failure | None = None
         self._clock = clock
@@ -51,9 +52,20 @@ class Session:
         return self.child.folder
 
     @property
+    def state(self) -> ViewState:
+        """What its events add up to; worked out when it is asked for."""
+        if self._stale and self.recording is not None:
+            self._state, self._stale = self.recording.state(), False
+        return self._state
+
+    @property
+    def _finished(self) -> Finished | None:
+        return None if self.recording is None else self.recording.finished
+
+    @property
     def going(self) -> bool:
         """Whether there is more to come; once there is an answer, nobody waits for its process."""
-        finished = self.state.finished
+        finished = self._finished
         return not self.settled and (finished is None or finished.outcome == "failed")
 
     @property
@@ -83,7 +95,7 @@ class Session:
             now += self._clock() - self._heard
         # A step that was being done when the pause was asked for has no event yet.
         self._elapsed = max(self._elapsed, now)
-        return now if self.state.finished is not None else self._elapsed
+        return now if self._finished is not None else self._elapsed
 
     async def start(self, command: str, settings: Mapping[str, Any]) -> None:
         """Start the process; where there can't be one, `failure` says why.
@@ -112,11 +124,11 @@ class Session:
             with contextlib.suppress(InputError):
                 self.recording = Recording(self.folder)
         news = self.recording is not None and self.recording.read(SECONDS_TO_READ)
-        if news and self.recording is not None:
-            self.state, self._heard = self.recording.state(), self._clock()
+        if news:
+            self._stale, self._heard = True, self._clock()
         if ended and (self.recording is None or self.recording.whole):
             self.settled = True
-            if self.state.finished is None or self.state.finished.outcome == "failed":
+            if self._finished is None or self._finished.outcome == "failed":
                 self.failure = self.child.failure()
             return True
         return news

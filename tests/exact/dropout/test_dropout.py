@@ -18,8 +18,10 @@ from textleak.events import Recovery, Stop
 from textleak.exact.dropout.fits import SparseFits
 from textleak.exact.dropout.frame import Frame
 from textleak.exact.dropout.occurrences import Occurrences
+from textleak.exact.dropout.passes import sentences_of
 from textleak.exact.dropout.rules import AfterNorm, BeforeNorm, dropped_by
 from textleak.exact.dropout.sentences import _laid_out
+from textleak.exact.found import OPEN
 from textleak.models import TextModel, load_model
 from textleak.models.probes.layers import local_layers
 from textleak.private.secrets import Secret
@@ -58,8 +60,8 @@ def shared_by(
     model: TextModel, *sentences: str, folder: Path, **options: object
 ) -> tuple[SharedGradient, Secret]:
     """What a client in train mode shares, read back from its file."""
-    options = {"share": "no-embeddings", "seed": 1, **options}
-    shared, secret = share(model, sentences, client=TRAIN_MODE, **options)  # type: ignore[arg-type]
+    options = {"share": "no-embeddings", "seed": 1, "client": TRAIN_MODE, **options}
+    shared, secret = share(model, sentences, **options)  # type: ignore[arg-type]
     shared.save(folder / "gradient.safetensors")
     return SharedGradient.load(folder / "gradient.safetensors"), secret
 
@@ -95,6 +97,55 @@ def test_two_masks_of_one_target_are_found_one_after_the_other() -> None:
     whole = (again.agrees_NI | again.zero_NI).all(1)
     found = {tuple(mask.tolist()) for mask in (first, *again.agrees_NI[whole])}
     assert {tuple(mask.tolist()) for mask in masks_NI} <= found
+
+
+def test_vectors_that_moved_a_little_between_steps_are_found_and_wrong_ones_are_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target_I = torch.randn(120, generator=generator, dtype=torch.float64)
+    kept_NI = torch.rand(4, 120, generator=generator) > 0.1
+    moved_NI = 0.003 * torch.randn(4, 120, generator=generator, dtype=torch.float64)
+    others_OI = torch.randn(9, 120, generator=generator, dtype=torch.float64)
+    fits = SparseFits(torch.cat([(target_I + moved_NI) * kept_NI, others_OI]).T, moving=True)
+    strangers_NI = torch.randn(3, 120, generator=generator, dtype=torch.float64)
+    fit = fits.plain(torch.cat([target_I[None], strangers_NI]))
+    assert any(torch.equal(fit.agrees_NI[0], mask) for mask in kept_NI)
+    assert bool((fit.agrees_NI | fit.zero_NI)[0].all())
+    assert float((fit.agrees_NI | fit.zero_NI)[1:].float().mean(1).max()) < 0.7
+
+
+@pytest.mark.parametrize("family", [pytest.param("distilbert", marks=pytest.mark.slow), "gpt2"])
+def test_tokens_behind_dropout_and_several_steps_are_proved(
+    family: str, wide_model: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    model = wide_model(family, task="classification")
+    steps = composed([CLIENTS.build("train-mode", {}), CLIENTS.build("fedavg", {"steps": 2, "lr": 0.01})])
+    shared, secret = shared_by(model, ONE, client=steps, folder=tmp_path)
+    recovery = recover(shared, model, "replay")
+    assert recovery.proved_tokens == len(secret.ids[0]) - len(model.prefix_ids) - len(model.suffix_ids)
+    assert not proved_wrong(recovery, secret)
+    assert [s.label for s in recovery.sentences] == list(secret.labels)
+
+
+def test_copies_of_several_steps_are_told_from_what_was_put_together_wrongly() -> None:
+    one, other, mixed = (1, 5, 6, 7, 2), (1, 8, 9, 4, 2), (1, 5, 9, 7, 2)
+    assert set(sentences_of([mixed, mixed, one, (1, 8, OPEN, 4, 2), other], 2, ends=2)) == {one, other}
+    assert sentences_of([one, (1, OPEN, 6), mixed, one], 1, ends=2) == [one]
+    assert sentences_of([one, one], 2, ends=2) == [one]  # a sentence that is there twice shows once
+
+
+@pytest.mark.slow
+def test_two_sentences_behind_dropout_and_two_steps_are_read(
+    wide_model: Callable[..., TextModel], tmp_path: Path
+) -> None:
+    model = wide_model("bert")
+    steps = composed([CLIENTS.build("train-mode", {}), CLIENTS.build("fedavg", {"steps": 2, "lr": 0.01})])
+    assert steps.taken(2) == 4
+    shared, secret = shared_by(model, "he sat", "a dog ran home", client=steps, folder=tmp_path)
+    recovery = recover(shared, model, "replay")
+    assert sorted(tuple(p.id for p in s.positions) for s in recovery.sentences) == sorted(secret.ids)
+    assert recovery.stop is not Stop.PROVED  # of which tokens stand together
+    assert recovery.proved_tokens > 0
+    assert not proved_wrong(recovery, secret)
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.errors import InputError
+from textleak.exact.adaptive.rounded import rounded_span
 from textleak.exact.adaptive.spans import first_layers
 from textleak.exact.subspace import as_rows, rank_vocabulary, span_of
 from textleak.models.decoding import fixed_tokens, unreachable_tokens
+from textleak.models.probes.layers import LinearLayer
 from textleak.numerics import exact
+from textleak.shared.traits import Trait
+
+# Part of the dimensions that directions of a span are at most, where drawn steps leave many (our choice).
+_MOST = 0.5
 
 
 def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
     """For each position of a sentence the tokens whose input the update spans best; those that are fixed alone.
+
+    It spans a direction a token; where something was drawn in each step anew, as many as stand out of rounding.
 
     Raises:
         InputError: no first layer's gradient was shared.
@@ -29,7 +39,7 @@ def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
         )
     stacked_OI = torch.cat([_unit(as_rows(seen[layer.weight_name], layer)) for layer in layers])
     _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
-    rank = min(length, len(s_R) - 1)
+    rank = min(length if view.has(Trait.REPEATABLE) else _drawn(stacked_OI, layers), len(s_R) - 1)
     span = span_of(
         [layer.name for layer in layers],
         s_R[:rank],
@@ -46,6 +56,11 @@ def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
         tokens = [token for token, _ in ranked if token not in barred][:keep]
         lists.append([fixed[position]] if position in fixed else tokens)
     return lists
+
+
+def _drawn(stacked_OI: Tensor, layers: Sequence[LinearLayer]) -> int:
+    rounded = rounded_span(stacked_OI, [layer.name for layer in layers])
+    return 1 if rounded is None else min(rounded.span.rank, int(_MOST * rounded.span.size))
 
 
 def _unit(gradient_OI: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ Shapes: B sentences.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,6 +19,7 @@ from textleak.clients.base import gradient_of
 from textleak.clients.view import View
 from textleak.matching.discrete import Guess
 from textleak.models.base import Tensors
+from textleak.models.copies import copy_of
 from textleak.models.guesses import examples_of
 from textleak.numerics import exact, least_squares
 
@@ -58,7 +58,7 @@ def _how_often_later(view: View, guess: Guess) -> Tensor | None:
     ]
     count = len(alone)
     own = [whole(model, examples) for examples in alone]
-    moved = model.with_network(copy.deepcopy(model.network))
+    moved = model.with_network(copy_of(model.network))
     rows = [_row(gradient, names) for gradient in own]
     changes_BB = [[torch.empty(0)] * count for _ in range(count)]
     for j in range(count):

@@ -20,6 +20,7 @@ from textleak.matching import Call, find_rule
 from textleak.matching.discrete import Guess
 from textleak.matching.hooks import hooked
 from textleak.matching.single import form
+from textleak.models.losses.language import turned
 
 Prediction = tuple[int, int]
 """Row of the batch, and index of the prediction in it."""
@@ -106,6 +107,11 @@ class _LastNorm:
                 if owner_names.get(id(p)) in problem.shared.gradients
             }
             if names:
+                mask_BT = leaves["mask"][0]
+                if (
+                    problem.model.language.padding == "left"
+                ):  # the network read it so; labels stand as in the guess
+                    input_BTD, output = (turned(x_BTD, mask_BT, back=True) for x_BTD in (input_BTD, output))
                 found = cls(module, names, input_BTD, head.weight, problem)
                 found._read(leaves, output, head)
                 return found
@@ -114,6 +120,9 @@ class _LastNorm:
     def _read(self, leaves: dict[str, Tensor], output_BTD: Tensor, head: nn.Module) -> None:
         with torch.no_grad():
             self.probabilities_BTV = head(output_BTD).float().softmax(-1).to(self.head_VD.dtype)
+        smoothing = self.problem.model.language.smoothing
+        self.probabilities_BTV -= smoothing / len(self.head_VD)
+        self.pulls_VD = (1 - smoothing) * self.head_VD if smoothing else self.head_VD
         self.labels_BT = leaves["labels"][0]
         self.weights_BT = leaves["weights"][0].to(self.head_VD.dtype)
 
@@ -139,23 +148,23 @@ class _LastNorm:
         shared_P = torch.cat(
             [self.problem.shared.gradients[name].flatten() for name in self.names.values()]
         ).to(self.head_VD)
-        delta_BTD = self.probabilities_BTV @ self.head_VD - self.head_VD[self.labels_BT]
+        delta_BTD = self.probabilities_BTV @ self.head_VD - self.pulls_VD[self.labels_BT]
         for place in open_:
-            delta_BTD[place] += self.head_VD[self.labels_BT[place]]
+            delta_BTD[place] += self.pulls_VD[self.labels_BT[place]]
         delta_BTD = delta_BTD * self.weights_BT[..., None]
         own_KP = self._gradient(self.input_BTD.flatten(0, 1), delta_BTD.flatten(0, 1))
         return shared_P - own_KP.sum(0)
 
     def part(self, place: Prediction, label: int) -> Tensor:
         """What one label adds to the norm's gradients, (P,)."""
-        delta_1D = -self.weights_BT[place] * self.head_VD[label : label + 1]
+        delta_1D = -self.weights_BT[place] * self.pulls_VD[label : label + 1]
         return self._gradient(self.input_BTD[place][None], delta_1D)[0]
 
     def distances(self, place: Prediction, missing_P: Tensor) -> Tensor:
         """How much of `missing_P` stays unexplained with each label at a place: (V,)."""
         found = []
         for start in range(0, len(self.head_VD), _CHUNK):
-            rows_KD = self.head_VD[start : start + _CHUNK]
+            rows_KD = self.pulls_VD[start : start + _CHUNK]
             input_KD = self.input_BTD[place].expand(len(rows_KD), -1)
             parts_KP = self._gradient(input_KD, -self.weights_BT[place] * rows_KD)
             found.append((missing_P - parts_KP).norm(dim=1))

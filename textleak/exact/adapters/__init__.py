@@ -6,7 +6,8 @@ An adapter's gradient has too few rows to span what its layer reads, but that is
 - `pursuit`: which of many known vectors make a few measurements.
 - `bag`: the tokens of the batch, from the first layers' adapters.
 - `places`: where they stand, where positions are in what the first layers read.
-- `leftover`: how much sentences leave of what adapters measure, and
+- `within`: how much of what layers further in read of a sentence lies in what adapters measure, and
+- `moves`: what a sentence may be, and what it may change to;
 - `batches`: the sentences of an encoder's batch, by that.
 - `growth`: a decoder's beginnings, one token longer at a time, from the later layers'.
 - `endings`: the last tokens, which no layer reads.

@@ -15,6 +15,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from textleak.clients.view import Clock
 from textleak.exact.evened import evened
 
 # Parts of a row's size that an entry is told to at most, one after the other, and rounds with each (our choice;
@@ -100,15 +101,14 @@ class _Fit:
         self.basis_RI = directions_RI[:rank]
         self.left_OR = self.values_OI[:, :0]
 
-    def rounds(self, floor: float, count: int) -> None:
-        """So many rounds in which entries are told no more closely than to `floor` of their row's size."""
-        for _ in range(count):
-            weights_OI = self.weights(floor)
-            left_OR = _coordinates(weights_OI, self.values_OI, self.basis_RI)
-            left_OR, _ = torch.linalg.qr(left_OR)
-            right_IR = _coordinates(weights_OI.T, self.values_OI.T, left_OR.T)
-            right_IR, turn_RR = torch.linalg.qr(right_IR)
-            self.basis_RI, self.left_OR = right_IR.T, left_OR @ turn_RR.T
+    def round(self, floor: float) -> None:
+        """One in which entries are told no more closely than to `floor` of their row's size."""
+        weights_OI = self.weights(floor)
+        left_OR = _coordinates(weights_OI, self.values_OI, self.basis_RI)
+        left_OR, _ = torch.linalg.qr(left_OR)
+        right_IR = _coordinates(weights_OI.T, self.values_OI.T, left_OR.T)
+        right_IR, turn_RR = torch.linalg.qr(right_IR)
+        self.basis_RI, self.left_OR = right_IR.T, left_OR @ turn_RR.T
 
     def weights(self, floor: float) -> Tensor:
         """Of each entry: none where it is only known to be large, and is."""
@@ -136,12 +136,15 @@ class _Fit:
         )
 
 
-def fitted(bounds: Bounds, rank: int) -> LowRank:
-    """The matrix of a rank that lies between bounds best."""
+def fitted(bounds: Bounds, rank: int, *, clock: Clock) -> LowRank | None:
+    """The matrix of a rank that lies between bounds best; None where time was up before."""
     fit = _Fit(bounds)
     fit.begin(rank)
     for floor, count in (*_COARSE, *_FINE):
-        fit.rounds(floor, count)
+        for _ in range(count):
+            if clock.over:
+                return None
+            fit.round(floor)
     return fit.result(_FINE[-1][0])
 
 

@@ -50,13 +50,16 @@ class BlurredRows:
         search: what they come from.
     """
 
-    def __init__(self, view: View, pairs: Pairs, inputs: Sequence[LayerRemainder]) -> None:
+    def __init__(
+        self, view: View, pairs: Pairs, inputs: Sequence[LayerRemainder], *, bounded: bool = False
+    ) -> None:
         """Nothing is found yet.
 
         Args:
             view: what the server sees.
             pairs: which tokens could stand where.
             inputs: what the update shows of the first input, and of those further in.
+            bounded: whether the client's step left the gradient's entries between bounds.
         """
         self.view, self.pairs, self.inputs = view, pairs, inputs
         self.rows: list[Row] = []
@@ -70,7 +73,7 @@ class BlurredRows:
             first_attention(view.text_model),
             self.ends,
             solved=min(max(solved, _CLOSEST), _FARTHEST),
-            gradients=likely_gradients(pairs, inputs[0]),
+            gradients=likely_gradients(pairs, inputs[0], filled_in=bounded),
         )
 
     @classmethod
@@ -105,7 +108,7 @@ class BlurredRows:
         further = [left for left in found if not isinstance(left, str)]
         if not further:
             return "No layer beyond the first ones was shared, so nothing tells which tokens stand together."
-        return cls(view, pairs, (first, *further))
+        return cls(view, pairs, (first, *further), bounded=bounded)
 
     def look(self) -> Iterator[Row | None]:
         """One sentence after the other, as often as one is found; None after every start without one."""

@@ -107,7 +107,9 @@ def _fitted(view: View, bounds: Bounds, least: int | None) -> LowRank | str:
     if not ranks or ranks[0] > full:
         return f"The batch fills more than {_FULL:.0%} of the dimensions of the first layers' input (n/D)."
     for rank in ranks:
-        found = fitted(bounds, rank)
+        found = fitted(bounds, rank, clock=view.clock)
+        if found is None:
+            return "Time was up before a gradient that lies between the step's bounds was found."
         if lengths is not None or found.misfit <= _ALLOWED:
             return found
     return f"Neither {ranks[0]} inputs nor some more give a gradient that lies between the step's bounds."

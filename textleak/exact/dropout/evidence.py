@@ -74,9 +74,9 @@ class Evidence:
         masks = math.lgamma(told + 1) - math.lgamma(self.dropped + 1) - math.lgamma(self.agreeing + 1)
         return masks + math.log(self.dropped + 1) + math.log(tokens) + spare * math.log(min(1.0, 2 * off))
 
-    def same(self, kept_I: Tensor) -> bool:
-        """Whether a mask is this one, as far as it can be told."""
-        return bool(((self.kept_I == kept_I) | ~self.tells_I).all())
+    def differs(self, kept_I: Tensor) -> float:
+        """The part of the telling entries in which a mask isn't this one."""
+        return float((self.kept_I != kept_I)[self.tells_I].double().mean())
 
     def twins(self, targets_CI: Tensor) -> Tensor:
         """Which of some tokens' targets are so near the vector that it can't be told whose it is, (C,)."""
@@ -132,7 +132,12 @@ class Court:
         return evidence.chance(columns=len(self.fits.turn_KK), tokens=tokens) <= math.log(_CHANCE)
 
     def _off(self, fit: Fit, targets_NI: Tensor) -> Tensor:
-        """How far an entry of a true vector may be from its value, in scales: rounding of gradient and input."""
+        """How far an entry of a true vector may be from its value, in scales: rounding of gradient and input.
+
+        Where the input moved between steps, as far as the fit itself says: what it claims is judged by that.
+        """
+        if self.frame.moving:
+            return self.fits.nearness(fit.values_NI, targets_NI).expand_as(targets_NI)
         parts_NK = self.fits.coefficients(fit.values_NI)
         noise_NI = (parts_NK.square() @ self.frame.noise_IK.square().T).sqrt()
         eps = torch.finfo(self.frame.model.dtype).eps

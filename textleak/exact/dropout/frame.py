@@ -35,6 +35,7 @@ class Frame:
         columns_IK: what makes the vectors that are compared, in scales.
         noise_IK: standard deviation of rounding in each column, likewise.
         bounded: whether the gradient is only told between bounds.
+        moving: whether it is a sum over several steps, between which the inputs moved a little.
     """
 
     model: TextModel
@@ -46,6 +47,7 @@ class Frame:
     columns_IK: Tensor
     noise_IK: Tensor
     bounded: bool = False
+    moving: bool = False
 
     @classmethod
     def of(
@@ -55,7 +57,9 @@ class Frame:
         layers: Sequence[LocalLayer],
         span: InputSpan,
         gradient_OI: Tensor,
+        *,
         unsure_RI: Tensor | None = None,
+        moving: bool = False,
     ) -> Frame:
         """The frame of one span.
 
@@ -67,6 +71,7 @@ class Frame:
             gradient_OI: the layers', one after the other.
             unsure_RI: standard deviation of the entries of the span's directions; None where what the gradient has
                 outside the span tells it.
+            moving: see there.
         """
         sample_N = torch.linspace(0, model.vocab_size - 1, min(model.vocab_size, _SAMPLE)).long()
         sample_NI = dropped.parts(sample_N.to(model.device), 0)
@@ -89,6 +94,7 @@ class Frame:
             columns_IK=columns_IK / scale_I[:, None],
             noise_IK=noise_IK / scale_I[:, None],
             bounded=unsure_RI is not None,
+            moving=moving,
         )
 
     def targets(self, ids_N: Tensor, position: int) -> Tensor:

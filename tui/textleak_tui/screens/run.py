@@ -18,6 +18,7 @@ from textleak import runs
 from textleak_tui.catalog import Catalog
 from textleak_tui.child import Failure
 from textleak_tui.places import OpenRun
+from textleak_tui.playback import Frames
 from textleak_tui.screens.base import Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
@@ -27,7 +28,8 @@ from textleak_tui.widgets import RunView
 from textleak_tui.widgets.setup_form import ComboBox, SetupForm
 from textleak_tui.widgets.status import Pulse
 
-FRAMES_A_SECOND = 12
+# Our choice: how often what the attack has written is looked at; `Frames` says when it is drawn.
+LOOKS_A_SECOND = 12
 # Our choice: after the last key, before a model is loaded that may be half typed.
 SECONDS_TO_SETTLE = 0.6
 # The clock is drawn this often while nothing else happens; memory is looked up as often.
@@ -46,10 +48,14 @@ class RunScreen(Page):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "f5,ctrl+r", "start", "Start", priority=True, tooltip="Attack the sentence with these settings."
+            "f5,ctrl+r,ctrl+s",
+            "start",
+            "Start",
+            priority=True,
+            tooltip="Attack the sentence with these settings.",
         ),
         Binding(
-            "ctrl+l",
+            "ctrl+l,ctrl+o",
             "copy",
             "Copy command",
             priority=True,
@@ -63,7 +69,7 @@ class RunScreen(Page):
         Binding(
             "n,escape", "edit", "New run", key_display="n", tooltip="Back to the form, everything as it was."
         ),
-        Binding("f5,ctrl+r", "again", "Again", show=False, tooltip="The same settings in a new run."),
+        Binding("f5,ctrl+r,ctrl+s", "again", "Again", show=False, tooltip="The same settings in a new run."),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "truth", "Truth", tooltip="Show or hide the true tokens."),
         Binding("b", "blind", "Blind", tooltip="Show only what an attacker would see, or all again."),
@@ -84,6 +90,8 @@ class RunScreen(Page):
         self._values: dict[str, str] = {}
         self._ticked = 0.0
         self._held: int | None = None
+        self._frames = Frames()
+        self._news = False
         self._batch = batch
 
     def content(self) -> Iterable[Widget]:
@@ -98,7 +106,7 @@ class RunScreen(Page):
         """Ask what attacks there are, and begin to draw."""
         self.notice.display = False
         self.form.list_names(Catalog.from_json(self.memory.get("catalog")))
-        self.set_interval(1 / FRAMES_A_SECOND, self._frame)
+        self.set_interval(1 / LOOKS_A_SECOND, self._frame)
         self._list_names()
         if self._batch:
             self.form.sentences.text = "\n".join(self._batch)
@@ -286,18 +294,18 @@ class RunScreen(Page):
             self.form.tell_warmth(self._starter.doing, self._starter.ready)
         if session is None or not self.going:
             return
-        news, now = session.look(), time.monotonic()
+        self._news, now = session.look() or self._news, time.monotonic()
         if now - self._ticked >= SECONDS_BETWEEN_TICKS:
             self._ticked = now
             self._held = session.child.memory() or self._held
-            news = True
+            self._news = True
         self._keep(session)
         if session.refused and session.failure is not None:
             self._refuse(session.failure)
         elif not session.going:
             self._draw()
             self.refresh_bindings()
-        elif news and self.is_current and self.live:
+        elif self._news and self.is_current and self.live and self._frames.due():
             self._draw()
 
     def _keep(self, session: Session) -> None:
@@ -326,12 +334,14 @@ class RunScreen(Page):
         session = self.session
         if session is None:
             return
+        self._news = False
         self.view.show(
             session.state,
             blind=self.sight.blind,
             truth=self.sight.truth,
             pulse=Pulse(now=session.elapsed(), memory=self._held, paused=session.paused and session.going),
             waiting=_waiting(session, self._starter, self.setup.loading),
+            live=session.going and not session.paused,
         )
         self.notice.display = session.failure is not None
         if session.failure is not None:

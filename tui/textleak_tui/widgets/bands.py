@@ -22,10 +22,10 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
-from textual.strip import Strip
 
 from textleak.view import SPECIAL, UNICODE
 from textleak_tui.widgets.cells import Band, Cell, Head, fit, flow_width
+from textleak_tui.widgets.drawn import Drawn, Line
 from textleak_tui.widgets.flow import Piece, flowed, nearest
 
 FLASH_SECONDS = 0.45
@@ -37,7 +37,7 @@ FITTED = 7
 MOST_HEAD_LINES, SCREEN_LINES_A_HEAD_LINE = 6, 6
 
 
-class TokenBands(ScrollView, can_focus=True):
+class TokenBands(ScrollView, Drawn, can_focus=True):
     """The columns themselves; `TokenGrid` puts words around them.
 
     Args:
@@ -119,7 +119,7 @@ class TokenBands(ScrollView, can_focus=True):
         if flash and changed:
             self._flashing = changed
             self.set_timer(FLASH_SECONDS, lambda: self._calm(changed))
-        self.refresh()
+        self.redraw()
 
     def forget(self) -> None:
         """Begin anew with another run: nothing flashes, columns are narrow again."""
@@ -132,7 +132,7 @@ class TokenBands(ScrollView, can_focus=True):
     def _calm(self, changed: frozenset[tuple[int, int]]) -> None:
         if self._flashing is changed:
             self._flashing = frozenset()
-            self.refresh()
+            self.redraw()
 
     def lines_needed(self, *, numbered: bool, listed: int) -> int:
         """How many lines everything takes, with or without numbers and candidates; the true tokens left out."""
@@ -198,7 +198,7 @@ class TokenBands(ScrollView, can_focus=True):
         if (numbered, listed, compact) != (self.numbered, self.listed, self.compact):
             self.numbered, self.listed, self.compact = numbered, listed, compact
             self._arrange()
-            self.refresh()
+            self.redraw()
 
     def on_resize(self) -> None:
         """Wrap anew."""
@@ -208,7 +208,6 @@ class TokenBands(ScrollView, can_focus=True):
     def notify_style_update(self) -> None:
         """Colors may have changed; those of the kinds of tokens follow only now."""
         super().notify_style_update()
-        self.refresh()
         self.call_after_refresh(self._moved)
 
     def in_view(self) -> tuple[int, int, int, int]:
@@ -230,26 +229,28 @@ class TokenBands(ScrollView, can_focus=True):
         mine = [band for band in seen if band.sentence == sentence]
         return sentence, mine[0].start + 1, mine[-1].stop, len(self.sentences[sentence])
 
-    def render_line(self, y: int) -> Strip:
-        """One line of the widget."""
-        line = y + self.scroll_offset.y
-        width = self._room
+    def draw(self) -> list[Line]:
+        """The lines in view."""
+        top, width, kinds = self.scroll_offset.y, self._room, self._kinds()
+        lines = range(top, top + self.size.height)
         if self.compact:
-            return self._running_text(line, width)
+            return [self._running_text(line, width) for line in lines]
+        return [self._line(line, width, kinds) for line in lines]
+
+    def _line(self, line: int, width: int, kinds: tuple[str, ...]) -> Line:
         band = self._band_at(line)
         if band is None:
-            return Strip.blank(width, self.rich_style)
+            return []
         row = line - band.first - band.headed
         if row < 0:
             return self._head(self.heads[band.sentence], band.headed + row, width)
-        kinds = self._kinds()
         if row >= len(kinds):
-            return Strip.blank(width, self.rich_style)
-        segments: list[Segment] = []
+            return []
+        segments: Line = []
         for position in range(band.start, band.stop):
             segments += self._column(band.sentence, position, kinds[row])
             segments.append(Segment(" "))
-        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
+        return segments
 
     def _kinds(self) -> tuple[str, ...]:
         """What the lines of a band hold, from its top; a number stands for a candidate's rank."""
@@ -261,21 +262,20 @@ class TokenBands(ScrollView, can_focus=True):
             *(str(rank) for rank in range(self.listed - self.truth)),
         )
 
-    def _head(self, head: Head, number: int, width: int) -> Strip:
+    def _head(self, head: Head, number: int, width: int) -> Line:
         """A line of the text so far; beside the first one how it stands."""
         quiet, lines = self._style("token--number"), head.lines(width, self._most_head_lines)
         text, words = lines[number] if number < len(lines) else "", head.words if number == 0 else ""
-        segments = [
+        return [
             Segment(text, self._style("token--head")),
             Segment(" " * (width - cell_len(text) - cell_len(words)), quiet),
             Segment(words, quiet),
         ]
-        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
 
-    def _running_text(self, number: int, width: int) -> Strip:
+    def _running_text(self, number: int, width: int) -> Line:
         """A line of running text."""
         if number >= len(self._flow):
-            return Strip.blank(width, self.rich_style)
+            return []
         line = self._flow[number]
         before = self._flow[number - 1] if number else []
         begins = bool(line) and (not before or before[-1].sentence != line[0].sentence)
@@ -291,7 +291,7 @@ class TokenBands(ScrollView, can_focus=True):
             segments.append(Segment(" " * (piece.x - x)))
             segments.append(Segment(fit(UNICODE.marks[cell.status] + cell.word, piece.width), style))
             x = piece.x + piece.width
-        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
+        return segments
 
     def _band_at(self, line: int) -> Band | None:
         for band in self.bands:
@@ -299,7 +299,7 @@ class TokenBands(ScrollView, can_focus=True):
                 return band
         return None
 
-    def _column(self, sentence: int, position: int, kind: str) -> list[Segment]:
+    def _column(self, sentence: int, position: int, kind: str) -> Line:
         cell, width = self.sentences[sentence][position], self._width
         here = (sentence, position) == self.cursor and self.has_focus
         if kind == "number":
@@ -328,7 +328,7 @@ class TokenBands(ScrollView, can_focus=True):
         ]
 
     def _style(self, name: str) -> Style:
-        return self.get_component_rich_style(name)
+        return self.look(name)
 
     def action_move(self, by: int) -> None:
         """Focus the position `by` further; past an end, the neighboring sentence."""
@@ -394,7 +394,7 @@ class TokenBands(ScrollView, can_focus=True):
             band = self.bands[index]
             lines = self.rows + band.headed - 1 + self.lines_for_truth
             self.scroll_to_region(Region(0, band.first, self._room, lines), animate=False)
-        self.refresh()
+        self.redraw()
         self._moved()
 
     def on_click(self, event: events.Click) -> None:

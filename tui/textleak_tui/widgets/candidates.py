@@ -11,13 +11,13 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.message import Message
-from textual.widget import Widget
 
 from textleak.view import UNICODE, ViewState
 from textleak.words import loss_in_words
+from textleak_tui.widgets.drawn import Drawn
 
 
-class CandidateList(Widget, can_focus=True):
+class CandidateList(Drawn, can_focus=True):
     """A line a candidate: rank, number, loss, and how far it is from the best on a log scale."""
 
     BORDER_TITLE = "Candidates"
@@ -58,12 +58,12 @@ class CandidateList(Widget, can_focus=True):
         if (losses, best) == (self._losses, self._best):
             return
         before, self._losses, self._best = self._losses, losses, best
-        self.border_subtitle = f"K = {len(losses)}" if losses else ""
         if len(losses) != len(before):
+            self.border_subtitle = f"K = {len(losses)}" if losses else ""
             self.refresh(layout=True)
         if self.followed is not None and self.followed >= len(losses):
             self._follow(None)
-        self.refresh()
+        self.redraw()
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """A line a candidate."""
@@ -82,29 +82,26 @@ class CandidateList(Widget, can_focus=True):
             key=lambda k: (not math.isfinite(self._losses[k]), self._losses[k], k),
         )
 
-    def render(self) -> Text:
+    def draw(self) -> list[Text]:
         """As many lines as there is room for, around the cursor."""
         ranked, width, height = self.ranked, self.size.width, max(1, self.size.height)
-        quiet = self.get_component_rich_style("candidate--quiet", partial=True)
         if not ranked:
-            return Text("no candidate yet", style=quiet)
+            return [Text("no candidate yet", style=self.ink("candidate--quiet"))]
         self._cursor = max(0, min(self._cursor, len(ranked) - 1))
         self._top = max(min(self._top, self._cursor, len(ranked) - height), self._cursor - height + 1, 0)
         finite = [math.log10(max(self._losses[k], 1e-12)) for k in ranked if math.isfinite(self._losses[k])]
-        lines = []
-        for rank in range(self._top, min(len(ranked), self._top + height)):
-            lines.append(self._line(rank, ranked[rank], finite, width))
-        return Text("\n").join(lines)
+        shown = range(self._top, min(len(ranked), self._top + height))
+        return [self._line(rank, ranked[rank], finite, width) for rank in shown]
 
     def _line(self, rank: int, candidate: int, logs: list[float], width: int) -> Text:
         loss = self._losses[candidate]
         shown = candidate == (self._best if self.followed is None else self.followed)
         kind = "followed" if shown else "best" if candidate == self._best else "quiet"
-        style = self.get_component_rich_style(f"candidate--{kind}", partial=True)
+        style = self.ink(f"candidate--{kind}")
         sign = "▶" if shown else "★" if candidate == self._best else " "
         line = Text(f"{sign}{rank + 1:>3}  #{candidate + 1:<3} ", style=style, no_wrap=True)
         if not math.isfinite(loss):
-            line.append("diverged", style=self.get_component_rich_style("candidate--lost", partial=True))
+            line.append("diverged", style=self.ink("candidate--lost"))
         else:
             line.append(f"{loss_in_words(loss):<8}", style=style)
             room = width - line.cell_len - 1
@@ -114,18 +111,18 @@ class CandidateList(Widget, can_focus=True):
                 # The shorter the better, as in the terminal view of `textleak run`.
                 line.append(
                     UNICODE.bar * max(1, round(part * room)),
-                    style=self.get_component_rich_style("candidate--bar", partial=True),
+                    style=self.ink("candidate--bar"),
                 )
         if self.has_focus and rank == self._cursor:
             line.pad_right(max(0, width - line.cell_len))
-            line.stylize(self.get_component_rich_style("candidate--cursor", partial=True))
+            line.stylize(self.ink("candidate--cursor"))
         line.truncate(width)
         return line
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""
         self._cursor = max(0, min(self._cursor + by, len(self._losses) - 1))
-        self.refresh()
+        self.redraw()
 
     def action_follow(self) -> None:
         """Follow the candidate under the cursor; once more for the best again."""

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from rich.style import Style
 from rich.text import Text
-from textual.widget import Widget
 
 from textleak.view import ViewState
 from textleak.words import loss_in_words
+from textleak_tui.widgets.drawn import Drawn
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # Losses below it are drawn there: a verified answer's is 0, which has no logarithm.
@@ -20,7 +20,7 @@ _SMALLEST = 1e-12
 _SHORT = 10
 
 
-class Curves(Widget):
+class Curves(Drawn):
     """The two curves, side by side where the width allows."""
 
     BORDER_TITLE = "Loss"
@@ -37,30 +37,32 @@ class Curves(Widget):
         if (state.losses, state.rates, blind) == (self._losses, self._rates, self._blind):
             return
         self._losses, self._rates, self._blind = state.losses, state.rates, blind
-        self.border_title = "Loss and match rate" if self._rates and not blind else "Loss"
-        self.refresh()
+        title = "Loss and match rate" if self._rates and not blind else "Loss"
+        if title != self.border_title:  # to set it draws all of the pane anew
+            self.border_title = title
+        self.redraw()
 
     @property
     def known(self) -> bool:
         """Whether there is anything to draw."""
         return bool(self._losses or (self._rates and not self._blind))
 
-    def render(self) -> Text:
+    def draw(self) -> list[Text]:
         """Both plots, or the loss alone while the match rate isn't known."""
         width, height = self.size
         rates = () if self._blind else self._rates
         if not self._losses and not rates:
-            return Text("no curve yet", style=self._style("quiet"))
+            return [Text("no curve yet", style=self._style("quiet"))]
         if height < 2:
-            return self._words(rates)
+            return [self._words(rates)]
         if not rates:
-            return Text("\n").join(self._loss(width, height))
+            return self._loss(width, height)
         if width >= 44:
             left = width // 2 - 1
             pairs = zip(self._loss(left, height), self._rate(rates, width - left - 2, height), strict=True)
-            return Text("\n").join(Text.assemble(a, " " * (left - a.cell_len + 2), b) for a, b in pairs)
+            return [Text.assemble(a, " " * (left - a.cell_len + 2), b) for a, b in pairs]
         upper = (height + 1) // 2
-        return Text("\n").join([*self._loss(width, upper), *self._rate(rates, width, height - upper)])
+        return [*self._loss(width, upper), *self._rate(rates, width, height - upper)]
 
     def _words(self, rates: Sequence[float]) -> Text:
         """Both in one line."""
@@ -77,7 +79,7 @@ class Curves(Widget):
         return text
 
     def _style(self, kind: str) -> Style:
-        return self.get_component_rich_style(f"curve--{kind}", partial=True)
+        return self.ink(f"curve--{kind}")
 
     def _loss(self, width: int, height: int) -> list[Text]:
         if not self._losses:

@@ -7,16 +7,16 @@ from typing import ClassVar
 from rich.style import Style
 from rich.text import Text
 from textual.geometry import Size
-from textual.widget import Widget
 
 from textleak.events import Sentence, same_label
 from textleak.view import UNICODE, ViewState
+from textleak_tui.widgets.drawn import Drawn
 
 _BAR = 8
 _CLASSES_SHOWN = 6
 
 
-class LabelPosterior(Widget):
+class LabelPosterior(Drawn):
     """A line a class for one sentence; a line a sentence for several."""
 
     BORDER_TITLE = "Labels"
@@ -45,7 +45,9 @@ class LabelPosterior(Widget):
         if drawn != self._drawn:
             self._drawn = drawn
             lines, self._lines = self._lines, self._needed()
-            self.refresh(layout=lines != self._lines)
+            if lines != self._lines:
+                self.refresh(layout=True)
+            self.redraw()
 
     def _needed(self) -> int:
         """Lines that all of it takes."""
@@ -62,19 +64,20 @@ class LabelPosterior(Widget):
         """Whether there is anything to draw."""
         return bool(self._pictures) or any(s.label is not None or s.label_posterior for s in self._sentences)
 
-    def render(self) -> Text:
+    def draw(self) -> list[Text]:
         """The labels."""
-        quiet = self.get_component_rich_style("label--quiet", partial=True)
+        quiet = self._style("quiet")
         if self._pictures:
-            return Text("\n").join(self._of_picture(i) for i in range(len(self._pictures)))
+            return [self._of_picture(i) for i in range(len(self._pictures))]
         if not self._sentences:
-            return Text("no label yet", style=quiet)
+            return [Text("no label yet", style=quiet)]
         if all(s.label is None and not s.label_posterior for s in self._sentences):
-            return Text("not inferred here: the tokens are the labels, or they are not told", style=quiet)
+            words = Text("not inferred here: the tokens are the labels, or they are not told", style=quiet)
+            return list(words.wrap(self.app.console, self.size.width))
         pairs = list(zip(self._sentences, self._truths, strict=True))
         if len(pairs) == 1:
-            return Text("\n").join(self._one(*pairs[0]))
-        return Text("\n").join(self._of(i, *pair) for i, pair in enumerate(pairs[: max(1, self.size.height)]))
+            return self._one(*pairs[0])
+        return [self._of(i, *pair) for i, pair in enumerate(pairs[: max(1, self.size.height)])]
 
     def _one(self, sentence: Sentence, truth: Sentence | None) -> list[Text]:
         lines = []
@@ -121,7 +124,7 @@ class LabelPosterior(Widget):
         return Text("✗ wrong", style=self._style("wrong"))
 
     def _style(self, kind: str) -> Style:
-        return self.get_component_rich_style(f"label--{kind}", partial=True)
+        return self.ink(f"label--{kind}")
 
 
 def is_tied(sentence: Sentence) -> bool:

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from rich.style import Style
 from rich.text import Text
-from textual.widget import Widget
 
 from textleak.view import UNICODE, PhaseSpan, ViewState
 from textleak.words import seconds_in_words
 from textleak_tui.standing import SIGNS
+from textleak_tui.widgets.drawn import Drawn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Stretch:
     running: bool
 
 
-class PhaseTimeline(Widget):
+class PhaseTimeline(Drawn):
     """One line of phases in the order of their first beginning; with room, a second one to scale."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -50,18 +50,15 @@ class PhaseTimeline(Widget):
         drawn = (state.phases, state.finished and state.finished.outcome, round(self._now, 1))
         if drawn != self._drawn:
             self._drawn = drawn
-            self.refresh()
+            self.redraw()
 
-    def render(self) -> Text:
+    def draw(self) -> list[Text]:
         """The line or the two lines."""
-        width = self.size.width
-        quiet = self.get_component_rich_style("phase--quiet", partial=True)
+        width, quiet = self.size.width, self.ink("phase--quiet")
         if not self._state.phases:
-            return Text("the attack has not begun yet", style=quiet, no_wrap=True)
-        text = self._chips(width, quiet)
-        if self.size.height > 1:
-            text.append("\n").append_text(self._scale(width))
-        return text
+            return [Text("the attack has not begun yet", style=quiet)]
+        chips = self._chips(width, quiet)
+        return [chips, self._scale(width)] if self.size.height > 1 else [chips]
 
     def _chips(self, width: int, quiet: Style) -> Text:
         finished = self._state.finished
@@ -76,9 +73,7 @@ class PhaseTimeline(Widget):
                     SIGNS.get(outcome, UNICODE.failed),
                     "failed" if outcome == "failed" else "stopped",
                 )
-            piece = Text(
-                f"{sign} {stretch.name}", style=self.get_component_rich_style(f"phase--{kind}", partial=True)
-            )
+            piece = Text(f"{sign} {stretch.name}", style=self.ink(f"phase--{kind}"))
             times = f" ×{stretch.times}" if stretch.times > 1 else ""
             piece.append(f"{times} {seconds_in_words(stretch.seconds)}", style=quiet)
             pieces.append(piece)
@@ -100,7 +95,7 @@ class PhaseTimeline(Widget):
             until = end if phase.end is None else phase.end
             column = round((until - start) / (end - start) * width)
             tone = "running" if phase.end is None else "odd" if index % 2 else "even"
-            style = self.get_component_rich_style(f"phase--{tone}", partial=True)
+            style = self.ink(f"phase--{tone}")
             line.append("▔" * max(0, column - drawn), style=style)
             drawn = max(drawn, column)
         return line

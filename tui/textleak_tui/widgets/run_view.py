@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping
 
 from rich.text import Text
@@ -18,6 +19,7 @@ from textual.widgets import Static
 
 from textleak.events import Position, Sentence, Tokens
 from textleak.view import ViewState, how_much
+from textleak_tui.playback import MOST_SECONDS_BETWEEN_LIVE_FRAMES
 from textleak_tui.widgets.candidates import CandidateList
 from textleak_tui.widgets.curves import Curves
 from textleak_tui.widgets.labels import LabelPosterior
@@ -32,6 +34,8 @@ FOLDED = (100, 30)
 SINGLE = (60, 16)
 # Lines that the lower panes keep, border included.
 LEAST, LEAST_FOLDED, LEAST_LOW = 9, 5, 1
+# Our choice: while a run goes on, its tokens are drawn at each frame, the panes around them so often.
+SECONDS_BETWEEN_OTHERS = 0.33
 # Height of the whole screen below which the lower panes have no border and one line.
 LOW = 20
 PANES = ("tokens", "told", "waterfall", "curves", "candidates", "labels")
@@ -62,6 +66,8 @@ class RunView(Vertical):
         self._state = ViewState()
         self._settings: Mapping[str, object] | None = None
         self._last: Callable[..., None] | None = None
+        self._others: Callable[[], None] | None = None  # draws the other panes, once it is their turn
+        self._others_at = float("-inf")
 
     def compose(self) -> ComposeResult:
         """Facts, phases, tokens, the lower panes, the answer, figures."""
@@ -89,6 +95,7 @@ class RunView(Vertical):
         pulse: Pulse = NO_PULSE,
         waiting: str = "No tokens yet.",
         flash: bool = True,
+        live: bool = False,
     ) -> None:
         """Draw a state.
 
@@ -99,6 +106,7 @@ class RunView(Vertical):
             pulse: how the attack's process is doing, where there is one.
             waiting: words in place of the tokens while there are none.
             flash: tokens that changed since the last call light up for a moment.
+            live: the next state comes soon, and panes other than the tokens can wait for their turn.
         """
         self._last = functools.partial(
             self.show, state, blind=blind, truth=truth, pulse=pulse, waiting=waiting
@@ -106,15 +114,17 @@ class RunView(Vertical):
         if state.settings is not self._settings:
             self._settings = state.settings
             self.facts.update(_facts(state), layout=False)
-        self.candidates.show(state, blind=blind)
-        state = self._followed(state)
-        self.phases.show(state, blind=blind, now=pulse.now)
+        others = functools.partial(self._show_others, state, blind=blind, pulse=pulse)
+        self._state = state = self._followed(state)
         self.tokens.show(state, blind=blind, truth=truth, waiting=waiting, flash=flash)
-        self._fall(state)
-        self.told.show(state)
-        self.curves.show(state, blind=blind)
-        self.labels.show(state, blind=blind)
-        self.status.show(state, blind=blind, pulse=pulse)
+        now = time.monotonic()
+        if live and self._begun and now - self._others_at < SECONDS_BETWEEN_OTHERS:
+            if self._others is None:  # where no other state comes, these are drawn all the same
+                self.set_timer(MOST_SECONDS_BETWEEN_LIVE_FRAMES, self._others_turn)
+            self._others = others
+        else:
+            self._others, self._others_at = None, now
+            others()
         result = state.finished.result if state.finished else None
         if self.answer.display != (result is not None):
             self.answer.display = result is not None
@@ -126,21 +136,43 @@ class RunView(Vertical):
             )
         begun, pictures = state.progress is not None, bool(state.progress and state.progress.image)
         self._begun, self._pictures = begun, pictures
-        folding = (begun, *self._panes)
+        self._make_room()
+
+    def _others_turn(self) -> None:
+        """Draw the other panes as they were shown last."""
+        others, self._others = self._others, None
+        if others is not None:
+            others()
+            self._make_room()
+
+    def _show_others(self, state: ViewState, *, blind: bool, pulse: Pulse) -> None:
+        """Draw all but the tokens."""
+        self.candidates.show(state, blind=blind)
+        self.phases.show(state, blind=blind, now=pulse.now)
+        self.status.show(state, blind=blind, pulse=pulse)
+        self.told.show(state)
+        self.curves.show(state, blind=blind)
+        state = self._followed(state)
+        self.labels.show(state, blind=blind)
+        self._state = state
+        self._fall()
+
+    def _make_room(self) -> None:
+        """Fold anew where other panes have something to show, else share the lines out."""
+        folding = (self._begun, *self._panes)
         if folding != self._folding:
             self._folding = folding
             self._fold()
         else:
             self._share_out()
 
-    def _fall(self, state: ViewState) -> None:
+    def _fall(self) -> None:
         """Draw the waterfall around the position in focus, compared with the truth where that is shown."""
-        self._state = state
-        self.waterfall.show(state, at=self.tokens.cursor, truth=self.tokens.truth_in_focus)
+        self.waterfall.show(self._state, at=self.tokens.cursor, truth=self.tokens.truth_in_focus)
 
     def on_token_grid_moved(self) -> None:
         """Another position is in focus."""
-        self._fall(self._state)
+        self._fall()
 
     def on_waterfall_moved(self, message: Waterfall.Moved) -> None:
         """An arrow key in the waterfall."""

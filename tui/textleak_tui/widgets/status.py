@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from rich.text import Text
-from textual.widget import Widget
 
 from textleak.view import UNICODE, ViewState, remaining_seconds
 from textleak.words import loss_in_words, seconds_in_words
+from textleak_tui.widgets.drawn import Drawn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ NO_PULSE = Pulse()
 CERTIFY = "certify"
 
 
-class StatusLine(Widget):
+class StatusLine(Drawn):
     """The figures of a run, as many as the width holds."""
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
@@ -49,9 +49,9 @@ class StatusLine(Widget):
         parts = _parts(state, pulse, blind)
         if parts != self._parts:
             self._parts = parts
-            self.refresh()
+            self.redraw()
 
-    def render(self) -> Text:
+    def draw(self) -> list[Text]:
         """As many parts as fit."""
         line = Text(no_wrap=True)
         for part in self._parts:
@@ -59,7 +59,7 @@ class StatusLine(Widget):
             if line.plain and line.cell_len + needed > self.size.width:
                 break
             line.append(UNICODE.dot if line.plain else "", style="dim").append(part)
-        return line
+        return [line]
 
 
 def _parts(state: ViewState, pulse: Pulse, blind: bool) -> list[str]:

@@ -15,14 +15,13 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.color import Color
 from textual.message import Message
-from textual.strip import Strip
-from textual.widget import Widget
 
 from textleak.events import Sentence
 from textleak.view import UNICODE, ViewState, WaterRow, lines_of
 from textleak.view.waterfall import CANDIDATE, OPEN, SETTLED, SPECIAL, WaterCell
 from textleak.words import readable
 from textleak_tui.widgets.cells import fit
+from textleak_tui.widgets.drawn import Drawn, Line
 from textleak_tui.widgets.scrubber import Scrubber
 
 # Our choices: shades that can be told apart on a screen; columns of a phase's name, and from which width on there is
@@ -30,7 +29,7 @@ from textleak_tui.widgets.scrubber import Scrubber
 SHADES, NAME, NAMED_FROM, WIDEST, READABLE = 12, 11, 44, 12, 4
 
 
-class Waterfall(Widget, can_focus=True):
+class Waterfall(Drawn, can_focus=True):
     """The rows of the sentence in focus."""
 
     BORDER_TITLE = "Waterfall"
@@ -73,6 +72,8 @@ class Waterfall(Widget, can_focus=True):
         self._lines: list[WaterRow] = []
         self._drawn: object = None
         self._colors: dict[tuple[str, int], Style] = {}
+        self._how: object = None
+        self._made: dict[int, tuple[WaterRow, WaterRow | None, Line]] = {}  # by the row's id
 
     def show(self, state: ViewState, *, at: tuple[int, int], truth: Sentence | None) -> None:
         """Draw a state.
@@ -96,7 +97,7 @@ class Waterfall(Widget, can_focus=True):
         where = f"text {self._at[0] + 1} of {count}" if count > 1 else ""
         if where != self.border_subtitle:
             self.border_subtitle = where
-        self.refresh()
+        self.redraw()
 
     @property
     def _headed(self) -> bool:
@@ -111,7 +112,7 @@ class Waterfall(Widget, can_focus=True):
         """Colors may have changed."""
         super().notify_style_update()
         self._colors.clear()
-        self.refresh()
+        self._made.clear()
 
     def _columns(self) -> tuple[int, int, int, int]:
         """Columns of names, of a position, the first position drawn, and the one after the last."""
@@ -127,21 +128,27 @@ class Waterfall(Widget, can_focus=True):
         """The sentence in focus, as the only one; none where the row has none."""
         return row.sentences[self._at[0] : self._at[0] + 1]
 
-    def render_line(self, y: int) -> Strip:
-        """One line: the numbers, or a row."""
-        width = self.size.width
+    def draw(self) -> list[Line]:
+        """The numbers, and the rows; a row that was drawn before is not made again."""
         columns = self._columns()
-        line = y - self._headed
-        if line < 0:
-            return Strip(self._numbers(*columns)).adjust_cell_length(width).apply_style(self.rich_style)
-        if not self._lines and line == 0:
-            text = fit("no rows yet", width)
-            return Strip([Segment(text, self._style("name"))]).apply_style(self.rich_style)
-        if line >= len(self._lines):
-            return Strip.blank(width, self.rich_style)
-        return Strip(self._row(line, *columns)).adjust_cell_length(width).apply_style(self.rich_style)
+        lines = [self._numbers(*columns)] if self._headed else []
+        if not self._lines:
+            return [*lines, [Segment("no rows yet", self._style("name"))]]
+        how = columns, self._at[0], self.has_focus and self._at[1], self._true
+        if how != self._how:
+            self._how = how
+            self._made.clear()
+        made, self._made, before = self._made, {}, None
+        for row in self._lines:
+            entry = made.get(id(row))
+            if entry is None or entry[0] is not row or entry[1] is not before:
+                entry = row, before, self._row(row, before, *columns)
+            self._made[id(row)] = entry
+            lines.append(entry[2])
+            before = row
+        return lines
 
-    def _numbers(self, name: int, width: int, first: int, last: int) -> list[Segment]:
+    def _numbers(self, name: int, width: int, first: int, last: int) -> Line:
         segments = [Segment(" " * name)]
         for position in range(first, last):
             here = position == self._at[1]
@@ -150,8 +157,9 @@ class Waterfall(Widget, can_focus=True):
             segments.append(Segment(fit(text, width), self._style("cursor" if here else "name")))
         return segments
 
-    def _row(self, line: int, name: int, width: int, first: int, last: int) -> list[Segment]:
-        row, before = self._lines[line], self._lines[line - 1] if line else None
+    def _row(
+        self, row: WaterRow, before: WaterRow | None, name: int, width: int, first: int, last: int
+    ) -> Line:
         new = before is None or before.phase != row.phase
         segments = (
             [Segment(fit(row.phase if new else "", name - 1) + " ", self._style("name"))] if name else []
@@ -197,7 +205,7 @@ class Waterfall(Widget, can_focus=True):
         return self._colors[kind, level]
 
     def _style(self, name: str) -> Style:
-        return self.get_component_rich_style(f"water--{name}")
+        return self.look(f"water--{name}")
 
     def action_move(self, by: int) -> None:
         """Focus another position."""

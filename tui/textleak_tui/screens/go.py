@@ -1,0 +1,65 @@
+"""Where to, by one letter: for browsers and terminals that keep the function keys to themselves."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from textleak_tui.places import PLACES
+
+# What else is asked for from anywhere, by the app's action.
+OTHERS = {
+    "help": ("?", "Help", "What the signs mean, and every key."),
+    "command_palette": ("k", "Commands", "All that can be done here, to search in."),
+    "other_theme": ("l", "Dark or light", "Change to the other theme."),
+    "save_svg": ("s", "Save picture", "Write the screen to an SVG file."),
+}
+
+
+class GoDialog(ModalScreen[str]):
+    """Asks where to; answers with an action of the app, or None."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+g", "dismiss", "Back"),
+        *(Binding(place.letter, f"choose(\"go('{place.name}')\")", show=False) for place in PLACES),
+        *(
+            Binding("question_mark" if letter == "?" else letter, f"choose('{action}')", show=False)
+            for action, (letter, _, _) in OTHERS.items()
+        ),
+    ]
+    DEFAULT_CSS = """
+    GoDialog { align: center middle; background: $background 60%; }
+    GoDialog > Vertical {
+        width: 98; max-width: 100%; height: auto; max-height: 100%; padding: 1 2; background: $panel;
+        border: round $accent;
+        & OptionList, & OptionList:focus { height: auto; background: $panel; border: none; padding: 0; }
+    }
+    """
+
+    def compose(self) -> ComposeResult:
+        """The places, each with its letter."""
+        rows = [(f"go('{place.name}')", place.letter, place.title, place.words) for place in PLACES]
+        rows += [(action, *row) for action, row in OTHERS.items()]
+        with Vertical() as box:
+            box.border_subtitle = "a letter, or ↑ ↓ and Enter; Esc leaves"
+            yield Static("[b]Go to[/]")
+            yield OptionList(
+                *(
+                    Option(f"[b]{letter}[/]  {title:<13} [dim]{words}[/]", id=action)
+                    for action, letter, title, words in rows
+                )
+            )
+
+    def action_choose(self, action: str) -> None:
+        """A letter."""
+        self.dismiss(action)
+
+    def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
+        """Enter or a click."""
+        self.dismiss(str(message.option.id))
