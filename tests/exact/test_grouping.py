@@ -37,6 +37,7 @@ BATCHES = {
     "one token many times": (["he he he he"], None),
     "three sentences": (list(THREE), None),
     "a sentence twice": (["a dog sat", "a dog sat", "we ran home"], (1, 1, 0)),
+    "a sentence seven times of eight": (["a dog sat"] * 7 + ["we ran home"], (1,) * 7 + (0,)),
     "twice with different labels": (["a dog sat", "a dog sat", "we ran home"], (0, 2, 1)),
     "once with every label": (["a dog sat"] * 3 + ["we ran home"], (0, 1, 2, 1)),
     "beginnings of one another": (["he sat", "he sat on", "he sat on the mat"], None),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from textleak.clients.base import Client, client_of, gradient_of
 from textleak.errors import InputError
 from textleak.matching import Matcher, Objective, Target
 from textleak.matching.matcher import matched_names
 from textleak.models.base import Examples, Tensors
+from textleak.models.batches import TextExamples
+from textleak.models.deferred import deferred_gradient
+from textleak.models.losses.language import PLAIN
 from textleak.models.text import TextModel
 from textleak.models.vision import ImageModel
 from textleak.shared.effects import clipped_samples
@@ -80,9 +85,14 @@ class View:
         assert isinstance(self.model, ImageModel)
         return self.model
 
-    def own(self, guess: Examples) -> Tensors:
-        """What the client would have sent if the batch were `guess`, as a gradient, before the batch's defenses."""
+    def own(self, guess: Examples) -> Mapping[str, Tensor]:
+        """What the client would have sent if the batch were `guess`, as a gradient, before the batch's defenses.
+
+        Of a wide model a matrix at a time, each formed where it is asked for.
+        """
         client, names = self.client, list(self.shared.gradients)
+        if self._matrix_by_matrix and isinstance(guess, TextExamples):
+            return deferred_gradient(self.text_model, guess, names)
         gradient = gradient_of(
             client.trained(self.model, names),
             clipped_samples(self.shared.effects),
@@ -91,6 +101,15 @@ class View:
         sent = client.update(self.model, client.running(guess), gradient, torch.Generator())
         made = client.as_gradient(sent, self.model)
         return {name: made[name] for name in names if name in made}
+
+    @property
+    def _matrix_by_matrix(self) -> bool:
+        """Whether a gradient is too large to be held whole, and is the plain sum of its sentences' parts."""
+        plain = not self.client.kinds and clipped_samples(self.shared.effects) is None
+        model = self.model
+        if not plain or not isinstance(model, TextModel):
+            return False
+        return model.own_loss is None and model.language == PLAIN and model.wide
 
     def matcher(self, target: Target, objective: Objective, *, kinks: float = 0.0) -> Matcher:
         """Compares candidates' gradients with a target, by the client's own way to gradients."""

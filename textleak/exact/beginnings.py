@@ -11,8 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from textleak.exact.later_inputs import LaterInput, LaterInputs
-from textleak.exact.subspace import InputSpan
-from textleak.exact.vocabulary import OUTSIDE
+from textleak.exact.subspace import OUTSIDE, InputSpan
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 

@@ -30,6 +30,8 @@ from textleak.shared.gradient import SharedGradient
 
 # Layers that may come after the one that labels are read off: more than a block is slow, and less sure (our choice).
 _MOST_AFTER = 6
+# Rows of the head that are squared at once: bounds the memory.
+_ROWS = 8192
 # The part of a layer's gradient, in eps, that may be left when all its inputs are known (our choice; measured on gpt2
 # and smollm2).
 _WHOLE = 1000.0
@@ -106,7 +108,7 @@ class LastLayers:
             expected_ND=expected_ND,
             head_CD=weight_CD,
             scale_NC=scale_NC,
-            squared_C=weight_CD.square().sum(1),
+            squared_C=torch.cat([part.square().sum(1) for part in torch.split(weight_CD, _ROWS)]),
         )
 
     @property

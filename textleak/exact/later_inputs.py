@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.exact.subspace import InputSpan, layer_span
+from textleak.exact.subspace import OUTSIDE, InputSpan, layer_span
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.probes.layers import following_layers, layer_inputs
+from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs
 from textleak.models.probes.packing import packed_inputs, packs
 from textleak.shared.gradient import SharedGradient
 
@@ -37,18 +37,32 @@ class LaterInput:
         layer: a module that reads it.
         span: where it lies in the batch's sentences.
         packs: whether beginnings can be run once for all tokens after them.
+        sooner: an input before it that takes far less to compute; what lies outside there isn't run any further.
     """
 
     model: TextModel
     layer: str
     span: InputSpan
     packs: bool
+    sooner: LaterInput | None = None
 
     def misfits(self, beginnings: Sequence[Row], tokens: Sequence[int]) -> Tensor:
-        """How far each beginning (all of one length) with each token after it lies outside: (F, K)."""
+        """How far each beginning (all of one length) with each token after it lies outside: (F, K).
+
+        Infinite where that shows without a closer look.
+        """
+        shape = len(beginnings), len(tokens)
         if not self.packs:
             rows = [(*row, token) for row in beginnings for token in tokens]
-            return torch.tensor(self.row_misfits(rows)).view(len(beginnings), len(tokens))
+            return torch.tensor(self.row_misfits(rows)).view(shape)
+        if self.sooner is not None:
+            places = (self.sooner.misfits(beginnings, tokens) <= OUTSIDE).nonzero().tolist()
+            if len(places) * (len(beginnings[0]) + 1) < shape[0] * (len(beginnings[0]) + shape[1]):
+                found_FK = torch.full(shape, torch.inf)
+                left = self.row_misfits([(*beginnings[f], tokens[k]) for f, k in places])
+                for (f, k), misfit in zip(places, left, strict=True):
+                    found_FK[f, k] = misfit
+                return found_FK
         found = []
         for start in range(0, len(tokens), _TRIED_A_ROW):
             some = tokens[start : start + _TRIED_A_ROW]
@@ -75,8 +89,14 @@ class LaterInput:
         return found
 
     def _misfit(self, inputs: Tensor) -> Tensor:
+        inputs_NI = inputs.flatten(0, -2)
         eps = torch.finfo(self.model.dtype).eps
-        return self.span.misfit(inputs.flatten(0, -2), eps=eps).view(inputs.shape[:-1])
+        near_N = self.span.may_hold(inputs_NI, eps=eps)
+        near_NI = inputs_NI[near_N]
+        misfits_N = self.span.misfit(near_NI, eps=eps)
+        found_N = misfits_N.new_full((len(inputs_NI),), torch.inf)
+        found_N[near_N.to(found_N.device)] = misfits_N
+        return found_N.view(inputs.shape[:-1])
 
 
 class LaterInputs:
@@ -85,10 +105,10 @@ class LaterInputs:
     The next blocks' inputs come first; what else these blocks read decides where those don't.
     """
 
-    def __init__(self, model: TextModel, shared: SharedGradient) -> None:
-        """Nothing is computed yet."""
+    def __init__(self, model: TextModel, shared: SharedGradient, *, sooner: bool = True) -> None:
+        """Nothing is computed yet; `sooner` is whether the first of them all may rule out what the others are asked."""
         self._found: list[LaterInput] = []
-        self._more = self._search(model, shared)
+        self._more = self._search(model, shared, sooner=sooner)
 
     def __getitem__(self, index: int) -> LaterInput | None:
         """The check with this index; None where there are fewer."""
@@ -99,17 +119,44 @@ class LaterInputs:
             self._found.append(check)
         return self._found[index]
 
+    @property
+    def screened(self) -> bool:
+        """Whether any check so far asks an earlier input first."""
+        return any(check.sooner is not None for check in self._found)
+
     @staticmethod
-    def _search(model: TextModel, shared: SharedGradient) -> Iterator[LaterInput]:
+    def _search(model: TextModel, shared: SharedGradient, *, sooner: bool) -> Iterator[LaterInput]:
         packed: bool | None = None
         groups = following_layers(model, _DEEPEST)
+        first = _read(groups[0], shared) if groups and sooner else []
         for layers in sorted(groups, key=lambda g: g[0].weight_name not in model.attention_names):
-            read = [layer for layer in layers if layer.weight_name in shared.gradients]
+            read = _read(layers, shared)
             span = layer_span(shared, read) if read else None
-            if span is not None and shows(span):
-                if packed is None:
-                    packed = model.language.padding == "masked" and packs(model, read[0].name)
-                yield LaterInput(model=model, layer=read[0].name, span=span, packs=packed)
+            if span is None or not shows(span):
+                continue
+            if packed is None:
+                packed = model.language.padding == "masked" and packs(model, read[0].name)
+                screen = _screen(model, shared, first) if packed and read != first else None
+            yield LaterInput(
+                model=model,
+                layer=read[0].name,
+                span=span,
+                packs=packed,
+                sooner=None if read == first else screen,
+            )
+
+
+def _read(layers: Sequence[LinearLayer], shared: SharedGradient) -> list[LinearLayer]:
+    """Those of some layers whose gradients were shared."""
+    return [layer for layer in layers if layer.weight_name in shared.gradients]
+
+
+def _screen(model: TextModel, shared: SharedGradient, layers: Sequence[LinearLayer]) -> LaterInput | None:
+    """The check of these layers' input; None where it tells nothing."""
+    span = layer_span(shared, layers) if layers else None
+    if span is None or not shows(span):
+        return None
+    return LaterInput(model=model, layer=layers[0].name, span=span, packs=True)
 
 
 def shows(span: InputSpan) -> bool:

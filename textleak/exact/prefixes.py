@@ -6,9 +6,8 @@ what a language model was asked to predict after each beginning tells where sent
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from textleak.events import Phase, Progress, Sentence
 from textleak.exact.beginnings import Tree
@@ -92,8 +91,8 @@ def causal_sentences(
     longest = max(shared.known.lengths) if shared.known.lengths else model.max_length
     if model.task == "causal-lm":  # the last token is no input
         longest -= 1
-    checks, best = LaterInputs(model, shared), None
-    for first in itertools.takewhile(lambda first: checks[first] is not None, range(_MOST_ATTEMPTS)):
+    best = None
+    for checks, first in _attempts(model, shared):
         tree = Tree(
             model=model,
             ordered=layers[0].depends_on_position,
@@ -121,6 +120,22 @@ def causal_sentences(
         # Some weren't found, or a few too many: another layer may show more.
         best = max(filter(None, [found, best]), key=_known)
     return best or _sets_alone(vocabulary, longest)
+
+
+def _attempts(model: TextModel, shared: SharedGradient) -> Iterator[tuple[LaterInputs, int]]:
+    """Later layers' inputs, each to be tried as the one that every beginning has to be in.
+
+    The last time without an earlier one that rules any out, where one was asked: a beginning that hardly shows there
+    may show in the others.
+    """
+    for sooner in (True, False):
+        checks = LaterInputs(model, shared, sooner=sooner)
+        for first in range(_MOST_ATTEMPTS):
+            if checks[first] is None:
+                break
+            yield checks, first
+        if not checks.screened:
+            return
 
 
 def _known(found: Found) -> int:

@@ -13,18 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from textleak.exact.subspace import InputSpan
+from textleak.exact.subspace import OUTSIDE, InputSpan
 from textleak.models import TextModel
 from textleak.models.probes.additive import additive_inputs
 from textleak.models.probes.layers import LocalLayer, layer_inputs
 
-OUTSIDE = 100.0
-"""An input with more than this many times what rounding accounts for is outside (our choice; measured on minilm, gpt2
-and smollm2 with n/D from 0.01 to 0.7: up to 4 inside, 1e7 and more outside)."""
-
-# Directions that the vocabulary is first looked at along, and the part of an input that float32 can't tell from none,
-# with room to spare.
-_DIRECTIONS, _FLOAT32_MARGIN = 24, 1e-4
 # Tokens of all rows that run through the network at once: more leave the caches (measured).
 _TOKENS_A_PASS = 4096
 
@@ -48,7 +41,7 @@ class Vocabulary:
     ) -> None:
         """Choose directions; `rounded` is what the layer rounds its inputs to."""
         self.model, self.layer, self.span, self.rounded = model, layer, span, rounded
-        self.outside_RI = span.directions_outside(_DIRECTIONS).to(model.device, model.dtype)
+        self.outside_RI = span.few_outside_RI.to(model.device, model.dtype)
         self.made = None if layer.columns else additive_inputs(model, layer)
         self.along = None if self.made is None else self.made.along(self.outside_RI)
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
@@ -69,9 +62,7 @@ class Vocabulary:
         return ids
 
     def _scan(self, position: int) -> tuple[Tensor, Tensor]:
-        turned = (self.span.size - self.span.rank) * float(self.span.unsure_R.max()) ** 2
-        margin = OUTSIDE * turned + _FLOAT32_MARGIN
-        near = list(self._near(position, margin))
+        near = list(self._near(position, self.span.margin))
         ids_N, inputs_NI = torch.cat([ids for ids, _ in near]), torch.cat([inputs for _, inputs in near])
         # A zero, as of a padding token, is in every span and leaves no trace in a gradient.
         there_N = inputs_NI.any(1)

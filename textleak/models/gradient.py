@@ -68,18 +68,43 @@ def plainly_apart(seen: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tupl
 
     A piece after the other, so that nothing large is in memory twice.
     """
-    device = next(iter(own.values())).device
+    return _rooted([_squares(gradient, own.get(name)) for name, gradient in seen.items()])
+
+
+def mutually_apart(
+    seen: Mapping[str, Tensor], own: Mapping[str, Tensor], again: Mapping[str, Tensor]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """How far `own` is from `seen`, with the norm of that, and `again` from `own`: each tensor is asked for once."""
+    first, second = [], []
+    for name in dict.fromkeys([*seen, *own]):
+        mine = own.get(name)
+        if name in seen:
+            first.append(_squares(seen[name], mine))
+        if mine is not None:
+            second.append(_squares(mine, again.get(name)))
+    return _rooted(first), _rooted(second)
+
+
+def _squares(gradient: Tensor, own: Tensor | None) -> tuple[float, float]:
+    """Squared distance of two tensors and squared norm of the first; None for one of zeros.
+
+    A parameter that an answer's loss doesn't reach has a gradient of 0.
+    """
+    device = gradient.device if own is None else own.device
+    pieces_P = _pieces(gradient)
+    own_P = (None,) * len(pieces_P) if own is None else _pieces(own)
     squared_distance = squared_norm = 0.0
-    for name, gradient in seen.items():
-        pieces_P = _pieces(gradient)
-        # A parameter that the answer's loss doesn't reach has a gradient of 0.
-        own_P = _pieces(own[name]) if name in own else (None,) * len(pieces_P)
-        for piece, other in zip(pieces_P, own_P, strict=True):
-            reference = exact(piece.to(device))
-            difference = reference if other is None else reference - exact(other)
-            squared_norm += float(reference.dot(reference))
-            squared_distance += float(difference.dot(difference))
-    return squared_distance**0.5, squared_norm**0.5
+    for piece, other in zip(pieces_P, own_P, strict=True):
+        reference = exact(piece.to(device))
+        difference = reference if other is None else reference - exact(other)
+        squared_norm += float(reference.dot(reference))
+        squared_distance += float(difference.dot(difference))
+    return squared_distance, squared_norm
+
+
+def _rooted(squares: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Distance and norm of squared ones of each tensor."""
+    return sum(one for one, _ in squares) ** 0.5, sum(two for _, two in squares) ** 0.5
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -23,6 +23,7 @@ from textleak.errors import InputError
 from textleak.events import Label
 from textleak.models.base import Modality, Weights
 from textleak.models.batches import Batch, Targets
+from textleak.models.cast import cast_network, wide
 from textleak.models.copies import copy_of
 from textleak.models.heads import last_token_head
 from textleak.models.identity import attends, fingerprint_of, public_model
@@ -112,6 +113,11 @@ class TextModel:
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self.word_embedding.weight.dtype
+
+    @cached_property
+    def wide(self) -> bool:
+        """Whether its weights are too large for a copy of all of them in float64, or of all of a gradient."""
+        return wide(self.network)
 
     @property
     def hidden_size(self) -> int:
@@ -424,10 +430,15 @@ class TextModel:
         return self.in_dtype(torch.float64)
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
-        """A copy in another precision, float64 on the CPU where the device has none. Itself if it is in that."""
+        """A copy in another precision, float64 on the CPU where the device has none. Itself if it is in that.
+
+        A wide model isn't copied: its weights are converted where they are used (`cast`).
+        """
         if self.dtype == dtype:
             return self
         capable = self.device.type != "mps" or dtype != torch.float64
+        if capable and self.wide and dtype == torch.float64:
+            return self.with_network(cast_network(self.network, dtype))
         device = self.device if capable else torch.device("cpu")
         # Copied straight into the new precision, so that no second copy in the old one takes memory on the way.
         copies = {

@@ -6,8 +6,6 @@ import abc
 import dataclasses
 from typing import ClassVar
 
-from torch import Tensor
-
 from textleak.clients.view import AnyModel, View
 from textleak.proof.distances import Gradient
 from textleak.shared.traits import Trait
@@ -88,7 +86,7 @@ class Answer(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def own(self, view: View) -> dict[str, Tensor]:
+    def own(self, view: View) -> Gradient:
         """The gradient that a client with this batch has before the defenses of its batch, in the view's precision."""
 
     @abc.abstractmethod

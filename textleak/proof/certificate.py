@@ -12,16 +12,19 @@ one's place: what they hide can't be told from the answer's own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.events import Recovery, Sentence, Stop
-from textleak.models.gradient import plainly_apart
+from textleak.models.deferred import Deferred
+from textleak.models.gradient import mutually_apart, plainly_apart
 from textleak.proof.answers import Answer, Comparison, TimeUpError, cut_off
-from textleak.proof.distances import apart, distance_to, relative
+from textleak.proof.distances import Gradient, apart, distance_to, relative
 from textleak.proof.texts import Text
 from textleak.shared.traits import Trait
 
@@ -103,8 +106,8 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
         return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
     exactly = view.double()
     own = answer.own(exactly)
-    distance_from_it, norm = apart(view.shared, own)
-    distance = relative(distance_from_it, norm)
+    measured = _Measured(view, answer, own)
+    distance, norm = measured.distance
     if untold:
         return Certificate(gradient_distance=distance, verified=None, reason=untold)
     if math.isnan(distance):
@@ -112,9 +115,7 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     if distance > _FAR and not view.shared.client.kinds:
         return Certificate(gradient_distance=distance, verified=False)
     client = getattr(torch, view.shared.model.dtype)
-    roughly = _in(view, torch.float32 if client == torch.float64 else client)
-    again = answer.own(roughly)
-    rounding = relative(*plainly_apart(own, again))
+    roughly, again, rounding = measured.roughly, measured.again, measured.rounding
     if not math.isfinite(rounding):
         return Certificate(gradient_distance=distance, verified=None, reason=_NOT_FINITE)
     rounding *= torch.finfo(client).eps / torch.finfo(roughly.model.dtype).eps
@@ -146,6 +147,46 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     )
 
 
+class _Measured:
+    """An answer's own gradient beside the shared one and beside itself in the client's precision.
+
+    What is formed where it is asked for (`Deferred`) is asked for once: both distances are taken on the way.
+    """
+
+    def __init__(self, view: View, answer: Answer, own: Gradient) -> None:
+        self._view, self._answer, self._own = view, answer, own
+
+    @functools.cached_property
+    def roughly(self) -> View:
+        """The view in the client's precision, float32 at the finest."""
+        client = getattr(torch, self._view.shared.model.dtype)
+        return _in(self._view, torch.float32 if client == torch.float64 else client)
+
+    @functools.cached_property
+    def again(self) -> Gradient:
+        """The gradient there."""
+        return self._answer.own(self.roughly)
+
+    @functools.cached_property
+    def distance(self) -> tuple[float, float]:
+        """Relative distance from the shared gradient, and the norm of that."""
+        distance, norm = self._at_once[0] if self._deferred else apart(self._view.shared, self._own)
+        return relative(distance, norm), norm
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """Relative distance of the gradient in the client's precision."""
+        return relative(*(self._at_once[1] if self._deferred else plainly_apart(self._own, self.again)))
+
+    @property
+    def _deferred(self) -> bool:
+        return isinstance(self._own, Deferred) and not self._view.shared.seen_effects
+
+    @functools.cached_property
+    def _at_once(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        return mutually_apart(self._view.shared.gradients, self._own, self.again)
+
+
 def distance_of(view: View, sentences: tuple[Sentence, ...]) -> float | None:
     """`Certificate.gradient_distance` of an answer, without a word on what it proves."""
     answer = Text(sentences)
@@ -154,7 +195,7 @@ def distance_of(view: View, sentences: tuple[Sentence, ...]) -> float | None:
     return distance_to(view.shared, answer.own(view.double()))
 
 
-def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> dict[str, Tensor]:
+def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> Mapping[str, Tensor]:
     """The gradient that a client with `sentences` has before the defenses of its batch, on the shared parameters.
 
     Args:

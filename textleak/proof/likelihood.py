@@ -10,6 +10,7 @@ times the gradient's norm in all, the norm misses some wrong words, the directio
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ class Fit:
         return self.excess <= _PLAUSIBLE
 
 
-def fit(shared: SharedGradient, own: dict[str, Tensor]) -> Fit | None:
+def fit(shared: SharedGradient, own: Mapping[str, Tensor]) -> Fit | None:
     """How well a candidate's gradient explains the shared one; None where noise isn't the last that was done to it.
 
     Args:
@@ -59,7 +60,7 @@ def fit(shared: SharedGradient, own: dict[str, Tensor]) -> Fit | None:
         return None
     variance = sum(noise.sigma**2 for noise in noises)
     kurtosis = 3 + sum((noise.kurtosis - 3) * noise.sigma**4 for noise in noises) / variance**2
-    expected = stages(own, shared.gradients, before)[0][-1]
+    expected = stages(dict(own), shared.gradients, before)[0][-1]
     smallest_side = _SMALLEST_SIDE if kurtosis <= 3 else _SMALLEST_SIDE_HEAVY
     squares, worst = 0.0, -math.inf
     for name, gradient in shared.gradients.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from textleak.clients.view import AnyModel, View
 from textleak.models.vision import PictureExamples
 from textleak.proof.answers import ROUGHLY, Answer, Comparison
-from textleak.proof.distances import distance_to
+from textleak.proof.distances import Gradient, distance_to
 
 # How much a picture's values are changed to be clearly another: 30 dB (our choice, as for `Pictures.equal`).
 _CHANGED = 10 ** (-30 / 20)
@@ -38,7 +38,7 @@ class Pictures(Answer):
         del model
         return len(self.pictures_BCHW) > 0
 
-    def own(self, view: View) -> dict[str, Tensor]:
+    def own(self, view: View) -> Gradient:
         """Their gradient."""
         model = view.image_model
         pixels_BCHW = model.normalized(self.pictures_BCHW.to(device=model.device, dtype=model.dtype))

@@ -11,6 +11,7 @@ rival has, K directions.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -83,7 +84,7 @@ class LayerSpan:
         """
         rows = list(dict.fromkeys(row for guess in (answer, *rivals) for row in guess.rows))
         inputs = _inputs(model, layers[0], rows)
-        keys = {row: [one.tobytes() for one in inputs_TI.cpu().numpy()] for row, inputs_TI in inputs.items()}
+        keys = {row: list(map(_key, inputs_TI)) for row, inputs_TI in inputs.items()}
         distinct: dict[bytes, Tensor] = {}
         for row in answer.rows:
             distinct.update(zip(keys[row], inputs[row], strict=True))
@@ -142,6 +143,11 @@ class LayerSpan:
             return None
         orthonormal_RK: Tensor = torch.linalg.qr((directions_KR @ self.dual_RR).T).Q
         return orthonormal_RK.T
+
+
+def _key(input_I: Tensor) -> bytes:
+    """What tells an input from others: a digest, as a wide layer's inputs are large."""
+    return hashlib.blake2b(input_I.cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
-from torch import Tensor
-
 from textleak.clients.view import AnyModel, View
 from textleak.events import Label, Sentence
 from textleak.matching.discrete import Guess
@@ -22,9 +20,9 @@ from textleak.models.probes.layers import sees_ahead
 from textleak.numerics import exact
 from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
 from textleak.proof.distances import Gradient, apart, distance_to, relative
+from textleak.proof.endings import ending_distances
 from textleak.proof.rivals import Parts, alike, distances, further, lines_of
 from textleak.proof.spans import LayerSpan, first_layers
-from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
 
 # From here on rounding can be as far as a wrong token (measured on minilm and bert-tiny in bfloat16: 4e-3 to 3e-2, and
@@ -65,7 +63,7 @@ class Text(Answer):
         rows = [sentence.positions for sentence in self.sentences]
         return bool(rows) and all(row and all(p.id >= 0 for p in row) for row in rows)
 
-    def own(self, view: View) -> dict[str, Tensor]:
+    def own(self, view: View) -> Gradient:
         """Their gradient."""
         return _own(view, self._guess(view.text_model))
 
@@ -151,19 +149,25 @@ class _Rivals:
         """
         left = [rival for rival in self._rivals if self._row_left(rival) <= bar]
         left = self._spanned(left, bar)
+        left = self._ending(left, bar, *margins[0])
         # So few that the finest alone takes no longer.
         for view, margin in margins if len(left) > _FORMED else margins[-1:]:
             if not left:
                 break
             parts = Parts(view.text_model, self.own, self.guess)
-            seen = {name: self.shared.gradients[name] for name in parts.names}
-            some = dataclasses.replace(self.shared, gradients=seen)
-
-            def bound(own: Gradient, some: SharedGradient = some) -> float:
-                return relative(apart(some, own)[0], self.compared.norm)
-
-            left = [rival for least, rival in self._in_order(parts, left, bound) if not least > margin * bar]
+            in_order = self._in_order(parts, left, self._bound)
+            left = [rival for least, rival in in_order if not least > margin * bar]
         return left[:_FORMED]
+
+    def _bound(self, own: Gradient) -> float:
+        """How far a gradient of a few tensors is from these of the shared one, relative to all of that."""
+        some = {name: self.shared.gradients[name] for name in own}
+        return relative(apart(dataclasses.replace(self.shared, gradients=some), own)[0], self.compared.norm)
+
+    def _ending(self, rivals: list[Guess], bar: float, view: View, margin: float) -> list[Guess]:
+        """The rivals that another last token doesn't show to be beyond the bar; as for `_within`."""
+        bounds = ending_distances(view.text_model, self.guess, rivals, self.own, self._bound)
+        return [rival for rival in rivals if not bounds.get(rival, 0.0) > margin * bar]
 
     def _row_left(self, rival: Guess) -> float:
         """The relative norm of a shared embedding row that the rival's gradient has nothing in: its token isn't there.
@@ -264,7 +268,7 @@ def _may_go_on(view: View) -> bool:
     return by_token and view.shared.known.lengths is None and not sees_ahead(model)
 
 
-def _own(view: View, guess: Guess) -> dict[str, Tensor]:
+def _own(view: View, guess: Guess) -> Gradient:
     """The gradient that a client with a guess has before the defenses of its batch."""
     return view.own(examples_of(view.text_model, guess.rows, guess.classes))
 

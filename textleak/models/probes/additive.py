@@ -23,7 +23,7 @@ from textleak.models.text import TextModel
 
 _POSITIONS, _TOKENS = 5, 3  # that the probe runs on
 _BLOCK = 16  # positions whose products with all tokens are taken at once
-_ROWS = 16384  # vocabulary rows that run through the network at once: bounds the memory
+_ROWS = 8192  # vocabulary rows that run through the network at once: bounds the memory
 
 
 class Places:
@@ -105,7 +105,8 @@ class AdditiveInputs:
         gain_I, bias_I = _affine(self.norm)
         scaled_IR = (directions_RI * gain_I).T
         tokens_VI = self._off_mean(self.tokens_VI)
-        squares_V, tokens_VR = tokens_VI.square().sum(1), tokens_VI @ scaled_IR
+        squares_V = torch.cat([part.square().sum(1) for part in torch.split(tokens_VI, _ROWS)])
+        tokens_VR = tokens_VI @ scaled_IR
 
         @functools.lru_cache(maxsize=1)
         def block(index: int) -> tuple[Tensor, Tensor]:
@@ -148,17 +149,26 @@ def additive_inputs(model: TextModel, layer: LocalLayer) -> AdditiveInputs | Non
 
 
 def _gathered(model: TextModel, name: str, norm: nn.Module, *, centered: bool, eps: float) -> AdditiveInputs:
-    ids_V1 = torch.arange(model.vocab_size, device=model.device)[:, None]
-    tokens_VI = torch.cat(
-        [layer_inputs(model, part, [name])[name][:, 0] for part in torch.split(ids_V1, _ROWS)]
-    )
     return AdditiveInputs(
         norm=norm,
-        tokens_VI=tokens_VI,
+        tokens_VI=_tokens(model, name),
         places=Places(model, name),
         centered=centered,
         eps=eps,
     )
+
+
+def _tokens(model: TextModel, norm: str) -> Tensor:
+    """What a norm reads of each token at the first position, (V, I): the table itself where it is that."""
+    table_VI = model.word_embedding.weight.detach()
+    parts, copied = [], False
+    for ids_N in torch.split(torch.arange(model.vocab_size, device=model.device), _ROWS):
+        read_NI = layer_inputs(model, ids_N[:, None], [norm])[norm][:, 0]
+        own_NI = table_VI[int(ids_N[0]) : int(ids_N[-1]) + 1]
+        same = torch.equal(read_NI, own_NI)
+        copied |= not same
+        parts.append(own_NI if same else read_NI)
+    return torch.cat(parts) if copied else table_VI
 
 
 def _norms(model: TextModel, ids_NT: Tensor, until: str) -> list[tuple[str, nn.Module, Tensor]]:
