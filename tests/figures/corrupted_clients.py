@@ -27,7 +27,8 @@ from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
 from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
-from textleak.events import Recovery
+from textleak.errors import InputError
+from textleak.events import Recovery, Stop
 from textleak.exact.adaptive.spans import first_layers
 from textleak.models import TextModel, load_model
 from textleak.private.secrets import Secret
@@ -124,7 +125,10 @@ def spanned(model: TextModel, spec: str, *, number: int, seed: int = 0) -> Itera
             secrets = [its_secret] if kind == "first layer of another" else [secret, its_secret]
         attack = "span" if view_of(shared, model).has(Trait.ONE_POINT) else "replay"
         began = time.process_time()
-        recovery = to_end(begin(ATTACKS.build(attack, {"time_limit": _SECONDS}), shared, model, seed=index))
+        try:
+            recovery = to_end(begin(ATTACKS.build(attack, {"time_limit": _SECONDS}), shared, model, seed=index))
+        except InputError:  # it found nothing to go by
+            recovery = Recovery(sentences=(), stop=Stop.READ, final_loss=None, steps=0)
         took = time.process_time() - began
         yield _counted(model, shared, recovery, secrets, spec=spec, kind=kind, seconds=took)
 
