@@ -126,7 +126,9 @@ def spanned(model: TextModel, spec: str, *, number: int, seed: int = 0) -> Itera
         attack = "span" if view_of(shared, model).has(Trait.ONE_POINT) else "replay"
         began = time.process_time()
         try:
-            recovery = to_end(begin(ATTACKS.build(attack, {"time_limit": _SECONDS}), shared, model, seed=index))
+            recovery = to_end(
+                begin(ATTACKS.build(attack, {"time_limit": _SECONDS}), shared, model, seed=index)
+            )
         except InputError:  # it found nothing to go by
             recovery = Recovery(sentences=(), stop=Stop.READ, final_loss=None, steps=0)
         took = time.process_time() - began
