@@ -383,6 +383,8 @@ def test_a_head_of_other_classes_than_the_models_own_is_taken_from_the_checkpoin
 ) -> None:
     network = copy.deepcopy(toy_model("bert", task="classification").network).requires_grad_(True)
     network.classifier, network.num_labels = nn.Linear(network.classifier.in_features, 5), 5
+    # So large that the step isn't lost in the weights' rounding.
+    nn.init.uniform_(network.classifier.weight, -0.25, 0.25, generator=torch.Generator().manual_seed(0))
     torch.save(network.state_dict(), tmp_path / "before.pt")
     step(network, toy_model("bert", task="classification"))
     torch.save(network.state_dict(), tmp_path / "after.pt")
