@@ -42,6 +42,12 @@ from textleak.proof.certificate import Certificate, certify
 from textleak.shared.traits import Trait
 from textleak.words import count_of
 
+_NOTHING = "replay finds no sentences in this update."
+_NO_SIGN = (
+    "That nothing was found is no sign of safety; with one sentence, tell its length "
+    "(--know lengths,batch-size)."
+)
+
 
 @ATTACKS.register("replay")
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +87,9 @@ class Replay:
             if found.settled or (found.rows and alone is None):
                 return answer(view, found)
         if alone is None:
-            return (yield from _batch(view, found.notes))
+            if not view.has(Trait.REPEATABLE):
+                raise _not_repeated(found.notes)
+            return (yield from _batch(view))
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
         lists = ranked_tokens(view, alone, self.proposals)
         proved = found.proved[0] if found.proved else (False,) * len(lists)
@@ -133,15 +141,8 @@ class Replay:
         return _recovery(view, best, certificate, scores)
 
 
-def _batch(view: View, notes: Sequence[str]) -> Generator[Phase | Progress, None, Recovery]:
+def _batch(view: View) -> Generator[Phase | Progress, None, Recovery]:
     """Sentences found one by one, put together by what the client would have sent."""
-    if not view.has(Trait.REPEATABLE):
-        raise InputError(
-            f"replay finds no sentences in this update: {' '.join(notes)}",
-            why="The client draws what it drops, so its steps can't be repeated on a guess of several sentences.",
-            fix="That nothing was found is no sign of safety; with one sentence, tell its length "
-            "(--know lengths,batch-size).",
-        )
     yield Phase(name="grouping", detail="sentences whose inputs lie in the update's spans")
     blurred = BlurredRows.of(view)
     if isinstance(blurred, str):
@@ -154,12 +155,20 @@ def _batch(view: View, notes: Sequence[str]) -> Generator[Phase | Progress, None
     yield from batch.run()
     if batch.guess is None:
         raise InputError(
-            "replay finds no sentences in this update.",
+            _NOTHING,
             why="Tokens have inputs that it spans, but no sentence of them does.",
-            fix="That nothing was found is no sign of safety; with one sentence, tell its length "
-            "(--know lengths,batch-size).",
+            fix=_NO_SIGN,
         )
     return _recovery(view, batch.guess, batch.certificate, batch.scores)
+
+
+def _not_repeated(notes: Sequence[str]) -> InputError:
+    """The error for several sentences that no span tells, of a client whose steps differ each time."""
+    return InputError(
+        f"{_NOTHING[:-1]}: {' '.join(notes)}" if notes else _NOTHING,
+        why="The client draws what it drops, so its steps can't be repeated on a guess of several sentences.",
+        fix=_NO_SIGN,
+    )
 
 
 def _recovery(view: View, guess: Guess, certificate: Certificate, scores: Scores) -> Recovery:

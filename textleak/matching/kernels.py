@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from textleak.matching.linear import linear
+from textleak.matching.replaced import ReplacedFunctions
 
 
-class CheapSecondDerivatives(TorchFunctionMode):
+class CheapSecondDerivatives(ReplacedFunctions):
     """While it is active, torch's own functions give way to those of this file where these apply.
 
     Args:
@@ -35,24 +35,12 @@ class CheapSecondDerivatives(TorchFunctionMode):
         super().__init__()
         self.kinks = kinks
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """Called by torch for each of its functions."""
+    def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """A function of this file, where one applies."""
         if self.kinks and func is functional.relu:
-            result = _relu(self.kinks, *args, **(kwargs or {}))
-            if result is not None:
-                return result
+            return _relu(self.kinks, *args, **kwargs)
         replacement = _REPLACEMENTS.get(func)
-        if replacement is not None:
-            result = replacement(*args, **(kwargs or {}))
-            if result is not None:
-                return result
-        return func(*args, **(kwargs or {}))
+        return None if replacement is None else replacement(*args, **kwargs)
 
 
 class _LayerNorm(torch.autograd.Function):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from textleak.matching.replaced import ReplacedFunctions
 from textleak.models.base import Model
 from textleak.models.batches import Batch, Targets, TextExamples
 from textleak.models.gradient import opened
@@ -138,7 +138,7 @@ def _some(batch: TextExamples, rows: Sequence[int]) -> TextExamples:
     )
 
 
-class _Noting(TorchFunctionMode):
+class _Noting(ReplacedFunctions):
     """While it is active, products with the named matrices are noted instead of forming these matrices' gradients.
 
     Args:
@@ -152,22 +152,13 @@ class _Noting(TorchFunctionMode):
         self._names, self._found, self._anchor = names, found, anchor
         self._live: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """Called by torch for each of its functions."""
-        made = None
+    def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """A product or a look-up that is noted."""
         if func is functional.linear:
-            made = self._linear(*args, **(kwargs or {}))
-        elif func is torch.addmm and len(args) == 3 and not kwargs:
-            made = self._addmm(*args)
-        elif func is functional.embedding:
-            made = self._embedding(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {})) if made is None else made
+            return self._linear(*args, **kwargs)
+        if func is torch.addmm and len(args) == 3 and not kwargs:
+            return self._addmm(*args)
+        return self._embedding(*args, **kwargs) if func is functional.embedding else None
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
         if (name := self._names.get(id(weight))) is None:

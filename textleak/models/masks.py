@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from textleak.errors import InputError
+from textleak.matching.replaced import ReplacedFunctions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +69,19 @@ def given_masks(masks: Sequence[Tensor]) -> Iterator[None]:
         yield
 
 
-class ReplacedDropout(TorchFunctionMode):
+class ReplacedDropout(ReplacedFunctions):
     """While it is active, dropout is something else; where nothing would be dropped, nothing is."""
 
     def __init__(self, drop: Callable[[Tensor, float], Tensor]) -> None:
         super().__init__()
         self.drop = drop
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """Called by torch for each of its functions."""
-        if func is functional.dropout:
-            x, rate, training = _arguments(*args, **(kwargs or {}))
-            return self.drop(x, rate) if training and rate > 0 else x
-        return func(*args, **(kwargs or {}))
+    def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """Another dropout."""
+        if func is not functional.dropout:
+            return None
+        x, rate, training = _arguments(*args, **kwargs)
+        return self.drop(x, rate) if training and rate > 0 else x
 
 
 def _arguments(

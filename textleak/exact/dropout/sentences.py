@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Generator, Sequence
 
 import torch
+from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.errors import InputError
@@ -30,6 +31,7 @@ from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
 from textleak.exact.subspace import NO_SPAN, as_rows, shared_spans
 from textleak.matching.discrete import Row
+from textleak.models.probes.layers import LocalLayer
 from textleak.numerics import exact
 from textleak.shared.known import SideInformation
 from textleak.shared.traits import Trait
@@ -38,6 +40,7 @@ from textleak.words import count_of
 # Part of the dimensions beyond which the inputs of several steps leave too few entries to prove anything by (our
 # choice; measured on minilm: of 15 tokens all are proved after 4 steps of SGD, 0.16, and 11 at once after 8, 0.31).
 _FULL = 0.5
+_UNREAD = "The client changes the first layers' inputs in a way that no channel here reads."
 
 
 def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
@@ -56,7 +59,7 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     search = Occurrences(laid_out, _looked_for(view), view.clock, ends_early=causal)
     for step, words in enumerate(search.search(), 1):
         yield Progress(phase="span", step=step, detail=words)
-    single = view.shared.known.batch_size == 1 and search.known.batch_size == 1
+    single = search.known.batch_size == 1
     if search.found and not single:
         yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
     found = _one_sentence(view, search) if single else _several(view, search)
@@ -90,15 +93,14 @@ def _laid_out(view: View) -> Frame | str:
     told = ((layers, span, dropped_by(view, layers[0])) for layers, span in spans)
     readable = [(layers, span, dropped) for layers, span, dropped in told if dropped is not None]
     if not readable:
-        return "The client changes the first layers' inputs in a way that no channel here reads."
+        return _UNREAD
     layers, span, dropped = max(readable, key=lambda entry: entry[1].room)
     if not span.clear:
         return (
             f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D), "
             "without a clear end: behind dropout, the span tells nothing for certain."
         )
-    gradients = [exact(as_rows(view.shared.gradients[layer.weight_name], layer)) for layer in layers]
-    return Frame.of(view.text_model, dropped, layers, span, torch.cat(gradients))
+    return Frame.of(view.text_model, dropped, layers, span, _stacked(view, layers))
 
 
 def _laid_out_between_bounds(view: View) -> Frame | str:
@@ -111,7 +113,7 @@ def _laid_out_between_bounds(view: View) -> Frame | str:
         return found
     dropped = dropped_by(view, layers[0])
     if dropped is None:
-        return "The client changes the first layers' inputs in a way that no channel here reads."
+        return _UNREAD
     return Frame.of(
         view.text_model, dropped, layers, found.span, found.gradient_OI, unsure_RI=found.unsure_RI
     )
@@ -126,15 +128,20 @@ def _laid_out_of_steps(view: View) -> Frame | str:
         return "A defense changed the update, so what rounding did to it isn't known."
     dropped = dropped_by(view, layers[0])
     if dropped is None:
-        return "The client changes the first layers' inputs in a way that no channel here reads."
-    gradients = [exact(as_rows(view.shared.gradients[layer.weight_name], layer)) for layer in layers]
-    rounded = rounded_span(torch.cat(gradients), [layer.name for layer in layers])
+        return _UNREAD
+    stacked_OI = _stacked(view, layers)
+    rounded = rounded_span(stacked_OI, [layer.name for layer in layers])
     if rounded is None:
         return "All of the update is rounding."
     rank, size = rounded.span.rank, rounded.span.size
     if rank > _FULL * size:
         return f"The steps' inputs fill {rank} of {size} dimensions of the first layers' input."
-    return Frame.of(view.text_model, dropped, layers, rounded.span, torch.cat(gradients), moving=True)
+    return Frame.of(view.text_model, dropped, layers, rounded.span, stacked_OI, moving=True)
+
+
+def _stacked(view: View, layers: Sequence[LocalLayer]) -> Tensor:
+    """The layers' gradients, one after the other, (O, I) in float64."""
+    return torch.cat([exact(as_rows(view.shared.gradients[layer.weight_name], layer)) for layer in layers])
 
 
 def _one_sentence(view: View, search: Occurrences) -> Found:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from textleak.matching.replaced import ReplacedFunctions
 from textleak.models.probes.layers import layer_inputs, local_layers
 from textleak.models.text import TextModel
 
@@ -49,7 +49,7 @@ def packed_inputs(
     return {name: read[:, T:] for name, read in inputs.items()}
 
 
-class _Once(TorchFunctionMode):
+class _Once(ReplacedFunctions):
     """While it is active, products with some weights are taken once for tokens that all rows end with.
 
     Args:
@@ -61,27 +61,20 @@ class _Once(TorchFunctionMode):
         super().__init__()
         self._weights, self._begun, self._shape = weights, begun, (rows, begun + tried)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """Called by torch for each of its functions."""
-        named = kwargs or {}
+    def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """A product that is taken once."""
         if func is functional.linear and len(args) > 1 and id(args[1]) in self._weights:
             if args[0].shape[:-1] == self._shape:
-                return self._apart(args[0], lambda part: func(part, *args[1:], **named))
+                return self._apart(args[0], lambda part: func(part, *args[1:], **kwargs))
         elif func is torch.addmm and len(args) == 3 and id(args[2]) in self._weights:
             bias, input, weight = args
             if len(input) == math.prod(self._shape):
                 product = self._apart(
                     input.view(*self._shape, -1),
-                    lambda part: func(bias, part.flatten(0, 1), weight, **named).view(*part.shape[:2], -1),
+                    lambda part: func(bias, part.flatten(0, 1), weight, **kwargs).view(*part.shape[:2], -1),
                 )
                 return product.flatten(0, 1)
-        return func(*args, **named)
+        return None
 
     def _apart(self, input: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         tried = product(input[:1, self._begun :]).expand(len(input), -1, -1)
