@@ -316,6 +316,30 @@ def _is_local(model: TextModel, name: str, ids_T: Tensor) -> bool:
     return not bool(slope_TTE[~own].any())
 
 
+def tokens_before(model: TextModel, name: str) -> int | None:
+    """How many tokens before one the input of a layer at it depends on; None for all of a text, or for those after it.
+
+    It has to depend on nothing else: not on where the token stands.
+    """
+    ids_T, _ = _changes(model)
+    embeddings_1TE = model.embed(ids_T[None]).requires_grad_(True)
+    with torch.enable_grad():
+        input_TI = layer_inputs(model, embeddings_1TE, [name])[name][0]
+        direction_I = torch.arange(1, input_TI.shape[-1] + 1, device=model.device, dtype=model.dtype).cos()
+        slopes = [
+            torch.autograd.grad(input_I @ direction_I, embeddings_1TE, retain_graph=True)[0][0].any(-1)
+            for input_I in input_TI
+        ]
+    reads_TT = torch.stack(slopes)
+    behind_TT = torch.arange(_LENGTH)[:, None] - torch.arange(_LENGTH)
+    most = int(behind_TT.where(reads_TT.cpu(), 0).max())
+    ahead = bool(reads_TT.triu(1).any())
+    alone_1TI = layer_inputs(model, ids_T[None, -1 - most :], [name])[name]
+    if ahead or most >= _LENGTH - 1 or not _close(alone_1TI[0, -1], input_TI[-1]):
+        return None
+    return most
+
+
 def _close(actual: Tensor, expected: Tensor) -> bool:
     return bool((actual - expected).abs().max() <= 1e-2 * expected.abs().max())
 
