@@ -184,6 +184,7 @@ def layer_inputs(
         For each name the module's first argument, (N, T, I).
     """
     seen: dict[str, Tensor] = {}
+    _ = layouts(model)  # before there are hooks
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -196,7 +197,6 @@ def layer_inputs(
     handles = [
         model.network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in set(layer_names)
     ]
-    _ = layouts(model)  # before there are hooks
     differentiable = torch.is_grad_enabled() and inputs.requires_grad
     own = inputs.shape[1]
     if own < model.way.shortest:
