@@ -69,6 +69,7 @@ class LocalLayer(LinearLayer):
 
 
 _LOCAL_LAYERS: WeakKeyDictionary[TextModel, tuple[LocalLayer, ...]] = WeakKeyDictionary()
+_FOLLOWING_LAYERS: WeakKeyDictionary[TextModel, tuple[tuple[LinearLayer, ...], ...]] = WeakKeyDictionary()
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -354,10 +355,18 @@ def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, .
     In a transformer the first four inputs are the first block's attention output, its feed-forward's two, and the
     second block's input.
 
+    Each model is asked once.
+
     Args:
         model: the public model.
         count: how many different inputs.
     """
+    if model not in _FOLLOWING_LAYERS:
+        _FOLLOWING_LAYERS[model] = _find_following_layers(model)
+    return _FOLLOWING_LAYERS[model][:count]
+
+
+def _find_following_layers(model: TextModel) -> tuple[tuple[LinearLayer, ...], ...]:
     ids_T = model.content_ids[:_LENGTH]
     uses = _record(model, ids_T[None])
     local = {layer.name for layer in local_layers(model)}
@@ -372,7 +381,7 @@ def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, .
         known = next((i for i, other in enumerate(inputs) if torch.equal(other, read)), None)
         if known is not None:
             groups[known].append(layer)
-        elif len(groups) < count:
+        else:
             groups.append([layer])
             inputs.append(read)
     return tuple(tuple(group) for group in groups)
