@@ -6,6 +6,7 @@ what a language model was asked to predict after each beginning tells where sent
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Iterator, Sequence
 
@@ -115,11 +116,22 @@ def causal_sentences(
             continue
         yield Phase(name="labels", detail="what was predicted after each beginning")
         found = ended(tree, shared)
+        if model.first_layers is not None:
+            found = _of_first_layers(tree, shared, found)
         if found.complete or tree.finished:
             return found
         # Some weren't found, or a few too many: another layer may show more.
         best = max(filter(None, [found, best]), key=_known)
     return best or _sets_alone(vocabulary, longest)
+
+
+def _of_first_layers(tree: Tree, shared: SharedGradient, found: Found) -> Found:
+    """What a model's first layers tell, with what they prove: nothing else can be put to a test."""
+    if shared.seen_effects or not tree.certain:
+        return found
+    return dataclasses.replace(
+        found, proved=tuple(tuple(token != OPEN for token in row) for row in found.rows)
+    )
 
 
 def _attempts(model: TextModel, shared: SharedGradient) -> Iterator[tuple[LaterInputs, int]]:
