@@ -176,6 +176,14 @@ def test_autocast_leaves_the_grid_of_bfloat16(tiny: TextModel):
     assert findings.client == ("autocast",)
 
 
+def test_a_key_s_bias_whose_gradient_is_rounding_alone_is_on_no_grid(tiny: TextModel):
+    sent = record(tiny, Settings(optimizer=None, seed=9)).sent
+    name = next(name for name in sent if name.endswith("key.bias"))
+    sent[name] = 2.0**-42 * (torch.arange(sent[name].numel()) % 13 - 6)
+
+    assert told(sent, tiny).value("precision") == "float32"
+
+
 @pytest.mark.slow
 @pytest.mark.pretrained
 def test_of_twenty_drawn_procedures_none_is_told_wrong():
