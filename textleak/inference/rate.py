@@ -80,7 +80,7 @@ def _of_sgd(seen: Seen) -> Rate:
     figure = (
         f"The head's own prediction makes the scale {head.scale:.5g}, and the update's norm is {norm:.5g}"
     )
-    round_ = [_is_round(head.scale), _is_round(norm)]
+    round_ = [is_round(head.scale), is_round(norm)]
     if round_ == [True, False]:
         return Rate(
             rate=head.scale,
@@ -128,7 +128,8 @@ def _of_clipping(square: float, rounding: float) -> Rate:
     )
 
 
-def _is_round(rate: float) -> bool:
+def is_round(rate: float) -> bool:
+    """Whether a rate is a number of two figures, as people set it."""
     return abs(rate / float(f"{rate:.1e}") - 1) <= _ROUND
 
 
