@@ -172,7 +172,7 @@ def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:
 
 def _as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
     """A weight's gradient as (outputs, inputs), float64, however the layer stores it."""
-    return exact(gradient.T if layer.transposed else gradient)
+    return exact(layer.as_rows(gradient))
 
 
 def first_layers(model: TextModel, shared: Gradient) -> list[list[LinearLayer]]:
