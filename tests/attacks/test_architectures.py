@@ -57,6 +57,16 @@ KINDS = {
             "initializer_range": 0.1,
         },
     ),
+    "words read with the one before": (
+        "rwkv",
+        "gpt2",
+        {**SIZES, "attention_hidden_size": 64, "context_length": 40},
+    ),
+    "texts filled up, positions before texts": (
+        "longformer",
+        "roberta",
+        {**ENCODER, "attention_window": [8, 8], "pad_token_id": 1},
+    ),
     "relative positions": ("deberta", "wordpiece", {**ENCODER, **RELATIVE, "max_relative_positions": -1}),
 }
 

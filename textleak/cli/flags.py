@@ -150,6 +150,15 @@ Restarts = Annotated[
         "--restarts", "-k", metavar="INT", help="Candidates attacked at once.", show_default="the attack's"
     ),
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit",
+        metavar="TIME",
+        help="90s, 10m, 1h: the best answer by then counts.",
+        show_default="none but the attack's",
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Run folder.", show_default="a new one under $TEXTLEAK_RUNS"),

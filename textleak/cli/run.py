@@ -53,6 +53,7 @@ def command(
         int | None,
         typer.Option("--steps", metavar="INT", help="Optimizer steps.", show_default="the attack's"),
     ] = None,
+    time_limit: flags.TimeLimit = None,
     seed: flags.Seed = None,
     device: flags.Device = None,
     threads: flags.Threads = None,

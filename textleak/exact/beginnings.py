@@ -28,7 +28,7 @@ class Tree:
     Attributes:
         model: the public model.
         ordered: whether the first block's inputs tell positions apart.
-        candidates: tokens that could stand at a position.
+        candidates: tokens that could follow beginnings of one length.
         checks: later layers' spans.
         first: which of them every beginning has to be in; the others are asked where too many are.
         longest: tokens at most.
@@ -39,7 +39,7 @@ class Tree:
 
     model: TextModel
     ordered: bool
-    candidates: Callable[[int], Sequence[int]]
+    candidates: Callable[[Sequence[Row]], Sequence[int]]
     checks: LaterInputs
     first: int
     longest: int
@@ -75,7 +75,7 @@ class Tree:
     def grow(self) -> Iterator[int]:
         """Find all beginnings; yields the length reached."""
         for start in self.starts:
-            if start and not self.candidates(len(start)):
+            if start and not self.candidates([start]):
                 break
             yield from self._follow([start])
         if self.ordered:
@@ -89,7 +89,7 @@ class Tree:
 
     def _follow(self, frontier: list[Row]) -> Iterator[int]:
         for position in range(len(frontier[0]), self.longest):
-            frontier = self._extended(frontier, self.candidates(position))
+            frontier = self._extended(frontier, self.candidates(frontier))
             if not frontier:
                 return
             self.beginnings += frontier

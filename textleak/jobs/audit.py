@@ -56,7 +56,6 @@ class AuditJob(TextJob):
             **super().facts(),
             "before": config.before,
             "after": None if config.after is None else str(config.after),
-            "time_limit": config.time_limit,
             "told": [dict(one) for one in self.telling.told],
         }
 
@@ -71,11 +70,8 @@ class AuditJob(TextJob):
         return self._spared()
 
     def _spared(self) -> Steps:
-        from textleak.attacks.base import begin_on
-
         try:
-            seed, limit = self.config.seed, self.config.time_limit
-            followed = Followed(begin_on(self.attack, self.view, seed=seed, time_limit=limit))
+            followed = Followed(super().steps())
             yield from followed
         except InputError as error:
             self.refused.append(f"{error.what} {error.why}".strip())

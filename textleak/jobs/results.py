@@ -88,6 +88,7 @@ class _Result(TypedDict):
     epsilon: Figure | None
     threads: Count
     seed: Count
+    time_limit: NotRequired[Figure | None]
     know: list[str]
     gradients: str | None
     batch_size: Count | None
@@ -144,7 +145,7 @@ class AuditResult(RunResult):
 
     Example:
         >>> sorted(set(textleak.AuditResult.__annotations__) - set(textleak.RunResult.__annotations__))
-        ['advice', 'after', 'before', 'time_limit', 'told', 'verdict', 'verdict_reason']
+        ['advice', 'after', 'before', 'told', 'verdict', 'verdict_reason']
     """
 
     __pydantic_config__ = CLOSED  # type: ignore[misc]
@@ -153,7 +154,6 @@ class AuditResult(RunResult):
     verdict_reason: str
     before: str | None
     after: str | None
-    time_limit: Figure
     told: list[Answer]
     advice: list[str]
 

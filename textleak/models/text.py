@@ -63,7 +63,7 @@ class TextModel:
         weights_seed: seed of the weights that were drawn (all of them, or a missing head).
         num_labels: classes for classification, else None.
         outputs: how many numbers the head gives for each prediction, where its loss is one of its own (`own_loss`).
-        changed_loss: what a classification is trained with in place of plain cross entropy; None for that.
+        changed_loss: what the head is trained with in place of its own loss; None for that.
         language: how a language model's loss is made of its tokens'.
         trained: names of the parameters that training moves; None for all.
 
@@ -454,8 +454,10 @@ class TextModel:
         return made
 
     def trained_with(self, loss: Loss) -> Self:
-        """The same classifier, trained with another loss than plain cross entropy."""
-        return dataclasses.replace(self, num_labels=None, outputs=self.num_labels, changed_loss=loss)
+        """The same model, trained with another loss than its head's."""
+        return dataclasses.replace(
+            self, num_labels=None, outputs=self.num_labels or self.outputs, changed_loss=loss
+        )
 
     def spoken_with(self, language: Language) -> Self:
         """The same language model, its loss made of its tokens' in another way."""

@@ -16,7 +16,7 @@ from textleak.models import TextModel
 from textleak.models.gradient import plainly_apart
 from textleak.models.guesses import examples_of
 from textleak.models.own_labels import nearest_head, solved_labels
-from textleak.models.probes.layers import sees_ahead
+from textleak.models.probes.layers import local_layers, sees_ahead
 from textleak.numerics import exact
 from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
 from textleak.proof.distances import Gradient, apart, distance_to, relative
@@ -187,10 +187,11 @@ class _Rivals:
         if not plain or self.model.task == "masked-lm":
             return rivals
         model, gradients = self.exact.text_model, shared.gradients
-        for layers in first_layers(model, gradients):
+        local = local_layers(self.model)
+        for layers in first_layers(self.model, gradients):
             if not rivals:
                 break
-            span = LayerSpan.of(model, gradients, layers, answer=self.guess, rivals=rivals)
+            span = LayerSpan.of(model, gradients, layers, local, answer=self.guess, rivals=rivals)
             rivals = [rival for rival in rivals if relative(span.least(rival), self.compared.norm) <= bar]
         return rivals
 

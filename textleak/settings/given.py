@@ -85,6 +85,7 @@ class RunSettings(TypedDict, total=False):
     attack: Spec
     restarts: int | None
     steps: int | None
+    time_limit: float | str | None
     prior: str | None
     gradients: str | Path | None
     truth: str | Path | None
@@ -99,7 +100,6 @@ class AuditSettings(RunSettings, total=False):
     before: str | Path | None
     after: str | Path | None
     tokenizer: str | None
-    time_limit: float | str
     report: str | Path | None
 
 
@@ -122,7 +122,7 @@ class EvaluationSettings(TypedDict, total=False):
     defense: Any
     know: str | Sequence[str | None] | None
     seed: int | str | Sequence[int]
-    time_limit: float | None
+    time_limit: float | str | None
     dtype: str
     device: str
     threads: int | None

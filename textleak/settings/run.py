@@ -16,6 +16,7 @@ from textleak.settings.base import (
     MOST_RESTARTS,
     MOST_STEPS,
     DType,
+    Seconds,
     Seed,
     Settings,
     TaskName,
@@ -102,6 +103,7 @@ class _AttackSettings(Settings):
     attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_ATTACK))
     restarts: Annotated[int, Field(ge=1, le=MOST_RESTARTS)] | None = None
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
+    time_limit: Seconds | None = None
     gradients: Path | None = None
     truth: Path | None = None
     save_gradients: bool = False
@@ -176,6 +178,7 @@ class RunConfig(ClientConfig, _AttackSettings):
         attack: its name and its own options (`--set attack.KEY=VALUE`).
         restarts: candidates attacked at once, K; None for the attack's own default.
         steps: at most so many; None for the attack's own default.
+        time_limit: seconds after which the attack's best answer so far counts; None for no limit but the attack's own.
         prior: language model that judges texts, for attacks that have one (`attack.prior`).
         gradients: attack a gradient read from this file instead of sentences.
         truth: what that gradient was computed from, for scoring.
@@ -294,7 +297,7 @@ def _load(
         check_keys(setting, kind.model_fields, "--set")
         lay_over(merged, setting, default)
         of_attack = setting.get("attack")
-        for key in ("restarts", "steps", "prior"):  # the same setting under its longer name
+        for key in ("restarts", "steps", "time_limit", "prior"):  # the same setting under its longer name
             if isinstance(of_attack, Mapping) and key in of_attack:
                 merged.pop(key, None)
     config = validated(kind, merged)

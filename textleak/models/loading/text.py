@@ -192,25 +192,28 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
         AutoModelForSequenceClassification,
     )
 
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{name!r} is an encoder-decoder ({config.model_type}).",
-            why="Its encoder reads one text and its decoder another; all that is read here comes of one text.",
-            fix="Choose an encoder or a decoder.",
-        )
     kind = type(config)
-    masked = kind in AutoModelForMaskedLM._model_mapping
+    two_texts = bool(getattr(config, "is_encoder_decoder", False))
+    masked = kind in AutoModelForMaskedLM._model_mapping and not two_texts
     able: dict[Task, type[PreTrainedModel]] = {}
     if kind in AutoModelForSequenceClassification._model_mapping:
         able["classification"] = AutoModelForSequenceClassification
     if masked:
         able["masked-lm"] = AutoModelForMaskedLM
-    elif kind in AutoModelForCausalLM._model_mapping:
+    elif kind in AutoModelForCausalLM._model_mapping and not two_texts:
         able["causal-lm"] = AutoModelForCausalLM
     chosen = task
     if task == "auto":
         usual = "causal-lm" if "causal-lm" in able else "classification"
         chosen = heads.own_task(name, config.architectures or (), config) or usual
+    if two_texts and (not able or chosen in ("masked-lm", "causal-lm")):
+        raise InputError(
+            f"{name!r} is an encoder-decoder ({config.model_type}) and can't do {chosen} here.",
+            why="There its encoder reads one text and its decoder another; all that is read here comes of one text.",
+            fix="--task classification: both read the same text."
+            if able
+            else "Choose an encoder or a decoder.",
+        )
     loss = loss_of(chosen)
     if loss is not None and kind in (auto := getattr(transformers, loss.auto))._model_mapping:
         able[chosen] = auto

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from textleak.matching.hooks import hooked
+from textleak.models.probes.layout import laid_out, layouts
 from textleak.models.running import run
 from textleak.models.text import TextModel
 
@@ -68,6 +69,7 @@ class LocalLayer(LinearLayer):
 
 
 _LOCAL_LAYERS: WeakKeyDictionary[TextModel, tuple[LocalLayer, ...]] = WeakKeyDictionary()
+_FOLLOWING_LAYERS: WeakKeyDictionary[TextModel, tuple[tuple[LinearLayer, ...], ...]] = WeakKeyDictionary()
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -195,6 +197,7 @@ def layer_inputs(
     handles = [
         model.network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in set(layer_names)
     ]
+    _ = layouts(model)  # before there are hooks
     differentiable = torch.is_grad_enabled() and inputs.requires_grad
     own = inputs.shape[1]
     if own < model.way.shortest:
@@ -206,9 +209,7 @@ def layer_inputs(
         with hooked(handles), torch.set_grad_enabled(differentiable):
             run(model, inputs, mask=mask, positions=positions)
     except _Enough:
-        shape = inputs.shape[:2]
-        # Some networks run all sentences' tokens through a layer as one long list.
-        return {name: seen[name].reshape(*shape, -1)[:, :own] for name in layer_names}
+        return {name: laid_out(model, name, seen[name], *inputs.shape[:2])[:, :own] for name in layer_names}
     unused = sorted(set(layer_names) - seen.keys())
     raise ValueError(f"a forward pass of {model.name} never uses {unused}")
 
@@ -220,6 +221,8 @@ class _Enough(Exception):  # noqa: N818
 def _record(model: TextModel, ids_NT: Tensor) -> dict[str, _Use]:
     """The uses of every module with a matrix and an input (N, T, I), in the order of the first use."""
     uses: dict[str, _Use] = {}
+    N, T = ids_NT.shape
+    others = layouts(model)
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
@@ -229,9 +232,11 @@ def _record(model: TextModel, ids_NT: Tensor) -> dict[str, _Use]:
                 isinstance(output, Tensor)  # a router of experts gives several
                 and arguments
                 and isinstance(arguments[0], Tensor)
-                and arguments[0].shape[:-1] == ids_NT.shape
+                and arguments[0].dim() == output.dim() == 3
+                and (arguments[0].shape[:2] == ids_NT.shape or name in others)
             ):
-                uses[name] = _Use(input_NTI=arguments[0], output_NTO=output, calls=1)
+                read, given = (laid_out(model, name, seen, N, T) for seen in (arguments[0], output))
+                uses[name] = _Use(input_NTI=read, output_NTO=given, calls=1)
 
         return hook
 
@@ -316,6 +321,30 @@ def _is_local(model: TextModel, name: str, ids_T: Tensor) -> bool:
     return not bool(slope_TTE[~own].any())
 
 
+def tokens_before(model: TextModel, name: str) -> int | None:
+    """How many tokens before one the input of a layer at it depends on; None for all of a text, or for those after it.
+
+    It has to depend on nothing else: not on where the token stands.
+    """
+    ids_T, _ = _changes(model)
+    embeddings_1TE = model.embed(ids_T[None]).requires_grad_(True)
+    with torch.enable_grad():
+        input_TI = layer_inputs(model, embeddings_1TE, [name])[name][0]
+        direction_I = torch.arange(1, input_TI.shape[-1] + 1, device=model.device, dtype=model.dtype).cos()
+        slopes = [
+            torch.autograd.grad(input_I @ direction_I, embeddings_1TE, retain_graph=True)[0][0].any(-1)
+            for input_I in input_TI
+        ]
+    reads_TT = torch.stack(slopes)
+    behind_TT = torch.arange(_LENGTH)[:, None] - torch.arange(_LENGTH)
+    most = int(behind_TT.where(reads_TT.cpu(), 0).max())
+    ahead = bool(reads_TT.triu(1).any())
+    alone_1TI = layer_inputs(model, ids_T[None, -1 - most :], [name])[name]
+    if ahead or most >= _LENGTH - 1 or not _close(alone_1TI[0, -1], input_TI[-1]):
+        return None
+    return most
+
+
 def _close(actual: Tensor, expected: Tensor) -> bool:
     return bool((actual - expected).abs().max() <= 1e-2 * expected.abs().max())
 
@@ -326,10 +355,18 @@ def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, .
     In a transformer the first four inputs are the first block's attention output, its feed-forward's two, and the
     second block's input.
 
+    Each model is asked once.
+
     Args:
         model: the public model.
         count: how many different inputs.
     """
+    if model not in _FOLLOWING_LAYERS:
+        _FOLLOWING_LAYERS[model] = _find_following_layers(model)
+    return _FOLLOWING_LAYERS[model][:count]
+
+
+def _find_following_layers(model: TextModel) -> tuple[tuple[LinearLayer, ...], ...]:
     ids_T = model.content_ids[:_LENGTH]
     uses = _record(model, ids_T[None])
     local = {layer.name for layer in local_layers(model)}
@@ -344,7 +381,7 @@ def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, .
         known = next((i for i, other in enumerate(inputs) if torch.equal(other, read)), None)
         if known is not None:
             groups[known].append(layer)
-        elif len(groups) < count:
+        else:
             groups.append([layer])
             inputs.append(read)
     return tuple(tuple(group) for group in groups)
