@@ -84,7 +84,7 @@ class LayerSpan:
         """
         rows = list(dict.fromkeys(row for guess in (answer, *rivals) for row in guess.rows))
         inputs = _inputs(model, layers[0], rows)
-        keys = {row: list(map(_key, inputs_TI)) for row, inputs_TI in inputs.items()}
+        keys = {row: _keys(inputs_TI) for row, inputs_TI in inputs.items()}
         distinct: dict[bytes, Tensor] = {}
         for row in answer.rows:
             distinct.update(zip(keys[row], inputs[row], strict=True))
@@ -145,9 +145,9 @@ class LayerSpan:
         return orthonormal_RK.T
 
 
-def _key(input_I: Tensor) -> bytes:
-    """What tells an input from others: a digest, as a wide layer's inputs are large."""
-    return hashlib.blake2b(input_I.cpu().numpy().tobytes(), digest_size=16).digest()
+def _keys(inputs_TI: Tensor) -> list[bytes]:
+    """What tells each input from others: a digest, as a wide layer's inputs are large."""
+    return [hashlib.blake2b(row_I.tobytes(), digest_size=16).digest() for row_I in inputs_TI.cpu().numpy()]
 
 
 def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:
