@@ -17,6 +17,7 @@ from textleak.jobs.found import find
 from textleak.jobs.parts import build_attack, build_client, set_threads
 from textleak.jobs.prepared import check_truth
 from textleak.jobs.rates import with_rate
+from textleak.jobs.read_back import read_back
 from textleak.jobs.telling import Telling
 from textleak.jobs.text import TextJob
 from textleak.jobs.verdict import CUT_OFF, Outcome, Verdict, judge
@@ -27,8 +28,6 @@ from textleak.shared.public import ONE_STEP
 if TYPE_CHECKING:
     from textleak.attacks.base import Steps
     from textleak.models import TextModel
-
-_RATE = "learning rate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,14 +88,13 @@ class AuditJob(TextJob):
             options |= {"lr": self.rates[0]} if self.rates and "lr" in options else {}
         return [Choice(name=name, options=options).spec for name, options in kinds]
 
-    def _answers(self) -> list[dict[str, Any]]:
-        """What the update tells, with the rate that a text has proved."""
-        told = [dict(one) for one in self.telling.told]
-        for rate in self.rates:
-            evidence = "Fitted: at this rate the text that was found has this very update."
-            fitted = {"what": _RATE, "value": float(f"{rate:.4g}"), "evidence": evidence}
-            told = [fitted if one["what"] == _RATE else one for one in told]
-        return told
+    def _answers(self, recovery: Recovery, proof: str | None) -> list[dict[str, Any]]:
+        """What the update tells, and what a proved text tells of it besides."""
+        told, sentences = self.telling.told, recovery.sentences
+        whole = proof == "gradient" or (proof == "span" and all(_whole(one, self.model) for one in sentences))
+        if proof is None or not whole:
+            return [dict(one) for one in told]
+        return read_back(told, sentences, proof=proof, rate=self.rates[0] if self.rates else None)
 
     def result(
         self,
@@ -122,7 +120,7 @@ class AuditJob(TextJob):
             **result,
             "summary": f"{verdict.word.value}: {verdict.sentence}",
             "client": self._procedure(),
-            "told": self._answers(),
+            "told": self._answers(recovery, result["proof"]),
             "advice": list(advice(verdict.word, self._advised(result))),
         }
 

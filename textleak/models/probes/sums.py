@@ -89,7 +89,7 @@ def embedding_sum(model: TextModel) -> EmbeddingSum:
         position_name=position_name,
         rows=position_rows,
         offset_TE=offset_TE if plain else None,
-        across=plain and _gradient_is_across(model, offset_TE),
+        across=plain and model.first_layers is None and _gradient_is_across(model, offset_TE),
     )
 
 
