@@ -104,6 +104,8 @@ def test_how_the_weights_were_moved_need_not_be_said(training: Path) -> None:
     rate = next(one for one in result["told"] if one["what"] == "learning rate")
     assert rate["value"] == pytest.approx(0.1, rel=0.01)  # not the one that was assumed
     assert "lr=0.1" in result["client"][0]
+    told = {one["what"]: one["value"] for one in result["told"]}
+    assert (told["tokens"], told["sentences"], told["dropout"]) == (8, 1, 0)  # without any, the text says it
 
 
 def test_a_state_dict_of_gradients_gives_the_text_away(training: Path) -> None:

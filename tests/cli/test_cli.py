@@ -41,7 +41,7 @@ RUN_KEYS = set(
 MORE_RUN_KEYS = set(
     """
     weights_source attack_options know gradients outcome stop rouge1_words rouge2_words rougeL_words surplus
-    stages notes epsilon
+    stages notes epsilon time_limit
     """.split()  # noqa: SIM905
 )
 SENTENCE_KEYS = set(
@@ -183,8 +183,8 @@ def test_a_mistyped_command_is_told_the_right_one():
 def test_run_has_the_flags_of_the_contract():
     flags = (
         "-m --model --weights -s --sentence --file --label --task -a --attack --prior --gradients --truth --share "
-        "--client --defense --know -k --restarts --steps --seed --device --threads -c --config --set --out --json "
-        "--save-gradients --redact --fail-above"
+        "--client --defense --know -k --restarts --steps --time-limit --seed --device --threads -c --config --set "
+        "--out --json --save-gradients --redact --fail-above"
     )
     text = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
     for flag in flags.split():
@@ -279,6 +279,12 @@ def test_settings_come_from_presets_flags_and_set(toy, tmp_path):
     assert (result["seed"], result["share"], result["steps"]) == (6, "attention", 9)
     assert result["attack_options"] == {"answers": "the dog ran", "ends": "well", "steps": 9, "restarts": 7}
     assert result["token_match_rate"] == 1
+
+
+def test_a_time_limit_ends_a_run_with_its_best_answer(toy):
+    result = run_json(*toy, "-a", "fake:ends=slow,steps=100000", "-s", "the cat sat", "--time-limit", "0.5s")
+    assert (result["time_limit"], result["stop"]) == (0.5, Stop.TIME.value)
+    assert result["sentences"][0]["recovered"]
 
 
 def test_a_defense_is_recorded_and_makes_verification_meaningless(toy):

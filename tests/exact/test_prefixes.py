@@ -23,7 +23,7 @@ from textleak.exact.prefixes import causal_sentences
 from textleak.models import TextModel, load_model
 from textleak.models.decoding import to_sentence
 from textleak.models.probes.layers import layer_inputs
-from textleak.models.probes.packing import packed_inputs, packs
+from textleak.models.probes.packing import Kept, packed_inputs, packs
 from textleak.private.secrets import Secret
 from textleak.private.share import share
 from textleak.proof.certificate import certify
@@ -243,14 +243,16 @@ def test_many_tokens_after_one_beginning_run_at_once(family: str, wide_model: To
     name = next(
         n for n, _ in model.network.named_modules() if n.endswith(("1.attn.c_attn", "1.self_attn.q_proj"))
     )
-    tokens = model.content_ids[10:17].tolist()
+    tokens = model.content_ids[10:50].tolist()  # more than stand in one row
     beginnings = [(3, 5, 4), (9, 9, 8)]
     assert packs(model, name)
-    packed = packed_inputs(model, [name], beginnings, tokens)[name]
+    kept: dict[int, Kept] = {}
+    packed = packed_inputs(model, [name], beginnings, tokens, kept)[name]
+    assert kept
+    assert packed.equal(packed_inputs(model, [name], beginnings, tokens, kept)[name])
     for f, beginning in enumerate(beginnings):
-        for k, token in enumerate(tokens):
-            row = torch.tensor([[*beginning, token]])
-            torch.testing.assert_close(packed[f, k], layer_inputs(model, row, [name])[name][0, -1])
+        rows = torch.tensor([[*beginning, token] for token in tokens])
+        torch.testing.assert_close(packed[f], layer_inputs(model, rows, [name])[name][:, -1])
 
 
 def test_a_network_that_takes_no_positions_is_run_row_by_row(

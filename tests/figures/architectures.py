@@ -57,11 +57,23 @@ _RELATIVE = {
 }
 _ENDS = {"cls_token_id": 101, "sep_token_id": 102, "bos_token_id": 101, "eos_token_id": 102}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-_SEQUENCES = {
+_T5 = {
+    **_ENDS,
+    "decoder_start_token_id": 0,
+    "d_model": 96,
+    "d_kv": 24,
+    "d_ff": 192,
+    "num_layers": 2,
+    "num_heads": 4,
+}
+_BART = {
+    "d_model": 96,
     "encoder_layers": 2,
     "decoder_layers": 2,
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 192,
+    "decoder_ffn_dim": 192,
 }
 _BOTTLENECKS = {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}
 
@@ -157,12 +169,12 @@ DECODERS: dict[str, tuple[str, dict[str, object]]] = {
     "rwkv": ("bytes", {"hidden_size": 96, "num_hidden_layers": 3, "attention_hidden_size": 96}),
 }
 BOTH: dict[str, tuple[str, dict[str, object]]] = {
-    "t5": ("words", {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 2, "num_heads": 4}),
-    "umt5": ("words", {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 2, "num_heads": 4}),
-    "bart": (
-        "bytes, roberta's",
-        {**_SEQUENCES, "d_model": 96, "encoder_ffn_dim": 192, "decoder_ffn_dim": 192},
-    ),
+    "t5": ("words", _T5),
+    "mt5": ("words", _T5),
+    "umt5": ("words", _T5),
+    "bart": ("bytes, roberta's", _BART),
+    "mbart": ("bytes, roberta's", _BART),
+    "pegasus": ("bytes, roberta's", _BART),
 }
 FAMILIES = {**ENCODERS, **DECODERS, **BOTH}
 

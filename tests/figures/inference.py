@@ -13,7 +13,7 @@ from collections import Counter
 import torch
 
 import textleak
-from tests.inference.answers import ASKED, OPEN, RIGHT, WRONG, marks
+from tests.inference.answers import ASKED, OPEN, RIGHT, UNDETERMINED, WRONG, marks
 from tests.inference.recorded import Settings, record
 from textleak.inference import told
 
@@ -39,11 +39,12 @@ def main() -> None:
         seconds = time.perf_counter() - began
         found = marks(findings, recorded)
         totals.update(found.items())
-        rows[WRONG if WRONG in found.values() else OPEN if OPEN in found.values() else RIGHT] += 1
+        rows[next(mark for mark in (WRONG, OPEN, UNDETERMINED, RIGHT) if mark in found.values())] += 1
         open_ = [what for what, mark in found.items() if mark == OPEN]
         wrong = [f"{what} {findings.value(what)!r}" for what, mark in found.items() if mark == WRONG]
         line = f"{index:3d} {words(settings)}, {recorded.tokens} tokens: {len(found)} asked, {seconds:.1f} s"
         line += f"; can't tell {', '.join(open_)}" if open_ else ""
+        line += "; undetermined learning rate" if UNDETERMINED in found.values() else ""
         line += f"; WRONG {', '.join(wrong)}" if wrong else ""
         sys.stdout.write(line + "\n")
         if options.evidence:
@@ -52,7 +53,7 @@ def main() -> None:
             sys.stdout.write(f"      client: {findings.client}\n")
         sys.stdout.flush()
     for what in ASKED:
-        counts = ", ".join(f"{totals[what, kind]} {kind}" for kind in (RIGHT, OPEN, WRONG))
+        counts = ", ".join(f"{totals[what, kind]} {kind}" for kind in (RIGHT, UNDETERMINED, OPEN, WRONG))
         sys.stdout.write(f"{what}: {counts}\n")
     sys.stdout.write(f"updates: {', '.join(f'{count} {kind}' for kind, count in rows.items())}\n")
 

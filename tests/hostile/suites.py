@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -452,15 +452,19 @@ def changed_checkpoint(path: Path, rng: random.Random) -> str:
         if target != file and file.suffix == ".safetensors":
             file.unlink()
         return f"{target.name}: a pickle that runs code"
-    if kind == "values" and file.suffix == ".json":
-        value, words = values.changed(json.loads(file.read_bytes()), rng)
-        file.write_bytes(values.written(value))
-        return f"{name}: {words}"
-    if kind == "values" and file.suffix == ".safetensors":
-        return f"{name}: {_changed_tensors(file, rng)}"
+    change = {".json": _changed_json, ".safetensors": _changed_tensors}.get(file.suffix)
+    if kind == "values" and change is not None:
+        with contextlib.suppress(ValueError, RecursionError, SafetensorError):  # it was torn before
+            return f"{name}: {change(file, rng)}"
     content, words = values.torn(file.read_bytes(), rng)
     file.write_bytes(content)
     return f"{name}: {words}"
+
+
+def _changed_json(file: Path, rng: random.Random) -> str:
+    value, words = values.changed(json.loads(file.read_bytes()), rng)
+    file.write_bytes(values.written(value))
+    return words
 
 
 def _changed_tensors(file: Path, rng: random.Random) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from tests.inference.recorded import Recorded
-from textleak.inference import Findings
+from textleak.inference import Findings, Value
+from textleak.inference.rate import TIMES_CLIP, TIMES_LEFT
 
-RIGHT, OPEN, WRONG = "right", "can't tell", "WRONG"
+RIGHT, UNDETERMINED, OPEN, WRONG = "right", "undetermined", "can't tell", "WRONG"
 ASKED = ("sent", "optimizer", "learning rate", "steps", "dropout", "dropout rate", "tokens", "LoRA")
 
 
 def marks(findings: Findings, recorded: Recorded) -> dict[str, str]:
-    """For each question that applies, whether its answer is right, left open or wrong."""
+    """For each question that applies, whether its answer is right, left open or wrong.
+
+    Of a clipped step of SGD the update holds the rate times the clipped norm alone: it is undetermined where that is
+    told, and rightly.
+    """
     found = {what: _mark(what, findings, recorded) for what in ASKED}
     return {what: mark for what, mark in found.items() if mark}
 
@@ -21,9 +26,11 @@ def _mark(what: str, findings: Findings, recorded: Recorded) -> str:
     if settings.optimizer is None and what in ("optimizer", "learning rate", "steps"):
         return "" if value in (None, 0) else WRONG
     if what == "LoRA" and settings.rank is None:
-        return "" if value is None else WRONG
+        return "" if value is False else WRONG
     if value is None or (what == "dropout rate" and value == "on"):
         return OPEN
+    if isinstance(value, dict) and what == "learning rate":
+        return UNDETERMINED if _is_product(value, recorded) else WRONG
     rate = settings.dropout or 0.0
     right = {
         "sent": lambda: value == ("update" if settings.optimizer else "gradient"),
@@ -36,3 +43,9 @@ def _mark(what: str, findings: Findings, recorded: Recorded) -> str:
         "LoRA": lambda: value["rank"] == settings.rank,
     }[what]()
     return RIGHT if right else WRONG
+
+
+def _is_product(value: dict[str, Value], recorded: Recorded) -> bool:
+    settings = recorded.settings
+    true = {TIMES_CLIP: settings.lr * (settings.clip or 0.0), TIMES_LEFT: settings.lr * recorded.clipped}
+    return recorded.clipped < 1 and all(abs(told / true[what] - 1) <= 0.01 for what, told in value.items())

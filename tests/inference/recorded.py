@@ -79,6 +79,7 @@ class Recorded:
         before, after: trainable weights; after is None for a gradient.
         tokens: distinct inputs of the first layer in all steps: of a token at a position without dropout, of every
             token with it.
+        clipped: to which part of their norm the last step's gradients were clipped; 1 where they weren't.
         settings: see there.
     """
 
@@ -86,6 +87,7 @@ class Recorded:
     before: dict[str, Tensor]
     after: dict[str, Tensor] | None
     tokens: int
+    clipped: float
     settings: Settings
 
 
@@ -99,6 +101,7 @@ def record(model: TextModel, settings: Settings) -> Recorded:
     optimizer = _optimizer(list(trained.values()), settings)
     inputs: set[tuple[int, ...]] = set()
     batch: dict[str, Tensor] = {}
+    clipped = 1.0
     for step in range(settings.steps if optimizer else 1):
         if settings.fresh or not batch:
             batch = _batch(model, draws, settings.batch_size)
@@ -107,17 +110,20 @@ def record(model: TextModel, settings: Settings) -> Recorded:
         with autocast:
             network(**batch).loss.backward()
         if settings.clip:
-            nn.utils.clip_grad_norm_(list(trained.values()), settings.clip)
+            norm = float(nn.utils.clip_grad_norm_(list(trained.values()), settings.clip))
+            clipped = min(1.0, settings.clip / norm)
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
     count = len(inputs)
     if optimizer is None:
         sent = {_plain(name): p.grad for name, p in trained.items() if p.grad is not None}
-        return Recorded(sent=sent, before=before, after=None, tokens=count, settings=settings)
+        return Recorded(
+            sent=sent, before=before, after=None, tokens=count, clipped=clipped, settings=settings
+        )
     after = {_plain(name): p.detach().clone() for name, p in trained.items()}
     sent = {name: after[name] - before[name] for name in after}
-    return Recorded(sent=sent, before=before, after=after, tokens=count, settings=settings)
+    return Recorded(sent=sent, before=before, after=after, tokens=count, clipped=clipped, settings=settings)
 
 
 def _plain(name: str) -> str:

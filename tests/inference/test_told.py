@@ -14,6 +14,9 @@ from tests.inference.answers import RIGHT, WRONG, marks
 from tests.inference.recorded import Settings, record
 from textleak.errors import InputError
 from textleak.inference import told
+from textleak.inference.base import Seen
+from textleak.inference.heads import read_heads
+from textleak.inference.rate import TIMES_CLIP
 from textleak.models import TextModel
 
 
@@ -142,9 +145,31 @@ def test_a_norm_of_two_figures_is_the_rate_times_what_gradients_were_clipped_to(
 
     findings = told(clipped.sent, tiny, before=clipped.before, after=clipped.after)
 
-    assert findings.value("learning rate") is None
+    assert findings.value("learning rate") == {TIMES_CLIP: pytest.approx(product, rel=1e-3)}
     assert findings.client == ("train-mode", f"fedavg:optimizer=sgd,lr={product:g},steps=1,max_grad_norm=1")
     assert told(not_clipped.sent, tiny, after=not_clipped.after).client is None
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [(None, 1.0), ("sgd", 0.027)])
+def test_a_head_behind_dropout_tells_labels_rate_and_dropout_of_several_sentences(
+    tiny: TextModel, optimizer: str | None, lr: float
+):
+    recorded = record(tiny, Settings(optimizer=optimizer, lr=lr, batch_size=3, dropout=0.15, seed=12))
+
+    found = read_heads(Seen(sent=recorded.sent, model=tiny, before=recorded.before))
+
+    assert found is not None
+    assert found.scale == pytest.approx(lr, rel=1e-3)
+    assert found.dropout == pytest.approx(0.15, abs=1e-3)
+    assert len(found.labels) == 3
+
+
+def test_with_dropout_every_token_of_every_step_of_sgd_counts(tiny: TextModel):
+    recorded = record(tiny, Settings(optimizer="sgd", lr=0.1, steps=2, dropout=0.1, seed=7))
+
+    findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+
+    assert findings.value("tokens") == recorded.tokens
 
 
 def test_what_was_done_to_a_gradient_shows(tiny: TextModel):
@@ -174,6 +199,14 @@ def test_autocast_leaves_the_grid_of_bfloat16(tiny: TextModel):
 
     assert findings.value("precision") == "bf16 autocast"
     assert findings.client == ("autocast",)
+
+
+def test_a_key_s_bias_whose_gradient_is_rounding_alone_is_on_no_grid(tiny: TextModel):
+    sent = record(tiny, Settings(optimizer=None, seed=9)).sent
+    name = next(name for name in sent if name.endswith("key.bias"))
+    sent[name] = 2.0**-42 * (torch.arange(sent[name].numel()) % 13 - 6)
+
+    assert told(sent, tiny).value("precision") == "float32"
 
 
 @pytest.mark.slow

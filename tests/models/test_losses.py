@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tests.conftest import toy_tokenizer, write_network
 from textleak import recover, wrap
-from textleak.clients import CLIENTS
+from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Label, Position, Sentence, Stop
@@ -287,6 +287,65 @@ def test_a_loss_that_the_server_was_told_of_is_replayed(classifier: TextModel) -
     recovery = recover(told, classifier, "auto")
     assert recovery.stop is Stop.VERIFIED
     assert {(s.text, s.label) for s in recovery.sentences} == set(zip(texts, classes, strict=True))
+
+
+@pytest.mark.parametrize("task", ["regression", "multi-label", "token-classification"])
+def test_a_sum_in_place_of_a_heads_mean_is_torchs_own_and_is_replayed(
+    task: str, trained: Callable[..., TextModel]
+) -> None:
+    model = trained(task)
+    texts = ["he sat by the water", "she ran home"]
+    batch = model.encode(texts)
+    labels = [1.5, -2.0] if task == "regression" else labels_of(task, batch.lengths)
+    T = batch.ids_BT.shape[1]
+
+    def summed(logits: torch.Tensor) -> torch.Tensor:
+        if task == "token-classification":
+            rows = [[*row, *(-100,) * (T - len(row))] for row in labels if isinstance(row, tuple)]
+            return functional.cross_entropy(
+                logits.flatten(0, 1), torch.tensor(rows).flatten(), reduction="sum"
+            )
+        wanted = torch.tensor(labels, dtype=torch.float32).view_as(logits)
+        if task == "regression":
+            return functional.mse_loss(logits, wanted, reduction="sum")
+        return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+
+    told, _ = share(
+        model, texts, labels, share="no-embeddings", client=CLIENTS.build("loss", {"reduction": "sum"})
+    )
+    for name, gradient in gradient_of(model, texts, summed).gradients.items():
+        torch.testing.assert_close(told.gradients[name], gradient, rtol=1e-4, atol=1e-6)
+    recovery = recover(told, model, "auto")
+    assert recovery.stop is Stop.VERIFIED
+    for text, label in zip(texts, labels, strict=True):
+        found = next(s.label for s in recovery.sentences if s.text == text)
+        assert found == pytest.approx(label, rel=1e-4)
+
+
+def test_an_answers_loss_has_no_sum(trained: Callable[..., TextModel]) -> None:
+    with pytest.raises(InputError, match="no option here changes"):
+        share(trained("question-answering"), [TEXT], client=CLIENTS.build("loss", {"reduction": "sum"}))
+
+
+def test_classes_are_weighed_within_each_micro_batch(classifier: TextModel) -> None:
+    texts = ["he sat by the water", "she ran home", "call me", "the red car"]
+    classes, weights = [2, 0, 1, 1], torch.tensor([1.0, 2.0, 5.0])
+    client = composed(
+        [CLIENTS.build("loss", {"weights": "1/2/5"}), CLIENTS.build("accumulate", {"steps": 2})]
+    )
+    told, _ = share(classifier, texts, classes, share="no-embeddings", client=client)
+
+    def accumulated(logits: torch.Tensor) -> torch.Tensor:
+        halves = zip(logits.chunk(2), torch.tensor(classes).chunk(2), strict=True)
+        return sum(functional.cross_entropy(one, two, weight=weights) / 2 for one, two in halves)
+
+    for name, gradient in gradient_of(classifier, texts, accumulated).gradients.items():
+        torch.testing.assert_close(told.gradients[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_batch_of_classes_that_count_nothing_is_refused(classifier: TextModel) -> None:
+    with pytest.raises(InputError, match="has no loss"):
+        share(classifier, [TEXT], [0], client=CLIENTS.build("loss", {"weights": "0/1/1"}))
 
 
 def test_a_loss_of_other_classes_than_the_models_is_refused(classifier: TextModel) -> None:

@@ -11,6 +11,7 @@ from textleak.clients.view import view_of
 from textleak.matching.discrete import Guess
 from textleak.models import load_model
 from textleak.models.guesses import examples_of
+from textleak.models.probes.layers import local_layers
 from textleak.private.share import share
 from textleak.proof.distances import plainly_apart
 from textleak.proof.rivals import alike, further
@@ -37,7 +38,9 @@ def test_no_text_is_nearer_than_what_its_first_layers_leave_of_the_gradient(
     first, next_ = first_layers(model, shared.gradients)
     told = {}
     for layers in (first, next_):
-        span = LayerSpan.of(model, shared.gradients, layers, answer=answer, rivals=rivals)
+        span = LayerSpan.of(
+            model, shared.gradients, layers, local_layers(model), answer=answer, rivals=rivals
+        )
         assert span.least(answer) == 0
         least = [span.least(rival) for rival in rivals]
         told[layers[0].name] = sum(one > 1e-9 for one in least)

@@ -1089,9 +1089,10 @@ def test_a_run_has_a_page_too(run_folder):
 @pytest.mark.parametrize("told", [[], ["no-defense"], ["lengths"], ["lengths", "no-defense"]])
 def test_the_command_of_a_run_tells_the_attack_what_that_run_told_it(told, tmp_path):
     folder = runs.RunFolder.create(tmp_path / "run", name="x")
-    settings = {"model": "minilm", "attack": "match", "know": told}
+    settings = {"model": "minilm", "attack": "match", "know": told, "time_limit": 90.0}
     runs.write_json(folder.run_path, {"pid": 0, "settings": settings})
     words = shlex.split(command(read(folder.path)))
+    assert words[words.index("--time-limit") + 1] == "90.0"
     know = words[words.index("--know") + 1]
     assert SideInformation.parse(know, batch_size=1) == {*told} - {"no-defense"}
     assert hides_defense(know) is ("no-defense" in told)

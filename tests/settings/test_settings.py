@@ -194,6 +194,8 @@ def test_an_unknown_preset_is_told_the_nearest():
         ({"task": "translation"}, "--task can't be 'translation'"),
         ({"seed": -3}, "--seed can't be -3"),
         ({"threads": 0}, "--threads can't be 0"),
+        ({"time_limit": "0s"}, "--time-limit can't be"),
+        ({"time_limit": "soon"}, "--time-limit can't be 'soon'"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_flag(flags, what):
@@ -281,6 +283,13 @@ def test_every_preset_that_ships_can_be_read():
     for name in preset_names():
         if not name.startswith("evaluations/"):
             load_run_config(name, ONE)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [(None, None), (2, 2), ("90", 90), ("90s", 90), ("1.5m", 90), ("1h", 3600)]
+)
+def test_a_time_limit_is_written_with_its_unit(written, seconds):
+    assert load_run_config(None, {**ONE, "time_limit": written}).time_limit == seconds
 
 
 def test_set_wins_over_a_flag_by_the_longer_name_too():

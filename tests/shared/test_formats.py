@@ -107,6 +107,17 @@ def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
     assert "is packed" in refused.value.why
 
 
+def test_an_archive_that_is_damaged_at_its_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(2)}, path)
+    whole = path.read_bytes()
+    many_disks = whole.rindex(b"PK\x06\x07") + 16  # of the 64-bit locator: how many disks there are
+    path.write_bytes(whole[:many_disks] + b"\x07" + whole[many_disks + 1 :])
+    with pytest.raises(InputError, match="can't be read as weights") as refused:
+        read_state(path)
+    assert "archive is damaged" in refused.value.why
+
+
 def test_a_tensor_larger_than_what_it_is_made_of_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(1_000_000_000)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match="can't be read as weights") as refused:

@@ -190,6 +190,7 @@ def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line
         "know": "nothing",
         "restarts": 3,
         "steps": 4,
+        "time_limit": "90s",
         "seed": 5,
         "device": "cpu",
         "threads": 1,
@@ -198,7 +199,7 @@ def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line
     }
     assert set(values) == {field.name for field in FIELDS}
     config = load_run_config(flags={**values, "sentences": ("hello",)})
-    assert (config.model, config.attack.name, config.steps) == ("gpt2", "tag", 4)
+    assert (config.model, config.attack.name, config.steps, config.time_limit) == ("gpt2", "tag", 4, 90)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_the_arrow_keys_go_through_the_form_and_a_click_opens_a_list(
         assert app.focused is rows["model"].box.input
         rows["restarts"].box.input.focus()
         await pilot.press("down", "down")
-        assert app.focused is rows["seed"].box.input
+        assert app.focused is rows["time_limit"].box.input
         await pilot.press("up")
         assert app.focused is rows["steps"].box.input
         await pilot.click(rows["attack"].query_one(".more"))

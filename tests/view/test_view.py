@@ -514,6 +514,9 @@ def test_tokens_that_the_vocabulary_lacks_are_never_said_to_have_leaked():
         "4 of 4 tokens recovered, 4 in place; "
         "5 tokens have no entry in this model's vocabulary and count nowhere."
     )
+    assert how_much(scored(4, 4, 4) | {"unknown_tokens": 1}).endswith(
+        "1 token has no entry in this model's vocabulary and counts nowhere."
+    )
     nothing = how_much(scored(0, 0, 0) | {"unknown_tokens": 1})
     assert nothing == "No text could be recovered: 1 token has no entry in this model's vocabulary."
 

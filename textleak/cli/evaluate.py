@@ -114,11 +114,11 @@ def command(
     ] = None,
     seed: Annotated[list[str] | None, _several("--seed", f"{_GRID.capitalize()}.", "0")] = None,
     time_limit: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--time-limit",
-            metavar="SECONDS",
-            help="For each batch; the best answer so far counts.",
+            metavar="TIME",
+            help="For each batch, 90s or 10m: the best answer by then counts.",
             show_default="none",
         ),
     ] = None,

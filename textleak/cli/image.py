@@ -70,6 +70,7 @@ def command(
             show_default="the attack's",
         ),
     ] = None,
+    time_limit: flags.TimeLimit = None,
     seed: flags.Seed = None,
     device: flags.Device = None,
     threads: flags.Threads = None,

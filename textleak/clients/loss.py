@@ -10,6 +10,7 @@ from pydantic import Field
 from textleak.clients.base import CLIENTS, Client
 from textleak.errors import InputError
 from textleak.models.base import M, Modality
+from textleak.models.losses.base import Loss as Own
 from textleak.models.losses.classes import Classes
 from textleak.models.losses.language import Language, Padding, Reduction
 from textleak.models.text import TextModel
@@ -21,6 +22,9 @@ _LANGUAGE = ("causal-lm", "masked-lm")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss(Client):
     """Cross entropy with smoothed labels, weighted classes or another sum than the mean (torch's own, and Trainer's).
+
+    Of heads with a loss of their own (numbers, several classes, classes of tokens) the sum alone, over all that it is
+    otherwise the mean of.
 
     Attributes:
         smoothing: part of each label that is spread over all classes, or the vocabulary, alike.
@@ -47,14 +51,14 @@ class Loss(Client):
         Raises:
             InputError: the model has another one, or one without something that was told.
         """
-        if not isinstance(model, TextModel) or (model.num_labels is None and model.task not in _LANGUAGE):
-            raise self._unfit(
-                model.name, model.task if isinstance(model, TextModel) else "", "its loss is another one"
-            )
+        if not isinstance(model, TextModel):
+            raise self._unfit(model.name, "", "its loss is another one")
         text = cast("TextModel", model)
-        if text.num_labels is None:
+        if text.num_labels is not None:
+            return cast("M", text.trained_with(self._classes(text, text.num_labels)))
+        if text.task in _LANGUAGE:
             return cast("M", text.spoken_with(self._language(text)))
-        return cast("M", text.trained_with(self._classes(text, text.num_labels)))
+        return cast("M", text.trained_with(self._sum(text)))
 
     def _language(self, model: TextModel) -> Language:
         if self.weights is not None:
@@ -67,6 +71,14 @@ class Loss(Client):
             prompt=(self.prompt,) if self.prompt else (),
             padding=self.padding or "masked",
         )
+
+    def _sum(self, model: TextModel) -> Own:
+        """The sum of what a head's own loss is the mean of."""
+        own = None if model.own_loss is None else model.own_loss.in_sum()
+        if own is None or self != Loss(reduction="sum"):
+            what = "no option here" if own is None else "reduction=sum alone"
+            raise self._unfit(model.name, model.task, f"its loss is another one, which {what} changes")
+        return own
 
     def _classes(self, model: TextModel, classes: int) -> Classes:
         weights = () if self.weights is None else tuple(map(float, self.weights.split("/")))

@@ -20,6 +20,7 @@ from textleak.matching.hooks import hooked
 from textleak.models import Targets, TextModel
 from textleak.models.guesses import padded
 from textleak.models.probes.layers import LinearLayer
+from textleak.models.probes.layout import laid_out, layouts
 from textleak.numerics import exact
 
 # Tokens of one pass: bounds the memory of what the pass back needs (our choice).
@@ -57,6 +58,7 @@ def _pass(model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLayer]) 
     targets = Targets(labels=labels_K11C, weights=torch.ones_like(labels_K11C[..., 0]))
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     modules = [(layer.name, model.network.get_submodule(layer.name)) for layer in layers]
+    _ = layouts(model)  # before there are hooks
     handles = [module.register_forward_hook(_keeping(seen, name)) for name, module in modules]
     with hooked(handles), torch.enable_grad():
         losses_K = model.loss(ids_KT[:, None], mask_KT[:, None], targets)
@@ -69,18 +71,19 @@ def _pass(model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLayer]) 
             for losses in by_label_CK[:-1].sum(1)
         ]
     chances_KC = (-exact(by_label_CK.detach().T)).softmax(1).clamp_min(torch.finfo(torch.float64).tiny)
-    deltas = [torch.stack(of_layer) for of_layer in zip(*slopes, strict=True)]
+    deltas = [
+        torch.stack([laid_out(model, layer.name, slope, *ids_KT.shape) for slope in of_layer])
+        for layer, of_layer in zip(layers, zip(*slopes, strict=True), strict=True)
+    ]
+    read = {name: laid_out(model, name, read, *ids_KT.shape) for name, (read, _) in seen.items()}
     for k, row in enumerate(rows):
-        # Some networks run all sentences' tokens through a layer as one long list.
-        inputs = {
-            name: exact(read.view(*ids_KT.shape, -1)[k, : len(row)]) for name, (read, _) in seen.items()
-        }
+        inputs = {name: exact(read_KTI[k, : len(row)]) for name, read_KTI in read.items()}
         yield Alone(
             row=row,
             chances_C=chances_KC[k],
             inputs=inputs,
             deltas={
-                layer.name: exact(delta.view(len(delta), *ids_KT.shape, -1)[:, k, : len(row)])
+                layer.name: exact(delta[:, k, : len(row)])
                 for layer, delta in zip(layers, deltas, strict=True)
             },
         )

@@ -8,6 +8,7 @@ Shapes: F beginnings, K tokens tried after each.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from textleak.exact.later_inputs import LaterInput, LaterInputs
@@ -28,7 +29,7 @@ class Tree:
     Attributes:
         model: the public model.
         ordered: whether the first block's inputs tell positions apart.
-        candidates: tokens that could stand at a position.
+        candidates: tokens that could follow beginnings of one length.
         checks: later layers' spans.
         first: which of them every beginning has to be in; the others are asked where too many are.
         longest: tokens at most.
@@ -39,7 +40,7 @@ class Tree:
 
     model: TextModel
     ordered: bool
-    candidates: Callable[[int], Sequence[int]]
+    candidates: Callable[[Sequence[Row]], Sequence[int]]
     checks: LaterInputs
     first: int
     longest: int
@@ -56,6 +57,23 @@ class Tree:
     def finished(self) -> bool:
         """Whether as many beginnings were found as there are."""
         return len(self.beginnings) == self.span.rank
+
+    @property
+    def certain(self) -> bool:
+        """Whether the beginnings found are the batch's, all of them and no other.
+
+        Each of the batch's own that the gradient shows is among those found; and where these are as many as the span
+        has dimensions, and independent, there is room for no other. They lie in all other spans as well, and leave
+        no room there.
+        """
+        if not self.finished or not self._check(self.first).spanned_by(self.beginnings):
+            return False
+        others = (self.checks[index] for index in itertools.count())
+        return all(
+            check.span.rank <= len(self.beginnings) and check.holds(self.beginnings)
+            for check in itertools.takewhile(lambda check: check is not None, others)
+            if check is not None
+        )
 
     @property
     def predicts(self) -> bool:
@@ -75,7 +93,7 @@ class Tree:
     def grow(self) -> Iterator[int]:
         """Find all beginnings; yields the length reached."""
         for start in self.starts:
-            if start and not self.candidates(len(start)):
+            if start and not self.candidates([start]):
                 break
             yield from self._follow([start])
         if self.ordered:
@@ -89,7 +107,7 @@ class Tree:
 
     def _follow(self, frontier: list[Row]) -> Iterator[int]:
         for position in range(len(frontier[0]), self.longest):
-            frontier = self._extended(frontier, self.candidates(position))
+            frontier = self._extended(frontier, self.candidates(frontier))
             if not frontier:
                 return
             self.beginnings += frontier

@@ -30,8 +30,9 @@ from textleak.shared.gradient import SharedGradient
 
 # Layers that may come after the one that labels are read off: more than a block is slow, and less sure (our choice).
 _MOST_AFTER = 6
-# Rows of the head that are squared at once: bounds the memory.
-_ROWS = 8192
+# Rows of the head that are squared at once, and entries of a gradient that are solved for at once: both bound the
+# memory.
+_ROWS, _ENTRIES = 8192, 2**22
 # The part of a layer's gradient, in eps, that may be left when all its inputs are known (our choice; measured on gpt2
 # and smollm2).
 _WHOLE = 1000.0
@@ -79,16 +80,15 @@ class LastLayers:
             return None
         weight_name, layer = last
         layout = _Layout.of(model, beginnings)
-        input_RTI, output, hidden = _run(model, layer, head, layout.ids_RT, layout.mask_RT)
+        input_RTI, output, hidden, logits_NC, scale_NC = _run(model, layer, head, layout)
         shape = (layout.ids_RT.shape[0], layout.ids_RT.shape[1])
         hidden_RTD = hidden.view(*shape, -1)
-        inputs_NI = exact(input_RTI.view(*shape, -1)[layout.places])
-        gradient_OI = exact(shared.gradients[weight_name]).to(inputs_NI.device)
+        gradient_OI = shared.gradients[weight_name]
         if not hasattr(layer, "in_features"):  # GPT-2 keeps its weights as (inputs, outputs)
             gradient_OI = gradient_OI.T
-        eps = torch.finfo(shared.gradients[weight_name].dtype).eps
-        delta_NO, noise_N, whole = _at_the_output(inputs_NI, gradient_OI, eps)
-        logits_NC, scale_NC = _logits(model, head, layout, hidden_RTD)
+        delta_NO, noise_N, whole = _at_the_output(
+            exact(input_RTI.view(*shape, -1)[layout.places]), gradient_OI
+        )
         with torch.no_grad():
             weight_CD = _weight(head).detach()
             chances_NC = logits_NC.to(model.loss_dtype).softmax(-1).to(weight_CD.dtype)
@@ -225,15 +225,20 @@ class _Layout:
         )
 
 
-def _at_the_output(inputs_NI: Tensor, gradient_OI: Tensor, eps: float) -> tuple[Tensor, Tensor, bool]:
+def _at_the_output(inputs_NI: Tensor, gradient_OI: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Δ with ΔᵀX = G, (N, O); the squared norm that each row may be off by; whether these inputs make all of G."""
-    delta_NO = least_squares(inputs_NI.T, gradient_OI.T)
-    rest = gradient_OI - delta_NO.T @ inputs_NI
     outputs, inputs = gradient_OI.shape
-    variance = float(rest.square().sum()) / (outputs * max(1, inputs - len(inputs_NI)))
+    delta, squared_rest, squared_norm = [], 0.0, 0.0
+    for part in torch.split(gradient_OI, max(1, _ENTRIES // inputs)):
+        part_OI = exact(part).to(inputs_NI.device)
+        part_NO = least_squares(inputs_NI.T, part_OI.T)
+        squared_norm += float(part_OI.square().sum())
+        squared_rest += float(torch.addmm(part_OI, part_NO.T, inputs_NI, alpha=-1).square().sum())
+        delta.append(part_NO)
+    variance = squared_rest / (outputs * max(1, inputs - len(inputs_NI)))
     inverse_N = torch.linalg.pinv(inputs_NI).square().sum(0)
-    whole = float(rest.norm()) <= _WHOLE * eps * float(gradient_OI.norm())
-    return delta_NO, outputs * variance * inverse_N, whole
+    least = _WHOLE * torch.finfo(gradient_OI.dtype).eps
+    return torch.cat(delta, 1), outputs * variance * inverse_N, squared_rest**0.5 <= least * squared_norm**0.5
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -258,48 +263,54 @@ def _last_linear(model: TextModel, shared: SharedGradient) -> tuple[str, nn.Modu
 
 
 def _run(
-    model: TextModel, layer: nn.Module, head: nn.Module, ids_RT: Tensor, mask_RT: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer's input and output, and the head's input, with the graph between the last two and nothing else."""
+    model: TextModel, layer: nn.Module, head: nn.Module, layout: _Layout
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A layer's input and output, and the head's input, with the graph between the last two and nothing else.
+
+    And the network's own logits at each beginning, and what it scales the head's outputs by: `LastLayers.scale_NC`.
+    """
     seen: dict[str, Tensor] = {}
 
     def cut(_module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         seen["input"], seen["output"] = arguments[0].detach(), output.detach().requires_grad_(True)
         return seen["output"].clone()  # some networks add to it in place
 
-    def read(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen["hidden"] = arguments[0]
-        raise _Enough
+    def read(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor]:
+        seen["hidden"] = hidden = arguments[0]
+        chosen_ND = hidden.detach().view(*layout.ids_RT.shape, -1)[layout.places]
+        return (chosen_ND.view(*(1,) * (hidden.dim() - 2), *chosen_ND.shape),)
 
-    handles = [layer.register_forward_hook(cut), head.register_forward_pre_hook(read)]
-    try:
-        with hooked(handles), torch.enable_grad():
-            run(model, ids_RT, mask=mask_RT)
-    except _Enough:
-        return seen["input"], seen["output"], seen["hidden"]
-    raise ValueError(f"{model.name} never runs its head")
+    def scaled(_module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        seen["logits"] = output.detach()
+        if model.num_labels is not None:
+            # A class is read off the last token; here every beginning ends a sentence.
+            raise _Enough
+        seen["logits"].requires_grad_(True)
+        return seen["logits"].clone()  # some networks scale it in place
 
-
-def _logits(model: TextModel, head: nn.Module, layout: _Layout, hidden_RTD: Tensor) -> tuple[Tensor, Tensor]:
-    """The network's own logits at each beginning, and what it scales the head's outputs by: `LastLayers.scale_NC`."""
-    places = layout.places
-    if model.num_labels is not None:
-        # A class is read off the last token; here every beginning ends a sentence.
-        with torch.no_grad():
-            logits_NC = head(hidden_RTD)[places]
-        return logits_NC, torch.ones_like(logits_NC[:1, :1])
-    made: list[Tensor] = []
-
-    def cut(_module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        made.append(output.detach().requires_grad_(True))
-        return made[0].clone()  # some networks scale it in place
-
-    with hooked([head.register_forward_hook(cut)]), torch.enable_grad():
-        logits_RTC = run(model, layout.ids_RT, mask=layout.mask_RT).logits
-    (slope_RTC,) = torch.autograd.grad(logits_RTC.sum(), made[0])
-    scale_NC = slope_RTC.view_as(logits_RTC)[places]
+    handles = [
+        layer.register_forward_hook(cut),
+        head.register_forward_pre_hook(read),
+        head.register_forward_hook(scaled),
+    ]
+    count = len(layout.places[0])
+    with hooked(handles), torch.enable_grad():
+        try:
+            logits = run(model, layout.ids_RT, mask=layout.mask_RT).logits
+        except _Enough:
+            logits_NC = seen["logits"].view(count, -1)
+            return (
+                seen["input"],
+                seen["output"],
+                seen["hidden"],
+                logits_NC,
+                torch.ones_like(logits_NC[:1, :1]),
+            )
+        (slope,) = torch.autograd.grad(logits.sum(), seen["logits"])
+    scale_NC = slope.view(count, -1)
     same = bool((scale_NC == scale_NC[0, 0]).all())
-    return logits_RTC.detach()[places], scale_NC[:1, :1] if same else scale_NC
+    logits_NC = logits.detach().view(count, -1)
+    return seen["input"], seen["output"], seen["hidden"], logits_NC, scale_NC[:1, :1] if same else scale_NC
 
 
 class _Enough(Exception):  # noqa: N818

@@ -17,13 +17,17 @@ from torch import Tensor
 from textleak.exact.subspace import OUTSIDE, InputSpan, layer_span
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs
-from textleak.models.probes.packing import packed_inputs, packs
+from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs, local_layers
+from textleak.models.probes.packing import EachOnce, Kept, packed_inputs, packs
+from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
-# Tokens of all rows that run through the first layers at once, and tokens tried after one beginning in one row: both
-# bound the memory.
-_TOKENS_A_PASS, _TRIED_A_ROW = 8192, 256
+# Tokens of all rows that run through the first layers at once, the numbers of one input of theirs, and tokens tried
+# after one beginning: all bound the memory.
+_TOKENS_A_PASS, _NUMBERS_A_PASS, _TRIED_A_ROW = 8192, 2**22, 256
+# Inputs follow from others where their least singular value is below so many roundings of the largest (our choice;
+# measured on gpt2 and smollm2: inputs in a span are off it by 1 to 13).
+_DEPENDENT = 100.0
 # Later layers' inputs that can be asked (our choice).
 _DEEPEST = 16
 
@@ -38,6 +42,7 @@ class LaterInput:
         span: where it lies in the batch's sentences.
         packs: whether beginnings can be run once for all tokens after them.
         sooner: an input before it that takes far less to compute; what lies outside there isn't run any further.
+        known: what the first layers made of tokens so far.
     """
 
     model: TextModel
@@ -45,6 +50,7 @@ class LaterInput:
     span: InputSpan
     packs: bool
     sooner: LaterInput | None = None
+    known: dict[int, Kept] = dataclasses.field(default_factory=dict)
 
     def misfits(self, beginnings: Sequence[Row], tokens: Sequence[int]) -> Tensor:
         """How far each beginning (all of one length) with each token after it lies outside: (F, K).
@@ -64,11 +70,15 @@ class LaterInput:
                     found_FK[f, k] = misfit
                 return found_FK
         found = []
+        if any(layer.depends_on_position for layer in local_layers(self.model)):
+            self.known.clear()  # nothing of it holds here
         for start in range(0, len(tokens), _TRIED_A_ROW):
             some = tokens[start : start + _TRIED_A_ROW]
-            size = max(1, _TOKENS_A_PASS // (len(beginnings[0]) + len(some)))
+            size = max(1, self._tokens_a_pass // (len(beginnings[0]) + len(some)))
             parts = [beginnings[f : f + size] for f in range(0, len(beginnings), size)]
-            inputs = [packed_inputs(self.model, [self.layer], part, some)[self.layer] for part in parts]
+            inputs = [
+                packed_inputs(self.model, [self.layer], part, some, self.known)[self.layer] for part in parts
+            ]
             found.append(torch.cat([self._misfit(part_FKI) for part_FKI in inputs]).cpu())
         return torch.cat(found, 1)
 
@@ -76,17 +86,45 @@ class LaterInput:
         """How far the last input of each row (all of one length) lies outside; nothing attends to padding in them."""
         if not rows:
             return []
-        model, ids_NT = self.model, torch.tensor(rows, device=self.model.device)
-        parts = torch.split(ids_NT, max(1, _TOKENS_A_PASS // ids_NT.shape[1]))
-        masks = [
-            None if model.language.padding == "masked" else (part != model.pad_id).long() for part in parts
-        ]
-        inputs = [
-            layer_inputs(model, part, [self.layer], mask=mask)[self.layer][:, -1]
-            for part, mask in zip(parts, masks, strict=True)
-        ]
-        found: list[float] = torch.cat([self._misfit(part_NI) for part_NI in inputs]).tolist()
+        ids_NT = torch.tensor(rows, device=self.model.device)
+        parts = torch.split(ids_NT, max(1, self._tokens_a_pass // ids_NT.shape[1]))
+        found: list[float] = torch.cat([self._misfit(self._last_inputs(part)) for part in parts]).tolist()
         return found
+
+    def _last_inputs(self, ids_NT: Tensor) -> Tensor:
+        """The last input of each row, (N, I)."""
+        model = self.model
+        if model.language.padding != "masked":
+            mask_NT = (ids_NT != model.pad_id).long()
+            return layer_inputs(model, ids_NT, [self.layer], mask=mask_NT)[self.layer][:, -1]
+        positions_NT = torch.arange(ids_NT.shape[1], device=ids_NT.device).expand_as(ids_NT)
+        with EachOnce(model, local_layers(model), ids_NT, positions_NT):
+            return layer_inputs(model, ids_NT, [self.layer])[self.layer][:, -1]
+
+    def holds(self, rows: Sequence[Row]) -> bool:
+        """Whether the last inputs of some rows are all inside."""
+        lengths = {len(row) for row in rows}
+        return all(
+            misfit <= OUTSIDE
+            for length in lengths
+            for misfit in self.row_misfits([row for row in rows if len(row) == length])
+        )
+
+    def spanned_by(self, rows: Sequence[Row]) -> bool:
+        """Whether the last inputs of some rows are independent, so that as many as the rank span all of it."""
+        inputs = []
+        for length in {len(row) for row in rows}:
+            ids_NT = torch.tensor([row for row in rows if len(row) == length], device=self.model.device)
+            parts = torch.split(ids_NT, max(1, self._tokens_a_pass // length))
+            inputs += [exact(self._last_inputs(part)) for part in parts]
+        inputs_NI = torch.cat(inputs)
+        inputs_NI = inputs_NI / inputs_NI.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        s_N = torch.linalg.svdvals(inputs_NI @ self.span.basis_RI.to(inputs_NI).T)
+        return bool(s_N[-1] > _DEPENDENT * torch.finfo(self.model.dtype).eps * s_N[0])
+
+    @property
+    def _tokens_a_pass(self) -> int:
+        return min(_TOKENS_A_PASS, _NUMBERS_A_PASS // self.model.hidden_size)
 
     def _misfit(self, inputs: Tensor) -> Tensor:
         inputs_NI = inputs.flatten(0, -2)

@@ -49,7 +49,10 @@ def padded_sentences(
         model=model,
         ordered=ordered,
         # Some networks put all padding at one position: it is tried everywhere.
-        candidates=lambda t: [*vocabulary.tokens(t), *(model.pad_id,) * (counted and t > 0)],
+        candidates=lambda rows: [
+            *vocabulary.after(rows),
+            *(model.pad_id,) * (counted and len(rows[0]) > 0),
+        ],
         checks=checks,
         first=0,
         longest=longest,

@@ -6,12 +6,14 @@ what a language model was asked to predict after each beginning tells where sent
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Iterator, Sequence
 
 from textleak.events import Phase, Progress, Sentence
 from textleak.exact.beginnings import Tree
 from textleak.exact.endings import answer, ended
+from textleak.exact.followers import Followers
 from textleak.exact.found import OPEN, Found
 from textleak.exact.later_inputs import LaterInputs, shows
 from textleak.exact.proposals import Proposals
@@ -24,6 +26,7 @@ from textleak.models.probes.layers import LocalLayer
 from textleak.shared.gradient import SharedGradient
 
 _CUT = "The time limit was reached while sentences were built, token by token."
+_NO_TREE = "No layer after the first ones tells which of the tokens that could follow each other do."
 # Later layers' inputs that are tried as the one that every beginning has to be in (our choice).
 _MOST_ATTEMPTS = 4
 
@@ -54,7 +57,7 @@ def extend_prefixes(
     tree = Tree(
         model=model,
         ordered=layers[0].depends_on_position,
-        candidates=proposals.surest_at,
+        candidates=lambda rows: proposals.surest_at(len(rows[0])),
         checks=checks,
         first=0,
         longest=longest,
@@ -82,12 +85,9 @@ def causal_sentences(
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
     yield Phase(name="prefixes", detail="beginnings of sentences whose inputs the gradients span")
-    spans = shared_spans(model, shared)
-    clear = [(layers, span) for layers, span in spans if shows(span)]
-    if not clear:
-        return Found(rows=(), notes=(_why_nothing(shared, [span for _, span in spans]),))
-    layers, span = max(clear, key=lambda pair: pair[1].room)
-    vocabulary = Vocabulary(model, layers[0], span)
+    first_layers = _first_layers(model, shared)
+    if isinstance(first_layers, str):
+        return Found(notes=(first_layers,))
     longest = max(shared.known.lengths) if shared.known.lengths else model.max_length
     if model.task == "causal-lm":  # the last token is no input
         longest -= 1
@@ -95,8 +95,8 @@ def causal_sentences(
     for checks, first in _attempts(model, shared):
         tree = Tree(
             model=model,
-            ordered=layers[0].depends_on_position,
-            candidates=vocabulary.tokens,
+            ordered=isinstance(first_layers, Followers) or first_layers.layer.depends_on_position,
+            candidates=first_layers.after,
             checks=checks,
             first=first,
             longest=longest,
@@ -115,11 +115,37 @@ def causal_sentences(
             continue
         yield Phase(name="labels", detail="what was predicted after each beginning")
         found = ended(tree, shared)
+        if model.first_layers is not None:
+            found = _of_first_layers(tree, shared, found)
         if found.complete or tree.finished:
             return found
         # Some weren't found, or a few too many: another layer may show more.
         best = max(filter(None, [found, best]), key=_known)
-    return best or _sets_alone(vocabulary, longest)
+    if best is not None:
+        return best
+    if isinstance(first_layers, Followers):
+        return Found(notes=(_NO_TREE,))
+    return _sets_alone(first_layers, longest)
+
+
+def _first_layers(model: TextModel, shared: SharedGradient) -> Vocabulary | Followers | str:
+    """What the first layers' gradients tell of which tokens could come next; or why they tell nothing."""
+    spans = shared_spans(model, shared)
+    clear = [(layers, span) for layers, span in spans if shows(span)]
+    if clear:
+        layers, span = max(clear, key=lambda pair: pair[1].room)
+        return Vocabulary(model, layers[0], span)
+    followers = None if spans else Followers.of(model, shared)
+    return followers or _why_nothing(shared, [span for _, span in spans])
+
+
+def _of_first_layers(tree: Tree, shared: SharedGradient, found: Found) -> Found:
+    """What a model's first layers tell, with what they prove: nothing else can be put to a test."""
+    if shared.seen_effects or not tree.certain:
+        return found
+    return dataclasses.replace(
+        found, proved=tuple(tuple(token != OPEN for token in row) for row in found.rows)
+    )
 
 
 def _attempts(model: TextModel, shared: SharedGradient) -> Iterator[tuple[LaterInputs, int]]:

@@ -8,12 +8,13 @@ Shapes: V vocabulary, N tokens, I the layer's input size, R directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from textleak.exact.subspace import OUTSIDE, InputSpan
+from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.additive import additive_inputs
 from textleak.models.probes.layers import LocalLayer, layer_inputs
@@ -60,6 +61,10 @@ class Vocabulary:
         """The ids alone."""
         ids: list[int] = self.inside(position)[0].tolist()
         return ids
+
+    def after(self, beginnings: Sequence[Row]) -> list[int]:
+        """Those that could follow beginnings of one length, whatever these hold."""
+        return self.tokens(len(beginnings[0]))
 
     def _scan(self, position: int) -> tuple[Tensor, Tensor]:
         near = list(self._near(position, self.span.margin))

@@ -3,7 +3,7 @@
 `told` asks every question of `QUESTIONS`; one question, one file. What can't be told is said so, never guessed.
 """
 
-from textleak.inference.base import Findings, Kind, Told
+from textleak.inference.base import Findings, Kind, Told, Value
 from textleak.inference.questions import QUESTIONS, told
 
-__all__ = ["QUESTIONS", "Findings", "Kind", "Told", "told"]
+__all__ = ["QUESTIONS", "Findings", "Kind", "Told", "Value", "told"]

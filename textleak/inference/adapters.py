@@ -117,7 +117,7 @@ def ask(seen: Seen) -> Told:
     """Rank and modules."""
     found = adapters_of(seen)
     if not found.ranks:
-        return Told(what=WHAT, value=None, evidence="No parameter is named as PEFT names adapters.")
+        return Told(what=WHAT, value=False, evidence="No parameter is named as PEFT names adapters.")
     targets, rank = found.targets, found.rank
     many = f"{len(found.ranks)} adapters on {', '.join(targets)}"
     if rank is None:

@@ -88,7 +88,8 @@ class Seen:
                 yield name, value
 
 
-Question = Callable[[Seen], Told]
+Question = Callable[[Seen], Told | None]
+"""None where it doesn't arise: a gradient has no learning rate."""
 _T = TypeVar("_T")
 
 # Entries of a tensor that statistics are taken over: a share is known to half a hundredth (our choice).

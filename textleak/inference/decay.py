@@ -13,10 +13,10 @@ WHAT = "weight decay"
 _NARROW = 0.3
 
 
-def ask(seen: Seen) -> Told:
-    """Weight decay, where the rate is known too."""
+def ask(seen: Seen) -> Told | None:
+    """Weight decay, where the rate is known too; None of a gradient, as weights shrink in the optimizer."""
     if sent_as(seen).kind == "gradient":
-        return Told(what=WHAT, value=None, evidence="A gradient was sent: weights shrink in the optimizer.")
+        return None
     decay, first, rate = decay_of(seen), first_step(seen), rate_of(seen).rate
     if decay is None:
         if first is None:
@@ -31,7 +31,7 @@ def ask(seen: Seen) -> Told:
         if product > half:
             return Told(
                 what=WHAT,
-                value=None,
+                value={"rate × decay": float(f"{product:.4g}")},
                 evidence=f"Weights shrank by {product:.4g} ({where}): rate times decay, together.",
             )
         return Told(what=WHAT, value=0.0, evidence=f"Nothing shrank by {half:.1g} or more ({where}).")

@@ -7,21 +7,26 @@ at all.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from textleak.inference.base import Seen, Told, measured, per_cent
+from textleak.inference.heads import read_heads
 from textleak.inference.inputs import first_inputs
 from textleak.inference.masks import masked
 from textleak.inference.pairs import pairs_of
 from textleak.inference.single import alone, linears_of, moves_of
+from textleak.words import count_of
 
 WHAT = "dropout"
 # Entries that tell that nothing was dropped, where none was: with a rate of 0.05 that had a chance of 6e-6.
 _LEAST = 240
 # Standard deviations that a rate may be off its estimate, and how near that has to be for it to be told (our choice).
 _SURE, _NEAR = 2.5, 0.02
-# What people set rates to a multiple of, as 0.1 and 0.05 are. Of other rates four in five are within `_NEAR` of one.
-# Which one it is then has to be surer: at 2.5 deviations 0.15 was told of one of 60 updates that had 0.2.
-_SET, _SURE_OF_SET = 0.05, 3.5
+# What people set rates to a multiple of, as 0.1 and 0.05 are, the largest of these, and the deviations that one may be
+# off. Of other rates four in five are within `_NEAR` of one.
+_SET, _LARGEST, _SURE_OF_SET = 0.05, 0.5, 3.5
+# How many times likelier than any other it has to be, and where the model's configuration has it (our choice).
+_LIKELIER, _AS_CONFIGURED = 100.0, 20.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,14 @@ def dropout_of(seen: Seen) -> Dropout:
             rate=0.0,
             evidence=f"{len(pairs.inside)} clean inputs lie in the span of the first layer's {span.rank} directions: "
             "nothing was dropped from them.",
+        )
+    heads = read_heads(seen)
+    if heads is not None:
+        return Dropout(
+            on=True,
+            rate=round(heads.dropout, 3),
+            evidence=f"What the head read of {count_of(len(heads.labels), 'sentence')} is 0 or "
+            f"{1 / (1 - heads.dropout):.4f} times what the layer before makes of it: 1/(1 − rate).",
         )
     dropped, looked_at = (sum(column) for column in zip((0, 0), zeros_of(seen), masked(seen), strict=True))
     if looked_at >= _LEAST:
@@ -72,22 +85,31 @@ def _rated(seen: Seen, dropped: int, looked_at: int) -> Dropout:
     figure = f"{dropped:,} of {looked_at:,} entries ({per_cent(share)}) beside dropout were set to 0"
     figure += f": a rate between {middle - half:.3f} and {middle + half:.3f}"
     if half > _NEAR:
-        middle, half = _interval(share, looked_at, _SURE_OF_SET)
-        set_to = [round(n * _SET, 3) for n in range(1, 20) if abs(n * _SET - middle) <= half]
-        if len(set_to) != 1:
+        rate, times = _set_to(seen, dropped, looked_at)
+        if not times:
             return Dropout(on=True, rate=None, evidence=f"{figure}.")
-        figure += f", with more certainty between {middle - half:.3f} and {middle + half:.3f}"
-        return Dropout(
-            on=True,
-            rate=set_to[0],
-            evidence=f"{figure}: {set_to[0]:g} is the only multiple of {_SET:g} there.",
+        figure += (
+            f"; of multiples of {_SET:g}, {rate:g} is {min(times, 1e6):,.0f} times likelier than any other"
         )
+        return Dropout(on=True, rate=rate, evidence=f"{figure}.")
     usual = [rate for rate in _configured(seen) if abs(rate - middle) <= half]
     if len(usual) == 1:
         return Dropout(
             on=True, rate=usual[0], evidence=f"{figure}; the model's configuration has {usual[0]:g}."
         )
     return Dropout(on=True, rate=round(middle, 3), evidence=f"{figure}.")
+
+
+def _set_to(seen: Seen, dropped: int, looked_at: int) -> tuple[float, float]:
+    """The multiple of `_SET` that is likeliest by far, and how many times; 0 times where none is."""
+    share = dropped / looked_at
+    rates = [round(n * _SET, 3) for n in range(1, round(_LARGEST / _SET) + 1)]
+    chances = {rate: dropped * math.log(rate) + (looked_at - dropped) * math.log1p(-rate) for rate in rates}
+    rate, other = sorted(rates, key=lambda one: -chances[one])[:2]
+    times = math.exp(chances[rate] - chances[other])
+    middle, half = _interval(share, looked_at, _SURE_OF_SET)
+    enough = times >= (_AS_CONFIGURED if rate in _configured(seen) else _LIKELIER)
+    return rate, times if enough and abs(rate - middle) <= half else 0.0
 
 
 def _interval(share: float, count: int, deviations: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ Shapes: O the layers' output size, I their input size, R rank, S singular values
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class FirstInputs:
         rounding: variance of what is outside the span, over that of one rounding of the weights; None where nothing
             was added to weights, or too little to tell.
         least: the smallest singular value of the span, over the largest that is rounding.
+        following: the singular value after it, likewise.
         down_AI: what inputs go through before: an adapter's A; None for nothing.
     """
 
@@ -62,7 +64,12 @@ class FirstInputs:
     unsure_R: Tensor
     rounding: float | None
     least: float
+    following: float
     down_AI: Tensor | None = None
+
+    def ends_after(self, roundings: float) -> bool:
+        """Whether it ends clearly where the weights were rounded so many times, one after the other."""
+        return self.least > _SURE * math.sqrt(roundings) and self.following <= _MAYBE * math.sqrt(roundings)
 
     def inside(self, inputs_NI: Tensor) -> tuple[Tensor, Tensor]:
         """Which inputs lie in the span and which clearly don't, (N,) each; of some neither can be told."""
@@ -172,6 +179,7 @@ def _of_gradient(layers: tuple[LocalLayer, ...], value_OI: Tensor, eps: float) -
         unsure_R=noise / sizes / s_S[:rank],
         rounding=None,
         least=float(s_S[rank - 1]) / noise if rank else 0.0,
+        following=float(s_S[rank]) / noise if rank < len(s_S) else 0.0,
     )
 
 
@@ -196,6 +204,7 @@ def _of_update(
         unsure_R=noise / sizes / s_S[:rank],
         rounding=None if steps_OI is None else _rounding(value_OI, steps_OI, scale_1I, s_S, basis_SI, noise),
         least=float(s_S[rank - 1]) / noise,
+        following=following / noise,
     )
 
 

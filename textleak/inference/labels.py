@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textleak.inference.base import Seen, Told
 from textleak.inference.head import head_of
+from textleak.inference.heads import read_heads
 from textleak.inference.kind import sent_as
 from textleak.inference.sentences import sentences_of
 from textleak.inference.single import moves_of
@@ -24,6 +25,13 @@ def ask(seen: Seen) -> Told:
         )
     if not steps_of(seen).single:
         return Told(what=WHAT, value=None, evidence="Labels of several steps can't be told apart.")
+    heads = read_heads(seen)
+    if heads is not None:
+        return Told(
+            what=WHAT,
+            value=sorted(heads.labels),
+            evidence=f"Each sentence's part of {layer.weight} is what the head's prediction makes of its class.",
+        )
     gradient_C = moved[0] if sent_as(seen).kind == "gradient" else -moved[0]
     classes = (gradient_C < 0).nonzero().flatten().tolist()
     if sentences_of(seen).count == 1 and len(classes) == 1:

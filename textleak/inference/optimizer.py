@@ -183,7 +183,9 @@ def optimizer_of(seen: Seen) -> Optimizer:
     return Optimizer(name=None, evidence=f"{figure}: neither clearly Adam's nor clearly SGD's.")
 
 
-def ask(seen: Seen) -> Told:
-    """Which optimizer."""
+def ask(seen: Seen) -> Told | None:
+    """Which optimizer; None of a gradient, which none has touched."""
+    if sent_as(seen).kind == "gradient":
+        return None
     found = optimizer_of(seen)
     return Told(what=WHAT, value=found.name, evidence=found.evidence)

@@ -6,6 +6,7 @@ Under autocast products of matrices end in the short type and are widened afterw
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,9 @@ WHAT = "precision"
 _SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Part of a tensor's entries that lie on a grid when all were rounded to it; of others one in 2¹⁶ does by chance.
 _ALL, _LEAST = 0.999, 64
+# Part of the median tensor's largest entry that a tensor's has to exceed: below it they are rounding of sums that
+# cancel, as a key's bias has, which leaves few bits (our choice: float32's own eps).
+_ROUNDING = torch.finfo(torch.float32).eps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +33,10 @@ class Precision:
 
 @measured
 def grids_of(seen: Seen) -> Precision:
-    """Which tensors lie on which grid."""
-    return Precision(grids={name: _grid(value) for name, value in seen.moved() if value.numel() >= _LEAST})
+    """Which tensors lie on which grid; those that are rounding alone tell of none."""
+    sizes = {name: float(value.abs().max()) for name, value in seen.moved() if value.numel() >= _LEAST}
+    least = _ROUNDING * statistics.median(sizes.values()) if sizes else 0.0
+    return Precision(grids={name: _grid(seen.sent[name]) for name, size in sizes.items() if size > least})
 
 
 def _grid(value: Tensor) -> str:

@@ -38,7 +38,8 @@ def client_of(seen: Seen) -> tuple[str, ...] | None:
     if optimizer is None or rate is None or steps != 1:
         return None
     spec = f"fedavg:optimizer={optimizer},lr={rate:.4g},steps=1"
-    decay = decay_ask(seen).value if found.rate else _decay(seen, rate)
+    told = decay_ask(seen) if found.rate else None
+    decay = told.value if told else _decay(seen, rate)
     spec += f",weight_decay={decay:g}" if isinstance(decay, float) and decay else ""
     return (*parts, spec + (",max_grad_norm=1" if rate == found.times_clip else ""))
 

@@ -82,4 +82,5 @@ def told(
     seen = Seen(
         sent={name: value.detach() for name, value in sent.items()}, model=model, before=before, given=known
     )
-    return Findings(told=tuple(ask(seen) for ask in QUESTIONS), client=client_of(seen))
+    answers = (ask(seen) for ask in QUESTIONS)
+    return Findings(told=tuple(one for one in answers if one is not None), client=client_of(seen))

@@ -7,8 +7,9 @@ import math
 
 import torch
 
-from textleak.inference.base import Seen, Told, measured
+from textleak.inference.base import Seen, Told, Value, measured
 from textleak.inference.head import read_head
+from textleak.inference.heads import read_heads
 from textleak.inference.kind import sent_as
 from textleak.inference.levels import levels_of
 from textleak.inference.optimizer import first_step, optimizer_of
@@ -17,6 +18,8 @@ from textleak.inference.steps import steps_of
 from textleak.numerics import exact, grid_step
 
 WHAT = "learning rate"
+TIMES_CLIP, TIMES_LEFT = "rate × clipped norm", "rate × what clipping left"
+"""What is told in its place, where a step shows no more: the two can't be told apart."""
 # How near to a number of two figures a rate has to be to be one (our choice; a chance hit is one in 100), and the
 # chance at which one is believed that nothing else speaks for.
 _ROUND, _CHANCE = 3e-4, 0.01
@@ -46,9 +49,7 @@ class Rate:
 
 @measured
 def rate_of(seen: Seen) -> Rate:
-    """The learning rate of the optimizer."""
-    if sent_as(seen).kind == "gradient":
-        return Rate(rate=None, evidence="A gradient was sent: no rate is in it.")
+    """The learning rate of the optimizer, where one was at work."""
     first, levels = first_step(seen), levels_of(seen)
     if first is not None:
         return Rate(
@@ -63,7 +64,7 @@ def rate_of(seen: Seen) -> Rate:
 
 
 def _of_sgd(seen: Seen) -> Rate:
-    head = read_head(seen)
+    head = read_head(seen) or read_heads(seen)
     steps = steps_of(seen).count
     if steps != 1:
         said = (
@@ -79,7 +80,7 @@ def _of_sgd(seen: Seen) -> Rate:
     figure = (
         f"The head's own prediction makes the scale {head.scale:.5g}, and the update's norm is {norm:.5g}"
     )
-    round_ = [_is_round(head.scale), _is_round(norm)]
+    round_ = [is_round(head.scale), is_round(norm)]
     if round_ == [True, False]:
         return Rate(
             rate=head.scale,
@@ -127,13 +128,21 @@ def _of_clipping(square: float, rounding: float) -> Rate:
     )
 
 
-def _is_round(rate: float) -> bool:
+def is_round(rate: float) -> bool:
+    """Whether a rate is a number of two figures, as people set it."""
     return abs(rate / float(f"{rate:.1e}") - 1) <= _ROUND
 
 
-def ask(seen: Seen) -> Told:
-    """The learning rate."""
+def ask(seen: Seen) -> Told | None:
+    """The learning rate, or what it shows up multiplied by; None of a gradient."""
+    if sent_as(seen).kind == "gradient":
+        return None
     found = rate_of(seen)
-    return Told(
-        what=WHAT, value=None if found.rate is None else float(f"{found.rate:.4g}"), evidence=found.evidence
-    )
+    value: Value = None
+    if found.rate is not None:
+        value = float(f"{found.rate:.4g}")
+    elif found.times_clip is not None:
+        value = {TIMES_CLIP: float(f"{found.times_clip:.4g}")}
+    elif found.as_if is not None:
+        value = {TIMES_LEFT: float(f"{found.as_if:.4g}")}
+    return Told(what=WHAT, value=value, evidence=found.evidence)

@@ -6,12 +6,12 @@ import dataclasses
 
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.dropout import dropout_of
-from textleak.inference.inputs import first_inputs
+from textleak.inference.inputs import FirstInputs, first_inputs
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import optimizer_of
 from textleak.inference.pairs import pairs_of
 from textleak.inference.sentences import sentences_of
-from textleak.inference.steps import steps_of
+from textleak.inference.steps import MORE, steps_of
 from textleak.inference.vocabulary import places_of
 
 WHAT = "tokens"
@@ -30,9 +30,7 @@ def tokens_of(seen: Seen) -> Tokens:
     """Distinct inputs of the first layer: all tokens with dropout, tokens that differ in word or position without."""
     span = first_inputs(seen)
     if not steps_of(seen).single:
-        return Tokens(
-            count=None, evidence="Inputs of several steps, or of an unknown number, can't be told apart."
-        )
+        return _of_several(seen, span)
     places = _of_one_sentence(seen)
     if places and (span is None or span.rank <= places):
         return Tokens(
@@ -65,6 +63,21 @@ def tokens_of(seen: Seen) -> Tokens:
     return Tokens(
         count=span.rank,
         evidence=f"{figure}, and just so many tokens at their positions lie in it (equal ones once).",
+    )
+
+
+def _of_several(seen: Seen, span: FirstInputs | None) -> Tokens:
+    """Of several steps of SGD, whose gradients add up: what is dropped makes every token's input one of its own."""
+    rounded = None if span is None or optimizer_of(seen).name != "sgd" else span.rounding
+    known = steps_of(seen).count == MORE and dropout_of(seen).on
+    if span is None or rounded is None or not known or not span.ends_after(rounded):
+        return Tokens(
+            count=None, evidence="Inputs of several steps, or of an unknown number, can't be told apart."
+        )
+    return Tokens(
+        count=span.rank,
+        evidence=f"The first layer's gradient has {span.rank} dimensions beyond rounding: with dropout every token of "
+        "every step has its own.",
     )
 
 

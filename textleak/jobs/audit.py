@@ -17,6 +17,7 @@ from textleak.jobs.found import find
 from textleak.jobs.parts import build_attack, build_client, set_threads
 from textleak.jobs.prepared import check_truth
 from textleak.jobs.rates import with_rate
+from textleak.jobs.read_back import read_back
 from textleak.jobs.telling import Telling
 from textleak.jobs.text import TextJob
 from textleak.jobs.verdict import CUT_OFF, Outcome, Verdict, judge
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from textleak.attacks.base import Steps
     from textleak.models import TextModel
 
-_RATE = "learning rate"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditJob(TextJob):
@@ -39,12 +38,14 @@ class AuditJob(TextJob):
         telling: what the update tells by itself.
         assumed: what had to be assumed, in sentences.
         refused: why the attack could not work on it; filled in when it says so.
+        doubts: why the model may not be the client's, in sentences.
         rates: the rate of a step of unknown size; filled in where a text proves it.
     """
 
     config: AuditConfig
     telling: Telling
     assumed: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     refused: list[str] = dataclasses.field(default_factory=list)
     rates: list[float] = dataclasses.field(default_factory=list)
 
@@ -55,13 +56,12 @@ class AuditJob(TextJob):
             **super().facts(),
             "before": config.before,
             "after": None if config.after is None else str(config.after),
-            "time_limit": config.time_limit,
             "told": [dict(one) for one in self.telling.told],
         }
 
     def limits(self) -> tuple[str, ...]:
-        """What had to be assumed."""
-        return () if self.rates else self.assumed
+        """What had to be assumed, and why the model may not be the client's."""
+        return (*(() if self.rates else self.assumed), *self.doubts)
 
     def steps(self) -> Steps:
         """The attack, ready to be driven; where it can't work on the update, an answer without any text."""
@@ -70,11 +70,8 @@ class AuditJob(TextJob):
         return self._spared()
 
     def _spared(self) -> Steps:
-        from textleak.attacks.base import begin_on
-
         try:
-            seed, limit = self.config.seed, self.config.time_limit
-            followed = Followed(begin_on(self.attack, self.view, seed=seed, time_limit=limit))
+            followed = Followed(super().steps())
             yield from followed
         except InputError as error:
             self.refused.append(f"{error.what} {error.why}".strip())
@@ -93,14 +90,13 @@ class AuditJob(TextJob):
             options |= {"lr": self.rates[0]} if self.rates and "lr" in options else {}
         return [Choice(name=name, options=options).spec for name, options in kinds]
 
-    def _answers(self) -> list[dict[str, Any]]:
-        """What the update tells, with the rate that a text has proved."""
-        told = [dict(one) for one in self.telling.told]
-        for rate in self.rates:
-            evidence = "Fitted: at this rate the text that was found has this very update."
-            fitted = {"what": _RATE, "value": float(f"{rate:.4g}"), "evidence": evidence}
-            told = [fitted if one["what"] == _RATE else one for one in told]
-        return told
+    def _answers(self, recovery: Recovery, proof: str | None) -> list[dict[str, Any]]:
+        """What the update tells, and what a proved text tells of it besides."""
+        told, sentences = self.telling.told, recovery.sentences
+        whole = proof == "gradient" or (proof == "span" and all(_whole(one, self.model) for one in sentences))
+        if proof is None or not whole:
+            return [dict(one) for one in told]
+        return read_back(told, sentences, proof=proof, rate=self.rates[0] if self.rates else None)
 
     def result(
         self,
@@ -125,8 +121,9 @@ class AuditJob(TextJob):
             "verdict_reason": verdict.sentence,
             **result,
             "summary": f"{verdict.word.value}: {verdict.sentence}",
+            "notes": [note for note in result["notes"] if not result["proof"] or note not in self.doubts],
             "client": self._procedure(),
-            "told": self._answers(),
+            "told": self._answers(recovery, result["proof"]),
             "advice": list(advice(verdict.word, self._advised(result))),
         }
 
@@ -203,6 +200,7 @@ def prepare(config: AuditConfig) -> AuditJob:
         seconds_to_load=time.perf_counter() - began,
         telling=found.telling,
         assumed=found.notes,
+        doubts=found.doubts,
     )
     check_model(job)
     check_truth(job)

@@ -81,6 +81,7 @@ class Job(abc.ABC):
             "epsilon": finite(next((d.epsilon for d in self.defenses if d.epsilon is not None), None)),
             "threads": self.threads,
             "seed": self.config.seed,
+            "time_limit": self.config.time_limit,
             "know": self._told(),
             "gradients": None if self.config.gradients is None else str(self.config.gradients),
             **self.facts(),
@@ -136,7 +137,7 @@ class Job(abc.ABC):
         """The attack, ready to be driven."""
         from textleak.attacks.base import begin_on
 
-        return begin_on(self.attack, self.view, seed=self.config.seed)
+        return begin_on(self.attack, self.view, seed=self.config.seed, time_limit=self.config.time_limit)
 
     def result(
         self,

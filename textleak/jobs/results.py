@@ -88,6 +88,7 @@ class _Result(TypedDict):
     epsilon: Figure | None
     threads: Count
     seed: Count
+    time_limit: NotRequired[Figure | None]
     know: list[str]
     gradients: str | None
     batch_size: Count | None
@@ -120,6 +121,7 @@ class RunResult(_Result, MeanScores):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     hidden_size: Count
+    layers: Count | None
     tokens: Count | None
     tokens_per_hidden: Figure | None
     proved_tokens: Count
@@ -144,7 +146,7 @@ class AuditResult(RunResult):
 
     Example:
         >>> sorted(set(textleak.AuditResult.__annotations__) - set(textleak.RunResult.__annotations__))
-        ['advice', 'after', 'before', 'time_limit', 'told', 'verdict', 'verdict_reason']
+        ['advice', 'after', 'before', 'told', 'verdict', 'verdict_reason']
     """
 
     __pydantic_config__ = CLOSED  # type: ignore[misc]
@@ -153,7 +155,6 @@ class AuditResult(RunResult):
     verdict_reason: str
     before: str | None
     after: str | None
-    time_limit: Figure
     told: list[Answer]
     advice: list[str]
 

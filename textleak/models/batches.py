@@ -50,11 +50,13 @@ class Targets:
         labels: class ids, long (..., L), or probabilities of the classes, float (..., L, C).
         weights: (..., L), 0 where nothing is predicted; the mean over the batch is in them.
         summed: whether the loss is a sum instead, so that some of the batch weigh what they do in all of it.
+        counts: how much each prediction counts in what the sum is divided by, (..., L); None for as much as it weighs.
     """
 
     labels: Tensor
     weights: Tensor
     summed: bool = False
+    counts: Tensor | None = None
 
     @property
     def soft(self) -> bool:
@@ -67,7 +69,19 @@ class Targets:
             self,
             labels=self.labels.expand(candidates, *self.labels.shape),
             weights=self.weights.expand(candidates, *self.weights.shape),
+            counts=None if self.counts is None else self.counts.expand(candidates, *self.counts.shape),
         )
+
+    def mean_over(self, rows: slice) -> Targets:
+        """Those of some sentences (B, L), whose loss is the mean over these alone; or the sum."""
+        labels, weights, counts = self.labels[rows], self.weights[rows], self.counts
+        if counts is not None:
+            # Where all that are left count nothing, there is no mean; nothing comes of them here.
+            weights = (weights * (counts.sum() / counts[rows].sum())).nan_to_num(0.0, 0.0, 0.0)
+            counts = counts[rows]
+        elif not self.summed:
+            weights = weights / weights.sum()
+        return dataclasses.replace(self, labels=labels, weights=weights, counts=counts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,17 +102,15 @@ class TextExamples:
 
     def only(self, rows: slice) -> TextExamples:
         """Some of the sentences, padded to the longest of them; the loss is the mean over these, or the sum."""
-        batch, targets = self.batch, self.targets
+        batch, targets = self.batch, self.targets.mean_over(rows)
         longest = max(batch.lengths[rows])
-        mask_BT, weights_BL = batch.mask_BT[rows, :longest], targets.weights[rows]
-        labels = targets.labels[rows]
         if targets.weights.shape[1] == batch.mask_BT.shape[1]:  # a prediction a token
-            weights_BL, labels = weights_BL[:, :longest], labels[:, :longest]
-        if not targets.summed:
-            weights_BL = weights_BL / weights_BL.sum()
+            targets = dataclasses.replace(
+                targets, labels=targets.labels[:, :longest], weights=targets.weights[:, :longest]
+            )
         return TextExamples(
-            batch=Batch(ids_BT=batch.ids_BT[rows, :longest], mask_BT=mask_BT),
-            targets=dataclasses.replace(targets, labels=labels, weights=weights_BL),
+            batch=Batch(ids_BT=batch.ids_BT[rows, :longest], mask_BT=batch.mask_BT[rows, :longest]),
+            targets=targets,
         )
 
     def loss(self, model: Model) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from textleak.errors import AttackError, InputError, TextleakError
 from textleak.matching.factored import out_of_memory
 from textleak.matching.hooks import hooked
+from textleak.models.both import Both, both_of, reads_twice
 from textleak.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ class Way:
         own_constants: whether numbers that it makes on the way have to be of its own precision: some don't fit others.
         masked: whether it can be told what is padding.
         shortest: tokens of a text at least.
+        both: how an encoder and a decoder read the same text; None for networks of one of them.
     """
 
     by_ids: bool = False
     own_constants: bool = False
     masked: bool = True
     shortest: int = 1
+    both: Both | None = None
 
 
 def run(
@@ -112,6 +115,8 @@ def _run(
     with ExitStack() as held:
         if way.own_constants:
             held.enter_context(_default(model.dtype))
+        if way.both is not None:
+            return way.both.run(model, embeddings_NTE, whole=whole, **named)
         if not way.by_ids:
             return network(inputs_embeds=embeddings_NTE, **named)
 
@@ -144,6 +149,8 @@ def way_of(model: TextModel, like: Way | None = None) -> Way:
                 why="Networks are run on embeddings here; this family's carry the scales of quantized numbers along.",
                 fix="Choose a model whose layers compute in floating point.",
             )
+        if reads_twice(model):
+            return like or Way(both=both_of(model))
         masked = "attention_mask" in inspect.signature(model.network.forward).parameters
         ways = [
             Way(by_ids=by_ids, own_constants=own, masked=masked)

@@ -30,7 +30,14 @@ def targets_of(
     if model.own_loss is not None:
         if labels is None:
             labels = [model.own_loss.drawn(length, model.outputs, generator) for length in batch.lengths]
-        return batch, model.own_loss.targets(labels, batch.mask_BT, model.outputs, model.loss_dtype)
+        targets = model.own_loss.targets(labels, batch.mask_BT, model.outputs, model.loss_dtype)
+        if not bool(targets.weights.any()):
+            raise InputError(
+                "The batch has no loss.",
+                why="The client gives every one of its classes the weight 0.",
+                fix="Add a sentence of a class that counts, or change loss:weights=.",
+            )
+        return batch, targets
     if model.task == "classification":
         return batch, _class_targets(model, batch, labels, generator)
     if labels is not None:

@@ -63,9 +63,10 @@ class TextModel:
         weights_seed: seed of the weights that were drawn (all of them, or a missing head).
         num_labels: classes for classification, else None.
         outputs: how many numbers the head gives for each prediction, where its loss is one of its own (`own_loss`).
-        changed_loss: what a classification is trained with in place of plain cross entropy; None for that.
+        changed_loss: what the head is trained with in place of its own loss; None for that.
         language: how a language model's loss is made of its tokens'.
         trained: names of the parameters that training moves; None for all.
+        first_layers: how many layers of the model it has, the first, without a head; None where it is whole.
 
     Example:
         >>> model.name, model.task, model.weights, model.hidden_size
@@ -86,6 +87,7 @@ class TextModel:
     changed_loss: Loss | None = None
     language: Language = PLAIN
     trained: tuple[str, ...] | None = None
+    first_layers: int | None = None
 
     def __post_init__(self) -> None:
         """Freeze the network, and look at it once while nobody has put hooks on it."""
@@ -383,7 +385,16 @@ class TextModel:
             inputs: ids (K, B, T), or embeddings (K, B, T, E) in place of looked-up ones.
             mask: (K, B, T), 1 for tokens, 0 for padding on the right.
             targets: with leading dimensions (K, B).
+
+        Raises:
+            InputError: these are the model's first layers alone.
         """
+        if self.first_layers is not None:
+            raise InputError(
+                f"Of {self.name!r} only the first layers were read, so no text's loss can be computed.",
+                why="The head reads what the last layer makes.",
+                fix="Leave --layers out.",
+            )
         K = len(mask)
         logits = self.logits(inputs.flatten(0, 1), mask.flatten(0, 1)).to(self.loss_dtype)
         flat = Targets(labels=targets.labels.flatten(0, 1), weights=targets.weights.flatten(0, 1))
@@ -419,6 +430,8 @@ class TextModel:
     @property
     def head(self) -> nn.Module | None:
         """The linear module that makes the logits: over the vocabulary, or a classifier of the last token."""
+        if self.first_layers is not None:
+            return None
         if self.pooled:
             path = self._last_token_head
             return None if path is None else self.network.get_submodule(path)
@@ -454,8 +467,10 @@ class TextModel:
         return made
 
     def trained_with(self, loss: Loss) -> Self:
-        """The same classifier, trained with another loss than plain cross entropy."""
-        return dataclasses.replace(self, num_labels=None, outputs=self.num_labels, changed_loss=loss)
+        """The same model, trained with another loss than its head's."""
+        return dataclasses.replace(
+            self, num_labels=None, outputs=self.num_labels or self.outputs, changed_loss=loss
+        )
 
     def spoken_with(self, language: Language) -> Self:
         """The same language model, its loss made of its tokens' in another way."""

@@ -22,7 +22,7 @@ from textleak.models.running import run
 from textleak.numerics import exact
 
 # Entries of a tensor that rivals are compared at, at most, and tokens of one pass (our choice).
-_ENTRIES, _TOKENS_A_PASS = 2**21, 512
+_ENTRIES, _TOKENS_A_PASS = 2**21, 256
 # Logits are the head's own where they are no farther from them than so many roundings of the largest (our choice).
 _SAME = 2**10
 
@@ -78,7 +78,7 @@ def ending_distances(
                 for rival in by_row[row]:
                     old, new = guess.rows[row][-1], rival.rows[row][-1]
                     along_BTD = torch.zeros_like(hidden_BTD)
-                    along_BTD[b, -1] = each * (weight_VD[old] - weight_VD[new]).detach()
+                    along_BTD[b, len(guess.rows[row]) - 2] = each * (weight_VD[old] - weight_VD[new]).detach()
                     (change,) = torch.autograd.grad(hidden_BTD, parameters, along_BTD, retain_graph=True)
                     found[rival] = distance({name: mine + exact(change).to(mine.device)})
     return found
@@ -101,20 +101,19 @@ def _plain(model: TextModel, head: torch.nn.Module, row: Row) -> bool:
 
 
 def _hidden(model: TextModel, rows: Sequence[Row]) -> Tensor:
-    """What the head reads of sentences of one length, all but the last token: (B, T, D)."""
-    hidden_BTD: Tensor = run(
-        model, torch.tensor([row[:-1] for row in rows], device=model.device), whole=False
-    ).last_hidden_state
+    """What the head reads of sentences, all but the last token: (B, T, D), padded on the right, where nothing looks."""
+    ids_BT = torch.full((len(rows), max(map(len, rows)) - 1), model.pad_id)
+    for b, row in enumerate(rows):
+        ids_BT[b, : len(row) - 1] = torch.tensor(row[:-1])
+    hidden_BTD: Tensor = run(model, ids_BT.to(model.device), whole=False).last_hidden_state
     return hidden_BTD
 
 
 def _alike(rows: Sequence[Row], chosen: Sequence[int]) -> list[list[int]]:
-    """Some rows, those of one length together, as many as a pass takes."""
-    by_length: dict[int, list[int]] = {}
-    for row in chosen:
-        by_length.setdefault(len(rows[row]), []).append(row)
-    parts = []
-    for length, some in by_length.items():
-        most = max(1, _TOKENS_A_PASS // length)
-        parts += [some[start : start + most] for start in range(0, len(some), most)]
+    """Some rows, those of like length together, as many as a pass takes."""
+    parts: list[list[int]] = []
+    for row in sorted(chosen, key=lambda row: len(rows[row])):
+        if not parts or len(rows[row]) * (len(parts[-1]) + 1) > _TOKENS_A_PASS:
+            parts.append([])
+        parts[-1].append(row)
     return parts

@@ -12,14 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from textleak.matching.discrete import Guess, Row
 from textleak.models import TextModel
-from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs, local_layers
+from textleak.models.probes.layers import (
+    LinearLayer,
+    LocalLayer,
+    following_layers,
+    layer_inputs,
+    local_layers,
+)
+from textleak.models.probes.packing import EachOnce, Kept
 from textleak.numerics import exact
 from textleak.proof.distances import Gradient
 
@@ -31,8 +38,8 @@ _NO_DIRECTION = 1e-9
 _LEAK = 1e-10
 # Inputs beyond the first that are looked at for a shared gradient: in a transformer those of a block.
 _INPUTS = 4
-# Tokens that run through the network at once.
-_TOKENS_A_PASS = 4096
+# Tokens that run through the network at once, and rows of a gradient that are looked at: both bound the memory.
+_TOKENS_A_PASS, _ROWS = 4096, 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,9 +48,9 @@ class LayerSpan:
 
     Attributes:
         keys: of each row, what tells each of its inputs from others.
-        inside: of each row, its inputs along an orthonormal basis of the answer's, (T, R), float64.
-        beyond: of each row, what its inputs have outside that, (T, I).
-        answer: the answer's rows.
+        inside: of each input that the answer hasn't, its part along an orthonormal basis of the answer's, (R,),
+            float64.
+        beyond: what it has outside that, (I,).
         index: which of the N different inputs each of the answer's is.
         whitened_NR: these inputs' coordinates in an orthonormal system of their columns.
         dual_RR: what undoes that, along the basis.
@@ -53,9 +60,8 @@ class LayerSpan:
     """
 
     keys: dict[Row, list[bytes]]
-    inside: dict[Row, Tensor]
-    beyond: dict[Row, Tensor]
-    answer: frozenset[Row]
+    inside: dict[bytes, Tensor]
+    beyond: dict[bytes, Tensor]
     index: dict[bytes, int]
     whitened_NR: Tensor
     dual_RR: Tensor
@@ -69,6 +75,7 @@ class LayerSpan:
         model: TextModel,
         shared: Gradient,
         layers: Sequence[LinearLayer],
+        local: Sequence[LocalLayer],
         *,
         answer: Guess,
         rivals: Sequence[Guess],
@@ -79,53 +86,48 @@ class LayerSpan:
             model: in float64.
             shared: what was shared, as it is.
             layers: that read one and the same input; each weight is used once.
+            local: those that read each token by itself.
             answer: the batch.
             rivals: the texts most like it.
         """
         rows = list(dict.fromkeys(row for guess in (answer, *rivals) for row in guess.rows))
-        inputs = _inputs(model, layers[0], rows)
-        keys = {row: list(map(_key, inputs_TI)) for row, inputs_TI in inputs.items()}
+        keys: dict[Row, list[bytes]] = {}
         distinct: dict[bytes, Tensor] = {}
-        for row in answer.rows:
-            distinct.update(zip(keys[row], inputs[row], strict=True))
-        left_NR, s_R, basis_RI = torch.linalg.svd(torch.stack(list(distinct.values())), full_matrices=False)
+        for row, inputs_TI in _inputs(model, layers[0], local, rows):
+            keys[row] = list(map(_key, inputs_TI))
+            distinct.update(zip(keys[row], inputs_TI, strict=True))
+        own = list(dict.fromkeys(key for row in answer.rows for key in keys[row]))
+        inputs_NI = torch.stack([distinct.pop(key) for key in own])
+        left_NR, s_R, basis_RI = torch.linalg.svd(inputs_NI, full_matrices=False)
         kept = int((s_R > _NO_DIRECTION * s_R[0]).sum())
         left_NR, s_R, basis_RI = left_NR[:, :kept], s_R[:kept], basis_RI[:kept]
-        gradient_OI = torch.cat([_as_rows(shared[layer.weight_name], layer) for layer in layers]).to(basis_RI)
-        gradient_OR = gradient_OI @ basis_RI.T
-        inside = {row: inputs_TI @ basis_RI.T for row, inputs_TI in inputs.items()}
+        gradient_OR, besides = _along(shared, layers, basis_RI)
+        others_MI = torch.stack(list(distinct.values())) if distinct else inputs_NI[:0]
+        inside_MR = others_MI @ basis_RI.T
         return cls(
             keys=keys,
-            inside=inside,
-            beyond={row: inputs_TI - inside[row] @ basis_RI for row, inputs_TI in inputs.items()},
-            answer=frozenset(answer.rows),
-            index={key: n for n, key in enumerate(distinct)},
+            inside=dict(zip(distinct, inside_MR, strict=True)),
+            beyond=dict(zip(distinct, others_MI - inside_MR @ basis_RI, strict=True)),
+            index={key: n for n, key in enumerate(own)},
             whitened_NR=left_NR,
             dual_RR=torch.diag(1 / s_R),
             gradient_RR=torch.linalg.qr(gradient_OR, mode="r").R,
-            besides=float((gradient_OI - gradient_OR @ basis_RI).norm()),
+            besides=besides,
         )
 
     def least(self, rival: Guess) -> float:
         """How far the rival's gradient is at least from the shared one: what of that lies outside its inputs' span."""
-        own: set[bytes] = set()
-        others: dict[bytes, tuple[Row, int]] = {}
-        for row in rival.rows:
-            for t, key in enumerate(self.keys[row]):
-                if row in self.answer or key in self.index:
-                    own.add(key)
-                else:
-                    others[key] = row, t
-        lacks = tuple(n for key, n in self.index.items() if key not in own)
+        read = {key for row in rival.rows for key in self.keys[row]}
+        lacks = tuple(n for key, n in self.index.items() if key not in read)
         if lacks not in self.outside:
             self.outside[lacks] = self._outside(list(lacks))
         outside_KR = self.outside[lacks]
         if outside_KR is None:
             return 0.0
+        others = sorted(read - self.index.keys())
         if others:
             inside_FR, beyond_FI = (
-                torch.stack([parts[row][t] for row, t in others.values()])
-                for parts in (self.inside, self.beyond)
+                torch.stack([parts[key] for key in others]) for parts in (self.inside, self.beyond)
             )
             outside_KR = _turned(outside_KR, inside_FR, beyond_FI)
         return max(0.0, float((self.gradient_RR @ outside_KR.T).norm()) - self.besides)
@@ -143,6 +145,17 @@ class LayerSpan:
             return None
         orthonormal_RK: Tensor = torch.linalg.qr((directions_KR @ self.dual_RR).T).Q
         return orthonormal_RK.T
+
+
+def _along(shared: Gradient, layers: Sequence[LinearLayer], basis_RI: Tensor) -> tuple[Tensor, float]:
+    """The gradients of some layers along a basis, (outputs, R), and the norm of what they have outside it."""
+    along, squared = [], 0.0
+    for layer in layers:
+        for part in torch.split(layer.as_rows(shared[layer.weight_name]), _ROWS):
+            part_OI = exact(part).to(basis_RI)
+            along.append(part_OI @ basis_RI.T)
+            squared += float(torch.addmm(part_OI, along[-1], basis_RI, alpha=-1).square().sum())
+    return torch.cat(along), squared**0.5
 
 
 def _key(input_I: Tensor) -> bytes:
@@ -167,11 +180,6 @@ def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:
     return remaining_KR
 
 
-def _as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
-    """A weight's gradient as (outputs, inputs), float64, however the layer stores it."""
-    return exact(gradient.T if layer.transposed else gradient)
-
-
 def first_layers(model: TextModel, shared: Gradient) -> list[list[LinearLayer]]:
     """The layers that read the first input, and those that read the next one of which a gradient was shared."""
     local: dict[str, list[LinearLayer]] = {}
@@ -185,13 +193,16 @@ def first_layers(model: TextModel, shared: Gradient) -> list[list[LinearLayer]]:
     return [*list(local.values())[:1], *list(filter(None, further))[:1]]
 
 
-def _inputs(model: TextModel, layer: LinearLayer, rows: Sequence[Row]) -> dict[Row, Tensor]:
+def _inputs(
+    model: TextModel, layer: LinearLayer, local: Sequence[LocalLayer], rows: Sequence[Row]
+) -> Iterator[tuple[Row, Tensor]]:
     """What a layer reads of each row, (T, I) each."""
-    found: dict[Row, Tensor] = {}
+    kept: dict[int, Kept] = {}
     for length in {len(row) for row in rows}:
         some = [row for row in rows if len(row) == length]
         ids_KT = torch.tensor(some, device=model.device)
-        parts = torch.split(ids_KT, max(1, _TOKENS_A_PASS // length))
-        inputs_KTI = torch.cat([layer_inputs(model, part, [layer.name])[layer.name] for part in parts])
-        found.update(zip(some, exact(inputs_KTI), strict=True))
-    return found
+        for part_KT in torch.split(ids_KT, max(1, _TOKENS_A_PASS // length)):
+            positions_KT = torch.arange(length, device=model.device).expand_as(part_KT)
+            with EachOnce(model, local, part_KT, positions_KT, kept):
+                inputs_KTI = layer_inputs(model, part_KT, [layer.name])[layer.name]
+            yield from zip(map(tuple, part_KT.tolist()), exact(inputs_KTI), strict=True)

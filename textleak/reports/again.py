@@ -89,6 +89,7 @@ def _attack_command(settings: Mapping[str, Any], know: str | None, *, pictures: 
     for key, value in (settings.get("attack_options") or {}).items():
         if value is not None:
             words += ["--set", f"attack.{key}={json.dumps(value) if not isinstance(value, str) else value}"]
+    words += _each("--time-limit", [limit] if (limit := settings.get("time_limit")) is not None else ())
     words += ["--seed", str(settings.get("seed", 0)), "--device", settings.get("device") or "auto"]
     words += ["--threads", str(settings.get("threads", 1))]
     return shlex.join(words)

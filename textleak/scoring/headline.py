@@ -54,7 +54,7 @@ def _of_text(result: Mapping[str, Any]) -> str:
         amount = "Little of the text"
     else:
         amount = ""
-    apart = f"; {lost} and count nowhere" if unknown else ""
+    apart = f"; {lost} and {'counts' if unknown == 1 else 'count'} nowhere" if unknown else ""
     if not amount:
         return f"No token was recovered: 0 of {found.all:,}{apart}."
     if unknown and amount == "All of the text":

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from textleak.errors import InputError
-from textleak.settings.base import Word, validated
+from textleak.settings.base import Seconds, Word, validated
 from textleak.settings.choices import Choice
 from textleak.settings.run import RunConfig
 
 TIME_LIMIT = (
     600.0  # seconds (our choice: long enough for what `auto` reads off outright on models of this size)
 )
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 _PAGES = (".html", ".htm", ".md")
 
 
@@ -30,7 +27,6 @@ class AuditConfig(RunConfig):
         before: or the weights before: a checkpoint's or an adapter's folder, a file, an alias or a hub id,
         after: and those after: a folder or a file.
         tokenizer: alias, hub id or folder of the tokenizer, where the model's folder has none.
-        time_limit: seconds after which the attack's best answer so far counts.
         report: a page that is written of it.
     """
 
@@ -40,14 +36,8 @@ class AuditConfig(RunConfig):
     before: Word | None = None
     after: Path | None = None
     tokenizer: Word | None = None
-    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] = TIME_LIMIT
+    time_limit: Seconds | None = TIME_LIMIT
     report: Path | None = None
-
-    @field_validator("time_limit", mode="before")
-    @classmethod
-    def _seconds(cls, value: object) -> object:
-        found = _LENGTH.fullmatch(value.strip()) if isinstance(value, str) else None
-        return float(found[1]) * _UNITS[found[2]] if found else value
 
 
 def load_audit_config(flags: Mapping[str, Any]) -> AuditConfig:
@@ -75,6 +65,12 @@ def load_audit_config(flags: Mapping[str, Any]) -> AuditConfig:
             else "An update was given, and two checkpoints.",
             why="An audit is of one update.",
             fix="Give the file of one, textleak audit UPDATE, or two checkpoints: --before A --after B.",
+        )
+    if config.layers is not None and config.before is not None:
+        raise InputError(
+            f"--layers {config.layers} was given with two checkpoints.",
+            why="It is for the file of one update, which may have the first layers alone.",
+            fix="Leave it out, or give the update: textleak audit UPDATE --model FOLDER --layers N.",
         )
     if config.report is not None and config.report.suffix.lower() not in _PAGES:
         raise InputError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from textleak.errors import InputError, unknown_name
 
@@ -20,6 +20,8 @@ MOST_THREADS = 1024
 MOST_LABELS = 100_000  # as in a file of gradients (`shared.public`)
 # Our choices: what an attack can hold in memory, and years of steps.
 MOST_RESTARTS, MOST_STEPS = 4096, 1_000_000_000
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 Word = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
@@ -38,6 +40,13 @@ def _known_task(value: str) -> str:
     return value
 
 
+def _seconds(value: object) -> object:
+    """A length of time as a person writes it, 90s, 10m or 1h, in seconds."""
+    found = _LENGTH.fullmatch(value.strip()) if isinstance(value, str) else None
+    return float(found[1]) * _UNITS[found[2]] if found else value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds)]
 TaskName = Annotated[Word, AfterValidator(_known_task)]
 
 

@@ -9,7 +9,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from textleak.errors import InputError
-from textleak.settings.base import MOST_LABELS, DType, Seed, Settings, TaskName, Threads, Word, validated
+from textleak.settings.base import (
+    MOST_LABELS,
+    DType,
+    Seconds,
+    Seed,
+    Settings,
+    TaskName,
+    Threads,
+    Word,
+    validated,
+)
 from textleak.settings.choices import AttackChoice, Choice, composition
 from textleak.settings.presets import EVALUATIONS, check_keys, parse_assignment, read_preset
 from textleak.settings.run import DEFAULT_ATTACK
@@ -58,7 +68,7 @@ class EvaluationConfig(Settings):
     defense: Annotated[tuple[tuple[Choice, ...], ...], Field(min_length=1)] = ((),)
     know: Annotated[tuple[Word | None, ...], Field(min_length=1)] = (None,)
     seed: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    time_limit: Seconds | None = None
     dtype: DType = "float32"
     device: Word = "auto"
     threads: Threads | None = None

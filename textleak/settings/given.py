@@ -85,12 +85,14 @@ class RunSettings(TypedDict, total=False):
     attack: Spec
     restarts: int | None
     steps: int | None
+    time_limit: float | str | None
     prior: str | None
     gradients: str | Path | None
     truth: str | Path | None
     save_gradients: bool
     redact: bool
     fail_above: float | None
+    layers: int | None
 
 
 class AuditSettings(RunSettings, total=False):
@@ -99,7 +101,6 @@ class AuditSettings(RunSettings, total=False):
     before: str | Path | None
     after: str | Path | None
     tokenizer: str | None
-    time_limit: float | str
     report: str | Path | None
 
 
@@ -122,7 +123,7 @@ class EvaluationSettings(TypedDict, total=False):
     defense: Any
     know: str | Sequence[str | None] | None
     seed: int | str | Sequence[int]
-    time_limit: float | None
+    time_limit: float | str | None
     dtype: str
     device: str
     threads: int | None

@@ -16,6 +16,7 @@ from textleak.settings.base import (
     MOST_RESTARTS,
     MOST_STEPS,
     DType,
+    Seconds,
     Seed,
     Settings,
     TaskName,
@@ -102,6 +103,7 @@ class _AttackSettings(Settings):
     attack: Choice = Field(default_factory=lambda: Choice(name=DEFAULT_ATTACK))
     restarts: Annotated[int, Field(ge=1, le=MOST_RESTARTS)] | None = None
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
+    time_limit: Seconds | None = None
     gradients: Path | None = None
     truth: Path | None = None
     save_gradients: bool = False
@@ -176,6 +178,7 @@ class RunConfig(ClientConfig, _AttackSettings):
         attack: its name and its own options (`--set attack.KEY=VALUE`).
         restarts: candidates attacked at once, K; None for the attack's own default.
         steps: at most so many; None for the attack's own default.
+        time_limit: seconds after which the attack's best answer so far counts; None for no limit but the attack's own.
         prior: language model that judges texts, for attacks that have one (`attack.prior`).
         gradients: attack a gradient read from this file instead of sentences.
         truth: what that gradient was computed from, for scoring.
@@ -183,10 +186,12 @@ class RunConfig(ClientConfig, _AttackSettings):
         save_gradients: keep the shared gradient in the run folder.
         redact: no text, no token and no truth in any record.
         fail_above: exit code 3 when the token match rate is above it.
+        layers: of a gradient file and its decoder's folder, read no more than the first so many layers; None for all.
     """
 
     prior: Word | None = None
     fail_above: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    layers: Annotated[int, Field(ge=1)] | None = None
 
     def attack_options(self) -> dict[str, Any]:
         """The attack's options, the prior included where one was given."""
@@ -294,7 +299,7 @@ def _load(
         check_keys(setting, kind.model_fields, "--set")
         lay_over(merged, setting, default)
         of_attack = setting.get("attack")
-        for key in ("restarts", "steps", "prior"):  # the same setting under its longer name
+        for key in ("restarts", "steps", "time_limit", "prior"):  # the same setting under its longer name
             if isinstance(of_attack, Mapping) and key in of_attack:
                 merged.pop(key, None)
     config = validated(kind, merged)
@@ -310,6 +315,12 @@ def _check_file(config: RunConfig | ImageConfig, given: Mapping[str, Any]) -> No
         raise InputError(
             f"--truth {config.truth} was given without --gradients.",
             why=f"With {_samples(config)}s the truth is known already.",
+            fix="Leave it out, or name the gradient file with --gradients.",
+        )
+    if isinstance(config, RunConfig) and config.layers is not None and not config.gradients:
+        raise InputError(
+            f"--layers {config.layers} was given without --gradients.",
+            why="A client's gradient takes all layers.",
             fix="Leave it out, or name the gradient file with --gradients.",
         )
     if config.gradients and config.labels:

@@ -181,6 +181,11 @@ def _fixed(**words: str) -> Callable[[Catalog], Sequence[Option]]:
     return lambda _: found
 
 
+def _check_time(text: str, _: Catalog) -> None:
+    if text and not re.fullmatch(r"\d+(\.\d+)?\s*[smh]?", text):
+        raise InputError(f"{text!r} is not a time.", fix="Write for example 90s, 10m or 1h.")
+
+
 FIELDS = (
     Field(
         name="model",
@@ -297,6 +302,14 @@ FIELDS = (
         empty="the attack's own",
     ),
     Field(
+        name="time_limit",
+        title="Time",
+        flag="--time-limit",
+        words="the best answer by then counts",
+        check=_check_time,
+        empty="no limit but the attack's own",
+    ),
+    Field(
         name="seed",
         title="Seed",
         flag="--seed",
@@ -368,11 +381,6 @@ def _check_audit_model(text: str, catalog: Catalog) -> None:
         check_model(text, catalog)
 
 
-def _check_time(text: str, _: Catalog) -> None:
-    if text and not re.fullmatch(r"\d+(\.\d+)?\s*[smh]?", text):
-        raise InputError(f"{text!r} is not a time.", fix="Write for example 90s, 10m or 1h.")
-
-
 AUDIT_FIELDS = (
     named(
         "model",
@@ -396,14 +404,7 @@ AUDIT_FIELDS = (
         empty="not known",
     ),
     named("attack"),
-    Field(
-        name="time_limit",
-        title="Time",
-        flag="--time-limit",
-        words="the best answer by then counts",
-        check=_check_time,
-        empty="10m",
-    ),
+    named("time_limit", empty="10m"),
     named("device"),
     named("threads"),
 )
@@ -450,6 +451,7 @@ IMAGE_FIELDS = (
     ),
     named("restarts"),
     named("steps", words="evaluations of each candidate, at most"),
+    named("time_limit"),
     named("seed"),
     named("device"),
     named("threads"),

@@ -42,6 +42,12 @@ def own_task(name: str, kinds: Sequence[str], config: PreTrainedConfig) -> str |
                 why="A client that trains it has a loss that isn't here.",
                 fix="--task classification puts a fresh head for classes of sentences on it.",
             )
+    if getattr(config, "is_encoder_decoder", False) and _has(kinds, "ForConditionalGeneration"):
+        raise InputError(
+            f"The head of {name!r} tells one text after another was read.",
+            why="Its encoder reads one text and its decoder another; all that is read here comes of one text.",
+            fix="--task classification puts a fresh head for classes of texts on it, where transformers has one.",
+        )
     return None
 
 

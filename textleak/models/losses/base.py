@@ -21,7 +21,7 @@ from textleak.registry import Registry
 
 
 class Loss(abc.ABC):
-    """A loss that a head of its own is trained with; subclasses are frozen dataclasses without fields.
+    """A loss that a head of its own is trained with; subclasses are frozen dataclasses.
 
     Attributes:
         name: of the task, as it was registered.
@@ -58,6 +58,10 @@ class Loss(abc.ABC):
         """What the head gives, (N, L, C), of what the network gives."""
         logits: Tensor = output.logits
         return logits
+
+    def in_sum(self) -> Loss | None:
+        """The same with a sum over all predictions and outputs in place of their mean; None where there is no such."""
+        return None
 
     @abc.abstractmethod
     def targets(

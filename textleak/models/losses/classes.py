@@ -47,9 +47,12 @@ class Classes(Loss):
         assert outputs is not None
         rows = [self._pulls(label, outputs) for label in labels]
         labels_B1C = torch.tensor(rows, dtype=dtype, device=mask_BT.device)[:, None]
-        part = 1 / self._total(labels)
-        weights_B1 = torch.full_like(labels_B1C[..., 0], part)
-        return Targets(labels=labels_B1C, weights=weights_B1, summed=self.summed)
+        total = self._total(labels)
+        weights_B1 = torch.full_like(labels_B1C[..., 0], 1 / total if total else 0.0)
+        counts = (
+            None if self.summed else torch.tensor([[self._count(label)] for label in labels]).to(weights_B1)
+        )
+        return Targets(labels=labels_B1C, weights=weights_B1, summed=self.summed, counts=counts)
 
     def losses(self, logits: Tensor, targets: Targets) -> Tensor:
         """The cross entropy."""
@@ -107,11 +110,11 @@ class Classes(Loss):
 
     def _total(self, labels: Sequence[Label]) -> float:
         """What the sentences' losses are divided by."""
-        if self.summed:
-            return 1.0
-        if not self.weights:
-            return float(len(labels))
-        return sum(self.weights[label] if isinstance(label, int) else 1.0 for label in labels)
+        return 1.0 if self.summed else sum(map(self._count, labels))
+
+    def _count(self, label: Label) -> float:
+        """How much a sentence counts in that."""
+        return self.weights[label] if self.weights and isinstance(label, int) else 1.0
 
 
 def smoothing_of(label: tuple[float, ...] | tuple[int, ...]) -> tuple[int, float] | None:

@@ -21,13 +21,23 @@ _HIGHEST = 5.0
 @LOSSES.register("regression")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regression(Loss):
-    """Mean squared error of C numbers."""
+    """Mean squared error of C numbers, or the sum of the squared errors.
+
+    Attributes:
+        summed: whether they are summed.
+    """
 
     auto = "AutoModelForSequenceClassification"
     ending = "ForSequenceClassification"
     tells = "a number for each sentence"
     pooled = True
     outputs = 1
+
+    summed: bool = False
+
+    def in_sum(self) -> Regression:
+        """The sum of the squared errors."""
+        return Regression(summed=True)
 
     def configure(self, config: Any) -> None:  # noqa: ANN401 - transformers' configuration
         """As a regression."""
@@ -46,7 +56,9 @@ class Regression(Loss):
         numbers_B1C = torch.tensor(
             [[_numbers(label)] for label in labels], dtype=dtype, device=mask_BT.device
         )
-        return Targets(labels=numbers_B1C, weights=torch.full_like(numbers_B1C[..., 0], 1 / len(labels)))
+        part = numbers_B1C.shape[-1] if self.summed else 1 / len(labels)
+        weights_B1 = torch.full_like(numbers_B1C[..., 0], part)
+        return Targets(labels=numbers_B1C, weights=weights_B1, summed=self.summed)
 
     def losses(self, logits: Tensor, targets: Targets) -> Tensor:
         """The squared error, its mean over C."""
@@ -70,7 +82,8 @@ class Regression(Loss):
         """The numbers that the logits are off by just that much."""
         del mask_BT
         B, _, C = logits_BLC.shape
-        numbers_BC = (logits_BLC - deltas_BLC * (B * C / 2))[:, 0].tolist()
+        total = 1 if self.summed else B * C
+        numbers_BC = (logits_BLC - deltas_BLC * (total / 2))[:, 0].tolist()
         return tuple(numbers[0] if C == 1 else tuple(numbers) for numbers in numbers_BC)
 
 

@@ -21,12 +21,22 @@ _ROUNDED = 0.01
 @LOSSES.register("multi-label")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Several(Loss):
-    """Binary cross entropy of C answers."""
+    """Binary cross entropy of C answers, the mean or the sum.
+
+    Attributes:
+        summed: whether it is the sum.
+    """
 
     auto = "AutoModelForSequenceClassification"
     ending = "ForSequenceClassification"
     tells = "several classes of each sentence"
     pooled = True
+
+    summed: bool = False
+
+    def in_sum(self) -> Several:
+        """The sum."""
+        return Several(summed=True)
 
     def configure(self, config: Any) -> None:  # noqa: ANN401 - transformers' configuration
         """As such a classification."""
@@ -42,7 +52,9 @@ class Several(Loss):
         """The answers."""
         del outputs
         answers_B1C = torch.tensor([[label] for label in labels], dtype=dtype, device=mask_BT.device)
-        return Targets(labels=answers_B1C, weights=torch.full_like(answers_B1C[..., 0], 1 / len(labels)))
+        part = answers_B1C.shape[-1] if self.summed else 1 / len(labels)
+        weights_B1 = torch.full_like(answers_B1C[..., 0], part)
+        return Targets(labels=answers_B1C, weights=weights_B1, summed=self.summed)
 
     def losses(self, logits: Tensor, targets: Targets) -> Tensor:
         """The cross entropy of each answer, its mean over C."""
@@ -65,5 +77,6 @@ class Several(Loss):
         """The answers that the predictions are off by just that much; not quite 0 or 1 where they were smoothed."""
         del mask_BT
         B, _, C = logits_BLC.shape
-        answers_BC = (logits_BLC.sigmoid() - deltas_BLC * (B * C))[:, 0].tolist()
+        total = 1 if self.summed else B * C
+        answers_BC = (logits_BLC.sigmoid() - deltas_BLC * total)[:, 0].tolist()
         return tuple(tuple(nearest_whole(answer, _ROUNDED) for answer in row) for row in answers_BC)

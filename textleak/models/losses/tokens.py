@@ -25,11 +25,21 @@ _UNEVEN = 0.02
 @LOSSES.register("token-classification")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokens(Loss):
-    """Cross entropy of each token's class, its mean over all tokens of the batch that have one."""
+    """Cross entropy of each token's class, its mean over all tokens of the batch that have one, or its sum.
+
+    Attributes:
+        summed: whether it is the sum.
+    """
 
     auto = "AutoModelForTokenClassification"
     ending = "ForTokenClassification"
     tells = "a class of every token"
+
+    summed: bool = False
+
+    def in_sum(self) -> Tokens:
+        """The sum."""
+        return Tokens(summed=True)
 
     def targets(
         self, labels: Sequence[Label], mask_BT: Tensor, outputs: int | None, dtype: torch.dtype
@@ -42,8 +52,8 @@ class Tokens(Loss):
             [[*map(int, row), *(UNLABELED,) * (T - len(row))][:T] for row in rows], device=mask_BT.device
         )
         counted_BT = (classes_BT != UNLABELED).to(dtype) * mask_BT
-        weights_BT = counted_BT / counted_BT.sum((-2, -1), keepdim=True).clamp(min=1)
-        return Targets(labels=classes_BT.clamp(min=0), weights=weights_BT)
+        total = 1 if self.summed else counted_BT.sum((-2, -1), keepdim=True).clamp(min=1)
+        return Targets(labels=classes_BT.clamp(min=0), weights=counted_BT / total, summed=self.summed)
 
     def losses(self, logits: Tensor, targets: Targets) -> Tensor:
         """The cross entropy of each token."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from textleak.matching.hooks import hooked
 from textleak.models.probes.layers import LocalLayer, layer_inputs
+from textleak.models.probes.layout import laid_out, layouts
 from textleak.models.text import TextModel
 
 _POSITIONS, _TOKENS = 5, 3  # that the probe runs on
@@ -149,10 +150,12 @@ def additive_inputs(model: TextModel, layer: LocalLayer) -> AdditiveInputs | Non
 
 
 def _gathered(model: TextModel, name: str, norm: nn.Module, *, centered: bool, eps: float) -> AdditiveInputs:
+    places = Places(model, name)
+    length = min(layouts(model).length, model.max_length)
     return AdditiveInputs(
         norm=norm,
-        tokens_VI=_tokens(model, name),
-        places=Places(model, name),
+        tokens_VI=_tokens(model, name) if length == 1 else _side_by_side(model, name, places.first(length)),
+        places=places,
         centered=centered,
         eps=eps,
     )
@@ -171,6 +174,17 @@ def _tokens(model: TextModel, norm: str) -> Tensor:
     return torch.cat(parts) if copied else table_VI
 
 
+def _side_by_side(model: TextModel, norm: str, places_TI: Tensor) -> Tensor:
+    """The same of a network that fills every text up to T positions: as many tokens a text, their places taken off."""
+    T = len(places_TI)
+    parts = []
+    for ids_N in torch.split(torch.arange(model.vocab_size, device=model.device), max(1, _ROWS // T) * T):
+        filled_N = torch.cat([ids_N, ids_N[:1].expand(-len(ids_N) % T)])
+        read_NTI = layer_inputs(model, filled_N.view(-1, T), [norm])[norm] - places_TI
+        parts.append(read_NTI.flatten(0, 1)[: len(ids_N)])
+    return torch.cat(parts)
+
+
 def _norms(model: TextModel, ids_NT: Tensor, until: str) -> list[tuple[str, nn.Module, Tensor]]:
     """Modules with a vector of weights whose output has their input's shape, with the output."""
     found: list[tuple[str, nn.Module, Tensor]] = []
@@ -178,13 +192,16 @@ def _norms(model: TextModel, ids_NT: Tensor, until: str) -> list[tuple[str, nn.M
 
     def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
         if isinstance(output, Tensor) and arguments and getattr(arguments[0], "shape", None) == output.shape:
-            found.append((names[module], module, output))
+            name = names[module]
+            laid = laid_out(model, name, output, *ids_NT.shape) if name in layouts(model) else output
+            found.append((name, module, laid))
 
     handles = [
         module.register_forward_hook(keep)
         for module in names
         if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() == 1
     ]
+    _ = layouts(model)  # before there are hooks
     with hooked(handles):
         layer_inputs(model, ids_NT, [until])
     return found

@@ -1,12 +1,12 @@
-"""Many tokens after few beginnings in one pass of a causal network: each beginning is run once for all that follow.
+"""Many tokens after few beginnings in one pass of a causal network: what rows have in common is run once.
 
-Shapes: F beginnings of T tokens, K tokens tried after each, I a layer's input size.
+Shapes: F beginnings of T tokens, K tokens tried after each, in C rows for each beginning, I a layer's input size.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,70 +15,124 @@ from torch import Tensor
 from torch.nn import functional
 
 from textleak.matching.replaced import ReplacedFunctions
-from textleak.models.probes.layers import layer_inputs, local_layers
+from textleak.models.probes.layers import LocalLayer, layer_inputs, local_layers
+from textleak.models.probes.layout import layouts
 from textleak.models.text import TextModel
 
 Row = tuple[int, ...]
 
+# Tokens tried in one row at least (our choice): attention is over all of a row, so that long ones cost more.
+_TRIED_A_ROW = 32
+
 
 def packed_inputs(
-    model: TextModel, layers: Sequence[str], beginnings: Sequence[Row], tokens: Sequence[int]
+    model: TextModel,
+    layers: Sequence[str],
+    beginnings: Sequence[Row],
+    tokens: Sequence[int],
+    kept: dict[int, Kept] | None = None,
 ) -> dict[str, Tensor]:
-    """What layers read at each token that follows each beginning, (F, K, I) each, the beginning run only once.
+    """What layers read at each token that follows each beginning, (F, K, I) each.
 
-    All tokens stand in one row, at one position, and see the beginning and themselves. Layers that read each token by
-    itself are run on these tokens once, not once for each beginning.
-    """
-    F, T, K = len(beginnings), len(beginnings[0]), len(tokens)
-    ids_FT = torch.tensor(beginnings, dtype=torch.long).view(F, T)
-    ids = torch.cat([ids_FT, torch.tensor(tokens).expand(F, -1)], 1)
-    positions = torch.cat([torch.arange(T), torch.full((K,), T)]).expand(F, -1)
-    seen = torch.eye(T + K, dtype=torch.bool)
-    seen[:, :T] |= torch.ones(T + K, T, dtype=torch.bool).tril()
-    mask = torch.zeros(T + K, T + K, dtype=model.dtype)
-    mask = mask.masked_fill(~seen, torch.finfo(model.dtype).min).expand(F, 1, -1, -1)
-    local = {id(model.parameters[layer.weight_name]) for layer in local_layers(model) if layer.used_once}
-    with _Once(local, F, T, K):
-        inputs = layer_inputs(
-            model,
-            ids.to(model.device),
-            layers,
-            mask=mask.to(model.device),
-            positions=positions.to(model.device),
-        )
-    return {name: read[:, T:] for name, read in inputs.items()}
-
-
-class _Once(ReplacedFunctions):
-    """While it is active, products with some weights are taken once for tokens that all rows end with.
+    Some tokens stand in one row after it, at one position, and see the beginning and themselves. Layers that read
+    each token by itself are run once on each.
 
     Args:
-        weights: identities of weights whose layers read each token by itself.
-        rows, begun, tried: F, T and K of `packed_inputs`.
+        model: a causal one.
+        layers: names of modules.
+        beginnings: all of one length.
+        tokens: tried after each of them.
+        kept: as for `EachOnce`.
+    """
+    F, T, K = len(beginnings), len(beginnings[0]), len(tokens)
+    each = min(K, max(_TRIED_A_ROW, T))
+    C = -(-K // each)
+    tried_Ce = torch.tensor([*tokens, *[tokens[0]] * (C * each - K)]).view(C, each)
+    ids_FT = torch.tensor(beginnings, dtype=torch.long).view(F, T)
+    ids = torch.cat([ids_FT.repeat_interleave(C, 0), tried_Ce.repeat(F, 1)], 1).to(model.device)
+    positions = torch.cat([torch.arange(T), torch.full((each,), T)]).expand(len(ids), -1).to(model.device)
+    seen = torch.eye(T + each, dtype=torch.bool)
+    seen[:, :T] |= torch.ones(T + each, T, dtype=torch.bool).tril()
+    mask = torch.zeros(T + each, T + each, dtype=model.dtype)
+    mask = mask.masked_fill(~seen, torch.finfo(model.dtype).min).expand(len(ids), 1, -1, -1)
+    with EachOnce(model, local_layers(model), ids, positions, kept):
+        inputs = layer_inputs(model, ids, layers, mask=mask.to(model.device), positions=positions)
+    return {name: read[:, T:].reshape(F, C * each, -1)[:, :K] for name, read in inputs.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Kept:
+    """What a layer makes of tokens that it reads by themselves.
+
+    Attributes:
+        keys_U: what tells them from one another, ascending.
+        made_UO: what it makes of each.
     """
 
-    def __init__(self, weights: set[int], rows: int, begun: int, tried: int) -> None:
+    keys_U: Tensor
+    made_UO: Tensor
+
+
+class EachOnce(ReplacedFunctions):
+    """While it is active, layers that read each token by itself are run once for each token at each position.
+
+    Args:
+        model: in any precision.
+        layers: its local layers.
+        ids_NT: what the network is run on.
+        positions_NT: where these tokens stand.
+        kept: what the layers made of tokens before, by their weights' identities: read, and filled.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        layers: Sequence[LocalLayer],
+        ids_NT: Tensor,
+        positions_NT: Tensor,
+        kept: dict[int, Kept] | None = None,
+    ) -> None:
         super().__init__()
-        self._weights, self._begun, self._shape = weights, begun, (rows, begun + tried)
+        self._kept = {} if kept is None else kept
+        others = layouts(model)
+        self._weights = {
+            id(model.parameters[layer.weight_name])
+            for layer in layers
+            if layer.used_once and layer.name not in others
+        }
+        ordered = any(layer.depends_on_position for layer in layers)
+        keys_NT = positions_NT * model.vocab_size + ids_NT if ordered else ids_NT
+        self._keys_U, self._index_P = torch.unique(keys_NT.flatten(), return_inverse=True)
+        self._first_U = torch.empty_like(self._keys_U)
+        self._first_U[self._index_P] = torch.arange(len(self._index_P), device=ids_NT.device)
 
     def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """A product that is taken once."""
         if func is functional.linear and len(args) > 1 and id(args[1]) in self._weights:
-            if args[0].shape[:-1] == self._shape:
-                return self._apart(args[0], lambda part: func(part, *args[1:], **kwargs))
-        elif func is torch.addmm and len(args) == 3 and id(args[2]) in self._weights:
+            input, weight, *bias = args
+            return self._product(input, weight, lambda rows: func(rows, weight, *bias, **kwargs))
+        if func is torch.addmm and len(args) == 3 and id(args[2]) in self._weights:
             bias, input, weight = args
-            if len(input) == math.prod(self._shape):
-                product = self._apart(
-                    input.view(*self._shape, -1),
-                    lambda part: func(bias, part.flatten(0, 1), weight, **kwargs).view(*part.shape[:2], -1),
-                )
-                return product.flatten(0, 1)
+            return self._product(input, weight, lambda rows: func(bias, rows, weight, **kwargs))
         return None
 
-    def _apart(self, input: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        tried = product(input[:1, self._begun :]).expand(len(input), -1, -1)
-        return torch.cat([product(input[:, : self._begun]), tried], 1) if self._begun else tried.clone()
+    def _product(self, input: Tensor, weight: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor | None:
+        rows_PI = input.flatten(0, -2)
+        if len(rows_PI) != len(self._index_P):
+            return None
+        kept = self._kept.get(id(weight))
+        new_U = torch.ones_like(self._keys_U, dtype=torch.bool)
+        if kept is not None:
+            new_U = ~torch.isin(self._keys_U, kept.keys_U)
+        if bool(new_U.any()):
+            made_UO, keys_U = product(rows_PI[self._first_U[new_U]]), self._keys_U[new_U]
+            if kept is not None:
+                keys_U, order_U = torch.cat([kept.keys_U, keys_U]).sort()
+                made_UO = torch.cat([kept.made_UO, made_UO])[order_U]
+            kept = self._kept[id(weight)] = Kept(keys_U=keys_U, made_UO=made_UO)
+        assert kept is not None
+        where_P = torch.searchsorted(kept.keys_U, self._keys_U)[self._index_P]
+        return kept.made_UO[where_P].view(*input.shape[:-1], -1)
 
 
 def packs(model: TextModel, layer: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -26,6 +27,16 @@ _INSIDE = ("state_dict", "model_state_dict", "model", "module", "gradients", "up
 _REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
 # What a training that is spread over processes keeps its tensors in, by what torch says that it needs to load it.
 _SHARDED = re.compile(r"torch\.distributed|DTensor|ShardedTensor")
+# What zipfile says to an archive that isn't whole.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    EOFError,
+    struct.error,
+)
 _SHARDS = (
     "it holds shards of a training that is spread over processes, not whole weights. Save a full state dict: "
     "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
@@ -51,12 +62,12 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _check_records(file: BufferedReader) -> None:
     """Make sure that a zip archive holds what it takes on the disk: torch.save doesn't pack."""
-    if not zipfile.is_zipfile(file):
-        return  # the format of before 2020
     try:
+        if not zipfile.is_zipfile(file):  # raises on what is damaged at its end
+            return  # the format of before 2020
         with zipfile.ZipFile(file) as archive:
             packed = next((i for i in archive.infolist() if i.file_size != i.compress_size), None)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"its archive is damaged: {error}") from None
     if packed is not None:
         raise ValueError(
