@@ -139,7 +139,7 @@ class EvaluationScreen(Page):
         self._map: tuple[str, str] | None = None
         self._ladder: str | None = None
         self._told_apart: tuple[int, list[str]] = 0, []
-        self._written: dict[Cell, tuple[object, dict[str, Text]]] = {}
+        self._written: dict[Cell, tuple[CellRow, object, tuple[Text, ...]]] = {}
 
     def content(self) -> Iterable[Widget]:
         """How far it is, the grid or a cell's sentences, what is under the cursor."""
@@ -322,7 +322,7 @@ class EvaluationScreen(Page):
     def _writing(self) -> Writing:
         return Writing(blind=self.sight.blind, limit=self.limit, colors=self.app.theme_variables)
 
-    def _cells(self) -> tuple[tuple[str, ...], list[list[Text]]]:
+    def _cells(self) -> tuple[tuple[str, ...], Sequence[Sequence[Text]]]:
         rows, how, writing = self.grid.rows, (self.sight.blind, self.limit, self.app.theme), self._writing
         if len(rows) != self._told_apart[0]:
             self._told_apart = len(rows), differing(rows)
@@ -333,11 +333,14 @@ class EvaluationScreen(Page):
             shown.remove("secrets")
         listed = []
         for row in rows:
-            if row.cell not in self._written or self._written[row.cell][0] != (id(row), how):
-                self._written[row.cell] = (id(row), how), writing.figures(row)
-            figures = self._written[row.cell][1]
-            names = [Text(short(cell_text(row.cell, name), 30)) for name in settings]
-            listed.append(names + [figures[name] for name in shown])
+            # A cell that has no new record is written as before, and the table needn't compare it.
+            before = self._written.get(row.cell)
+            if before is None or before[0] is not row or before[1] != (how, settings, shown):
+                figures = writing.figures(row)
+                names = [Text(short(cell_text(row.cell, name), 30)) for name in settings]
+                before = row, (how, settings, shown), (*names, *(figures[name] for name in shown))
+                self._written[row.cell] = before
+            listed.append(before[2])
         return (*settings, *shown), listed
 
     def _tell(self) -> None:

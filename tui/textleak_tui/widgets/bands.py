@@ -24,11 +24,12 @@ from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 
 from textleak.view import SPECIAL, UNICODE
-from textleak_tui.widgets.cells import MARK, Band, Cell, Head, fit, flow_width
+from textleak_tui.widgets.cells import MARK, Band, Cell, Head, fit, flow_width, lines_of_band
 from textleak_tui.widgets.drawn import Drawn, Line
 from textleak_tui.widgets.flow import Piece, flowed, nearest
 
-FLASH_SECONDS = 0.45
+# Our choice: a little longer than frames are apart at most, so that the next one calms what has changed, at no cost.
+FLASH_SECONDS = 0.6
 # A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap; where
 # a sentence's columns leave room, they are spread up to the last.
 NARROWEST, WIDEST, SPREAD = 5, 12, 16
@@ -85,6 +86,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self._words: dict[tuple[int, int], str] = {}
         self._width = self._longest = NARROWEST
         self._shape: tuple[object, ...] = ()
+        self._columns_drawn: dict[tuple[object, ...], Line] = {}  # of the sentences that are shown
 
     @property
     def _room(self) -> int:
@@ -116,9 +118,11 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self._longest = max(self._longest, min(WIDEST, longest))
         self.sentences, self.heads, self.truth, self._words = sentences, heads, truth, words
         self._arrange()
-        if flash and changed:
+        self._columns_drawn = {}
+        if flash:
             self._flashing = changed
-            self.set_timer(FLASH_SECONDS, lambda: self._calm(changed))
+            if changed:
+                self.set_timer(FLASH_SECONDS, lambda: self._calm(changed))
         self.redraw()
 
     def forget(self) -> None:
@@ -126,7 +130,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self._words, self._flashing, self._shape = {}, frozenset(), ()
         self._width = self._longest = NARROWEST
         self.sentences, self.heads, self.bands, self.cursor = [], [], [], (0, 0)
-        self._flow, self._head_lines = [], []
+        self._flow, self._head_lines, self._columns_drawn = [], [], {}
         self.scroll_home(animate=False)
 
     def _calm(self, changed: frozenset[tuple[int, int]]) -> None:
@@ -215,6 +219,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
     def notify_style_update(self) -> None:
         """Colors may have changed; those of the kinds of tokens follow only now."""
         super().notify_style_update()
+        self._columns_drawn = {}
         self.call_after_refresh(self._moved)
 
     def in_view(self) -> tuple[int, int, int, int]:
@@ -238,7 +243,11 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
 
     def draw(self) -> list[Line]:
         """The lines in view."""
-        top, width, kinds = self.scroll_offset.y, self._room, self._kinds()
+        top, width, kinds = (
+            self.scroll_offset.y,
+            self._room,
+            lines_of_band(self.numbered, self.truth, self.listed),
+        )
         lines = range(top, top + self.size.height)
         if self.compact:
             return [self._running_text(line, width) for line in lines]
@@ -254,28 +263,19 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         if row >= len(kinds):
             return []
         segments: Line = []
+        cursor = self.cursor[1] if self.has_focus and self.cursor[0] == band.sentence else -1
         for position in range(band.start, band.stop):
-            segments += self._column(band.sentence, position, kinds[row])
+            segments += self._column(band.sentence, position, kinds[row], position == cursor)
             segments.append(Segment(" "))
         return segments
-
-    def _kinds(self) -> tuple[str, ...]:
-        """What the lines of a band hold, from its top; a number stands for a candidate's rank."""
-        return (
-            *(("number",) if self.numbered else ()),
-            "word",
-            "bar",
-            *(("true",) if self.truth else ()),
-            *(str(rank) for rank in range(self.listed - self.truth)),
-        )
 
     def _head(self, head: Head, number: int, width: int) -> Line:
         """A line of the text so far; beside the first one how it stands."""
         most = min(self.headed, self._most_head_lines)
-        quiet, lines = self._style("token--number"), head.lines(width, most)
+        quiet, lines = self.look("token--number"), head.lines(width, most)
         text, words = lines[number] if number < len(lines) else "", head.words if number == 0 else ""
         return [
-            Segment(text, self._style("token--head")),
+            Segment(text, self.look("token--head")),
             Segment(" " * (width - cell_len(text) - cell_len(words)), quiet),
             Segment(words, quiet),
         ]
@@ -288,13 +288,13 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         before = self._flow[number - 1] if number else []
         begins = bool(line) and (not before or before[-1].sentence != line[0].sentence)
         name = str(line[0].sentence + 1) if begins else ""
-        segments, x = [Segment(fit(name, self._indent), self._style("token--number"))], self._indent
+        segments, x = [Segment(fit(name, self._indent), self.look("token--number"))], self._indent
         for piece in line:
             cell = self.sentences[piece.sentence][piece.position]
             here = (piece.sentence, piece.position) == self.cursor and self.has_focus
-            style = self._style(f"token--{cell.status}")
+            style = self.look(f"token--{cell.status}")
             if (piece.sentence, piece.position) in self._flashing:
-                style += self._style("token--flash")
+                style += self.look("token--flash")
             style += Style(underline=True) if here else Style()
             segments.append(Segment(" " * (piece.x - x)))
             segments.append(Segment(fit(UNICODE.marks[cell.status] + cell.word, piece.width), style))
@@ -307,37 +307,42 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
                 return band
         return None
 
-    def _column(self, sentence: int, position: int, kind: str) -> Line:
-        cell, width = self.sentences[sentence][position], self._width
-        here = (sentence, position) == self.cursor and self.has_focus
+    def _column(self, sentence: int, position: int, kind: str, here: bool) -> Line:
+        """A position's part of a line; most stay as they were when the cursor moves."""
+        flashing = (sentence, position) in self._flashing
+        key = sentence, position, kind, here, flashing, self._width
+        if key not in self._columns_drawn:
+            cell = self.sentences[sentence][position]
+            self._columns_drawn[key] = self._new_column(cell, position, kind, here=here, flashing=flashing)
+        return self._columns_drawn[key]
+
+    def _new_column(self, cell: Cell, position: int, kind: str, *, here: bool, flashing: bool) -> Line:
+        width = self._width
         if kind == "number":
-            style = self._style("token--cursor") if here else self._style("token--number")
+            style = self.look("token--cursor") if here else self.look("token--number")
             return [Segment(set_cell_size(str(position + 1), width), style)]
         if kind == "true":
             # Below its token, which has a mark before it.
             mark, kind = (MARK, "secret") if cell.secret else (" ", "true")
-            return [Segment(fit(f"{mark}{cell.true}", width), self._style(f"token--{kind}"))]
-        style = self._style(f"token--{cell.status}")
+            return [Segment(fit(f"{mark}{cell.true}", width), self.look(f"token--{kind}"))]
+        style = self.look(f"token--{cell.status}")
         if kind == "word":
-            if (sentence, position) in self._flashing:
-                style += self._style("token--flash")
+            if flashing:
+                style += self.look("token--flash")
             if here:
                 style += Style(underline=True)
             return [Segment(fit(UNICODE.marks[cell.status] + cell.word, width), style)]
         if kind != "bar":
             rank = int(kind)
             word = cell.next[rank] if rank < len(cell.next) else ""
-            return [Segment(fit(f" {word}" if word else "", width), self._style("token--next"))]
+            return [Segment(fit(f" {word}" if word else "", width), self.look("token--next"))]
         if cell.status == SPECIAL:
             return [Segment(" " * width)]
         filled = round(max(0.0, min(1.0, cell.confidence)) * width)
         return [
             Segment(UNICODE.bar * filled, Style(color=style.color)),
-            Segment(UNICODE.rest * (width - filled), self._style("token--rest")),
+            Segment(UNICODE.rest * (width - filled), self.look("token--rest")),
         ]
-
-    def _style(self, name: str) -> Style:
-        return self.look(name)
 
     # No bindings: on its way up to the app, which looks for those, a key is handled by each widget that is around.
 

@@ -75,6 +75,12 @@ def wrapped(text: str, first: int, width: int, most: int) -> tuple[str, ...]:
     return tuple(fit(line, first if at == 0 else width).rstrip() for at, line in enumerate(lines))
 
 
+def lines_of_band(numbered: bool, truth: bool, listed: int) -> tuple[str, ...]:
+    """What the lines of a band hold, from its top; a number stands for a candidate's rank."""
+    first = ("number", "word", "bar") if numbered else ("word", "bar")
+    return (*first, *(("true",) if truth else ()), *map(str, range(listed - truth)))
+
+
 def flow_width(cell: Cell) -> int:
     """Cells of a token in running text."""
     return 1 + max(1, cell_len(cell.word))
