@@ -151,8 +151,7 @@ def _along(shared: Gradient, layers: Sequence[LinearLayer], basis_RI: Tensor) ->
     """The gradients of some layers along a basis, (outputs, R), and the norm of what they have outside it."""
     along, squared = [], 0.0
     for layer in layers:
-        gradient = shared[layer.weight_name]
-        for part in torch.split(gradient.T if layer.transposed else gradient, _ROWS):
+        for part in torch.split(layer.as_rows(shared[layer.weight_name]), _ROWS):
             part_OI = exact(part).to(basis_RI)
             along.append(part_OI @ basis_RI.T)
             squared += float(torch.addmm(part_OI, along[-1], basis_RI, alpha=-1).square().sum())

@@ -69,9 +69,9 @@ class Together:
         self._products_PP = self._held_PP = torch.empty(0)
 
     def nearest(self) -> Row:
-        """The sentence whose inputs together hold most, as far as steps from the first token of each list find it."""
-        row = (0,) * len(self.lists)
+        """The sentence whose inputs together hold most, as far as steps find it."""
         self._scale(torch.cat(self._inputs))
+        row = self._grown()
         for _ in range(_ROUNDS):
             row = self._climbed(row)
             self._scale(torch.stack([inputs_CI[at] for inputs_CI, at in zip(self._inputs, row, strict=True)]))
@@ -98,6 +98,30 @@ class Together:
         inputs_PI = torch.nn.functional.normalize(inputs_PI, dim=1)
         self._products_PP = inputs_PI @ inputs_PI.T
         self._held_PP = inputs_PI @ self._gram_II @ inputs_PI.T
+
+    def _grown(self) -> Row:
+        """A sentence to begin with: of all candidates at places still open the one that adds most, until none is open.
+
+        Loud tokens are so found where they stand, before a faint one's place is filled with what another's input shows.
+        """
+        place_P = torch.repeat_interleave(torch.tensor([len(tokens) for tokens in self.lists]))
+        free_P = torch.tensor([len(self.lists[place]) > 1 for place in place_P.tolist()])
+        chosen = (~free_P).nonzero().flatten().tolist()
+        while free_P.any():
+            products_JJ = self._products_PP[chosen][:, chosen]
+            products_JJ.diagonal().add_(_RIDGE)
+            parts_JP = torch.linalg.solve(products_JJ, self._products_PP[chosen])
+            left_P = 1 + _RIDGE - (parts_JP * self._products_PP[chosen]).sum(0)
+            shared_JP = self._held_PP[chosen]
+            held_P = self._held_PP.diagonal() + (
+                (shared_JP[:, chosen] @ parts_JP - 2 * shared_JP) * parts_JP
+            ).sum(0)
+            best = int((held_P / left_P).where(free_P, -1.0).argmax())
+            free_P &= place_P != place_P[best]
+            chosen.append(best)
+        return tuple(
+            index - start for index, start in zip(sorted(chosen), self._starts_T.tolist(), strict=True)
+        )
 
     def _climbed(self, row: Row) -> Row:
         """The best sentence that steps lead to, each to the best one that a change or two make of the last."""
