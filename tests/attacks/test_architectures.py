@@ -67,6 +67,7 @@ KINDS = {
         "roberta",
         {**ENCODER, "attention_window": [8, 8], "pad_token_id": 1},
     ),
+    "convolutions in groups, positions last": ("squeezebert", "wordpiece", {**ENCODER, "embedding_size": 64}),
     "relative positions": ("deberta", "wordpiece", {**ENCODER, **RELATIVE, "max_relative_positions": -1}),
 }
 
@@ -89,6 +90,15 @@ def test_one_sentence_comes_back_exactly_without_a_doubtful_note(kind: str, tmp_
     assert recovery.stop is Stop.VERIFIED
     assert [p.id for p in recovery.sentences[0].positions] == list(secret.ids[0])
     assert recovery.notes == ()
+
+
+def test_two_sentences_of_words_read_beside_their_neighbors_come_back(tmp_path: Path) -> None:
+    model = drawn("words read beside their neighbors", tmp_path)
+    texts = ["he sat on the mat", "she ran home"]
+    shared, _ = share(model, texts, share="no-embeddings")
+    recovery = recover(shared, model, "span")
+    assert recovery.stop is Stop.VERIFIED
+    assert sorted(sentence.text for sentence in recovery.sentences) == texts
 
 
 def test_a_network_that_asks_for_ids_is_given_its_own_embeddings_by_them(tmp_path: Path) -> None:

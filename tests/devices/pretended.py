@@ -246,6 +246,18 @@ def _refuse_mixed(func: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> Non
         )
 
 
+class _Chosen(contextlib.nullcontext[None]):
+    """The device that is chosen for a while: the only one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Properties:
+    """What a device says of itself."""
+
+    name: str = "pretended"
+    total_memory: int = 2**34
+
+
 @contextlib.contextmanager
 def pretended_device() -> Iterator[Crossings]:
     """Have a machine with one CUDA device for a while."""
@@ -257,7 +269,13 @@ def pretended_device() -> Iterator[Crossings]:
         "_lazy_init": lambda: None,
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
-        "device": lambda device: contextlib.nullcontext(),
+        "device": _Chosen,
+        "get_device_name": lambda device=DEVICE: "pretended",
+        "get_device_properties": lambda device=DEVICE: _Properties(),
+        "reset_peak_memory_stats": lambda device=DEVICE: None,
+        "memory_allocated": lambda device=DEVICE: 0,
+        "max_memory_allocated": lambda device=DEVICE: 0,
+        "set_per_process_memory_fraction": lambda fraction, device=DEVICE: None,
         "manual_seed": mode.seed,
         "get_rng_state": lambda device=DEVICE: mode.state,
         "set_rng_state": lambda state, device=DEVICE: setattr(mode, "state", state),

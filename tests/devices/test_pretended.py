@@ -29,6 +29,7 @@ from textleak.shared.gradient import SharedGradient
 
 SENTENCE = "the cat sat on the mat"
 TOLD = "lengths,labels,batch-size"
+GRAB: dict[str, object] = {"rounds": 1, "steps": 2, "starts": 4, "beams": 2, "sweeps": 1}
 LAMP: dict[str, object] = {"steps": 2, "starts": 2, "restarts": 1, "moves": 2, "moves_every": 1}
 ToyFolder = Callable[[str], Path]
 
@@ -87,6 +88,7 @@ def test_what_a_device_refuses_is_refused() -> None:
                 ("tag", "gpt2", "classification", {"steps": 2, "restarts": 2}),
                 ("cosine", "bert", "masked-lm", {"steps": 2, "restarts": 2}),
                 ("lamp", "bert", "classification", LAMP),
+                ("grab", "bert", "classification", GRAB),
             )
         ),
     ],
@@ -129,6 +131,22 @@ def test_what_the_device_s_client_shares_is_read_there(
         for shared in (held, on_disk):
             recovery = run("auto", shared, model)
             assert tokens(recovery) == [list(ids) for ids in secret.ids]
+
+
+@pytest.mark.slow
+def test_adapters_are_read_there_as_on_the_cpu(
+    toy_model: ToyModel, toy_folder: ToyFolder, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    client = composed([CLIENTS.build("lora", {"rank": 8, "at": 1})])
+    sent, secret = share(toy_model(), [SENTENCE], client=client, know=TOLD, seed=1)
+    expected = run("auto", read_back(sent, tmp_path), toy_model(), time_limit=20.0)
+    with pretended_device():
+        model = there(toy_folder)
+        held, _ = share(model, [SENTENCE], client=client, know=TOLD, seed=1)
+        found = run("auto", held, model, time_limit=60.0)
+    assert tokens(found) == tokens(expected) == [list(secret.ids[0])]
+    assert found.stop is expected.stop
 
 
 def test_dropout_on_a_device_follows_the_client_s_own_stream(toy_folder: ToyFolder) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Static
 
 from tests.tui.pilots import play, until
 from textleak.errors import InputError
@@ -450,6 +451,13 @@ def test_the_ladder_fits_every_size(tmp_path):
         await pilot.press("n")
         assert page.form.display
         assert "Sentence" in screen(app)
+        assert page.query_one(".here", Static).visual.plain.startswith("Grid"), "it is a view of it"
+        await pilot.resize_terminal(80, 24)
+        await pilot.press("escape")
+        await until(pilot, lambda: "f4 Ladder" in screen(app))
+        assert app.current_mode == "grid"
+        await pilot.press("f4")
+        assert app.screen is page
 
     drive(tmp_path, look)
 

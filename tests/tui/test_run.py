@@ -720,22 +720,24 @@ def test_the_attack_ends_when_the_app_is_killed_and_keeps_its_best_answer(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, None], ids=str)
 def test_however_the_app_ends_its_attack_ends_too(
-    number: signal.Signals, toy_folder: Callable[[str], Path], tmp_path: Path
+    number: signal.Signals | None, toy_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """In a real terminal, which is closed or whose app is ended from outside."""
+    """In a real terminal, which is closed, with a signal or without, or whose app is ended from outside."""
     fields = {"model": str(toy_folder("bert")), "weights": "random", "attack": "tag", "steps": "1000000"}
     terminal, folder = start_run(tmp_path, (100, 30), {**fields, "threads": "1"})
     pid = read_run(folder).facts["pid"]
-    terminal.process.send_signal(number)
+    if number is None:
+        terminal.hang_up()
+    else:
+        terminal.process.send_signal(number)
     try:
         end = time.monotonic() + 30
         while read_run(folder).outcome == "running" or Path(f"/proc/{pid}").exists():
             assert time.monotonic() < end
             terminal.drain(0.1)
+        assert terminal.process.wait(20) != 0
     finally:
         terminal.process.kill()
         terminal.close()

@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from textleak.attacks.base import ATTACKS, Attack, Steps, Totals, knows_loss
+from textleak.attacks.base import ATTACKS, Attack, Steps, Totals, knows_layers, knows_loss
 from textleak.attacks.embedding import Embedding
 from textleak.attacks.match import Match, matching
 from textleak.attacks.replay import Replay
@@ -48,6 +48,7 @@ class Auto:
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset()  # each channel has its own
     any_loss: ClassVar[bool] = True
+    first_layers: ClassVar[bool] = True
     when: ClassVar[str] = "you want the most that a gradient gives away"
     paper: ClassVar[str] = "ours"
 
@@ -130,6 +131,8 @@ class _Run:
 
     def _can(self, attack: type[Attack]) -> bool:
         """Whether a channel's needs are met; a note says what is missing."""
+        if not knows_layers(attack, self.view):
+            return False
         if not knows_loss(attack, self.view):
             self.notes.append(
                 f"{attack.name} was left out: it doesn't know the head's loss ({self.model.task})."

@@ -100,6 +100,12 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
             why="It tries labels that are classes of sentences or tokens of a text.",
             fix=f"Use --attack {_others(lambda other: knows_loss(other, view))}.",
         )
+    if not knows_layers(type(attack), view):
+        raise InputError(
+            f"The attack {attack.name} needs all of {view.model.name}.",
+            why="Only its first layers were read (--layers), so no text's own gradient can be formed.",
+            fix=f"Use --attack {_others(lambda other: knows_layers(other, view))}, or leave --layers out.",
+        )
     missing = [trait for trait in Trait if trait in attack.needs and not view.has(trait)]
     if missing:
         able = _others(
@@ -118,6 +124,12 @@ def knows_loss(attack: type[Attack], view: View) -> bool:
     """Whether an attack works with the loss of the model's head."""
     own = isinstance(view.model, TextModel) and view.model.own_loss is not None
     return not own or bool(getattr(attack, "any_loss", False))
+
+
+def knows_layers(attack: type[Attack], view: View) -> bool:
+    """Whether an attack works with as much of the model as was read."""
+    cut = isinstance(view.model, TextModel) and view.model.first_layers is not None
+    return not cut or bool(getattr(attack, "first_layers", False))
 
 
 def check_reads(attack: Attack, modality: Modality) -> None:

@@ -62,6 +62,7 @@ class Span:
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
     needs: ClassVar[frozenset[Trait]] = frozenset({Trait.ONE_POINT})
     any_loss: ClassVar[bool] = True
+    first_layers: ClassVar[bool] = True
     when: ClassVar[str] = "fewer tokens than the hidden size; proofs"
     paper: ClassVar[str] = "after Petrov et al. 2024"
 
@@ -101,6 +102,8 @@ def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     if model.language.padding != "masked":
         return (yield from padded_sentences(model, shared, time_limit=view.clock.left))
     found = yield from causal_sentences(model, shared, time_limit=view.clock.left)
+    if model.first_layers is not None:
+        return found
     several = model.task == "causal-lm" and shared.known.size != 1 and not shared.seen_effects
     if not several or told(view) or not found.rows or not all(OPEN in row for row in found.rows):
         return found
@@ -134,6 +137,8 @@ def answer(view: View, found: Found) -> Recovery:
     )
     if found.settled:
         return dataclasses.replace(recovery, stop=Stop.PROVED)
+    if model.first_layers is not None:
+        return dataclasses.replace(recovery, stop=Stop.TIME if view.clock.over else Stop.READ)
     if found.proved and not view.has(Trait.REPEATABLE):
         return dataclasses.replace(recovery, stop=Stop.TIME if view.clock.over else Stop.READ)
     filled = bool(found.rows) and not any(token == OPEN for row in found.rows for token in row)

@@ -82,6 +82,7 @@ def command(
         ),
     ] = None,
     truth: flags.TruthFile = None,
+    layers: flags.Layers = None,
     attack: Annotated[
         str | None,
         typer.Option(

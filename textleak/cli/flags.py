@@ -127,6 +127,16 @@ TruthFile = Annotated[
     Path | None,
     typer.Option("--truth", metavar="FILE", help="Score it against this file; without it scores are null."),
 ]
+Layers = Annotated[
+    int | None,
+    typer.Option(
+        "--layers",
+        metavar="N",
+        help="Read only the first N layers of a decoder's folder, and of the gradient what is theirs; `span` proves "
+        "tokens without the others.",
+        show_default="all",
+    ),
+]
 Images = Annotated[
     list[Path] | None,
     typer.Option("--image", "-i", metavar="FILE", help="A private picture; repeat it for one batch."),

@@ -44,6 +44,7 @@ def command(
     ] = None,
     gradients: flags.Gradients = None,
     truth: flags.TruthFile = None,
+    layers: flags.Layers = None,
     share: flags.Share = None,
     client: flags.Clients = None,
     defense: flags.Defenses = None,

@@ -8,6 +8,7 @@ Shapes: F beginnings, K tokens tried after each.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from textleak.exact.later_inputs import LaterInput, LaterInputs
@@ -56,6 +57,23 @@ class Tree:
     def finished(self) -> bool:
         """Whether as many beginnings were found as there are."""
         return len(self.beginnings) == self.span.rank
+
+    @property
+    def certain(self) -> bool:
+        """Whether the beginnings found are the batch's, all of them and no other.
+
+        Each of the batch's own that the gradient shows is among those found; and where these are as many as the span
+        has dimensions, and independent, there is room for no other. They lie in all other spans as well, and leave
+        no room there.
+        """
+        if not self.finished or not self._check(self.first).spanned_by(self.beginnings):
+            return False
+        others = (self.checks[index] for index in itertools.count())
+        return all(
+            check.span.rank <= len(self.beginnings) and check.holds(self.beginnings)
+            for check in itertools.takewhile(lambda check: check is not None, others)
+            if check is not None
+        )
 
     @property
     def predicts(self) -> bool:

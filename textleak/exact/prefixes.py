@@ -6,6 +6,7 @@ what a language model was asked to predict after each beginning tells where sent
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Iterator, Sequence
 
@@ -114,6 +115,8 @@ def causal_sentences(
             continue
         yield Phase(name="labels", detail="what was predicted after each beginning")
         found = ended(tree, shared)
+        if model.first_layers is not None:
+            found = _of_first_layers(tree, shared, found)
         if found.complete or tree.finished:
             return found
         # Some weren't found, or a few too many: another layer may show more.
@@ -134,6 +137,15 @@ def _first_layers(model: TextModel, shared: SharedGradient) -> Vocabulary | Foll
         return Vocabulary(model, layers[0], span)
     followers = None if spans else Followers.of(model, shared)
     return followers or _why_nothing(shared, [span for _, span in spans])
+
+
+def _of_first_layers(tree: Tree, shared: SharedGradient, found: Found) -> Found:
+    """What a model's first layers tell, with what they prove: nothing else can be put to a test."""
+    if shared.seen_effects or not tree.certain:
+        return found
+    return dataclasses.replace(
+        found, proved=tuple(tuple(token != OPEN for token in row) for row in found.rows)
+    )
 
 
 def _attempts(model: TextModel, shared: SharedGradient) -> Iterator[tuple[LaterInputs, int]]:

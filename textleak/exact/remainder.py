@@ -80,7 +80,7 @@ class LayerRemainder:
     def frame(self, inputs_TI: Tensor) -> Frame:
         """How what is left shows a sentence that has these inputs; there must be something left."""
         assert self.span is not None
-        inputs_TI = inputs_TI.to(self.span.basis_RI.device)
+        inputs_TI = self.layers[0].meant(inputs_TI).to(self.span.basis_RI.device)
         inside_TR = inputs_TI @ self.span.basis_RI.T
         return Frame(left_TO=inside_TR @ self._inverse_RO, back_IT=torch.linalg.pinv(inputs_TI))
 
@@ -92,9 +92,10 @@ class LayerRemainder:
 
     def own(self, alone: Alone, parts_C: Tensor) -> Tensor:
         """A sentence's gradient of these layers with each label but the last as strongly as said, (O, I)."""
-        deltas_CTO = torch.cat([alone.deltas[layer.name] for layer in self.layers], 2)
+        deltas_CTO = torch.cat([layer.given(alone.deltas[layer.name]) for layer in self.layers], 2)
         delta_TO = torch.einsum("c,cto->to", parts_C.to(deltas_CTO), deltas_CTO)
-        return (delta_TO.T @ alone.inputs[self.layers[0].name]).to(self.stacked_OI.device)
+        inputs_TI = self.layers[0].meant(alone.inputs[self.layers[0].name])
+        return (delta_TO.T @ inputs_TI).to(self.stacked_OI.device)
 
     def by_layer(self, values_NO: Tensor) -> dict[str, Tensor]:
         """Values at all outputs, apart by the layers' names."""

@@ -297,6 +297,9 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
         span = layer_span(shared, layers)
         if span is not None:
             found.append((tuple(layers), span))
+    if any(layers[0].rows is not None for layers, _ in found):
+        # Groups of one convolution read the same tokens: the one that shows the most of them does for all.
+        return [max(found, key=lambda pair: (pair[1].clear, pair[1].rank))]
     return found
 
 
@@ -317,7 +320,7 @@ def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer], *, likely:
 
 def as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
     """A weight's gradient as (outputs, inputs), however the layer stores it."""
-    return layer.meant(gradient.T if layer.transposed else gradient)
+    return layer.as_rows(gradient)
 
 
 def rank_vocabulary(

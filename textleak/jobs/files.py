@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
 from textleak.jobs.base import Job
 from textleak.settings import ImageConfig, RunConfig
+from textleak.words import count_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from textleak.models import TextModel
     from textleak.models.base import Modality
     from textleak.private.secrets import ImageSecret, Secret
@@ -74,10 +77,14 @@ def asked_by_file(
 def check_model(job: Job) -> None:
     """Make sure that a file's gradient is one of the model, by names, shapes and a hash of the weights.
 
+    Of a model's first layers alone there is no such hash.
+
     Raises:
         InputError: it isn't.
     """
     file, public, model = job.config.gradients, job.shared.model, job.view.model
+    if getattr(job.config, "layers", None) is not None:
+        return  # the hash is of all weights
     if job.model.fingerprint != public.fingerprint:
         raise InputError(
             f"{file} is a gradient of another model than the {model.name} that was loaded.",
@@ -86,6 +93,34 @@ def check_model(job: Job) -> None:
             fix="Load the model that the client used (--model, --weights, --task), or make the same weights "
             "available here.",
         )
+
+
+def within(tensors: Mapping[str, Tensor], config: RunConfig, model: TextModel) -> dict[str, Tensor]:
+    """What tensors are of the first layers, or of none, where no more of the model was read; else all of them.
+
+    Args:
+        tensors: gradients or differences, by whatever names.
+        config: the settings.
+        model: as it was read.
+
+    Raises:
+        InputError: none is.
+    """
+    if config.layers is None:
+        return dict(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if _layer(name) < config.layers}
+    if max(map(_layer, kept), default=-1) < 0:
+        raise InputError(
+            f"{config.gradients} has nothing of the first {count_of(config.layers, 'layer')} of {model.name}.",
+            why=f"It has {', '.join([*tensors][:3])}.",
+            fix="Give a larger --layers, or the file of these layers' gradients.",
+        )
+    return kept
+
+
+def _layer(name: str) -> int:
+    """Which layer a parameter is in: the first number in its name; that of none where it has no number."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
 
 
 def done_to(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from textleak import foreign
 from textleak.errors import InputError
-from textleak.jobs.files import asked_by_file, drawn_here, read_gradient, tell_less
+from textleak.jobs.files import asked_by_file, drawn_here, read_gradient, tell_less, within
 from textleak.jobs.parts import asked_for, build_client, chosen_client
 from textleak.jobs.telling import Kind, Telling, telling_of
 from textleak.settings import Choice
@@ -160,6 +160,7 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
         model, _ = _model(config, config.model, public)
     else:
         model = _load(config, **_by_file(config, public))
+    shared = dataclasses.replace(shared, gradients=within(shared.gradients, config, model))
     client = client_of(shared.client)
     if model.trained is not None:  # its adapters are in place
         client = updates.without_adapters(client)
@@ -207,7 +208,12 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     kind: Kind | None = None
     if client is not None:
         kind = "update" if updates.sends_weights(client) else "gradient"
-    sent = updates.as_named(client.prepare(model) if client else model, state.tensors, where=where)
+    prepared = client.prepare(model) if client else model
+    tensors = within(state.tensors, config, model)
+    if config.layers is not None:  # the head may come along
+        head = updates.names_of(prepared).fit(tensors, where).unknown
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    sent = updates.as_named(prepared, tensors, where=where)
     sent = _only_shared(config, model, sent)
     telling = telling_of(sent, model, kind=kind)
     client, notes = _client_of(config, model, telling, telling.kind)
@@ -270,6 +276,8 @@ def _model(
     name = config.model if "model" in config.model_fields_set and source != config.model else None
     told: dict[str, Any] = {} if public is None else {"num_labels": public.num_labels, "task": public.task}
     told["task"] = config.task if config.task != "auto" else told.get("task", "auto")
+    if config.layers is not None:  # what is found beside them isn't read
+        return _load(config, **{"name": source, **told}), None
     if not path.exists() or path.suffix.lower() == ".gguf":
         if source == config.before:  # others than those that were trained would be no weights before
             told["weights"] = "pretrained"
@@ -352,7 +360,8 @@ def _load(config: AuditConfig, **told: Any) -> TextModel:  # noqa: ANN401 - fiel
     from textleak.models.loading.memory import check_tokenizer
     from textleak.models.loading.text import TextRequest, load
 
-    model = load(TextRequest(**{**asked_for(config), **told, "tokenizer": config.tokenizer}))
+    asked = {**asked_for(config), **told, "tokenizer": config.tokenizer, "layers": config.layers}
+    model = load(TextRequest(**asked))
     check_tokenizer(model)
     return model
 

@@ -121,6 +121,7 @@ class RunResult(_Result, MeanScores):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
 
     hidden_size: Count
+    layers: Count | None
     tokens: Count | None
     tokens_per_hidden: Figure | None
     proved_tokens: Count

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from textleak.events import Position, Recovery, Sentence, Truth
 from textleak.jobs.base import Job
-from textleak.jobs.files import asked_by_file, read_gradient
+from textleak.jobs.files import asked_by_file, read_gradient, within
 from textleak.jobs.parts import asked_for, build_client, build_defenses
 from textleak.jobs.prepared import Batch, prepared
 from textleak.settings import ClientConfig, RunConfig
@@ -49,6 +49,7 @@ class TextJob(Job):
         return {
             **self._sizes(None),
             "hidden_size": self.model.hidden_size,
+            "layers": self.model.first_layers,
             "sentences": None if self.secret is None else list(self.secret.sentences),
             "labels": None if self.secret is None or self.secret.labels is None else list(self.secret.labels),
         }
@@ -232,6 +233,8 @@ def _read(config: RunConfig) -> Batch:
             task=config.task if "task" in given else public.task,
             num_labels=config.num_labels if "num_labels" in given else public.num_labels,
             download="model" in given,  # nothing is downloaded for what a file names
+            layers=config.layers,
         )
     )
+    shared = dataclasses.replace(shared, gradients=within(shared.gradients, config, model))
     return Batch(model=model, shared=shared, secret=secret)

@@ -66,6 +66,7 @@ class TextModel:
         changed_loss: what the head is trained with in place of its own loss; None for that.
         language: how a language model's loss is made of its tokens'.
         trained: names of the parameters that training moves; None for all.
+        first_layers: how many layers of the model it has, the first, without a head; None where it is whole.
 
     Example:
         >>> model.name, model.task, model.weights, model.hidden_size
@@ -86,6 +87,7 @@ class TextModel:
     changed_loss: Loss | None = None
     language: Language = PLAIN
     trained: tuple[str, ...] | None = None
+    first_layers: int | None = None
 
     def __post_init__(self) -> None:
         """Freeze the network, and look at it once while nobody has put hooks on it."""
@@ -383,7 +385,16 @@ class TextModel:
             inputs: ids (K, B, T), or embeddings (K, B, T, E) in place of looked-up ones.
             mask: (K, B, T), 1 for tokens, 0 for padding on the right.
             targets: with leading dimensions (K, B).
+
+        Raises:
+            InputError: these are the model's first layers alone.
         """
+        if self.first_layers is not None:
+            raise InputError(
+                f"Of {self.name!r} only the first layers were read, so no text's loss can be computed.",
+                why="The head reads what the last layer makes.",
+                fix="Leave --layers out.",
+            )
         K = len(mask)
         logits = self.logits(inputs.flatten(0, 1), mask.flatten(0, 1)).to(self.loss_dtype)
         flat = Targets(labels=targets.labels.flatten(0, 1), weights=targets.weights.flatten(0, 1))
@@ -419,6 +430,8 @@ class TextModel:
     @property
     def head(self) -> nn.Module | None:
         """The linear module that makes the logits: over the vocabulary, or a classifier of the last token."""
+        if self.first_layers is not None:
+            return None
         if self.pooled:
             path = self._last_token_head
             return None if path is None else self.network.get_submodule(path)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.events import Recovery, Sentence, Stop
+from textleak.models import TextModel
 from textleak.models.deferred import Deferred
 from textleak.models.gradient import mutually_apart, plainly_apart
 from textleak.proof.answers import Answer, Comparison, TimeUpError, cut_off
@@ -100,7 +101,7 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     """
     answer = Text(answer) if isinstance(answer, tuple) else answer
     untold = _unrepeatable(view) or answer.unsaid(view.model)
-    if not answer.complete(view.model) or not view.has(Trait.REPEATABLE):
+    if not answer.complete(view.model) or not view.has(Trait.REPEATABLE) or not _whole(view):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
     if cut_off(view):
         return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
@@ -190,7 +191,7 @@ class _Measured:
 def distance_of(view: View, sentences: tuple[Sentence, ...]) -> float | None:
     """`Certificate.gradient_distance` of an answer, without a word on what it proves."""
     answer = Text(sentences)
-    if not answer.complete(view.model) or not view.has(Trait.REPEATABLE):
+    if not answer.complete(view.model) or not view.has(Trait.REPEATABLE) or not _whole(view):
         return None
     return distance_to(view.shared, answer.own(view.double()))
 
@@ -210,9 +211,16 @@ def _in(view: View, dtype: torch.dtype) -> View:
     return dataclasses.replace(view, model=view.model.in_dtype(dtype))
 
 
+def _whole(view: View) -> bool:
+    """Whether all layers of the model are at hand."""
+    return not isinstance(view.model, TextModel) or view.model.first_layers is None
+
+
 def _unrepeatable(view: View) -> str | None:
     """Why no answer's own gradient can be compared with the shared one; None where it can."""
     shared = view.shared
+    if not _whole(view):
+        return "Only the model's first layers were read, so no answer's own gradient can be formed."
     if not view.has(Trait.REPEATABLE):
         return f"The client ({shared.client.spec}) draws what the same batch gives, so no answer's gradient equals it."
     for defense in shared.defenses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,31 @@ def apart(shared: SharedGradient, own: Gradient) -> tuple[float, float]:
     squared_distance = sum(float((nearest[name] - full[name]).square().sum()) for name in nearest)
     squared_norm = sum(float(value.square().sum()) for value in nearest.values())
     return squared_distance**0.5, squared_norm**0.5
+
+
+def norm_of(gradient: Gradient) -> float:
+    """The norm of all tensors together, in float64."""
+    return math.hypot(*(float(exact(value).norm()) for value in gradient.values()))
+
+
+def off_direction(seen: Gradient, own: Gradient, *, as_one: bool) -> float:
+    """How far tensors are from a gradient's direction, whatever it was scaled by: at most their distance from it.
+
+    Args:
+        seen: by name; those of `own`.
+        own: float64.
+        as_one: whether one factor scaled all of them; else each tensor may have its own.
+    """
+    groups = [list(own)] if as_one else [[name] for name in own]
+    return math.hypot(*(_off(seen, own, names) for names in groups))
+
+
+def _off(seen: Gradient, own: Gradient, names: Sequence[str]) -> float:
+    """The norm of what some tensors have across their own direction."""
+    pairs = [(exact(seen[name]).to(own[name].device), own[name]) for name in names]
+    squared = sum(float(mine.square().sum()) for _, mine in pairs)
+    factor = sum(float((theirs * mine).sum()) for theirs, mine in pairs) / squared if squared else 0.0
+    return math.hypot(*(float((theirs - factor * mine).norm()) for theirs, mine in pairs))
 
 
 def relative(distance: float, norm: float) -> float:

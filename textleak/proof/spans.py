@@ -38,8 +38,8 @@ _NO_DIRECTION = 1e-9
 _LEAK = 1e-10
 # Inputs beyond the first that are looked at for a shared gradient: in a transformer those of a block.
 _INPUTS = 4
-# Tokens that run through the network at once.
-_TOKENS_A_PASS = 4096
+# Tokens that run through the network at once, and rows of a gradient that are looked at: both bound the memory.
+_TOKENS_A_PASS, _ROWS = 4096, 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,8 +101,7 @@ class LayerSpan:
         left_NR, s_R, basis_RI = torch.linalg.svd(inputs_NI, full_matrices=False)
         kept = int((s_R > _NO_DIRECTION * s_R[0]).sum())
         left_NR, s_R, basis_RI = left_NR[:, :kept], s_R[:kept], basis_RI[:kept]
-        gradient_OI = torch.cat([_as_rows(shared[layer.weight_name], layer) for layer in layers]).to(basis_RI)
-        gradient_OR = gradient_OI @ basis_RI.T
+        gradient_OR, besides = _along(shared, layers, basis_RI)
         others_MI = torch.stack(list(distinct.values())) if distinct else inputs_NI[:0]
         inside_MR = others_MI @ basis_RI.T
         return cls(
@@ -113,7 +112,7 @@ class LayerSpan:
             whitened_NR=left_NR,
             dual_RR=torch.diag(1 / s_R),
             gradient_RR=torch.linalg.qr(gradient_OR, mode="r").R,
-            besides=float((gradient_OI - gradient_OR @ basis_RI).norm()),
+            besides=besides,
         )
 
     def least(self, rival: Guess) -> float:
@@ -148,6 +147,17 @@ class LayerSpan:
         return orthonormal_RK.T
 
 
+def _along(shared: Gradient, layers: Sequence[LinearLayer], basis_RI: Tensor) -> tuple[Tensor, float]:
+    """The gradients of some layers along a basis, (outputs, R), and the norm of what they have outside it."""
+    along, squared = [], 0.0
+    for layer in layers:
+        for part in torch.split(layer.as_rows(shared[layer.weight_name]), _ROWS):
+            part_OI = exact(part).to(basis_RI)
+            along.append(part_OI @ basis_RI.T)
+            squared += float(torch.addmm(part_OI, along[-1], basis_RI, alpha=-1).square().sum())
+    return torch.cat(along), squared**0.5
+
+
 def _key(input_I: Tensor) -> bytes:
     """What tells an input from others: a digest, as a wide layer's inputs are large."""
     return hashlib.blake2b(input_I.cpu().numpy().tobytes(), digest_size=16).digest()
@@ -168,11 +178,6 @@ def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:
     rank = int((s_F > least).sum())
     remaining_KR: Tensor = across_KK[rank:, : len(outside_KR)] @ outside_KR
     return remaining_KR
-
-
-def _as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
-    """A weight's gradient as (outputs, inputs), float64, however the layer stores it."""
-    return exact(gradient.T if layer.transposed else gradient)
 
 
 def first_layers(model: TextModel, shared: Gradient) -> list[list[LinearLayer]]:

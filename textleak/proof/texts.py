@@ -19,10 +19,11 @@ from textleak.models.own_labels import nearest_head, solved_labels
 from textleak.models.probes.layers import local_layers, sees_ahead
 from textleak.numerics import exact
 from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
-from textleak.proof.distances import Gradient, apart, distance_to, relative
+from textleak.proof.distances import Gradient, apart, distance_to, norm_of, off_direction, relative
 from textleak.proof.endings import ending_distances
 from textleak.proof.rivals import Parts, alike, distances, further, lines_of
 from textleak.proof.spans import LayerSpan, first_layers
+from textleak.shared.effects import Clipped
 from textleak.shared.traits import Trait
 
 # From here on rounding can be as far as a wrong token (measured on minilm and bert-tiny in bfloat16: 4e-3 to 3e-2, and
@@ -129,7 +130,29 @@ class _Rivals:
     def _whole_only(self) -> bool:
         """Whether single sentences at a few tensors tell no bound: their parts don't just add up, or were scaled."""
         scaled = any(effect.lost_scale in ("all", "layer") for effect in self.shared.effects)
-        return scaled or not self.compared.view.client.adds_up or not self.model.language.apart
+        return (
+            (scaled and not self._scaled)
+            or not self.compared.view.client.adds_up
+            or not self.model.language.apart
+        )
+
+    @functools.cached_property
+    def _scaled(self) -> bool:
+        """Whether the gradient was scaled, and nothing else was done to it: its directions are the batch's own."""
+        effects = self.shared.seen_effects
+        return bool(effects) and all(
+            isinstance(effect, Clipped) and not effect.before_mean for effect in effects
+        )
+
+    @property
+    def _changed(self) -> bool:
+        """Whether more was done to the gradient than to scale it."""
+        return bool(self.shared.seen_effects) and not self._scaled
+
+    @functools.cached_property
+    def _norm(self) -> float:
+        """Of the shared gradient, as distances from it are taken: where it was scaled, as it was sent."""
+        return norm_of(self.shared.gradients) if self._scaled else self.compared.norm
 
     @functools.cached_property
     def _rivals(self) -> list[Guess]:
@@ -162,7 +185,10 @@ class _Rivals:
     def _bound(self, own: Gradient) -> float:
         """How far a gradient of a few tensors is from these of the shared one, relative to all of that."""
         some = {name: self.shared.gradients[name] for name in own}
-        return relative(apart(dataclasses.replace(self.shared, gradients=some), own)[0], self.compared.norm)
+        if self._scaled:
+            as_one = all(effect.lost_scale == "all" for effect in self.shared.seen_effects)
+            return relative(off_direction(some, own, as_one=as_one), self._norm)
+        return relative(apart(dataclasses.replace(self.shared, gradients=some), own)[0], self._norm)
 
     def _ending(self, rivals: list[Guess], bar: float, view: View, margin: float) -> list[Guess]:
         """The rivals that another last token doesn't show to be beyond the bar; as for `_within`."""
@@ -176,14 +202,14 @@ class _Rivals:
         """
         gone = {symbol for row in self.guess.rows for symbol in row} - {s for row in rival.rows for s in row}
         rows = (self._rows.get(symbol, 0.0) for symbol in gone)
-        return relative(max(rows, default=0.0), self.compared.norm)
+        return relative(max(rows, default=0.0), self._norm)
 
     def _spanned(self, rivals: list[Guess], bar: float) -> list[Guess]:
         """The rivals that what the first layers read doesn't show to be beyond the bar."""
         view, shared = self.compared.view, self.shared
         # What the layers read must be the same for every batch, and show in the gradient as it is; a masked token's
         # input isn't the symbol that a rival has there.
-        plain = view.has(Trait.IN_SPAN) and view.has(Trait.ONE_POINT) and not shared.seen_effects
+        plain = view.has(Trait.IN_SPAN) and view.has(Trait.ONE_POINT) and not self._changed
         if not plain or self.model.task == "masked-lm":
             return rivals
         model, gradients = self.exact.text_model, shared.gradients
@@ -192,7 +218,7 @@ class _Rivals:
             if not rivals:
                 break
             span = LayerSpan.of(model, gradients, layers, local, answer=self.guess, rivals=rivals)
-            rivals = [rival for rival in rivals if relative(span.least(rival), self.compared.norm) <= bar]
+            rivals = [rival for rival in rivals if relative(span.least(rival), self._norm) <= bar]
         return rivals
 
     @functools.cached_property
@@ -201,7 +227,7 @@ class _Rivals:
         used = {symbol for row in self.guess.rows for symbol in row}
         table = self.exact.text_model.word_embedding.weight
         name = next((name for name in self.own if self.exact.text_model.parameters[name] is table), None)
-        if name is None or self.shared.seen_effects:
+        if name is None or self._changed:
             return {}
         touched = set(self.own[name].any(1).nonzero().flatten().tolist())
         seen_VE = self.shared.gradients[name]

@@ -66,6 +66,12 @@ def load_audit_config(flags: Mapping[str, Any]) -> AuditConfig:
             why="An audit is of one update.",
             fix="Give the file of one, textleak audit UPDATE, or two checkpoints: --before A --after B.",
         )
+    if config.layers is not None and config.before is not None:
+        raise InputError(
+            f"--layers {config.layers} was given with two checkpoints.",
+            why="It is for the file of one update, which may have the first layers alone.",
+            fix="Leave it out, or give the update: textleak audit UPDATE --model FOLDER --layers N.",
+        )
     if config.report is not None and config.report.suffix.lower() not in _PAGES:
         raise InputError(
             f"--report {config.report} is neither a page nor Markdown.",

@@ -186,10 +186,12 @@ class RunConfig(ClientConfig, _AttackSettings):
         save_gradients: keep the shared gradient in the run folder.
         redact: no text, no token and no truth in any record.
         fail_above: exit code 3 when the token match rate is above it.
+        layers: of a gradient file and its decoder's folder, read no more than the first so many layers; None for all.
     """
 
     prior: Word | None = None
     fail_above: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    layers: Annotated[int, Field(ge=1)] | None = None
 
     def attack_options(self) -> dict[str, Any]:
         """The attack's options, the prior included where one was given."""
@@ -313,6 +315,12 @@ def _check_file(config: RunConfig | ImageConfig, given: Mapping[str, Any]) -> No
         raise InputError(
             f"--truth {config.truth} was given without --gradients.",
             why=f"With {_samples(config)}s the truth is known already.",
+            fix="Leave it out, or name the gradient file with --gradients.",
+        )
+    if isinstance(config, RunConfig) and config.layers is not None and not config.gradients:
+        raise InputError(
+            f"--layers {config.layers} was given without --gradients.",
+            why="A client's gradient takes all layers.",
             fix="Leave it out, or name the gradient file with --gradients.",
         )
     if config.gradients and config.labels:

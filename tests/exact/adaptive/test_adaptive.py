@@ -19,6 +19,7 @@ from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import ranked_tokens
 from textleak.attacks.replaying.scores import sentences_of
+from textleak.attacks.replaying.together import Together
 from textleak.attacks.replaying.turns import in_turn
 from textleak.clients import CLIENTS, Client, composed
 from textleak.clients.view import Clock, view_of
@@ -381,6 +382,26 @@ def test_in_whatever_order_tokens_are_listed_inputs_further_in_tell_which_stand_
     lists = [tokens[::-1] for tokens in ranked_tokens(view, len(true), 8)]
     assert sum(tokens[0] == token for tokens, token in zip(lists, true, strict=True)) < 4
     assert FurtherIn(view, lists).nearest() == true
+
+
+def test_a_sentence_behind_steps_of_adamw_with_dropout_is_read_by_what_its_inputs_hold_together_and_not_called_proved(
+    wide_model: Callable[[], TextModel], tmp_path: Path
+) -> None:
+    model = wide_model()
+    who = client("train-mode", steps=4, max_grad_norm=None)
+    shared, secret = shared_by(who, model, ONE, folder=tmp_path)
+    view = view_of(shared, model)
+    true = secret.ids[0]
+    lists = [tokens[::-1] for tokens in ranked_tokens(view, len(true), 8)]
+    assert sum(tokens[0] == token for tokens, token in zip(lists, true, strict=True)) < 4
+    together = Together(view, lists)
+    assert together.nearest() == true
+    assert together.rivals(true)[0] == true
+    answer = recover(shared, model, "replay")
+    assert read(answer) == [true]
+    assert (answer.sentences[0].label,) == secret.labels
+    assert (answer.proof, answer.proved_tokens) == (None, 0)
+    assert answer.stop is not Stop.VERIFIED
 
 
 @pytest.mark.parametrize(("second", "answered"), [(ONE, 2), ("we ran home", 1)])

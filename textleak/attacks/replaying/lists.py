@@ -13,7 +13,7 @@ from textleak.exact.adaptive.rounded import rounded_span
 from textleak.exact.adaptive.spans import first_layers
 from textleak.exact.subspace import as_rows, rank_vocabulary, span_of
 from textleak.models.decoding import fixed_tokens, unreachable_tokens
-from textleak.models.probes.layers import LinearLayer
+from textleak.models.probes.layers import LinearLayer, LocalLayer
 from textleak.numerics import exact
 from textleak.shared.traits import Trait
 
@@ -29,15 +29,8 @@ def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
     Raises:
         InputError: no first layer's gradient was shared.
     """
-    model, seen = view.text_model, view.shared.gradients
-    layers = first_layers(view)
-    if not layers or not layers[0].depends_on_position:
-        raise InputError(
-            "No first layer's gradient that tells positions apart was shared.",
-            why="Tokens are ranked by the directions of its update.",
-            fix="Share more (--share no-embeddings, or all), or use another attack.",
-        )
-    stacked_OI = torch.cat([_unit(as_rows(seen[layer.weight_name], layer)) for layer in layers])
+    model = view.text_model
+    stacked_OI, layers = stacked_update(view)
     _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
     rank = min(length if view.has(Trait.REPEATABLE) else _drawn(stacked_OI, layers), len(s_R) - 1)
     span = span_of(
@@ -58,13 +51,30 @@ def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
     return lists
 
 
+def stacked_update(view: View) -> tuple[Tensor, tuple[LocalLayer, ...]]:
+    """The updates of the first layers, (O, I) in float64 on the CPU, each at norm 1 so that they count alike.
+
+    Raises:
+        InputError: no first layer's gradient was shared.
+    """
+    layers = first_layers(view)
+    if not layers or not layers[0].depends_on_position:
+        raise InputError(
+            "No first layer's gradient that tells positions apart was shared.",
+            why="Tokens are ranked by the directions of its update.",
+            fix="Share more (--share no-embeddings, or all), or use another attack.",
+        )
+    seen = view.shared.gradients
+    return torch.cat([_unit(as_rows(seen[layer.weight_name], layer)) for layer in layers]).cpu(), layers
+
+
 def _drawn(stacked_OI: Tensor, layers: Sequence[LinearLayer]) -> int:
     rounded = rounded_span(stacked_OI, [layer.name for layer in layers])
     return 1 if rounded is None else min(rounded.span.rank, int(_MOST * rounded.span.size))
 
 
 def _unit(gradient_OI: Tensor) -> Tensor:
-    """A layer's gradient at norm 1, so that layers count alike."""
+    """A layer's gradient at norm 1."""
     precise_OI = exact(gradient_OI)
     scaled_OI: Tensor = precise_OI / precise_OI.norm().clamp_min(torch.finfo(precise_OI.dtype).tiny)
     return scaled_OI

@@ -11,7 +11,7 @@ import torch
 
 import textleak.models.rules.text  # noqa: F401 - tells the engine what it needs to know
 from textleak.errors import InputError, unknown_name
-from textleak.models.loading import heads, own_code
+from textleak.models.loading import cut, heads, own_code
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import NOT_ASKED, Checkpoint, find_place, not_at_hand
 from textleak.models.loading.reading import read_config, reading, reading_gguf_once, weights_options
@@ -21,6 +21,7 @@ from textleak.models.losses.base import LOSSES, loss_of
 from textleak.models.quiet import quiet
 from textleak.models.text import COMMON_TASKS, Task, TextModel
 from textleak.seeds import seeded
+from textleak.words import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -89,12 +90,14 @@ class TextRequest(Request):
     Attributes:
         download: whether the hub may be asked for what isn't on this machine.
         tokenizer: alias, hub id or folder of a tokenizer in place of the model's own.
+        layers: read no more than so many of a decoder's layers, the first, and no head; None for all.
     """
 
     task: str = "auto"
     num_labels: int | None = None
     download: bool = True
     tokenizer: str | None = None
+    layers: int | None = None
 
 
 def load(request: TextRequest) -> TextModel:
@@ -117,6 +120,7 @@ def load(request: TextRequest) -> TextModel:
         weights_seed=request.weights_seed,
         num_labels=built.num_labels,
         outputs=built.outputs,
+        first_layers=request.layers,
     )
 
 
@@ -167,6 +171,8 @@ def _built_for(request: TextRequest) -> _Built:
     name, weights, download = request.name, request.weights, request.download
     entry = CATALOG.get(name) or BY_HUB_ID.get(name)
     place, missing = find_place(name, entry, weights, download=download)
+    if request.layers is not None:
+        cut.check(name, request.layers, place if weights != "random" else None)
     if place is not None and weights != "random" and not place.has_weights:
         if weights == "pretrained":
             raise not_at_hand(
@@ -234,6 +240,8 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
     chosen, auto = _choose_task(name, config, request.task)
     num_labels, outputs = heads.shape_head(config, chosen, request.num_labels)
     tokenizer = tokenizer_for(name, place, config, asked=request.tokenizer, download=request.download)
+    if request.layers is not None:
+        config = cut.shortened(name, config, request.layers, task=chosen)
     with reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
             network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
@@ -248,6 +256,9 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
             fix="Choose another --task or --model, or --weights random.",
         )
     source = place.words
+    if request.layers is not None:
+        source += f"; the first {count_of(request.layers, 'layer')} alone"
+        network = cut.headless(network)
     if drawn:
         shown = ", ".join(drawn[:4]) + (f" and {len(drawn) - 4} more" if len(drawn) > 4 else "")
         source += f"; {shown} random, seed {seed}"

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from textleak.matching.hooks import hooked
 from textleak.models.batches import Batch
 from textleak.models.probes.layers import layer_inputs
+from textleak.models.probes.layout import layouts
 from textleak.models.running import run
 from textleak.models.text import TextModel
 
@@ -62,6 +63,7 @@ def embedding_sum(model: TextModel) -> EmbeddingSum:
         assert isinstance(module, nn.Embedding)
         uses.append((module, arguments, named))
 
+    _ = layouts(model)  # before there are hooks
     tables = [m for m in model.network.modules() if isinstance(m, nn.Embedding)]
     handles = [
         table.register_forward_hook(note, with_kwargs=True)
@@ -87,7 +89,7 @@ def embedding_sum(model: TextModel) -> EmbeddingSum:
         position_name=position_name,
         rows=position_rows,
         offset_TE=offset_TE if plain else None,
-        across=plain and _gradient_is_across(model, offset_TE),
+        across=plain and model.first_layers is None and _gradient_is_across(model, offset_TE),
     )
 
 

@@ -24,7 +24,7 @@ from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 
 from textleak.view import SPECIAL, UNICODE
-from textleak_tui.widgets.cells import Band, Cell, Head, fit, flow_width
+from textleak_tui.widgets.cells import MARK, Band, Cell, Head, fit, flow_width
 from textleak_tui.widgets.drawn import Drawn, Line
 from textleak_tui.widgets.flow import Piece, flowed, nearest
 
@@ -45,8 +45,6 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "move(-1)", "Position to the left", show=False),
-        Binding("right", "move(1)", "Position to the right", show=False),
         Binding("up", "line(-1)", "Row above", show=False),
         Binding("down", "line(1)", "Row below", show=False),
         Binding("home", "edge(0)", "First position", show=False),
@@ -63,6 +61,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         "token--cursor",
         "token--number",
         "token--true",
+        "token--secret",
         "token--rest",
         "token--next",
         "token--head",
@@ -77,6 +76,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self.cursor = (0, 0)
         self.numbered = True
         self.listed = 0
+        self.headed = MOST_HEAD_LINES
         self.compact = False
         self.truth = False
         self._flow: list[list[Piece]] = []
@@ -134,10 +134,17 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
             self._flashing = frozenset()
             self.redraw()
 
-    def lines_needed(self, *, numbered: bool, listed: int) -> int:
-        """How many lines everything takes, with or without numbers and candidates; the true tokens left out."""
+    def lines_needed(self, *, numbered: bool, listed: int, headed: int) -> int:
+        """How many lines everything takes; the true tokens left out.
+
+        Args:
+            numbered: with numbers above the tokens.
+            listed: candidates below each.
+            headed: lines of a sentence's text, at most.
+        """
         rows = 3 + numbered + listed
-        return sum(rows + band.headed for band in self.bands) - bool(self.bands)
+        heads = sum(min(headed, self._head_lines[band.sentence]) for band in self.bands if not band.start)
+        return rows * len(self.bands) + heads - bool(self.bands)
 
     @property
     def lines_for_truth(self) -> int:
@@ -153,7 +160,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self._width = spread if fits else max(self._longest, min(SPREAD, spread))
         self._head_lines = [len(head.lines(self._room, self._most_head_lines)) for head in self.heads]
         widths = tuple(tuple(map(flow_width, cells)) for cells in self.sentences) if self.compact else ()
-        sizes = tuple(map(len, self.sentences)), self._room, self._width, tuple(self._head_lines)
+        sizes = tuple(map(len, self.sentences)), self._room, self._width, tuple(self._head_lines), self.headed
         shape = (*sizes, self.rows, self.truth, self.compact, widths)
         if shape == self._shape:
             return
@@ -176,7 +183,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         for index, cells in enumerate(self.sentences):
             for start in range(0, len(cells), self.columns):
                 stop = min(len(cells), start + self.columns)
-                headed = 0 if start else self._head_lines[index]
+                headed = 0 if start else min(self.headed, self._head_lines[index])
                 bands.append(Band(sentence=index, start=start, stop=stop, first=line, headed=headed))
                 line += rows + headed
         self.bands = bands
@@ -193,10 +200,10 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         widths = [list(map(flow_width, cells)) for cells in self.sentences]
         return len(flowed(widths, self._room, self._indent))
 
-    def give(self, *, numbered: bool, listed: int, compact: bool = False) -> None:
-        """Draw numbers above the tokens or not, and so many candidates under each; or `compact`, as running text."""
-        if (numbered, listed, compact) != (self.numbered, self.listed, self.compact):
-            self.numbered, self.listed, self.compact = numbered, listed, compact
+    def give(self, *, numbered: bool, listed: int, headed: int, compact: bool = False) -> None:
+        """Draw as `lines_needed` counts; or `compact`, as running text."""
+        if (numbered, listed, headed, compact) != (self.numbered, self.listed, self.headed, self.compact):
+            self.numbered, self.listed, self.headed, self.compact = numbered, listed, headed, compact
             self._arrange()
             self.redraw()
 
@@ -264,7 +271,8 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
 
     def _head(self, head: Head, number: int, width: int) -> Line:
         """A line of the text so far; beside the first one how it stands."""
-        quiet, lines = self._style("token--number"), head.lines(width, self._most_head_lines)
+        most = min(self.headed, self._most_head_lines)
+        quiet, lines = self._style("token--number"), head.lines(width, most)
         text, words = lines[number] if number < len(lines) else "", head.words if number == 0 else ""
         return [
             Segment(text, self._style("token--head")),
@@ -307,7 +315,8 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
             return [Segment(set_cell_size(str(position + 1), width), style)]
         if kind == "true":
             # Below its token, which has a mark before it.
-            return [Segment(fit(f" {cell.true}", width), self._style("token--true"))]
+            mark, kind = (MARK, "secret") if cell.secret else (" ", "true")
+            return [Segment(fit(f"{mark}{cell.true}", width), self._style(f"token--{kind}"))]
         style = self._style(f"token--{cell.status}")
         if kind == "word":
             if (sentence, position) in self._flashing:
@@ -329,6 +338,18 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
 
     def _style(self, name: str) -> Style:
         return self.look(name)
+
+    # No bindings: on its way up to the app, which looks for those, a key is handled by each widget that is around.
+
+    def key_left(self, event: events.Key) -> None:
+        """Focus the position to the left."""
+        event.stop()
+        self.action_move(-1)
+
+    def key_right(self, event: events.Key) -> None:
+        """Focus the position to the right."""
+        event.stop()
+        self.action_move(1)
 
     def action_move(self, by: int) -> None:
         """Focus the position `by` further; past an end, the neighboring sentence."""

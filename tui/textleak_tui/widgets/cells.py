@@ -9,16 +9,20 @@ from rich.cells import cell_len, set_cell_size
 
 from textleak.view import UNICODE
 
+# Before what a planted secret consists of.
+MARK = "◆"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A position as it is drawn."""
+    """A position as it is drawn; `secret` where a planted secret stands in the truth."""
 
     word: str
     status: str
     confidence: float
     true: str
     next: tuple[str, ...] = ()
+    secret: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from textleak_tui.widgets.scrubber import Scrubber
 
 # Our choices: shades that can be told apart on a screen; columns of a phase's name, and from which width on there is
 # one; columns of a position, and from how many on its token can be read.
-SHADES, NAME, NAMED_FROM, WIDEST, READABLE = 12, 11, 44, 12, 4
+SHADES, NAME, NAMED_FROM, WIDEST, READABLE = 12, 11, 44, 12, 5
 
 
 class Waterfall(Drawn, can_focus=True):
@@ -153,7 +153,7 @@ class Waterfall(Drawn, can_focus=True):
         for position in range(first, last):
             here = position == self._at[1]
             # Where there is no room for each number, the one in focus has a sign.
-            text = f"{position + 1}" if width >= READABLE else "▾" if here else ""
+            text = f"{position + 1}" if width > len(str(last)) else "▾" if here else ""
             segments.append(Segment(fit(text, width), self._style("cursor" if here else "name")))
         return segments
 
