@@ -67,6 +67,7 @@ KINDS = {
         "roberta",
         {**ENCODER, "attention_window": [8, 8], "pad_token_id": 1},
     ),
+    "convolutions in groups, positions last": ("squeezebert", "wordpiece", {**ENCODER, "embedding_size": 64}),
     "relative positions": ("deberta", "wordpiece", {**ENCODER, **RELATIVE, "max_relative_positions": -1}),
 }
 

@@ -92,7 +92,7 @@ class LayerRemainder:
 
     def own(self, alone: Alone, parts_C: Tensor) -> Tensor:
         """A sentence's gradient of these layers with each label but the last as strongly as said, (O, I)."""
-        deltas_CTO = torch.cat([alone.deltas[layer.name] for layer in self.layers], 2)
+        deltas_CTO = torch.cat([layer.given(alone.deltas[layer.name]) for layer in self.layers], 2)
         delta_TO = torch.einsum("c,cto->to", parts_C.to(deltas_CTO), deltas_CTO)
         inputs_TI = self.layers[0].meant(alone.inputs[self.layers[0].name])
         return (delta_TO.T @ inputs_TI).to(self.stacked_OI.device)

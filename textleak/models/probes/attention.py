@@ -125,7 +125,7 @@ def first_causal_attention(model: TextModel) -> CausalAttention | None:
 def project(model: TextModel, layer: LocalLayer, inputs: Tensor) -> Tensor:
     """The layer's output for some inputs, in their precision: (..., I) to (..., O)."""
     module = model.network.get_submodule(layer.name)
-    weight, bias = model.parameters[layer.weight_name].detach(), getattr(module, "bias", None)
+    weight, bias = model.parameters[layer.weight_name].detach().flatten(1), getattr(module, "bias", None)
     outputs = inputs @ (weight if layer.transposed else weight.T).to(inputs)
     return outputs + bias.detach().to(inputs) if isinstance(bias, Tensor) else outputs
 

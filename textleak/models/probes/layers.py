@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from textleak.matching.hooks import hooked
-from textleak.models.probes.layout import laid_out, layouts
+from textleak.models.probes.layout import laid_out, layouts, of_one_position
 from textleak.models.running import run
 from textleak.models.text import TextModel
 
@@ -37,16 +37,29 @@ class LinearLayer:
         weight_name: its weight among the model's parameters.
         transposed: whether the weight is (I, O), as in GPT-2, instead of (O, I).
         columns: of the input alone that are meant, from and to; None for all of it.
+        rows: of the outputs alone that are meant, from and to, where the weight of these has no other columns: those of
+            a convolution's group; None for all of them.
     """
 
     name: str
     weight_name: str
     transposed: bool
     columns: tuple[int, int] | None = None
+    rows: tuple[int, int] | None = None
 
     def meant(self, input_: Tensor) -> Tensor:
         """An input (..., I), or a gradient by it, without the columns that aren't meant."""
         return input_ if self.columns is None else input_[..., slice(*self.columns)]
+
+    def given(self, output: Tensor) -> Tensor:
+        """An output (..., O), or a gradient at it, without what isn't meant."""
+        return output if self.rows is None else output[..., slice(*self.rows)]
+
+    def as_rows(self, gradient: Tensor) -> Tensor:
+        """The weight's gradient as (outputs, inputs), however the layer stores it."""
+        if self.rows is not None:
+            return gradient[slice(*self.rows)].flatten(1)
+        return self.meant(gradient.T if self.transposed else gradient.flatten(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,7 @@ class LocalLayer(LinearLayer):
 
 
 _LOCAL_LAYERS: WeakKeyDictionary[TextModel, tuple[LocalLayer, ...]] = WeakKeyDictionary()
+_SEES_AHEAD: WeakKeyDictionary[TextModel, bool] = WeakKeyDictionary()
 _FOLLOWING_LAYERS: WeakKeyDictionary[TextModel, tuple[tuple[LinearLayer, ...], ...]] = WeakKeyDictionary()
 
 
@@ -119,20 +133,25 @@ def _find_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
 
 
 def partly_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
-    """Layers that read each token beside its neighbors: local in some columns of their input, and in no others.
+    """Layers that are local in some columns of their input, and those that read columns by groups.
 
-    In MobileBERT the first layer reads three words' embeddings, one beside the other.
+    In MobileBERT the first layer reads three words' embeddings, one beside the other; SqueezeBERT's are convolutions of
+    one position in groups.
     """
     ids_T, changed_TT = _changes(model)
-    uses = _record(model, torch.cat([ids_T[None], changed_TT]))
+    uses = _record(model, torch.cat([ids_T[None], changed_TT, ids_T[:1].expand(1, _LENGTH)]))
     own_TT = torch.eye(_LENGTH, dtype=torch.bool, device=model.device)
     found: list[LocalLayer] = []
     for name, module, weight_name, calls in _used_weights(model, uses):
+        if isinstance(module, nn.Conv1d) and module.groups > 1:
+            if _seems_local(uses[name].input_NTI) and _is_local(model, name, ids_T):
+                found += _by_group(name, module, weight_name, uses[name], calls, found)
+            continue
         transposed = _transposed(module, uses[name])
         if transposed is None:
             continue
         input_NTI = uses[name].input_NTI
-        differs_TTI = input_NTI[1:] != input_NTI[0]
+        differs_TTI = input_NTI[1:-1] != input_NTI[0]
         alone_I = differs_TTI[own_TT].all(0) & ~differs_TTI[~own_TT].any(0)
         columns = alone_I.nonzero().flatten().tolist()
         # They lie side by side, and are not all of the input.
@@ -152,6 +171,28 @@ def partly_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
             )
         )
     return tuple(found)
+
+
+def _by_group(
+    name: str, module: nn.Conv1d, weight_name: str, use: _Use, calls: int, known: Sequence[LocalLayer]
+) -> Iterator[LocalLayer]:
+    """A convolution's groups, each a layer of its own columns and rows."""
+    inputs, outputs = (size // module.groups for size in (module.in_channels, module.out_channels))
+    for group in range(module.groups):
+        columns = (group * inputs, (group + 1) * inputs)
+        same = (layer.input_group for layer in known if layer.columns == columns)
+        yield LocalLayer(
+            name=name,
+            weight_name=weight_name,
+            transposed=False,
+            columns=columns,
+            rows=(group * outputs, (group + 1) * outputs),
+            input_size=inputs,
+            output_size=outputs,
+            used_once=calls == 1,
+            depends_on_position=not _close(use.input_NTI[-1], use.input_NTI[-1, :1]),
+            input_group=next(same, f"{name}, {group}"),
+        )
 
 
 def _changes(model: TextModel) -> tuple[Tensor, Tensor]:
@@ -195,6 +236,7 @@ def layer_inputs(
 
         return hook
 
+    _ = layouts(model)  # before there are hooks
     handles = [
         model.network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in set(layer_names)
     ]
@@ -240,7 +282,7 @@ def _record(model: TextModel, ids_NT: Tensor) -> dict[str, _Use]:
 
         return hook
 
-    with _hooks(model.network, watch), torch.no_grad():
+    with _hooks(model.network, watch, convolutions=True), torch.no_grad():
         run(model, ids_NT, whole=False)
     return uses
 
@@ -274,14 +316,14 @@ def matrix_calls(model: TextModel) -> list[str]:
 
 
 @contextmanager
-def _hooks(network: nn.Module, make: Callable[[str], Any]) -> Iterator[None]:
+def _hooks(network: nn.Module, make: Callable[[str], Any], *, convolutions: bool = False) -> Iterator[None]:
     modules: Mapping[str, nn.Module] = dict(network.named_modules())
     handles = [
         module.register_forward_hook(make(name))
         for name, module in modules.items()
         if not isinstance(module, nn.Embedding)
         and (weight := module._parameters.get("weight")) is not None  # its own: an adapter shows its base's
-        and weight.dim() == 2
+        and (weight.dim() == 2 or (convolutions and of_one_position(module)))
     ]
     with hooked(handles):
         yield
@@ -293,6 +335,7 @@ def _transposed(module: nn.Module, use: _Use) -> bool | None:
     assert isinstance(weight, Tensor)
     input_NTI = use.input_NTI.to(weight.dtype)
     product_NTO = use.output_NTO - bias if isinstance(bias, Tensor) else use.output_NTO
+    weight = weight.flatten(1)
     for transposed, matrix in ((False, weight.T), (True, weight)):
         if matrix.shape != (input_NTI.shape[-1], product_NTO.shape[-1]):
             continue
@@ -388,7 +431,13 @@ def _find_following_layers(model: TextModel) -> tuple[tuple[LinearLayer, ...], .
 
 
 def sees_ahead(model: TextModel) -> bool:
-    """Whether what a network makes of a token depends on the tokens after it, as in an encoder."""
+    """Whether what a network makes of a token depends on the tokens after it, as in an encoder; found once a model."""
+    if model not in _SEES_AHEAD:
+        _SEES_AHEAD[model] = _find_whether_it_sees_ahead(model)
+    return _SEES_AHEAD[model]
+
+
+def _find_whether_it_sees_ahead(model: TextModel) -> bool:
     embeddings_1TE = model.embed(model.content_ids[:_LENGTH][None]).requires_grad_(True)
     with torch.enable_grad():
         output_1TD = run(model, embeddings_1TE, whole=False).last_hidden_state

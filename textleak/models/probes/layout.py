@@ -32,16 +32,18 @@ class Layouts:
     Attributes:
         turned: modules that have positions before texts.
         filled: modules that read more positions than the network was given.
+        channeled: convolutions of one position that have positions last, as (N, I, T).
         length: what texts are filled up to; 1 where they aren't.
     """
 
     turned: frozenset[str]
     filled: frozenset[str]
+    channeled: frozenset[str]
     length: int
 
     def __contains__(self, name: str) -> bool:
         """Whether a module's is another one."""
-        return name in self.turned or name in self.filled
+        return name in self.turned or name in self.filled or name in self.channeled
 
 
 _KNOWN: WeakKeyDictionary[TextModel, Layouts] = WeakKeyDictionary()
@@ -65,9 +67,16 @@ def laid_out(model: TextModel, name: str, seen: Tensor, texts: int, positions: i
         positions: T, of the texts as the network was given them.
     """
     known = layouts(model)
+    if name in known.channeled:
+        return seen.transpose(1, 2)[:, :positions]
     if name in known:
         return (seen.transpose(0, 1) if name in known.turned else seen)[:, :positions]
     return seen.reshape(texts, positions, -1)
+
+
+def of_one_position(module: nn.Module) -> bool:
+    """Whether a module is a convolution that reads each position by itself: a linear layer, or one for each group."""
+    return isinstance(module, nn.Conv1d) and module.kernel_size == module.stride == (1,)
 
 
 def _find_layouts(model: TextModel) -> Layouts:
@@ -78,7 +87,7 @@ def _find_layouts(model: TextModel) -> Layouts:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             shape = getattr(arguments[0], "shape", ()) if arguments else ()
             if len(shape) == 3:
-                seen.setdefault(name, tuple(shape[:2]))
+                seen.setdefault(name, tuple(shape))
 
         return hook
 
@@ -90,9 +99,13 @@ def _find_layouts(model: TextModel) -> Layouts:
     with hooked(handles), torch.no_grad():
         run(model, model.content_ids[:_LENGTH][None], whole=False)
     length = max(looked_up)
+    convolutions = {name for name in seen if of_one_position(model.network.get_submodule(name))}
     # One text, so that nothing else looks so.
     return Layouts(
-        turned=frozenset(name for name, shape in seen.items() if shape == (length, 1)),
-        filled=frozenset(name for name, shape in seen.items() if shape == (1, length) and length > _LENGTH),
+        turned=frozenset(name for name, shape in seen.items() if shape[:2] == (length, 1)),
+        filled=frozenset(
+            name for name, shape in seen.items() if shape[:2] == (1, length) and length > _LENGTH
+        ),
+        channeled=frozenset(name for name in convolutions if seen[name][2] == length),
         length=length if length > _LENGTH else 1,
     )
