@@ -79,6 +79,11 @@ class Terminal:
         """Type."""
         os.write(self._main, keys)
 
+    def hang_up(self) -> None:
+        """Close the terminal; its app hears of no signal, as it has another session."""
+        os.close(self._main)
+        self._main = os.open(os.devnull, os.O_RDWR)
+
     def close(self) -> None:
         """Quit, and see that it goes."""
         if self.process.poll() is None:

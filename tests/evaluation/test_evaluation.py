@@ -28,7 +28,7 @@ from tests.published import fitting
 from textleak.attacks import ATTACKS
 from textleak.cli import app, common, evaluate
 from textleak.data import sentences as datasets
-from textleak.data.planted import holds
+from textleak.data.planted import holds, tokens_of
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation import drive, engines, grid, records, table
 from textleak.evaluation.answers import Records
@@ -756,6 +756,20 @@ def test_noise_differs_from_batch_to_batch_but_not_from_attack_to_attack(toy, tm
 )
 def test_a_secret_is_recovered_when_it_stands_there_whole(text, secret, there):
     assert holds(text, secret) is there
+
+
+@pytest.mark.parametrize(
+    ("tokens", "secret", "found"),
+    [
+        (("my", "pin", "is", "41", "##23", "."), "4123", {3, 4}),
+        (("my", "pin", "is", "41", "##23", "."), "412", set()),
+        (("ĠRené", "Ġ", "Ġlives", "Ġhere"), "rene lives", {0, 2}),
+        (("▁a", "▁b", "▁a", "▁b"), "A b", {0, 1, 2, 3}),
+        (("a", "b"), "", set()),
+    ],
+)
+def test_the_tokens_of_a_secret_are_those_that_its_letters_fill(tokens, secret, found):
+    assert tokens_of(tokens, secret) == found
 
 
 # Answers

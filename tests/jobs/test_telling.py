@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.conftest import ToyModel
 from textleak import inference
 from textleak.inference import Findings
 from textleak.inference.base import Told
+from textleak.jobs.files import drawn_here
 from textleak.jobs.found import with_shown
 from textleak.jobs.telling import Telling, telling_of
 from textleak.shared.known import SideInformation
@@ -60,3 +62,15 @@ def test_a_file_s_own_word_is_kept_and_what_the_update_tells_is_added(
     telling = Telling(kind="update", moved=True, told=(), client=None, sentences=1, tokens=8)
 
     assert with_shown(said, telling) == known
+
+
+@pytest.mark.parametrize(
+    ("source", "doubtful"),
+    [("package minilm; classifier.weight, classifier.bias random, seed 3", True), ("folder tuned", False)],
+)
+def test_a_head_that_was_drawn_here_is_said_to_be_no_client_s(
+    toy_model: ToyModel, source: str, doubtful: bool
+) -> None:
+    model = dataclasses.replace(toy_model("bert"), weights="pretrained", source=source)
+
+    assert any("classifier.bias" in doubt and "--model" in doubt for doubt in drawn_here(model)) == doubtful

@@ -33,6 +33,7 @@ from textleak_tui.screens.run import RunScreen
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.candidates import CandidateList
 from textleak_tui.widgets.curves import braille
+from textleak_tui.widgets.keys import fitting
 from textleak_tui.widgets.run_view import PANES, answer
 
 SIZES = [(160, 48), (100, 30), (80, 24), (60, 16), (50, 12)]
@@ -757,6 +758,23 @@ def test_the_footer_has_at_most_seven_keys() -> None:
         assert len(footer(app)) <= 7
 
     shown(scene)
+
+
+def test_a_key_that_the_footer_has_no_room_for_is_left_out_whole_and_the_help_is_always_there() -> None:
+    words = ("Play", "Scrub", "Export", "Truth", "Help")
+    keys = [FooterKey(word[0], word[0], word, word.lower()) for word in words]
+    palette = FooterKey("^p", "^p", "palette", "command_palette", classes="-command-palette")
+
+    def told(room: int) -> list[str]:
+        return [key.description for key in fitting([*keys, palette], room)]
+
+    whole = sum(len(word) + 4 for word in words)
+    assert told(whole + 13) == [*words, "palette"]
+    assert told(whole + 12) == list(words)
+    assert told(whole) == list(words)
+    assert told(whole - 1) == ["Play", "Scrub", "Export", "Help"]
+    assert told(whole - 10) == ["Play", "Scrub", "Help"]
+    assert told(5) == ["Help"]
 
 
 def test_everything_is_in_the_palette_with_a_plain_sentence() -> None:

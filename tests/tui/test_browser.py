@@ -163,7 +163,7 @@ def test_in_a_browser_one_types_starts_and_sees_the_tokens_come_back(address: st
             await page.until("match rate", *(f"✓{word}" for word in WORDS))
             page.seen = ""
             await page.press("g", 71, control=True)
-            await page.until("Go to", "Defenses")
+            await page.until("Go to", "Defense ladder")
 
     asyncio.run(scene())
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Static
 
 from tests.tui.pilots import play, until
 from textleak.errors import InputError
@@ -255,7 +256,7 @@ def test_a_ladder_runs_rung_by_rung_and_says_what_it_found(tmp_path, monkeypatch
         assert "$ textleak run --defense gaussian:sigma=0.0001 --sentence 'a bb'" in screen(app)
         await pilot.press("f5")
         await until(pilot, lambda: page.rungs and not page.going)
-        await pilot.pause(0.1)
+        await until(pilot, lambda: "✗ failed" in screen(app))
         assert [rung.status for rung in page.rungs] == ["done", "done", "done", "failed"]
         assert [rung.rate for rung in page.rungs] == [1.0, 0.25, 0.25, None]
         text = screen(app)
@@ -450,6 +451,13 @@ def test_the_ladder_fits_every_size(tmp_path):
         await pilot.press("n")
         assert page.form.display
         assert "Sentence" in screen(app)
+        assert page.query_one(".here", Static).visual.plain.startswith("Grid"), "it is a view of it"
+        await pilot.resize_terminal(80, 24)
+        await pilot.press("escape")
+        await until(pilot, lambda: "f4 Ladder" in screen(app))
+        assert app.current_mode == "grid"
+        await pilot.press("f4")
+        assert app.screen is page
 
     drive(tmp_path, look)
 

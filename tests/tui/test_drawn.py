@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
+from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.text import Text
+from textual._compositor import ChopsUpdate, Compositor
 from textual.app import App, ComposeResult
-from textual.containers import Container
+from textual.containers import Container, Horizontal, VerticalScroll
 from textual.geometry import Region
+from textual.pilot import Pilot
+from textual.strip import Strip
+from textual.widget import Widget
+from textual.widgets import Static
 
+from tests.tui.pilots import play, until
 from textleak.events import Phase, Position, Progress, Sentence
 from textleak.view import ViewState
+from textleak_tui.app import TextleakApp
 from textleak_tui.playback import (
     MOST_SECONDS_BETWEEN_LIVE_FRAMES,
     SECONDS_BETWEEN_LIVE_FRAMES,
     SHARE_OF_A_CORE,
     Frames,
 )
+from textleak_tui.screens.base import Page
+from textleak_tui.session import Sessions
 from textleak_tui.widgets import RunView, run_view
 from textleak_tui.widgets.drawn import Drawn
 
@@ -79,6 +91,68 @@ def test_only_lines_that_differ_are_drawn_and_none_where_nobody_sees_them() -> N
     asyncio.run(scene())
 
 
+def _painted(update: ChopsUpdate) -> dict[tuple[int, int], tuple[str, object]]:
+    """The letter and style of every cell of the spans of an update."""
+    cells: dict[tuple[int, int], tuple[str, object]] = {}
+    for y, first, last in update.spans:
+        for x, strip in update.chops[y].items():
+            for segment in strip or ():
+                for letter in segment.text:
+                    if first <= x < last:
+                        cells[y, x] = letter, segment.style
+                    x += cell_len(letter)
+    return cells
+
+
+def test_a_part_of_the_screen_is_drawn_as_textual_draws_it_by_the_widgets_seen_there(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Story(Static):
+        def render_lines(self, crop: Region) -> list[Strip]:
+            asked.append(self.id or "")
+            return super().render_lines(crop)
+
+    class Place(Page):
+        CSS = """
+        Place { layers: below over; }
+        Horizontal Static { width: 1fr; }
+        #over { layer: over; offset: 7 4; width: 9; height: 3; border: round red; }
+        """
+
+        def content(self) -> list[Widget]:
+            rows = [
+                Horizontal(Story("left 日本 " * 4, id=f"left{at}"), Story("right", id=f"right{at}"))
+                for at in (0, 1)
+            ]
+            return [*rows, VerticalScroll(Story("tall\n" * 40, id="tall")), Story("over", id="over")]
+
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await app.push_screen(Place())
+        await pilot.pause()
+        screen, draw = app.screen, random.Random(0)
+        compositor = screen._compositor
+        for _ in range(60):
+            x, y = draw.randrange(60), draw.randrange(20)
+            regions = {
+                Region(x, y, draw.randint(1, 60 - x), draw.randint(1, min(4, 20 - y)))
+                for _ in range(draw.randint(1, 3))
+            }
+            compositor._dirty_regions = set(regions)
+            ours = compositor.render_partial_update()
+            compositor._dirty_regions = set(regions)
+            theirs = Compositor.render_partial_update(compositor)
+            assert ours is not None
+            assert theirs is not None
+            assert _painted(ours) == _painted(theirs)
+            assert len(_painted(ours)) > 0
+        asked.clear()
+        screen.query_one("#right0").refresh()
+        await until(pilot, lambda: asked)
+        assert set(asked) == {"right0"}
+
+    play(scene, Sessions(tmp_path), place="history", size=(60, 20))
+
+
 def test_frames_come_as_often_as_a_share_of_a_core_allows() -> None:
     now, spent = 0.0, 0.0
     frames = Frames(clock=lambda: now, spent=lambda: spent)
@@ -132,8 +206,7 @@ def test_while_a_run_goes_on_its_tokens_come_at_once_and_the_panes_around_them_i
             cells = view.tokens._bands.sentences[0]
             assert cells[1].word == "second"
             assert "loss 0.5" in view.status.draw()[0].plain
-            await pilot.pause(2 * MOST_SECONDS_BETWEEN_LIVE_FRAMES)
-            assert "loss 0.25" in view.status.draw()[0].plain
+            await until(pilot, lambda: "loss 0.25" in view.status.draw()[0].plain)
 
             third = _state("third", 0.125, second)
             view.show(third, live=True)

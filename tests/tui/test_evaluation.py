@@ -20,6 +20,7 @@ from textleak_tui import catalog
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
 from textleak_tui.grid import Grid, Pace, judged
+from textleak_tui.grid_ladders import ladders_of
 from textleak_tui.screens.evaluation import EvaluationScreen, values_of
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Sessions
@@ -111,6 +112,28 @@ def test_a_grid_is_judged_by_its_cells_means_and_passes_only_as_a_whole() -> Non
     assert judged([], 0.25, whole=True).passed is None, "nothing was measured"
 
 
+def test_cells_with_one_option_of_one_defense_make_a_ladder_for_each_attack() -> None:
+    def cell(*defense: str, attack: str = "auto") -> Cell:
+        return dataclasses.replace(CELL, defense=defense, attack=attack)
+
+    grid = Grid()
+    rates = {
+        cell("gaussian:sigma=10"): 0.0,
+        cell("gaussian:sigma=9"): 0.25,
+        cell("gaussian:sigma=1e-3"): 1.0,
+        cell(): 1.0,
+        cell("gaussian:sigma=9", attack="dlg"): 0.5,  # alone: no ladder
+        cell("sign"): 0.5,
+        cell("gaussian:sigma=1", "sign"): 0.5,
+        cell("prune:ratio=0.9,per=tensor"): 0.5,
+    }
+    grid.take(record(one, 0, rate) for one, rate in rates.items())
+    (found,) = ladders_of(grid.rows)
+    assert found.name == "gaussian sigma against auto"
+    assert found.rates == (("none", 1.0), ("1e-3", 1.0), ("9", 0.25), ("10", 0.0))
+    assert found.words == "From 9 on less than half of the text leaked: 25% at 9."
+
+
 def test_the_time_left_goes_by_what_came_since_one_looks() -> None:
     pace = Pace()
     assert pace.left(100.0, 10, 40) is None
@@ -150,7 +173,21 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         await pilot.pause(0.1)
         assert "0.75" not in letters(app)
         assert "FAIL" not in letters(app)
-        await pilot.press("b", "w")
+        await pilot.press("b", "l")
+        await pilot.pause(0.1)
+        seen = letters(app)
+        assert "Match rate past gaussian sigma against auto" in seen
+        assert "From 0.01 on less than half of the text leaked: 0% at 0.01." in seen
+        assert "0.75" in seen
+        assert not page.table.display
+        await pilot.press("b")
+        await pilot.pause(0.1)
+        assert "0.75" not in letters(app)
+        assert "half" not in letters(app)
+        await pilot.press("b", "escape")
+        await pilot.pause(0.1)
+        assert page.table.display
+        await pilot.press("w")
         await pilot.pause(0.1)
         assert page.chosen == CELL
         await pilot.press("escape", "enter")

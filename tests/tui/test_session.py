@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
+import select
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from textleak.events import Finished, Phase, Progress
 from textleak.runs import Recorder, RunFolder
 from textleak_tui.child import REFUSED, Child, Failure
+from textleak_tui.hangup import when_gone
 from textleak_tui.session import Session, Sessions
 
 
@@ -125,3 +130,18 @@ def test_folders_are_named_by_their_time_and_never_alike(tmp_path):
     names = {sessions.name("bert/tiny dlg") for _ in range(50)}
     assert len(names) == 50
     assert all("/" not in name and "-bert-tiny-dlg-" in name for name in names)
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="the system doesn't tell")
+@pytest.mark.parametrize("opened", [os.pipe, lambda: pty.openpty()[::-1]], ids=["pipe", "terminal"])
+def test_the_end_of_a_terminal_or_a_pipe_is_heard_and_no_input_is_taken_for_it(opened):
+    near, far = opened()
+    gone = threading.Event()
+    try:
+        os.write(far, b"a key")
+        when_gone(near, gone.set)
+        assert not gone.wait(0.1)
+    finally:
+        os.close(far)
+    assert gone.wait(10)
+    os.close(near)

@@ -14,13 +14,16 @@ from textleak.runs import read_run
 from textleak_tui import catalog
 from textleak_tui.app import TextleakApp
 from textleak_tui.catalog import Catalog
+from textleak_tui.places import OpenRun
 from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Sessions
 from textleak_tui.stories import STORIES, Story
 from textleak_tui.widgets import RunView
+from textleak_tui.widgets.words import Words
 
 MOST_BYTES = 200_000
+NO_EMBEDDINGS = next(story for story in STORIES if story.name == "no-embeddings")
 
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
@@ -82,3 +85,31 @@ def test_a_story_plays_at_once_shows_both_sides_and_is_done_live(
         assert app.current_mode == "run"
 
     pilots.play(scene, Sessions(tmp_path / "runs"))
+
+
+def test_planted_secrets_are_marked_where_the_truth_is_shown_and_tokens_are_seen_on_both_sides(
+    tmp_path: Path,
+) -> None:
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        app.open_run(OpenRun(NO_EMBEDDINGS.folder, ("to friday", "sunday")))
+        await until(pilot, lambda: isinstance(app.screen, ReplayScreen) and app.screen.recording.whole)
+        await pilot.press("d")
+        await until(pilot, lambda: len(app.screen.query(RunView)) == 2)
+        left, right = app.screen.query(RunView)
+        await until(pilot, lambda: right.tokens._bands.sentences and right.answer.size.height)
+        secret = [
+            [cell.true for cell in view.tokens._bands.sentences[0] if cell.secret] for view in (left, right)
+        ]
+        assert secret == [[], ["to", "friday"]]
+        assert "1 of 1 secret came back" in right.tokens._bands.heads[0].words
+        for view in (left, right):
+            await until(pilot, lambda view=view: "✓the" in _drawn(view) or "•the" in _drawn(view), 5)
+        assert "◆ planted secrets" in str(app.screen.query(".of-side").last(Words).content)
+
+    pilots.play(scene, Sessions(tmp_path / "runs"), place="history", size=(80, 24))
+
+
+def _drawn(view: RunView) -> str:
+    """What is seen of the tokens."""
+    bands = view.tokens._bands
+    return " ".join(segment.text for line in bands.draw()[: bands.size.height] for segment in line)

@@ -18,7 +18,7 @@ from textleak.exact.subspace import OUTSIDE, InputSpan, layer_span
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs, local_layers
-from textleak.models.probes.packing import Kept, packed_inputs, packs
+from textleak.models.probes.packing import EachOnce, Kept, packed_inputs, packs
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
@@ -86,17 +86,20 @@ class LaterInput:
         """How far the last input of each row (all of one length) lies outside; nothing attends to padding in them."""
         if not rows:
             return []
-        model, ids_NT = self.model, torch.tensor(rows, device=self.model.device)
+        ids_NT = torch.tensor(rows, device=self.model.device)
         parts = torch.split(ids_NT, max(1, self._tokens_a_pass // ids_NT.shape[1]))
-        masks = [
-            None if model.language.padding == "masked" else (part != model.pad_id).long() for part in parts
-        ]
-        inputs = [
-            layer_inputs(model, part, [self.layer], mask=mask)[self.layer][:, -1]
-            for part, mask in zip(parts, masks, strict=True)
-        ]
-        found: list[float] = torch.cat([self._misfit(part_NI) for part_NI in inputs]).tolist()
+        found: list[float] = torch.cat([self._misfit(self._last_inputs(part)) for part in parts]).tolist()
         return found
+
+    def _last_inputs(self, ids_NT: Tensor) -> Tensor:
+        """The last input of each row, (N, I)."""
+        model = self.model
+        if model.language.padding != "masked":
+            mask_NT = (ids_NT != model.pad_id).long()
+            return layer_inputs(model, ids_NT, [self.layer], mask=mask_NT)[self.layer][:, -1]
+        positions_NT = torch.arange(ids_NT.shape[1], device=ids_NT.device).expand_as(ids_NT)
+        with EachOnce(model, local_layers(model), ids_NT, positions_NT):
+            return layer_inputs(model, ids_NT, [self.layer])[self.layer][:, -1]
 
     def holds(self, rows: Sequence[Row]) -> bool:
         """Whether the last inputs of some rows are all inside."""
@@ -112,8 +115,8 @@ class LaterInput:
         inputs = []
         for length in {len(row) for row in rows}:
             ids_NT = torch.tensor([row for row in rows if len(row) == length], device=self.model.device)
-            for part in torch.split(ids_NT, max(1, self._tokens_a_pass // length)):
-                inputs.append(exact(layer_inputs(self.model, part, [self.layer])[self.layer][:, -1]))
+            parts = torch.split(ids_NT, max(1, self._tokens_a_pass // length))
+            inputs += [exact(self._last_inputs(part)) for part in parts]
         inputs_NI = torch.cat(inputs)
         inputs_NI = inputs_NI / inputs_NI.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         s_N = torch.linalg.svdvals(inputs_NI @ self.span.basis_RI.to(inputs_NI).T)

@@ -32,8 +32,8 @@ def ask(seen: Seen) -> Told:
         what=WHAT,
         value={
             "tensors": len(moved),
-            "of": len(seen.sent),
-            "entries": round(share, 6),
+            "untouched": len(seen.sent) - len(moved),
+            "share of entries": round(share, 6),
             "groups": dict(groups),
         },
         evidence=f"{listed} moved{kept}{absent}. {per_cent(share)} of {entries:,} entries aren't 0.",

@@ -38,12 +38,14 @@ class AuditJob(TextJob):
         telling: what the update tells by itself.
         assumed: what had to be assumed, in sentences.
         refused: why the attack could not work on it; filled in when it says so.
+        doubts: why the model may not be the client's, in sentences.
         rates: the rate of a step of unknown size; filled in where a text proves it.
     """
 
     config: AuditConfig
     telling: Telling
     assumed: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     refused: list[str] = dataclasses.field(default_factory=list)
     rates: list[float] = dataclasses.field(default_factory=list)
 
@@ -58,8 +60,8 @@ class AuditJob(TextJob):
         }
 
     def limits(self) -> tuple[str, ...]:
-        """What had to be assumed."""
-        return () if self.rates else self.assumed
+        """What had to be assumed, and why the model may not be the client's."""
+        return (*(() if self.rates else self.assumed), *self.doubts)
 
     def steps(self) -> Steps:
         """The attack, ready to be driven; where it can't work on the update, an answer without any text."""
@@ -119,6 +121,7 @@ class AuditJob(TextJob):
             "verdict_reason": verdict.sentence,
             **result,
             "summary": f"{verdict.word.value}: {verdict.sentence}",
+            "notes": [note for note in result["notes"] if not result["proof"] or note not in self.doubts],
             "client": self._procedure(),
             "told": self._answers(recovery, result["proof"]),
             "advice": list(advice(verdict.word, self._advised(result))),
@@ -197,6 +200,7 @@ def prepare(config: AuditConfig) -> AuditJob:
         seconds_to_load=time.perf_counter() - began,
         telling=found.telling,
         assumed=found.notes,
+        doubts=found.doubts,
     )
     check_model(job)
     check_truth(job)

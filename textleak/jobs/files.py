@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from textleak.private.secrets import ImageSecret, Secret
     from textleak.shared.gradient import SharedGradient
     from textleak.shared.public import PublicClient, PublicDefense, PublicModel
+
+# As `models.loading` says it of a checkpoint without a head.
+_DRAWN = re.compile(r"; (?P<names>[^;]+) random, seed (?P<seed>\d+)$")
 
 
 def read_gradient(config: RunConfig | ImageConfig, modality: Modality) -> SharedGradient:
@@ -154,3 +158,15 @@ def tell_less(shared: SharedGradient, config: RunConfig | ImageConfig) -> Shared
             fix=f"Write the file with `textleak share --know {kind}`.",
         )
     return dataclasses.replace(shared, known=shared.known.only(told))
+
+
+def drawn_here(model: TextModel) -> tuple[str, ...]:
+    """What is said of a model that goes by a name, where parts of it are in no checkpoint: clients draw their own."""
+    drawn = _DRAWN.search(model.source)
+    if drawn is None or model.weights != "pretrained":
+        return ()
+    return (
+        f"{drawn['names']} of {model.name} are in no checkpoint and were drawn here (seed {drawn['seed']}); a client "
+        "that drew others has another model, whose text can't be proved with this one. Save the model before its "
+        "first step and give that folder: --model FOLDER.",
+    )

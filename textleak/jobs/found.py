@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from textleak import foreign
 from textleak.errors import InputError
-from textleak.jobs.files import asked_by_file, read_gradient, tell_less, within
+from textleak.jobs.files import asked_by_file, drawn_here, read_gradient, tell_less, within
 from textleak.jobs.parts import asked_for, build_client, chosen_client
 from textleak.jobs.telling import Kind, Telling, telling_of
 from textleak.settings import Choice
@@ -50,6 +50,7 @@ class Found:
         secret: what it was computed from; None where that isn't known.
         telling: what it tells by itself.
         notes: what had to be assumed, in sentences: the size of a step.
+        doubts: why the model may not be the client's, in sentences.
     """
 
     model: TextModel
@@ -57,6 +58,7 @@ class Found:
     secret: Secret | None
     telling: Telling
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def find(config: AuditConfig) -> Found:
@@ -200,7 +202,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
             why="A state dict is tensors by name, and no more.",
             fix="Name the model with the weights that it had: --model NAME or FOLDER.",
         )
-    model, _ = _model(config, config.model)
+    model, weights = _model(config, config.model)
     where = str(config.gradients)
     client = build_client(config) if config.client else None
     kind: Kind | None = None
@@ -218,7 +220,14 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     known = _known(config, secret, telling)
     make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
     shared = make(model, sent, client=client, known=known, where=where)
-    return Found(model=model, shared=_called(config, shared), secret=secret, telling=telling, notes=notes)
+    return Found(
+        model=model,
+        shared=_called(config, shared),
+        secret=secret,
+        telling=telling,
+        notes=notes,
+        doubts=drawn_here(model) if weights is None else (),
+    )
 
 
 # Parts

@@ -92,6 +92,7 @@ class RunSettings(TypedDict, total=False):
     save_gradients: bool
     redact: bool
     fail_above: float | None
+    layers: int | None
 
 
 class AuditSettings(RunSettings, total=False):

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -25,12 +27,16 @@ from textual.worker import WorkerError
 from textleak.errors import TextleakError
 from textleak.runs import holds_an_evaluation, runs_folder
 from textleak_tui.child import Child
+from textleak_tui.hangup import when_gone
 from textleak_tui.places import PLACES, AttackAgain, CompareRuns, HandOver, OpenGrid, OpenRun, Sight
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.starter import Starter
 from textleak_tui.stories import STORIES
 from textleak_tui.themes import DARK, LIGHT, QUIET
+
+# Our choice: by then the first screen is there.
+SECONDS_TO_LOAD = 2.0
 
 
 def _palette() -> type[Provider]:
@@ -154,6 +160,9 @@ class TextleakApp(App[None]):
         self.register_theme(LIGHT)
         self.theme = LIGHT.name if self.memory.get("theme") == LIGHT.name else DARK.name
         self._hear_signals()
+        if not self.is_headless:
+            # What was loaded stays: to go over it again for what may go stops the app for a tenth of a second.
+            self.set_timer(SECONDS_TO_LOAD, gc.freeze)
         place = "run" if self._update is None else "audit"
         self.switch_mode(place if self._run_to_open is None else "history")
         if self._run_to_open is not None:
@@ -170,6 +179,11 @@ class TextleakApp(App[None]):
             # Not on Windows, and not where the app runs beside another program's main thread.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError, AttributeError):
                 loop.add_signal_handler(getattr(signal, name), self._end_on_signal, name)
+        if not self.is_headless and sys.__stdin__ is not None:
+            # A terminal can go without a signal: where it isn't the one that controls the process.
+            when_gone(
+                sys.__stdin__.fileno(), lambda: loop.call_soon_threadsafe(self._end_on_signal, "SIGHUP")
+            )
 
     def _end_on_signal(self, name: str) -> None:
         if name == "SIGHUP":
@@ -179,8 +193,9 @@ class TextleakApp(App[None]):
 
     async def _end_without_terminal(self) -> None:
         """The terminal has gone: there is nothing to put back, and writing to it would never end."""
-        await self.sessions.end()
-        os._exit(129)
+        with self.batch_update():  # nothing is drawn meanwhile
+            await self.sessions.end()
+            os._exit(129)
 
     def action_go(self, place: str) -> None:
         """Go to a place; what was open there is still open."""
@@ -289,7 +304,7 @@ class TextleakApp(App[None]):
             return
         from textleak_tui.screens.replay import ReplayScreen
 
-        self.push_screen(ReplayScreen(message.run, self.current_mode))
+        self.push_screen(ReplayScreen(message.run, self.current_mode, secrets=message.secrets))
 
     @on(OpenGrid)
     def open_grid(self, message: OpenGrid) -> None:
@@ -305,7 +320,7 @@ class TextleakApp(App[None]):
 
         def begin() -> None:
             if isinstance(self.screen, RunScreen):
-                self.screen.attack(message.batch, message.values)
+                self.screen.attack(message.batch, message.values, message.secrets)
 
         self.switch_mode("run")
         self.call_after_refresh(begin)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from textleak.words import count_of
@@ -173,3 +173,22 @@ class Pace:
         if planned is None or batches <= first or now <= since:
             return None
         return (planned - batches) * (now - since) / (batches - first)
+
+
+def differing(rows: Sequence[CellRow]) -> list[str]:
+    """The settings that tell the cells apart, the attack and the defense in any case."""
+    names = ("data", "model", "attack", "share", "client", "defense", "know", "batch_size", "seed")
+    several = {name for name in names if len({cell_text(row.cell, name) for row in rows}) > 1}
+    return [name for name in names if name in several | {"attack", "defense"}]
+
+
+def cell_text(cell: Cell, name: str) -> str:
+    """One of a cell's settings, as a person reads it."""
+    value = getattr(cell, name)
+    return (
+        (" ".join(value) or "none")
+        if isinstance(value, tuple)
+        else "default"
+        if value is None
+        else str(value)
+    )

@@ -24,6 +24,7 @@ class Destination:
         key: goes there.
         letter: likewise, after Ctrl+G.
         words: what it is for, for the command palette and the help.
+        within: the place that it is a view of; "" for one of its own in the bar on top.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Destination:
     key: str
     letter: str
     words: str
+    within: str = ""
 
 
 PLACES = (
@@ -50,10 +52,11 @@ PLACES = (
     ),
     Destination(
         name="defenses",
-        title="Defenses",
+        title="Defense ladder",
         key="f4",
         letter="d",
         words="One sentence against a defense of growing strength.",
+        within="grid",
     ),
     Destination(
         name="pictures",
@@ -79,6 +82,11 @@ PLACES = (
 )
 
 
+def lit(place: str) -> str:
+    """The place that the bar on top shows as the one where one is."""
+    return next((one.within for one in PLACES if one.name == place and one.within), place)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sight:
     """What is shown of the truth.
@@ -102,17 +110,19 @@ class Sight:
 
 @dataclasses.dataclass
 class OpenRun(Message):
-    """Replay a run folder, finished or still being written."""
+    """Replay a run folder, finished or still being written; secrets that were planted in its batch are marked."""
 
     run: Path
+    secrets: Sequence[str] = ()
 
 
 @dataclasses.dataclass
 class AttackAgain(Message):
-    """Attack sentences live, with a form's texts by field."""
+    """Attack sentences live, with a form's texts by field; secrets that were planted in them are marked."""
 
     batch: Sequence[str]
     values: Mapping[str, str]
+    secrets: Sequence[str] = ()
 
 
 @dataclasses.dataclass

@@ -31,13 +31,16 @@ class Frames:
 
     def due(self) -> bool:
         """Whether to draw now: it is long enough ago, judged by what was spent since."""
-        now, spent = self._clock(), self._processor()
-        worth = (spent - self._spent) / SHARE_OF_A_CORE
-        wait = min(max(SECONDS_BETWEEN_LIVE_FRAMES, worth), MOST_SECONDS_BETWEEN_LIVE_FRAMES)
-        if now - self._drawn < wait:
+        if self.wait() > 0:
             return False
-        self._drawn, self._spent = now, spent
+        self._drawn, self._spent = self._clock(), self._processor()
         return True
+
+    def wait(self) -> float:
+        """Seconds until the next one is due, where nothing more is spent meanwhile; none or less where it is."""
+        worth = (self._processor() - self._spent) / SHARE_OF_A_CORE
+        wait = min(max(SECONDS_BETWEEN_LIVE_FRAMES, worth), MOST_SECONDS_BETWEEN_LIVE_FRAMES)
+        return self._drawn + wait - self._clock()
 
 
 class Playback:

@@ -31,9 +31,9 @@ _CANDIDATES, _ENTRIES = 4096, 2**21
 # Rounds in which columns' sizes are those of the sentence found before; steps of one at most (our choice; the second
 # changed nothing any more on minilm after 4 and 10 steps of AdamW with dropout).
 _ROUNDS, _STEPS = 2, 60
-# Of the first tokens of two lists at once each pair is tried; of the first ones of a third the token that leaves its
-# place for another (our choice).
-_PAIRS, _REFILLS = 6, 24
+# First tokens of two lists that are tried in pairs, and of one list where its token is tried at another place; fewer
+# where a sentence is longer than so many tokens, as it has more places for them (our choice).
+_PAIRS, _REFILLS, _LONG = 6, 24, 24
 # Sentences that hold hardly less: by this part, so many (our choice; measured likewise: where another one than the true
 # sentence held most, it held up to 8e-4 more).
 _HARDLY, _RIVALS = 2e-3, 12
@@ -69,9 +69,9 @@ class Together:
         self._products_PP = self._held_PP = torch.empty(0)
 
     def nearest(self) -> Row:
-        """The sentence whose inputs together hold most, as far as steps from the first token of each list find it."""
-        row = (0,) * len(self.lists)
+        """The sentence whose inputs together hold most, as far as steps find it."""
         self._scale(torch.cat(self._inputs))
+        row = self._grown()
         for _ in range(_ROUNDS):
             row = self._climbed(row)
             self._scale(torch.stack([inputs_CI[at] for inputs_CI, at in zip(self._inputs, row, strict=True)]))
@@ -98,6 +98,30 @@ class Together:
         inputs_PI = torch.nn.functional.normalize(inputs_PI, dim=1)
         self._products_PP = inputs_PI @ inputs_PI.T
         self._held_PP = inputs_PI @ self._gram_II @ inputs_PI.T
+
+    def _grown(self) -> Row:
+        """A sentence to begin with: of all candidates at places still open the one that adds most, until none is open.
+
+        Loud tokens are so found where they stand, before a faint one's place is filled with what another's input shows.
+        """
+        place_P = torch.repeat_interleave(torch.tensor([len(tokens) for tokens in self.lists]))
+        free_P = torch.tensor([len(self.lists[place]) > 1 for place in place_P.tolist()])
+        chosen = (~free_P).nonzero().flatten().tolist()
+        while free_P.any():
+            products_JJ = self._products_PP[chosen][:, chosen]
+            products_JJ.diagonal().add_(_RIDGE)
+            parts_JP = torch.linalg.solve(products_JJ, self._products_PP[chosen])
+            left_P = 1 + _RIDGE - (parts_JP * self._products_PP[chosen]).sum(0)
+            shared_JP = self._held_PP[chosen]
+            held_P = self._held_PP.diagonal() + (
+                (shared_JP[:, chosen] @ parts_JP - 2 * shared_JP) * parts_JP
+            ).sum(0)
+            best = int((held_P / left_P).where(free_P, -1.0).argmax())
+            free_P &= place_P != place_P[best]
+            chosen.append(best)
+        return tuple(
+            index - start for index, start in zip(sorted(chosen), self._starts_T.tolist(), strict=True)
+        )
 
     def _climbed(self, row: Row) -> Row:
         """The best sentence that steps lead to, each to the best one that a change or two make of the last."""
@@ -132,6 +156,7 @@ class Together:
         """One token changed, two exchanged, or one put in another's place and its own filled anew."""
         for t, tokens in enumerate(self.lists):
             yield from (_with(row, {t: index}) for index in range(len(tokens)))
+        shorter = min(1.0, _LONG / len(self.lists))
         for t, u in itertools.permutations(self._free, 2):
             moved = self._index(row, t, u)
             if moved is None:
@@ -139,9 +164,8 @@ class Together:
             back = self._index(row, u, t)
             if back is not None and t < u:
                 yield _with(row, {u: moved, t: back})
-            yield from (
-                _with(row, {u: moved, t: index}) for index in range(min(_REFILLS, len(self.lists[t])))
-            )
+            refills = self._few(t, _REFILLS * shorter**2)
+            yield from (_with(row, {u: moved, t: index}) for index in refills)
 
     def _large(self, row: Row) -> Iterator[Row]:
         """Three tokens passed on in turn, or two changed at once."""
@@ -149,9 +173,14 @@ class Together:
             turned = {u: self._index(row, t, u), v: self._index(row, u, v), t: self._index(row, v, t)}
             if t < min(u, v) and None not in turned.values():
                 yield _with(row, {at: index for at, index in turned.items() if index is not None})
+        shorter = min(1.0, _LONG / len(self.lists))
         for t, u in itertools.combinations(self._free, 2):
-            few = [range(min(_PAIRS, len(self.lists[at]))) for at in (t, u)]
-            yield from (_with(row, {t: one, u: other}) for one, other in itertools.product(*few))
+            pairs = itertools.product(self._few(t, _PAIRS * shorter), self._few(u, _PAIRS * shorter))
+            yield from (_with(row, {t: one, u: other}) for one, other in pairs)
+
+    def _few(self, place: int, most: float) -> range:
+        """The first tokens of a place's list."""
+        return range(min(max(1, round(most)), len(self.lists[place])))
 
     def _index(self, row: Row, at: int, place: int) -> int | None:
         """Where a place's list has the token that stands elsewhere."""

@@ -82,6 +82,7 @@ class LocalLayer(LinearLayer):
 
 
 _LOCAL_LAYERS: WeakKeyDictionary[TextModel, tuple[LocalLayer, ...]] = WeakKeyDictionary()
+_SEES_AHEAD: WeakKeyDictionary[TextModel, bool] = WeakKeyDictionary()
 _FOLLOWING_LAYERS: WeakKeyDictionary[TextModel, tuple[tuple[LinearLayer, ...], ...]] = WeakKeyDictionary()
 
 
@@ -235,6 +236,7 @@ def layer_inputs(
 
         return hook
 
+    _ = layouts(model)  # before there are hooks
     handles = [
         model.network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in set(layer_names)
     ]
@@ -429,7 +431,13 @@ def _find_following_layers(model: TextModel) -> tuple[tuple[LinearLayer, ...], .
 
 
 def sees_ahead(model: TextModel) -> bool:
-    """Whether what a network makes of a token depends on the tokens after it, as in an encoder."""
+    """Whether what a network makes of a token depends on the tokens after it, as in an encoder; found once a model."""
+    if model not in _SEES_AHEAD:
+        _SEES_AHEAD[model] = _find_whether_it_sees_ahead(model)
+    return _SEES_AHEAD[model]
+
+
+def _find_whether_it_sees_ahead(model: TextModel) -> bool:
     embeddings_1TE = model.embed(model.content_ids[:_LENGTH][None]).requires_grad_(True)
     with torch.enable_grad():
         output_1TD = run(model, embeddings_1TE, whole=False).last_hidden_state

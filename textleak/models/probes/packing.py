@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from textleak.matching.replaced import ReplacedFunctions
 from textleak.models.probes.layers import LocalLayer, layer_inputs, local_layers
+from textleak.models.probes.layout import layouts
 from textleak.models.text import TextModel
 
 Row = tuple[int, ...]
@@ -93,7 +94,12 @@ class EachOnce(ReplacedFunctions):
     ) -> None:
         super().__init__()
         self._kept = {} if kept is None else kept
-        self._weights = {id(model.parameters[layer.weight_name]) for layer in layers if layer.used_once}
+        others = layouts(model)
+        self._weights = {
+            id(model.parameters[layer.weight_name])
+            for layer in layers
+            if layer.used_once and layer.name not in others
+        }
         ordered = any(layer.depends_on_position for layer in layers)
         keys_NT = positions_NT * model.vocab_size + ids_NT if ordered else ids_NT
         self._keys_U, self._index_P = torch.unique(keys_NT.flatten(), return_inverse=True)

@@ -6,23 +6,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer
 
 from textleak.errors import TextleakError
 from textleak.view import ViewState
 from textleak_tui import export
+from textleak_tui.partial import PartialCompositor
 from textleak_tui.places import HandOver, Sight
 from textleak_tui.screens.export import ExportDialog
 from textleak_tui.widgets import RunView
+from textleak_tui.widgets.keys import Keys
 from textleak_tui.widgets.top_bar import TopBar
-
-# Our choice: seven keys of a screen and the palette's take up to 90 columns.
-WIDTH_FOR_PALETTE_KEY = 90
 
 
 class Page(Screen[None]):
@@ -49,6 +46,7 @@ class Page(Screen[None]):
 
     def __init__(self, place: str = "") -> None:
         super().__init__()
+        self._compositor = PartialCompositor()
         self.place = place
         self.sight = Sight()
 
@@ -56,14 +54,7 @@ class Page(Screen[None]):
         """Bar, content, footer."""
         yield TopBar(self.place)
         yield from self.content()
-        yield Footer()
-
-    def on_resize(self, event: events.Resize) -> None:
-        """In little room the footer's own keys come before the palette's."""
-        footer, room = self.query_one(Footer), event.size.width >= WIDTH_FOR_PALETTE_KEY
-        if footer.show_command_palette != room:
-            footer.show_command_palette = room
-            footer.refresh(recompose=True)
+        yield Keys()
 
     def content(self) -> Iterable[Widget]:
         """What stands between bar and footer."""

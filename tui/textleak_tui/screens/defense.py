@@ -58,6 +58,7 @@ class DefenseScreen(Page):
             "Stop",
             tooltip="Stop the rung that runs with its best answer, and leave out the rest.",
         ),
+        Binding("escape", "app.go('grid')", "Grid", tooltip="To the grid, which this is a view of."),
         Binding("n", "edit", "Change", tooltip="Back to the sentence and the ladder."),
         Binding("o", "open", "Open", show=False, tooltip="Replay the run of a rung."),
         Binding(

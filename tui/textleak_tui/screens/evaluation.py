@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.color import Color
 from textual.message import Message
 from textual.widget import Widget
 from textual.worker import get_current_worker
@@ -21,27 +19,37 @@ from textleak.errors import InputError
 from textleak.view import UNICODE
 from textleak.words import count_of, printable, seconds_in_words
 from textleak_tui.child import INTERRUPTED
-from textleak_tui.grid import CellRow, Grid, Pace, SentenceRow, judged
-from textleak_tui.heat import heat_of, pairs_of
+from textleak_tui.grid import (
+    CellRow,
+    Grid,
+    Pace,
+    SentenceRow,
+    cell_text,
+    differing,
+    judged,
+)
+from textleak_tui.grid_cells import FIGURES, Writing, worst_in_words
+from textleak_tui.grid_ladders import Ladder, ladders_of
+from textleak_tui.heat import pairs_of
 from textleak_tui.places import AttackAgain
 from textleak_tui.screens.base import Page
 from textleak_tui.session import Session
 from textleak_tui.settings import Memory
 from textleak_tui.standing import SIGNS
+from textleak_tui.widgets.bars import Bar, Bars
+from textleak_tui.widgets.cells import MARK
 from textleak_tui.widgets.grid_table import GridTable
-from textleak_tui.widgets.run_table import rate_bar, short
+from textleak_tui.widgets.run_table import short
 from textleak_tui.widgets.words import Words
 
 if TYPE_CHECKING:
     from textleak.evaluation.records import Cell, Record
 
 SECONDS_BETWEEN_LOOKS, LOOKS_A_WAIT = 2.0, 40
-BAR = 8
 # Our choice: the limit that a grid is first held against, and a key's step.
 FIRST_LIMIT, STEP = 0.1, 0.05
 
-# Columns of a cell's figures, and those that narrow terminals leave out, so that the first ones are seen.
-FIGURES = ("batches", "match rate", "95 %", "exact", "verified", "secrets", "s/batch")
+# Columns of a cell's figures that narrow terminals leave out, so that the first ones are seen.
 _LEFT_OUT = ((70, ("95 %", "exact", "verified", "secrets", "s/batch")), (100, ("verified", "s/batch")))
 
 
@@ -79,6 +87,12 @@ class EvaluationScreen(Page):
         ),
         Binding("minus", "limit(-1)", "Lower limit", show=False, tooltip="Hold cells against a lower limit."),
         Binding("m", "map", "Map", tooltip="The cells as a map of two settings; again, of two others."),
+        Binding(
+            "l",
+            "ladder",
+            "Ladder",
+            tooltip="What leaks past a defense in growing strength; again, past another.",
+        ),
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true sentences."),
         Binding(
             "b",
@@ -90,6 +104,7 @@ class EvaluationScreen(Page):
     ]
     DEFAULT_CSS = """
     EvaluationScreen {
+        & Bars { height: 1fr; max-height: 20; }
         & .summary { height: auto; max-height: 3; padding: 0 2; text-style: bold; }
         & .chosen { height: auto; max-height: 6; padding: 0 2; color: $text-muted; }
     }
@@ -115,19 +130,22 @@ class EvaluationScreen(Page):
         self.problem = ""
         self.summary = Words(grows=True, classes="summary")
         self.table = GridTable()
+        self.bars = Bars()
         self.words = Words(grows=True, classes="chosen")
         limit = memory.get("limit")
         self.limit: float | None = limit if isinstance(limit, float) else None
         self._pace = Pace()
         self._seen = False
         self._map: tuple[str, str] | None = None
+        self._ladder: str | None = None
         self._told_apart: tuple[int, list[str]] = 0, []
-        self._written: dict[Cell, tuple[object, dict[str, Text]]] = {}
+        self._written: dict[Cell, tuple[CellRow, object, tuple[Text, ...]]] = {}
 
     def content(self) -> Iterable[Widget]:
         """How far it is, the grid or a cell's sentences, what is under the cursor."""
         yield self.summary
         yield self.table
+        yield self.bars
         yield self.words
 
     def on_mount(self) -> None:
@@ -196,6 +214,7 @@ class EvaluationScreen(Page):
         """The sentences of the cell with the worst leak so far; blind that isn't known."""
         worst = None if self.sight.blind else self.grid.worst
         if worst is not None:
+            self._ladder = None
             self.chosen = worst[0].cell
             self._draw()
             at = [one.sentence for one in self.sentences].index(worst[1].sentence)
@@ -210,7 +229,7 @@ class EvaluationScreen(Page):
 
     def on_resize(self, event: events.Resize) -> None:
         """More or fewer columns."""
-        super().on_resize(event)
+        del event
         self._draw()
 
     def refresh_view(self) -> None:
@@ -219,14 +238,36 @@ class EvaluationScreen(Page):
 
     def action_map(self) -> None:
         """From the list to the maps of two settings, one after another, and back."""
-        pairs: list[tuple[str, str] | None] = [*pairs_of(self.grid.rows, _cell_text), None]
+        pairs: list[tuple[str, str] | None] = [*pairs_of(self.grid.rows, cell_text), None]
         if len(pairs) == 1:
             self.notify("A map takes two settings that differ.", title="No map", timeout=3)
             return
-        self.chosen = None
+        self.chosen = self._ladder = None
         self._map = pairs[(pairs.index(self._map) + 1) % len(pairs)] if self._map in pairs[:-1] else pairs[0]
         self._draw()
         self.table.move_to(0)
+
+    def action_ladder(self) -> None:
+        """From the list to the ladders, one after another, and back."""
+        names: list[str | None] = [*(one.name for one in ladders_of(self.grid.rows)), None]
+        if len(names) == 1:
+            self.notify(
+                "A ladder takes a defense in two strengths, or in one beside cells without it.",
+                title="No ladder",
+                timeout=3,
+            )
+            return
+        self.chosen = self._map = None
+        self._ladder = (
+            names[(names.index(self._ladder) + 1) % len(names)] if self._ladder in names else names[0]
+        )
+        self._draw()
+
+    @property
+    def _rungs(self) -> Ladder | None:
+        """The ladder that is shown."""
+        shown = self._ladder if self.chosen is None else None
+        return next((one for one in ladders_of(self.grid.rows) if one.name == shown), None) if shown else None
 
     @property
     def _row(self) -> CellRow | None:
@@ -235,13 +276,20 @@ class EvaluationScreen(Page):
     def _draw(self) -> None:
         """Tell how far it is, and list cells or sentences."""
         self.summary.say(self._in_words())
-        row = self._row
-        if row is None and self._map is not None:
-            self.table.fill(*self._mapped(self._map))
+        row, ladder = self._row, self._rungs
+        self.table.display, self.bars.display = ladder is None, ladder is not None
+        if ladder is not None:
+            self.bars.border_title = f"Match rate past {ladder.name}"
+            hidden = "It takes the truth to know a match rate; b shows it." if self.sight.blind else ""
+            bars = tuple(Bar(name=name, rate=rate) for name, rate in ladder.rates)
+            self.bars.show(bars, instead=hidden)
+        elif row is None and self._map is not None:
+            self.table.fill(*self._writing.map(self.grid.rows, self._map))
         elif row is None:
             self.table.fill(*self._cells())
         else:
-            self.table.fill(*self._sentences_of(row))
+            self.sentences = row.sentences(blind=self.sight.blind)
+            self.table.fill(*self._writing.sentences(self.sentences))
         self._tell()
 
     def _in_words(self) -> str:
@@ -263,98 +311,53 @@ class EvaluationScreen(Page):
             whole = batches == planned and not failed
             parts += [] if self.limit is None else [judged(rows, self.limit, whole=whole).words]
             worst = self.grid.worst
-            parts += [_worst_in_words(*worst)] if worst is not None and self.chosen is None else []
+            parts += [worst_in_words(*worst)] if worst is not None and self.chosen is None else []
         if self.chosen is not None:
             parts.append(
                 f"sentences of {self.chosen.attack}, {' '.join(self.chosen.defense) or 'no defense'}"
             )
         return UNICODE.dot.join(parts)
 
-    def _cells(self) -> tuple[tuple[str, ...], list[list[Text]]]:
-        rows, how = self.grid.rows, (self.sight.blind, self.limit, self.app.theme)
+    @property
+    def _writing(self) -> Writing:
+        return Writing(blind=self.sight.blind, limit=self.limit, colors=self.app.theme_variables)
+
+    def _cells(self) -> tuple[tuple[str, ...], Sequence[Sequence[Text]]]:
+        rows, how, writing = self.grid.rows, (self.sight.blind, self.limit, self.app.theme), self._writing
         if len(rows) != self._told_apart[0]:
-            self._told_apart = len(rows), _differing(rows)
-        differing = self._told_apart[1]
+            self._told_apart = len(rows), differing(rows)
+        settings = self._told_apart[1]
         left_out = next((names for width, names in _LEFT_OUT if self.size.width < width), ())
         shown = [name for name in FIGURES if name not in left_out]
         if not any(row.counts.secrets for row in rows) and "secrets" in shown:
             shown.remove("secrets")
         listed = []
         for row in rows:
-            if row.cell not in self._written or self._written[row.cell][0] != (id(row), how):
-                self._written[row.cell] = (id(row), how), self._figures(row)
-            figures = self._written[row.cell][1]
-            names = [Text(short(_cell_text(row.cell, name), 30)) for name in differing]
-            listed.append(names + [figures[name] for name in shown])
-        return (*differing, *shown), listed
-
-    def _mapped(self, pair: tuple[str, str]) -> tuple[tuple[str, ...], list[list[Text]]]:
-        heat = heat_of(self.grid.rows, pair, _cell_text)
-        columns = [short(printable(column), 16) for column in heat.columns]
-        listed = []
-        for line in heat.lines:
-            rates = [heat.rates.get((line, column)) for column in heat.columns]
-            cells = [self._heat(rate, len(name)) for rate, name in zip(rates, columns, strict=True)]
-            listed.append([Text(short(printable(line), 30)), *cells])
-        return (f"{heat.down} ↓ {heat.across} →", *columns), listed
-
-    def _heat(self, rate: float | None, width: int) -> Text:
-        """A match rate on a ground that is the redder the higher it is."""
-        if rate is None or self.sight.blind:
-            return Text("····" if rate is not None else "")
-        theme = self.app.theme_variables
-        ground = Color.parse(theme["background"]).blend(Color.parse(theme["error"]), 0.75 * rate)
-        above = self.limit is not None and rate > self.limit
-        words = f" {rate:.2f} {SIGNS['failed'] if above else ' '}"
-        ink = ground.get_contrast_text(0.95)
-        return Text(words.ljust(max(8, width)), style=Style(color=ink.rich_color, bgcolor=ground.rich_color))
-
-    def _figures(self, row: CellRow) -> dict[str, Text]:
-        """A cell's figures by their columns."""
-        counts, blind = row.counts, self.sight.blind
-        batches = Text(f"{counts.done}" + (f" {SIGNS['failed']}{counts.failed}" if counts.failed else ""))
-        rate = exact = interval = Text("····" if blind else "")
-        if row.rate is not None and row.exact is not None and not blind:
-            rate, exact = self._bar(row.rate.mean), Text(f"{row.exact:.2f}")
-            if row.rate.low is not None:
-                interval = Text(f"{row.rate.low:.2f}–{row.rate.high:.2f}")
-            above = self.limit is not None and row.rate.mean > self.limit
-            rate.append(f" {SIGNS['failed'] if above else ' '}", style=self.app.theme_variables["error"])
-        verified = f"{counts.verified} of {counts.verifiable}" if counts.verifiable else "can't tell"
-        secrets = "····" if blind else f"{counts.secrets_recovered} of {counts.secrets}"
-        seconds = "" if row.seconds is None else seconds_in_words(row.seconds)
-        found = (
-            batches,
-            rate,
-            interval,
-            exact,
-            Text(verified),
-            Text(secrets),
-            Text(seconds, justify="right"),
-        )
-        return dict(zip(FIGURES, found, strict=True))
-
-    def _bar(self, rate: float) -> Text:
-        return rate_bar(rate, BAR, self.app.theme_variables)
-
-    def _sentences_of(self, row: CellRow) -> tuple[tuple[str, ...], list[list[Text]]]:
-        blind = self.sight.blind
-        self.sentences = row.sentences(blind=blind)
-        rows = []
-        for one in self.sentences:
-            rate = Text("····") if blind else self._bar(one.sentence.token_match_rate)
-            text = printable(one.sentence.recovered) or "nothing"
-            rows.append([Text(str(one.record.batch + 1)), rate, Text(short(text, 200))])
-        return ("batch", "match rate", "recovered"), rows
+            # A cell that has no new record is written as before, and the table needn't compare it.
+            before = self._written.get(row.cell)
+            if before is None or before[0] is not row or before[1] != (how, settings, shown):
+                figures = writing.figures(row)
+                names = [Text(short(cell_text(row.cell, name), 30)) for name in settings]
+                before = row, (how, settings, shown), (*names, *(figures[name] for name in shown))
+                self._written[row.cell] = before
+            listed.append(before[2])
+        return (*settings, *shown), listed
 
     def _tell(self) -> None:
         """More of what is under the cursor."""
         text, at = Text(), self.table.cursor
-        if self._row is not None and 0 <= at < len(self.sentences):
+        ladder = self._rungs
+        if ladder is not None:
+            text.append("" if self.sight.blind else f"{ladder.words} ")
+            text.append("Means over all cells of a strength; l goes on to the next ladder, Esc to the list.")
+        elif self._row is not None and 0 <= at < len(self.sentences):
             one = self.sentences[at]
             text.append(f"recovered  {printable(one.sentence.recovered)}")
             if self.sight.truth and not self.sight.blind:
                 text.append(f"\ntrue       {printable(one.sentence.reference)}")
+                for secret in one.sentence.secrets:
+                    text.append(f"\nsecret     {MARK} ", style="bold").append(printable(secret.text))
+                    text.append(" came back whole" if secret.recovered else " didn't come back whole")
             text.append(f"\n{one.record.stop} Enter attacks its batch again, live.", style="dim")
         elif self._map is not None and self._row is None:
             text.append(f"Mean match rate over all cells of each {' and '.join(self._map)}.")
@@ -388,19 +391,25 @@ class EvaluationScreen(Page):
         elif 0 <= at < len(self.sentences):
             record = self.sentences[at].record
             batch = [one.reference for one in record.sentences]
-            self.post_message(AttackAgain(batch, values_of(record.cell)))
+            secrets = [one.text for sentence in record.sentences for one in sentence.secrets]
+            self.post_message(AttackAgain(batch, values_of(record.cell), secrets))
 
     def _leave_map(self, line: int) -> None:
         """To the list, at the first cell of a line of the map."""
         assert self._map is not None
-        texts = [_cell_text(row.cell, self._map[0]) for row in self.grid.rows]
+        texts = [cell_text(row.cell, self._map[0]) for row in self.grid.rows]
         found = list(dict.fromkeys(texts))
         self._map = None
         self._draw()
         self.table.move_to(texts.index(found[line]) if 0 <= line < len(found) else 0)
 
     def action_back(self) -> None:
-        """From the sentences or the map to the grid, from the grid out."""
+        """From the sentences, the map or the ladder to the grid, from the grid out."""
+        if self._rungs is not None:
+            self._ladder = None
+            self._draw()
+            self.table.focus()
+            return
         if self.chosen is None and self._map is not None:
             self._leave_map(self.table.cursor)
             return
@@ -413,33 +422,9 @@ class EvaluationScreen(Page):
         self.table.move_to(here)
 
 
-def _differing(rows: Sequence[CellRow]) -> list[str]:
-    """The settings that tell the cells apart, the attack and the defense in any case."""
-    names = ("data", "model", "attack", "share", "client", "defense", "know", "batch_size", "seed")
-    several = {name for name in names if len({_cell_text(row.cell, name) for row in rows}) > 1}
-    return [name for name in names if name in several | {"attack", "defense"}]
-
-
-def _cell_text(cell: Cell, name: str) -> str:
-    value = getattr(cell, name)
-    return (
-        (" ".join(value) or "none")
-        if isinstance(value, tuple)
-        else "default"
-        if value is None
-        else str(value)
-    )
-
-
 def _wait(stopped: Callable[[], bool]) -> None:
     """Wait for the next look, in short sleeps, as a canceled worker has to end soon."""
     for _ in range(LOOKS_A_WAIT):
         if stopped():
             return
         time.sleep(SECONDS_BETWEEN_LOOKS / LOOKS_A_WAIT)
-
-
-def _worst_in_words(row: CellRow, worst: SentenceRow) -> str:
-    how = f"{row.cell.attack}, {' '.join(row.cell.defense) or 'no defense'}"
-    text = short(printable(worst.sentence.recovered) or "nothing", 40)
-    return f"worst so far {worst.sentence.token_match_rate:.2f} ({how}) “{text}”"

@@ -52,7 +52,7 @@ class GoDialog(ModalScreen[str]):
             yield Static("[b]Go to[/]")
             yield OptionList(
                 *(
-                    Option(f"[b]{letter}[/]  {title:<13} [dim]{words}[/]", id=action)
+                    Option(f"[b]{letter}[/]  {title:<14} [dim]{words}[/]", id=action)
                     for action, letter, title, words in rows
                 )
             )

@@ -40,6 +40,13 @@ class GridScreen(Page):
             priority=True,
             tooltip="Copy the same evaluation as a command line to the clipboard.",
         ),
+        Binding(
+            "f4",
+            "app.go('defenses')",
+            "Ladder",
+            priority=True,
+            tooltip="One sentence against a defense of growing strength.",
+        ),
         Binding("escape", "watch", "Back to the grid", tooltip="From the form to the grid that was started."),
         Binding("ctrl+q", "app.quit", "Quit", tooltip="What is going ends; its records are kept."),
     ]

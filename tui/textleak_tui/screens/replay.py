@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from textleak_tui.screens.base import Page
 from textleak_tui.standing import SIGNS, Standing
 from textleak_tui.stories import Story
 from textleak_tui.widgets import RunView
+from textleak_tui.widgets.cells import MARK
 from textleak_tui.widgets.scrubber import Scrubber, Track, course
 from textleak_tui.widgets.waterfall import Waterfall
 from textleak_tui.widgets.words import Words
@@ -43,6 +44,7 @@ class ReplayScreen(Page):
         run: the folder.
         place: where it was opened from, and one gets back to.
         story: what the recording is of, where it came with the app: it plays at once.
+        secrets: planted in its batch; marked where the truth is shown.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -86,7 +88,9 @@ class ReplayScreen(Page):
     }
     """
 
-    def __init__(self, run: Path, place: str, *, story: Story | None = None) -> None:
+    def __init__(
+        self, run: Path, place: str, *, story: Story | None = None, secrets: Sequence[str] = ()
+    ) -> None:
         super().__init__(place)
         self.story = story
         self._to_play = story is not None
@@ -97,7 +101,9 @@ class ReplayScreen(Page):
             self.playback = Playback(Recording(run))
         except InputError as error:
             self.problem = Standing(outcome="broken", what=error.what, why=error.why, fix=error.fix)
+        self.secrets = tuple(secrets)
         self.view = RunView()
+        self.view.tokens.secrets = self.secrets
         self.both = False
         self.defender: RunView | None = None
         self.words = Words(grows=True, classes="standing")
@@ -263,10 +269,12 @@ class ReplayScreen(Page):
         self.set_class(self.both, "-both")
         if self.both:
             self.defender = RunView()
+            self.defender.tokens.secrets = self.secrets
             self.query_one(".side Words.of-side", Words).say("◌ Attacker: what a server sees")
             words = Words(classes="of-side")
             await self.query_one(".sides").mount(Vertical(words, self.defender, classes="side"))
-            words.say("● Defender: the same with the truth")
+            planted = f", {MARK} planted secrets" if self.secrets else ""
+            words.say(f"● Defender: the same with the truth{planted}")
         elif self.defender is not None:
             side, self.defender = self.defender.parent, None
             if isinstance(side, Vertical):

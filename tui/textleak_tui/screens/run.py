@@ -28,8 +28,8 @@ from textleak_tui.widgets import RunView
 from textleak_tui.widgets.setup_form import ComboBox, SetupForm
 from textleak_tui.widgets.status import Pulse
 
-# Our choice: how often what the attack has written is looked at; `Frames` says when it is drawn.
-LOOKS_A_SECOND = 12
+# Our choice: how often what the attack has written is looked at, unless `Frames` lets it be drawn less often.
+LOOKS_A_SECOND = 8
 # Our choice: after the last key, before a model is loaded that may be half typed.
 SECONDS_TO_SETTLE = 0.6
 # The clock is drawn this often while nothing else happens; memory is looked up as often.
@@ -106,17 +106,18 @@ class RunScreen(Page):
         """Ask what attacks there are, and begin to draw."""
         self.notice.display = False
         self.form.list_names(Catalog.from_json(self.memory.get("catalog")))
-        self.set_interval(1 / LOOKS_A_SECOND, self._frame)
+        self._look_again()
         self._list_names()
         if self._batch:
             self.form.sentences.text = "\n".join(self._batch)
             self.call_after_refresh(self.action_start)
 
-    def attack(self, batch: Sequence[str], values: Mapping[str, str]) -> None:
+    def attack(self, batch: Sequence[str], values: Mapping[str, str], secrets: Sequence[str] = ()) -> None:
         """Fill the form, and start what it says then; not while a run is going."""
         if self.going:
             self.notify("x stops it.", title="A run is going here", severity="warning")
             return
+        self.view.tokens.secrets = tuple(secrets)
         self.form.fill(values, "\n".join(batch))
         self._show("setup")
         self.call_after_refresh(self.action_start)
@@ -247,7 +248,7 @@ class RunScreen(Page):
     def action_replay(self) -> None:
         """Open the run as a recording."""
         if self.session is not None:
-            self.post_message(OpenRun(self.session.folder))
+            self.post_message(OpenRun(self.session.folder, self.view.tokens.secrets))
 
     def action_export(self) -> None:
         """Ask what to write."""
@@ -287,8 +288,17 @@ class RunScreen(Page):
         self._draw()
         self.refresh_bindings()
 
+    def _look_again(self) -> None:
+        """Look in a moment; while a run is drawn, when its next frame is due."""
+        drawn = self.going and self.is_current and self.live
+        self.set_timer(max(1 / LOOKS_A_SECOND, self._frames.wait() if drawn else 0.0), self._look)
+
+    def _look(self) -> None:
+        self._frame()
+        self._look_again()
+
     def _frame(self) -> None:
-        """Look at what the attack has written, a few times a second; the newest state wins."""
+        """Look at what the attack has written; the newest state wins."""
         session = self.session
         if self._starter is not None and self.is_current and not self.live:
             self.form.tell_warmth(self._starter.doing, self._starter.ready)

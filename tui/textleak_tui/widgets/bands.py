@@ -24,11 +24,12 @@ from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 
 from textleak.view import SPECIAL, UNICODE
-from textleak_tui.widgets.cells import Band, Cell, Head, fit, flow_width
+from textleak_tui.widgets.cells import MARK, Band, Cell, Head, fit, flow_width, lines_of_band
 from textleak_tui.widgets.drawn import Drawn, Line
 from textleak_tui.widgets.flow import Piece, flowed, nearest
 
-FLASH_SECONDS = 0.45
+# Our choice: a little longer than frames are apart at most, so that the next one calms what has changed, at no cost.
+FLASH_SECONDS = 0.6
 # A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap; where
 # a sentence's columns leave room, they are spread up to the last.
 NARROWEST, WIDEST, SPREAD = 5, 12, 16
@@ -45,8 +46,6 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "move(-1)", "Position to the left", show=False),
-        Binding("right", "move(1)", "Position to the right", show=False),
         Binding("up", "line(-1)", "Row above", show=False),
         Binding("down", "line(1)", "Row below", show=False),
         Binding("home", "edge(0)", "First position", show=False),
@@ -63,6 +62,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         "token--cursor",
         "token--number",
         "token--true",
+        "token--secret",
         "token--rest",
         "token--next",
         "token--head",
@@ -77,6 +77,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self.cursor = (0, 0)
         self.numbered = True
         self.listed = 0
+        self.headed = MOST_HEAD_LINES
         self.compact = False
         self.truth = False
         self._flow: list[list[Piece]] = []
@@ -85,6 +86,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self._words: dict[tuple[int, int], str] = {}
         self._width = self._longest = NARROWEST
         self._shape: tuple[object, ...] = ()
+        self._columns_drawn: dict[tuple[object, ...], Line] = {}  # of the sentences that are shown
 
     @property
     def _room(self) -> int:
@@ -116,9 +118,11 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self._longest = max(self._longest, min(WIDEST, longest))
         self.sentences, self.heads, self.truth, self._words = sentences, heads, truth, words
         self._arrange()
-        if flash and changed:
+        self._columns_drawn = {}
+        if flash:
             self._flashing = changed
-            self.set_timer(FLASH_SECONDS, lambda: self._calm(changed))
+            if changed:
+                self.set_timer(FLASH_SECONDS, lambda: self._calm(changed))
         self.redraw()
 
     def forget(self) -> None:
@@ -126,7 +130,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self._words, self._flashing, self._shape = {}, frozenset(), ()
         self._width = self._longest = NARROWEST
         self.sentences, self.heads, self.bands, self.cursor = [], [], [], (0, 0)
-        self._flow, self._head_lines = [], []
+        self._flow, self._head_lines, self._columns_drawn = [], [], {}
         self.scroll_home(animate=False)
 
     def _calm(self, changed: frozenset[tuple[int, int]]) -> None:
@@ -134,10 +138,17 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
             self._flashing = frozenset()
             self.redraw()
 
-    def lines_needed(self, *, numbered: bool, listed: int) -> int:
-        """How many lines everything takes, with or without numbers and candidates; the true tokens left out."""
+    def lines_needed(self, *, numbered: bool, listed: int, headed: int) -> int:
+        """How many lines everything takes; the true tokens left out.
+
+        Args:
+            numbered: with numbers above the tokens.
+            listed: candidates below each.
+            headed: lines of a sentence's text, at most.
+        """
         rows = 3 + numbered + listed
-        return sum(rows + band.headed for band in self.bands) - bool(self.bands)
+        heads = sum(min(headed, self._head_lines[band.sentence]) for band in self.bands if not band.start)
+        return rows * len(self.bands) + heads - bool(self.bands)
 
     @property
     def lines_for_truth(self) -> int:
@@ -153,7 +164,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         self._width = spread if fits else max(self._longest, min(SPREAD, spread))
         self._head_lines = [len(head.lines(self._room, self._most_head_lines)) for head in self.heads]
         widths = tuple(tuple(map(flow_width, cells)) for cells in self.sentences) if self.compact else ()
-        sizes = tuple(map(len, self.sentences)), self._room, self._width, tuple(self._head_lines)
+        sizes = tuple(map(len, self.sentences)), self._room, self._width, tuple(self._head_lines), self.headed
         shape = (*sizes, self.rows, self.truth, self.compact, widths)
         if shape == self._shape:
             return
@@ -176,7 +187,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         for index, cells in enumerate(self.sentences):
             for start in range(0, len(cells), self.columns):
                 stop = min(len(cells), start + self.columns)
-                headed = 0 if start else self._head_lines[index]
+                headed = 0 if start else min(self.headed, self._head_lines[index])
                 bands.append(Band(sentence=index, start=start, stop=stop, first=line, headed=headed))
                 line += rows + headed
         self.bands = bands
@@ -193,10 +204,10 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         widths = [list(map(flow_width, cells)) for cells in self.sentences]
         return len(flowed(widths, self._room, self._indent))
 
-    def give(self, *, numbered: bool, listed: int, compact: bool = False) -> None:
-        """Draw numbers above the tokens or not, and so many candidates under each; or `compact`, as running text."""
-        if (numbered, listed, compact) != (self.numbered, self.listed, self.compact):
-            self.numbered, self.listed, self.compact = numbered, listed, compact
+    def give(self, *, numbered: bool, listed: int, headed: int, compact: bool = False) -> None:
+        """Draw as `lines_needed` counts; or `compact`, as running text."""
+        if (numbered, listed, headed, compact) != (self.numbered, self.listed, self.headed, self.compact):
+            self.numbered, self.listed, self.headed, self.compact = numbered, listed, headed, compact
             self._arrange()
             self.redraw()
 
@@ -208,6 +219,7 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
     def notify_style_update(self) -> None:
         """Colors may have changed; those of the kinds of tokens follow only now."""
         super().notify_style_update()
+        self._columns_drawn = {}
         self.call_after_refresh(self._moved)
 
     def in_view(self) -> tuple[int, int, int, int]:
@@ -231,7 +243,11 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
 
     def draw(self) -> list[Line]:
         """The lines in view."""
-        top, width, kinds = self.scroll_offset.y, self._room, self._kinds()
+        top, width, kinds = (
+            self.scroll_offset.y,
+            self._room,
+            lines_of_band(self.numbered, self.truth, self.listed),
+        )
         lines = range(top, top + self.size.height)
         if self.compact:
             return [self._running_text(line, width) for line in lines]
@@ -247,27 +263,19 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         if row >= len(kinds):
             return []
         segments: Line = []
+        cursor = self.cursor[1] if self.has_focus and self.cursor[0] == band.sentence else -1
         for position in range(band.start, band.stop):
-            segments += self._column(band.sentence, position, kinds[row])
+            segments += self._column(band.sentence, position, kinds[row], position == cursor)
             segments.append(Segment(" "))
         return segments
 
-    def _kinds(self) -> tuple[str, ...]:
-        """What the lines of a band hold, from its top; a number stands for a candidate's rank."""
-        return (
-            *(("number",) if self.numbered else ()),
-            "word",
-            "bar",
-            *(("true",) if self.truth else ()),
-            *(str(rank) for rank in range(self.listed - self.truth)),
-        )
-
     def _head(self, head: Head, number: int, width: int) -> Line:
         """A line of the text so far; beside the first one how it stands."""
-        quiet, lines = self._style("token--number"), head.lines(width, self._most_head_lines)
+        most = min(self.headed, self._most_head_lines)
+        quiet, lines = self.look("token--number"), head.lines(width, most)
         text, words = lines[number] if number < len(lines) else "", head.words if number == 0 else ""
         return [
-            Segment(text, self._style("token--head")),
+            Segment(text, self.look("token--head")),
             Segment(" " * (width - cell_len(text) - cell_len(words)), quiet),
             Segment(words, quiet),
         ]
@@ -280,13 +288,13 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         before = self._flow[number - 1] if number else []
         begins = bool(line) and (not before or before[-1].sentence != line[0].sentence)
         name = str(line[0].sentence + 1) if begins else ""
-        segments, x = [Segment(fit(name, self._indent), self._style("token--number"))], self._indent
+        segments, x = [Segment(fit(name, self._indent), self.look("token--number"))], self._indent
         for piece in line:
             cell = self.sentences[piece.sentence][piece.position]
             here = (piece.sentence, piece.position) == self.cursor and self.has_focus
-            style = self._style(f"token--{cell.status}")
+            style = self.look(f"token--{cell.status}")
             if (piece.sentence, piece.position) in self._flashing:
-                style += self._style("token--flash")
+                style += self.look("token--flash")
             style += Style(underline=True) if here else Style()
             segments.append(Segment(" " * (piece.x - x)))
             segments.append(Segment(fit(UNICODE.marks[cell.status] + cell.word, piece.width), style))
@@ -299,36 +307,54 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
                 return band
         return None
 
-    def _column(self, sentence: int, position: int, kind: str) -> Line:
-        cell, width = self.sentences[sentence][position], self._width
-        here = (sentence, position) == self.cursor and self.has_focus
+    def _column(self, sentence: int, position: int, kind: str, here: bool) -> Line:
+        """A position's part of a line; most stay as they were when the cursor moves."""
+        flashing = (sentence, position) in self._flashing
+        key = sentence, position, kind, here, flashing, self._width
+        if key not in self._columns_drawn:
+            cell = self.sentences[sentence][position]
+            self._columns_drawn[key] = self._new_column(cell, position, kind, here=here, flashing=flashing)
+        return self._columns_drawn[key]
+
+    def _new_column(self, cell: Cell, position: int, kind: str, *, here: bool, flashing: bool) -> Line:
+        width = self._width
         if kind == "number":
-            style = self._style("token--cursor") if here else self._style("token--number")
+            style = self.look("token--cursor") if here else self.look("token--number")
             return [Segment(set_cell_size(str(position + 1), width), style)]
         if kind == "true":
             # Below its token, which has a mark before it.
-            return [Segment(fit(f" {cell.true}", width), self._style("token--true"))]
-        style = self._style(f"token--{cell.status}")
+            mark, kind = (MARK, "secret") if cell.secret else (" ", "true")
+            return [Segment(fit(f"{mark}{cell.true}", width), self.look(f"token--{kind}"))]
+        style = self.look(f"token--{cell.status}")
         if kind == "word":
-            if (sentence, position) in self._flashing:
-                style += self._style("token--flash")
+            if flashing:
+                style += self.look("token--flash")
             if here:
                 style += Style(underline=True)
             return [Segment(fit(UNICODE.marks[cell.status] + cell.word, width), style)]
         if kind != "bar":
             rank = int(kind)
             word = cell.next[rank] if rank < len(cell.next) else ""
-            return [Segment(fit(f" {word}" if word else "", width), self._style("token--next"))]
+            return [Segment(fit(f" {word}" if word else "", width), self.look("token--next"))]
         if cell.status == SPECIAL:
             return [Segment(" " * width)]
         filled = round(max(0.0, min(1.0, cell.confidence)) * width)
         return [
             Segment(UNICODE.bar * filled, Style(color=style.color)),
-            Segment(UNICODE.rest * (width - filled), self._style("token--rest")),
+            Segment(UNICODE.rest * (width - filled), self.look("token--rest")),
         ]
 
-    def _style(self, name: str) -> Style:
-        return self.look(name)
+    # No bindings: on its way up to the app, which looks for those, a key is handled by each widget that is around.
+
+    def key_left(self, event: events.Key) -> None:
+        """Focus the position to the left."""
+        event.stop()
+        self.action_move(-1)
+
+    def key_right(self, event: events.Key) -> None:
+        """Focus the position to the right."""
+        event.stop()
+        self.action_move(1)
 
     def action_move(self, by: int) -> None:
         """Focus the position `by` further; past an end, the neighboring sentence."""

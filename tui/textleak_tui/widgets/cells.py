@@ -9,16 +9,20 @@ from rich.cells import cell_len, set_cell_size
 
 from textleak.view import UNICODE
 
+# Before what a planted secret consists of.
+MARK = "◆"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A position as it is drawn."""
+    """A position as it is drawn; `secret` where a planted secret stands in the truth."""
 
     word: str
     status: str
     confidence: float
     true: str
     next: tuple[str, ...] = ()
+    secret: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,12 @@ def wrapped(text: str, first: int, width: int, most: int) -> tuple[str, ...]:
             lines[-1] = f"{lines[-1]} {word}".strip()
             used += taken + bool(used)
     return tuple(fit(line, first if at == 0 else width).rstrip() for at, line in enumerate(lines))
+
+
+def lines_of_band(numbered: bool, truth: bool, listed: int) -> tuple[str, ...]:
+    """What the lines of a band hold, from its top; a number stands for a candidate's rank."""
+    first = ("number", "word", "bar") if numbered else ("word", "bar")
+    return (*first, *(("true",) if truth else ()), *map(str, range(listed - truth)))
 
 
 def flow_width(cell: Cell) -> int:

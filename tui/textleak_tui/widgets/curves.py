@@ -6,18 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
 from textleak.view import ViewState
 from textleak.words import loss_in_words
-from textleak_tui.widgets.drawn import Drawn
+from textleak_tui.widgets.drawn import Drawn, Line
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # Losses below it are drawn there: a verified answer's is 0, which has no logarithm.
 _SMALLEST = 1e-12
-# Letters of a curve that stands in a line of words.
-_SHORT = 10
+# Letters of a curve that stands in a line of words, and from how many columns on both do.
+_SHORT, _BOTH = 10, 56
 
 
 class Curves(Drawn):
@@ -47,7 +48,7 @@ class Curves(Drawn):
         """Whether there is anything to draw."""
         return bool(self._losses or (self._rates and not self._blind))
 
-    def draw(self) -> list[Text]:
+    def draw(self) -> Sequence[Line | Text]:
         """Both plots, or the loss alone while the match rate isn't known."""
         width, height = self.size
         rates = () if self._blind else self._rates
@@ -60,14 +61,14 @@ class Curves(Drawn):
         if width >= 44:
             left = width // 2 - 1
             pairs = zip(self._loss(left, height), self._rate(rates, width - left - 2, height), strict=True)
-            return [Text.assemble(a, " " * (left - a.cell_len + 2), b) for a, b in pairs]
+            return [[*Segment.adjust_line_length(a, left + 2), *b] for a, b in pairs]
         upper = (height + 1) // 2
         return [*self._loss(width, upper), *self._rate(rates, width, height - upper)]
 
     def _words(self, rates: Sequence[float]) -> Text:
         """Both in one line."""
         text = Text(no_wrap=True)
-        if self._losses:
+        if self._losses and (not rates or self.size.width >= _BOTH):
             text.append("loss ", style=self._style("quiet")).append(loss_in_words(self._losses[-1]))
             logs = [math.log10(max(loss, _SMALLEST)) for loss in self._losses]
             (dots,) = braille(logs, min(logs), max(logs), _SHORT, 1)
@@ -81,9 +82,9 @@ class Curves(Drawn):
     def _style(self, kind: str) -> Style:
         return self.ink(f"curve--{kind}")
 
-    def _loss(self, width: int, height: int) -> list[Text]:
+    def _loss(self, width: int, height: int) -> list[Line]:
         if not self._losses:
-            return [Text(" " * width)] * height
+            return [[]] * height
         logs = [math.log10(max(loss, _SMALLEST)) for loss in self._losses]
         low, high = min(logs), max(logs)
         if 10**high <= 2 * _SMALLEST:  # nothing but zeros: the bottom of the picture
@@ -95,31 +96,30 @@ class Curves(Drawn):
         head = self._head("loss", loss_in_words(self._losses[-1]), "loss")
         return [head, *self._bounded(lines, bounds, "loss")]
 
-    def _rate(self, rates: Sequence[float], width: int, height: int) -> list[Text]:
+    def _rate(self, rates: Sequence[float], width: int, height: int) -> list[Line]:
         bounds = "0", "1"
         lines = braille(rates, 0.0, 1.0, *self._inside(bounds, width, height))
         head = self._head("match rate", f"{rates[-1]:.2f}", "rate")
         return [head, *self._bounded(lines, bounds, "rate")]
 
-    def _head(self, name: str, newest: str, kind: str) -> Text:
+    def _head(self, name: str, newest: str, kind: str) -> Line:
         """The line above a plot: what it is, and its newest value."""
-        head = Text(f"{name} ", style=self._style("quiet"), no_wrap=True)
-        return head.append(newest, style=self._style(kind) + _BOLD)
+        return [Segment(f"{name} ", self._style("quiet")), Segment(newest, self._style(kind) + _BOLD)]
 
     def _inside(self, bounds: tuple[str, str], width: int, height: int) -> tuple[int, int]:
         """Letters and lines of a plot, without its head line and its bounds."""
         return max(1, width - max(map(len, bounds)) - 1), height - 1
 
-    def _bounded(self, lines: Sequence[str], bounds: tuple[str, str], kind: str) -> list[Text]:
+    def _bounded(self, lines: Sequence[str], bounds: tuple[str, str], kind: str) -> list[Line]:
         """A plot's lines, with the lower and the upper bound before the last and the first."""
         low, high = bounds
         margin, last = max(map(len, bounds)), len(lines) - 1
+        quiet, style = self._style("quiet"), self._style(kind)
         return [
-            Text(
-                f"{high if at == 0 else low if at == last else '':>{margin}}▕",
-                style=self._style("quiet"),
-                no_wrap=True,
-            ).append(line, style=self._style(kind))
+            [
+                Segment(f"{high if at == 0 else low if at == last else '':>{margin}}▕", quiet),
+                Segment(line, style),
+            ]
             for at, line in enumerate(lines)
         ]
 

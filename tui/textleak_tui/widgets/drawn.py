@@ -13,7 +13,7 @@ from typing import Self, TypeAlias
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
-from textual.geometry import Region
+from textual.geometry import Offset, Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -26,7 +26,7 @@ class Drawn(Widget):
     ALLOW_SELECT = False
     # No __init__: what scrolls has one of its own, with other arguments.
     _lines_drawn: list[Line] | None = None  # None once all of it is to be drawn
-    _frame_drawn: object = None
+    _frame_drawn: tuple[Size, Offset] = Size(), Offset()
     _looks: Mapping[str, Style] = MappingProxyType({})
 
     def draw(self) -> Sequence[Line | Text]:
@@ -35,25 +35,32 @@ class Drawn(Widget):
 
     def redraw(self) -> None:
         """Draw the lines that have changed; nothing where nobody sees them."""
-        if self._lines_drawn is None:
+        before = self._lines_drawn
+        if before is None:
             return  # all of it is drawn anyway, or was never seen
         if self._frame_drawn != self._frame or not self.is_on_screen:
             self.refresh()
             return
-        before, now = self._lines_drawn, self._make_lines()
-        self._lines_drawn = now
+        now = self._make_lines()
         changed = [y for y, (old, new) in enumerate(zip(before, now, strict=True)) if old != new]
         if changed:
-            width = self.size.width
+            width = self._frame_drawn[0].width
             self.refresh(*(Region(0, y, width, 1) for y in changed))
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Lines of the widget, its border included."""
+        if self._frame_drawn != self._frame:
+            self._lines_drawn = None
+        return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
         """One line of the content."""
-        if self._lines_drawn is None or self._frame_drawn != self._frame:
+        if self._lines_drawn is None:
             self._frame_drawn = self._frame
-            self._lines_drawn = self._make_lines()
-        line = self._lines_drawn[y] if y < len(self._lines_drawn) else []
-        width, paper = self.size.width, self.paper
+            self._make_lines()
+        lines = self._lines_drawn or []
+        line = lines[y] if y < len(lines) else []
+        width, paper = self._frame_drawn[0].width, self.paper
         segments = Segment.apply_style(Segment.adjust_line_length(line, width, paper), paper)
         return Strip(segments, width)
 
@@ -90,15 +97,36 @@ class Drawn(Widget):
         return self._looks[name]
 
     @property
-    def _frame(self) -> tuple[object, ...]:
+    def _frame(self) -> tuple[Size, Offset]:
         """What lines are cut to."""
         return self.size, self.scroll_offset
 
     def _make_lines(self) -> list[Line]:
-        height = self.size.height
+        height = self._frame_drawn[0].height
         lines = [self._segments(line) if isinstance(line, Text) else line for line in self.draw()[:height]]
-        return lines + [[] for _ in range(height - len(lines))]
+        self._lines_drawn = lines + [[] for _ in range(height - len(lines))]
+        return self._lines_drawn
 
     def _segments(self, text: Text) -> Line:
         # A text without spans is rendered without the style that it has as a whole.
         return list((text if text.spans else Text.assemble(text)).render(self.app.console))
+
+
+class OneLine(Drawn):
+    """A line of words, cut with an ellipsis where they don't fit."""
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._said = Text()
+
+    def say(self, words: Text) -> None:
+        """Say these words."""
+        if words != self._said:
+            self._said = words
+            self.redraw()
+
+    def draw(self) -> list[Text]:
+        """The words."""
+        line = self._said.copy()
+        line.truncate(self.size.width, overflow="ellipsis")
+        return [line]

@@ -24,7 +24,7 @@ COLUMNS: dict[str, int] = {
     "defense": 100,
     "match rate": 0,
     "verified": 112,
-    "took": 70,
+    "took": 90,
     "text": 130,
 }
 _TONES = {

@@ -35,9 +35,11 @@ SINGLE = (60, 16)
 # Lines that the lower panes keep, border included.
 LEAST, LEAST_FOLDED, LEAST_LOW = 9, 5, 1
 # Our choice: while a run goes on, its tokens are drawn at each frame, the panes around them so often.
-SECONDS_BETWEEN_OTHERS = 0.33
+SECONDS_BETWEEN_OTHERS = 0.75
 # Height of the whole screen below which the lower panes have no border and one line.
 LOW = 20
+# Our choice: in less width than this the answer is said in short, as it is where there are few lines.
+SHORT_ANSWER = 60
 PANES = ("tokens", "told", "waterfall", "curves", "candidates", "labels")
 
 
@@ -120,7 +122,7 @@ class RunView(Vertical):
         now = time.monotonic()
         if live and self._begun and now - self._others_at < SECONDS_BETWEEN_OTHERS:
             if self._others is None:  # where no other state comes, these are drawn all the same
-                self.set_timer(MOST_SECONDS_BETWEEN_LIVE_FRAMES, self._others_turn)
+                self.set_timer(3 * MOST_SECONDS_BETWEEN_LIVE_FRAMES, self._others_turn)
             self._others = others
         else:
             self._others, self._others_at = None, now
@@ -131,9 +133,8 @@ class RunView(Vertical):
             self.call_after_refresh(self._share_out)  # how many lines it takes is known then
         self.tokens.set_class(bool(result and result.get("verified")), "-verified")
         if result is not None:
-            self.answer.update(
-                answer(result, blind=blind, short=self.has_class("-low") or self.has_class("-single"))
-            )
+            short = self.has_class("-low") or self.has_class("-single") or self.size.width < SHORT_ANSWER
+            self.answer.update(answer(result, blind=blind, short=short))
         begun, pictures = state.progress is not None, bool(state.progress and state.progress.image)
         self._begun, self._pictures = begun, pictures
         self._make_room()
@@ -142,6 +143,7 @@ class RunView(Vertical):
         """Draw the other panes as they were shown last."""
         others, self._others = self._others, None
         if others is not None:
+            self._others_at = time.monotonic()
             others()
             self._make_room()
 
@@ -170,8 +172,9 @@ class RunView(Vertical):
         """Draw the waterfall around the position in focus, compared with the truth where that is shown."""
         self.waterfall.show(self._state, at=self.tokens.cursor, truth=self.tokens.truth_in_focus)
 
-    def on_token_grid_moved(self) -> None:
+    def on_token_grid_moved(self, message: TokenGrid.Moved) -> None:
         """Another position is in focus."""
+        message.stop()  # nobody above asks, and each that it passes costs
         self._fall()
 
     def on_waterfall_moved(self, message: Waterfall.Moved) -> None:
@@ -372,7 +375,7 @@ def answer(result: dict[str, object], *, blind: bool = False, short: bool = Fals
             )
     else:
         words.append("✗ not verified" + ("" if short else ": its own gradient differs from the shared one"))
-    if short and rate is not None:
+    if short and (rate is not None or verified):
         sentence = sentence.partition(":")[0].rstrip(".") + "."
     return Text(sentence, style="bold").append(f" ({', '.join(words)})", style="not bold")
 

@@ -94,7 +94,8 @@ def _times(state: ViewState, pulse: Pulse, now: float) -> list[str]:
     begun = bool(state.phases) or state.progress is not None or finished is not None
     parts = [f"{seconds_in_words(now)} elapsed" if begun else "loading"]
     if isinstance(took, int | float):
-        parts = [f"took {seconds_in_words(took)}, {seconds_in_words(now)} with its certificate"]
+        attack, whole = seconds_in_words(took), seconds_in_words(now)
+        parts = [f"took {attack}" + (f", {whole} with its certificate" if whole != attack else "")]
     if finished is None and state.phases and state.phases[-1].name == CERTIFY:
         parts.insert(0, "the answer is final, its certificate is being made")
     if pulse.paused:

@@ -6,6 +6,8 @@ token where it is asked for and, where there is room, the next candidates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -14,12 +16,15 @@ from textual.widgets import Static
 
 from textleak.events import Position, Sentence
 from textleak.view import OPEN, SPECIAL, UNICODE, ViewState, right_of, statuses_of, surplus_of
-from textleak.words import readable
-from textleak_tui.widgets.bands import TokenBands
+from textleak.words import count_of, readable
+from textleak_tui.widgets.bands import MOST_HEAD_LINES, TokenBands
 from textleak_tui.widgets.cells import Cell, Head
+from textleak_tui.widgets.drawn import OneLine
 from textleak_tui.widgets.pictures import Pictures
 
 CANDIDATES = 3
+# Our choice: from so many lines on, what doesn't fit anyway is scrolled through with the text and the numbers above it.
+SCROLLED_WITH_NUMBERS = 12
 
 
 class TokenGrid(Vertical):
@@ -34,13 +39,13 @@ class TokenGrid(Vertical):
         super().__init__(id=id, classes=classes)
         self._bands = TokenBands(self._tell)
         self._pictures = Pictures()
-        self._detail = Static("", classes="detail")
+        self._detail = OneLine(classes="detail")
         self._empty = Static("", classes="empty")
         self._sentences: tuple[Sentence, ...] = ()
         self._truths: list[Sentence | None] = []
         self._statuses: list[list[str]] = []
         self._truth = False
-        self._said = Text("")
+        self.secrets: tuple[str, ...] = ()
         self._pointed = (0, 0)
 
     def compose(self) -> ComposeResult:
@@ -117,10 +122,11 @@ class TokenGrid(Vertical):
             self._empty.update(waiting)
             self.border_subtitle = ""
             return
-        cells = [_cells(sentence, true) for sentence, true in zip(shown, truths, strict=True)]
+        secrets = self.secrets if self._truth else ()
+        cells = [_cells(sentence, true, secrets) for sentence, true in zip(shown, truths, strict=True)]
         self._statuses = [[cell.status for cell in row] for row in cells]
         heads = [
-            _head_of(i, len(shown), sentence, true)
+            _head_of(i, len(shown), sentence, true, secrets)
             for i, (sentence, true) in enumerate(zip(shown, truths, strict=True))
         ]
         self._bands.show(cells, heads, truth=self._truth, flash=flash)
@@ -136,17 +142,25 @@ class TokenGrid(Vertical):
         if self._pictures.display:
             return min(lines, max(5, self._pictures.lines + around - 1))
         has_candidates = any(cell.next for cells in self._bands.sentences for cell in cells)
-        choices = [(True, CANDIDATES)] if has_candidates else []
-        for numbered, listed in (*choices, (True, 0), (False, 0)):
-            needed = self._bands.lines_needed(numbered=numbered, listed=listed) + around
+        choices = [(True, CANDIDATES, MOST_HEAD_LINES)] if has_candidates else []
+        # In few lines the tokens come before the end of the text above them.
+        few = [(True, 0, 1), (False, 0, 1)] if lines < SCROLLED_WITH_NUMBERS else []
+        for numbered, listed, headed in (
+            *choices,
+            (True, 0, MOST_HEAD_LINES),
+            (False, 0, MOST_HEAD_LINES),
+            *few,
+        ):
+            needed = around + self._bands.lines_needed(numbered=numbered, listed=listed, headed=headed)
             if needed <= lines:
                 break
         if needed > lines and len(self._sentences) > 1:
-            self._bands.give(numbered=False, listed=0, compact=True)
+            self._bands.give(numbered=False, listed=0, headed=1, compact=True)
             return min(lines, max(5, self._bands.compact_lines + around))
-        # What doesn't fit anyway is scrolled through, and then the numbers help.
-        numbered = numbered or (needed > lines and lines >= 12)
-        self._bands.give(numbered=numbered, listed=listed)
+        if needed > lines >= SCROLLED_WITH_NUMBERS:
+            numbered = True
+            needed = around + self._bands.lines_needed(numbered=numbered, listed=listed, headed=headed)
+        self._bands.give(numbered=numbered, listed=listed, headed=headed)
         return min(lines, max(5, needed + self._bands.lines_for_truth))
 
     def on_resize(self) -> None:
@@ -167,17 +181,13 @@ class TokenGrid(Vertical):
             self._pointed = s, p
             self.post_message(self.Moved())
         if s < len(self._sentences) and p < len(self._sentences[s].positions):
-            words = self._words(self._sentences[s].positions[p], self._truths[s], s, p)
-            if words != self._said:
-                self._said = words
-                self._detail.update(words, layout=False)
+            self._detail.say(self._words(self._sentences[s].positions[p], self._truths[s], s, p))
 
     def _words(self, position: Position, truth: Sentence | None, s: int, p: int) -> Text:
         status = self._statuses[s][p]
-        style = self._bands.get_component_rich_style(f"token--{status}")
-        dim = self._bands.get_component_rich_style("token--number")
+        style, dim = self._bands.look(f"token--{status}"), self._bands.look("token--number")
         word = readable(position.text) if position.id >= 0 else "open"
-        text = Text(no_wrap=True, overflow="ellipsis")
+        text = Text(no_wrap=True)
         text.append(f"position {p + 1}  ", style=dim)
         text.append(f"{UNICODE.marks[status]} {word}", style=style)
         text.append(f"  {_MEANINGS[status]}", style=dim)
@@ -187,6 +197,7 @@ class TokenGrid(Vertical):
             text.append(f" by {position.channel}", style=dim)
         if self._truth and truth is not None and p < len(truth.positions):
             text.append("  true ", style=dim).append(readable(truth.positions[p].text))
+            text.append(", of a planted secret" if self._bands.sentences[s][p].secret else "", style=dim)
         if position.candidates:
             text.append("  next: ", style=dim)
             for index, guess in enumerate(position.candidates[:3]):
@@ -205,7 +216,8 @@ _MEANINGS = {
 }
 
 
-def _cells(sentence: Sentence, truth: Sentence | None) -> list[Cell]:
+def _cells(sentence: Sentence, truth: Sentence | None, secrets: Sequence[str]) -> list[Cell]:
+    planted = _planted(truth, secrets)
     true = {} if truth is None else {p.position: readable(p.text) for p in truth.positions}
     return [
         Cell(
@@ -214,17 +226,43 @@ def _cells(sentence: Sentence, truth: Sentence | None) -> list[Cell]:
             confidence=round(position.confidence, 2),
             true=true.get(position.position, ""),
             next=tuple(readable(guess.text) for guess in position.candidates[:CANDIDATES]),
+            secret=position.position in planted,
         )
         for position, status in zip(sentence.positions, statuses_of(sentence, truth), strict=True)
     ]
 
 
-def _head_of(index: int, count: int, sentence: Sentence, truth: Sentence | None) -> Head:
+def _planted(truth: Sentence | None, secrets: Sequence[str]) -> frozenset[int]:
+    """The positions that planted secrets stand at."""
+    if truth is None or not secrets:
+        return frozenset()
+    from textleak.data.planted import tokens_of
+
+    words = [position.text for position in truth.positions]
+    found = frozenset[int]().union(*(tokens_of(words, secret) for secret in secrets))
+    return frozenset(truth.positions[at].position for at in found)
+
+
+def _secrets_back(sentence: Sentence, truth: Sentence, secrets: Sequence[str]) -> str:
+    """How many of the secrets of a sentence came back whole, in words; "" where it has none."""
+    if not secrets:
+        return ""
+    from textleak.data.planted import holds
+
+    mine = [secret for secret in secrets if holds(truth.text, secret)]
+    back = sum(holds(sentence.text, secret) for secret in mine)
+    return f"{back} of {count_of(len(mine), 'secret')} came back" if mine else ""
+
+
+def _head_of(
+    index: int, count: int, sentence: Sentence, truth: Sentence | None, secrets: Sequence[str]
+) -> Head:
     words = [f"text {index + 1} of {count}"] if count > 1 else []
     if truth is not None:
         right, total = right_of(sentence, truth)
         surplus = surplus_of(sentence, truth)
         words.append(f"{right} of {total} right" + (f", {surplus} too many" if surplus else ""))
+        words += [back] if (back := _secrets_back(sentence, truth, secrets)) else []
     if sentence.label is not None:
         words.append(f"label {sentence.label}")
     text = " ".join(readable(sentence.text).split()) if sentence.text else ""

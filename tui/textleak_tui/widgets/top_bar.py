@@ -6,7 +6,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Static
 
-from textleak_tui.places import PLACES, Sight
+from textleak_tui.places import PLACES, Sight, lit
 
 
 class TopBar(Horizontal):
@@ -20,9 +20,9 @@ class TopBar(Horizontal):
     def compose(self) -> ComposeResult:
         """Name, places, badge."""
         yield Static("textleak", classes="brand")
-        for place in PLACES:
+        for place in (one for one in PLACES if not one.within):
             words = f"[@click=app.go('{place.name}')]{place.title}[dim] {place.key.upper()}[/][/]"
-            yield Static(words, classes="place here" if place.name == self._place else "place")
+            yield Static(words, classes="place here" if place.name == lit(self._place) else "place")
         yield self._badge
 
     def on_resize(self) -> None:

@@ -26,7 +26,7 @@ from textleak_tui.widgets.scrubber import Scrubber
 
 # Our choices: shades that can be told apart on a screen; columns of a phase's name, and from which width on there is
 # one; columns of a position, and from how many on its token can be read.
-SHADES, NAME, NAMED_FROM, WIDEST, READABLE = 12, 11, 44, 12, 4
+SHADES, NAME, NAMED_FROM, WIDEST, READABLE = 12, 11, 44, 12, 5
 
 
 class Waterfall(Drawn, can_focus=True):
@@ -70,6 +70,7 @@ class Waterfall(Drawn, can_focus=True):
         self._true: dict[int, int] | None = None  # tokens by position
         self._at = (0, 0)
         self._lines: list[WaterRow] = []
+        self._laid_out: object = None
         self._drawn: object = None
         self._colors: dict[tuple[str, int], Style] = {}
         self._how: object = None
@@ -91,8 +92,9 @@ class Waterfall(Drawn, can_focus=True):
             self._lay_out()
 
     def _lay_out(self) -> None:
-        state = self._state
-        self._lines = lines_of(state.rows, state.phases, max(0, self.size.height - self._headed))
+        state, height = self._state, max(0, self.size.height - self._headed)
+        if (laid_out := (state.rows, state.phases, height)) != self._laid_out:
+            self._laid_out, self._lines = laid_out, lines_of(state.rows, state.phases, height)
         count = len(state.rows[-1].sentences) if state.rows else 0
         where = f"text {self._at[0] + 1} of {count}" if count > 1 else ""
         if where != self.border_subtitle:
@@ -153,7 +155,7 @@ class Waterfall(Drawn, can_focus=True):
         for position in range(first, last):
             here = position == self._at[1]
             # Where there is no room for each number, the one in focus has a sign.
-            text = f"{position + 1}" if width >= READABLE else "▾" if here else ""
+            text = f"{position + 1}" if width > len(str(last)) else "▾" if here else ""
             segments.append(Segment(fit(text, width), self._style("cursor" if here else "name")))
         return segments
 

@@ -22,6 +22,7 @@ class Words(Static):
         self._grows = grows
         self._said: Text | None = None
         self._shown: Text | None = None
+        self._lines: tuple[int, int] | None = None
 
     def say(self, words: Text | str) -> None:
         """Say these words, unless they are there already."""
@@ -43,8 +44,15 @@ class Words(Static):
         if self._grows and most is not None and most.cells is not None and self.size.width:
             shown = _cut(shown, self.size.width, most.cells, self)
         if shown != self._shown:
+            lines, self._lines = self._lines, self._lines_of(shown)
             self._shown = shown
-            self.update(shown, layout=self._grows)
+            # To lay the screen out anew costs more than all else that a word does.
+            self.update(shown, layout=self._grows and lines != self._lines)
+
+    def _lines_of(self, text: Text) -> tuple[int, int]:
+        """The width that there is, and how many lines a text takes in it; no lines where there is none yet."""
+        width = self.size.width
+        return width, len(text.wrap(self.app.console, width)) if width and self._grows else 0
 
 
 def _cut(text: Text, width: int, most: int, widget: Static) -> Text:
