@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.conftest import ToyModel
 from textleak.defenses import DEFENSES
+from textleak.exact.proposals import span_proposals
 from textleak.exact.subspace import input_span, layer_span, rank_vocabulary, shared_spans
 from textleak.models.probes.layers import layer_inputs
 from textleak.private.share import share
@@ -190,3 +193,13 @@ def test_a_spectrum_that_falls_slowly_has_no_clear_end() -> None:
     span = input_span([(left * falling_R @ right.T).float()], ["layer"])
     assert span is not None
     assert not span.clear
+
+
+def test_inputs_of_zeros_are_proposed_nowhere(toy_model: ToyModel) -> None:
+    model = toy_model("bert")
+    shared, _ = share(model, ["the cat sat"], share="no-embeddings")
+    network = copy.deepcopy(model.network)
+    network.get_submodule("bert.embeddings.LayerNorm").weight.data.zero_()
+    found = span_proposals(model.with_network(network), shared, longest=5, keep=8)
+    assert found is not None
+    assert set(found[1].inside) == {0}

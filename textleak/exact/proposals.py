@@ -167,7 +167,8 @@ def _residuals(model: TextModel, layer: LocalLayer, span: InputSpan, rows: Seque
     inputs_NI = exact(layer.meant(inputs_NI))
     basis_RI = span.basis_RI.to(inputs_NI.device)
     outside_NI = inputs_NI - (inputs_NI @ basis_RI.T) @ basis_RI
-    residual_N = outside_NI.square().sum(-1) / inputs_NI.square().sum(-1)
+    # An input of zeros leaves no trace in a gradient, whatever span it is in.
+    residual_N = (outside_NI.square().sum(-1) / inputs_NI.square().sum(-1)).nan_to_num(1.0)
     residuals: list[float] = residual_N.tolist()
     return residuals
 
