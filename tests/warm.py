@@ -52,6 +52,12 @@ _OWN = ("textleak", "textleak_tui", "tests")
 _keeper: socket.socket | None = None
 
 
+def load() -> None:
+    """Load what a run loads."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+
+
 def keep() -> None:
     """Fork the keeper; what is loaded by now is loaded in all that it starts."""
     global _keeper
@@ -164,8 +170,7 @@ def _wait(kept: socket.socket) -> NoReturn:
         if not request:
             os._exit(0)
         if not loaded:
-            for name in LIBRARIES:
-                importlib.import_module(name)
+            load()
             gc.collect()
             gc.freeze()  # so that memory stays shared
             loaded = True

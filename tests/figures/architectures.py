@@ -230,7 +230,7 @@ def measured(family: str, sentences: Sequence[str], time_limit: float) -> Row:
             recovery = to_end(job.steps())
             result = job.result(recovery, outcome="done", seconds=time.process_time() - began, run_dir=None)
         except TextleakError as error:
-            return Row(family=family, said=" ".join(str(error).split()))
+            return Row(family=family, said=" ".join(str(error).replace(f"{made}/", "").split()))
     return Row(
         family=family,
         match=result["token_match_rate"],

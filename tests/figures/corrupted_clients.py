@@ -54,6 +54,7 @@ SPANNED: dict[str, Sequence[int]] = {
     "train-mode+autocast": (1,),
     f"train-mode+{_TRAINER}": (1, 2),
     "train-mode+fedavg:lr=0.01,steps=4": (1, 2),
+    "train-mode+fedavg:optimizer=adamw,lr=5e-5,steps=4": (1,),
     "autocast": (1,),
     "quantize:to=fp16": (1,),
     "quantize:to=bf16": (1,),

@@ -143,6 +143,7 @@ class Parts:
         self._note()
         self._stack.append(name)
         self.found.setdefault(name, Part())
+        sys.stderr.write(f"{name} begins after {time.process_time():.0f} CPU-s\n")
 
     def leave(self) -> None:
         """It ends."""

@@ -1,21 +1,27 @@
-"""The Trainer's callback records what the Trainer's own steps did, and puts an audit's figures into its log."""
+"""The Trainer's callback records what the Trainer's own steps did, and puts an audit's figures into its log.
+
+The Trainer, which loads much that nothing else needs, is loaded by the tests, so that of several processes one does so.
+"""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from tests.conftest import ToyModel
 from textleak.errors import AttackError, InputError
 from textleak.integrations.recording import Recording
-from textleak.integrations.transformers import LeakageCallback
 from textleak.models import TextModel
 from textleak.shared.gradient import SharedGradient
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from textleak.integrations.transformers import LeakageCallback
 
 EIGHT = (
     "the cat sat",
@@ -30,8 +36,16 @@ EIGHT = (
 FIGURES = {"verdict": "PARTLY", "token_match_rate": 0.25, "token_recall": None, "proved_tokens": 3}
 
 
+def recorder(**options: Any) -> LeakageCallback:
+    from textleak.integrations.transformers import LeakageCallback
+
+    return LeakageCallback(**options)
+
+
 def trainer(model: TextModel, out: Path, callbacks: Any = (), **arguments: Any) -> Trainer:
     """As a script has it, everything at its default but what keeps a test quiet and small."""
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
     rows = [{**model.tokenizer(text), "labels": at % 3} for at, text in enumerate(EIGHT)]
     return Trainer(
         model=copy.deepcopy(model.network).requires_grad_(True),
@@ -55,7 +69,7 @@ def trainer(model: TextModel, out: Path, callbacks: Any = (), **arguments: Any) 
 def test_the_default_step_and_the_whole_training_are_recorded_as_they_are(
     toy_model: ToyModel, tmp_path: Path
 ):
-    callback = LeakageCallback(truth=True)
+    callback = recorder(truth=True)
     run = trainer(toy_model("bert"), tmp_path, [callback])
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     run.train()
@@ -73,7 +87,7 @@ def test_the_default_step_and_the_whole_training_are_recorded_as_they_are(
 
 
 def test_steps_bear_the_trainers_numbers(toy_model: ToyModel, tmp_path: Path):
-    callback = LeakageCallback(at=(), every=2, end=False, out=tmp_path / "seen", sends="gradient")
+    callback = recorder(at=(), every=2, end=False, out=tmp_path / "seen", sends="gradient")
     trainer(toy_model("bert"), tmp_path, [callback], bf16=True).train()
     assert [recording.file.name for recording in callback.recordings] == [
         "step-2.safetensors",
@@ -87,7 +101,7 @@ def test_figures_of_an_audit_are_in_the_log(
 ):
     monkeypatch.setattr(Recording, "audit", lambda recording, time_limit: FIGURES)
     run = trainer(toy_model("bert"), tmp_path)
-    callback = LeakageCallback(audit=True).attach(run)
+    callback = recorder(audit=True).attach(run)
     run.train()
     logged = {key: value for entry in run.state.log_history for key, value in entry.items()}
     assert logged["leakage/step-1/found"] == 0.5
@@ -104,14 +118,14 @@ def test_an_audit_that_fails_does_not_end_the_training(
         raise AttackError("It went wrong.")
 
     monkeypatch.setattr(Recording, "audit", failing)
-    run = trainer(toy_model("bert"), tmp_path, [LeakageCallback(audit=True, end=False)])
+    run = trainer(toy_model("bert"), tmp_path, [recorder(audit=True, end=False)])
     with pytest.warns(UserWarning, match="was not audited"):
         run.train()
     assert run.state.global_step == 4
 
 
 def test_a_trainer_without_a_tokenizer_is_told_what_to_give(toy_model: ToyModel, tmp_path: Path):
-    run = trainer(toy_model("bert"), tmp_path, [LeakageCallback()])
+    run = trainer(toy_model("bert"), tmp_path, [recorder()])
     run.callback_handler.processing_class = None
     with pytest.raises(InputError, match="no tokenizer"):
         run.train()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.conftest import DECODERS, EVERY_TASK, FAMILIES, ToyModel
 from textleak.errors import InputError
 from textleak.models import Batch, Targets
+from textleak.models.losses.language import Language
 from textleak.models.quiet import quiet
 from textleak.models.text import TextModel
 
@@ -68,6 +69,16 @@ def test_ids_and_their_embeddings_give_the_same_loss(model: TextModel) -> None:
     from_ids = one(model, batch.ids_BT, batch.mask_BT, targets)
     from_embeddings = one(model, model.embed(batch.ids_BT), batch.mask_BT, targets)
     assert torch.equal(from_ids, from_embeddings)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_padding_on_the_left_gives_the_same_in_float64(family: str, toy_model: ToyModel) -> None:
+    rough, exactly = (toy_model(family, task="causal-lm", dtype=dtype) for dtype in ("float32", "float64"))
+    batch = rough.encode(["the cat sat", "hello"])
+    left = {one.dtype: one.spoken_with(Language(padding="left")) for one in (rough, exactly)}
+    seen, exact = (model.logits(batch.ids_BT, batch.mask_BT) for model in left.values())
+    counted = batch.mask_BT == 1
+    torch.testing.assert_close(seen[counted], exact[counted].float(), rtol=1e-4, atol=1e-5)
 
 
 def test_padding_adds_exactly_nothing(model: TextModel) -> None:

@@ -256,7 +256,7 @@ def test_a_ladder_runs_rung_by_rung_and_says_what_it_found(tmp_path, monkeypatch
         assert "$ textleak run --defense gaussian:sigma=0.0001 --sentence 'a bb'" in screen(app)
         await pilot.press("f5")
         await until(pilot, lambda: page.rungs and not page.going)
-        await pilot.pause(0.1)
+        await until(pilot, lambda: "✗ failed" in screen(app))
         assert [rung.status for rung in page.rungs] == ["done", "done", "done", "failed"]
         assert [rung.rate for rung in page.rungs] == [1.0, 0.25, 0.25, None]
         text = screen(app)

@@ -68,9 +68,10 @@ def tokens_of(seen: Seen) -> Tokens:
 
 def _of_several(seen: Seen, span: FirstInputs | None) -> Tokens:
     """Of several steps of SGD, whose gradients add up: what is dropped makes every token's input one of its own."""
-    rounded = None if span is None or optimizer_of(seen).name != "sgd" else span.rounding
-    known = steps_of(seen).count == MORE and dropout_of(seen).on
-    if span is None or rounded is None or not known or not span.ends_after(rounded):
+    known = steps_of(seen).count == MORE and optimizer_of(seen).name == "sgd" and dropout_of(seen).on
+    # A B starts at 0, where the grid of weights is too fine to count its roundings, and to hide anything.
+    rounded = None if span is None else span.rounding if span.down_AI is None else 1.0
+    if span is None or rounded is None or not known or not _ends(span, rounded):
         return Tokens(
             count=None, evidence="Inputs of several steps, or of an unknown number, can't be told apart."
         )
@@ -79,6 +80,11 @@ def _of_several(seen: Seen, span: FirstInputs | None) -> Tokens:
         evidence=f"The first layer's gradient has {span.rank} dimensions beyond rounding: with dropout every token of "
         "every step has its own.",
     )
+
+
+def _ends(span: FirstInputs, roundings: float) -> bool:
+    whole = span.down_AI is not None and span.rank == len(span.down_AI)
+    return span.ends_after(roundings) and not whole
 
 
 def _of_one_sentence(seen: Seen) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +76,8 @@ def left_padded(model: TextModel, inputs: Tensor, mask_NT: Tensor) -> Tensor:
     """A causal network's logits where padding stands on the left: it sees all of its row alike.
 
     What stands for "nowhere" in float64 is beyond float32, in which some networks weigh what they attend to even then:
-    there the mask is made here, with float32's. A network that can't take it leaves what isn't finite.
+    there the mask is made here, with float32's, and one that counts positions from the mask is told those it counted.
+    A network that can't take it leaves what isn't finite.
     """
     logits: Tensor = run(model, inputs, mask=mask_NT).logits
     if model.dtype != torch.float64 or bool(logits.isfinite().all()):
@@ -87,16 +88,26 @@ def left_padded(model: TextModel, inputs: Tensor, mask_NT: Tensor) -> Tensor:
     )
     nowhere = torch.zeros(seen_N1TT.shape, dtype=model.dtype, device=mask_NT.device)
     nowhere = nowhere.masked_fill(~seen_N1TT, torch.finfo(torch.float32).min)
-    try:
-        made: Tensor = run(model, inputs, mask=nowhere).logits
-    except (
-        IndexError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # one that counts positions from the mask, for example
-        return logits
-    return made
+    for positions in (None, _counted_positions(model, inputs, mask_NT)):
+        with suppress(IndexError, RuntimeError, TypeError, ValueError):
+            made: Tensor = run(model, inputs, mask=nowhere, positions=positions).logits
+            return made
+    return logits
+
+
+def _counted_positions(model: TextModel, inputs: Tensor, mask_NT: Tensor) -> Tensor | None:
+    """Where a network's tokens stand as it tells its own modules, (N, T); None where it tells them nothing of it."""
+    told: list[Tensor] = []
+
+    def note(_module: nn.Module, _arguments: Any, named: dict[str, Any]) -> None:  # noqa: ANN401
+        positions = named.get("position_ids")
+        if isinstance(positions, Tensor) and positions.shape == mask_NT.shape:
+            told.append(positions)
+
+    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.network.modules()]
+    with hooked(handles), torch.no_grad():
+        run(model, inputs, mask=mask_NT)
+    return told[0] if told else None
 
 
 def _run(

@@ -94,7 +94,7 @@ class LayerSpan:
         keys: dict[Row, list[bytes]] = {}
         distinct: dict[bytes, Tensor] = {}
         for row, inputs_TI in _inputs(model, layers[0], local, rows):
-            keys[row] = list(map(_key, inputs_TI))
+            keys[row] = _keys(inputs_TI)
             distinct.update(zip(keys[row], inputs_TI, strict=True))
         own = list(dict.fromkeys(key for row in answer.rows for key in keys[row]))
         inputs_NI = torch.stack([distinct.pop(key) for key in own])
@@ -158,9 +158,9 @@ def _along(shared: Gradient, layers: Sequence[LinearLayer], basis_RI: Tensor) ->
     return torch.cat(along), squared**0.5
 
 
-def _key(input_I: Tensor) -> bytes:
-    """What tells an input from others: a digest, as a wide layer's inputs are large."""
-    return hashlib.blake2b(input_I.cpu().numpy().tobytes(), digest_size=16).digest()
+def _keys(inputs_TI: Tensor) -> list[bytes]:
+    """What tells each input from others: a digest, as a wide layer's inputs are large."""
+    return [hashlib.blake2b(row_I.tobytes(), digest_size=16).digest() for row_I in inputs_TI.cpu().numpy()]
 
 
 def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:

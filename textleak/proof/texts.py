@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
+from torch import Tensor
+
 from textleak.clients.view import AnyModel, View
 from textleak.events import Label, Sentence
 from textleak.matching.discrete import Guess
@@ -101,6 +103,7 @@ class _Rivals:
         self.compared, self.guess, self.own = compared, guess, compared.own
         self.exact, self.rough = compared.exactly, compared.roughly
         self.model, self.shared = compared.view.text_model, compared.view.shared
+        self._made: dict[str, Tensor] = {}
 
     def near(self) -> tuple[str, ...]:
         """Those within the bar that repeating the client's computation doesn't tell from the answer, in words."""
@@ -184,11 +187,19 @@ class _Rivals:
 
     def _bound(self, own: Gradient) -> float:
         """How far a gradient of a few tensors is from these of the shared one, relative to all of that."""
+        if not self.shared.seen_effects:
+            return relative(plainly_apart({name: self._seen(name) for name in own}, own)[0], self._norm)
         some = {name: self.shared.gradients[name] for name in own}
         if self._scaled:
             as_one = all(effect.lost_scale == "all" for effect in self.shared.seen_effects)
             return relative(off_direction(some, own, as_one=as_one), self._norm)
         return relative(apart(dataclasses.replace(self.shared, gradients=some), own)[0], self._norm)
+
+    def _seen(self, name: str) -> Tensor:
+        """A shared tensor in float64, made so once for all rivals."""
+        if name not in self._made:
+            self._made[name] = exact(self.shared.gradients[name])
+        return self._made[name]
 
     def _ending(self, rivals: list[Guess], bar: float, view: View, margin: float) -> list[Guess]:
         """The rivals that another last token doesn't show to be beyond the bar; as for `_within`."""

@@ -31,9 +31,9 @@ _CANDIDATES, _ENTRIES = 4096, 2**21
 # Rounds in which columns' sizes are those of the sentence found before; steps of one at most (our choice; the second
 # changed nothing any more on minilm after 4 and 10 steps of AdamW with dropout).
 _ROUNDS, _STEPS = 2, 60
-# Of the first tokens of two lists at once each pair is tried; of the first ones of a third the token that leaves its
-# place for another (our choice).
-_PAIRS, _REFILLS = 6, 24
+# First tokens of two lists that are tried in pairs, and of one list where its token is tried at another place; fewer
+# where a sentence is longer than so many tokens, as it has more places for them (our choice).
+_PAIRS, _REFILLS, _LONG = 6, 24, 24
 # Sentences that hold hardly less: by this part, so many (our choice; measured likewise: where another one than the true
 # sentence held most, it held up to 8e-4 more).
 _HARDLY, _RIVALS = 2e-3, 12
@@ -156,6 +156,7 @@ class Together:
         """One token changed, two exchanged, or one put in another's place and its own filled anew."""
         for t, tokens in enumerate(self.lists):
             yield from (_with(row, {t: index}) for index in range(len(tokens)))
+        shorter = min(1.0, _LONG / len(self.lists))
         for t, u in itertools.permutations(self._free, 2):
             moved = self._index(row, t, u)
             if moved is None:
@@ -163,9 +164,8 @@ class Together:
             back = self._index(row, u, t)
             if back is not None and t < u:
                 yield _with(row, {u: moved, t: back})
-            yield from (
-                _with(row, {u: moved, t: index}) for index in range(min(_REFILLS, len(self.lists[t])))
-            )
+            refills = self._few(t, _REFILLS * shorter**2)
+            yield from (_with(row, {u: moved, t: index}) for index in refills)
 
     def _large(self, row: Row) -> Iterator[Row]:
         """Three tokens passed on in turn, or two changed at once."""
@@ -173,9 +173,14 @@ class Together:
             turned = {u: self._index(row, t, u), v: self._index(row, u, v), t: self._index(row, v, t)}
             if t < min(u, v) and None not in turned.values():
                 yield _with(row, {at: index for at, index in turned.items() if index is not None})
+        shorter = min(1.0, _LONG / len(self.lists))
         for t, u in itertools.combinations(self._free, 2):
-            few = [range(min(_PAIRS, len(self.lists[at]))) for at in (t, u)]
-            yield from (_with(row, {t: one, u: other}) for one, other in itertools.product(*few))
+            pairs = itertools.product(self._few(t, _PAIRS * shorter), self._few(u, _PAIRS * shorter))
+            yield from (_with(row, {t: one, u: other}) for one, other in pairs)
+
+    def _few(self, place: int, most: float) -> range:
+        """The first tokens of a place's list."""
+        return range(min(max(1, round(most)), len(self.lists[place])))
 
     def _index(self, row: Row, at: int, place: int) -> int | None:
         """Where a place's list has the token that stands elsewhere."""
