@@ -10,7 +10,7 @@ from textleak_tui.recording import Recording
 SPEEDS = (0.25, 1.0, 4.0, 16.0)
 # Our choices: an attack that goes on needs the processor more than its viewer does. So often it is drawn where that
 # takes no more than this share of a core, and less often where it would, but never so seldom that it seems to stand.
-SECONDS_BETWEEN_LIVE_FRAMES, SHARE_OF_A_CORE, MOST_SECONDS_BETWEEN_LIVE_FRAMES = 0.12, 0.04, 0.5
+SECONDS_BETWEEN_LIVE_FRAMES, SHARE_OF_A_CORE, MOST_SECONDS_BETWEEN_LIVE_FRAMES = 0.12, 0.04, 0.6
 
 
 class Frames:

@@ -29,7 +29,7 @@ from textleak_tui.widgets.drawn import Drawn, Line
 from textleak_tui.widgets.flow import Piece, flowed, nearest
 
 # Our choice: a little longer than frames are apart at most, so that the next one calms what has changed, at no cost.
-FLASH_SECONDS = 0.6
+FLASH_SECONDS = 0.7
 # A column is as wide as the longest token seen so far, between these (our choice), and one more for the gap; where
 # a sentence's columns leave room, they are spread up to the last.
 NARROWEST, WIDEST, SPREAD = 5, 12, 16

@@ -35,7 +35,7 @@ SINGLE = (60, 16)
 # Lines that the lower panes keep, border included.
 LEAST, LEAST_FOLDED, LEAST_LOW = 9, 5, 1
 # Our choice: while a run goes on, its tokens are drawn at each frame, the panes around them so often.
-SECONDS_BETWEEN_OTHERS = 0.75
+SECONDS_BETWEEN_OTHERS = 1.0
 # Height of the whole screen below which the lower panes have no border and one line.
 LOW = 20
 # Our choice: in less width than this the answer is said in short, as it is where there are few lines.
