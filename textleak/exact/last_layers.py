@@ -25,7 +25,7 @@ from textleak.matching.hooks import hooked
 from textleak.models import TextModel
 from textleak.models.probes.layers import matrix_calls
 from textleak.models.running import run
-from textleak.numerics import exact, least_squares
+from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
 
 # Layers that may come after the one that labels are read off: more than a block is slow, and less sure (our choice).
@@ -228,17 +228,18 @@ class _Layout:
 def _at_the_output(inputs_NI: Tensor, gradient_OI: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Δ with ΔᵀX = G, (N, O); the squared norm that each row may be off by; whether these inputs make all of G."""
     outputs, inputs = gradient_OI.shape
+    inverse_IN = torch.linalg.pinv(inputs_NI)
     delta, squared_rest, squared_norm = [], 0.0, 0.0
     for part in torch.split(gradient_OI, max(1, _ENTRIES // inputs)):
         part_OI = exact(part).to(inputs_NI.device)
-        part_NO = least_squares(inputs_NI.T, part_OI.T)
+        part_ON = part_OI @ inverse_IN
         squared_norm += float(part_OI.square().sum())
-        squared_rest += float(torch.addmm(part_OI, part_NO.T, inputs_NI, alpha=-1).square().sum())
-        delta.append(part_NO)
+        squared_rest += float(torch.addmm(part_OI, part_ON, inputs_NI, alpha=-1).square().sum())
+        delta.append(part_ON)
     variance = squared_rest / (outputs * max(1, inputs - len(inputs_NI)))
-    inverse_N = torch.linalg.pinv(inputs_NI).square().sum(0)
     least = _WHOLE * torch.finfo(gradient_OI.dtype).eps
-    return torch.cat(delta, 1), outputs * variance * inverse_N, squared_rest**0.5 <= least * squared_norm**0.5
+    noise_N = outputs * variance * inverse_IN.square().sum(0)
+    return torch.cat(delta).T, noise_N, squared_rest**0.5 <= least * squared_norm**0.5
 
 
 def _weight(module: nn.Module) -> Tensor:
