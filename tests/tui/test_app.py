@@ -31,6 +31,7 @@ from textleak_tui.places import PLACES, Sight
 from textleak_tui.screens.help import HelpScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.widgets import RunView
+from textleak_tui.widgets.bands import FLASH_SECONDS
 from textleak_tui.widgets.candidates import CandidateList
 from textleak_tui.widgets.curves import braille
 from textleak_tui.widgets.keys import fitting
@@ -336,7 +337,7 @@ def test_a_token_that_changes_lights_up_for_a_moment() -> None:
         assert not bands._flashing
         view.show(state(progress(2, sentence("the", "meeting", "was", "", "friday", "to", "plan"))))
         assert bands._flashing == {(0, 2)}
-        await pilot.pause(0.6)
+        await pilot.pause(FLASH_SECONDS)
         assert not bands._flashing
 
     shown(scene)

@@ -15,7 +15,7 @@ PANELS: Mapping[str, str] = {
         ("model", "weights", "task", "sentence", "file", "label", "gradients", "image", "index", "dataset"),
         ATTACKED,
     ),
-    **dict.fromkeys(("before", "after", "tokenizer"), ATTACKED),
+    **dict.fromkeys(("before", "after", "tokenizer", "layers"), ATTACKED),
     **dict.fromkeys(("data", "column", "label_column", "limit", "max_words", "batch_size"), ATTACKED),
     **dict.fromkeys(("share", "client", "defense"), LEAVES),
     **dict.fromkeys(("know",), KNOWS),
