@@ -44,9 +44,8 @@ def pytest_collection_finish() -> None:
     import torch
 
     torch.set_num_threads(1)
-    if (
-        "PYTEST_XDIST_WORKER" in os.environ
-    ):  # a share of all tests needs it here and in the keeper: once for both
+    # A share of all tests needs what runs need, here and in the keeper: loaded once for both.
+    if "PYTEST_XDIST_WORKER" in os.environ:
         warm.load()
     _freeze()
     gc.enable()

@@ -216,9 +216,8 @@ def _leading(stacked_OI: Tensor, eps: float, likely: int) -> tuple[Tensor, Tenso
     found_IK = _rough_range(stacked_OI, eps, likely) if eps > 0 else None
     if found_IK is not None:
         range_IK, _ = torch.linalg.qr(stacked_OI.T @ (stacked_OI @ found_IK))
-        triangle_KK = torch.linalg.qr(
-            stacked_OI @ range_IK, mode="r"
-        ).R  # has the same right singular vectors
+        # The triangle has the same right singular vectors.
+        triangle_KK = torch.linalg.qr(stacked_OI @ range_IK, mode="r").R
         _, s_K, turn_KK = torch.linalg.svd(triangle_KK, full_matrices=False)
         if _ends(s_K, eps):
             return s_K, turn_KK @ range_IK.T

@@ -18,7 +18,7 @@ from textleak.events import Recovery, Stop
 from textleak.exact.dropout.fits import SparseFits
 from textleak.exact.dropout.frame import Frame
 from textleak.exact.dropout.occurrences import Occurrences
-from textleak.exact.dropout.passes import sentences_of
+from textleak.exact.dropout.passes import behind_copies
 from textleak.exact.dropout.rules import AfterNorm, BeforeNorm, dropped_by
 from textleak.exact.dropout.sentences import _laid_out
 from textleak.exact.found import OPEN
@@ -128,10 +128,10 @@ def test_tokens_behind_dropout_and_several_steps_are_proved(
 
 def test_copies_of_several_steps_are_told_from_what_was_put_together_wrongly() -> None:
     one, other, mixed = (1, 5, 6, 7, 2), (1, 8, 9, 4, 2), (1, 5, 9, 7, 2)
-    assert set(sentences_of([mixed, mixed, one, (1, 8, OPEN, 4, 2), other], 2, ends=2)) == {one, other}
-    assert sentences_of([one, (1, OPEN, 6), mixed, one], 1, ends=2) == [one]
-    assert sentences_of([one, one], 2, ends=2) == [one]  # a sentence that is there twice shows once
-    assert set(sentences_of([mixed, one, other, one], None, ends=2)) == {one, other}
+    assert set(behind_copies([mixed, mixed, one, (1, 8, OPEN, 4, 2), other], 2, ends=2)) == {one, other}
+    assert behind_copies([one, (1, OPEN, 6), mixed, one], 1, ends=2) == [one]
+    assert behind_copies([one, one], 2, ends=2) == [one]  # a sentence that is there twice shows once
+    assert set(behind_copies([mixed, one, other, one], None, ends=2)) == {one, other}
 
 
 @pytest.mark.slow

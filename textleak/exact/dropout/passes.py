@@ -16,7 +16,7 @@ from textleak.exact.found import OPEN
 from textleak.matching.discrete import Row
 
 
-def sentences_of(copies: Sequence[Row], size: int | None, *, ends: int | None) -> list[Row]:
+def behind_copies(copies: Sequence[Row], size: int | None, *, ends: int | None) -> list[Row]:
     """So many of the copies, each filled up by those that agree with it, that have most of all tokens at their places.
 
     Args:

@@ -26,7 +26,7 @@ from textleak.exact.dropout.attention import attended
 from textleak.exact.dropout.frame import Frame
 from textleak.exact.dropout.last import endings
 from textleak.exact.dropout.occurrences import Occurrences
-from textleak.exact.dropout.passes import sentences_of
+from textleak.exact.dropout.passes import behind_copies
 from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
 from textleak.exact.subspace import NO_SPAN, as_rows, shared_spans
@@ -243,7 +243,7 @@ def _several(view: View, search: Occurrences) -> Found:
 def _copied(view: View, search: Occurrences, copies: Sequence[Row], ends: int | None) -> Found:
     """The sentences of a batch of which every step shows copies."""
     size = view.shared.known.batch_size
-    rows = sentences_of(copies, size, ends=ends)
+    rows = behind_copies(copies, size, ends=ends)
     sure = {(o.position, o.token) for o in search.found if o.proved}
     note = "Which tokens stand together is likely, but not proved."
     return Found(

@@ -49,9 +49,8 @@ def shortened(name: str, config: PreTrainedConfig, layers: int, *, task: str) ->
             why="It is for fewer than all of them; then no text's own gradient can be formed.",
             fix="Leave --layers out.",
         )
-    for key, value in vars(
-        text
-    ).items():  # what is said layer by layer, as which attend to all that is before them
+    # What is said layer by layer, as which of them attend to all that is before.
+    for key, value in vars(text).items():
         if isinstance(value, list | tuple) and len(value) == whole:
             setattr(text, key, value[:layers])
     text.num_hidden_layers = layers
