@@ -143,7 +143,8 @@ def _read(
     left = (parts_OB @ scales_B1)[:, 0] - bias_O
     if float(left.norm()) > _OFF * float(bias_O.norm()):
         return None
-    inputs_BI = torch.linalg.inv(mixtures_BB * scales_B1[:, 0]) @ basis_SI[:count]
+    # Where two sentences came out as one, nothing singular is inverted: no prediction fits what comes of it.
+    inputs_BI = torch.linalg.pinv(mixtures_BB * scales_B1[:, 0]) @ basis_SI[:count]
     return _Read(inputs_BI=inputs_BI, kept_OB=kept_OB, tells_O=tells_O)
 
 
