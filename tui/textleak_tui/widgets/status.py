@@ -7,7 +7,7 @@ import dataclasses
 from rich.text import Text
 
 from textleak.view import UNICODE, ViewState, remaining_seconds
-from textleak.words import loss_in_words, seconds_in_words
+from textleak.words import count_of, loss_in_words, seconds_in_words
 from textleak_tui.widgets.drawn import Drawn
 
 
@@ -76,7 +76,7 @@ def _parts(state: ViewState, pulse: Pulse, blind: bool) -> list[str]:
         speed = steps_a_second(state)
         if speed is not None and state.finished is None:
             parts.append(f"{speed:.3g} steps/s")
-        parts.append(f"{progress.evaluations:,} evaluations")
+        parts.append(count_of(progress.evaluations, "evaluation"))
         left = None if pulse.paused or state.finished else remaining_seconds(state, now)
         if left is not None:
             parts.append(f"phase ends within {seconds_in_words(left)}")
