@@ -136,8 +136,6 @@ def command(
 
 def _prepare(settings: AuditConfig) -> AuditJob:
     """Load and check everything, and say what is audited."""
-    from rich.text import Text
-
     from textleak.jobs.audit import prepare
 
     with common.stderr().status("loading the model and the update…"):
@@ -146,8 +144,7 @@ def _prepare(settings: AuditConfig) -> AuditJob:
     drive.say_run(
         job, f"{job.model.task}, {job.model.weights} weights", _sizes(job.settings, len(job.shared.gradients))
     )
-    for words in job.warnings():
-        common.stderr().print(Text(words, style="yellow"), soft_wrap=True)
+    drive.say_warnings(job)
     return job
 
 

@@ -114,6 +114,14 @@ def say_run(job: Job, kind: str, size: str) -> None:
     common.stderr().print(Text(words, style="bright_black"), soft_wrap=True)
 
 
+def say_warnings(job: Job) -> None:
+    """On stderr, what a person should know before the run."""
+    from rich.text import Text
+
+    for words in job.warnings():
+        common.stderr().print(Text(words, style="yellow"), soft_wrap=True)
+
+
 def answer(done: Done[AnyJob], *, as_json: bool) -> None:
     """The result on stdout.
 

@@ -104,14 +104,11 @@ def command(
 
 def _prepare(settings: ImageConfig) -> ImageJob:
     """Load and check everything, and say what the run works on."""
-    from rich.text import Text
-
     from textleak.jobs.images import prepare
 
     with common.loading():
         job = prepare(settings)
-    for words in job.warnings():
-        common.stderr().print(Text(words, style="yellow"), soft_wrap=True)
+    drive.say_warnings(job)
     facts = job.settings
     channels, height, width = facts["picture_shape"]
     batch = f"{facts['batch_size']} in the batch" if facts["batch_size"] else "batch size not known"

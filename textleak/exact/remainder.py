@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from textleak.exact.alone import Alone, each_alone
-from textleak.exact.subspace import InputSpan, as_rows, span_of, spectrum_end
+from textleak.exact.subspace import InputSpan, span_of, spectrum_end
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer
@@ -65,7 +65,7 @@ class LayerRemainder:
     @classmethod
     def of(cls, shared: SharedGradient, layers: Layers, span: InputSpan) -> LayerRemainder:
         """All of a shared gradient, with the span that it shows."""
-        gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
+        gradients = [layer.as_rows(shared.gradients[layer.weight_name]) for layer in layers]
         stacked_OI = torch.cat([exact(g) for g in gradients])
         inside_OR = stacked_OI @ span.basis_RI.T
         largest = float(torch.linalg.eigvalsh(inside_OR.T @ inside_OR)[-1]) ** 0.5
@@ -75,7 +75,7 @@ class LayerRemainder:
 
     def stacked(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Other gradients of these layers, by parameter, laid out as the shared ones are: (O, I)."""
-        return torch.cat([as_rows(gradients[layer.weight_name], layer) for layer in self.layers])
+        return torch.cat([layer.as_rows(gradients[layer.weight_name]) for layer in self.layers])
 
     def frame(self, inputs_TI: Tensor) -> Frame:
         """How what is left shows a sentence that has these inputs; there must be something left."""

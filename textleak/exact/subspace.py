@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -317,7 +317,7 @@ def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[L
 
 def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer], *, likely: int = 0) -> InputSpan | None:
     """The span of the input that `layers` share; of a rank of `likely` at least, if that is known."""
-    gradients = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
+    gradients = [layer.as_rows(shared.gradients[layer.weight_name]) for layer in layers]
     names = [layer.name for layer in layers]
     bent = [effect for effect in shared.effects if effect.leaves_grid]
     if shared.noise_sigma > 0 or not bent:
@@ -330,9 +330,9 @@ def layer_span(shared: SharedGradient, layers: Sequence[LinearLayer], *, likely:
     return input_span(scaled, names, bent=True)
 
 
-def as_rows(gradient: Tensor, layer: LinearLayer) -> Tensor:
-    """A weight's gradient as (outputs, inputs), however the layer stores it."""
-    return layer.as_rows(gradient)
+def stacked(gradients: Mapping[str, Tensor], layers: Iterable[LinearLayer]) -> Tensor:
+    """The gradients of layers that read one input, one below the other: (O, I) in float64."""
+    return torch.cat([exact(layer.as_rows(gradients[layer.weight_name])) for layer in layers])
 
 
 def rank_vocabulary(

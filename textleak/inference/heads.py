@@ -205,9 +205,8 @@ def _predicted(
     if float(left.norm()) > _OFF * float(gradient_CO[:, tells_O].norm()):
         return None
     patterns = _patterns(len(clean_BO))
-    for output in (
-        (~tells_O).nonzero().flatten().tolist()
-    ):  # the head's gradient tells whom it was dropped from
+    # Of the others the head's gradient tells from whom they were dropped.
+    for output in (~tells_O).nonzero().flatten().tolist():
         made = (patterns * clean_BO[:, output]) @ parts_BC
         told_BO[:, output] = (
             clean_BO[:, output] * patterns[(made - gradient_CO[:, output]).norm(dim=1).argmin()]

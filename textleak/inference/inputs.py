@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from textleak.exact.evened import evened
-from textleak.exact.subspace import as_rows, spectrum_end
+from textleak.exact.subspace import spectrum_end
 from textleak.inference.base import Seen, measured
 from textleak.inference.estimates import Estimate, estimate_of
 from textleak.inference.kind import sent_as
@@ -130,8 +130,8 @@ def _through_adapter(seen: Seen, layer: LocalLayer) -> FirstInputs | None:
 
 def _rows(one: Estimate, layer: LocalLayer) -> Estimate:
     """With rows of outputs and columns of inputs."""
-    error, steps = (None if t is None else as_rows(t, layer) for t in (one.error, one.steps))
-    return Estimate(value=as_rows(one.value, layer), error=error, steps=steps)
+    error, steps = (None if t is None else layer.as_rows(t) for t in (one.error, one.steps))
+    return Estimate(value=layer.as_rows(one.value), error=error, steps=steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

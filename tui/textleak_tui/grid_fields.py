@@ -94,10 +94,8 @@ GRID_FIELDS = (
         check=_check_numbers,
     ),
     named("seed", words="of all that is drawn; several", check=_check_seeds),
-    Field(
-        name="time_limit",
-        title="Time",
-        flag="--time-limit",
+    named(
+        "time_limit",
         words="seconds for a batch; the best answer by then counts",
         check=_check_seconds,
         empty="none",

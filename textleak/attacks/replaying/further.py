@@ -16,10 +16,9 @@ import torch
 from textleak.clients.view import View
 from textleak.exact.adapters.measured import Measured
 from textleak.exact.adapters.within import Within
-from textleak.exact.subspace import as_rows
+from textleak.exact.subspace import stacked
 from textleak.matching.discrete import Row, shuffled
 from textleak.models.probes.layers import following_layers
-from textleak.numerics import exact
 
 # Inputs further in that are looked at: those of a transformer's first block but the first one, and of half of the
 # second; and sentences of the lists' tokens that tell how these differ (our choice; measured on minilm after ten steps
@@ -44,7 +43,7 @@ class FurtherIn:
             shared = tuple(layer for layer in layers if layer.weight_name in seen)
             if not shared:
                 continue
-            stacked_OI = torch.cat([exact(as_rows(seen[layer.weight_name], layer)) for layer in shared])
+            stacked_OI = stacked(seen, shared)
             if stacked_OI.shape[1] == model.hidden_size:
                 _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
                 directions_RI = (s_R[:, None] * basis_RI)[: len(lists)]

@@ -11,7 +11,7 @@ from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.exact.adaptive.rounded import rounded_span
 from textleak.exact.adaptive.spans import first_layers
-from textleak.exact.subspace import as_rows, rank_vocabulary, span_of
+from textleak.exact.subspace import rank_vocabulary, span_of
 from textleak.models.decoding import fixed_tokens, unreachable_tokens
 from textleak.models.probes.layers import LinearLayer, LocalLayer
 from textleak.numerics import exact
@@ -65,7 +65,7 @@ def stacked_update(view: View) -> tuple[Tensor, tuple[LocalLayer, ...]]:
             fix="Share more (--share no-embeddings, or all), or use another attack.",
         )
     seen = view.shared.gradients
-    return torch.cat([_unit(as_rows(seen[layer.weight_name], layer)) for layer in layers]).cpu(), layers
+    return torch.cat([_unit(layer.as_rows(seen[layer.weight_name])) for layer in layers]).cpu(), layers
 
 
 def _drawn(stacked_OI: Tensor, layers: Sequence[LinearLayer]) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textleak.clients.view import View
-from textleak.exact.subspace import as_rows, layer_span
+from textleak.exact.subspace import layer_span
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer, LocalLayer, following_layers, local_layers, sees_ahead
 from textleak.shared.gradient import SharedGradient
@@ -37,7 +37,7 @@ class Measured:
     @classmethod
     def of(cls, shared: SharedGradient, layers: Sequence[LinearLayer]) -> Measured:
         """What the shared gradients of layers with a common input show of it."""
-        rows = [as_rows(shared.gradients[layer.weight_name], layer) for layer in layers]
+        rows = [layer.as_rows(shared.gradients[layer.weight_name]) for layer in layers]
         return cls(layers=tuple(layers), gradient_MI=torch.cat(rows))
 
     @property

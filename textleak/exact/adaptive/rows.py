@@ -20,7 +20,7 @@ from textleak.exact.adaptive.spans import bounded_span, first_layers
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch
-from textleak.exact.subspace import NO_SPAN, InputSpan, as_rows
+from textleak.exact.subspace import NO_SPAN, InputSpan
 from textleak.matching.discrete import Row
 from textleak.models.probes.attention import first_attention
 from textleak.models.probes.dropped import treated
@@ -144,7 +144,7 @@ def _input(view: View, layers: Sequence[LinearLayer], least: int, *, bounded: bo
     """
     if not layers:
         return NO_SPAN
-    gradients = [exact(as_rows(view.shared.gradients[layer.weight_name], layer)) for layer in layers]
+    gradients = [exact(layer.as_rows(view.shared.gradients[layer.weight_name])) for layer in layers]
     if bounded:
         between = bounded_span(view, layers, least=least)
         if isinstance(between, str):

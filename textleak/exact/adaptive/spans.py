@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.exact.adaptive.bounded import Bounds, LowRank, fitted, rank_between
-from textleak.exact.subspace import NO_SPAN, InputSpan, as_rows
+from textleak.exact.subspace import NO_SPAN, InputSpan
 from textleak.models.base import Tensors
 from textleak.models.probes.layers import LinearLayer, LocalLayer, local_layers
 from textleak.shared import effects
@@ -127,8 +127,8 @@ def _stacked(bounds: effects.Bounds, layers: Sequence[LinearLayer]) -> Bounds:
     low, high = zip(*(bounds[layer.weight_name] for layer in layers), strict=True)
     pairs = list(zip(low, high, layers, strict=True))
     return Bounds(
-        low_OI=torch.cat([as_rows(tensor, layer) for tensor, _, layer in pairs]),
-        high_OI=torch.cat([as_rows(tensor, layer) for _, tensor, layer in pairs]),
+        low_OI=torch.cat([layer.as_rows(tensor) for tensor, _, layer in pairs]),
+        high_OI=torch.cat([layer.as_rows(tensor) for _, tensor, layer in pairs]),
     )
 
 

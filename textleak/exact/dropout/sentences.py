@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Generator, Sequence
 
 import torch
-from torch import Tensor
 
 from textleak.clients.view import View
 from textleak.errors import InputError
@@ -29,10 +28,8 @@ from textleak.exact.dropout.occurrences import Occurrences
 from textleak.exact.dropout.passes import behind_copies
 from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
-from textleak.exact.subspace import NO_SPAN, as_rows, shared_spans
+from textleak.exact.subspace import NO_SPAN, shared_spans, stacked
 from textleak.matching.discrete import Row
-from textleak.models.probes.layers import LocalLayer
-from textleak.numerics import exact
 from textleak.shared.known import SideInformation
 from textleak.shared.traits import Trait
 from textleak.words import count_of
@@ -100,7 +97,7 @@ def _laid_out(view: View) -> Frame | str:
             f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D), "
             "without a clear end: behind dropout, the span tells nothing for certain."
         )
-    return Frame.of(view.text_model, dropped, layers, span, _stacked(view, layers))
+    return Frame.of(view.text_model, dropped, layers, span, stacked(view.shared.gradients, layers))
 
 
 def _laid_out_between_bounds(view: View) -> Frame | str:
@@ -129,7 +126,7 @@ def _laid_out_of_steps(view: View) -> Frame | str:
     dropped = dropped_by(view, layers[0])
     if dropped is None:
         return _UNREAD
-    stacked_OI = _stacked(view, layers)
+    stacked_OI = stacked(view.shared.gradients, layers)
     rounded = rounded_span(stacked_OI, [layer.name for layer in layers])
     if rounded is None:
         return "All of the update is rounding."
@@ -137,11 +134,6 @@ def _laid_out_of_steps(view: View) -> Frame | str:
     if rank > _FULL * size:
         return f"The steps' inputs fill {rank} of {size} dimensions of the first layers' input."
     return Frame.of(view.text_model, dropped, layers, rounded.span, stacked_OI, moving=True)
-
-
-def _stacked(view: View, layers: Sequence[LocalLayer]) -> Tensor:
-    """The layers' gradients, one after the other, (O, I) in float64."""
-    return torch.cat([exact(as_rows(view.shared.gradients[layer.weight_name], layer)) for layer in layers])
 
 
 def _one_sentence(view: View, search: Occurrences) -> Found:

@@ -226,7 +226,6 @@ def layer_inputs(
         For each name the module's first argument, (N, T, I).
     """
     seen: dict[str, Tensor] = {}
-    _ = layouts(model)  # before there are hooks
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
