@@ -103,7 +103,11 @@ def test_a_matrix_of_low_rank_is_found_between_bounds_that_leave_its_large_entri
     assert fitted(bounds, 5, clock=Clock.of(0)) is None
     found = fitted(bounds, 5, clock=Clock())
     assert found is not None
+    assert not found.missing
     assert float((found.whole_OI - whole_OI).norm() / whole_OI.norm()) < 1e-3
+    short = fitted(bounds, 4, clock=Clock())
+    assert short is not None
+    assert short.missing
     outside_RI = right_RI - (right_RI @ found.basis_RI.T) @ found.basis_RI
     assert float(outside_RI.norm() / right_RI.norm()) < 10 * float(found.unsure_RI.max())
 

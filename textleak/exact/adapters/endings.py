@@ -10,6 +10,7 @@ Shapes: N sentences of T tokens that are read, D the head's input size, V vocabu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from textleak.models.running import run
 # Steps of conjugate gradients, and after how many it is looked whether they tell (our choice; measured on smollm2:
 # 5 to 20 steps do).
 _STEPS, _LOOK_EVERY = 60, 5
+# Steps with the other sentences' labels known, and rounds over all sentences (our choice).
+_STEPS_ALONE, _SWEEPS = 15, 3
 # Relative norm of the gradient that the right labels leave (our choice; measured in float32: 1e-6 to 1e-5).
 _EXPLAINED = 1e-4
 _RIDGE = 1e-4  # of the variance of the head's rows
@@ -59,46 +62,83 @@ def read_endings(
 def _solved(
     model: TextModel, gradients: Tensors, rows: Sequence[Row], clock: Clock
 ) -> Iterator[tuple[list[int], float]]:
-    head = model.head
-    assert head is not None
-    weight_VD = head.weight
-    assert isinstance(weight_VD, Tensor)
-    problem = _Linear(model, head, list(gradients), rows)
-    seen = {name: gradients[name].to(problem.like) for name in gradients}
-    norm = _norm(seen)
-    rest = _difference(problem.push(problem.asked_NTD(head)), seen)
-    mean_D = weight_VD.mean(0)
-    centered_VD = weight_VD - mean_D
-    covariance_DD = centered_VD.T @ centered_VD / len(centered_VD)
-    covariance_DD.diagonal().add_(_RIDGE * covariance_DD.diagonal().mean())
-    turn_DD = torch.linalg.cholesky(covariance_DD)
-    white_VD = torch.linalg.solve_triangular(turn_DD, centered_VD.T, upper=False).T
-    lengths_V = white_VD.norm(dim=1)
-    share = problem.share
+    ends = _Ends(model, gradients, rows)
+    every = list(range(len(rows)))
+    best, off = [0] * len(rows), math.inf
+    for labels in ends.looks(every, best, _STEPS):
+        best, off = labels, ends.left_by(labels)
+        yield best, off
+        if off <= _EXPLAINED or clock.over:
+            return
+    # Where predictions are hardly told apart, the loud ones' labels come first; with these known the others' show.
+    for _ in range(_SWEEPS):
+        before = best
+        for n in every:
+            for labels in ends.looks([n], best, _STEPS_ALONE):
+                if labels != best and (left := ends.left_by(labels)) < off:
+                    best, off = labels, left
+                yield best, off
+                if off <= _EXPLAINED or clock.over:
+                    return
+        if best == before:
+            return
 
-    def push(ends_ND: Tensor) -> Tensors:
-        return problem.push(problem.at_ends(ends_ND * share))
 
-    count = len(rows)
-    start = push(mean_D.expand(count, -1))
-    left = _difference(rest, start)
-    solved_ND = torch.zeros(count, len(mean_D)).to(problem.like)
-    slope_ND = problem.pull(left) * share @ turn_DD
-    way_ND, squared = slope_ND, float(slope_ND.square().sum())
-    for step in range(1, _STEPS + 1):
-        change = push(way_ND @ turn_DD.T)
-        length = squared / max(_norm(change) ** 2, 1e-300)
-        solved_ND = solved_ND + length * way_ND
-        left = {name: value - length * change[name] for name, value in left.items()}
-        if step % _LOOK_EVERY == 0 or clock.over:
-            labels = (solved_ND @ white_VD.T / lengths_V).argmax(1)
-            off = _norm(_difference(rest, push(weight_VD[labels]))) / norm
-            yield labels.tolist(), off
-            if off <= _EXPLAINED or clock.over:
-                return
-        slope_ND = problem.pull(left) * share @ turn_DD
-        before, squared = squared, float(slope_ND.square().sum())
-        way_ND = slope_ND + squared / max(before, 1e-300) * way_ND
+class _Ends:
+    """The labels of some sentences' last predictions, those of the others known."""
+
+    def __init__(self, model: TextModel, gradients: Tensors, rows: Sequence[Row]) -> None:
+        head = model.head
+        assert head is not None
+        weight_VD = head.weight
+        assert isinstance(weight_VD, Tensor)
+        self.problem, self.weight_VD = _Linear(model, head, list(gradients), rows), weight_VD
+        self._seen = {name: gradients[name].to(self.problem.like) for name in gradients}
+        self._rest = _difference(self.problem.push(self.problem.asked_NTD(head)), self._seen)
+        self._mean_D = weight_VD.mean(0)
+        centered_VD = weight_VD - self._mean_D
+        covariance_DD = centered_VD.T @ centered_VD / len(centered_VD)
+        covariance_DD.diagonal().add_(_RIDGE * covariance_DD.diagonal().mean())
+        self._turn_DD = torch.linalg.cholesky(covariance_DD)
+        self._white_VD = torch.linalg.solve_triangular(self._turn_DD, centered_VD.T, upper=False).T
+        self._lengths_V = self._white_VD.norm(dim=1)
+
+    def left_by(self, labels: Sequence[int]) -> float:
+        """Relative norm of the gradient that labels leave."""
+        return _norm(_difference(self._rest, self._push(self.weight_VD[list(labels)]))) / _norm(self._seen)
+
+    def looks(self, free: Sequence[int], labels: Sequence[int], steps: int) -> Iterator[list[int]]:
+        """The labels as they seem after every few steps.
+
+        Args:
+            free: sentences whose labels are looked for.
+            labels: of all; those of the free ones don't matter.
+            steps: of conjugate gradients.
+        """
+        free_N1 = torch.zeros(len(labels), 1, dtype=torch.bool, device=self.weight_VD.device)
+        free_N1[list(free)] = True
+        start_ND = torch.where(free_N1, self._mean_D, self.weight_VD[list(labels)])
+        left = _difference(self._rest, self._push(start_ND))
+        solved_ND = torch.zeros(len(labels), len(self._mean_D)).to(self.problem.like)
+        slope_ND = self._slope(left, free_N1)
+        way_ND, squared = slope_ND, float(slope_ND.square().sum())
+        for step in range(1, steps + 1):
+            change = self._push(way_ND @ self._turn_DD.T)
+            length = squared / max(_norm(change) ** 2, 1e-300)
+            solved_ND = solved_ND + length * way_ND
+            left = {name: value - length * change[name] for name, value in left.items()}
+            if step % _LOOK_EVERY == 0:
+                likely_N = (solved_ND @ self._white_VD.T / self._lengths_V).argmax(1)
+                yield [int(likely_N[n]) if n in free else label for n, label in enumerate(labels)]
+            slope_ND = self._slope(left, free_N1)
+            before, squared = squared, float(slope_ND.square().sum())
+            way_ND = slope_ND + squared / max(before, 1e-300) * way_ND
+
+    def _push(self, ends_ND: Tensor) -> Tensors:
+        return self.problem.push(self.problem.at_ends(ends_ND * self.problem.share))
+
+    def _slope(self, left: Tensors, free_N1: Tensor) -> Tensor:
+        return torch.where(free_N1, self.problem.pull(left) * self.problem.share @ self._turn_DD, 0.0)
 
 
 class _Linear:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from textleak.exact.subspace import spectrum_end
-from textleak.numerics import exact
+from textleak.numerics import exact, svd
 
 # Directions of a gradient this much fainter than its strongest are left to rounding, and what is left of them all when
 # nothing is missing (our choice; measured on smollm2 and minilm in float32: 3e-7 to 2e-6 once all is found, 1e-3 and
@@ -41,7 +41,7 @@ def whitening(deviations_NI: Tensor, common_NI: Tensor, *, ridge: float) -> Tens
         ridge: part of the mean variance that is added to each.
     """
     deviations_NI = exact(deviations_NI)
-    _, s_R, basis_RI = torch.linalg.svd(exact(common_NI), full_matrices=False)
+    _, s_R, basis_RI = svd(exact(common_NI))
     basis_RI = basis_RI[s_R > _WITHIN * s_R[0]]
     deviations_NI = deviations_NI - (deviations_NI @ basis_RI.T) @ basis_RI
     variance_I, turned_II = torch.linalg.eigh(deviations_NI.T @ deviations_NI / len(deviations_NI))
@@ -69,7 +69,7 @@ class Pursuit:
             white_JI: from `whitening`.
         """
         eps = torch.finfo(gradient_MI.dtype).eps
-        _, s_R, rows_RI = torch.linalg.svd(exact(gradient_MI), full_matrices=False)
+        _, s_R, rows_RI = svd(exact(gradient_MI))
         floor, _, clear = spectrum_end(s_R, float(s_R[0]) * eps)
         rows_RI = rows_RI[s_R > (floor if clear else _FAINT * float(s_R[0]))]
         white_JI = white_JI.to(rows_RI.device)
@@ -90,7 +90,7 @@ class Pursuit:
 
     def directions(self) -> Tensor:
         """Orthonormal directions of what is left, (J, R)."""
-        directions_JR, s_R, _ = torch.linalg.svd(self.left_JR, full_matrices=False)
+        directions_JR, s_R, _ = svd(self.left_JR)
         left_JR: Tensor = directions_JR[:, s_R > _USED_UP]
         return left_JR
 

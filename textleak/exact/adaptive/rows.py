@@ -37,9 +37,9 @@ _USUAL = 12
 # Part of the dimensions beyond which a span tells nothing.
 _FULL = 0.9
 # The token that ends a sentence has no more outside at the last place that one ends at, in units of what is accounted
-# for (our choice; measured on minilm with four to eight sentences: up to 3 there after steps of SGD, one of AdamW, or
-# in bfloat16, and 46 and more behind it).
-_ENDS = 20.0
+# for (our choice; measured on minilm with four to eight sentences: up to 3 there after steps of SGD or in bfloat16, and
+# 46 and more behind it; where it is fitted between bounds up to 21, and a place too many costs only time).
+_ENDS, _ENDS_BOUNDED = 20.0, 100.0
 
 
 class BlurredRows:
@@ -98,7 +98,9 @@ class BlurredRows:
             model,
             read_first[0],
             first.span,
-            longest=max(lengths) if lengths else _longest(view, read_first[0], first.span),
+            longest=max(lengths)
+            if lengths
+            else _longest(view, read_first[0], first.span, _ENDS_BOUNDED if bounded else _ENDS),
             rounded=None if reads is None else reads.dtype,
         )
         if not len(pairs):
@@ -165,7 +167,7 @@ def _input(view: View, layers: Sequence[LinearLayer], least: int, *, bounded: bo
     )
 
 
-def _longest(view: View, layer: LinearLayer, span: InputSpan) -> int | None:
+def _longest(view: View, layer: LinearLayer, span: InputSpan, outside: float) -> int | None:
     """Tokens of the longest sentence, by the last place where the input of what ends one lies in the span; else None.
 
     Drift lets some tokens in at every place, and looking at the whole vocabulary at each takes long.
@@ -176,7 +178,7 @@ def _longest(view: View, layer: LinearLayer, span: InputSpan) -> int | None:
     places = min(span.rank, model.max_length)
     ids_1T = torch.full((1, places), model.suffix_ids[-1], device=model.device)
     inputs_TI = layer_inputs(model, ids_1T, [layer.name])[layer.name][0]
-    inside_T = span.misfit(inputs_TI, eps=torch.finfo(model.dtype).eps) <= _ENDS
+    inside_T = span.misfit(inputs_TI, eps=torch.finfo(model.dtype).eps) <= outside
     ends = inside_T.nonzero().flatten().tolist()
     return ends[-1] + 1 if ends else None
 
