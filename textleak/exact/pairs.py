@@ -275,4 +275,5 @@ def sparsest(
 
 def _unit(wanted_HA: Tensor) -> Tensor:
     """What columns must make, scaled to a norm of 1."""
-    return wanted_HA / wanted_HA.norm().clamp_min(torch.finfo(wanted_HA.dtype).tiny)
+    unit_HA: Tensor = wanted_HA / wanted_HA.norm().clamp_min(torch.finfo(wanted_HA.dtype).tiny)
+    return unit_HA
