@@ -267,7 +267,8 @@ def sparsest(
             tied_HM = (weighted_HAM.transpose(1, 2) @ solved_HA1)[..., 0]
             squares_M += tied_HM.square().sum(0)
         tied_M = squares_M.sqrt()
-        weights_M = tied_M / tied_M.max() + 1e-9 * 0.8**round_
+        largest = tied_M.max().clamp_min(torch.finfo(tied_M.dtype).tiny)
+        weights_M = tied_M / largest + 1e-9 * 0.8**round_
     found_M = torch.zeros_like(start_M)
     found_M[kept_M] = tied_M
     return found_M
