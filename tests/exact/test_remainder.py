@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import FAMILIES, toy_tokenizer
+from textleak.clients.view import view_of
 from textleak.exact.checks import LayerCheck, descend
 from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
@@ -53,7 +54,7 @@ def whole(model: TextModel, shared: SharedGradient) -> Remainder:
         for group in following_layers(model, 4)
         if (span := layer_span(shared, group)) is not None
     ]
-    return Remainder.of(model, (first, *further), judge=len(further))
+    return Remainder.of(view_of(shared, model), (first, *further), judge=len(further))
 
 
 def start(model: TextModel, shared: SharedGradient) -> tuple[Pairs, LayerRemainder]:

@@ -52,9 +52,11 @@ def test_products_with_directions_need_no_inputs(family: str, toy_model: ToyMode
     directions_RI = torch.randn(3, layer.input_size, generator=generator)
     every_V = torch.arange(model.vocab_size)
     expected_VTR = read(model, layer, every_V) @ directions_RI.T
-    along = made(model, layer).along(directions_RI)
+    along, squared = made(model, layer).along(directions_RI), made(model, layer).squared_along(directions_RI)
     for position in (3, 0, *range(POSITIONS)):
-        torch.testing.assert_close(along(position), expected_VTR[:, position], rtol=1e-4, atol=1e-4)
+        expected_VR = expected_VTR[:, position]
+        torch.testing.assert_close(along(position), expected_VR, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(squared(position), expected_VR.square().sum(1), rtol=1e-4, atol=1e-4)
 
 
 def test_rms_norms_keep_the_mean_and_layer_norms_take_it_off(toy_model: ToyModel) -> None:

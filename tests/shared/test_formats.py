@@ -195,6 +195,19 @@ def test_a_missing_or_added_prefix_of_the_base_model_is_told(prefix: str) -> Non
     assert not fitted.unknown
 
 
+@pytest.mark.parametrize("prefix", ["bert.layer.5.", "layer.5.", "model.layer.5.", "layer.0.5.", ""])
+def test_a_layer_that_the_model_lacks_is_none_of_its_others(prefix: str) -> None:
+    names = Names([("bert.layer.0.weight", torch.zeros(2, 3)), ("bert.layer.0.bias", torch.zeros(2))])
+    other = {prefix + "weight": torch.ones(2, 3), prefix + "bias": torch.ones(2)}
+    with pytest.raises(InputError, match="2 are of no parameter"):
+        names.fit(other, "the file")
+    own = {"layer.0.weight": torch.ones(2, 3), "layer.0.bias": torch.ones(2)}
+    fitted = names.fit(own | other, "the file")
+    assert set(fitted.tensors) == {"bert.layer.0.weight", "bert.layer.0.bias"}
+    assert all(torch.equal(fitted.tensors["bert." + name], tensor) for name, tensor in own.items())
+    assert set(fitted.unknown) == set(other)
+
+
 def test_a_tied_parameter_is_found_under_each_of_its_names() -> None:
     table = nn.Parameter(torch.zeros(4, 2))
     names = Names([("bert.embeddings.weight", table), ("cls.decoder.weight", table)])

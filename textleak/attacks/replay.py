@@ -28,7 +28,7 @@ from pydantic import Field
 from textleak.attacks.base import ATTACKS, Steps, certified
 from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
-from textleak.attacks.replaying.lists import ranked_tokens
+from textleak.attacks.replaying.lists import FirstUpdate, ranked_tokens
 from textleak.attacks.replaying.scores import Replayed, sentences_of
 from textleak.attacks.replaying.together import Together
 from textleak.attacks.span import answer, marked
@@ -102,11 +102,12 @@ class Replay:
                 raise _not_repeated(found.notes)
             return (yield from _batch(view))
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
-        lists = ranked_tokens(view, alone, max(self.proposals, _LISTED))
+        update = FirstUpdate.of(view)
+        lists = ranked_tokens(view, update, alone, max(self.proposals, _LISTED))
         proved = found.proved[0] if found.proved else (False,) * len(lists)
         for position, sure in enumerate(proved):
             lists[position] = [found.rows[0][position]] if sure else lists[position]
-        recovery = yield from self._one_sentence(view, lists)
+        recovery = yield from self._one_sentence(view, update, lists)
         likely = () if view.has(Trait.REPEATABLE) else (_LIKELY,)
         return dataclasses.replace(
             recovery,
@@ -114,13 +115,13 @@ class Replay:
             notes=(*found.notes, *likely, *recovery.notes),
         )
 
-    def _one_sentence(self, view: View, lists: Sequence[Sequence[int]]) -> Steps:
+    def _one_sentence(self, view: View, update: FirstUpdate, lists: Sequence[Sequence[int]]) -> Steps:
         """The token at each position whose inputs hold most, and the label whose replayed update is nearest."""
         repeatable = view.has(Trait.REPEATABLE)
         yield Phase(
             name="together", detail="tokens whose inputs together hold most of the first layer's update"
         )
-        rows = _together(view, lists)
+        rows = _together(view, update, lists)
         yield Phase(name="replay", detail="the client's procedure replayed on guesses")
         scores = Scores(Replayed(view).scores)
         best = _nearest(scores, _labeled(view, rows[0]))
@@ -170,10 +171,10 @@ class Replay:
         )
 
 
-def _together(view: View, lists: Sequence[Sequence[int]]) -> list[Row]:
+def _together(view: View, update: FirstUpdate, lists: Sequence[Sequence[int]]) -> list[Row]:
     """Sentences whose inputs hold most, the first one that does; a language model reads all but the last token."""
     read = len(lists) - (view.text_model.task == "causal-lm")
-    together = Together(view, lists[:read])
+    together = Together(view, update, lists[:read])
     last = tuple(tokens[0] for tokens in lists[read:])
     return [(*row, *last) for row in together.rivals(together.nearest())]
 

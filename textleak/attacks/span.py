@@ -92,7 +92,7 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     if measures(view):
         return (yield from adapter_sentences(view))
     if sees_ahead(view.text_model):
-        return (yield from encoder_sentences(view.text_model, view.shared, time_limit=view.clock.left))
+        return (yield from encoder_sentences(view))
     return (yield from _decoder_sentences(view))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Self
@@ -117,7 +118,11 @@ class View:
         return Matcher(self.client.source(self.model.network, names, kinks=kinks), target, objective)
 
     def double(self) -> Self:
-        """The same with the model in float64."""
+        """The same with the model in float64, made once: what reads spans and what certifies ask for it."""
+        return self._doubled
+
+    @functools.cached_property
+    def _doubled(self) -> Self:
         return dataclasses.replace(self, model=self.model.double())
 
     def has(self, trait: Trait) -> bool:

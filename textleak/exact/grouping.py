@@ -15,11 +15,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
+from textleak.clients.view import View
 from textleak.events import Label, Phase, Progress, Sentence
 from textleak.exact.found import OPEN, Found
 from textleak.exact.orders import ordered_sentence
@@ -33,7 +33,6 @@ from textleak.models import TextModel
 from textleak.models.decoding import to_sentence
 from textleak.models.probes.attention import FirstAttention, first_attention
 from textleak.models.probes.layers import following_layers
-from textleak.shared.gradient import SharedGradient
 
 # Inputs further in that are asked: in a transformer the first block's other three, and the second block's.
 _INPUTS = 4
@@ -62,16 +61,12 @@ class _Batch:
     size: int | None = None
 
 
-def encoder_sentences(
-    model: TextModel, shared: SharedGradient, *, time_limit: float | None = None
-) -> Generator[Phase | Progress, None, Found]:
+def encoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of an encoder's batch, exactly, as far as its gradients' spans tell them.
 
-    Args:
-        model: the public model, an encoder.
-        shared: the shared gradient.
-        time_limit: seconds after which the sentences found so far are returned; None for no limit.
+    Those found before the view's clock ends are returned.
     """
+    model, shared = view.text_model, view.shared
     yield Phase(name="span", detail="tokens whose layer inputs the gradient spans")
     spans = shared_spans(model, shared)
     if not spans:
@@ -91,27 +86,24 @@ def encoder_sentences(
     )
     if not len(pairs):
         return Found(rows=(), notes=(*notes, f"{full}, but no token's input lies in them."))
-    deadline = None if time_limit is None else time.monotonic() + time_limit
     if not layers[0].depends_on_position and _labeled(model) and shared.known.size in (None, 1):
-        ordered = yield from _in_order(model, shared, pairs, deadline)
+        ordered = yield from _in_order(view, pairs)
         if ordered is not None:
             return ordered
     yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
-    grouping = _Grouping(model, shared, LayerRemainder.of(shared, layers, span), pairs, deadline)
+    grouping = _Grouping(view, LayerRemainder.of(shared, layers, span), pairs)
     yield from grouping.run()
     return grouping.found(notes)
 
 
-def _in_order(
-    model: TextModel, shared: SharedGradient, pairs: Pairs, deadline: float | None
-) -> Generator[Phase | Progress, None, Found | None]:
+def _in_order(view: View, pairs: Pairs) -> Generator[Phase | Progress, None, Found | None]:
     """The only sentence, where the first layers tell its tokens and not where they stand; None where it isn't found."""
     yield Phase(name="order", detail="where these tokens stand, by what layers further in read")
-    for tries, found in enumerate(ordered_sentence(model, shared, pairs)):
+    for tries, found in enumerate(ordered_sentence(view.text_model, view.shared, pairs)):
         if found is not None:
             return Found(rows=(found.row,), classes=(found.label,), batch_size=1, complete=True)
         yield Progress(phase="order", step=tries)
-        if _over(deadline):
+        if view.clock.over:
             return None
     return None
 
@@ -121,24 +113,14 @@ def _labeled(model: TextModel) -> bool:
     return model.num_labels is not None or model.own_loss is not None
 
 
-def _over(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
-
-
 class _Grouping:
     """One run: what was found so far, and what is left."""
 
-    def __init__(
-        self,
-        model: TextModel,
-        shared: SharedGradient,
-        first: LayerRemainder,
-        pairs: Pairs,
-        deadline: float | None,
-    ) -> None:
-        self.model, self.shared, self.pairs, self.every_pair = model, shared, pairs, pairs
+    def __init__(self, view: View, first: LayerRemainder, pairs: Pairs) -> None:
+        self.view = view
+        self.model, self.shared = model, shared = view.text_model, view.shared
+        self.pairs = self.every_pair = pairs
         self.notes: list[str] = []
-        self.deadline = deadline
         likely = 0 if first.span is None else first.span.rank
         further = [
             (shared_ones, span)
@@ -152,10 +134,10 @@ class _Grouping:
         judge = _judge([span for _, span in further], first.span)
         self.left: Remainder
         if model.own_loss is None:
-            self.left = Remainder.of(model, inputs, judge=judge)
+            self.left = Remainder.of(view, inputs, judge=judge)
         else:
             longest = len(pairs.by_position) if model.own_loss.pads else 0
-            own = OwnRemainder.of(model, inputs, judge=judge)
+            own = OwnRemainder.of(view, inputs, judge=judge)
             self.left = dataclasses.replace(own, longest=longest)
         self.members: list[Member] = []
         self.batch = _Batch()
@@ -190,6 +172,9 @@ class _Grouping:
                 if rows and self._proved(rows):
                     return True
                 if not self._time():
+                    kept = search.given_out()
+                    if kept and self._proved(kept):
+                        return True
                     break
                 self.tries += 1
                 yield self._progress()
@@ -248,7 +233,7 @@ class _Grouping:
         self.batch = self._counted()
 
     def _time(self) -> bool:
-        return not _over(self.deadline)
+        return not self.view.clock.over
 
     # What it shows
 

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from textleak.exact.remainder import Frame, LayerRemainder, Member, Remainder, like_identity
+from textleak.exact.remainder import (
+    Frame,
+    LayerRemainder,
+    Member,
+    Remainder,
+    about_largest,
+    like_identity,
+)
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.gradient import opened
@@ -75,7 +82,10 @@ class OwnRemainder(Remainder):
             return None
         total, rough = (self._total(model, row, parts_U) for model in (self.exact, self.rough))
         errors = {key: self.rounding * (rough[key] - total[key]) for key in total}
-        inputs = (input_.less([input_.stacked(total)], [input_.stacked(errors)]) for input_ in self.inputs)
+        inputs = (
+            input_.less(input_.stacked(total), [about_largest(input_.stacked(errors))])
+            for input_ in self.inputs
+        )
         left = dataclasses.replace(self, inputs=tuple(inputs))
         return Member(row=row, parts=tuple(parts_U.tolist()), chances=()), left
 

@@ -15,12 +15,13 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from textleak.clients.view import View
 from textleak.exact.alone import Alone, each_alone
 from textleak.exact.subspace import InputSpan, span_of, spectrum_end
 from textleak.matching.discrete import Row
@@ -90,12 +91,17 @@ class LayerRemainder:
         inverse_RO: Tensor = torch.linalg.pinv(self.stacked_OI @ self.span.basis_RI.T)
         return inverse_RO
 
-    def own(self, alone: Alone, parts_C: Tensor) -> Tensor:
-        """A sentence's gradient of these layers with each label but the last as strongly as said, (O, I)."""
+    def own(self, alone: Alone, parts_C: Tensor) -> tuple[Tensor, Tensor]:
+        """Δ (T, O) and X (T, I), of which a sentence's gradient of these layers is made.
+
+        Args:
+            alone: the sentence.
+            parts_C: how strongly each of its labels but the last is there.
+        """
         deltas_CTO = torch.cat([layer.given(alone.deltas[layer.name]) for layer in self.layers], 2)
         delta_TO = torch.einsum("c,cto->to", parts_C.to(deltas_CTO), deltas_CTO)
         inputs_TI = self.layers[0].meant(alone.inputs[self.layers[0].name])
-        return (delta_TO.T @ inputs_TI).to(self.stacked_OI.device)
+        return delta_TO.to(self.stacked_OI.device), inputs_TI.to(self.stacked_OI.device)
 
     def by_layer(self, values_NO: Tensor) -> dict[str, Tensor]:
         """Values at all outputs, apart by the layers' names."""
@@ -108,17 +114,17 @@ class LayerRemainder:
         parts = torch.split(self.stacked_OI, self.outputs)
         return torch.cat([part.norm().expand(len(part)) for part in parts])
 
-    def less(self, gradients_OI: Sequence[Tensor], errors_OI: Sequence[Tensor]) -> LayerRemainder:
+    def less(self, taken_OI: Tensor, errors: Sequence[float]) -> LayerRemainder:
         """What is left after taking some sentences' gradients off.
 
         Args:
-            gradients_OI: theirs.
-            errors_OI: about what the client's rounding did to each.
+            taken_OI: their sum.
+            errors: about the largest singular value of what the client's rounding did to each.
         """
         if self.span is None:
             return self
-        stacked_OI = self.stacked_OI - sum(gradients_OI)
-        rounding = math.hypot(self.rounding, *map(_about_largest, errors_OI))
+        stacked_OI = self.stacked_OI - taken_OI
+        rounding = math.hypot(self.rounding, *errors)
         left_OR, s_R, _ = torch.linalg.svd(stacked_OI @ self.span.basis_RI.T, full_matrices=False)
         floor, noise, clear = spectrum_end(s_R, rounding)
         rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * rounding else 0
@@ -141,6 +147,10 @@ class Frame:
     def seen(self, gradient_OI: Tensor) -> Tensor:
         """A gradient of the input's layers, between them: (T, T)."""
         return self.left_TO @ gradient_OI @ self.back_IT
+
+    def seen_of(self, delta_TO: Tensor, inputs_TI: Tensor) -> Tensor:
+        """That of the gradient ΔᵀX, which isn't formed."""
+        return (self.left_TO @ delta_TO.T) @ (inputs_TI @ self.back_IT)
 
 
 def like_identity(own_KNTT: Tensor) -> tuple[Tensor | None, float]:
@@ -192,11 +202,12 @@ class Remainder:
     judge: int
 
     @classmethod
-    def of(cls, model: TextModel, inputs: tuple[LayerRemainder, ...], *, judge: int) -> Self:
+    def of(cls, view: View, inputs: tuple[LayerRemainder, ...], *, judge: int) -> Self:
         """All of a shared gradient."""
+        model = view.text_model
         rough = model.in_dtype(torch.float32) if model.dtype == torch.float64 else model
         rounding = torch.finfo(model.dtype).eps / torch.finfo(rough.dtype).eps
-        return cls(exact=model.double(), rough=rough, rounding=rounding, inputs=inputs, judge=judge)
+        return cls(exact=view.double().text_model, rough=rough, rounding=rounding, inputs=inputs, judge=judge)
 
     def among(
         self, rows: Sequence[Row], found: Sequence[Member] = (), batch_size: int | None = None
@@ -217,7 +228,7 @@ class Remainder:
         for alone in each_alone(self.exact, rows, self._layers):
             frame = judge.frame(alone.inputs[name])
             # Any class's gradient follows from the others', as their mean by the model's own prediction is zero.
-            own_CTT = torch.stack([frame.seen(judge.own(alone, only_C)) for only_C in labels_CC])
+            own_CTT = torch.stack([frame.seen_of(*judge.own(alone, only_C)) for only_C in labels_CC])
             parts_C, off = like_identity(own_CTT[:, None])
             if parts_C is None:
                 continue
@@ -275,25 +286,23 @@ class Remainder:
 
     def _parts(self, every: Sequence[Alone]) -> list[Tensor]:
         """About how strongly some sentences with each label but the last are in what is left: least squares."""
+        # What each input's span sees, all inputs counted alike.
+        spans = [
+            (input_, input_.span.basis_RI, input_.stacked_OI.norm())
+            for input_ in self.inputs
+            if input_.span is not None
+        ]
 
-        def seen(own: Callable[[LayerRemainder], Tensor]) -> Tensor:
-            """What an input's span sees of something, all inputs counted alike."""
-            inputs = [input_ for input_ in self.inputs if input_.span is not None]
-            return torch.cat(
-                [
-                    (own(input_) @ input_.span.basis_RI.T).flatten() / input_.stacked_OI.norm()
-                    for input_ in inputs
-                    if input_.span is not None
-                ]
-            )
+        def seen(alone: Alone, only_C: Tensor) -> Iterator[Tensor]:
+            for input_, basis_RI, norm in spans:
+                delta_TO, inputs_TI = input_.own(alone, only_C)
+                yield (delta_TO.T @ (inputs_TI @ basis_RI.T)).flatten() / norm
 
         labels_CC = torch.eye(self.exact.classes - 1)
-        columns = [
-            seen(functools.partial(LayerRemainder.own, alone=alone, parts_C=only_C))
-            for alone in every
-            for only_C in labels_CC
-        ]
-        wanted = seen(lambda input_: input_.stacked_OI)
+        columns = [torch.cat(list(seen(alone, only_C))) for alone in every for only_C in labels_CC]
+        wanted = torch.cat(
+            [(input_.stacked_OI @ basis_RI.T).flatten() / norm for input_, basis_RI, norm in spans]
+        )
         solved = least_squares(torch.stack(columns, 1), wanted[:, None])[:, 0]
         return list(solved.view(len(every), -1))
 
@@ -302,13 +311,23 @@ class Remainder:
         rough = each_alone(self.rough, [alone.row for alone, _ in taken], self._layers)
         inputs = []
         for input_ in self.inputs:
-            gradients = [input_.own(alone, parts_C) for alone, parts_C in taken]
-            errors = [
-                self.rounding * (input_.own(roughly, parts_C) - gradient_OI)
-                for roughly, (_, parts_C), gradient_OI in zip(rough, taken, gradients, strict=True)
-            ]
-            inputs.append(input_.less(gradients, errors))
+            if input_.span is None:
+                inputs.append(input_)
+                continue
+            exactly = [input_.own(alone, parts_C) for alone, parts_C in taken]
+            roughly = [input_.own(alone, parts_C) for alone, (_, parts_C) in zip(rough, taken, strict=True)]
+            errors = [self.rounding * _apart(*both) for both in zip(exactly, roughly, strict=True)]
+            deltas_NO, inputs_NI = (torch.cat(factors) for factors in zip(*exactly, strict=True))
+            inputs.append(input_.less(deltas_NO.T @ inputs_NI, errors))
         return dataclasses.replace(self, inputs=tuple(inputs))
+
+
+def _apart(exactly: tuple[Tensor, Tensor], roughly: tuple[Tensor, Tensor]) -> float:
+    """About the largest singular value of the difference of two gradients ΔᵀX, of (T, O) and (T, I) each."""
+    (delta_TO, inputs_TI), (other_TO, others_TI) = exactly, roughly
+    return about_largest(
+        torch.cat([other_TO - delta_TO, delta_TO]).T, torch.cat([others_TI, others_TI - inputs_TI])
+    )
 
 
 def _member(row: Row, parts_C: Tensor, chances_C: Tensor) -> Member:
@@ -326,14 +345,19 @@ def _parts_of(numbers: Sequence[int], size: int, chances_C: Tensor) -> Tensor:
     return shares_C[:-1] - shares_C[-1] * chances_C[:-1] / chances_C[-1]
 
 
-def _about_largest(matrix_OI: Tensor) -> float:
-    """The largest singular value, from below, by a few power iterations."""
-    vector_I = torch.randn(matrix_OI.shape[1], generator=torch.Generator().manual_seed(0)).to(matrix_OI)
+def about_largest(*factors: Tensor) -> float:
+    """The largest singular value of a product of matrices, from below, by a few power iterations."""
+    generator = torch.Generator().manual_seed(0)  # any start will do
+    vector = torch.randn(factors[-1].shape[1], generator=generator).to(factors[-1])
     for _ in range(_POWER_STEPS):
-        vector_I = matrix_OI.T @ (matrix_OI @ (vector_I / vector_I.norm()))
-        if not vector_I.any():
+        vector = vector / vector.norm()
+        for factor in reversed(factors):
+            vector = factor @ vector
+        for factor in factors:
+            vector = factor.T @ vector
+        if not vector.any():
             return 0.0
-    return math.sqrt(float(vector_I.norm()))
+    return math.sqrt(float(vector.norm()))
 
 
 def batch_counts(

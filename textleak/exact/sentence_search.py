@@ -45,6 +45,7 @@ class Effort:
         options: tokens tried at a place, the likeliest ones.
         further: likewise, where the network is run.
         finished: of each handful of starts, how many the network is run for, the most promising ones.
+        all_lengths: whether lengths are still tried once one of them has led to a sentence.
     """
 
     starts: float
@@ -53,12 +54,13 @@ class Effort:
     options: int
     further: int
     finished: int
+    all_lengths: bool = False
 
 
 EFFORTS = (
     Effort(starts=0.1, votes=0, lengths=3, options=8, further=12, finished=2),
     Effort(starts=1.0, votes=2, lengths=4, options=12, further=12, finished=2),
-    Effort(starts=2.0, votes=3, lengths=12, options=24, further=48, finished=4),
+    Effort(starts=2.0, votes=3, lengths=12, options=24, further=48, finished=4, all_lengths=True),
 )
 
 
@@ -128,6 +130,7 @@ class SentenceSearch:
         self.inner = [[i for i in indices if tokens[i] not in special] for indices in pairs.by_position]
         self.seen: set[tuple[int, ...]] = set()
         self.known_ties: dict[int, Tensor] = {}
+        self.solved_rows: dict[Row, list[int]] = {}  # found and not yet given out, as indices of pairs
 
     def starts(self) -> list[int]:
         """Pairs to start from, the loudest first."""
@@ -137,7 +140,7 @@ class SentenceSearch:
     def rows(self, effort: Effort) -> Iterator[tuple[Row, ...]]:
         """Sentences that nothing found so far speaks against; none after a start that leads to none.
 
-        As long as one start after the other leads to some, they come together: so they are proved together.
+        As long as all starts of a handful lead to some, they are kept, and so proved together.
         """
         if self.check is None:
             return
@@ -145,24 +148,41 @@ class SentenceSearch:
         starts = iter(self.starts()[: max(_HANDFUL, round(effort.starts * self.rank))])
         while handful := list(itertools.islice(starts, _HANDFUL)):
             ended: list[_End] = []
-            solved: dict[Row, list[int]] = {}
+            failed = False
             for start in handful:
-                if any(start in row for row in solved.values()):
+                if any(start in row for row in self.solved_rows.values()):
                     continue
-                ends = list(self._ends(start, self._ranked(start, effort.votes), effort))
+                ends = list(self._ends_of(start, effort))
                 ended += ends
                 more = {
                     tuple(tokens[end.row].tolist()): end.row for end in ends if end.outside <= self.solved
                 }
-                solved |= more
+                self.solved_rows |= more
                 if not more:
-                    yield tuple(solved)
-                    solved = {}
-            if solved:
-                yield tuple(solved)
+                    failed = True
+                    yield ()
+            if not failed:
+                continue
+            if self.solved_rows:
+                yield self.given_out()
             for row in self._finished(ended, effort):
                 yield (tuple(tokens[row].tolist()),)
                 yield ()
+        if self.solved_rows:
+            yield self.given_out()
+
+    def given_out(self) -> tuple[Row, ...]:
+        """The sentences that are kept, which are kept no longer."""
+        rows = tuple(self.solved_rows)
+        self.solved_rows.clear()
+        return rows
+
+    def _ends_of(self, start: int, effort: Effort) -> Iterator[_End]:
+        """Where descents from one start end; no others once one has led to a sentence, but for the last effort."""
+        for end in self._ends(start, self._ranked(start, effort.votes), effort):
+            yield end
+            if end.outside <= self.solved and not effort.all_lengths:
+                return
 
     def from_start(self, start: int, effort: Effort) -> Iterator[Row]:
         """Sentences that one start leads to and nothing speaks against."""

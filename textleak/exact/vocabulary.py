@@ -44,7 +44,7 @@ class Vocabulary:
         self.model, self.layer, self.span, self.rounded = model, layer, span, rounded
         self.outside_RI = span.few_outside_RI.to(model.device, model.dtype)
         self.made = None if layer.columns else additive_inputs(model, layer)
-        self.along = None if self.made is None else self.made.along(self.outside_RI)
+        self.along = None if self.made is None else self.made.squared_along(self.outside_RI)
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def inside(self, position: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ class Vocabulary:
         """Tokens whose input has at most `margin` of its squared norm along the directions, with the inputs."""
         every_V = torch.arange(self.model.vocab_size, device=self.model.device)
         if self.made is not None and self.along is not None:
-            along_V = self.along(position).square().sum(1)
+            along_V = self.along(position)
             inputs_NI = self.made.at(every_V[:1024], position)
             ids_N = (along_V <= 2 * margin * inputs_NI.square().sum(1).max()).nonzero().flatten()
             inputs_NI = self.made.at(ids_N, position)

@@ -51,13 +51,25 @@ def opened(model: Model, names: Sequence[str]) -> Iterator[list[nn.Parameter]]:
 
 def last_used(model: Model, names: Sequence[str], forward: Callable[[], object]) -> list[str]:
     """Those of some parameters whose modules a forward pass runs, the last one first."""
+    with noted_modules(model) as ran, torch.no_grad():
+        forward()
+    return last_of(model, names, ran)
+
+
+@contextmanager
+def noted_modules(model: Model) -> Iterator[list[nn.Module]]:
+    """The modules that run while this is active, the last one at the end."""
     ran: list[nn.Module] = []
     handles = [
         module.register_forward_hook(lambda module, *_: ran.append(module))
         for module in model.network.modules()
     ]
-    with hooked(handles), torch.no_grad():
-        forward()
+    with hooked(handles):
+        yield ran
+
+
+def last_of(model: Model, names: Sequence[str], ran: Sequence[nn.Module]) -> list[str]:
+    """Those of some parameters that modules have which ran, those of the last one first."""
     known = {id(model.parameters[name]): name for name in names}
     owned = (p for module in reversed(ran) for p in module.parameters(recurse=False))
     return list(dict.fromkeys(known[id(p)] for p in owned if id(p) in known))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -48,9 +49,9 @@ class LayerSpan:
 
     Attributes:
         keys: of each row, what tells each of its inputs from others.
-        inside: of each input that the answer hasn't, its part along an orthonormal basis of the answer's, (R,),
-            float64.
-        beyond: what it has outside that, (I,).
+        others: which of the M inputs that the answer hasn't each is.
+        inside_MR: their parts along an orthonormal basis of the answer's, float64.
+        beyond_MI: what they have outside that.
         index: which of the N different inputs each of the answer's is.
         whitened_NR: these inputs' coordinates in an orthonormal system of their columns.
         dual_RR: what undoes that, along the basis.
@@ -60,8 +61,9 @@ class LayerSpan:
     """
 
     keys: dict[Row, list[bytes]]
-    inside: dict[bytes, Tensor]
-    beyond: dict[bytes, Tensor]
+    others: dict[bytes, int]
+    inside_MR: Tensor
+    beyond_MI: Tensor
     index: dict[bytes, int]
     whitened_NR: Tensor
     dual_RR: Tensor
@@ -92,22 +94,31 @@ class LayerSpan:
         """
         rows = list(dict.fromkeys(row for guess in (answer, *rivals) for row in guess.rows))
         keys: dict[Row, list[bytes]] = {}
-        distinct: dict[bytes, Tensor] = {}
-        for row, inputs_TI in _inputs(model, layers[0], local, rows):
-            keys[row] = _keys(inputs_TI)
-            distinct.update(zip(keys[row], inputs_TI, strict=True))
+        places: dict[bytes, int] = {}
+        passes: list[Tensor] = []
+        for some, inputs_PI in _inputs(model, layers[0], local, rows):
+            every, new = _keys(inputs_PI), []
+            for p, key in enumerate(every):
+                if key not in places:
+                    places[key] = len(places)
+                    new.append(p)
+            passes.append(inputs_PI[new])
+            by_row = iter(every)
+            keys.update({row: list(itertools.islice(by_row, len(row))) for row in some})
+        distinct_PI = torch.cat(passes)
         own = list(dict.fromkeys(key for row in answer.rows for key in keys[row]))
-        inputs_NI = torch.stack([distinct.pop(key) for key in own])
+        inputs_NI = distinct_PI[[places.pop(key) for key in own]]
         left_NR, s_R, basis_RI = torch.linalg.svd(inputs_NI, full_matrices=False)
         kept = int((s_R > _NO_DIRECTION * s_R[0]).sum())
         left_NR, s_R, basis_RI = left_NR[:, :kept], s_R[:kept], basis_RI[:kept]
         gradient_OR, besides = _along(shared, layers, basis_RI)
-        others_MI = torch.stack(list(distinct.values())) if distinct else inputs_NI[:0]
+        others_MI = distinct_PI[list(places.values())]
         inside_MR = others_MI @ basis_RI.T
         return cls(
             keys=keys,
-            inside=dict(zip(distinct, inside_MR, strict=True)),
-            beyond=dict(zip(distinct, others_MI - inside_MR @ basis_RI, strict=True)),
+            others={key: m for m, key in enumerate(places)},
+            inside_MR=inside_MR,
+            beyond_MI=others_MI - inside_MR @ basis_RI,
             index={key: n for n, key in enumerate(own)},
             whitened_NR=left_NR,
             dual_RR=torch.diag(1 / s_R),
@@ -124,12 +135,9 @@ class LayerSpan:
         outside_KR = self.outside[lacks]
         if outside_KR is None:
             return 0.0
-        others = sorted(read - self.index.keys())
+        others = sorted(self.others[key] for key in read if key not in self.index)
         if others:
-            inside_FR, beyond_FI = (
-                torch.stack([parts[key] for key in others]) for parts in (self.inside, self.beyond)
-            )
-            outside_KR = _turned(outside_KR, inside_FR, beyond_FI)
+            outside_KR = _turned(outside_KR, self.inside_MR[others], self.beyond_MI[others])
         return max(0.0, float((self.gradient_RR @ outside_KR.T).norm()) - self.besides)
 
     def _outside(self, lacks: Sequence[int]) -> Tensor | None:
@@ -158,9 +166,10 @@ def _along(shared: Gradient, layers: Sequence[LinearLayer], basis_RI: Tensor) ->
     return torch.cat(along), squared**0.5
 
 
-def _keys(inputs_TI: Tensor) -> list[bytes]:
+def _keys(inputs_PI: Tensor) -> list[bytes]:
     """What tells each input from others: a digest, as a wide layer's inputs are large."""
-    return [hashlib.blake2b(row_I.tobytes(), digest_size=16).digest() for row_I in inputs_TI.cpu().numpy()]
+    inputs = inputs_PI.contiguous().cpu().numpy()
+    return [hashlib.blake2b(row_I.data, digest_size=16).digest() for row_I in inputs]
 
 
 def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:
@@ -195,8 +204,8 @@ def first_layers(model: TextModel, shared: Gradient) -> list[list[LinearLayer]]:
 
 def _inputs(
     model: TextModel, layer: LinearLayer, local: Sequence[LocalLayer], rows: Sequence[Row]
-) -> Iterator[tuple[Row, Tensor]]:
-    """What a layer reads of each row, (T, I) each."""
+) -> Iterator[tuple[list[Row], Tensor]]:
+    """What a layer reads of rows of one length, one after the other: (P, I), float64."""
     kept: dict[int, Kept] = {}
     for length in {len(row) for row in rows}:
         some = [row for row in rows if len(row) == length]
@@ -205,4 +214,4 @@ def _inputs(
             positions_KT = torch.arange(length, device=model.device).expand_as(part_KT)
             with EachOnce(model, local, part_KT, positions_KT, kept):
                 inputs_KTI = layer_inputs(model, part_KT, [layer.name])[layer.name]
-            yield from zip(map(tuple, part_KT.tolist()), exact(inputs_KTI), strict=True)
+            yield [tuple(row) for row in part_KT.tolist()], exact(inputs_KTI).flatten(0, 1)

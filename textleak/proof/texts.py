@@ -23,6 +23,7 @@ from textleak.numerics import exact
 from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
 from textleak.proof.distances import Gradient, apart, distance_to, norm_of, off_direction, relative
 from textleak.proof.endings import ending_distances
+from textleak.proof.labels import label_distances
 from textleak.proof.rivals import Parts, alike, distances, further, lines_of
 from textleak.proof.spans import LayerSpan, first_layers
 from textleak.shared.effects import Clipped
@@ -176,6 +177,7 @@ class _Rivals:
         left = [rival for rival in self._rivals if self._row_left(rival) <= bar]
         left = self._spanned(left, bar)
         left = self._ending(left, bar, *margins[0])
+        left = self._labeled(left, bar)
         # So few that the finest alone takes no longer.
         for view, margin in margins if len(left) > _FORMED else margins[-1:]:
             if not left:
@@ -205,6 +207,11 @@ class _Rivals:
         """The rivals that another last token doesn't show to be beyond the bar; as for `_within`."""
         bounds = ending_distances(view.text_model, self.guess, rivals, self.own, self._bound)
         return [rival for rival in rivals if not bounds.get(rival, 0.0) > margin * bar]
+
+    def _labeled(self, rivals: list[Guess], bar: float) -> list[Guess]:
+        """The rivals that other classes don't show to be beyond the bar."""
+        bounds = label_distances(self.exact.text_model, self.guess, rivals, self.own, self._bound)
+        return [rival for rival in rivals if not bounds.get(rival, 0.0) > bar]
 
     def _row_left(self, rival: Guess) -> float:
         """The relative norm of a shared embedding row that the rival's gradient has nothing in: its token isn't there.

@@ -17,7 +17,7 @@ from tests.conftest import write_toy
 from textleak import recover
 from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
-from textleak.attacks.replaying.lists import ranked_tokens
+from textleak.attacks.replaying.lists import FirstUpdate, ranked_tokens
 from textleak.attacks.replaying.scores import sentences_of
 from textleak.attacks.replaying.together import Together
 from textleak.attacks.replaying.turns import in_turn
@@ -383,7 +383,7 @@ def test_in_whatever_order_tokens_are_listed_inputs_further_in_tell_which_stand_
     shared, secret = shared_by(who, model, ONE, folder=tmp_path)
     view = view_of(shared, model)
     true = secret.ids[0]
-    lists = [tokens[::-1] for tokens in ranked_tokens(view, len(true), 8)]
+    lists = [tokens[::-1] for tokens in ranked_tokens(view, FirstUpdate.of(view), len(true), 8)]
     assert sum(tokens[0] == token for tokens, token in zip(lists, true, strict=True)) < 4
     assert FurtherIn(view, lists).nearest() == true
 
@@ -396,9 +396,9 @@ def test_a_sentence_behind_steps_of_adamw_with_dropout_is_read_by_what_its_input
     shared, secret = shared_by(who, model, ONE, folder=tmp_path)
     view = view_of(shared, model)
     true = secret.ids[0]
-    lists = [tokens[::-1] for tokens in ranked_tokens(view, len(true), 8)]
+    lists = [tokens[::-1] for tokens in ranked_tokens(view, FirstUpdate.of(view), len(true), 8)]
     assert sum(tokens[0] == token for tokens, token in zip(lists, true, strict=True)) < 4
-    together = Together(view, lists)
+    together = Together(view, FirstUpdate.of(view), lists)
     assert together.nearest() == true
     assert together.rivals(true)[0] == true
     answer = recover(shared, model, "replay")

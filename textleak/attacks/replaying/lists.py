@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -21,16 +22,44 @@ from textleak.shared.traits import Trait
 _MOST = 0.5
 
 
-def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FirstUpdate:
+    """What the layers that read each token by itself were moved by.
+
+    Attributes:
+        stacked_OI: their updates, one below the other, each at norm 1 so that they count alike; float64, on the CPU.
+        layers: which they are.
+    """
+
+    stacked_OI: Tensor
+    layers: tuple[LocalLayer, ...]
+
+    @classmethod
+    def of(cls, view: View) -> FirstUpdate:
+        """Of what a server sees.
+
+        Raises:
+            InputError: no first layer's gradient was shared.
+        """
+        layers = first_layers(view)
+        if not layers or not layers[0].depends_on_position:
+            raise InputError(
+                "No first layer's gradient that tells positions apart was shared.",
+                why="Tokens are ranked by the directions of its update.",
+                fix="Share more (--share no-embeddings, or all), or use another attack.",
+            )
+        seen = view.shared.gradients
+        rows = [_unit(layer.as_rows(seen[layer.weight_name])) for layer in layers]
+        return cls(stacked_OI=torch.cat(rows).cpu(), layers=layers)
+
+
+def ranked_tokens(view: View, update: FirstUpdate, length: int, keep: int) -> list[list[int]]:
     """For each position of a sentence the tokens whose input the update spans best; those that are fixed alone.
 
     It spans a direction a token; where something was drawn in each step anew, as many as stand out of rounding.
-
-    Raises:
-        InputError: no first layer's gradient was shared.
     """
     model = view.text_model
-    stacked_OI, layers = stacked_update(view)
+    stacked_OI, layers = update.stacked_OI, update.layers
     _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
     rank = min(length if view.has(Trait.REPEATABLE) else _drawn(stacked_OI, layers), len(s_R) - 1)
     span = span_of(
@@ -49,23 +78,6 @@ def ranked_tokens(view: View, length: int, keep: int) -> list[list[int]]:
         tokens = [token for token, _ in ranked if token not in barred][:keep]
         lists.append([fixed[position]] if position in fixed else tokens)
     return lists
-
-
-def stacked_update(view: View) -> tuple[Tensor, tuple[LocalLayer, ...]]:
-    """The updates of the first layers, (O, I) in float64 on the CPU, each at norm 1 so that they count alike.
-
-    Raises:
-        InputError: no first layer's gradient was shared.
-    """
-    layers = first_layers(view)
-    if not layers or not layers[0].depends_on_position:
-        raise InputError(
-            "No first layer's gradient that tells positions apart was shared.",
-            why="Tokens are ranked by the directions of its update.",
-            fix="Share more (--share no-embeddings, or all), or use another attack.",
-        )
-    seen = view.shared.gradients
-    return torch.cat([_unit(layer.as_rows(seen[layer.weight_name])) for layer in layers]).cpu(), layers
 
 
 def _drawn(stacked_OI: Tensor, layers: Sequence[LinearLayer]) -> int:

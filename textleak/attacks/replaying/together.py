@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from textleak.attacks.replaying.lists import stacked_update
+from textleak.attacks.replaying.lists import FirstUpdate
 from textleak.clients.view import View
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
@@ -50,20 +50,21 @@ class Together:
         lists: the tokens tried at each position: its own, and the first ones of all others, as far as there is room.
     """
 
-    def __init__(self, view: View, lists: Sequence[Sequence[int]]) -> None:
+    def __init__(self, view: View, update: FirstUpdate, lists: Sequence[Sequence[int]]) -> None:
         """Nothing is scored yet.
 
         Args:
             view: what the server sees.
+            update: of its first layers.
             lists: the tokens at each position, likeliest first.
         """
-        update_OI, layers = stacked_update(view)
+        update_OI = update.stacked_OI
         self.clock = view.clock
         self.lists = _shared(lists)
         self._where = [{token: index for index, token in enumerate(tokens)} for tokens in self.lists]
         self._free = [t for t, tokens in enumerate(self.lists) if len(tokens) > 1]
         self._starts_T = torch.tensor([0, *itertools.accumulate(map(len, self.lists))][:-1])
-        self._inputs = _inputs(view.text_model, layers[0], self.lists)
+        self._inputs = _inputs(view.text_model, update.layers[0], self.lists)
         self._sizes_I = update_OI.norm(dim=0).clamp_min(_LEAST_SIZE * float(update_OI.norm(dim=0).mean()))
         self._gram_II = update_OI.T @ update_OI / float(update_OI.square().sum())
         self._products_PP = self._held_PP = torch.empty(0)

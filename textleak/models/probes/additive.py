@@ -21,6 +21,7 @@ from textleak.matching.hooks import hooked
 from textleak.models.probes.layers import LocalLayer, layer_inputs
 from textleak.models.probes.layout import laid_out, layouts
 from textleak.models.text import TextModel
+from textleak.numerics import exact
 
 _POSITIONS, _TOKENS = 5, 3  # that the probe runs on
 _BLOCK = 16  # positions whose products with all tokens are taken at once
@@ -103,11 +104,42 @@ class AdditiveInputs:
 
         The inputs themselves are never formed.
         """
-        gain_I, bias_I = _affine(self.norm)
+        _, bias_I = _affine(self.norm)
+        tokens_VR, sizes = self._projected(directions_RI)
+
+        def at(position: int) -> Tensor:
+            places_PR, sizes_PV = sizes(position // _BLOCK)
+            index = position % _BLOCK
+            return (tokens_VR + places_PR[index]) / sizes_PV[index][:, None] + directions_RI @ bias_I
+
+        return at
+
+    def squared_along(self, directions_RI: Tensor) -> Callable[[int], Tensor]:
+        """For a position, the squared length that all tokens' inputs there have along directions, (V,).
+
+        Made of the products of its three parts, in float64, as these can be larger than their sum.
+        """
+        _, bias_I = _affine(self.norm)
+        rough_VR, sizes = self._projected(directions_RI)
+        tokens_VR, bias_R = exact(rough_VR), exact(directions_RI @ bias_I)
+        squares_V, biased_V = tokens_VR.square().sum(1), tokens_VR @ bias_R
+
+        @functools.lru_cache(maxsize=1)
+        def block(index: int) -> Tensor:
+            places_PR, sizes_PV = map(exact, sizes(index))
+            own_PV = 2 * places_PR @ tokens_VR.T + squares_V + places_PR.square().sum(1, keepdim=True)
+            with_bias_PV = 2 * (biased_V + (places_PR @ bias_R)[:, None])
+            found_PV = (own_PV / sizes_PV + with_bias_PV) / sizes_PV + bias_R.square().sum()
+            return found_PV.clamp_min(0).to(directions_RI)
+
+        return lambda position: block(position // _BLOCK)[position % _BLOCK]
+
+    def _projected(self, directions_RI: Tensor) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
+        """Tokens' parts along directions (V, R); and for a block of positions theirs (P, R), with all sizes (P, V)."""
+        gain_I, _ = _affine(self.norm)
         scaled_IR = (directions_RI * gain_I).T
         tokens_VI = self._off_mean(self.tokens_VI)
         squares_V = torch.cat([part.square().sum(1) for part in torch.split(tokens_VI, _ROWS)])
-        tokens_VR = tokens_VI @ scaled_IR
 
         @functools.lru_cache(maxsize=1)
         def block(index: int) -> tuple[Tensor, Tensor]:
@@ -115,12 +147,7 @@ class AdditiveInputs:
             own_PV = 2 * some_PI @ tokens_VI.T + squares_V + some_PI.square().sum(1, keepdim=True)
             return some_PI @ scaled_IR, (own_PV / tokens_VI.shape[1] + self.eps).sqrt()
 
-        def at(position: int) -> Tensor:
-            places_PR, sizes_PV = block(position // _BLOCK)
-            index = position % _BLOCK
-            return (tokens_VR + places_PR[index]) / sizes_PV[index][:, None] + directions_RI @ bias_I
-
-        return at
+        return tokens_VI @ scaled_IR, block
 
     def _off_mean(self, values: Tensor) -> Tensor:
         return values - values.mean(-1, keepdim=True) if self.centered else values

@@ -127,7 +127,9 @@ class Names:
                 continue
             for ending, before in _endings(name):
                 if ending in self._endings:
-                    replaced[before, self._endings[ending]] += 1
+                    # A number in it is a layer's, and none is another's.
+                    if _numbers(self._endings[ending]) in ((), _numbers(before)):
+                        replaced[before, self._endings[ending]] += 1
                     break
         return max(replaced, key=replaced.__getitem__, default=("", ""))
 
@@ -147,6 +149,10 @@ def _endings(name: str) -> Iterable[tuple[str, str]]:
         yield name[at:], name[:at]
         dot = name.find(".", at)
         at = dot + 1 if dot >= 0 else -1
+
+
+def _numbers(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split(".") if part.isdecimal())
 
 
 def _another_model(where: str, unknown: Mapping[str, Tensor], there: int, known: Iterable[str]) -> InputError:
