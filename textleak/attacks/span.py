@@ -156,19 +156,18 @@ def answer(view: View, found: Found) -> Recovery:
 def _respoken(view: View, found: Found, recovery: Recovery) -> Recovery:
     """The same texts with the loss that the gradient shows, where it is another one; else the recovery."""
     # What alters a gradient after the loss is no loss.
-    plain = not view.shared.seen_effects and view.has(Trait.ONE_POINT)
-    other = spoken(view, found) if plain else None
-    if other is None:
-        return _unfit(view, found, recovery) if plain else recovery
-    view, found = other
-    sentences = shown(view.text_model, view.shared, found)
-    certificate = certify(view, sentences)
-    if not certificate.stop(Stop.READ).settled:
-        return _unfit(view, found, recovery)
-    said = () if told(view) else tuple(_how_spoken(view.text_model.language))
-    return certified(
-        dataclasses.replace(recovery, sentences=sentences, evaluations=2, notes=said), certificate
-    )
+    if view.shared.seen_effects or not view.has(Trait.ONE_POINT):
+        return recovery
+    for count, (other, ended) in enumerate(spoken(view, found)):
+        sentences = shown(other.text_model, view.shared, ended)
+        certificate = certify(other, sentences)
+        if certificate.stop(Stop.READ).settled:
+            said = () if told(view) else tuple(_how_spoken(other.text_model.language))
+            return certified(
+                dataclasses.replace(recovery, sentences=sentences, evaluations=2 + count, notes=said),
+                certificate,
+            )
+    return _unfit(view, found, recovery)
 
 
 def _unfit(view: View, found: Found, recovery: Recovery) -> Recovery:
