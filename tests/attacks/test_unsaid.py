@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from textleak.models import TextModel, load_model
 from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation
+from textleak.shared.public import ONE_STEP
 
 TWO = ("she wrote it", "he read it")
 
@@ -161,3 +163,19 @@ def test_a_sum_of_sentences_or_of_masked_tokens_is_replayed(
     assert ratio == pytest.approx(round(ratio), rel=1e-4)
     assert ratio >= 2
     assert view_of(summed, model).client.kinds
+
+
+def test_padding_on_the_left_that_no_position_shows_leaves_the_shorter_ones_last_token(
+    tmp_path: Path,
+) -> None:
+    texts = ("she wrote a book", "the cat sat on it.", "he ran")
+    folder = write_toy("opt", tmp_path, hidden_size=64, word_embed_proj_dim=64, init_std=0.1)
+    model = load_model(str(folder), weights="random", task="causal-lm", device="cpu")
+    sizes = [len(model.tokenizer(text)["input_ids"]) for text in texts]
+    assert sizes[1] == sizes[0] - 1  # it could be as long as the first with its last token unread
+    told = composed([CLIENTS.build("loss", {"padding": "left"})])
+    shared, _ = share(model, texts, client=told, share="no-embeddings")
+    recovery = to_end(begin(ATTACKS.build("span", {}), dataclasses.replace(shared, client=ONE_STEP), model))
+    assert recovery.stop.settled
+    assert {sentence.text for sentence in recovery.sentences} == set(texts)
+    assert "padded on the left" in recovery.notes[0]

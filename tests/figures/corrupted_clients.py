@@ -225,6 +225,10 @@ def main() -> int:
     parser.add_argument(
         "--gradients", type=int, default=8, help="that the span reads, of each client and model"
     )
+    parser.add_argument(
+        "--client", action="append", choices=SPANNED, help="that the span reads, repeatable; all of them"
+    )
+    parser.add_argument("--model", action="append", choices=(*PRETRAINED, *WIDE), help="that it is asked of")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -232,6 +236,7 @@ def main() -> int:
         small = [_toy(family, Path(folder) / "small") for family in FAMILIES]
         wide = [_toy(family, Path(folder) / "wide", **shape) for family, shape in WIDE.items()]
         larger = [load_model(name) for name in PRETRAINED]
+        asked = dict(zip((*PRETRAINED, *WIDE), (*larger, *wide), strict=True))
         reads, found = [], []
         for trial in suite([*small, *larger], options.number, seed=options.seed):
             found.append(trial)
@@ -240,8 +245,8 @@ def main() -> int:
             if not trial.right:
                 _say(f"WRONG {trial}")
         _say(*table(found))
-        for model in (*larger, *wide):
-            for spec in SPANNED:
+        for model in (asked[name] for name in options.model or asked):
+            for spec in options.client or SPANNED:
                 reads += spanned(model, spec, number=options.gradients, seed=options.seed)
             _say(model.name, *by_client([read for read in reads if read.model == model.name]))
         _say("all models", *by_client(reads))

@@ -31,8 +31,9 @@ from textleak.exact.prefixes import causal_sentences
 from textleak.models import TextModel
 from textleak.models.base import Modality
 from textleak.models.decoding import fixed_tokens, to_sentence
-from textleak.models.losses.classes import Classes, smoothing_of
+from textleak.models.losses.classes import Classes, smoothing_of, weighed
 from textleak.models.losses.language import PLAIN, Language, Padding
+from textleak.models.own_labels import solved_labels
 from textleak.models.probes.layers import sees_ahead
 from textleak.proof.certificate import Certificate, certify
 from textleak.shared.effects import Rounded
@@ -156,19 +157,18 @@ def answer(view: View, found: Found) -> Recovery:
 def _respoken(view: View, found: Found, recovery: Recovery) -> Recovery:
     """The same texts with the loss that the gradient shows, where it is another one; else the recovery."""
     # What alters a gradient after the loss is no loss.
-    plain = not view.shared.seen_effects and view.has(Trait.ONE_POINT)
-    other = spoken(view, found) if plain else None
-    if other is None:
-        return _unfit(view, found, recovery) if plain else recovery
-    view, found = other
-    sentences = shown(view.text_model, view.shared, found)
-    certificate = certify(view, sentences)
-    if not certificate.stop(Stop.READ).settled:
-        return _unfit(view, found, recovery)
-    said = () if told(view) else tuple(_how_spoken(view.text_model.language))
-    return certified(
-        dataclasses.replace(recovery, sentences=sentences, evaluations=2, notes=said), certificate
-    )
+    if view.shared.seen_effects or not view.has(Trait.ONE_POINT):
+        return recovery
+    for count, (other, ended) in enumerate(spoken(view, found)):
+        sentences = shown(other.text_model, view.shared, ended)
+        certificate = certify(other, sentences)
+        if certificate.stop(Stop.READ).settled:
+            said = () if told(view) else tuple(_how_spoken(other.text_model.language))
+            return certified(
+                dataclasses.replace(recovery, sentences=sentences, evaluations=2 + count, notes=said),
+                certificate,
+            )
+    return _unfit(view, found, recovery)
 
 
 def _unfit(view: View, found: Found, recovery: Recovery) -> Recovery:
@@ -194,6 +194,9 @@ def _softened(view: View, found: Found) -> Recovery | None:
         return None
     soft = dataclasses.replace(view, model=model.trained_with(Classes()))
     solved = with_own_labels(soft, dataclasses.replace(found, classes=(), complete=True, notes=()))
+    notes = tuple(_how_soft(solved))
+    if not solved.classes and (other := _weighed(soft, found)) is not None:
+        soft, solved, notes = other
     sentences = shown(model, view.shared, solved)
     certificate = certify(soft, sentences)
     if not certificate.stop(Stop.READ).settled:
@@ -201,7 +204,26 @@ def _softened(view: View, found: Found) -> Recovery | None:
     recovery = Recovery(
         sentences=sentences, stop=Stop.READ, final_loss=None, steps=1, evaluations=2, channel=found.channel
     )
-    return certified(dataclasses.replace(recovery, notes=tuple(_how_soft(solved))), certificate)
+    return certified(dataclasses.replace(recovery, notes=notes), certificate)
+
+
+def _weighed(soft: View, found: Found) -> tuple[View, Found, tuple[str, ...]] | None:
+    """The view with weighted classes, the texts with theirs, and a note; None where no weights make the gradient."""
+    if not soft.has(Trait.SCALED) or soft.shared.seen_effects:
+        return None
+    model = soft.text_model
+    solved = solved_labels(model.double(), soft.shared.gradients, found.rows)
+    if solved.deltas_BLC is None or solved.logits_BLC is None:
+        return None
+    fitting = weighed(solved.deltas_BLC[:, 0], solved.logits_BLC[:, 0].softmax(-1))
+    if fitting is None:
+        return None
+    classes, weights = fitting
+    there = ", ".join(f"{weights[c]:.3g} for {c}" for c in sorted(set(classes)))
+    loss = Classes(weights=weights)
+    view = dataclasses.replace(soft, model=dataclasses.replace(model, changed_loss=loss))
+    note = f"The client weighed its classes, as its gradient shows: {there}."
+    return view, dataclasses.replace(found, classes=classes, complete=True, notes=()), (note,)
 
 
 def _how_soft(found: Found) -> Iterator[str]:
@@ -213,7 +235,7 @@ def _how_soft(found: Found) -> Iterator[str]:
     if None not in made and len(factors) == 1:
         yield f"The client smoothed its labels by {factors.pop():g}."
     else:
-        yield "The client's labels are soft: probabilities of all classes."
+        yield "The client's labels are soft, probabilities of all classes; or its loss weighs or scales what it sums."
 
 
 def shown(model: TextModel, shared: SharedGradient, found: Found) -> tuple[Sentence, ...]:

@@ -139,6 +139,7 @@ class _Grouping:
             longest = len(pairs.by_position) if model.own_loss.pads else 0
             own = OwnRemainder.of(view, inputs, judge=judge)
             self.left = dataclasses.replace(own, longest=longest)
+        self.whole = self.left
         self.members: list[Member] = []
         self.batch = _Batch()
         self.tries = 0
@@ -178,7 +179,7 @@ class _Grouping:
                     break
                 self.tries += 1
                 yield self._progress()
-            if self._proved_together():
+            if self._proved_together() or self._proved_weighed():
                 return True
             if not self._time():
                 break
@@ -218,6 +219,23 @@ class _Grouping:
             self.left.members(likeliest, self.members, self.shared.known.batch_size) if likeliest else None
         )
         if found is not None:
+            self._take_off(*found)
+        return found is not None
+
+    def _proved_weighed(self) -> bool:
+        """Whether the sentences found and some of the likeliest make all of the gradient, whatever each one's part.
+
+        Where a loss weighs sentences, their parts are no whole numbers, and what rounding leaves of one that is taken
+        off by itself can hide the others.
+        """
+        size = self.shared.known.batch_size
+        if self.members and batch_counts(self.members, batch_size=size) is not None:
+            return False
+        likeliest = sorted(self.ends, key=self.ends.__getitem__)[:_TOGETHER]
+        rows = [*dict.fromkeys([*(member.row for member in self.members), *likeliest])]
+        found = self.whole.members(rows, (), size, weighed=True) if rows else None
+        if found is not None:
+            self.members = []
             self._take_off(*found)
         return found is not None
 
@@ -296,7 +314,9 @@ class _Grouping:
             ]
             counted = batch_counts(unscaled, batch_size=size)
         if counted is None:  # the proportions fit no batch: each one once, with its likeliest label
+            all_found = self._unexplained is None and size == len(members)
             return _Batch(
+                size=size if all_found else None,
                 rows=tuple(member.row for member in members),
                 classes=tuple(max(range(len(m.parts)), key=m.parts.__getitem__) for m in members),
             )

@@ -90,10 +90,15 @@ class OwnRemainder(Remainder):
         return Member(row=row, parts=tuple(parts_U.tolist()), chances=()), left
 
     def members(
-        self, rows: Sequence[Row], found: Sequence[Member], batch_size: int | None
+        self,
+        rows: Sequence[Row],
+        found: Sequence[Member],
+        batch_size: int | None,
+        *,
+        weighed: bool = False,
     ) -> tuple[list[Member], Remainder] | None:
         """None: without classes no whole numbers tell several faint sentences at once."""
-        del rows, found, batch_size
+        del rows, found, batch_size, weighed
         return None
 
     def _frame(self, row: Row, input_: LayerRemainder) -> Frame:

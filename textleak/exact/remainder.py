@@ -41,8 +41,11 @@ _NOTHING = 16.0
 _POWER_STEPS = 5
 # A part may be off a whole number by this many times what the identity is off by (our choice).
 _OFF_WHOLE = 4.0
-# Sentences with less than this of the largest one's part in what is left are not in it (our choice).
-_NO_PART = 0.1
+# Sentences with less than this of the largest one's part in what is left are not in it, nor where a loss may weigh them
+# (our choice: weights of classes seldom differ by more than the second's inverse).
+_NO_PART, _NO_PART_WEIGHED = 0.1, 0.01
+# Parts of sentences by labels that are solved for together, each a column of all that is left (our choice: memory).
+_MOST_PARTS = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -242,7 +245,12 @@ class Remainder:
         return (members, self._less(taken)) if members else None
 
     def members(
-        self, rows: Sequence[Row], found: Sequence[Member], batch_size: int | None
+        self,
+        rows: Sequence[Row],
+        found: Sequence[Member],
+        batch_size: int | None,
+        *,
+        weighed: bool = False,
     ) -> tuple[list[Member], Remainder] | None:
         """Those of some sentences that make all that is left; None where none of them do.
 
@@ -253,26 +261,30 @@ class Remainder:
             rows: sentences, the batch's among them.
             found: the members that were taken off already.
             batch_size: of the batch, where it is known.
+            weighed: whether the loss may weigh sentences, so that their parts are no whole numbers. That nothing is
+                left then still takes far more equations than there are parts.
         """
+        if weighed and len(rows) * (self.exact.classes - 1) > _MOST_PARTS:
+            return None
         every = each_alone(self.exact, rows, self._layers)
+        least = _NO_PART_WEIGHED if weighed else _NO_PART
         for _ in range(2):  # once more without those that have no part
             parts = self._parts(every)
             members = [
                 _member(one.row, own_C, one.chances_C) for one, own_C in zip(every, parts, strict=True)
             ]
             largest = max(sum(member.parts) for member in members)
-            there = [sum(member.parts) > _NO_PART * largest for member in members]
+            there = [sum(member.parts) > least * largest for member in members]
             every, members = list(itertools.compress(every, there)), list(itertools.compress(members, there))
-        counted = batch_counts([*found, *members], batch_size=batch_size)
-        if counted is None:
-            return None
-        size, counts = counted
-        left = self._less(
-            [
-                (alone, _parts_of(numbers, size, alone.chances_C))
-                for alone, numbers in zip(every, counts[len(found) :], strict=True)
-            ]
-        )
+            parts = list(itertools.compress(parts, there))
+        if not weighed:
+            counted = batch_counts([*found, *members], batch_size=batch_size)
+            if counted is None:
+                return None
+            size, counts = counted
+            numbers = zip(counts[len(found) :], every, strict=True)
+            parts = [_parts_of(number, size, alone.chances_C) for number, alone in numbers]
+        left = self._less(list(zip(every, parts, strict=True)))
         return (members, left) if left.nothing else None
 
     @property

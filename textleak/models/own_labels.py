@@ -35,10 +35,14 @@ class Solved:
     Attributes:
         labels: one for each; None where they don't show.
         off: norm of what no labels explain, of the entries that were looked at.
+        deltas_BLC: the loss's gradient at the logits, and
+        logits_BLC: these, in float64; None where they don't show.
     """
 
     labels: tuple[Label, ...] | None
     off: float
+    deltas_BLC: Tensor | None = None
+    logits_BLC: Tensor | None = None
 
 
 def nearest_head(model: TextModel, names: Iterable[str]) -> list[str]:
@@ -81,7 +85,9 @@ def solved_labels(
     deltas_BLC = (
         exact(torch.zeros_like(logits_BLC)).flatten().masked_scatter(wanted_U, delta_U).view_as(logits_BLC)
     )
-    return Solved(labels=loss.told(deltas_BLC, exact(logits_BLC.detach()), mask_BT), off=off)
+    logits_BLC = exact(logits_BLC.detach())
+    labels = loss.told(deltas_BLC, logits_BLC, mask_BT)
+    return Solved(labels=labels, off=off, deltas_BLC=deltas_BLC, logits_BLC=logits_BLC)
 
 
 def linear_system(

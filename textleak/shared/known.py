@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from textleak.errors import unknown_name
+from textleak.errors import InputError, unknown_name
 
 # What a file may tell of (our choices: the largest batch and the longest text that any client here could train on).
 MOST_SAMPLES, MOST_TOKENS = 100_000, 1 << 20
@@ -80,6 +80,10 @@ class SideInformation:
         Raises:
             InputError: a name that isn't one of `kinds`.
         """
+        if names is not None and not _names(names):
+            raise InputError(
+                f"{names!r} names no side information.", fix=f"Give some of {', '.join(kinds)}, or nothing."
+            )
         if leaves_default(names):
             return frozenset({"batch-size", "lengths"} if batch_size == 1 else {"batch-size"})
         chosen = [name for name in _names(names) if name not in _HIDDEN]

@@ -37,6 +37,8 @@ _MOST = 512
 # A prediction with less than this part of the largest one's weight has none; the parts may be off a loss by this part
 # of the gradient, and a smoothing below the last one is none (our choices; measured: float32 makes 1e-5).
 _NONE, _OFF, _SMOOTH = 0.02, 1e-2, 1e-3
+# Sentences of which each may end where it seems to or a token before (our choice: 31 batches are tried at most).
+_MOST_ENDINGS = 5
 
 
 def told(view: View) -> bool:
@@ -44,34 +46,57 @@ def told(view: View) -> bool:
     return any(name == "loss" for name, _ in view.shared.client.kinds)
 
 
-def spoken(view: View, found: Found) -> tuple[View, Found] | None:
-    """The view with the loss that sentences ask for, and these with their last tokens; None where none fits.
+def spoken(view: View, found: Found) -> Iterator[tuple[View, Found]]:
+    """The view with the loss that sentences ask for, and these with their last tokens; nothing where none fits.
 
     Args:
         view: what the server sees, with a causal language model.
         found: sentences whose last tokens may be open.
     """
     rows = tuple(dict.fromkeys(found.rows))
-    size = view.shared.known.size
     if not rows or any(OPEN in row[:-1] or len(row) < 2 for row in rows):
-        return None
+        return
     if found.language is not None:
         view = dataclasses.replace(view, model=view.text_model.spoken_with(found.language))
+    for some in _endings(rows, view.text_model.language):
+        yield from _spoken(view, some, found)
+
+
+def _endings(rows: tuple[Row, ...], language: Language) -> Iterator[tuple[Row, ...]]:
+    """The rows as they are; where padding stands on the left, and shows in no position, with some of them ended.
+
+    The longest sentences alone have no padding, which would read their last tokens. Of those that seem so, any but one
+    may be a token shorter, and stand behind padding.
+    """
+    yield rows
+    if language.padding != "left":
+        return
+    longest = max(map(len, rows))
+    seem = [b for b, row in enumerate(rows) if row[-1] == OPEN and len(row) == longest][:_MOST_ENDINGS]
+    for count in range(1, len(seem)):
+        for ended in itertools.combinations(seem, count):
+            yield tuple(row[:-1] if b in ended else row for b, row in enumerate(rows))
+
+
+def _spoken(view: View, rows: tuple[Row, ...], found: Found) -> Iterator[tuple[View, Found]]:
+    """The same for sentences that are known to be whole but for their last tokens."""
+    if found.language is not None:
         rows = _ended(view, rows)
     if not rows or any(OPEN in row for row in rows):
-        return None
+        return
+    size = view.shared.known.size
     if size and size % len(rows) == 0:
         rows *= size // len(rows)
     # A client that trains otherwise, one by one say, may weigh sentences otherwise by that alone.
     language = view.text_model.language if view.client.kinds else _language(view, rows)
     if language is None:
-        return None
+        return
     spoken_view = dataclasses.replace(view, model=view.text_model.spoken_with(language))
     if language.reduction == "mean-of-means" and not view.client.kinds:
         # Such a mean comes of sentences that were run one by one: rounding is that of so small batches.
         spoken_view = dataclasses.replace(spoken_view, client=Accumulate(steps=len(rows)))
     # What was said of these sentences took the loss for another one.
-    return spoken_view, Found(rows=rows, complete=True, channel=found.channel, language=language)
+    yield spoken_view, Found(rows=rows, complete=True, channel=found.channel, language=language)
 
 
 def _ended(view: View, rows: Sequence[Row]) -> tuple[Row, ...]:

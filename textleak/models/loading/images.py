@@ -15,7 +15,7 @@ from textleak import foreign
 from textleak.errors import InputError, unknown_name
 from textleak.models.loading import own_code
 from textleak.models.loading.places import Checkpoint, find_place, not_at_hand
-from textleak.models.loading.reading import reading, weights_options
+from textleak.models.loading.reading import checked, reading, weights_options
 from textleak.models.loading.request import Built, Request
 from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
 from textleak.models.quiet import quiet
@@ -269,7 +269,7 @@ def _of_hugging_face(request: ImageRequest) -> _Built:
         raise not_at_hand(name, None, f"{place.words} holds a configuration without weights")
     own_code.check_parts(name, place)
     with reading(name, place, "configuration"), own_code.offline():
-        config = AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
+        config = checked(AutoConfig.from_pretrained(place.folder, **own_code.LOCAL))
     if type(config) not in AutoModelForImageClassification._model_mapping:
         if hasattr(config, "auto_map"):
             raise own_code.needs_own_code(name)

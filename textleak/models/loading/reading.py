@@ -19,6 +19,10 @@ from textleak.models.quiet import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+# Layers of any kind that a configuration may ask for (our choice: published networks have up to some hundreds, and each
+# takes a millisecond or more to build, however small it is).
+_MOST_LAYERS = 2000
+
 
 @contextmanager
 def reading(name: str, place: Checkpoint, what: str) -> Iterator[None]:
@@ -54,8 +58,28 @@ def read_config(name: str, place: Checkpoint, entry: Entry | None) -> PreTrained
             return AutoConfig.from_pretrained(place.folder, gguf_file=place.gguf, **own_code.LOCAL)
         settings = json.loads((place.folder / "config.json").read_text("utf-8"))
         if entry is not None and "model_type" not in settings:  # checkpoints of 2019 and 2020 don't say
-            return AutoConfig.for_model(entry.model_type, **settings)
-        return AutoConfig.from_pretrained(place.folder, **own_code.LOCAL)
+            return checked(AutoConfig.for_model(entry.model_type, **settings))
+        return checked(AutoConfig.from_pretrained(place.folder, **own_code.LOCAL))
+
+
+def checked(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A configuration, where what is read of it here has the type that it should have, and building it has an end.
+
+    Raises:
+        ValueError: it hasn't; transformers itself looks at some values alone.
+    """
+    kinds = config.architectures
+    if not (
+        kinds is None or (isinstance(kinds, list | tuple) and all(isinstance(one, str) for one in kinds))
+    ):
+        raise ValueError(f"architectures are names of classes, not {kinds!r:.60}")
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            if "layer" in name and isinstance(value, int) and value > _MOST_LAYERS:
+                raise ValueError(
+                    f"{name} is {value!r:.40}, and a network of more than {_MOST_LAYERS} layers isn't built"
+                )
+    return config
 
 
 @contextmanager

@@ -325,7 +325,7 @@ def _random_in(request: TextRequest, place: Checkpoint, entry: Entry | None) -> 
     chosen, auto = _choose_task(name, config, request.task)
     num_labels, outputs = heads.shape_head(config, chosen, request.num_labels)
     tokenizer = tokenizer_for(name, place, config, asked=request.tokenizer, download=request.download)
-    with own_code.refused(name):
+    with reading(name, place, "configuration"):
         network = _draw(auto, config, seed)
     return _Built(
         task=chosen,

@@ -18,6 +18,9 @@ from textleak.models.losses.base import Loss
 
 # A soft label's part may be off by this much for rounding (our choice: smoothing by 0.01 of two classes makes 0.005).
 _ROUNDED = 1e-3
+# Parts of a soft label are equal up to this part of them (our choice; measured: 1e-5 for those that are, and 1e-2 for a
+# focal loss of three classes on a model that isn't trained).
+_EQUAL = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,9 +120,37 @@ class Classes(Loss):
         return self.weights[label] if self.weights and isinstance(label, int) else 1.0
 
 
+def weighed(deltas_BC: Tensor, chances_BC: Tensor) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+    """The classes of some sentences, and the weights of classes, that leave a gradient at the logits; None for none.
+
+    Only how the weights of classes that are there compare can be told: the least one is 1, as is any other class's.
+
+    Args:
+        deltas_BC: the gradient of the batch's mean loss at its logits.
+        chances_BC: the model's predictions, in the same precision.
+    """
+    made_BCC = chances_BC[:, None] - torch.eye(chances_BC.shape[1]).to(chances_BC)
+    along_BC = (made_BCC @ deltas_BC[..., None])[..., 0].clamp_min(0) / made_BCC.square().sum(-1)
+    off_BC = (deltas_BC[:, None] - along_BC[..., None] * made_BCC).norm(dim=-1)
+    off_B, class_B = off_BC.min(1)
+    part_B = along_BC.gather(1, class_B[:, None])[:, 0]
+    parts = {c: part_B[class_B == c] for c in class_B.tolist()}
+    fits = (
+        bool((off_B <= _ROUNDED * deltas_BC.norm(dim=1)).all()) and abs(float(part_B.sum()) - 1) <= _ROUNDED
+    )
+    alike = all(bool((some.max() - some.min()) <= _ROUNDED * some.max()) for some in parts.values())
+    if not (fits and alike and bool((part_B > 0).all())):
+        return None
+    means = {c: float(some.mean()) for c, some in parts.items()}
+    least = min(means.values())
+    weights = tuple(means.get(c, least) / least for c in range(chances_BC.shape[1]))
+    return tuple(class_B.tolist()), weights
+
+
 def smoothing_of(label: tuple[float, ...] | tuple[int, ...]) -> tuple[int, float] | None:
     """The class and the smoothing that make a soft label; None where none do."""
     class_, rest = max(range(len(label)), key=label.__getitem__), sorted(label)[:-1]
-    if not rest or rest[-1] - rest[0] > _ROUNDED:
+    # Smoothing leaves equal parts; a loss that weighs sentences nearly alike ones, where the model is hardly trained.
+    if not rest or rest[-1] - rest[0] > _EQUAL * rest[-1]:
         return None
     return class_, len(label) * sum(rest) / len(rest)
