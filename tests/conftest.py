@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import warm
+from tests import bytecode, warm
 
 # What is heavy is loaded by what needs it: the process that hands out the tests to others needs nothing.
 if TYPE_CHECKING:
@@ -26,6 +26,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 MANY = 200
 
 _loaded = 0
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that hands out the tests compiles for all others where these may not write what they compile."""
+    if sys.dont_write_bytecode and config.getoption("numprocesses", None):
+        config.add_cleanup(bytecode.write([ROOT / "textleak", ROOT / "tui" / "textleak_tui"]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,6 +20,7 @@ from textual import on
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
+from textual.dom import DOMNode
 from textual.reactive import reactive
 from textual.screen import ModalScreen, Screen
 from textual.worker import WorkerError
@@ -33,6 +34,7 @@ from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.starter import Starter
 from textleak_tui.stories import STORIES
+from textleak_tui.stylesheet import SteadyStylesheet
 from textleak_tui.themes import DARK, LIGHT, QUIET
 
 # Our choice: by then the first screen is there.
@@ -102,6 +104,7 @@ class TextleakApp(App[None]):
         self, sessions: Sessions, memory: Memory, *, run: Path | None = None, update: Path | None = None
     ) -> None:
         super().__init__()
+        self.stylesheet = SteadyStylesheet(variables=self.get_css_variables())
         self.sessions = sessions
         self.memory = memory
         self._run_to_open = run
@@ -171,6 +174,11 @@ class TextleakApp(App[None]):
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """What a theme that isn't ours lacks."""
         return {"quiet": QUIET}
+
+    def update_styles(self, node: DOMNode, animate: bool = True) -> None:
+        """Work out the styles of a node and of all below; not before it is on a screen, where they are worked out."""
+        if isinstance(node, App | Screen) or node.is_attached:
+            super().update_styles(node, animate)
 
     def _hear_signals(self) -> None:
         """End in order when the system or a closed terminal asks for it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -49,9 +51,11 @@ class Page(Screen[None]):
         self._compositor = PartialCompositor()
         self.place = place
         self.sight = Sight()
+        self._styled = -math.inf
 
     def compose(self) -> ComposeResult:
         """Bar, content, footer."""
+        self._styled = events.ScreenResume().time
         yield TopBar(self.place)
         yield from self.content()
         yield Keys()
@@ -63,6 +67,16 @@ class Page(Screen[None]):
     def on_mount(self) -> None:
         """Hear of what is shown of the truth."""
         self.watch(self.app, "sight", self._see)
+
+    def _on_screen_resume(self, event: events.ScreenResume) -> None:
+        """Work out all styles anew only where that was asked for after it was done last.
+
+        To go to a new screen asks twice, before there is anything on it; what is put on it has its styles from there.
+        """
+        if event.time < self._styled:
+            event.refresh_styles = False
+        elif event.refresh_styles:
+            self._styled = events.ScreenResume().time
 
     def _see(self, sight: Sight) -> None:
         changed, self.sight = sight != self.sight, sight

@@ -232,6 +232,8 @@ class FieldRow(Horizontal):
 
 
 _LISTED = ("attack", "client", "defense", "defenses", "knob", "model")
+# Lines of the screen above and below the form.
+_AROUND = 2
 
 
 class SetupForm(Vertical):
@@ -263,6 +265,8 @@ class SetupForm(Vertical):
 
     def compose(self) -> ComposeResult:
         """Sentence, fields, command line."""
+        # As it will most likely be: all styles below are worked out anew where that was wrong.
+        self._air(self.app.size.width, self.app.size.height - _AROUND)
         with VerticalScroll(can_focus=False, classes="fields"):
             question, invitation = self.setup.intro
             yield Static(f"[b]{question}[/b]  [dim]{invitation}[/dim]", classes="intro")
@@ -288,9 +292,15 @@ class SetupForm(Vertical):
 
     def on_resize(self) -> None:
         """Air between the fields where there is room for it, none where there is not."""
-        self.set_class(self.size.width < 80, "-narrow")
-        self.set_class(self.size.height < 18, "-low")
-        self.set_class(self.size.height >= 2 * len(self.rows) + 10, "-roomy")
+        before = self.classes
+        self._air(*self.size)
+        if self.classes != before:
+            self.update_node_styles()
+
+    def _air(self, width: int, height: int) -> None:
+        self.set_class(width < 80, "-narrow", update=False)
+        self.set_class(height < 18, "-low", update=False)
+        self.set_class(height >= 2 * len(self.rows) + 10, "-roomy", update=False)
 
     @property
     def values(self) -> dict[str, str]:
