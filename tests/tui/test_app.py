@@ -577,6 +577,42 @@ def test_a_run_that_was_stopped_says_so_of_what_was_stopped_not_of_its_certifica
     shown(scene, first=ended)
 
 
+def test_the_labels_are_seen_whole_beside_many_candidates() -> None:
+    many = tuple(0.1 * (k + 1) for k in range(12))
+    first = state(*(progress(step, sentence(*WORDS), losses=many) for step in range(3)))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        right = view.query_one(".right").region
+        await until(pilot, lambda: view.labels.region.bottom <= right.bottom)
+        assert "✓ right" in picture(app)
+        assert view.candidates.region.height >= 3
+
+    shown(scene, (100, 30), first)
+
+
+def test_the_lines_that_the_tokens_take_are_those_of_their_width_from_the_first_frame_on() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        view.forget()
+        view.show(state(), flash=False)
+        await pilot.pause()
+        view.show(HALF_WAY, flash=False)  # and no other frame comes
+        await until(pilot, lambda: view.tokens.region.height < 12, 5)
+
+    shown(scene, (160, 48), HALF_WAY)
+
+
+def test_an_answer_is_as_short_as_the_terminal_that_it_is_moved_to() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "its own gradient equals" in picture(app)
+        await pilot.resize_terminal(60, 16)
+        await until(pilot, lambda: "its own gradient" not in picture(app))
+        assert "✓ verified" in picture(app)
+        await pilot.resize_terminal(160, 48)
+        await until(pilot, lambda: "its own gradient equals" in picture(app))
+
+    shown(scene, (160, 48), VERIFIED)
+
+
 def test_candidates_are_ranked_and_another_one_can_be_followed() -> None:
     others = tuple(
         (tuple((9, word) for word in ("[CLS]", *[name] * 7, "[SEP]")),) for name in ("one", "two", "three")

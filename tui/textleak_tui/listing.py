@@ -37,7 +37,8 @@ class RunRow:
         told: whether it can be told.
         seconds: how long the attack took.
         outcome: as `RunRecord.outcome`, or "broken".
-        recovered: the first sentence that came back, or which pictures were attacked; "" for neither.
+        recovered: the first sentence that came back, "" for none.
+        picture: which picture was attacked, "" for none.
         text: the true first sentence, "" where it isn't known.
         problem: why it can't be read, "" where it can.
     """
@@ -56,6 +57,7 @@ class RunRow:
     seconds: float | None = None
     outcome: str = "broken"
     recovered: str = ""
+    picture: str = ""
     text: str = ""
     problem: str = ""
 
@@ -76,6 +78,7 @@ class RunRow:
             self.defense,
             self.outcome,
             self.recovered,
+            self.picture,
             self.text,
         )
         return " ".join(parts).casefold()
@@ -205,7 +208,8 @@ def read_row(path: Path) -> RunRow:
         told=not result.get("verified_reason"),
         seconds=result.get("seconds"),
         outcome=outcome,
-        recovered=_first(settings.get("pictures") or found),
+        recovered=_first(found),
+        picture=_first(settings.get("pictures")),
         text=_first(settings.get("sentences")),
     )
 

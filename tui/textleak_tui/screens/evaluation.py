@@ -295,16 +295,17 @@ class EvaluationScreen(Page):
     def _in_words(self) -> str:
         if self.problem:
             return f"✗ {self.problem}"
-        if not self._seen and self.session is None:
+        session = self.session
+        if not self._seen and session is None:
             return f"Reading {printable(self.folder.name)} …"
-        if not self._seen:
-            seconds = int(self.session.seconds)
+        if not self._seen and session is not None:
+            seconds = int(session.seconds)
             return (
                 f"Loading the attacks and reading the data in a process of its own … {seconds} s\n"
                 "Cells appear with their first batches. x stops it."
             )
         rows, batches, planned = self.grid.rows, self.grid.batches, self.planned
-        alive = self.session is not None and self.session.child.alive
+        alive = session is not None and session.child.alive
         parts = ["● measuring"] if alive else [printable(self.folder.name)]
         parts += [count_of(len(rows), "cell"), f"{batches:,}" + (f" of {planned:,}" if planned else "")]
         parts[-1] += " batches"

@@ -207,8 +207,9 @@ class HistoryScreen(Page):
             return
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(_in_words(row, blind=self.sight.blind), style="bold")
-        if row.recovered:
-            text.append("\nrecovered  ", style="dim").append(row.recovered)
+        for kind, words in (("recovered  ", row.recovered), ("picture    ", row.picture)):
+            if words:
+                text.append(f"\n{kind}", style="dim").append(words)
         if row.text and self.sight.truth and not self.sight.blind:
             text.append("\ntrue       ", style="dim").append(row.text)
         share = f"share {row.share}" if row.share else ""

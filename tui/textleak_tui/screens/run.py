@@ -196,7 +196,7 @@ class RunScreen(Page):
             "export": written,
             "truth": live,
             "blind": live,
-            "copy_text": live,
+            "copy_text": live and self.setup.place != "pictures",
             "quit": not live,
             "watch": not live and self.session is not None,
         }

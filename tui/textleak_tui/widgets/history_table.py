@@ -134,6 +134,6 @@ class HistoryTable(RunTable):
             "match rate": rate,
             "verified": Text(verified),
             "took": Text("" if row.seconds is None else seconds_in_words(row.seconds), justify="right"),
-            "recovered": Text(short(row.recovered, max(LEAST_TEXT, room)), style="dim"),
+            "recovered": Text(short(row.recovered or row.picture, max(LEAST_TEXT, room)), style="dim"),
         }
         return tuple(cells[name] for name in columns)

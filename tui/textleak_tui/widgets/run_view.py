@@ -317,6 +317,7 @@ class RunView(Vertical):
         self.set_class(folded and not single, "-folded")
         self.set_class(low and not single, "-low")
         self.set_class(single, "-single")
+        self.set_class(self._pictures, "-pictures")
         shown = {self.pane} if single else {"tokens", self._lower} if folded else set(self._panes)
         panes: dict[str, Widget] = {name: self.query_one(f"#{name}") for name in PANES}
         for name, pane in panes.items():
