@@ -101,6 +101,7 @@ def state(*events: Event, truth: tuple[Sentence, ...] = (sentence(*WORDS),)) -> 
 
 
 HALF_WAY = state(
+    progress(0, sentence(*["day"] * 7)),
     progress(0, sentence(*["plan"] * 7)),
     progress(1, sentence("the", "plan", "was", "", "friday", "to", "plan")),
 )
@@ -468,7 +469,7 @@ def test_one_pane_is_given_all_the_room_and_gives_it_back() -> None:
         await pilot.pause()
         assert view.waterfall.region.height > 2 * before
         assert not view.tokens.display
-        assert "z shows all" in picture(app)
+        assert "z: all" in picture(app)
         await pilot.press("right")
         assert view.tokens.cursor == (0, 1)
         await pilot.press("y")
@@ -485,18 +486,43 @@ def test_the_waterfall_is_colored_by_the_truth_only_where_that_is_shown() -> Non
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         fall = view.waterfall
         lines = [row.phase for row in fall._lines]
-        assert lines == ["labels", "continuous", "continuous"]
+        assert lines == ["labels", "continuous", "continuous", "continuous"]
+        assert "labels" in line_of(app, "no token yet")
         row = line_of(app, "continuous ·[C")
-        assert row.count("plan") == 7
+        assert row.count("day") == 7
         assert "✗" not in row
         view.show(HALF_WAY, truth=True)
         await pilot.pause()
-        assert "✗plan" in line_of(app, "continuous ·[C")
+        assert "✗day" in line_of(app, "continuous ·[C")
         view.show(HALF_WAY, truth=True, blind=True)
         await pilot.pause()
         assert "✗" not in picture(app)
 
     shown(scene)
+
+
+@pytest.mark.parametrize("size", [(160, 48), (100, 30), (80, 24)])
+def test_the_few_answers_of_a_short_run_fill_the_waterfall_phase_by_phase(size: tuple[int, int]) -> None:
+    ended = state(
+        progress(0, sentence(*WORDS)), Phase(name="certify"), Finished(outcome="done", result=RESULT)
+    )
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        fall = view.waterfall
+        await until(pilot, lambda: len(fall._lines) == fall.size.height - fall._headed)
+        names = [name for name in fall._names if name]
+        if size[1] > 30:
+            assert names == ["labels", "0.5 s", "continuous", "1.0 s", "certify", "0.5 s"]
+            told = [line for line in picture(app).splitlines() if "•meet" in line]
+            assert len(told) == 2, "written again where the next phase begins"
+        assert names[::2] == ["labels", "continuous", "certify"] or names == [
+            "labels",
+            "continuous",
+            "certify",
+        ]
+        assert not view.curves.display, "one figure is no curve"
+
+    shown(scene, size, ended)
 
 
 def test_a_finished_run_tells_the_attack_s_time_apart_and_that_its_answer_is_final_before() -> None:
@@ -538,6 +564,53 @@ def test_how_a_run_ended_is_told_by_its_last_phase_and_in_a_word(outcome: str, s
         assert view.status.draw()[0].plain.startswith(outcome) == (outcome != "done")
 
     shown(scene, first=ended)
+
+
+def test_a_run_that_was_stopped_says_so_of_what_was_stopped_not_of_its_certificate() -> None:
+    last = progress(0, sentence(*WORDS))
+    ended = state(last, Phase(name="certify"), Finished(outcome="stopped", result=RESULT))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "■ continuous" in picture(app)
+        assert "✓ certify" in picture(app)
+
+    shown(scene, first=ended)
+
+
+def test_the_labels_are_seen_whole_beside_many_candidates() -> None:
+    many = tuple(0.1 * (k + 1) for k in range(12))
+    first = state(*(progress(step, sentence(*WORDS), losses=many) for step in range(3)))
+
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        right = view.query_one(".right").region
+        await until(pilot, lambda: view.labels.region.bottom <= right.bottom)
+        assert "✓ right" in picture(app)
+        assert view.candidates.region.height >= 3
+
+    shown(scene, (100, 30), first)
+
+
+def test_the_lines_that_the_tokens_take_are_those_of_their_width_from_the_first_frame_on() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        view.forget()
+        view.show(state(), flash=False)
+        await pilot.pause()
+        view.show(HALF_WAY, flash=False)  # and no other frame comes
+        await until(pilot, lambda: view.tokens.region.height < 12, 5)
+
+    shown(scene, (160, 48), HALF_WAY)
+
+
+def test_an_answer_is_as_short_as_the_terminal_that_it_is_moved_to() -> None:
+    async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        assert "its own gradient equals" in picture(app)
+        await pilot.resize_terminal(60, 16)
+        await until(pilot, lambda: "its own gradient" not in picture(app))
+        assert "✓ verified" in picture(app)
+        await pilot.resize_terminal(160, 48)
+        await until(pilot, lambda: "its own gradient equals" in picture(app))
+
+    shown(scene, (160, 48), VERIFIED)
 
 
 def test_candidates_are_ranked_and_another_one_can_be_followed() -> None:
@@ -659,7 +732,7 @@ def test_with_room_nothing_is_hidden_and_below_100_by_30_panes_fold() -> None:
         assert view.labels.display
 
     async def folded(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "hidden: curves, candidates, labels (v shows the next)" in picture(app)
+        assert "hidden: curves, candidates, labels (v: next)" in picture(app)
         await pilot.press("v")
         await pilot.pause()
         assert view.curves.display

@@ -88,6 +88,39 @@ def test_what_an_attack_that_fails_on_its_way_leaves(
         assert str(folder / "traceback.txt") in said["fix"]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_redacted_run_leaves_no_word_of_its_text(
+    tmp_path: Path,
+    toy_folder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fails: bool,
+) -> None:
+    def broken(self: Any) -> None:
+        raise RuntimeError("of no use: the cat")
+
+    if fails:
+        monkeypatch.setattr("textleak.jobs.text.TextJob.steps", broken)
+    folder = tmp_path / "run"
+    settings = {
+        **SETTINGS,
+        "model": str(toy_folder("bert")),
+        "redact": "yes",
+        "assignments": ["save_gradients=true"],
+    }
+    assert attack("run", folder, settings) == (FAILED if fails else 0)
+    told = capsys.readouterr()
+    for text in (
+        told.out,
+        told.err,
+        *(file.read_text() for file in folder.iterdir() if file.suffix in (".json", ".jsonl", ".txt")),
+    ):
+        assert "the cat" not in text
+        assert '"cat"' not in text
+    assert json.loads((folder / "run.json").read_text())["redacted"]
+    assert (folder / "gradients.safetensors").exists()
+
+
 def test_a_folder_that_holds_a_run_is_refused_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

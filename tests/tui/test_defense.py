@@ -454,7 +454,7 @@ def test_the_ladder_fits_every_size(tmp_path):
         assert page.query_one(".here", Static).visual.plain.startswith("Grid"), "it is a view of it"
         await pilot.resize_terminal(80, 24)
         await pilot.press("escape")
-        await until(pilot, lambda: "f4 Ladder" in screen(app))
+        await until(pilot, lambda: "F4 Ladder" in screen(app))
         assert app.current_mode == "grid"
         await pilot.press("f4")
         assert app.screen is page

@@ -20,6 +20,7 @@ from textleak_tui import catalog
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
 from textleak_tui.grid import Grid, Pace, judged
+from textleak_tui.grid_cells import FIGURES, fitting
 from textleak_tui.grid_ladders import ladders_of
 from textleak_tui.screens.evaluation import EvaluationScreen, values_of
 from textleak_tui.screens.run import RunScreen
@@ -132,6 +133,17 @@ def test_cells_with_one_option_of_one_defense_make_a_ladder_for_each_attack() ->
     assert found.name == "gaussian sigma against auto"
     assert found.rates == (("none", 1.0), ("1e-3", 1.0), ("9", 0.25), ("10", 0.0))
     assert found.words == "From 9 on less than half of the text leaked: 25% at 9."
+
+
+@pytest.mark.parametrize(
+    ("room", "left_out"),
+    [(94, ()), (85, ("s/batch",)), (69, ("s/batch", "exact", "batches")), (9, FIGURES[:1] + FIGURES[2:])],
+)
+def test_columns_that_do_not_fit_are_left_out_one_after_another(room: int, left_out: tuple[str, ...]) -> None:
+    widths = {"attack": 9, "defense": 19, **dict(zip(FIGURES, (7, 14, 9, 5, 10, 7, 7), strict=True))}
+    shown = fitting(widths, room, ("secrets",))
+    assert set(widths) - set(shown) == {*left_out, "secrets"}
+    assert room < 30 or sum(widths[name] + 2 for name in shown) - 2 <= room
 
 
 def test_the_time_left_goes_by_what_came_since_one_looks() -> None:
@@ -250,6 +262,7 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
         await pilot.press("f5")
         await until(pilot, lambda: isinstance(app.screen, EvaluationScreen))
         await until(pilot, lambda: "no-such" in letters(app).partition("batches")[0])
+        assert app.memory.texts("grid fields")["defense"] == "none sign", "not those that were refused"
 
     pilots.play(scene, Sessions(tmp_path / "runs"), place="grid", size=(140, 30))
 
@@ -276,7 +289,7 @@ def test_a_grid_is_a_map_of_two_of_its_settings(tmp_path: Path) -> None:
         await pilot.pause()
         lines = letters(app).splitlines()
         at = next(i for i, line in enumerate(lines) if "defense ↓ client →" in line)
-        assert lines[at].split()[-2:] == ["none", "train-mode"]
+        assert lines[at].split()[-2:] == ["one-step", "train-mode"]
         assert [line.split() for line in lines[at + 1 : at + 4]] == [
             ["none", "1.00", "✗", "0.50", "✗"],
             ["sign", "0.25", "✗"],

@@ -169,6 +169,7 @@ TAMPERED: dict[str, Callable[[Path], object]] = {
     "deep events.jsonl": deep("events.jsonl"),
     "deep settings": settings(attack_options=NESTED, model=NESTED),
     "a defense that is a number": settings(defense=3),
+    "a client that is a number": settings(client=3),
     "a ratio that is a text": settings(tokens_per_hidden="high"),
     "sentences that are numbers": settings(sentences=[1, 2]),
     "a model that rings": settings(model="\x1b[31mred\x07"),

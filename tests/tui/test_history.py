@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,34 @@ def test_rows_sort_by_what_a_person_asks_for(root):
     assert names(Order.MODEL)[-1] == "c"
     assert names(Order.NEWEST, "cat sat") == "cba"
     assert names(Order.NEWEST, "verified random") == "a"
+    assert names(Order.NEWEST, "attack:dlg") == "b"
+    assert names(Order.NEWEST, "state:dlg") == ""
+    assert names(Order.NEWEST, "model:gpt2 defense:gaussian:sigma") == "c"
+    assert names(Order.NEWEST, "gaussian:sigma=0.01") == "c", "no field's name stands before its colon"
+    assert names(Order.NEWEST, "match>0.5") == "a"
+    assert names(Order.NEWEST, "match<0.5") == ""
+
+
+def test_what_was_shared_how_the_client_trained_and_what_came_back_is_listed(tmp_path):
+    settings = {"share": "attention", "client": ["accumulate:steps=2", "train-mode"]}
+    make(tmp_path, "a", *events(), Finished(outcome="done", result=result()), **settings)
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await history(app, pilot)
+        told = screen(app)
+        assert "attention" in told
+        assert "accumulate:steps=2" in told
+        assert "recovered  the cat" in told
+        assert f"true       {TEXT}" not in told
+        await pilot.press("t")
+        await pilot.pause()
+        assert f"true       {TEXT}" in screen(app)
+        with unittest.mock.patch.object(page, "post_message") as posted:
+            page.action_again()
+        (asked,) = posted.call_args.args
+        assert (asked.batch, asked.recorded["share"]) == ([TEXT], "attention")
+
+    drive(tmp_path, look, size=(160, 40))
 
 
 def test_sorting_keeps_the_cursor_on_its_run(root):
@@ -373,21 +402,23 @@ def test_a_result_that_makes_no_sense_breaks_only_its_own_row(root, broken):
 
 
 def test_nothing_in_a_row_is_obeyed_by_a_terminal(root):
-    hostile = dict.fromkeys(("model", "attack"), "\x1b[2J") | {
+    hostile = dict.fromkeys(("model", "attack", "share"), "\x1b[2J") | {
         "defense": ["\x1b[2J"],
+        "client": ["\x1b[2J"],
         "sentences": ["\x1b[2J"],
     }
     (root / "a-done" / "run.json").write_text(json.dumps({"settings": hostile}))
     row = read_row(root / "a-done")
-    assert (row.model, row.attack, row.defense, row.text) == ("\\x1b[2J",) * 4
+    assert (row.model, row.attack, row.defense, row.text, row.share, row.client) == ("\\x1b[2J",) * 6
 
 
-def test_blind_hides_rates_and_texts(root):
+def test_blind_hides_rates_and_the_truth_but_not_what_came_back(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         await history(app, pilot)
-        await pilot.press("b")
+        await pilot.press("t", "b")
         text = screen(app)
-        assert TEXT not in text
+        assert TEXT in text, "in the column of what came back"
+        assert "true  " not in text
         assert "1.00" not in text
         assert "····" in text
 
@@ -407,6 +438,15 @@ def test_nothing_is_deleted_without_asking(root):
         await until(pilot, lambda: not page.shown)
         assert [path.name for path in (root / "a-done").iterdir()] == ["notes.txt"]
         assert len(list(root.iterdir())) == 4
+        await pilot.press("escape", "home", "space", "down", "space", "down", "space")
+        count = len(page.rows or ())
+        assert f"{len(page.marked)} marked" in screen(app)
+        assert len(page.marked) == min(3, count)
+        await pilot.press("d")
+        await pilot.pause(0.1)
+        assert f"Delete these {len(page.marked)} runs?" in screen(app)
+        await pilot.press("y")
+        await until(pilot, lambda: page.rows is not None and len(page.rows) == count - min(3, count))
 
     drive(root, look)
 

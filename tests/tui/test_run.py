@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.command import CommandList, CommandPalette
 from textual.pilot import Pilot
 from textual.widgets import Static
 
@@ -36,7 +37,8 @@ from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
-from textleak_tui.setups import AUDIT, IMAGE, TEXT, command_line, settings_of
+from textleak_tui.setups import AUDIT, IMAGE, TEXT, command_line, layers, remembered, settings_of, values_of
+from textleak_tui.themes import own_themes
 from textleak_tui.widgets.told import answers_of
 
 CATALOG = Catalog.from_json(
@@ -168,6 +170,10 @@ def test_what_the_process_is_given_is_what_the_command_line_says(monkeypatch: py
         "steps": "20",
         "seed": "7",
         "threads": "1",
+        "labels": "1 0",
+        "preset": "quick",
+        "assignments": "num_labels=3 save_gradients=true",
+        "redact": "yes",
     }
     for setup, batch, load in (
         (TEXT, ["one", "-two"], load_run_config),
@@ -177,7 +183,7 @@ def test_what_the_process_is_given_is_what_the_command_line_says(monkeypatch: py
             line = shlex.split(command_line(batch, values, setup))
             ended = CliRunner().invoke(cli.app, line[1:])
             assert ended.exit_code == 0, ended.output
-            assert load(None, settings_of(batch, values, setup), ()) == seen.pop()
+            assert load(*layers(settings_of(batch, values, setup))) == seen.pop()
 
 
 def test_a_default_of_the_form_is_the_settings_own() -> None:
@@ -204,10 +210,16 @@ def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line
         "threads": 1,
         "model": "gpt2",
         "attack": "tag",
+        "labels": ("1",),
+        "prior": "gpt2",
+        "preset": "quick",
+        "assignments": ("num_labels=5",),
+        "redact": "yes",
     }
     assert set(values) == {field.name for field in FIELDS}
-    config = load_run_config(flags={**values, "sentences": ("hello",)})
+    config = load_run_config(*layers({**values, "sentences": ("hello",)}))
     assert (config.model, config.attack.name, config.steps, config.time_limit) == ("gpt2", "tag", 4, 90)
+    assert (config.num_labels, config.labels, config.redact) == (5, (1,), True)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +242,13 @@ def test_the_form_knows_every_setting_it_names_by_the_name_that_the_command_line
         ("device", "gpu", "cuda"),
         ("task", "translate", "causal-lm"),
         ("weights", "none", "pretrained"),
+        ("time_limit", "soon", "90s"),
+        ("labels", "one", "not a class"),
+        ("prior", "gtp2", "gpt2"),
+        ("preset", "qick", "quick"),
+        ("assignments", "sed=1", "seed"),
+        ("assignments", "seed", "="),
+        ("redact", "maybe", "yes"),
     ],
 )
 def test_a_field_says_what_is_wrong_and_what_would_do(name: str, text: str, says: str) -> None:
@@ -252,6 +271,9 @@ def test_a_field_says_what_is_wrong_and_what_would_do(name: str, text: str, says
         ("client", "batch-norm-train accumulate:steps=2"),
         ("defenses", "gaussian:sigma=1e-3 gaussian"),
         ("defenses", ""),
+        ("time_limit", "10m"),
+        ("labels", "1 0"),
+        ("assignments", "attack.lr=0.1 num_labels=3"),
     ],
 )
 def test_a_field_takes_what_the_command_line_takes(name: str, text: str) -> None:
@@ -336,6 +358,60 @@ def test_the_arrow_keys_go_through_the_form_and_a_click_opens_a_list(
     play(scene)
 
 
+def test_a_field_is_found_by_its_name_and_all_are_set_back(play: Callable[..., TextleakApp]) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        await pilot.press(*"hi")
+        choose(screen, model="gpt2", redact="yes")
+        await pilot.pause()
+        assert words(screen.form.command).endswith("--model gpt2 --redact --sentence hi")
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette))
+        await pilot.press(*"judges texts")
+        options = app.screen.query_one(CommandList)
+        await until(pilot, lambda: options.option_count == 1 and options.highlighted is not None)
+        await pilot.press("enter")
+        prior = screen.form.rows["prior"]
+        await until(pilot, lambda: app.focused is prior.box.input)
+        fields = screen.form.query_one(".fields")
+        await until(pilot, lambda: prior.region.bottom <= fields.region.bottom)  # it is scrolled to
+        await pilot.press("ctrl+b")
+        await pilot.pause()
+        assert words(screen.form.command) == "$ textleak run --sentence hi"
+
+    play(scene)
+
+
+def test_a_recorded_run_is_set_up_again_as_it_was() -> None:
+    recorded = {
+        "model": "gpt2",
+        "weights": "random",
+        "task": "causal-lm",
+        "attack": "match",
+        "attack_options": {"steps": 40, "restarts": 3, "beam": 5, "time_limit": None},
+        "share": "attention",
+        "client": ["accumulate:steps=2"],
+        "defense": ["gaussian:sigma=0.1", "sign"],
+        "know": ["batch-size"],
+        "labels": [1, 0],
+        "seed": 7,
+        "device": "cpu",
+        "threads": 2,
+        "time_limit": 90.0,
+    }
+    line = command_line(["one", "two"], values_of(recorded, CATALOG))
+    assert line == (
+        "textleak run --model gpt2 --weights random --task causal-lm --attack match --share attention "
+        "--client accumulate:steps=2 --defense gaussian:sigma=0.1 --defense sign --know batch-size --restarts 3 "
+        "--time-limit 90s --seed 7 --device cpu --threads 2 --label 1 --label 0 --set attack.beam=5 "
+        "--sentence one --sentence two"
+    )
+    assert values_of({"know": []}, CATALOG)["know"] == "nothing"
+
+
+def test_a_label_of_the_private_batch_is_not_remembered() -> None:
+    assert remembered({"labels": "1", "seed": "7"}) == {"seed": "7"}
+
+
 def test_several_sentences_are_one_batch(play: Callable[..., TextleakApp]) -> None:
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         await pilot.press(*"one", "ctrl+n", *"two")
@@ -366,11 +442,37 @@ def test_settings_are_remembered_but_no_sentence_is(
         assert (screen.form.values["model"], screen.form.values["seed"]) == ("gpt2", "7")
         assert screen.form.private_batch == []
         assert app.theme == "textleak-light"
+        await pilot.press("f8")
+        assert app.current_theme.accent == "#ff8800", "one's own comes after the two"
+        await pilot.press("f8")
+        assert app.theme == "textleak-dark"
 
     play(first, alone=True)
+    themes = tmp_path / "themes"
+    themes.mkdir()
+    (themes / "mine.json").write_text('{"dark": false, "accent": "#ff8800"}')
     play(second, alone=True)
     assert "secret" not in (tmp_path / "tui.json").read_text()
     assert (tmp_path / "tui.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_theme_that_cannot_be_used_says_why_and_hinders_no_other(tmp_path: Path) -> None:
+    wrong = {
+        "a": '{"acent": "#ff8800"}',
+        "b": '{"accent": "mauvish"}',
+        "c": "[1]",
+        "d": "{",
+        "e": '{"dark": 1}',
+    }
+    for name, text in {**wrong, "f": '{"accent": "red"}'}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    themes, problems = own_themes(tmp_path)
+    assert [(theme.name, theme.accent, theme.dark) for theme in themes] == [("f", "red", True)]
+    for problem, says in zip(
+        problems, ("Did you mean accent", "mauvish", "no table", "can't be read", "dark is 1"), strict=True
+    ):
+        assert says in problem
+    assert own_themes(tmp_path / "nowhere") == ([], [])
 
 
 def test_settings_that_cannot_be_read_or_kept_are_no_hindrance(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_planted_secrets_are_marked_where_the_truth_is_shown_and_tokens_are_seen
         await until(pilot, lambda: len(app.screen.query(RunView)) == 2)
         left, right = app.screen.query(RunView)
         await until(pilot, lambda: right.tokens._bands.sentences and right.answer.size.height)
+        assert left.answer.size.height == right.answer.size.height, "a row is the same time on both sides"
         secret = [
             [cell.true for cell in view.tokens._bands.sentences[0] if cell.secret] for view in (left, right)
         ]

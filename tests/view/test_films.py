@@ -1,10 +1,12 @@
-"""An image run's course as files: strips, grids and GIFs."""
+"""An image run's course in cells and as files: strips, grids and GIFs."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from textleak.events import Progress
 from textleak.view.films import Film, as_bytes, write_films
+from textleak.view.pictures import picture_lines
 
 
 def test_a_runs_pictures_become_a_strip_a_grid_and_a_gif(tmp_path):
@@ -25,3 +27,13 @@ def test_a_runs_pictures_become_a_strip_a_grid_and_a_gif(tmp_path):
     for name in ("strip.png", "grid.png"):
         with Image.open(tmp_path / name) as sheet:
             assert min(sheet.size) > 100
+
+
+@pytest.mark.parametrize(("width", "ends"), [(60, "label 65"), (14, "…")])
+def test_the_words_below_a_picture_take_the_room_that_it_leaves(width: int, ends: str) -> None:
+    black = [[[0.0]] * 8] * 8
+    found = Progress(phase="continuous", step=1, image=[black], labels=(65,))
+    lines = picture_lines(found, [[[[0.5]] * 8] * 8], (65,), width, 10, beside=False)
+    assert lines[-1].plain.rstrip().endswith(ends)
+    assert len({line.cell_len for line in lines}) == 1
+    assert lines[0].cell_len <= width + 2

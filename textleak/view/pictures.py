@@ -66,12 +66,15 @@ def picture_lines(
     each = 2 if order is not None and beside else 1
     fits = max(1, (width + _GAP) // (each * (_SMALLEST + _GAP)))
     shown = min(count, fits)
-    size = min(side, (width + _GAP) // (each * shown) - _GAP, 2 * max(2, rows - 2))
+    room = (width + _GAP) // (each * shown) - _GAP
+    size = min(side, room, 2 * max(2, rows - 2))
     psnr = compared(progress.image, originals)
     blocks: list[list[Text]] = []
     for number in range(shown):
         if order is not None and beside:
-            blocks.append(_drawn(originals[number], size, f"original, {labels[number]}", unicode=unicode))
+            blocks.append(
+                _drawn(originals[number], size, f"original, {labels[number]}", room, unicode=unicode)
+            )
         index = order[number] if order is not None else number
         if index is None:
             blocks.append([Text("nothing yet".ljust(size))])
@@ -83,15 +86,17 @@ def picture_lines(
             right = bool(progress.labels) and progress.labels[index] == labels[number]
             style = LEAKED if right else PROTECTED
             words = (f"{found[1]:.1f} dB, " if found else "") + words
-        blocks.append(_drawn(progress.image[index], size, words, style, unicode=unicode))
+        blocks.append(_drawn(progress.image[index], size, words, room, style, unicode=unicode))
     lines = _beside(blocks)
     if shown < count:
         lines.append(Text(f"and {count - shown} more", style="bright_black"))
     return lines
 
 
-def _drawn(picture: Sequence[Any], size: int, words: str, style: str = "", *, unicode: bool) -> list[Text]:
-    """A picture as lines of cells, then words."""
+def _drawn(
+    picture: Sequence[Any], size: int, words: str, room: int, style: str = "", *, unicode: bool
+) -> list[Text]:
+    """A picture of so many pixels at most as lines of cells, then words, in so many columns at most."""
     values = _scaled(np.asarray(picture, dtype=float), size)
     height, width = values.shape[:2]
     if height % 2:
@@ -107,8 +112,11 @@ def _drawn(picture: Sequence[Any], size: int, words: str, style: str = "", *, un
                 brightness = float((upper + lower).mean() / 2)
                 line.append(_SHADES[min(len(_SHADES) - 1, int(brightness * len(_SHADES)))])
         lines.append(line)
-    if len(words) > width:  # so that a class never looks like another one
-        words = words[: width - 1] + ("…" if unicode else "~")
+    room = max(width, room)
+    if len(words) > room:  # so that a class never looks like another one
+        words = words[: room - 1] + ("…" if unicode else "~")
+    for line in lines:
+        line.pad_right(max(0, len(words) - width))
     caption = Text(no_wrap=True).append(words.ljust(width), style=style or "bright_black")
     return [*lines, caption]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -114,10 +115,18 @@ def rows_of(events: Iterable[tuple[float, Event]], most: int = ROWS_KEPT) -> tup
     return rows
 
 
-def lines_of(rows: Sequence[WaterRow], phases: Sequence[PhaseSpan], height: int) -> list[WaterRow]:
+def lines_of(
+    rows: Sequence[WaterRow], phases: Sequence[PhaseSpan], height: int, *, filled: bool = False
+) -> list[WaterRow]:
     """Rows as so many lines, the first and the last among them; a phase without a row gets one of its own.
 
     Its cells are those of the row before, as an answer stands while it is grouped or proved.
+
+    Args:
+        rows: the answers, oldest first.
+        phases: that they came from.
+        height: lines, at most.
+        filled: where there are fewer rows than lines, each takes its even share of them.
     """
     lines, at = list[WaterRow](), 0
     for index, phase in enumerate(phases):
@@ -132,4 +141,12 @@ def lines_of(rows: Sequence[WaterRow], phases: Sequence[PhaseSpan], height: int)
     lines.extend(rows[at:])
     if height < 2:
         return lines[-height:] if height else []
+    if filled and lines:
+        # What comes again is another row, so that whoever draws can tell the first of them from the rest.
+        shares = itertools.pairwise(height * k // len(lines) for k in range(len(lines) + 1))
+        lines = [
+            again
+            for line, (first, last) in zip(lines, shares, strict=True)
+            for again in (line, *(line._replace() for _ in range(first + 1, last)))
+        ]
     return evenly(lines, height)

@@ -35,7 +35,7 @@ from textleak_tui.settings import Memory
 from textleak_tui.starter import Starter
 from textleak_tui.stories import STORIES
 from textleak_tui.stylesheet import SteadyStylesheet
-from textleak_tui.themes import DARK, LIGHT, QUIET
+from textleak_tui.themes import DARK, LIGHT, QUIET, own_themes
 
 # Our choice: by then the first screen is there.
 SECONDS_TO_LOAD = 2.0
@@ -76,7 +76,7 @@ class TextleakApp(App[None]):
             "b", "blind", "Blind", show=False, tooltip="Show only what an attacker would see, or all again."
         ),
         Binding("f9", "save_svg", "Save picture", show=False, tooltip="Write the screen to an SVG file."),
-        Binding("f8", "other_theme", "Dark or light", show=False, tooltip="Change to the other theme."),
+        Binding("f8", "other_theme", "Dark or light", show=False, tooltip="Change to the next theme."),
         Binding(
             "f1,question_mark",
             "help",
@@ -110,6 +110,7 @@ class TextleakApp(App[None]):
         self._run_to_open = run
         self._update = update
         self._quitting = False
+        self._themes: list[str] = []
         makers = {
             "run": self._make_run,
             "history": self._make_history,
@@ -159,9 +160,15 @@ class TextleakApp(App[None]):
 
     def on_mount(self) -> None:
         """Open the run screen, or the run that was named: from the history, where one is after leaving it."""
-        self.register_theme(DARK)
-        self.register_theme(LIGHT)
-        self.theme = LIGHT.name if self.memory.get("theme") == LIGHT.name else DARK.name
+        folder = self.memory.themes
+        own, problems = ([], []) if folder is None else own_themes(folder)
+        for theme in (DARK, LIGHT, *own):
+            self.register_theme(theme)
+        self._themes = list(dict.fromkeys(theme.name for theme in (DARK, LIGHT, *own)))
+        kept = self.memory.get("theme")
+        self.theme = kept if kept in self._themes else DARK.name
+        for problem in problems:
+            self.notify(problem, title="A theme can't be used", severity="warning", timeout=10, markup=False)
         self._hear_signals()
         if not self.is_headless:
             # What was loaded stays: to go over it again for what may go stops the app for a tenth of a second.
@@ -170,6 +177,11 @@ class TextleakApp(App[None]):
         self.switch_mode(place if self._run_to_open is None else "history")
         if self._run_to_open is not None:
             self.open_run(OpenRun(self._run_to_open))
+
+    def get_key_display(self, binding: Binding) -> str:
+        """A key as keyboards write it: function keys have a capital."""
+        key = super().get_key_display(binding)
+        return key.upper() if key[:1] == "f" and key[1:].isdigit() else key
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """What a theme that isn't ours lacks."""
@@ -241,8 +253,9 @@ class TextleakApp(App[None]):
         self.sight = self.sight.other_truth()
 
     def action_other_theme(self) -> None:
-        """Dark or light."""
-        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
+        """The next theme: dark, light, and those of the user's own."""
+        at = self._themes.index(self.theme) if self.theme in self._themes else -1
+        self.theme = self._themes[(at + 1) % len(self._themes)]
         self.memory.keep("theme", self.theme)
 
     def action_save_svg(self) -> None:
@@ -323,11 +336,15 @@ class TextleakApp(App[None]):
 
     @on(AttackAgain)
     def attack_again(self, message: AttackAgain) -> None:
-        """Attack a batch of an evaluation live."""
+        """Attack a batch of an evaluation live, or set up what a run had."""
         from textleak_tui.screens.run import RunScreen
 
         def begin() -> None:
-            if isinstance(self.screen, RunScreen):
+            if not isinstance(self.screen, RunScreen):
+                return
+            if message.recorded is not None:
+                self.screen.set_up(message.batch, message.recorded)
+            else:
                 self.screen.attack(message.batch, message.values, message.secrets)
 
         self.switch_mode("run")

@@ -24,6 +24,7 @@ from textleak.errors import InputError, TextleakError
 from textleak.view import PlainDisplay
 from textleak.view.consoles import Commentary
 from textleak_tui.child import FAILED, INTERRUPTED
+from textleak_tui.setups import layers
 
 if TYPE_CHECKING:
     from textleak.jobs.base import Job
@@ -45,6 +46,10 @@ def _end_with_the_app(folder: Path) -> None:
     # An exact answer that is being written is done in well under this time.
     threading.Event().wait(SECONDS_TO_FINISH)
     os._exit(INTERRUPTED)
+
+
+class WithheldError(Exception):
+    """Something went wrong in a redacted run: what it says may quote the text."""
 
 
 def attack(command: str, folder: Path, settings: Mapping[str, Any]) -> int:
@@ -80,7 +85,7 @@ def _on_text(settings: Mapping[str, Any], folder: Path) -> None:
     from textleak.jobs.text import prepare
     from textleak.settings import load_run_config
 
-    job = prepare(load_run_config(None, settings, ()))
+    job = prepare(load_run_config(*layers(settings)))
     _record(job, runs.RunFolder.create(folder, name=job.name))
 
 
@@ -89,9 +94,10 @@ def _on_pictures(settings: Mapping[str, Any], folder: Path) -> None:
     from textleak.settings import load_image_config
     from textleak.view.films import Film
 
-    job, film = prepare(load_image_config(None, settings, ())), Film()
+    job, film = prepare(load_image_config(*layers(settings))), Film()
     result = _record(job, runs.RunFolder.create(folder, name=job.name), film)
-    film.write(folder, job.truth(), result["images"])
+    if not job.config.redact:
+        film.write(folder, job.truth(), result["images"])
 
 
 def _on_update(settings: Mapping[str, Any], folder: Path) -> None:
@@ -107,7 +113,7 @@ def _on_data(settings: Mapping[str, Any], folder: Path) -> None:
     from textleak.evaluation.engines import Local
     from textleak.settings import load_evaluation_config
 
-    evaluation = begin(load_evaluation_config(None, {**settings, "out": folder}))
+    evaluation = begin(load_evaluation_config(*layers({**settings, "out": folder})))
     for _ in evaluation.run(Local()):
         pass
 
@@ -116,16 +122,22 @@ def _record(job: Job, folder: runs.RunFolder, *viewers: Any) -> dict[str, Any]: 
     """Drive an attack into its folder; the result."""
     from textleak.jobs.base import drive
 
-    display = PlainDisplay(Commentary())
+    display, redact = PlainDisplay(Commentary()), job.config.redact
     shows = [viewer.show for viewer in (display, *viewers)]
     try:
-        with display, runs.Recorder(folder, job.settings, viewers=shows) as recorder:
+        if job.config.save_gradients:
+            job.shared.save(folder.gradients_path)
+        with display, runs.Recorder(folder, job.settings, redact=redact, viewers=shows) as recorder:
             try:
                 result, problem = drive(job, recorder), recorder.problem()
             except InputError:
                 raise
             except Exception as error:
                 recorder.fail(error)
+                if redact:
+                    raise WithheldError(
+                        f"{type(error).__name__}: its words are left out, as the run is redacted."
+                    ) from None
                 raise
     except InputError:
         # The attack itself says that this can't be attacked: nothing half-written is left.

@@ -134,7 +134,7 @@ _ANY: dict[str, Check] = {
     **dict.fromkeys(_FIGURES, number_of),
     **dict.fromkeys(_COUNTS, count_of),
     **dict.fromkeys(("seconds", "seconds_to_load"), _seconds),
-    **dict.fromkeys(("defense", "know", "notes"), _list(name_of)),
+    **dict.fromkeys(("client", "defense", "know", "notes"), _list(name_of)),
     "verified": _yes_or_no,
 }
 _TOKENS = dict.fromkeys(("reference_tokens", "recovered_tokens"), _list(_text))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textleak import foreign
@@ -17,55 +17,8 @@ from textleak.models.loading.catalog import CATALOG, unknown_model
 from textleak.settings.base import TASKS
 from textleak.shared.known import NO_CLIENT, NO_DEFENSE, SideInformation
 from textleak_tui.catalog import Catalog
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Option:
-    """A name that can be chosen, and what it is in a few words."""
-
-    name: str
-    words: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Field:
-    """One field of the setup.
-
-    Attributes:
-        name: as the settings are called.
-        title: as it is written before the field.
-        flag: on the command line.
-        words: what it is, in a sentence.
-        default: what it holds at first; such a value is left out of the command line.
-        options: names to choose from, given the catalog; any other text that passes `check` will do.
-        check: raises an `InputError` for a text that can't be used.
-        empty: words in the empty field.
-    """
-
-    name: str
-    title: str
-    flag: str
-    words: str
-    default: str = ""
-    options: Callable[[Catalog], Sequence[Option]] = lambda _: ()
-    check: Callable[[str, Catalog], None] = lambda text, catalog: None
-    empty: str = ""
-
-
-def _known(kind: str, names: Sequence[str]) -> Callable[[str, Catalog], None]:
-    def check(text: str, _: Catalog) -> None:
-        if text not in names:
-            raise unknown_name(kind, text, names, fix=f"Choose one of {', '.join(names)}.")
-
-    return check
-
-
-def _whole(least: int, what: str) -> Callable[[str, Catalog], None]:
-    def check(text: str, _: Catalog) -> None:
-        if text and not (text.isascii() and text.isdigit() and int(text) >= least):
-            raise InputError(f"{text!r} is not {what}.", fix=f"Write a whole number from {least} on.")
-
-    return check
+from textleak_tui.field import Field, Option, fixed, known, whole
+from textleak_tui.rare_fields import LABELS, REDACT, assignments_field, of_pictures, of_runs, preset_field
 
 
 def check_model(text: str, _: Catalog) -> None:
@@ -176,14 +129,14 @@ def _defenses(catalog: Catalog) -> list[Option]:
     return found
 
 
-def _fixed(**words: str) -> Callable[[Catalog], Sequence[Option]]:
-    found = [Option(name=name.replace("_", "-"), words=text) for name, text in words.items()]
-    return lambda _: found
-
-
 def _check_time(text: str, _: Catalog) -> None:
     if text and not re.fullmatch(r"\d+(\.\d+)?\s*[smh]?", text):
         raise InputError(f"{text!r} is not a time.", fix="Write for example 90s, 10m or 1h.")
+
+
+def _check_prior(text: str, _: Catalog) -> None:
+    if text:
+        check_model(text, _)
 
 
 FIELDS = (
@@ -202,12 +155,12 @@ FIELDS = (
         flag="--weights",
         words="pretrained ones where they can be had",
         default="auto",
-        options=_fixed(
+        options=fixed(
             auto="pretrained where they can be had, else random",
             pretrained="pretrained or not at all",
             random="drawn from the seed",
         ),
-        check=_known("weights", ("auto", "pretrained", "random")),
+        check=known("weights", ("auto", "pretrained", "random")),
     ),
     Field(
         name="task",
@@ -215,7 +168,7 @@ FIELDS = (
         flag="--task",
         words="what the client trains the model for",
         default="auto",
-        options=_fixed(
+        options=fixed(
             auto="what suits the model",
             classification="one class a sentence",
             causal_lm="each next token",
@@ -225,7 +178,7 @@ FIELDS = (
             token_classification="a class of every token",
             question_answering="where an answer is",
         ),
-        check=_known("task", TASKS),
+        check=known("task", TASKS),
     ),
     Field(
         name="attack",
@@ -242,7 +195,7 @@ FIELDS = (
         flag="--share",
         words="which gradients the client shares; an expression on parameter names works too",
         default="all",
-        options=_fixed(
+        options=fixed(
             all="every parameter's gradient",
             no_embeddings="without every embedding and the output head",
             attention="query, key and value alone",
@@ -272,7 +225,7 @@ FIELDS = (
         title="Known",
         flag="--know",
         words="what the attacker is told: else the batch size, and one sentence's length",
-        options=_fixed(
+        options=fixed(
             batch_size="how many sentences there are",
             nothing="nothing at all",
             **{
@@ -290,7 +243,7 @@ FIELDS = (
         title="Restarts",
         flag="--restarts",
         words="candidates that are attacked at once",
-        check=_whole(1, "a number of candidates"),
+        check=whole(1, "a number of candidates"),
         empty="the attack's own",
     ),
     Field(
@@ -298,16 +251,16 @@ FIELDS = (
         title="Steps",
         flag="--steps",
         words="optimizer steps, at most",
-        check=_whole(1, "a number of steps"),
+        check=whole(1, "a number of steps"),
         empty="the attack's own",
     ),
     Field(
         name="time_limit",
         title="Time",
         flag="--time-limit",
-        words="the best answer by then counts",
+        words="such as 90s or 10m; the best answer by then counts",
         check=_check_time,
-        empty="no limit but the attack's own",
+        empty="the attack's own",
     ),
     Field(
         name="seed",
@@ -315,7 +268,7 @@ FIELDS = (
         flag="--seed",
         words="weights, client, defense and attack draw from it",
         default="0",
-        check=_whole(0, "a seed"),
+        check=whole(0, "a seed"),
     ),
     Field(
         name="device",
@@ -323,7 +276,7 @@ FIELDS = (
         flag="--device",
         words="where the attack computes",
         default="auto",
-        options=_fixed(
+        options=fixed(
             auto="a GPU where there is one", cpu="the processor", cuda="an NVIDIA GPU", mps="an Apple GPU"
         ),
         check=check_device,
@@ -333,9 +286,23 @@ FIELDS = (
         title="Threads",
         flag="--threads",
         words="CPU threads",
-        check=_whole(1, "a number of threads"),
+        check=whole(1, "a number of threads"),
         empty="the cores at hand",
     ),
+    LABELS,
+    Field(
+        name="prior",
+        title="Prior",
+        flag="--prior",
+        words="a language model that judges texts, for attacks that have one",
+        options=_models,
+        check=_check_prior,
+        empty="the attack's own",
+        rare=True,
+    ),
+    preset_field(),
+    assignments_field(of_runs),
+    REDACT,
 )
 
 
@@ -407,6 +374,7 @@ AUDIT_FIELDS = (
     named("time_limit", empty="10m"),
     named("device"),
     named("threads"),
+    REDACT,
 )
 
 
@@ -416,7 +384,7 @@ IMAGE_FIELDS = (
         title="Data set",
         flag="--dataset",
         words="where a number's picture is from",
-        options=_fixed(
+        options=fixed(
             cifar100="CIFAR-100, from the cache or the hub",
             cifar10="CIFAR-10, likewise",
             mnist="MNIST, likewise",
@@ -438,7 +406,7 @@ IMAGE_FIELDS = (
     named(
         "know",
         words="what the attacker is told: else the batch size",
-        options=_fixed(
+        options=fixed(
             batch_size="how many pictures there are",
             **{
                 "labels,batch-size": "and their classes",
@@ -455,4 +423,8 @@ IMAGE_FIELDS = (
     named("seed"),
     named("device"),
     named("threads"),
+    named("labels", words="the true classes, one a picture, with blanks between"),
+    preset_field(),
+    assignments_field(of_pictures),
+    REDACT,
 )

@@ -185,8 +185,9 @@ def differing(rows: Sequence[CellRow]) -> list[str]:
 def cell_text(cell: Cell, name: str) -> str:
     """One of a cell's settings, as a person reads it."""
     value = getattr(cell, name)
+    nothing = "one-step" if name == "client" else "none"
     return (
-        (" ".join(value) or "none")
+        (" ".join(value) or nothing)
         if isinstance(value, tuple)
         else "default"
         if value is None

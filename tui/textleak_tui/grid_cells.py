@@ -13,11 +13,14 @@ from textleak.words import printable, seconds_in_words
 from textleak_tui.grid import CellRow, SentenceRow, cell_text
 from textleak_tui.heat import heat_of
 from textleak_tui.standing import SIGNS
+from textleak_tui.widgets.grid_table import GAP
 from textleak_tui.widgets.run_table import rate_bar, short
 
 BAR = 8
 # Columns of a cell's figures.
 FIGURES = ("batches", "match rate", "95 %", "exact", "verified", "secrets", "s/batch")
+# Columns of a cell's figures that are left out one after another where the width has no room for all.
+_LEFT_OUT = ("s/batch", "secrets", "exact", "batches", "verified", "95 %")
 HIDDEN = "····"
 
 
@@ -62,14 +65,17 @@ class Writing:
             listed.append([Text(short(printable(line), 30)), *cells])
         return (f"{heat.down} ↓ {heat.across} →", *columns), listed
 
-    def sentences(self, rows: Sequence[SentenceRow]) -> tuple[tuple[str, ...], list[list[Text]]]:
-        """The titles and lines of a cell's sentences."""
+    def sentences(self, rows: Sequence[SentenceRow], room: int) -> tuple[tuple[str, ...], list[list[Text]]]:
+        """The titles and lines of a cell's sentences, in so many columns of the screen."""
         listed = []
         for one in rows:
             rate = Text(HIDDEN) if self.blind else self._bar(one.sentence.token_match_rate)
             text = printable(one.sentence.recovered) or "nothing"
-            listed.append([Text(str(one.record.batch + 1)), rate, Text(short(text, 200))])
-        return ("batch", "match rate", "recovered"), listed
+            listed.append([Text(str(one.record.batch + 1)), rate, Text(text)])
+        titles = ("batch", "match rate", "recovered")
+        before = sum(max(len(titles[at]), *(row[at].cell_len for row in listed), 0) + GAP for at in range(2))
+        cut(listed, 2, room - before)
+        return titles, listed
 
     def _heat(self, rate: float | None, width: int) -> Text:
         """A match rate on a ground that is the redder the higher it is."""
@@ -85,6 +91,28 @@ class Writing:
 
     def _bar(self, rate: float) -> Text:
         return rate_bar(rate, BAR, self.colors)
+
+
+def fitting(widths: Mapping[str, int], room: int, missing: Sequence[str] = ()) -> tuple[str, ...]:
+    """The titles of the columns that fit, in their order.
+
+    Args:
+        widths: of all columns by their titles.
+        room: columns of the screen for all of them.
+        missing: columns that have nothing to show.
+    """
+    shown = [name for name in widths if name not in missing]
+    for name in _LEFT_OUT:
+        if sum(widths[one] + GAP for one in shown) - GAP > room and name in shown:
+            shown.remove(name)
+    return tuple(shown)
+
+
+def cut(rows: Sequence[list[Text]], column: int, width: int) -> None:
+    """Cut a column's texts to a width, with an ellipsis."""
+    for row in rows:
+        row[column] = row[column].copy()
+        row[column].truncate(max(1, width), overflow="ellipsis")
 
 
 def worst_in_words(row: CellRow, worst: SentenceRow) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from textleak.errors import InputError, unknown_name
 from textleak_tui import fields
 from textleak_tui.catalog import Catalog
-from textleak_tui.fields import Field, named
+from textleak_tui.field import Field
+from textleak_tui.fields import named
+from textleak_tui.rare_fields import assignments_field, preset_field
 
 # What stands for no defense and for the plain client among several.
 NONE, ONE_STEP = "none", "one-step"
@@ -42,11 +43,6 @@ def _check_seeds(text: str, _: Catalog) -> None:
             raise InputError(f"{one!r} is not a seed.", fix="Write for example 0 1 2.")
 
 
-def _check_seconds(text: str, _: Catalog) -> None:
-    if text and not re.fullmatch(r"\d+(\.\d+)?", text):
-        raise InputError(f"{text!r} is not a number of seconds.", fix="Write for example 60.")
-
-
 def check_data(names: Sequence[str]) -> None:
     """At least one data set.
 
@@ -55,6 +51,12 @@ def check_data(names: Sequence[str]) -> None:
     """
     if not names:
         raise unknown_name("data set", "", ("sample", "cola", "sst2", "rotten_tomatoes"))
+
+
+def _settings() -> Collection[str]:
+    from textleak.settings import EvaluationConfig
+
+    return EvaluationConfig.model_fields
 
 
 GRID_FIELDS = (
@@ -96,12 +98,13 @@ GRID_FIELDS = (
     named("seed", words="of all that is drawn; several", check=_check_seeds),
     named(
         "time_limit",
-        words="seconds for a batch; the best answer by then counts",
-        check=_check_seconds,
+        words="for a batch, such as 90s or 10m; the best answer by then counts",
         empty="none",
     ),
     named("device"),
     named("threads"),
+    preset_field("evaluations"),
+    assignments_field(_settings),
 )
 # Those that span the grid.
-SEVERAL = ("model", "attack", "share", "client", "defense", "know", "batch_size", "seed")
+SEVERAL = ("model", "attack", "share", "client", "defense", "know", "batch_size", "seed", "assignments")

@@ -12,7 +12,7 @@ from typing import Any
 
 from textleak.errors import InputError
 from textleak_tui.catalog import Catalog
-from textleak_tui.fields import Option
+from textleak_tui.field import Option
 from textleak_tui.setups import command_line
 
 NONE = "none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class RunRow:
         started: when the run began, local time; None where that can't be read.
         model: alias, with "(random)" for random weights.
         attack: its name.
+        share: what was shared.
+        client: the specs of how it trained, "" for one plain step.
         defense: the specs, "" for none.
         rate: the token match rate; None where there is none.
         psnr: for pictures, their mean PSNR in dB.
@@ -34,7 +37,9 @@ class RunRow:
         told: whether it can be told.
         seconds: how long the attack took.
         outcome: as `RunRecord.outcome`, or "broken".
-        text: the first sentence, "" where it isn't known.
+        recovered: the first sentence that came back, "" for none.
+        picture: which picture was attacked, "" for none.
+        text: the true first sentence, "" where it isn't known.
         problem: why it can't be read, "" where it can.
     """
 
@@ -42,6 +47,8 @@ class RunRow:
     started: datetime.datetime | None = None
     model: str = ""
     attack: str = ""
+    share: str = ""
+    client: str = ""
     defense: str = ""
     rate: float | None = None
     psnr: float | None = None
@@ -49,6 +56,8 @@ class RunRow:
     told: bool = True
     seconds: float | None = None
     outcome: str = "broken"
+    recovered: str = ""
+    picture: str = ""
     text: str = ""
     problem: str = ""
 
@@ -60,14 +69,47 @@ class RunRow:
     @property
     def words(self) -> str:
         """What a filter looks in."""
-        parts = (self.name, self.model, self.attack, self.defense, self.outcome, self.text)
+        parts = (
+            self.name,
+            self.model,
+            self.attack,
+            self.share,
+            self.client,
+            self.defense,
+            self.outcome,
+            self.recovered,
+            self.picture,
+            self.text,
+        )
         return " ".join(parts).casefold()
 
     def has(self, word: str) -> bool:
-        """Whether a filter's word, in lower case, is among its words or begins one of its certificate's."""
+        """Whether a filter's word, in lower case, is among its words or begins one of its certificate's.
+
+        With a field before a colon it is looked for in that alone; `match>0.5` and `match<0.5` ask for a match rate.
+        """
+        if bound := _BOUND.fullmatch(word):
+            limit = float(bound[2])
+            return self.rate is not None and (self.rate > limit if bound[1] == ">" else self.rate < limit)
+        name, colon, rest = word.partition(":")
+        if colon and name in FILTERED:
+            return rest in str(getattr(self, FILTERED[name])).casefold()
         unsaid = "" if self.told else "can't be told"
         certificate = {True: "verified", False: "unverified", None: unsaid}[self.verified]
         return word in self.words or any(part.startswith(word) for part in certificate.split())
+
+
+# Fields that a filter can name, by the names that a person types.
+FILTERED = {
+    "model": "model",
+    "attack": "attack",
+    "share": "share",
+    "client": "client",
+    "defense": "defense",
+    "state": "outcome",
+    "text": "recovered",
+}
+_BOUND = re.compile(r"match([<>])(\d+(?:\.\d*)?|\.\d+)")
 
 
 class Order(enum.Enum):
@@ -151,14 +193,14 @@ def read_row(path: Path) -> RunRow:
     except OSError as error:
         return RunRow(path=path, problem=f"{error.strerror or error}.")
     weights = " (random)" if settings.get("weights") == "random" else ""
-    texts = settings.get("sentences") or settings.get("pictures")
-    if not texts:
-        texts = [sentence.get("recovered") for sentence in result.get("sentences") or ()]
+    found = [sentence.get("recovered") for sentence in result.get("sentences") or ()]
     return RunRow(
         path=path,
         started=_time(record.facts.get("started")),
         model=f"{settings.get('model') or '?'}{weights}",
         attack=settings.get("attack") or "?",
+        share=settings.get("share") or "",
+        client=" ".join(filter(None, settings.get("client") or ())),
         defense=" ".join(filter(None, settings.get("defense") or ())),
         rate=result.get("token_match_rate"),
         psnr=result.get("psnr"),
@@ -166,8 +208,15 @@ def read_row(path: Path) -> RunRow:
         told=not result.get("verified_reason"),
         seconds=result.get("seconds"),
         outcome=outcome,
-        text=printable(bounds.cut(texts[0] or "", LONGEST_SHOWN), kept="\n") if texts else "",
+        recovered=_first(found),
+        picture=_first(settings.get("pictures")),
+        text=_first(settings.get("sentences")),
     )
+
+
+def _first(texts: Sequence[str | None] | None) -> str:
+    """The first of several, as a screen can show it."""
+    return printable(bounds.cut(texts[0] or "", LONGEST_SHOWN), kept="\n") if texts else ""
 
 
 def _time(text: object) -> datetime.datetime | None:

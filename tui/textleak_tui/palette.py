@@ -15,6 +15,8 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.dom import DOMNode
 from textual.screen import Screen
 
+from textleak_tui.widgets.setup_form import SetupForm
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
@@ -53,11 +55,20 @@ class Everything(Provider):
     """What the palette lists and searches."""
 
     def _commands(self) -> Iterator[Command]:
-        """All but the palette, which is open."""
-        return (one for one in commands(self.screen) if one.action.rpartition(".")[2] != "command_palette")
+        """All but the palette, which is open; and the fields of a form, by their names."""
+        for one in commands(self.screen):
+            if one.action.rpartition(".")[2] != "command_palette":
+                yield one
+        for form in self.screen.query(SetupForm):
+            if form.is_on_screen:
+                for field in form.setup.fields:
+                    words = f"A setting: {field.words}."
+                    yield Command(
+                        title=field.title, words=words, key="", action=f"field('{field.name}')", node=form
+                    )
 
     async def discover(self) -> Hits:
-        """All of it, while nothing is typed."""
+        """All that can be done, while nothing is typed."""
         for command in self._commands():
             yield DiscoveryHit(command.title, self._runner(command), help=command.words)
 

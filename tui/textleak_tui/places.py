@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from textual.message import Message
 
@@ -118,11 +119,16 @@ class OpenRun(Message):
 
 @dataclasses.dataclass
 class AttackAgain(Message):
-    """Attack sentences live, with a form's texts by field; secrets that were planted in them are marked."""
+    """Attack sentences live, with a form's texts by field; secrets that were planted in them are marked.
+
+    Attributes:
+        recorded: settings of a recorded run, in place of a form's texts; the form is filled and waits.
+    """
 
     batch: Sequence[str]
-    values: Mapping[str, str]
+    values: Mapping[str, str] = dataclasses.field(default_factory=dict)
     secrets: Sequence[str] = ()
+    recorded: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass

@@ -89,11 +89,11 @@ class Session:
         return self._clock() - self._began
 
     def elapsed(self) -> float:
-        """Seconds of the attack's own time: between two events the clock runs on, while it is paused it stands."""
+        """Seconds since the attack began, pauses included, as its events count them: between two the clock runs on."""
         now = self.state.t
-        if self.recording is not None and self.child.alive and not self.paused:
+        if self.recording is not None and self.child.alive:
             now += self._clock() - self._heard
-        # A step that was being done when the pause was asked for has no event yet.
+        # An event is read a moment after it was written.
         self._elapsed = max(self._elapsed, now)
         return now if self._finished is not None else self._elapsed
 

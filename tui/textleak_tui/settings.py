@@ -29,6 +29,11 @@ class Memory:
         self._path = path
         self._values = _read(path)
 
+    @property
+    def themes(self) -> Path | None:
+        """The folder of a user's own themes; None where nothing is kept."""
+        return None if self._path is None else self._path.parent / "themes"
+
     def get(self, name: str) -> Any:  # noqa: ANN401 - whatever was kept
         """What was kept under a name; None for nothing."""
         return self._values.get(name)

@@ -7,14 +7,18 @@ the command line that says the same.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from textleak import foreign
 from textleak.errors import InputError
-from textleak_tui.fields import AUDIT_FIELDS, FIELDS, IMAGE_FIELDS, Field
+from textleak_tui.catalog import Catalog
+from textleak_tui.field import Field
+from textleak_tui.fields import AUDIT_FIELDS, FIELDS, IMAGE_FIELDS
 from textleak_tui.grid_fields import GRID_FIELDS, SEVERAL, check_data
+from textleak_tui.rare_fields import REDACT, YES
 
 # What a batch's settings are on the command line.
 _FLAGS = {
@@ -122,7 +126,7 @@ class Setup:
     fields: tuple[Field, ...]
     check: Callable[[Sequence[str]], None]
     batch: Callable[[Sequence[str]], Mapping[str, list[str] | str]]
-    lists: tuple[str, ...] = ("client", "defenses")
+    lists: tuple[str, ...] = ("client", "defenses", "labels", "assignments")
 
 
 TEXT = Setup(
@@ -131,7 +135,7 @@ TEXT = Setup(
     loading="Loading the model and computing the gradient",
     title="Sentence",
     several="sentences",
-    invitation="type a private sentence, then Enter (Ctrl+N begins another one)",
+    invitation="type a sentence, then Enter (Ctrl+N: another)",
     intro=(
         "What does a shared gradient give away?",
         "Type a private sentence, press Enter, and watch an attack bring it back.",
@@ -146,7 +150,7 @@ IMAGE = Setup(
     loading="Loading the model and computing the gradient",
     title="Picture",
     several="pictures",
-    invitation="0 to 19 for a sample picture, or a file, then Enter (Ctrl+N: another)",
+    invitation="0 to 19 or a file, then Enter (Ctrl+N: another)",
     intro=(
         "And a picture?",
         "Give a sample's number or a file, press Enter, and watch an attack draw it.",
@@ -163,10 +167,10 @@ AUDIT = Setup(
     loading="Loading the model and the update, and asking what it tells",
     title="Update",
     several="checkpoints, before and after",
-    invitation="a gradient file, a state dict or a recorder's file, then Enter (Ctrl+N: before and after)",
+    invitation="a file, then Enter (Ctrl+N: before and after)",
     intro=(
         "What does an update of your own training give away?",
-        "Type its file, press Enter: what it tells by itself, and what an attack makes of it.",
+        "Type its file (a gradient, a state dict, a recorder's), or two lines: the checkpoints before and after.",
     ),
     fields=AUDIT_FIELDS,
     check=check_update,
@@ -180,10 +184,10 @@ GRID = Setup(
     loading="Reading the data and loading the model",
     title="Data",
     several="data sets",
-    invitation="sample, cola, sst2, rotten_tomatoes or a file of sentences, then Enter (Ctrl+N: another)",
+    invitation="sample, cola or a file (Ctrl+N: another)",
     intro=(
         "How much leaks over a data set?",
-        "Every combination of what you name is a cell; press Enter and watch the grid fill.",
+        "Name data (sample, cola, sst2, a file of sentences): every combination is a cell.",
     ),
     fields=GRID_FIELDS,
     check=check_data,
@@ -202,11 +206,54 @@ def settings_of(batch: Sequence[str], values: Mapping[str, str], setup: Setup = 
     return {**found, **setup.batch(batch)}
 
 
+def values_of(settings: Mapping[str, Any], catalog: Catalog) -> dict[str, str]:
+    """A recorded run on text as the texts of its form; of the attack's options those that aren't its own.
+
+    Args:
+        settings: as in run.json.
+        catalog: what attacks there are, and their options.
+    """
+    attack = str(settings.get("attack") or "")
+    options = {
+        name: value
+        for name, value in (settings.get("attack_options") or {}).items()
+        if name != "time_limit" and value is not None and str(value) != catalog.option_default(attack, name)
+    }
+    of_their_own = {name: str(options.pop(name, "")) for name in ("restarts", "steps")}
+    plain = ("model", "weights", "task", "share", "seed", "device", "threads")
+    several = {"client": "client", "defenses": "defense", "labels": "labels"}
+    limit = settings.get("time_limit")
+    return {
+        **{name: str(value) for name in plain if (value := settings.get(name)) is not None},
+        **{field: " ".join(map(str, settings.get(name) or ())) for field, name in several.items()},
+        **of_their_own,
+        "attack": attack,
+        "know": ",".join(settings.get("know") or ()) or "nothing",
+        "time_limit": "" if limit is None else f"{limit:g}s",
+        "assignments": " ".join(f"attack.{name}={json.dumps(value)}" for name, value in options.items()),
+    }
+
+
+def layers(settings: Mapping[str, Any]) -> tuple[str | None, dict[str, Any], Sequence[str]]:
+    """A preset's name, settings and assignments by name, which `textleak.settings` lays over each other."""
+    rest = dict(settings)
+    return rest.pop("preset", None), rest, rest.pop("assignments", ())
+
+
+def remembered(values: Mapping[str, str], setup: Setup = TEXT) -> dict[str, str]:
+    """A form's texts that may be kept: nothing of the private batch."""
+    private = {field.name for field in setup.fields if field.private}
+    return {name: value for name, value in values.items() if name not in private}
+
+
 def command_line(batch: Sequence[str], values: Mapping[str, str], setup: Setup = TEXT) -> str:
     """The same run on a command line, ready to copy."""
     flags = {field.name: field.flag for field in setup.fields} | _FLAGS
     words = ["textleak", setup.command]
     for name, value in settings_of(batch, values, setup).items():
+        if (name, value) == (REDACT.name, YES):
+            words.append(REDACT.flag)
+            continue
         for part in value if isinstance(value, list) else [value]:
             # A text that begins with a dash would be taken for a flag.
             flag = flags[name]

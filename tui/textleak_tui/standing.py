@@ -10,6 +10,8 @@ from textleak.words import seconds_in_words
 # Our choice: a run writes 20 times a second at first and, after hours, every few seconds; a step of a large model
 # may take a minute.
 SILENCE = 90.0
+# The phase after an attack's own, in which nothing of its answer changes any more.
+CERTIFY = "certify"
 
 SIGNS = {
     "done": "✓",

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from textleak_tui.setups import layers
 from textleak_tui.starter import LONGEST
 
 # What a run imports on its way (measured: half of a short run's processor time), beside what the catalog needs.
@@ -95,7 +96,7 @@ class _Warm:
         from textleak.jobs.text import keep
         from textleak.settings import load_run_config
 
-        config = load_run_config(None, {**settings, "sentences": ["-"]}, ())
+        config = load_run_config(*layers({**settings, "sentences": ["-"]}))
         self.say(doing=f"loading {config.model}", ready=self.ready)
         self.ready = config.model if keep(config) else ""
         gc.collect()

@@ -23,6 +23,8 @@ from textleak_tui.widgets import RunView
 from textleak_tui.widgets.keys import Keys
 from textleak_tui.widgets.top_bar import TopBar
 
+COPY = Binding("y", "copy_text", "Copy text", tooltip="Copy the recovered text, a line a sentence.")
+
 
 class Page(Screen[None]):
     """A screen between the bar on top and the footer; a subclass gives `content`.
@@ -37,9 +39,6 @@ class Page(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "v", "next_pane", "Next pane", show=False, tooltip="Where panes are folded, show the next one."
-        ),
-        Binding(
-            "y", "copy_text", "Copy text", show=False, tooltip="Copy the recovered text, a line a sentence."
         ),
         Binding(
             "z", "zoom", "Zoom", show=False, tooltip="Give the pane in focus all the room, or none more."

@@ -38,6 +38,7 @@ _TELLING = (
     "attack",
     "attack_options",
     "share",
+    "client",
     "defense",
     "know",
     "seed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from textleak.words import printable
 
 # What an image run leaves beside its records.
 PICTURES = ("strip.png", "grid.png", "recovery.gif", "original-*.png", "recovered-*.png")
+MOST_NAMED = 5  # of several runs (our choice)
 
 
 def delete_run(path: Path) -> list[str]:
@@ -34,7 +36,11 @@ def delete_run(path: Path) -> list[str]:
 
 
 class DeleteDialog(ModalScreen[bool]):
-    """Asks whether a run's folder may go."""
+    """Asks whether runs' folders may go.
+
+    Args:
+        runs: the folders.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,n", "answer(False)", "Keep"),
@@ -49,16 +55,23 @@ class DeleteDialog(ModalScreen[bool]):
     }
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, runs: Sequence[Path]) -> None:
         super().__init__()
-        self._folder = run
+        self._folders = runs
 
     def compose(self) -> ComposeResult:
         """The question; Keep is in focus."""
         with Vertical():
-            yield Static("[b]Delete this run?[/]")
+            one = len(self._folders) == 1
             yield Static(
-                f"{printable(str(self._folder))}\nIts settings, events and result can't be brought back.",
+                "[b]Delete this run?[/]" if one else f"[b]Delete these {len(self._folders)} runs?[/]"
+            )
+            names = [printable(str(folder) if one else folder.name) for folder in self._folders[:MOST_NAMED]]
+            left = len(self._folders) - len(names)
+            names += [f"and {left} more"] if left else []
+            whose = "Its" if one else "Their"
+            yield Static(
+                "\n".join([*names, f"{whose} settings, events and result can't be brought back."]),
                 markup=False,
             )
             with Horizontal():

@@ -28,7 +28,7 @@ from textleak_tui.grid import (
     differing,
     judged,
 )
-from textleak_tui.grid_cells import FIGURES, Writing, worst_in_words
+from textleak_tui.grid_cells import FIGURES, Writing, cut, fitting, worst_in_words
 from textleak_tui.grid_ladders import Ladder, ladders_of
 from textleak_tui.heat import pairs_of
 from textleak_tui.places import AttackAgain
@@ -38,7 +38,7 @@ from textleak_tui.settings import Memory
 from textleak_tui.standing import SIGNS
 from textleak_tui.widgets.bars import Bar, Bars
 from textleak_tui.widgets.cells import MARK
-from textleak_tui.widgets.grid_table import GridTable
+from textleak_tui.widgets.grid_table import GAP, GridTable
 from textleak_tui.widgets.run_table import short
 from textleak_tui.widgets.words import Words
 
@@ -49,8 +49,8 @@ SECONDS_BETWEEN_LOOKS, LOOKS_A_WAIT = 2.0, 40
 # Our choice: the limit that a grid is first held against, and a key's step.
 FIRST_LIMIT, STEP = 0.1, 0.05
 
-# Columns of a cell's figures that narrow terminals leave out, so that the first ones are seen.
-_LEFT_OUT = ((70, ("95 %", "exact", "verified", "secrets", "s/batch")), (100, ("verified", "s/batch")))
+# Columns of the screen that a table has around its own: its padding and its scroll bar.
+_AROUND = 4
 
 
 def values_of(cell: Cell) -> dict[str, str]:
@@ -139,7 +139,7 @@ class EvaluationScreen(Page):
         self._map: tuple[str, str] | None = None
         self._ladder: str | None = None
         self._told_apart: tuple[int, list[str]] = 0, []
-        self._written: dict[Cell, tuple[CellRow, object, tuple[Text, ...]]] = {}
+        self._written: dict[Cell, tuple[CellRow, object, tuple[Text, ...], list[int]]] = {}
 
     def content(self) -> Iterable[Widget]:
         """How far it is, the grid or a cell's sentences, what is under the cursor."""
@@ -277,7 +277,7 @@ class EvaluationScreen(Page):
         """Tell how far it is, and list cells or sentences."""
         self.summary.say(self._in_words())
         row, ladder = self._row, self._rungs
-        self.table.display, self.bars.display = ladder is None, ladder is not None
+        self.table.display, self.bars.display = ladder is None and self._seen, ladder is not None
         if ladder is not None:
             self.bars.border_title = f"Match rate past {ladder.name}"
             hidden = "It takes the truth to know a match rate; b shows it." if self.sight.blind else ""
@@ -289,17 +289,23 @@ class EvaluationScreen(Page):
             self.table.fill(*self._cells())
         else:
             self.sentences = row.sentences(blind=self.sight.blind)
-            self.table.fill(*self._writing.sentences(self.sentences))
+            self.table.fill(*self._writing.sentences(self.sentences, self.size.width - _AROUND))
         self._tell()
 
     def _in_words(self) -> str:
         if self.problem:
             return f"✗ {self.problem}"
-        if not self._seen:
-            loading = "Reading the data" if self.session is not None else "Reading"
-            return f"{loading}: {printable(self.folder.name)} …"
+        session = self.session
+        if not self._seen and session is None:
+            return f"Reading {printable(self.folder.name)} …"
+        if not self._seen and session is not None:
+            seconds = int(session.seconds)
+            return (
+                f"Loading the attacks and reading the data in a process of its own … {seconds} s\n"
+                "Cells appear with their first batches. x stops it."
+            )
         rows, batches, planned = self.grid.rows, self.grid.batches, self.planned
-        alive = self.session is not None and self.session.child.alive
+        alive = session is not None and session.child.alive
         parts = ["● measuring"] if alive else [printable(self.folder.name)]
         parts += [count_of(len(rows), "cell"), f"{batches:,}" + (f" of {planned:,}" if planned else "")]
         parts[-1] += " batches"
@@ -327,21 +333,29 @@ class EvaluationScreen(Page):
         if len(rows) != self._told_apart[0]:
             self._told_apart = len(rows), differing(rows)
         settings = self._told_apart[1]
-        left_out = next((names for width, names in _LEFT_OUT if self.size.width < width), ())
-        shown = [name for name in FIGURES if name not in left_out]
-        if not any(row.counts.secrets for row in rows) and "secrets" in shown:
-            shown.remove("secrets")
-        listed = []
+        titles = (*settings, *FIGURES)
+        widths = [len(title) for title in titles]
+        written = []
         for row in rows:
             # A cell that has no new record is written as before, and the table needn't compare it.
             before = self._written.get(row.cell)
-            if before is None or before[0] is not row or before[1] != (how, settings, shown):
-                figures = writing.figures(row)
+            if before is None or before[0] is not row or before[1] != (how, settings):
                 names = [Text(short(cell_text(row.cell, name), 30)) for name in settings]
-                before = row, (how, settings, shown), (*names, *(figures[name] for name in shown))
+                texts = *names, *writing.figures(row).values()
+                before = row, (how, settings), texts, [text.cell_len for text in texts]
                 self._written[row.cell] = before
-            listed.append(before[2])
-        return (*settings, *shown), listed
+            widths = list(map(max, widths, before[3]))
+            written.append(before[2])
+        missing = () if any(row.counts.secrets for row in rows) else ("secrets",)
+        by_title, room = dict(zip(titles, widths, strict=True)), self.size.width - _AROUND
+        shown = fitting(by_title, room, missing)
+        at = [titles.index(name) for name in shown]
+        listed = [[texts[index] for index in at] for texts in written]
+        over = sum(by_title[name] + GAP for name in shown) - GAP - room
+        if over > 0 and settings:  # the longest setting is cut
+            longest = max(settings, key=by_title.__getitem__)
+            cut(listed, shown.index(longest), by_title[longest] - over)
+        return shown, listed
 
     def _tell(self) -> None:
         """More of what is under the cursor."""

@@ -17,7 +17,7 @@ from textleak_tui.places import PLACES
 OTHERS = {
     "help": ("?", "Help", "What the signs mean, and every key."),
     "command_palette": ("k", "Commands", "All that can be done here, to search in."),
-    "other_theme": ("l", "Dark or light", "Change to the other theme."),
+    "other_theme": ("l", "Dark or light", "Change to the next theme."),
     "save_svg": ("s", "Save picture", "Write the screen to an SVG file."),
 }
 

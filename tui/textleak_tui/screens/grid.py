@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -10,15 +11,17 @@ from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
+from textleak.runs import holds_an_evaluation
 from textleak_tui.catalog import Catalog
 from textleak_tui.places import OpenGrid
 from textleak_tui.screens.base import Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
-from textleak_tui.setups import GRID, command_line, settings_of
+from textleak_tui.setups import GRID, command_line, remembered, settings_of
 from textleak_tui.widgets.setup_form import SetupForm
 
 FIRST_DATA = "sample"
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class GridScreen(Page):
@@ -47,6 +50,7 @@ class GridScreen(Page):
             priority=True,
             tooltip="One sentence against a defense of growing strength.",
         ),
+        Binding("ctrl+b", "reset", "Defaults", priority=True, tooltip="Set every field back; the data stay."),
         Binding("escape", "watch", "Back to the grid", tooltip="From the form to the grid that was started."),
         Binding("ctrl+q", "app.quit", "Quit", tooltip="What is going ends; its records are kept."),
     ]
@@ -95,6 +99,10 @@ class GridScreen(Page):
         self.app.copy_to_clipboard(command_line(self.form.private_batch, self.form.values, GRID))
         self.notify("The command line is in the clipboard.", timeout=3)
 
+    def action_reset(self) -> None:
+        """All fields as they were at first."""
+        self.form.reset()
+
     def action_watch(self) -> None:
         """The grid that was started."""
         if self.session is not None:
@@ -104,7 +112,6 @@ class GridScreen(Page):
     async def _start(self) -> None:
         self.form.say(None)
         values = self.form.values
-        self.memory.keep("grid fields", values)
         self.session = session = self.sessions.open(f"evaluation-{self.sessions.name(values['attack'])}")
         await session.start(GRID.command, settings_of(self.form.private_batch, values, GRID))
         if session.failure is not None:
@@ -112,3 +119,7 @@ class GridScreen(Page):
             return
         self.refresh_bindings()
         self.post_message(OpenGrid(session))
+        while session.child.alive and not holds_an_evaluation(session.folder):
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        if holds_an_evaluation(session.folder):  # it is known now that the settings can be used
+            self.memory.keep("grid fields", remembered(values, GRID))

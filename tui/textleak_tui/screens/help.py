@@ -25,6 +25,10 @@ _SIGNS = (
 )
 
 
+# Columns of a command's name, at most (our choice): its words need the rest.
+TITLE = 16
+
+
 class HelpScreen(ModalScreen[None]):
     """Signs and commands of the screen below."""
 
@@ -64,7 +68,7 @@ class HelpScreen(ModalScreen[None]):
     def _commands(self) -> Table:
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, style="bold")
-        table.add_column(no_wrap=True)
+        table.add_column(max_width=TITLE)
         for command in commands(self._page):
             table.add_row(command.key, command.title, Text(command.words, style="dim"))
         return table

@@ -16,10 +16,13 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static
 from textual.worker import get_current_worker
 
+from textleak.errors import InputError
+from textleak.runs import read_run
 from textleak.view import UNICODE
 from textleak.words import count_of, printable
+from textleak_tui import bounds
 from textleak_tui.listing import Order, RunRow, Shelf, arranged
-from textleak_tui.places import CompareRuns, OpenRun
+from textleak_tui.places import AttackAgain, CompareRuns, OpenRun
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.delete import DeleteDialog, delete_run
 from textleak_tui.widgets.history_table import HistoryTable
@@ -42,13 +45,26 @@ class HistoryScreen(Page):
             "o", "open", "Open", show=False, tooltip="Replay the run; one that is still written is followed."
         ),
         Binding(
-            "space", "mark", "Mark", tooltip="Mark the run for comparing; once more takes the mark away."
+            "space",
+            "mark",
+            "Mark",
+            tooltip="Mark the run, to compare or delete it; again takes the mark away.",
         ),
         Binding("c", "compare", "Compare", tooltip="Show two runs side by side: the marked ones."),
         Binding("s", "sort", "Sort", tooltip="Sort by time, match rate, model, attack or duration."),
         Binding("slash", "filter", "Filter", key_display="/", tooltip="Show only runs that have some words."),
         Binding(
-            "delete,d", "delete", "Delete", key_display="d", tooltip="Delete the run's folder, after asking."
+            "delete,d",
+            "delete",
+            "Delete",
+            key_display="d",
+            tooltip="Delete the marked runs, or this one, after asking.",
+        ),
+        Binding(
+            "a", "again", "Again", show=False, tooltip="Set up a run with this one's sentences and settings."
+        ),
+        Binding(
+            "t", "app.truth", "Truth", show=False, tooltip="Show or hide the true sentence of the chosen run."
         ),
         Binding("r", "look", "Look again", show=False, tooltip="Read the runs folder again now."),
     ]
@@ -79,7 +95,9 @@ class HistoryScreen(Page):
         self.marked: list[Path] = []
         self.order = Order.NEWEST
         self.table = HistoryTable()
-        self.words = Input(placeholder="words that a run must have, for example: dlg gaussian failed")
+        self.words = Input(
+            placeholder="words, or attack:dlg share:all client: defense: state: text: match>0.5"
+        )
         self.summary = Static("", classes="summary", markup=False)
         self.nothing = Static("", classes="nothing", markup=False)
         self.chosen = Static("", classes="chosen", markup=False)
@@ -189,9 +207,13 @@ class HistoryScreen(Page):
             return
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(_in_words(row, blind=self.sight.blind), style="bold")
-        if row.text and not self.sight.blind:
-            text.append(f"\n{row.text}")
-        parts = [row.model, row.attack, row.defense]
+        for kind, words in (("recovered  ", row.recovered), ("picture    ", row.picture)):
+            if words:
+                text.append(f"\n{kind}", style="dim").append(words)
+        if row.text and self.sight.truth and not self.sight.blind:
+            text.append("\ntrue       ", style="dim").append(row.text)
+        share = f"share {row.share}" if row.share else ""
+        parts = [row.model, row.attack, share, row.client, row.defense]
         text.append("\n" + UNICODE.dot.join(part for part in parts if part), style="dim")
         text.append(f"\n{printable(str(row.path))}", style="dim")
         self.chosen.update(text)
@@ -240,20 +262,20 @@ class HistoryScreen(Page):
             self.post_message(OpenRun(row.path))
 
     def action_mark(self) -> None:
-        """Mark a run for comparing; the third takes the first one's mark."""
+        """Mark a run, or take its mark away."""
         row = self._row()
         if row is None:
             return
         if row.path in self.marked:
             self.marked.remove(row.path)
         else:
-            self.marked = [*self.marked, row.path][-2:]
+            self.marked = [*self.marked, row.path]
         self._draw()
 
     def action_compare(self) -> None:
-        """Compare the two marked runs, or the marked one with the one under the cursor."""
+        """Compare the two runs marked last, or the marked one with the one under the cursor."""
         row = self._row()
-        chosen = list(self.marked)
+        chosen = self.marked[-2:]
         if len(chosen) == 1 and row is not None and row.path not in chosen:
             chosen.append(row.path)
         if len(chosen) == 2:
@@ -272,23 +294,43 @@ class HistoryScreen(Page):
         self.words.display = True
         self.words.focus()
 
+    def action_again(self) -> None:
+        """Fill the form with what the run under the cursor had."""
+        row = self._row()
+        if row is None:
+            return
+        try:
+            settings = bounds.settings_of(read_run(row.path).settings)
+        except (InputError, OSError):
+            settings = {}
+        if settings.get("sentences"):
+            self.post_message(AttackAgain(settings["sentences"], recorded=settings))
+        else:
+            self.notify("Its record holds no sentences.", title="It can't be set up again", timeout=5)
+
     def action_look(self) -> None:
         """Read the folder again now."""
         self._look.set()
 
     def action_delete(self) -> None:
-        """Delete a run's folder, after asking."""
+        """Delete the folders of the marked runs, or that of the one under the cursor, after asking."""
         row = self._row()
-        if row is None:
-            return
-        if row.outcome == "running":
+        marked = [one for one in self.rows or () if one.path in self.marked]
+        rows = marked or ([row] if row is not None else [])
+        going = [one for one in rows if one.outcome == "running"]
+        if going:
             self.notify(
                 "Stop it first: a process is still writing it.",
-                title="This run is not over",
+                title=f"{going[0].name} is not over",
                 severity="warning",
             )
-            return
-        self.app.push_screen(DeleteDialog(row.path), lambda sure: self._delete(row) if sure else None)
+        elif rows:
+            dialog = DeleteDialog([one.path for one in rows])
+            self.app.push_screen(dialog, lambda sure: self._delete_all(rows) if sure else None)
+
+    def _delete_all(self, rows: Sequence[RunRow]) -> None:
+        for row in rows:
+            self._delete(row)
 
     def _delete(self, row: RunRow) -> None:
         try:

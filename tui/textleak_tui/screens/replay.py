@@ -19,7 +19,7 @@ from textleak.words import printable, seconds_in_words
 from textleak_tui.places import AttackAgain, Sight
 from textleak_tui.playback import Playback, speed_in_words
 from textleak_tui.recording import Recording
-from textleak_tui.screens.base import Page
+from textleak_tui.screens.base import COPY, Page
 from textleak_tui.standing import SIGNS, Standing
 from textleak_tui.stories import Story
 from textleak_tui.widgets import RunView
@@ -68,6 +68,7 @@ class ReplayScreen(Page):
         ),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true tokens."),
+        COPY,
         Binding(
             "f",
             "newest",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual import on, work
@@ -19,10 +19,10 @@ from textleak_tui.catalog import Catalog
 from textleak_tui.child import Failure
 from textleak_tui.places import OpenRun
 from textleak_tui.playback import Frames
-from textleak_tui.screens.base import Page
+from textleak_tui.screens.base import COPY, Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
-from textleak_tui.setups import Setup, command_line, settings_of
+from textleak_tui.setups import Setup, command_line, remembered, settings_of, values_of
 from textleak_tui.starter import Starter
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.setup_form import ComboBox, SetupForm
@@ -61,6 +61,9 @@ class RunScreen(Page):
             priority=True,
             tooltip="Copy the same run as a command line to the clipboard.",
         ),
+        Binding(
+            "ctrl+b", "reset", "Defaults", priority=True, tooltip="Set every field back; the sentence stays."
+        ),
         Binding("escape", "watch", "Back to the run", tooltip="From the form back to the run."),
         Binding("space", "pause", "Pause", tooltip="The attack waits between two steps."),
         Binding("space", "resume", "Resume", tooltip="The attack goes on where it waits."),
@@ -73,6 +76,7 @@ class RunScreen(Page):
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "truth", "Truth", tooltip="Show or hide the true tokens."),
         Binding("b", "blind", "Blind", tooltip="Show only what an attacker would see, or all again."),
+        COPY,
         Binding("ctrl+q", "quit", "Quit", tooltip="A run that is going ends with its best answer."),
     ]
 
@@ -122,10 +126,17 @@ class RunScreen(Page):
         self._show("setup")
         self.call_after_refresh(self.action_start)
 
+    def set_up(self, batch: Sequence[str], settings: Mapping[str, Any]) -> None:
+        """Fill the form with what a recorded run had; nothing starts yet."""
+        self.form.fill(values_of(settings, self.form.catalog), "\n".join(batch))
+        self.action_edit()
+
     @work(exclusive=True, group="catalog")
     async def _list_names(self) -> None:
         if self._starter is not None:
-            self._starter.keep(self.setup.command, settings_of((), self.form.values, self.setup))
+            self._starter.keep(
+                self.setup.command, settings_of((), remembered(self.form.values, self.setup), self.setup)
+            )
         found = await self.sessions.catalog()
         if found.attacks:
             self.form.list_names(found)
@@ -144,7 +155,9 @@ class RunScreen(Page):
         """Once nobody types any more, let what the form names be loaded."""
         if self._starter is not None:
             await asyncio.sleep(SECONDS_TO_SETTLE)
-            self._starter.keep(self.setup.command, settings_of((), self.form.values, self.setup))
+            self._starter.keep(
+                self.setup.command, settings_of((), remembered(self.form.values, self.setup), self.setup)
+            )
 
     @property
     def _remembered(self) -> str:
@@ -173,6 +186,7 @@ class RunScreen(Page):
         allowed = {
             "start": not live and not going,
             "copy": not live,
+            "reset": not live,
             "pause": live and going and not self.paused,
             "resume": live and going and self.paused,
             "stop": live and going,
@@ -182,6 +196,7 @@ class RunScreen(Page):
             "export": written,
             "truth": live,
             "blind": live,
+            "copy_text": live and self.setup.place != "pictures",
             "quit": not live,
             "watch": not live and self.session is not None,
         }
@@ -202,6 +217,10 @@ class RunScreen(Page):
         """Start what the form says, where it can be."""
         if self.form.check():
             self._start()
+
+    def action_reset(self) -> None:
+        """All fields as they were at first."""
+        self.form.reset()
 
     def action_again(self) -> None:
         """The same once more."""
@@ -321,7 +340,7 @@ class RunScreen(Page):
     def _keep(self, session: Session) -> None:
         """Keep the form's texts, once it is known that they can be used."""
         if session.accepted:
-            self.memory.keep(self._remembered, self._values)
+            self.memory.keep(self._remembered, remembered(self._values, self.setup))
 
     def _refuse(self, failure: Failure) -> None:
         """The settings can't be used: back to the form, with the reason."""

@@ -21,6 +21,7 @@ from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
+from textual.message import Message
 from textual.scroll_view import ScrollView
 
 from textleak.view import SPECIAL, UNICODE
@@ -67,6 +68,9 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
         "token--next",
         "token--head",
     }
+
+    class Wrapped(Message):
+        """The columns wrap otherwise, as there is another width: at first there is none."""
 
     def __init__(self, moved: Callable[[], None]) -> None:
         super().__init__()
@@ -213,7 +217,10 @@ class TokenBands(ScrollView, Drawn, can_focus=True):
 
     def on_resize(self) -> None:
         """Wrap anew."""
+        before = self._shape
         self._arrange()
+        if self._shape != before:
+            self.post_message(self.Wrapped())
         self.refresh()
 
     def notify_style_update(self) -> None:

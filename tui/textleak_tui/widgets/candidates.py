@@ -67,6 +67,11 @@ class CandidateList(Drawn, can_focus=True):
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """A line a candidate."""
+        return self.lines
+
+    @property
+    def lines(self) -> int:
+        """Lines that all of them take."""
         return max(1, len(self._losses))
 
     @property

@@ -19,6 +19,8 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _SMALLEST = 1e-12
 # Letters of a curve that stands in a line of words, and from how many columns on both do.
 _SHORT, _BOTH = 10, 56
+# Our choice, as in reports: fewer are no course.
+FEWEST_POINTS = 3
 
 
 class Curves(Drawn):
@@ -45,8 +47,8 @@ class Curves(Drawn):
 
     @property
     def known(self) -> bool:
-        """Whether there is anything to draw."""
-        return bool(self._losses or (self._rates and not self._blind))
+        """Whether there is a course to draw: a single figure is in the line below all panes."""
+        return max(len(self._losses), 0 if self._blind else len(self._rates)) >= FEWEST_POINTS
 
     def draw(self) -> Sequence[Line | Text]:
         """Both plots, or the loss alone while the match rate isn't known."""
@@ -58,6 +60,8 @@ class Curves(Drawn):
             return [self._words(rates)]
         if not rates:
             return self._loss(width, height)
+        if not self._losses:
+            return self._rate(rates, width, height)
         if width >= 44:
             left = width // 2 - 1
             pairs = zip(self._loss(left, height), self._rate(rates, width - left - 2, height), strict=True)

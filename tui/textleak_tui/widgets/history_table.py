@@ -21,12 +21,16 @@ COLUMNS: dict[str, int] = {
     "began": 0,
     "model": 0,
     "attack": 70,
+    "share": 150,
+    "client": 124,
     "defense": 100,
     "match rate": 0,
     "verified": 112,
     "took": 90,
-    "text": 130,
+    "recovered": 130,
 }
+# What the columns before the last take where their texts are as long as most are, and what that has at least.
+OTHERS, OTHERS_WITHOUT_SHARE, LEAST_TEXT = 136, 118, 12
 _TONES = {
     "done": "success",
     "running": "accent",
@@ -98,13 +102,14 @@ class HistoryTable(RunTable):
         model = row.model or row.name
         model = f"{short(model.removesuffix(' (random)'), 18)} {row.attack}" if narrow else short(model, 26)
         verified = {True: "✓ yes", False: "✗ no", None: "" if row.told else "can't tell"}[row.verified]
-        rate = Text("")
+        rate, read = Text(""), row.outcome != "broken"
         if row.psnr is not None:
             rate = Text("····" if blind else f"{row.psnr:.1f} dB")
         elif row.rate is not None and blind:
             rate = Text("····")
         elif row.rate is not None:
             rate = Text(f"{row.rate:.2f}") if narrow else rate_bar(row.rate, 5, colors)
+        room = self.screen.size.width - (OTHERS if "share" in columns else OTHERS_WITHOUT_SHARE)
         cells = {
             "mark": Text(MARK if marked else " ", style=colors["accent"]),
             "state": Text(
@@ -114,13 +119,21 @@ class HistoryTable(RunTable):
             "began": Text(when(row.started, now)),
             "model": Text(model),
             "attack": Text(row.attack),
+            "share": Text(short(row.share, 14)),
+            "client": Text(
+                short(row.client, 18) or ("one-step" if read else ""), style="" if row.client else "dim"
+            ),
             "defense": Text(
-                short(row.defense, 21 if self.screen.size.width < 130 else 26) if row.defense else "none",
+                short(row.defense, 21 if self.screen.size.width < 130 else 26)
+                if row.defense
+                else "none"
+                if read
+                else "",
                 style="" if row.defense else "dim",
             ),
             "match rate": rate,
             "verified": Text(verified),
             "took": Text("" if row.seconds is None else seconds_in_words(row.seconds), justify="right"),
-            "text": Text("····" if blind and row.text else short(row.text, 60), style="dim"),
+            "recovered": Text(short(row.recovered or row.picture, max(LEAST_TEXT, room)), style="dim"),
         }
         return tuple(cells[name] for name in columns)

@@ -57,6 +57,11 @@ class LabelPosterior(Drawn):
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """A line a sentence, a picture or, of one sentence, a class."""
+        return self.lines
+
+    @property
+    def lines(self) -> int:
+        """Lines that all of it takes."""
         return max(1, self._lines)
 
     @property

@@ -15,7 +15,8 @@ from textual.widgets import Static, TextArea
 from textleak.errors import InputError
 from textleak_tui import ladder
 from textleak_tui.catalog import Catalog
-from textleak_tui.fields import FIELDS, Field
+from textleak_tui.field import Field
+from textleak_tui.fields import FIELDS
 from textleak_tui.ladder import Knob
 from textleak_tui.setups import TEXT, check_sentences, sentences_of
 from textleak_tui.widgets.setup_form import ComboBox, FieldRow, SentenceInput

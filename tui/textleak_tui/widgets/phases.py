@@ -10,7 +10,7 @@ from rich.text import Text
 
 from textleak.view import UNICODE, PhaseSpan, ViewState
 from textleak.words import seconds_in_words
-from textleak_tui.standing import SIGNS
+from textleak_tui.standing import CERTIFY, SIGNS
 from textleak_tui.widgets.drawn import Drawn
 
 
@@ -65,7 +65,9 @@ class PhaseTimeline(Drawn):
         outcome = "done" if finished is None else finished.outcome
         pieces = []
         stretches = stretches_of(self._state.phases, self._now)
-        last = self._state.phases[-1].name
+        # What was stopped is what went on before its best answer was certified.
+        ended = [phase.name for phase in self._state.phases if phase.name != CERTIFY or outcome == "failed"]
+        last = ended[-1] if ended else CERTIFY
         for stretch in stretches:
             sign, kind = (UNICODE.now, "running") if stretch.running else (UNICODE.done, "done")
             if outcome != "done" and stretch.name == last:

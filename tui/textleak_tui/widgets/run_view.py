@@ -34,6 +34,8 @@ FOLDED = (100, 30)
 SINGLE = (60, 16)
 # Lines that the lower panes keep, border included.
 LEAST, LEAST_FOLDED, LEAST_LOW = 9, 5, 1
+# Lines around a pane's own, and what what an update tells has at least, as the style sheet says.
+AROUND, LEAST_TOLD = 2, 4
 # Our choice: while a run goes on, its tokens are drawn at each frame, the panes around them so often.
 SECONDS_BETWEEN_OTHERS = 1.0
 # Height of the whole screen below which the lower panes have no border and one line.
@@ -66,6 +68,8 @@ class RunView(Vertical):
         self._begun = False
         self._folding: tuple[object, ...] = ()
         self._state = ViewState()
+        self._result: dict[str, object] | None = None
+        self._blind = False
         self._settings: Mapping[str, object] | None = None
         self._last: Callable[..., None] | None = None
         self._others: Callable[[], None] | None = None  # draws the other panes, once it is their turn
@@ -132,12 +136,18 @@ class RunView(Vertical):
             self.answer.display = result is not None
             self.call_after_refresh(self._share_out)  # how many lines it takes is known then
         self.tokens.set_class(bool(result and result.get("verified")), "-verified")
-        if result is not None:
-            short = self.has_class("-low") or self.has_class("-single") or self.size.width < SHORT_ANSWER
-            self.answer.update(answer(result, blind=blind, short=short))
+        self._result, self._blind = result, blind
+        self._say_answer()
         begun, pictures = state.progress is not None, bool(state.progress and state.progress.image)
         self._begun, self._pictures = begun, pictures
         self._make_room()
+
+    def _say_answer(self) -> None:
+        if self._result is not None:
+            short = self.has_class("-low") or self.has_class("-single") or self.size.width < SHORT_ANSWER
+            words = answer(self._result, blind=self._blind, short=short)
+            if words != self.answer.content:
+                self.answer.update(words)
 
     def _others_turn(self) -> None:
         """Draw the other panes as they were shown last."""
@@ -176,6 +186,11 @@ class RunView(Vertical):
         """Another position is in focus."""
         message.stop()  # nobody above asks, and each that it passes costs
         self._fall()
+
+    def on_token_grid_wrapped(self, message: TokenGrid.Wrapped) -> None:
+        """The tokens have another width."""
+        message.stop()
+        self._share_out()
 
     def on_waterfall_moved(self, message: Waterfall.Moved) -> None:
         """An arrow key in the waterfall."""
@@ -218,8 +233,9 @@ class RunView(Vertical):
         self.answer.display = False
 
     def on_resize(self) -> None:
-        """Fold or unfold."""
+        """Fold or unfold, and say the answer in as few words as the size asks for."""
         self._fold()
+        self._say_answer()
         self.call_after_refresh(self._share_out)
 
     @property
@@ -265,7 +281,9 @@ class RunView(Vertical):
         sharing = self._panes[1:]
         if self.pane in sharing:
             return self.pane
-        return "curves" if self.has_class("-low") or not sharing else sharing[0]
+        if not sharing or (self.has_class("-low") and "curves" in sharing):
+            return "curves"
+        return sharing[0]
 
     def _share_out(self) -> None:
         """Give the tokens the lines that they need, and the lower panes the rest."""
@@ -280,10 +298,14 @@ class RunView(Vertical):
         )
         below = 1 + (self.answer.size.height or 2) * self.answer.display
         least = LEAST_LOW if self.has_class("-low") else LEAST_FOLDED if self.has_class("-folded") else LEAST
-        lines = self.tokens.fit(max(5, self.size.height - above - below - least))
+        room = self.size.height - above - below
+        lines = self.tokens.fit(max(5, room - least))
         if self._token_lines != lines:
             self._token_lines = lines
             self.tokens.styles.height = lines
+        # The right side: where not all fits, the candidates have what the labels leave.
+        needed = sum(pane.lines + AROUND for pane in (self.candidates, self.labels) if pane.display)
+        self.set_class(needed + LEAST_TOLD * self.told.display > room - lines, "-tight")
 
     def _fold(self) -> None:
         screen = self.screen.size
@@ -295,6 +317,7 @@ class RunView(Vertical):
         self.set_class(folded and not single, "-folded")
         self.set_class(low and not single, "-low")
         self.set_class(single, "-single")
+        self.set_class(self._pictures, "-pictures")
         shown = {self.pane} if single else {"tokens", self._lower} if folded else set(self._panes)
         panes: dict[str, Widget] = {name: self.query_one(f"#{name}") for name in PANES}
         for name, pane in panes.items():
@@ -306,7 +329,7 @@ class RunView(Vertical):
         if single:
             away = ["phases", *away]
         self.hidden.display = bool(away)
-        keys = "v shows the next, z shows all" if self.zoomed else "v shows the next"
+        keys = "v: next, z: all" if self.zoomed else "v: next"
         self.hidden.update(f"hidden: {', '.join(away)} ({keys})")
         self._share_out()
 
@@ -334,6 +357,10 @@ def _facts(state: ViewState) -> Text:
     text.append(f"{settings.get('attack', '?')}", style="bold")
     text.append(" on ").append(f"{settings.get('model', '?')}", style="bold")
     parts = ["random weights"] if settings.get("weights") == "random" else []
+    # What runs differ in comes first: the end is cut where there is little width.
+    parts += [f"share {settings.get('share')}"] if settings.get("share") else []
+    parts += [f"client {spec}" for spec in settings.get("client") or ()]
+    parts += [f"defense {spec}" for spec in settings.get("defense") or ()]
     batch, tokens = settings.get("batch_size"), settings.get("tokens")
     if batch:
         what = "picture" if "picture_shape" in settings else "sentence"
@@ -341,8 +368,6 @@ def _facts(state: ViewState) -> Text:
     if tokens:
         ratio = settings.get("tokens_per_hidden")
         parts.append(f"n = {tokens} tokens" + (f", n/D = {ratio:.2g}" if ratio else ""))
-    parts += [f"share {settings.get('share')}"] if settings.get("share") else []
-    parts += [f"defense {spec}" for spec in settings.get("defense") or ()]
     parts += [f"seed {settings['seed']}"] if "seed" in settings else []
     return text.append(" · " + " · ".join(parts) if parts else "", style="dim")
 

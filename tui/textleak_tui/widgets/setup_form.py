@@ -18,7 +18,7 @@ from textual.widgets.option_list import Option as Line
 
 from textleak.errors import InputError
 from textleak_tui.catalog import Catalog
-from textleak_tui.fields import Field, Option
+from textleak_tui.field import Field, Option
 from textleak_tui.setups import TEXT, Setup, command_line, sentences_of
 from textleak_tui.stories import STORIES
 
@@ -190,6 +190,7 @@ class FieldRow(Horizontal):
         super().__init__()
         self.field = field
         self.box = ComboBox(field, value)
+        self.set_class(not field.rare, "-common")
         self.hint = Static("", classes="hint")
         self.error: InputError | None = None
         self.note = ""
@@ -276,9 +277,13 @@ class SetupForm(Vertical):
                 with Vertical():
                     yield self.sentences
                     yield self.sentence_hint
-            yield from self.rows.values()
+            yield from (row for row in self.rows.values() if not row.field.rare)
             if self.setup is TEXT:
                 yield Static(_stories(), classes="stories")
+            yield Static(
+                "[dim]More settings; Ctrl+P finds any by its name, Ctrl+B sets all back:[/]", classes="rare"
+            )
+            yield from (row for row in self.rows.values() if row.field.rare)
         with Horizontal(classes="command-row"):
             yield Button("▶ Start", id="start", variant="success", compact=True)
             yield self.command
@@ -296,11 +301,15 @@ class SetupForm(Vertical):
         self._air(*self.size)
         if self.classes != before:
             self.update_node_styles()
+        if (focused := self.screen.focused) is not None and self in focused.ancestors:
+            self.call_after_refresh(focused.scroll_visible, animate=False)
 
     def _air(self, width: int, height: int) -> None:
         self.set_class(width < 80, "-narrow", update=False)
+        self.set_class(width >= 120, "-wide", update=False)
         self.set_class(height < 18, "-low", update=False)
-        self.set_class(height >= 2 * len(self.rows) + 10, "-roomy", update=False)
+        common = sum(not row.field.rare for row in self.rows.values())
+        self.set_class(height >= 2 * common + 10, "-roomy", update=False)
 
     @property
     def values(self) -> dict[str, str]:
@@ -324,6 +333,14 @@ class SetupForm(Vertical):
         for name, row in self.rows.items():
             row.box.input.value = values.get(name, row.field.default)
         self.sentences.text = sentences
+
+    def reset(self) -> None:
+        """Every field as it was at first; the batch stays."""
+        self.fill({}, self.sentences.text)
+
+    def action_field(self, name: str) -> None:
+        """Go to a field."""
+        self.rows[name].box.input.focus()
 
     def say(self, words: Text | None) -> None:
         """Words above the fields, for what was wrong with the run that was tried; None takes them away."""

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from textleak.view import UNICODE, ViewState, remaining_seconds
 from textleak.words import count_of, loss_in_words, seconds_in_words
+from textleak_tui.standing import CERTIFY
 from textleak_tui.widgets.drawn import Drawn
 
 
@@ -27,8 +28,6 @@ class Pulse:
 
 
 NO_PULSE = Pulse()
-# The phase after an attack's own, in which nothing of its answer changes any more.
-CERTIFY = "certify"
 
 
 class StatusLine(Drawn):

@@ -35,6 +35,9 @@ class TokenGrid(Vertical):
     class Moved(Message):
         """Another position is in focus."""
 
+    class Wrapped(Message):
+        """The tokens may need another number of lines, as they have another width."""
+
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._bands = TokenBands(self._tell)
@@ -166,6 +169,11 @@ class TokenGrid(Vertical):
     def on_resize(self) -> None:
         """Other tokens are in view."""
         self.call_after_refresh(self._tell)
+
+    def on_token_bands_wrapped(self, message: TokenBands.Wrapped) -> None:
+        """The columns wrap otherwise."""
+        message.stop()
+        self.post_message(self.Wrapped())
 
     def _tell(self) -> None:
         """The range in view, and the position in focus in words."""

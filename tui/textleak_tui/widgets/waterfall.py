@@ -2,6 +2,9 @@
 
 A cell is the lighter the surer the attack is, and its hue says what it is: a guess, or settled by a channel; right or
 wrong only where the truth is shown. A token is written where it came, and stands for as long as the color below it.
+
+The answers of a run that is over fill the pane. Where there are fewer than lines, each takes several, and the phases
+are told with their times and the answer that each began with.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from textual.message import Message
 from textleak.events import Sentence
 from textleak.view import UNICODE, ViewState, WaterRow, lines_of
 from textleak.view.waterfall import CANDIDATE, OPEN, SETTLED, SPECIAL, WaterCell
-from textleak.words import readable
+from textleak.words import readable, seconds_in_words
 from textleak_tui.widgets.cells import fit
 from textleak_tui.widgets.drawn import Drawn, Line
+from textleak_tui.widgets.phases import stretches_of
 from textleak_tui.widgets.scrubber import Scrubber
 
-# Our choices: shades that can be told apart on a screen; columns of a phase's name, and from which width on there is
-# one; columns of a position, and from how many on its token can be read.
+# Our choices: shades that can be told apart on a screen; columns of a phase's name, at most, and from which width on
+# there is one; columns of a position, and from how many on its token can be read.
 SHADES, NAME, NAMED_FROM, WIDEST, READABLE = 12, 11, 44, 12, 5
 
 
@@ -74,7 +78,9 @@ class Waterfall(Drawn, can_focus=True):
         self._drawn: object = None
         self._colors: dict[tuple[str, int], Style] = {}
         self._how: object = None
-        self._made: dict[int, tuple[WaterRow, WaterRow | None, Line]] = {}  # by the row's id
+        self._names: list[str] = []
+        self._filled = False
+        self._made: dict[int, tuple[WaterRow, WaterRow | None, str, Line]] = {}  # by the row's id
 
     def show(self, state: ViewState, *, at: tuple[int, int], truth: Sentence | None) -> None:
         """Draw a state.
@@ -85,7 +91,7 @@ class Waterfall(Drawn, can_focus=True):
             truth: the true sentence that it is compared with; None compares nothing.
         """
         self._state, self._at = state, at
-        drawn = (state.rows, state.phases, at, truth)
+        drawn = (state.rows, state.phases, state.finished is None, at, truth)
         if drawn != self._drawn:
             self._drawn = drawn
             self._true = None if truth is None else {one.position: one.id for one in truth.positions}
@@ -93,13 +99,28 @@ class Waterfall(Drawn, can_focus=True):
 
     def _lay_out(self) -> None:
         state, height = self._state, max(0, self.size.height - self._headed)
-        if (laid_out := (state.rows, state.phases, height)) != self._laid_out:
-            self._laid_out, self._lines = laid_out, lines_of(state.rows, state.phases, height)
+        over = state.finished is not None
+        if (laid_out := (state.rows, state.phases, over, height)) != self._laid_out:
+            self._laid_out, self._lines = laid_out, lines_of(state.rows, state.phases, height, filled=over)
+            self._filled = over and len({row.number for row in self._lines}) < height
+            self._names = self._named()
         count = len(state.rows[-1].sentences) if state.rows else 0
         where = f"text {self._at[0] + 1} of {count}" if count > 1 else ""
         if where != self.border_subtitle:
             self.border_subtitle = where
         self.redraw()
+
+    def _named(self) -> list[str]:
+        """What stands before each line: a phase's name and, where it has several lines and is over, its time."""
+        took = {
+            one.name: seconds_in_words(one.seconds) for one in stretches_of(self._state.phases, self._state.t)
+        }
+        names: list[str] = []
+        for at, row in enumerate(self._lines):
+            first = at == 0 or self._lines[at - 1].phase != row.phase
+            second = self._filled and not first and names[-1] == row.phase and row.phase not in names[:-1]
+            names.append(row.phase if first else took.get(row.phase, "") if second else "")
+        return names
 
     @property
     def _headed(self) -> bool:
@@ -118,7 +139,8 @@ class Waterfall(Drawn, can_focus=True):
 
     def _columns(self) -> tuple[int, int, int, int]:
         """Columns of names, of a position, the first position drawn, and the one after the last."""
-        name = NAME if self.size.width >= NAMED_FROM else 0
+        longest = max((len(one) for one in self._names), default=0)
+        name = min(NAME, longest + 1) if self.size.width >= NAMED_FROM else 0
         room = max(1, self.size.width - name)
         count = max((len(cells) for row in self._lines[-1:] for cells in self._cells(row)), default=0)
         width = max(1, min(WIDEST, room // max(1, count)))
@@ -141,12 +163,12 @@ class Waterfall(Drawn, can_focus=True):
             self._how = how
             self._made.clear()
         made, self._made, before = self._made, {}, None
-        for row in self._lines:
+        for row, name in zip(self._lines, self._names, strict=True):
             entry = made.get(id(row))
-            if entry is None or entry[0] is not row or entry[1] is not before:
-                entry = row, before, self._row(row, before, *columns)
+            if entry is None or entry[0] is not row or entry[1] is not before or entry[2] != name:
+                entry = row, before, name, self._row(row, before, name, *columns)
             self._made[id(row)] = entry
-            lines.append(entry[2])
+            lines.append(entry[3])
             before = row
         return lines
 
@@ -160,18 +182,19 @@ class Waterfall(Drawn, can_focus=True):
         return segments
 
     def _row(
-        self, row: WaterRow, before: WaterRow | None, name: int, width: int, first: int, last: int
+        self, row: WaterRow, before: WaterRow | None, named: str, name: int, width: int, first: int, last: int
     ) -> Line:
-        new = before is None or before.phase != row.phase
-        segments = (
-            [Segment(fit(row.phase if new else "", name - 1) + " ", self._style("name"))] if name else []
-        )
+        begins = before is None or before.phase != row.phase
+        segments = [Segment(fit(named, name - 1) + " ", self._style("name"))] if name else []
+        if begins and not row.sentences:
+            return [*segments, Segment("no token yet", self._style("name"))]
         cells = next(iter(self._cells(row)), ())
         earlier = next(iter(self._cells(before)), ()) if before is not None else ()
         for position in range(first, min(last, len(cells))):
             cell = cells[position]
             changed = (
-                position >= len(earlier)
+                (begins and self._filled)
+                or position >= len(earlier)
                 or earlier[position].id != cell.id
                 or cell.kind != earlier[position].kind
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.text import Text
 from textual.widgets import Static
 
@@ -42,7 +43,7 @@ class Words(Static):
             return
         shown, most = self._said, self.styles.max_height
         if self._grows and most is not None and most.cells is not None and self.size.width:
-            shown = _cut(shown, self.size.width, most.cells, self)
+            shown = cut_to(shown, self.size.width, int(most.cells), self.app.console)
         if shown != self._shown:
             lines, self._lines = self._lines, self._lines_of(shown)
             self._shown = shown
@@ -55,12 +56,14 @@ class Words(Static):
         return width, len(text.wrap(self.app.console, width)) if width and self._grows else 0
 
 
-def _cut(text: Text, width: int, most: int, widget: Static) -> Text:
+def cut_to(text: Text, width: int, most: int, console: Console) -> Text:
     """A text in so many lines, the last one with an ellipsis where there would be more."""
-    lines = text.wrap(widget.app.console, width)
+    lines = text.wrap(console, width)
     if len(lines) <= most:
         return text
     kept = Text("\n").join(line for line in lines[:most])
     last = Text(UNICODE.ellipsis)
-    kept.right_crop(max(0, lines[most - 1].cell_len + last.cell_len - width))
+    surplus = lines[most - 1].cell_len + last.cell_len - width
+    if surplus > 0:  # Rich leaves nothing of a text that none is cut off
+        kept.right_crop(surplus)
     return kept.append_text(last)
