@@ -9,6 +9,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
+from textleak.attacks.replaying import LIKELY
 from textleak.errors import InputError
 from textleak.events import Followed, Phase, Recovery, Sentence, Stop
 from textleak.jobs.advice import Facts, advice
@@ -136,6 +137,11 @@ class AuditJob(TextJob):
                 unread=self.refused[0] if self.refused else None,
                 cut_off=recovery.stop in CUT_OFF,
                 tokens=sum(not p.special and p.id >= 0 for s in recovery.sentences for p in s.positions),
+                likely_tokens=sum(
+                    not p.special and p.id >= 0 and p.channel in LIKELY
+                    for s in recovery.sentences
+                    for p in s.positions
+                ),
                 batch_tokens=self._batch_tokens(),
                 proof=result["proof"],
                 proved_tokens=result["proved_tokens"],
