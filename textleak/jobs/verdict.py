@@ -137,7 +137,7 @@ def _partly(found: Outcome) -> Verdict | None:
         return _part(
             "A text came back whose own update equals this one; others fit as well, so it isn't proved."
         )
-    if found.likely_tokens:
+    if found.likely_tokens and found.match is None:
         named = (
             f" The update names {count_of(found.vocabulary, 'token')} of its batch for certain."
             if found.vocabulary
