@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,29 @@ def test_advice_follows_from_how_the_text_came_back() -> None:
     assert any("8 inputs in 16 dimensions" in line for line in lines)
     without = advice(Word.LEAKS, dataclasses.replace(FACTS, embeddings=False, tokens=16, noise=True))
     assert not any("no-embeddings" in line or "dimensions" in line or "noise" in line for line in without)
+
+
+def test_advice_on_noise_says_what_was_measured_at_which_strength_and_where() -> None:
+    table = (Path(__file__).parents[1] / "figures" / "README.md").read_text("utf-8")
+    lines = " ".join(advice(Word.LEAKS, FACTS))
+    assert "tests/figures/README.md#defenses" in lines
+    for defense, left in (
+        ("gaussian:sigma=1e-3", "54"),
+        ("gaussian:sigma=1e-2", "0.6"),
+        ("prune:ratio=0.9", "99.6"),
+    ):
+        assert f"| `{defense}` | {left} (" in table
+        assert f"{left} %" in lines
+
+
+def test_a_likely_text_is_told_as_that() -> None:
+    verdict = judge(found(tokens=8, likely_tokens=8, vocabulary=7))
+    assert verdict.word is Word.PARTLY
+    assert verdict.sentence == (
+        "A likely text of 8 tokens came back, not proved. The update names 7 tokens of its batch for certain."
+    )
+    assert judge(found(tokens=8, likely_tokens=8, vocabulary=None)).word is Word.PARTLY
+    assert judge(found(tokens=8, likely_tokens=8, match=0.0, recall=0.0)).word is Word.NOT_FOUND
 
 
 def test_what_was_not_found_is_looked_for_further() -> None:

@@ -12,6 +12,7 @@ One sentence of known length:
    one position after the other the one whose replayed update is nearest.
 Where the client drops entries in each step anew, its steps make nothing twice: tokens are proved by the spans where
 these allow it (`exact.dropout`), and the others are those whose inputs together hold most, which is likely, not proved.
+Several of these, where the word embedding is trained: by the rows that moved (`replaying.looked_up`), likely too.
 Several, or of unknown length: sentences whose inputs further in lie in their spans too, put together by replaying them
 (`replaying.batches`).
 """
@@ -26,15 +27,17 @@ import torch
 from pydantic import Field
 
 from textleak.attacks.base import ATTACKS, Steps, certified
+from textleak.attacks.replaying import TOGETHER
 from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import FirstUpdate, ranked_tokens
+from textleak.attacks.replaying.looked_up import looked_up_batch
 from textleak.attacks.replaying.scores import Replayed, sentences_of
 from textleak.attacks.replaying.together import Together
 from textleak.attacks.span import answer, marked
 from textleak.clients.view import View
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Stop
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.adaptive.rows import BlurredRows
 from textleak.exact.dropout.sentences import dropped_sentences
 from textleak.exact.found import Found
@@ -98,9 +101,12 @@ class Replay:
             if found.settled or (found.rows and alone is None):
                 return answer(view, found)
         if alone is None:
-            if not view.has(Trait.REPEATABLE):
-                raise _not_repeated(found.notes)
-            return (yield from _batch(view))
+            if view.has(Trait.REPEATABLE):
+                return (yield from _batch(view))
+            looked_up = yield from looked_up_batch(view)
+            if isinstance(looked_up, str):
+                raise _not_repeated((*found.notes, looked_up))
+            return looked_up
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
         update = FirstUpdate.of(view)
         lists = ranked_tokens(view, update, alone, max(self.proposals, _LISTED))
@@ -108,11 +114,13 @@ class Replay:
         for position, sure in enumerate(proved):
             lists[position] = [found.rows[0][position]] if sure else lists[position]
         recovery = yield from self._one_sentence(view, update, lists)
-        likely = () if view.has(Trait.REPEATABLE) else (_LIKELY,)
+        sentences = tuple(marked(sentence, proved) for sentence in recovery.sentences)
+        if view.has(Trait.REPEATABLE):
+            return dataclasses.replace(recovery, sentences=sentences, notes=(*found.notes, *recovery.notes))
         return dataclasses.replace(
             recovery,
-            sentences=tuple(marked(sentence, proved) for sentence in recovery.sentences),
-            notes=(*found.notes, *likely, *recovery.notes),
+            sentences=tuple(map(_likely, sentences)),
+            notes=(*found.notes, _LIKELY, *recovery.notes),
         )
 
     def _one_sentence(self, view: View, update: FirstUpdate, lists: Sequence[Sequence[int]]) -> Steps:
@@ -217,6 +225,12 @@ def _batch(view: View) -> Generator[Phase | Progress, None, Recovery]:
             fix=_NO_SIGN,
         )
     return _recovery(view, batch.guess, batch.certificate, batch.scores)
+
+
+def _likely(sentence: Sentence) -> Sentence:
+    """A sentence whose tokens that aren't proved are those whose inputs together hold most."""
+    positions = tuple(p if p.proved else dataclasses.replace(p, channel=TOGETHER) for p in sentence.positions)
+    return dataclasses.replace(sentence, positions=positions)
 
 
 def _not_repeated(notes: Sequence[str]) -> InputError:

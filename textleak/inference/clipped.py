@@ -6,6 +6,7 @@ import math
 
 from textleak.inference.base import Seen, Told
 from textleak.inference.kind import sent_as
+from textleak.inference.optimizer import optimizer_of
 from textleak.inference.rate import rate_of
 from textleak.numerics import exact
 
@@ -40,4 +41,14 @@ def ask(seen: Seen) -> Told:
             value=None,
             evidence=f"It was clipped: the norm times the learning rate is {product:.4g}.",
         )
-    return Told(what=WHAT, value=None, evidence="The rate and Adam's normalizing hide the gradient's norm.")
+    optimizer = optimizer_of(seen).name
+    if optimizer == "sgd":
+        hidden = "Nothing shows a clipped step; several, or one of unknown rate, could have been clipped."
+        rate = rate_of(seen)
+        if rate.rate is not None:
+            hidden = f"The norm is {norm / rate.rate:.5g} times the rate, no number that one clips to."
+    elif optimizer == "adamw":
+        hidden = "Adam's steps have the size of the rate, whatever a gradient's norm was."
+    else:
+        hidden = "Which optimizer took the step can't be told, so its gradient's norm can't either."
+    return Told(what=WHAT, value=None, evidence=hidden)

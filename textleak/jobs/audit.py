@@ -9,6 +9,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
+from textleak.attacks.replaying import LIKELY
+from textleak.clients import CLIENTS
 from textleak.errors import InputError
 from textleak.events import Followed, Phase, Recovery, Sentence, Stop
 from textleak.jobs.advice import Facts, advice
@@ -26,6 +28,8 @@ from textleak.settings.audit import AuditConfig
 from textleak.shared.public import ONE_STEP
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from textleak.attacks.base import Steps
     from textleak.models import TextModel
 
@@ -57,6 +61,7 @@ class AuditJob(TextJob):
             "before": config.before,
             "after": None if config.after is None else str(config.after),
             "told": [dict(one) for one in self.telling.told],
+            "client": self._procedure(),
         }
 
     def limits(self) -> tuple[str, ...]:
@@ -88,7 +93,7 @@ class AuditJob(TextJob):
         kinds = [(name, dict(options)) for name, options in self.client.kinds]
         for _, options in kinds:
             options |= {"lr": self.rates[0]} if self.rates and "lr" in options else {}
-        return [Choice(name=name, options=options).spec for name, options in kinds]
+        return [_spec(name, options) for name, options in kinds]
 
     def _answers(self, recovery: Recovery, proof: str | None) -> list[dict[str, Any]]:
         """What the update tells, and what a proved text tells of it besides."""
@@ -136,6 +141,11 @@ class AuditJob(TextJob):
                 unread=self.refused[0] if self.refused else None,
                 cut_off=recovery.stop in CUT_OFF,
                 tokens=sum(not p.special and p.id >= 0 for s in recovery.sentences for p in s.positions),
+                likely_tokens=sum(
+                    not p.special and p.id >= 0 and p.channel in LIKELY
+                    for s in recovery.sentences
+                    for p in s.positions
+                ),
                 batch_tokens=self._batch_tokens(),
                 proof=result["proof"],
                 proved_tokens=result["proved_tokens"],
@@ -162,6 +172,13 @@ class AuditJob(TextJob):
             told_client=bool(self.config.client) or self.shared.client != ONE_STEP,
             told_lengths=self.shared.known.lengths is not None,
         )
+
+
+def _spec(name: str, options: Mapping[str, Any]) -> str:
+    """A client's kind as `--client` takes it, what it does anyway left out."""
+    usual = {field.name: field.default for field in dataclasses.fields(CLIENTS[name])}
+    own = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
+    return Choice(name=name, options=own).spec
 
 
 def _ended() -> Steps:

@@ -39,6 +39,7 @@ class Outcome:
         unread: why the attack could not work on the update; None where it could.
         cut_off: whether it ended before it was through: time, steps, an interrupt.
         tokens: of the answer that text turns into, special ones aside.
+        likely_tokens: of them that are likely, as all of a sentence explains the update best.
         batch_tokens: of the whole batch, those of the tokenizer too, where the update tells or the server knows.
         proof: "gradient", "span" or None.
         proved_tokens: of them that are proved.
@@ -55,6 +56,7 @@ class Outcome:
     unread: str | None = None
     cut_off: bool = False
     tokens: int = 0
+    likely_tokens: int = 0
     batch_tokens: int | None = None
     proof: str | None = None
     proved_tokens: int = 0
@@ -134,6 +136,15 @@ def _partly(found: Outcome) -> Verdict | None:
     if found.fits_as_well:
         return _part(
             "A text came back whose own update equals this one; others fit as well, so it isn't proved."
+        )
+    if found.likely_tokens and found.match is None:
+        named = (
+            f" The update names {count_of(found.vocabulary, 'token')} of its batch for certain."
+            if found.vocabulary
+            else ""
+        )
+        return _part(
+            f"A likely text of {count_of(found.likely_tokens, 'token')} came back, not proved.{named}{cut}"
         )
     if found.vocabulary:
         return _part(

@@ -28,6 +28,8 @@ _CHANNELS = {
     "embedding": "the embedding gradient",
     "span": "the span of a layer's gradient",
     "replay": "replaying the client's steps",
+    "inputs together": "the inputs that the update holds most of",
+    "moved rows": "the word embedding's rows that moved",
 }
 
 
