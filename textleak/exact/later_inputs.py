@@ -19,7 +19,7 @@ from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs, local_layers
 from textleak.models.probes.packing import EachOnce, Kept, packed_inputs, packs
-from textleak.numerics import exact
+from textleak.numerics import exact, singular_values
 from textleak.shared.gradient import SharedGradient
 
 # Tokens of all rows that run through the first layers at once, the numbers of one input of theirs, and tokens tried
@@ -119,7 +119,7 @@ class LaterInput:
             inputs += [exact(self._last_inputs(part)) for part in parts]
         inputs_NI = torch.cat(inputs)
         inputs_NI = inputs_NI / inputs_NI.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        s_N = torch.linalg.svdvals(inputs_NI @ self.span.basis_RI.to(inputs_NI).T)
+        s_N = singular_values(inputs_NI @ self.span.basis_RI.to(inputs_NI).T)
         return bool(s_N[-1] > _DEPENDENT * torch.finfo(self.model.dtype).eps * s_N[0])
 
     @property

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from textleak.exact.lookups import ERROR_RATE, LookedUp, PositionRows
+from textleak.numerics import svd
 
 SLACK = 16.0
 """Sums that should be equal may differ by this many unit roundoffs of their largest terms (our choice; measured: at
@@ -176,7 +177,7 @@ def _place_groups(placed: Placed) -> None:
         return
     rows_NE = torch.cat([placed.words_LE[words], -placed.sums_TE[positions]])
     errors_N = torch.cat([placed.word_errors_L[words], placed.sum_errors_T[positions]]).clamp_min(1e-300)
-    left_NN, s_N, _ = torch.linalg.svd(rows_NE / errors_N[:, None])
+    left_NN, s_N, _ = svd(rows_NE / errors_N[:, None], full=True)
     relations_NR = left_NN[:, s_N <= SLACK]
     projector_NN = relations_NR @ relations_NR.T
     own_N = projector_NN.diagonal().clamp_min(1e-300).sqrt()

@@ -27,7 +27,7 @@ from textleak.exact.subspace import InputSpan, span_of, spectrum_end
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer
-from textleak.numerics import exact, least_squares
+from textleak.numerics import exact, least_squares, svd
 from textleak.shared.gradient import SharedGradient
 
 Layers = tuple[LinearLayer, ...]
@@ -128,13 +128,13 @@ class LayerRemainder:
             return self
         stacked_OI = self.stacked_OI - taken_OI
         rounding = math.hypot(self.rounding, *errors)
-        left_OR, s_R, _ = torch.linalg.svd(stacked_OI @ self.span.basis_RI.T, full_matrices=False)
+        left_OR, s_R, _ = svd(stacked_OI @ self.span.basis_RI.T)
         floor, noise, clear = spectrum_end(s_R, rounding)
         rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * rounding else 0
         span = None
         if rank > 0:
             # One step of subspace iteration, or the directions would keep the errors of the wider span's weak ones.
-            _, s_R, basis_RI = torch.linalg.svd(left_OR[:, :rank].T @ stacked_OI, full_matrices=False)
+            _, s_R, basis_RI = svd(left_OR[:, :rank].T @ stacked_OI)
             shape = (stacked_OI.shape[0], stacked_OI.shape[1])
             span = span_of(self.span.layers, s_R, basis_RI, shape=shape, noise=noise, clear=clear)
         return dataclasses.replace(self, stacked_OI=stacked_OI, span=span, rounding=rounding)

@@ -26,7 +26,7 @@ from textleak.models.probes.layers import (
     local_layers,
     partly_local_layers,
 )
-from textleak.numerics import exact
+from textleak.numerics import exact, svd
 from textleak.shared.gradient import SharedGradient
 
 NO_SPAN = "No gradient was shared of a layer that reads each token by itself: there is no span to read."
@@ -218,10 +218,10 @@ def _leading(stacked_OI: Tensor, eps: float, likely: int) -> tuple[Tensor, Tenso
         range_IK, _ = torch.linalg.qr(stacked_OI.T @ (stacked_OI @ found_IK))
         # The triangle has the same right singular vectors.
         triangle_KK = torch.linalg.qr(stacked_OI @ range_IK, mode="r").R
-        _, s_K, turn_KK = torch.linalg.svd(triangle_KK, full_matrices=False)
+        _, s_K, turn_KK = svd(triangle_KK)
         if _ends(s_K, eps):
             return s_K, turn_KK @ range_IK.T
-    _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
+    _, s_R, basis_RI = svd(stacked_OI)
     return s_R, basis_RI
 
 
@@ -246,7 +246,7 @@ def _rough_range(stacked_OI: Tensor, eps: float, likely: int) -> Tensor | None:
 def _by_size(mixed_IK: Tensor) -> tuple[Tensor, Tensor]:
     """Left singular vectors, about, and singular values, descending."""
     if mixed_IK.dtype == torch.float64:
-        left_IK, s_K, _ = torch.linalg.svd(mixed_IK, full_matrices=False)
+        left_IK, s_K, _ = svd(mixed_IK)
         return left_IK, s_K
     # By their squares, which float64 tells apart down to a tenth of float32's rounding.
     columns_IK = mixed_IK.double()

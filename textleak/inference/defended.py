@@ -10,7 +10,7 @@ from textleak.inference.base import Seen, Told, per_cent
 from textleak.inference.inputs import first_inputs
 from textleak.inference.kind import sent_as
 from textleak.inference.vocabulary import words_of
-from textleak.numerics import exact
+from textleak.numerics import exact, singular_values
 
 PRUNED, QUANTIZED, NOISED = "pruned", "quantized", "noised"
 # Part of a matrix' entries that are exactly 0 without pruning: none, but for dropout in layers that were used once, and
@@ -106,9 +106,9 @@ def noised(seen: Seen) -> Told:
 
 def _even_noise(value: Tensor) -> float | None:
     """Noise that makes the lower half of a matrix' spectrum, where it has the shape that noise has; None otherwise."""
-    s_S = torch.linalg.svdvals(exact(value).cpu())
+    s_S = singular_values(exact(value).cpu())
     generator = torch.Generator().manual_seed(0)
-    drawn_S = torch.linalg.svdvals(torch.randn(value.shape, generator=generator, dtype=torch.float64))
+    drawn_S = singular_values(torch.randn(value.shape, generator=generator, dtype=torch.float64))
     half = len(s_S) // 2
     scale_S = s_S[half:] / drawn_S[half:]
     low, high = float(scale_S.min()), float(scale_S.max())

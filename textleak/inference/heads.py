@@ -25,7 +25,7 @@ from textleak.inference.optimizer import optimizer_of
 from textleak.inference.single import Linear, linears_of
 from textleak.inference.steps import steps_of
 from textleak.matching.hooks import hooked
-from textleak.numerics import exact, least_squares
+from textleak.numerics import exact, least_squares, svd
 
 # Sentences that are told apart at most: of more, too few outputs are dropped from one alone (our choice).
 _MOST = 4
@@ -121,7 +121,7 @@ def _read(
         near: as for `_kept`.
     """
     value_OI, error_OI, bias_O = layer
-    _, _, basis_SI = torch.linalg.svd(value_OI, full_matrices=False)
+    _, _, basis_SI = svd(value_OI)
     rows_OB = value_OI @ basis_SI[:count].T
     noise_O = torch.zeros_like(bias_O) if error_OI is None else error_OI.square().mean(1).sqrt()
     zero_O = _ZERO * noise_O + _OWN * rows_OB.norm(dim=1)
@@ -134,7 +134,7 @@ def _read(
         dropped = [weighted_OB[tells_O & ~kept_OB[:, b]] for b in range(count)]
         if min(map(len, dropped)) < _LEAST:
             return None
-        mixtures_BB = torch.stack([torch.linalg.svd(rows).Vh[-1] for rows in dropped], 1)
+        mixtures_BB = torch.stack([svd(rows, full=True)[2][-1] for rows in dropped], 1)
         parts_OB = rows_OB @ mixtures_BB
         shares_OB = (parts_OB / pull_O[:, None]).abs()
         shares_OB = shares_OB / shares_OB.median(0).values

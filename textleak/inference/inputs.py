@@ -21,7 +21,7 @@ from textleak.inference.estimates import Estimate, estimate_of
 from textleak.inference.kind import sent_as
 from textleak.inference.precision import computed_eps
 from textleak.models.probes.layers import LocalLayer, local_layers
-from textleak.numerics import exact
+from textleak.numerics import exact, svd
 
 # Singular values in units of the largest that rounding makes: those that are surely the batch's,
 # and those that may be (our choice; measured on minilm after one step of SGD or AdamW at 1e-5 to 1e-2: rounding's own
@@ -157,7 +157,7 @@ def spectrum_of(seen: Seen, name: str) -> Spectrum | None:
 
 def _decomposed(value_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors, descending."""
-    _, s_S, basis_SI = torch.linalg.svd(value_OI, full_matrices=False)
+    _, s_S, basis_SI = svd(value_OI)
     return s_S, basis_SI
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from textleak.errors import InputError
 from textleak.matching.linear import linear
-from textleak.numerics import exact, on_capable_device
+from textleak.numerics import exact, on_capable_device, svd
 
 # Rank the range finder starts from, and columns drawn beyond the rank sought (Halko et al. 2011, sec. 4.2).
 _FIRST_RANK = 16
@@ -214,7 +214,7 @@ def _factored(G_OI: Tensor, norm: float, tolerance: float) -> TargetTensor:
         basis_OR = torch.linalg.qr(G_OI @ sketch_IR.to(G_OI))[0]
         inside_RI = basis_OR.mT @ G_OI
         if float((G_OI - basis_OR @ inside_RI).norm()) <= tolerance:
-            u, s, vh = torch.linalg.svd(inside_RI, full_matrices=False)
+            u, s, vh = svd(inside_RI)
             lost_R = (
                 s.double().square().flip(0).cumsum(0).sqrt().flip(0)
             )  # norm of what a cut here would lose
@@ -250,7 +250,7 @@ def _denoised(G_OI: Tensor, rank: int | None, sigma: float) -> TargetTensor:
     """G's leading singular vectors with the noise's part of each singular value taken out."""
     shape = tuple(G_OI.shape)
     floor = sigma * (shape[0] ** 0.5 + shape[1] ** 0.5)
-    u, s, vh = torch.linalg.svd(G_OI, full_matrices=False)
+    u, s, vh = svd(G_OI)
     kept = min(int((s > floor).sum()), len(s) if rank is None else rank)
     shrunk_R = (s[:kept].square() - floor**2).sqrt()
     left_OR, right_IR = (u[:, :kept] * shrunk_R).contiguous(), vh[:kept].mT.contiguous()

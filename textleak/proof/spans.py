@@ -28,7 +28,7 @@ from textleak.models.probes.layers import (
     local_layers,
 )
 from textleak.models.probes.packing import EachOnce, Kept
-from textleak.numerics import exact
+from textleak.numerics import exact, svd
 from textleak.proof.distances import Gradient
 
 # Singular values below this part of the largest are none: inputs that follow from others exactly (our choice; float64
@@ -108,7 +108,7 @@ class LayerSpan:
         distinct_PI = torch.cat(passes)
         own = list(dict.fromkeys(key for row in answer.rows for key in keys[row]))
         inputs_NI = distinct_PI[[places.pop(key) for key in own]]
-        left_NR, s_R, basis_RI = torch.linalg.svd(inputs_NI, full_matrices=False)
+        left_NR, s_R, basis_RI = svd(inputs_NI)
         kept = int((s_R > _NO_DIRECTION * s_R[0]).sum())
         left_NR, s_R, basis_RI = left_NR[:, :kept], s_R[:kept], basis_RI[:kept]
         gradient_OR, besides = _along(shared, layers, basis_RI)
@@ -144,7 +144,7 @@ class LayerSpan:
         """Orthonormal directions along the basis that none of the answer's inputs but these has a part in, (K, R)."""
         if not lacks:
             return None
-        _, s_K, directions_KR = torch.linalg.svd(self.whitened_NR[lacks], full_matrices=False)
+        _, s_K, directions_KR = svd(self.whitened_NR[lacks])
         directions_KR = directions_KR[s_K > 0.5]  # 1 where only these have a part in it
         parts_NK = self.whitened_NR @ directions_KR.T
         parts_NK[lacks] = 0
@@ -181,9 +181,9 @@ def _turned(outside_KR: Tensor, inside_FR: Tensor, beyond_FI: Tensor) -> Tensor:
         beyond_FI: what they have outside it, which is at the directions' disposal.
     """
     least = _NO_DIRECTION * inside_FR.norm()
-    left_FF, s_F, _ = torch.linalg.svd(beyond_FI, full_matrices=False)
+    left_FF, s_F, _ = svd(beyond_FI)
     parts_FK = torch.cat([inside_FR @ outside_KR.T, (left_FF * s_F)[:, s_F > least]], 1)
-    _, s_F, across_KK = torch.linalg.svd(parts_FK, full_matrices=True)
+    _, s_F, across_KK = svd(parts_FK, full=True)
     rank = int((s_F > least).sum())
     remaining_KR: Tensor = across_KK[rank:, : len(outside_KR)] @ outside_KR
     return remaining_KR

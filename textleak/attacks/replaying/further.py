@@ -19,6 +19,7 @@ from textleak.exact.adapters.within import Within
 from textleak.exact.subspace import stacked
 from textleak.matching.discrete import Row, shuffled
 from textleak.models.probes.layers import following_layers
+from textleak.numerics import svd
 
 # Inputs further in that are looked at: those of a transformer's first block but the first one, and of half of the
 # second; and sentences of the lists' tokens that tell how these differ (our choice; measured on minilm after ten steps
@@ -45,7 +46,7 @@ class FurtherIn:
                 continue
             stacked_OI = stacked(seen, shared)
             if stacked_OI.shape[1] == model.hidden_size:
-                _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
+                _, s_R, basis_RI = svd(stacked_OI)
                 directions_RI = (s_R[:, None] * basis_RI)[: len(lists)]
                 measured.append(Measured(layers=shared, gradient_MI=directions_RI))
         generator = torch.Generator().manual_seed(0)  # any will do

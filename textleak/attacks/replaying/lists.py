@@ -15,7 +15,7 @@ from textleak.exact.adaptive.spans import first_layers
 from textleak.exact.subspace import rank_vocabulary, span_of
 from textleak.models.decoding import fixed_tokens, unreachable_tokens
 from textleak.models.probes.layers import LinearLayer, LocalLayer
-from textleak.numerics import exact
+from textleak.numerics import exact, svd
 from textleak.shared.traits import Trait
 
 # Part of the dimensions that directions of a span are at most, where drawn steps leave many (our choice).
@@ -60,7 +60,7 @@ def ranked_tokens(view: View, update: FirstUpdate, length: int, keep: int) -> li
     """
     model = view.text_model
     stacked_OI, layers = update.stacked_OI, update.layers
-    _, s_R, basis_RI = torch.linalg.svd(stacked_OI, full_matrices=False)
+    _, s_R, basis_RI = svd(stacked_OI)
     rank = min(length if view.has(Trait.REPEATABLE) else _drawn(stacked_OI, layers), len(s_R) - 1)
     span = span_of(
         [layer.name for layer in layers],

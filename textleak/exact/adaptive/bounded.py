@@ -19,6 +19,7 @@ from torch import Tensor
 
 from textleak.clients.view import Clock
 from textleak.exact.evened import evened
+from textleak.numerics import singular_values, svd
 
 # Parts of a row's size that an entry is told to at most, one after the other, and rounds with each (our choice;
 # measured on minilm's first query, key and value after a step of AdamW: with one sentence its inputs then lie within
@@ -104,7 +105,7 @@ class _Fit:
 
     def begin(self, rank: int) -> None:
         """From the leading directions of what is known."""
-        _, _, directions_RI = torch.linalg.svd(self.values_OI, full_matrices=False)
+        _, _, directions_RI = svd(self.values_OI)
         self.basis_RI = directions_RI[:rank]
         self.left_OR = self.values_OI[:, :0]
 
@@ -135,7 +136,7 @@ class _Fit:
 
     def _turn_to(self, other_RI: Tensor) -> None:
         """The same matrix by the directions of its span that are nearest to others."""
-        one_RR, _, other_RR = torch.linalg.svd(other_RI @ self.basis_RI.T, full_matrices=False)
+        one_RR, _, other_RR = svd(other_RI @ self.basis_RI.T)
         turn_RR = one_RR @ other_RR
         self.basis_RI, self.left_OR = turn_RR @ self.basis_RI, self.left_OR @ turn_RR.T
 
@@ -152,13 +153,11 @@ class _Fit:
         """The matrix as it is now."""
         weights_OI = self.weights(floor)
         left_OR = _coordinates(weights_OI, self.values_OI, self.basis_RI)
-        turned_OR, s_R, turn_RR = torch.linalg.svd(left_OR, full_matrices=False)
+        turned_OR, s_R, turn_RR = svd(left_OR)
         self.basis_RI, left_OR = turn_RR @ self.basis_RI, turned_OR * s_R
         apart_OI = (left_OR @ self.basis_RI - self.values_OI) * weights_OI.sqrt()
         # Errors of one that are independent have no larger singular value.
-        s_S = torch.linalg.svdvals(apart_OI.where(self.told_OI, 0.0)) / sum(
-            size**0.5 for size in apart_OI.shape
-        )
+        s_S = singular_values(apart_OI.where(self.told_OI, 0.0)) / sum(size**0.5 for size in apart_OI.shape)
         normal_IRR = _normal(weights_OI.T, left_OR.T)
         unsure_RI = torch.linalg.inv(normal_IRR).diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().T
         return LowRank(
@@ -184,7 +183,7 @@ def rank_between(bounds: Bounds) -> int | None:
     # An entry that is only known to be large may be as far beyond its least size as that is.
     error_OI = fit.variance_OI.sqrt().where(fit.told_OI, fit.least_OI).clamp_min(_SMALL)
     even = evened(error_OI)
-    s_S = torch.linalg.svdvals(even.of(fit.values_OI)) / even.largest
+    s_S = singular_values(even.of(fit.values_OI)) / even.largest
     step_S = (s_S[:-1] / s_S[1:]).where(s_S[1:] <= _NEXT, 0.0)
     last = int(step_S.argmax())
     return last + 1 if float(step_S[last]) >= _STEP else None

@@ -13,10 +13,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from textleak.exact.subspace import InputSpan, span_of
+from textleak.numerics import svd
 
 # A singular value is an input's where it is above this many times the largest that rounding makes (our choice; measured
 # on minilm after 4 and 16 steps of SGD at 1e-2: those of rounding up to 1.1, with the drift's up to 1.6).
@@ -47,7 +47,7 @@ def rounded_span(stacked_OI: Tensor, layers: Sequence[str]) -> RoundedSpan | Non
         stacked_OI: the gradients of layers that read one input, one after the other, float64.
         layers: their names.
     """
-    _, s_S, basis_SI = torch.linalg.svd(stacked_OI, full_matrices=False)
+    _, s_S, basis_SI = svd(stacked_OI)
     shape = (stacked_OI.shape[0], stacked_OI.shape[1])
     edge = _edge(s_S, shape)
     rank = int((s_S > _ABOVE * edge).sum())

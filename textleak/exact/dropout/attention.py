@@ -24,7 +24,7 @@ from textleak.models.probes.attention import (
     project,
 )
 from textleak.models.probes.layers import LocalLayer, sees_ahead
-from textleak.numerics import least_squares
+from textleak.numerics import least_squares, svd
 
 # A gradient below this part of the largest one's norm is rounding, as at the first query of a decoder (our choice).
 _FAINT = 1e-6
@@ -171,7 +171,7 @@ def _left(wanted_HA: Tensor, others_MHA: Tensor, *, sums_to_zero: bool) -> float
     columns_HAM = others_MHA.permute(1, 2, 0)
     if sums_to_zero:  # parts that sum to zero see nothing that all have in common
         columns_HAM = columns_HAM - columns_HAM.mean(-1, keepdim=True)
-    basis_HAM, s_HM, _ = torch.linalg.svd(columns_HAM, full_matrices=False)
+    basis_HAM, s_HM, _ = svd(columns_HAM)
     basis_HAM = basis_HAM * (s_HM > _NO_DIRECTION * float(others_MHA.norm(dim=2).max()))[:, None]
     wanted_HA1 = wanted_HA[..., None]
     left_HA1 = wanted_HA1 - basis_HAM @ (basis_HAM.transpose(1, 2) @ wanted_HA1)
