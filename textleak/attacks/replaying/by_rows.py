@@ -95,7 +95,7 @@ class ByRows:
         best = self.worth(state, own)
         yield state
         changed = True
-        while changed and not self.clock.over:
+        while changed:
             changed = False
             changes = list(self._changes(state, own, more))
             draws.shuffle(changes)
@@ -176,7 +176,7 @@ class ByRows:
             [torch.stack([rows_E.get(token, self._zeros) for token in row]) for row in rows]
         ).sign()
         assert self.model.num_labels is not None
-        found = []
+        found: list[Tensor] = []
         for label in range(self.model.num_labels):
             if label == 1 and self.model.num_labels == 2:  # of two, one's gradient points against the other's
                 found.append(-found[0])
