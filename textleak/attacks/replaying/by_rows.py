@@ -1,9 +1,9 @@
 """Sentences of the tokens that a step looked up, by the signs of what moved these tokens' rows (our choice).
 
 The gradient at a token depends on all of its sentence: its neighbors, their order, where it stands. So of all ways to
-put a step's tokens into sentences the true one's gradients agree most with the rows. What the client dropped, how large
-its steps were, and what other steps had moved before changes how much, hardly which way. The rows of the positions say
-besides which token is likely where: each is the sum of what stood there.
+put a step's tokens into sentences the true one's gradients agree with the rows as few others' do. What the
+client dropped, how large its steps were, and what other steps had moved before changes how much, hardly which way. The
+rows of the positions say besides which token is likely where: each is the sum of what stood there.
 
 One sentence's agreement doesn't depend on the others but for tokens that stand in both, so it is taken once.
 
@@ -95,7 +95,7 @@ class ByRows:
         best = self.worth(state, own)
         yield state
         changed = True
-        while changed and not self.clock.over:
+        while changed:
             changed = False
             changes = list(self._changes(state, own, more))
             draws.shuffle(changes)
@@ -176,7 +176,7 @@ class ByRows:
             [torch.stack([rows_E.get(token, self._zeros) for token in row]) for row in rows]
         ).sign()
         assert self.model.num_labels is not None
-        found = []
+        found: list[Tensor] = []
         for label in range(self.model.num_labels):
             if label == 1 and self.model.num_labels == 2:  # of two, one's gradient points against the other's
                 found.append(-found[0])
