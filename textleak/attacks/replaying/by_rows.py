@@ -1,9 +1,9 @@
 """Sentences of the tokens that a step looked up, by the signs of what moved these tokens' rows (our choice).
 
 The gradient at a token depends on all of its sentence: its neighbors, their order, where it stands. So of all ways to
-put a step's tokens into sentences the true one's gradients agree most with the rows. What the client dropped, how large
-its steps were, and what other steps had moved before changes how much, hardly which way. The rows of the positions say
-besides which token is likely where: each is the sum of what stood there.
+put a step's tokens into sentences the true one's gradients agree with the rows as few others' do. What the
+client dropped, how large its steps were, and what other steps had moved before changes how much, hardly which way. The
+rows of the positions say besides which token is likely where: each is the sum of what stood there.
 
 One sentence's agreement doesn't depend on the others but for tokens that stand in both, so it is taken once.
 
