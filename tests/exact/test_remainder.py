@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -73,6 +74,25 @@ def taken_off(left: Remainder, row: Sequence[int]) -> tuple[Member, Remainder] |
     """The sentence's part in the batch, and what is left without it; None where it isn't in the batch."""
     found = left.among([tuple(row)])
     return None if found is None else (found[0][0], found[1])
+
+
+# The pairs
+
+
+def test_of_many_pairs_at_a_position_the_surest_are_kept(encoder: Callable[..., TextModel]) -> None:
+    model = encoder()
+    shared, _ = shared_by(model)
+    layers, span = max(shared_spans(model, shared), key=lambda pair: pair[1].room)
+    blurred = dataclasses.replace(span, unsure_R=torch.full_like(span.unsure_R, 0.1))  # holds all there is
+    few = find_pairs(model, layers[0], blurred, longest=4, most=3)
+    assert [len(here) for here in few.by_position] == [3] * 4
+    every = find_pairs(model, layers[0], blurred, longest=4)
+    eps = torch.finfo(model.dtype).eps
+    for t, here in enumerate(few.by_position):
+        misfits_N = blurred.misfit(every.inputs_NI[every.by_position[t]], eps=eps)
+        assert len(misfits_N) > 3
+        kept_N = blurred.misfit(few.inputs_NI[here], eps=eps)
+        torch.testing.assert_close(kept_N.sort().values, misfits_N.sort().values[:3])
 
 
 # The proof

@@ -96,6 +96,7 @@ def find_pairs(
     *,
     longest: int | None,
     rounded: torch.dtype | None = None,
+    most: int | None = None,
 ) -> Pairs:
     """All pairs whose input lies in the span, position by position until one has none.
 
@@ -105,8 +106,9 @@ def find_pairs(
         span: where its inputs lie.
         longest: tokens of the longest sentence, where that is known.
         rounded: what the layer rounds its inputs to; None for nothing.
+        most: of a position at most, the surest; None for all of them.
     """
-    vocabulary = Vocabulary(model, layer, span, rounded=rounded)
+    vocabulary = Vocabulary(model, layer, span, rounded=rounded, most=most)
     # Each position of the longest sentence adds an input of its own.
     positions = range(min(longest or span.rank, span.rank, model.max_length))
     found = list(itertools.takewhile(lambda here: len(here[0]) > 0, map(vocabulary.inside, positions)))

@@ -39,9 +39,18 @@ class Vocabulary:
         span: InputSpan,
         *,
         rounded: torch.dtype | None = None,
+        most: int | None = None,
     ) -> None:
-        """Choose directions; `rounded` is what the layer rounds its inputs to."""
-        self.model, self.layer, self.span, self.rounded = model, layer, span, rounded
+        """Choose directions.
+
+        Args:
+            model: the public model.
+            layer: a layer that shows the span.
+            span: where its input lies in the batch's sentences.
+            rounded: what the layer rounds its inputs to.
+            most: tokens at a position at most, the surest; None for all of them.
+        """
+        self.model, self.layer, self.span, self.rounded, self.most = model, layer, span, rounded, most
         self.outside_RI = span.few_outside_RI.to(model.device, model.dtype)
         self.made = None if layer.columns else additive_inputs(model, layer)
         self.along = None if self.made is None else self.made.squared_along(self.outside_RI)
@@ -75,7 +84,7 @@ class Vocabulary:
         if self.rounded is not None:  # hardly farther along any direction: within the margin
             inputs_NI = inputs_NI.to(self.rounded).to(inputs_NI.dtype)
         misfits_N = self.span.misfit(inputs_NI, eps=torch.finfo(self.model.dtype).eps)
-        order_N = misfits_N.argsort()
+        order_N = misfits_N.argsort()[: self.most]
         order_N = order_N[misfits_N[order_N] <= OUTSIDE].to(ids_N.device)
         return ids_N[order_N], inputs_NI[order_N]
 
