@@ -111,7 +111,8 @@ VERIFIED = state(progress(0, sentence(*WORDS)), Finished(outcome="done", result=
 def laid_out(view: RunView) -> bool:
     """Whether each pane that is to be seen has its place."""
     panes = (view.tokens, view.waterfall, view.curves, view.candidates, view.labels)
-    return all(pane.region.height for pane in panes if pane.display and pane.parent.display)
+    seen = [pane for pane in panes if all(widget.display for widget in pane.ancestors_with_self)]
+    return all(pane.region.height for pane in seen)
 
 
 class Shared:
@@ -543,7 +544,7 @@ def test_a_finished_run_tells_the_attack_s_time_apart_and_that_its_answer_is_fin
 
 def test_phases_are_a_timeline_with_their_times() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "✓ labels 0.5 s ─ ● continuous 1.0 s" in picture(app)
+        assert "✓ labels 0.5 s ─ ● continuous 1.5 s" in picture(app)
         view.show(VERIFIED)
         await pilot.pause()
         assert "✓ continuous" in picture(app)

@@ -679,7 +679,10 @@ def test_a_run_is_paused_resumed_stopped_and_started_again(
         assert screen.view.status.draw()[0].plain.startswith("paused")
         await pilot.press("space")
         await until(pilot, lambda: session(screen).state.seen > seen + 3)
-        # Another candidate than the best is followed, and then the best again.
+        # Another candidate than the best is followed, at rest.
+        await pilot.press("space")
+        await until(pilot, lambda: screen.view.status.draw()[0].plain.startswith("paused"))
+        await pilot.pause(0.4)
         progress = session(screen).state.progress
         assert progress is not None
         assert len(progress.others) == len(progress.losses) == 3
@@ -687,8 +690,7 @@ def test_a_run_is_paused_resumed_stopped_and_started_again(
         screen.view.candidates._follow(other)
         await pilot.pause(0.2)
         shown = [cell.word for cell in screen.view.tokens._bands.sentences[0]]
-        assert session(screen).state.progress is not None
-        assert shown == [text for _, text in session(screen).state.progress.others[other][0]]
+        assert shown == [text for _, text in progress.others[other][0]]
         assert f"#{other + 1}" in str(screen.view.tokens.border_title)
         await pilot.press("x")
         await until(pilot, lambda: not screen.going)

@@ -6,6 +6,7 @@ Listing them imports torch, which would hold up whoever types. `python -m textle
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import sys
@@ -63,7 +64,8 @@ async def list_catalog() -> Catalog:
     try:
         out, _ = await process.communicate()
     except asyncio.CancelledError:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it may have ended meanwhile
+            process.kill()
         await process.communicate()
         raise
     try:
