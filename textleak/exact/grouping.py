@@ -212,12 +212,15 @@ class _Grouping:
             self._take_off(*found)
         return found is not None
 
+    @property
+    def _likeliest(self) -> list[Row]:
+        """Sentences that searches ended at and nothing proved, as far as they are tried together."""
+        return sorted(self.ends, key=self.ends.__getitem__)[:_TOGETHER]
+
     def _proved_together(self) -> bool:
         """Whether some of the likeliest sentences make all that is left; they are taken off if so."""
-        likeliest = sorted(self.ends, key=self.ends.__getitem__)[:_TOGETHER]
-        found = (
-            self.left.members(likeliest, self.members, self.shared.known.batch_size) if likeliest else None
-        )
+        likeliest, size = self._likeliest, self.shared.known.batch_size
+        found = self.left.members(likeliest, self.members, size) if likeliest else None
         if found is not None:
             self._take_off(*found)
         return found is not None
@@ -231,8 +234,7 @@ class _Grouping:
         size = self.shared.known.batch_size
         if self.members and batch_counts(self.members, batch_size=size) is not None:
             return False
-        likeliest = sorted(self.ends, key=self.ends.__getitem__)[:_TOGETHER]
-        rows = [*dict.fromkeys([*(member.row for member in self.members), *likeliest])]
+        rows = [*dict.fromkeys([*(member.row for member in self.members), *self._likeliest])]
         found = self.whole.members(rows, (), size, weighed=True) if rows else None
         if found is not None:
             self.members = []

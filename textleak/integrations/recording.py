@@ -24,7 +24,7 @@ from textleak.integrations.procedure import Procedure
 from textleak.integrations.watching import Row
 from textleak.models.base import Tensors
 from textleak.private.secrets import Secret
-from textleak.settings.specs import written
+from textleak.settings.specs import written_of
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation
 
@@ -178,8 +178,7 @@ def record_sent(
 def _spec(kind: Client | Defense) -> str:
     """A kind of client or a defense as the command line takes it, what it does anyway left out."""
     own = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}
-    usual = {field.name: field.default for field in dataclasses.fields(kind)}
-    return written(kind.name, {key: value for key, value in own.items() if value != usual[key]})
+    return written_of(type(kind), kind.name, own)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,13 +23,11 @@ from textleak.jobs.read_back import read_back
 from textleak.jobs.telling import Telling
 from textleak.jobs.text import TextJob
 from textleak.jobs.verdict import CUT_OFF, Outcome, Verdict, judge
-from textleak.settings import Choice
 from textleak.settings.audit import AuditConfig
+from textleak.settings.specs import written_of
 from textleak.shared.public import ONE_STEP
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from textleak.attacks.base import Steps
     from textleak.models import TextModel
 
@@ -93,7 +91,7 @@ class AuditJob(TextJob):
         kinds = [(name, dict(options)) for name, options in self.client.kinds]
         for _, options in kinds:
             options |= {"lr": self.rates[0]} if self.rates and "lr" in options else {}
-        return [_spec(name, options) for name, options in kinds]
+        return [written_of(CLIENTS[name], name, options) for name, options in kinds]
 
     def _answers(self, recovery: Recovery, proof: str | None) -> list[dict[str, Any]]:
         """What the update tells, and what a proved text tells of it besides."""
@@ -172,13 +170,6 @@ class AuditJob(TextJob):
             told_client=bool(self.config.client) or self.shared.client != ONE_STEP,
             told_lengths=self.shared.known.lengths is not None,
         )
-
-
-def _spec(name: str, options: Mapping[str, Any]) -> str:
-    """A client's kind as `--client` takes it, what it does anyway left out."""
-    usual = {field.name: field.default for field in dataclasses.fields(CLIENTS[name])}
-    own = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
-    return Choice(name=name, options=own).spec
 
 
 def _ended() -> Steps:

@@ -20,9 +20,10 @@ from textleak.models.losses.language import PLAIN
 from textleak.models.probes.layers import sees_ahead
 from textleak.models.running import run
 from textleak.numerics import exact
+from textleak.proof.rivals import small_ones
 
-# Entries of a tensor that rivals are compared at, at most, and tokens of one pass (our choice).
-_ENTRIES, _TOKENS_A_PASS = 2**21, 256
+# Tokens of one pass, at most (our choice).
+_TOKENS_A_PASS = 256
 # Logits are the head's own where they are no farther from them than so many roundings of the largest (our choice).
 _SAME = 2**10
 
@@ -87,7 +88,7 @@ def ending_distances(
 def _last(model: TextModel, own: Mapping[str, Tensor], row: Row) -> str | None:
     """The last of the shared tensors that isn't large, before the head."""
     outside = model.embedding_names
-    small = [n for n in own if n not in outside and model.parameters[n].numel() <= _ENTRIES]
+    small = small_ones(model, [name for name in own if name not in outside])
     return next(iter(last_used(model, small, lambda: _hidden(model, [row]))), None)
 
 

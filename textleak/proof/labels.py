@@ -20,9 +20,7 @@ from textleak.models.gradient import last_of, noted_modules, opened
 from textleak.models.guesses import padded
 from textleak.models.targets import cross_entropies
 from textleak.numerics import exact
-
-# The last tensors that rivals are compared at, entries of one, and tokens of one pass, at most (as in `rivals`).
-_LAST, _ENTRIES, _TOKENS_A_PASS = 4, 2**21, 2048
+from textleak.proof.rivals import LAST, TOKENS_A_PASS, small_ones
 
 Change = tuple[int, Label, Label]
 """A sentence's number, its class, and another."""
@@ -84,12 +82,12 @@ def _moved(
     moved: dict[Change, dict[str, Tensor]],
 ) -> list[str]:
     """Fill in what each change adds to the gradient of the last tensors; these tensors' names."""
-    small = [name for name in own if model.parameters[name].numel() <= _ENTRIES]
+    small = small_ones(model, own)
     ids_BT, mask_BT = padded(model, [guess.rows[row] for row in rows])
     share = 1.0 if model.language.reduction == "sum" else 1 / len(guess.rows)
     with opened(model, small), noted_modules(model) as ran, torch.enable_grad():
         logits_B1C = model.logits(ids_BT, mask_BT).to(model.loss_dtype)
-        names = last_of(model, small, ran)[:_LAST]
+        names = last_of(model, small, ran)[:LAST]
         parameters = [model.parameters[name] for name in names]
         for row, old, new in changes:
             logits_21C = logits_B1C[rows.index(row)].expand(2, 1, -1)
@@ -104,6 +102,6 @@ def _moved(
 def _passes(guess: Guess, rows: Sequence[int]) -> Iterator[list[int]]:
     """Some of a guess's sentences, as many at once as a pass takes."""
     longest = max(len(guess.rows[row]) for row in rows)
-    step = max(1, _TOKENS_A_PASS // longest)
+    step = max(1, TOKENS_A_PASS // longest)
     for start in range(0, len(rows), step):
         yield list(rows[start : start + step])

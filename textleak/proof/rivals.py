@@ -37,9 +37,9 @@ _NEAREST, _CLASSES = 2, 8
 _FURTHER, _AFFORDABLE = 256, 5e9
 # The last tensors that a rival is compared at first, and entries of one at most (our choice; measured on 13 families:
 # at four tensors a rival is a half to a tenth as far as at all of them, at the last two a twentieth).
-_LAST, _ENTRIES = 4, 2**21
+LAST, _ENTRIES = 4, 2**21
 # Numbers held at once while sentences are formed together, and tokens of one pass (our choice).
-_HELD, _TOKENS_A_PASS = 2**24, 2048
+_HELD, TOKENS_A_PASS = 2**24, 2048
 
 Line = tuple[Row, Label | None]
 """One sentence of a guess: its symbols, and its class where the task has classes."""
@@ -191,8 +191,7 @@ class Parts:
         summed = model.language.reduction == "sum"
         self._total = 1.0 if summed else sum(self._weight(line) for line in lines_of(guess))
         line = min(lines_of(guess), key=lambda line: len(line[0]))
-        small = [n for n in names if model.parameters[n].numel() <= _ENTRIES]
-        chosen = self._last(small, line)[:_LAST]
+        chosen = self._last(small_ones(model, names), line)[:LAST]
         self.names: tuple[str, ...] = ()
         if chosen:
             self._capture = Capture(model.network, chosen)
@@ -214,7 +213,7 @@ class Parts:
         while waiting:
             longest = len(waiting[-1][0])
             logits = longest * (1 if self.model.task == "classification" else self.model.classes)
-            most = max(1, min(_HELD // logits, _TOKENS_A_PASS // longest))
+            most = max(1, min(_HELD // logits, TOKENS_A_PASS // longest))
             some, waiting = waiting[-most:], waiting[:-most]
             _, made_of = self._capture.contributions(self._losses, self._leaves(some), create_graph=False)
             with torch.no_grad():
@@ -265,6 +264,11 @@ class Parts:
     def _last(self, names: Sequence[str], line: Line) -> list[str]:
         """Parameters of the modules that run last, the last first."""
         return last_used(self.model, names, lambda: self._losses(self._leaves([line])))
+
+
+def small_ones(model: TextModel, names: Iterable[str]) -> list[str]:
+    """Those of some tensors that rivals are compared at, if these run last: all but the large ones."""
+    return [name for name in names if model.parameters[name].numel() <= _ENTRIES]
 
 
 def distances(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -169,3 +170,10 @@ def key_and_value(text: str) -> tuple[str, Any]:
     except ValueError as error:
         raise InputError(f"The value of {text!r} can't be read.", why=f"{error}.") from None
     return key.strip(), parsed
+
+
+def written_of(kind: type[Any], name: str, options: Mapping[str, Any]) -> str:
+    """The same of a kind's dataclass, what it does anyway left out."""
+    usual = {field.name: field.default for field in dataclasses.fields(kind)}
+    own = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
+    return written(name, own)

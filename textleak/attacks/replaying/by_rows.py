@@ -21,6 +21,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from textleak.assignment import assignment
 from textleak.attacks.replaying.moved import MovedRows
 from textleak.clients.view import Clock
 from textleak.matching.discrete import Row
@@ -118,25 +119,24 @@ class ByRows:
         In units of the likelihood's logarithm, had entries no more in common than a normal distribution's.
         """
         self._look(state)
-        mine, counts = set(own), Counter(token for row in state for token in row)
-        total = 0.0
-        for row in state:
-            for t, (token, agreement) in enumerate(zip(row, self.agreement(row, own), strict=True)):
-                if token in mine:
-                    total += (self._likelier(agreement) + self._likelier(self._there[token][t])) / counts[
-                        token
-                    ]
-        needless = sum(map(len, state)) - len(state) * self._around - len(mine)
+        counts = Counter(token for row in state for token in row)
+        total = sum(each / counts[token] for row in state for token, each in self._worths(row, own))
+        needless = sum(map(len, state)) - len(state) * self._around - len(set(own))
         return total - _MORE * needless
 
     def mean_worth(self, row: Row, own: Sequence[int]) -> float:
         """How much likelier than none one sentence is, in the mean over its tokens of this step."""
-        found = [
-            self._likelier(agreement) + self._likelier(self._there[token][t])
-            for t, (token, agreement) in enumerate(zip(row, self.agreement(row, own), strict=True))
-            if token in own
-        ]
+        found = [each for _, each in self._worths(row, own)]
         return sum(found) / len(found) if found else 0.0
+
+    def _worths(self, row: Row, own: Sequence[int]) -> list[tuple[int, float]]:
+        """The tokens of a sentence that stand in their step alone, and how much likelier than none each one is."""
+        mine = set(own)
+        return [
+            (token, self._likelier(agreement) + self._likelier(self._there[token][t]))
+            for t, (token, agreement) in enumerate(zip(row, self.agreement(row, own), strict=True))
+            if token in mine
+        ]
 
     def _likelier(self, correlation: float) -> float:
         """By how much a correlation of so many entries is likelier than none; one of the wrong sign counts nothing."""
@@ -217,7 +217,8 @@ class ByRows:
             for t in range(len(before), max(self.longest - len(after), len(before) + 1))
             for _ in range(size)
         ]
-        at = _assigned([[self._there[token][t] for t in places] for token in own])
+        like = [[self._there[token][t] for t in places] for token in own]
+        at = [place for _, place in assignment(like, maximize=True)]
         tokens = sorted(range(len(own)), key=lambda index: (places[at[index]], draws.random()))
         rows: list[list[int]] = [[] for _ in range(size)]
         for index in tokens:
@@ -274,13 +275,6 @@ def _there(row_E: Tensor, places_PE: Tensor | None, longest: int) -> list[float]
         return [0.0] * longest
     found: list[float] = (places_PE @ row_E.sign() / len(row_E) ** 0.5).tolist()
     return found + [0.0] * (longest - len(found))
-
-
-def _assigned(like: Sequence[Sequence[float]]) -> list[int]:
-    """A place for each token, no two at one, so that they are most like together."""
-    from scipy.optimize import linear_sum_assignment
-
-    return [int(place) for place in linear_sum_assignment(torch.tensor(like).numpy(), maximize=True)[1]]
 
 
 def _tails_exchanged(state: State, b: int, c: int, cuts: Iterable[int]) -> Iterator[State]:

@@ -62,7 +62,7 @@ def read_endings(
 def _solved(
     model: TextModel, gradients: Tensors, rows: Sequence[Row], clock: Clock
 ) -> Iterator[tuple[list[int], float]]:
-    ends = _Ends(model, gradients, rows)
+    ends = _Ends(model, gradients, rows, clock)
     every = list(range(len(rows)))
     best, off = [0] * len(rows), math.inf
     for labels in ends.looks(every, best, _STEPS):
@@ -87,11 +87,12 @@ def _solved(
 class _Ends:
     """The labels of some sentences' last predictions, those of the others known."""
 
-    def __init__(self, model: TextModel, gradients: Tensors, rows: Sequence[Row]) -> None:
+    def __init__(self, model: TextModel, gradients: Tensors, rows: Sequence[Row], clock: Clock) -> None:
         head = model.head
         assert head is not None
         weight_VD = head.weight
         assert isinstance(weight_VD, Tensor)
+        self.clock = clock
         self.problem, self.weight_VD = _Linear(model, head, list(gradients), rows), weight_VD
         self._seen = {name: gradients[name].to(self.problem.like) for name in gradients}
         self._rest = _difference(self.problem.push(self.problem.asked_NTD(head)), self._seen)
@@ -108,7 +109,7 @@ class _Ends:
         return _norm(_difference(self._rest, self._push(self.weight_VD[list(labels)]))) / _norm(self._seen)
 
     def looks(self, free: Sequence[int], labels: Sequence[int], steps: int) -> Iterator[list[int]]:
-        """The labels as they seem after every few steps.
+        """The labels as they seem after every few steps, and once time is up.
 
         Args:
             free: sentences whose labels are looked for.
@@ -127,7 +128,7 @@ class _Ends:
             length = squared / max(_norm(change) ** 2, 1e-300)
             solved_ND = solved_ND + length * way_ND
             left = {name: value - length * change[name] for name, value in left.items()}
-            if step % _LOOK_EVERY == 0:
+            if step % _LOOK_EVERY == 0 or self.clock.over:
                 likely_N = (solved_ND @ self._white_VD.T / self._lengths_V).argmax(1)
                 yield [int(likely_N[n]) if n in free else label for n, label in enumerate(labels)]
             slope_ND = self._slope(left, free_N1)

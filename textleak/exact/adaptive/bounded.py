@@ -26,8 +26,17 @@ from textleak.numerics import singular_values, svd
 # 2e-5 of the span in the median and 6e-4 at most, with four within 5e-4 and 2e-3; without momentum weak tokens' lay up
 # to 6e-3 outside after as many rounds, 20 times what the span's errors are taken to be). The last is what rounding of a
 # sum in float32 is at most.
-_COARSE = ((0.3, 6), (0.1, 6), (0.03, 6), (0.01, 10))
-_FINE = ((3e-3, 10), (1e-3, 10), (3e-4, 10), (1e-4, 10), (1e-5, 12))
+_FLOORS = (
+    (0.3, 6),
+    (0.1, 6),
+    (0.03, 6),
+    (0.01, 10),
+    (3e-3, 10),
+    (1e-3, 10),
+    (3e-4, 10),
+    (1e-4, 10),
+    (1e-5, 12),
+)
 # Part of a round's move that is added to it once more: k / (k + 3) after k rounds, as Nesterov's, up to this one.
 _MOMENTUM = 0.9
 # Bounds beyond which a value isn't told but for its sign and least size: the larger is more than so many times the
@@ -172,9 +181,9 @@ def fitted(bounds: Bounds, rank: int, *, clock: Clock) -> LowRank | None:
     """The matrix of a rank that lies between bounds best; None where time was up before."""
     fit = _Fit(bounds)
     fit.begin(rank)
-    if not all(fit.settle(floor, count, clock) for floor, count in (*_COARSE, *_FINE)):
+    if not all(fit.settle(floor, count, clock) for floor, count in _FLOORS):
         return None
-    return fit.result(_FINE[-1][0])
+    return fit.result(_FLOORS[-1][0])
 
 
 def rank_between(bounds: Bounds) -> int | None:

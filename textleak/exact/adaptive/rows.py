@@ -20,12 +20,11 @@ from textleak.exact.adaptive.spans import bounded_span, first_layers
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch
-from textleak.exact.subspace import NO_SPAN, InputSpan
+from textleak.exact.subspace import NO_SPAN, InputSpan, stacked
 from textleak.matching.discrete import Row
 from textleak.models.probes.attention import first_attention
 from textleak.models.probes.dropped import treated
 from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs, sees_ahead
-from textleak.numerics import exact
 
 # Inputs further in that are asked where each costs a decomposition, and where it costs a fit (our choice).
 _INPUTS, _INPUTS_BOUNDED = 2, 1
@@ -150,14 +149,14 @@ def _input(view: View, layers: Sequence[LinearLayer], least: int, *, bounded: bo
     """
     if not layers:
         return NO_SPAN
-    gradients = [exact(layer.as_rows(view.shared.gradients[layer.weight_name])) for layer in layers]
+    seen = view.shared.gradients
     if bounded:
         between = bounded_span(view, layers, least=least)
         if isinstance(between, str):
             return between
         stacked_OI, span, edge = between.gradient_OI, between.span, 0.0
     else:
-        stacked_OI = torch.cat(gradients)
+        stacked_OI = stacked(seen, layers)
         rounded = rounded_span(stacked_OI, [layer.name for layer in layers])
         if rounded is None:
             return "All of the update is rounding."
@@ -165,7 +164,7 @@ def _input(view: View, layers: Sequence[LinearLayer], least: int, *, bounded: bo
     return LayerRemainder(
         layers=tuple(layers),
         stacked_OI=stacked_OI,
-        outputs=[len(gradient_OI) for gradient_OI in gradients],
+        outputs=[len(layer.as_rows(seen[layer.weight_name])) for layer in layers],
         span=span,
         rounding=edge,
     )
