@@ -106,6 +106,9 @@ def _fitted(view: View, bounds: Bounds, least: int | None) -> LowRank | str:
         rank = least + spare
     else:
         return "How long the sentences are isn't known, and the step's bounds don't show how many inputs there are."
+    if rank > full:
+        return f"The batch fills more than {_FULL:.0%} of the dimensions of the first layers' input (n/D)."
+    first = rank
     while rank <= full:
         found = fitted(bounds, rank, clock=view.clock)
         if found is None:
@@ -113,7 +116,7 @@ def _fitted(view: View, bounds: Bounds, least: int | None) -> LowRank | str:
         if lengths is not None or not found.missing:
             return found
         rank += min(found.missing, max(2, rank // _ADDED)) + spare
-    return f"The batch fills more than {_FULL:.0%} of the dimensions of the first layers' input (n/D)."
+    return f"Neither {first} inputs nor more give a gradient that lies between the step's bounds."
 
 
 def _stacked(bounds: effects.Bounds, layers: Sequence[LinearLayer]) -> Bounds:
