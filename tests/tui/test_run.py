@@ -681,16 +681,17 @@ def test_a_run_is_paused_resumed_stopped_and_started_again(
         await until(pilot, lambda: session(screen).state.seen > seen + 3)
         # Another candidate than the best is followed, at rest.
         await pilot.press("space")
-        await until(pilot, lambda: screen.view.status.draw()[0].plain.startswith("paused"))
-        await pilot.pause(0.4)
+        await until(
+            pilot,
+            lambda: session(screen).state.progress and session(screen).state.progress.detail == "paused",
+        )
         progress = session(screen).state.progress
         assert progress is not None
         assert len(progress.others) == len(progress.losses) == 3
         other = next(k for k in screen.view.candidates.ranked if k != progress.candidate)
         screen.view.candidates._follow(other)
-        await pilot.pause(0.2)
-        shown = [cell.word for cell in screen.view.tokens._bands.sentences[0]]
-        assert shown == [text for _, text in progress.others[other][0]]
+        words = [text for _, text in progress.others[other][0]]
+        await until(pilot, lambda: [cell.word for cell in screen.view.tokens._bands.sentences[0]] == words)
         assert f"#{other + 1}" in str(screen.view.tokens.border_title)
         await pilot.press("x")
         await until(pilot, lambda: not screen.going)

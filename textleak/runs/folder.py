@@ -43,7 +43,7 @@ def new_path(name: str, root: Path | None = None) -> Path:
         root: the folder to lie in; None for `runs_folder()`.
     """
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return (root or runs_folder()) / f"{now}-{as_file_name(name)[:60]}-{secrets.token_hex(2)}"
+    return (root or runs_folder()) / f"{now}-{as_file_name(name)[:60]}-{secrets.token_hex(4)}"
 
 
 def run_words(model: str, attack: str) -> str:
