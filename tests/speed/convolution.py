@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textleak.matching import Call, SquaredL2, Target
+from textleak.matching.convolution import weight_gradient
 from textleak.matching.moments import moments_of
 from textleak.matching.rules import Contribution, Formed, Outer, convolution_rule
 
@@ -63,16 +64,13 @@ def main() -> None:
 
 
 def _factors(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> Contribution:
-    return Outer(left_KNO=delta.flatten(2).mT, right_KNI=_patches(layer, x).mT)
+    assert not isinstance(layer.padding, str)
+    patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return Outer(left_KNO=delta.flatten(2).mT, right_KNI=patches.mT)
 
 
 def _formed(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> Contribution:
-    return Formed(gradient_K=(delta.flatten(2) @ _patches(layer, x).mT).view(len(x), *layer.weight.shape))
-
-
-def _patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    assert not isinstance(layer.padding, str)
-    return nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return Formed(gradient_K=weight_gradient(delta, x, layer, len(x)))
 
 
 def _milliseconds(

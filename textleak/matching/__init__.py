@@ -8,7 +8,7 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - target.py: the shared gradient, factored once.  moments.py: ‖g'‖², ⟨g', g⟩, ‖g' − g‖₁ from both, those of most
   tensors together (plan.py), of the others one by one (single.py).
 - kernels.py: a network's usual operations with cheap second derivatives, in place of torch's own (replaced.py).
-  linear.py: products by a constant weight.
+  linear.py: products by a constant weight. batch_norm.py and convolution.py: the same for networks that read pictures.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
 - optimizers.py: Adam and L-BFGS, asked for points and told their worth.  policies.py: patience and races, around them.
 - driver.py: the one loop, its limits and its ending.

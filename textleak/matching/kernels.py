@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+from textleak.matching.batch_norm import batch_norm, batch_norm_by
 from textleak.matching.linear import linear
 from textleak.matching.replaced import ReplacedFunctions
 
@@ -248,16 +249,55 @@ class _ReluSlope(torch.autograd.Function):
     def forward(ctx: FunctionCtx, grad: Tensor, x: Tensor, kinks: float) -> Tensor:
         ctx.save_for_backward(grad, x)
         ctx.kinks = kinks  # type: ignore[attr-defined]
-        return torch.where(x > 0, grad, 0.0)
+        return cast(Tensor, torch.ops.aten.threshold_backward(grad, x, 0.0))
 
     @staticmethod
     def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor, None]:
         grad, x = ctx.saved_tensors  # type: ignore[attr-defined]
-        deviation_R = x.flatten(1).std(1).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
-        width = (ctx.kinks * deviation_R).view(-1, *[1] * (x.dim() - 1))  # type: ignore[attr-defined]
+        others = tuple(range(1, x.dim()))
+        # Torch's own deviation takes five times as long.
+        apart_R = torch.linalg.vector_norm(x - x.mean(others, keepdim=True), dim=others, keepdim=True)
+        deviation_R = apart_R.div_((x[0].numel() - 1) ** 0.5).clamp_min_(torch.finfo(x.dtype).tiny ** 0.5)
+        width = ctx.kinks * deviation_R  # type: ignore[attr-defined]
         s = torch.div(x, width).sigmoid_()
-        to_x = torch.mul(1 - s, s).div_(width).mul_(grad).mul_(u)
-        return torch.where(x > 0, u, 0.0), to_x, None
+        to_x = torch.ops.aten.sigmoid_backward(torch.mul(u, grad), s).div_(width)
+        return torch.ops.aten.threshold_backward(u, x, 0.0), to_x, None
+
+
+class _Sigmoid(torch.autograd.Function):
+    """s = 1 / (1 + exp −x)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        s = x.sigmoid()
+        ctx.save_for_backward(s)
+        return s
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (s,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return cast(Tensor, _SigmoidSlope.apply(grad, s))  # type: ignore[no-untyped-call]
+
+
+class _SigmoidSlope(torch.autograd.Function):
+    """g ∘ s (1 − s)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, grad: Tensor, s: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, s)
+        return _sigmoid_slope(grad, s)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor]:
+        grad, s = ctx.saved_tensors  # type: ignore[attr-defined]
+        both = u * grad
+        return _sigmoid_slope(u, s), both.addcmul_(both, s, value=-2)
+
+
+def _sigmoid_slope(grad: Tensor, s: Tensor) -> Tensor:
+    """In memory as `s` is, whatever the order of `grad`."""
+    out = torch.empty_like(s)
+    return cast(Tensor, torch.ops.aten.sigmoid_backward.grad_input(grad, s, grad_input=out))
 
 
 class _Softmax(torch.autograd.Function):
@@ -332,6 +372,28 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
     return None if inplace else _activated(input, _SILU)
 
 
+def _sigmoid(input: Tensor) -> Tensor | None:
+    return cast(Tensor, _Sigmoid.apply(input)) if _usable(input) else None  # type: ignore[no-untyped-call]
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    eps: float = 1e-5,
+    **_: object,
+) -> Tensor | None:
+    if input.dim() != 4 or not _usable(input):
+        return None
+    if not training and running_mean is not None and running_var is not None:
+        return batch_norm_by(running_mean, running_var, input, weight, bias, eps)
+    return batch_norm(input, weight, bias, eps) if training and running_mean is None else None
+
+
 def _relu(kinks: float, input: Tensor, inplace: bool = False) -> Tensor | None:
     if inplace or not _usable(input) or input.dim() < 2:
         return None
@@ -360,4 +422,6 @@ _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     functional.gelu: _gelu,
     functional.silu: _silu,
     functional.softmax: _softmax,
+    torch.sigmoid: _sigmoid,
+    functional.batch_norm: _batch_norm,
 }

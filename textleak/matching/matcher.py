@@ -131,7 +131,12 @@ class Matcher:
         return torch.cat(self._chunked(some, leaves))
 
     def value_and_gradient(
-        self, model_function: ModelFunction, leaves: Leaves, wrt: Iterable[str]
+        self,
+        model_function: ModelFunction,
+        leaves: Leaves,
+        wrt: Iterable[str],
+        *,
+        beside: Callable[[Leaves], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Distances (K,) and their gradients with regard to the leaves in `wrt`, in chunks of candidates.
 
@@ -139,6 +144,7 @@ class Matcher:
             model_function: gives losses (K,) from `leaves`.
             leaves: tensors with K first; they are left as they are.
             wrt: names of floating-point leaves; candidate k's gradient is that of candidate k's distance.
+            beside: what else is to be minimized, (K,): a prior, asked once the network has run on the same leaves.
 
         Raises:
             AttackError: memory does not even suffice for one candidate.
@@ -148,6 +154,8 @@ class Matcher:
         def some(part: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
             own = {n: leaf.detach().requires_grad_(n in chosen) for n, leaf in part.items()}
             distances_K = self.distances(model_function, own)
+            if beside is not None:
+                distances_K = distances_K + beside(own)
             gradients = torch.autograd.grad(
                 distances_K.sum(), [own[n] for n in chosen], allow_unused=True, materialize_grads=True
             )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textleak.matching.objectives import Moments
 from textleak.matching.plan import Plan
-from textleak.matching.rules import Contribution
+from textleak.matching.rules import Contribution, in_dtype
 from textleak.matching.single import absolute_distance, cross, masked, own
 from textleak.matching.target import Rescaled, Target
 
@@ -26,6 +26,8 @@ def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absol
         absolute: ask for ‖g' − g‖₁ too, which forms one gradient at a time and keeps none.
     """
     names = tuple(name for name in target.tensors if name in found)
+    if target.dtype is not None:
+        found = {name: [in_dtype(part, target.dtype) for part in parts] for name, parts in found.items()}
     plan = Plan()
     others: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:

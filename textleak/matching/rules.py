@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from textleak.matching.convolution import weight_gradient
 from textleak.matching.kernels import layer_norm_scale
 
 
@@ -49,6 +51,19 @@ class Formed:
 
 
 Contribution = Outer | Rows | Sum | Formed
+
+
+def in_dtype(part: Contribution, dtype: torch.dtype) -> Contribution:
+    """The same in another precision."""
+    match part:
+        case Outer():
+            return Outer(left_KNO=part.left_KNO.to(dtype), right_KNI=part.right_KNI.to(dtype))
+        case Rows():
+            return Rows(rows_KN=part.rows_KN, right_KNI=part.right_KNI.to(dtype))
+        case Sum():
+            return Sum(terms_KND=part.terms_KND.to(dtype))
+        case Formed():
+            return Formed(gradient_K=part.gradient_K.to(dtype))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,21 +184,18 @@ def convolution_rule(call: Call) -> dict[str, Contribution]:
     module = call.module
     assert isinstance(module, nn.Conv2d)
     assert not isinstance(module.padding, str)
-    K, delta_ROP = call.candidates, call.delta_R.flatten(2)
-    found: dict[str, Contribution] = {}
+    K, found = call.candidates, dict[str, Contribution]()
     if "weight" in call.wanted:
-        patches_RIP = functional.unfold(
-            call.input_R, module.kernel_size, module.dilation, module.padding, module.stride
-        )
-        sides = delta_ROP.shape[1], patches_RIP.shape[1]
-        uses = len(delta_ROP) // K * delta_ROP.shape[2]
-        if uses * sum(sides) < sides[0] * sides[1]:
-            found["weight"] = Outer(
-                left_KNO=delta_ROP.mT.reshape(K, uses, -1), right_KNI=patches_RIP.mT.reshape(K, uses, -1)
+        outputs, inputs = len(module.weight), module.weight[0].numel()
+        uses = len(call.delta_R) // K * call.delta_R[0, 0].numel()
+        if uses * (outputs + inputs) < outputs * inputs:
+            patches_RIP = functional.unfold(
+                call.input_R, module.kernel_size, module.dilation, module.padding, module.stride
             )
+            left_KNO = call.delta_R.flatten(2).mT.reshape(K, uses, -1)
+            found["weight"] = Outer(left_KNO=left_KNO, right_KNI=patches_RIP.mT.reshape(K, uses, -1))
         else:
-            formed_KOI = (delta_ROP @ patches_RIP.mT).view(K, -1, *sides).sum(1)
-            found["weight"] = Formed(gradient_K=formed_KOI.view(K, *module.weight.shape))
+            found["weight"] = Formed(gradient_K=weight_gradient(call.delta_R, call.input_R, module, K))
     if "bias" in call.wanted:
         found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
     return found
@@ -197,11 +209,9 @@ def batch_norm_rule(call: Call) -> dict[str, Contribution]:
     assert module.running_var is not None
     found: dict[str, Contribution] = {}
     if "weight" in call.wanted:
-        mean_C11 = module.running_mean[:, None, None]
-        scale_C11 = (module.running_var + module.eps).rsqrt()[:, None, None]
-        found["weight"] = Formed(
-            gradient_K=call.channel_sums(call.delta_R * (call.input_R - mean_C11) * scale_C11)
-        )
+        apart_R = call.input_R - module.running_mean[:, None, None]
+        scale_C = (module.running_var + module.eps).rsqrt()
+        found["weight"] = Formed(gradient_K=call.channel_sums(call.delta_R * apart_R) * scale_C)
     if "bias" in call.wanted:
         found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
     return found

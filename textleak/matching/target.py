@@ -115,11 +115,13 @@ class Target:
         tensors: by parameter name, in the order given.
         dropped: tensors left out as their gradient is only rounding noise (key biases are 0 in theory).
         rescaled: see `Damage`.
+        dtype: in which candidates' gradients are compared with it, whatever they are computed in; None for that.
     """
 
     tensors: dict[str, TargetTensor]
     dropped: tuple[str, ...] = ()
     rescaled: Rescaled | None = None
+    dtype: torch.dtype | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,7 +149,8 @@ class Target:
             gradients: by parameter name; only those to be matched.
             damage: what was done to them.
             drop_below: leave out a tensor whose norm is under this part of the largest.
-            dtype: as the engine will run; default as given.
+            dtype: in which candidates' gradients will be compared with it: the network's, or a finer one, in which the
+                difference of two gradients that are nearly equal doesn't cancel; default as given.
             device: where the engine will run; default as given.
 
         Raises:
@@ -177,7 +180,7 @@ class Target:
                 fix="Match without a noise floor.",
             )
         dropped = tuple(name for name in gradients if name not in tensors)
-        return cls(tensors=tensors, dropped=dropped, rescaled=damage.rescaled)
+        return cls(tensors=tensors, dropped=dropped, rescaled=damage.rescaled, dtype=dtype)
 
 
 def _target_of(gradient: Tensor, norm: float, damage: Damage, floor: float) -> TargetTensor:

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from textleak.matching.convolution import one_after_the_other, side_by_side
 
 # Zhu et al. 2019, released code: weights and biases of every layer are drawn from U(-0.5, 0.5).
 _UNIFORM = 0.5
@@ -120,27 +123,20 @@ class BatchStatisticsNorm(nn.Module):
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.samples = 1
 
-    def normalized(self, x_NCHW: Tensor) -> Tensor:
-        """(x − mean) / deviation over each batch of `samples` rows and all places."""
-        centered, variance = self._moments(x_NCHW)[1:]
-        scaled: Tensor = centered * (variance + self.eps).rsqrt()
-        return scaled.view_as(x_NCHW)
-
     def statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each batch's channels, (K, C) each."""
-        mean, _, variance = self._moments(x_NCHW)
-        return mean.flatten(1), variance.flatten(1)
-
-    def _moments(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_KBCHW = x_NCHW.view(-1, self.samples, *x_NCHW.shape[1:])
-        dims = (1, 3, 4)
+        x_KBCHW, dims = x_NCHW.view(-1, self.samples, *x_NCHW.shape[1:]), (1, 3, 4)
         mean = x_KBCHW.mean(dims, keepdim=True)
-        centered = x_KBCHW - mean
-        return mean, centered, centered.square().mean(dims, keepdim=True)
+        variance = (x_KBCHW - mean).square().mean(dims)  # torch's own takes four times as long
+        return mean.flatten(1), variance
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """As `nn.BatchNorm2d` in train mode, without running statistics."""
-        return self.normalized(x_NCHW) * self.weight[:, None, None] + self.bias[:, None, None]
+        candidates = len(x_NCHW) // self.samples
+        wide = side_by_side(x_NCHW, candidates)
+        weight, bias = self.weight.repeat(candidates), self.bias.repeat(candidates)
+        y = functional.batch_norm(wide, None, None, weight, bias, training=True, eps=self.eps)
+        return one_after_the_other(y, candidates)
 
 
 def with_batch_statistics(network: nn.Module) -> None:

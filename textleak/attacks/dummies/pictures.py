@@ -6,7 +6,7 @@ Shapes: K candidates, B pictures, C color channels, H and W height and width, L 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from textleak.errors import InputError
 from textleak.events import Tokens
 from textleak.matching import Damage, Leaves, Matcher, Objective, Project, SquaredL2, Target, Turns
 from textleak.models.batches import Targets
-from textleak.models.vision import ImageModel
+from textleak.models.vision import ImageModel, Statistics
 from textleak.shared.effects import hides_entries, lost_scale
 from textleak.shared.gradient import SharedGradient
 
@@ -51,6 +51,8 @@ class PictureSettings:
         kinks: width that the kinks of ReLUs count as having (see `Matcher`); 0 for the distance's own derivative.
         start_KBCHW: pixels that the first candidates' pictures start from, as the network reads them; None to draw
             all.
+        precise: whether pictures are kept and gradients are compared in float64, whatever the network computes in: a
+            distance formed in float32 is its own rounding at about 3e-4 of the gradient's norm, and a line search ends.
         one_at_a_time: steps spent on one picture of the batch before the next one's turn; 0 for all at once.
     """
 
@@ -58,6 +60,7 @@ class PictureSettings:
     total_variation: float = 0.0
     boxed: bool = False
     one_at_a_time: int = 0
+    precise: bool = False
     smooth: float | None = None
     batch_norm: float = 0.1  # Yin et al. 2021, sec. 4
     kinks: float = 0.0
@@ -126,7 +129,7 @@ class DummyPictures:
         effects = self.shared.effects
         damage = Damage(masked=hides_entries(effects), masked_rows=None, rescaled=lost_scale(effects))
         target = Target.from_gradients(
-            self.shared.gradients, damage, dtype=self.model.dtype, device=self.model.device
+            self.shared.gradients, damage, dtype=self._dtype, device=self.model.device
         )
         return self.view.matcher(target, self.objective, kinks=self.settings.kinks)
 
@@ -164,6 +167,11 @@ class DummyPictures:
         """The leaves that are optimized."""
         return tuple(name for b in range(self.batch_size) for name in self._leaves_of(b))
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Type of the leaves, and of what their gradients are compared in."""
+        return torch.float64 if self.settings.precise else self.model.dtype
+
     def draw(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Where candidates start, drawn on the CPU so that every device starts alike."""
         drawn = {}
@@ -175,7 +183,7 @@ class DummyPictures:
                 noise = (self.settings.spread or 1.0) * noise
             elif pixels and self.settings.spread is not None:
                 noise = self.model.normalized(0.5 + self.settings.spread * noise)
-            drawn[name] = noise.to(device=self.model.device, dtype=self.model.dtype)
+            drawn[name] = noise.to(device=self.model.device, dtype=self._dtype)
         return drawn
 
     def start(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -234,31 +242,45 @@ class DummyPictures:
     def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimized: the distance, and the prior on pictures if there is one."""
         free = [name for name in self.free if name in leaves]
-        values_K, gradients = matcher.value_and_gradient(self.losses, leaves, free)
-        own = {n: leaves[n].detach().requires_grad_() for n in free if n.startswith("pixels")}
-        with torch.enable_grad():
-            prior_K = self._prior({**leaves, **own})
-        if prior_K is not None:
-            slopes = torch.autograd.grad(prior_K.sum(), list(own.values()))
-            for name, slope in zip(own, slopes, strict=True):
-                gradients[name] = gradients[name] + slope
-            values_K = values_K + prior_K.detach()
-        return values_K, gradients
+        if not self.settings.total_variation and not self._known_statistics:
+            return matcher.value_and_gradient(self.losses, leaves, free)
+        noted: list[tuple[Leaves, Statistics]] = []
 
-    def _prior(self, leaves: Leaves) -> Tensor | None:
-        """What is asked of pictures beside their gradient, (K,); None for nothing."""
-        settings, statistics = self.settings, self.shared.known.batch_norm
-        if not settings.total_variation and (not settings.batch_norm or statistics is None):
-            return None
-        pixels_KBCHW = self.pixels(leaves)
+        def losses(some: Leaves) -> Tensor:
+            if not self._known_statistics:
+                return self.losses(some)
+            with self.model.noting_statistics() as statistics:
+                noted.append((some, statistics))
+                return self.losses(some)
+
+        def prior(some: Leaves) -> Tensor:
+            own = next((statistics for leaves, statistics in noted if leaves is some), None)
+            noted.clear()
+            return self._prior(self.pixels(some), own)
+
+        return matcher.value_and_gradient(losses, leaves, free, beside=prior)
+
+    @property
+    def _known_statistics(self) -> Mapping[str, tuple[Sequence[float], Sequence[float]]]:
+        """The client's batch norms' statistics, where they are known and asked for."""
+        return (self.shared.known.batch_norm or {}) if self.settings.batch_norm else {}
+
+    def _prior(self, pixels_KBCHW: Tensor, own: Statistics | None) -> Tensor:
+        """What is asked of pictures beside their gradient, (K,).
+
+        Args:
+            pixels_KBCHW: the pictures, as the network reads them.
+            own: their `batch_statistics`; None to compute them where they are needed.
+        """
+        settings, known = self.settings, self._known_statistics
         prior_K = pixels_KBCHW.new_zeros(len(pixels_KBCHW))
         if settings.total_variation:
             variation_KB = total_variation(pixels_KBCHW.flatten(0, 1)).view(pixels_KBCHW.shape[:2])
             prior_K = prior_K + settings.total_variation * variation_KB.mean(1)
-        if settings.batch_norm and statistics is not None:
+        if known:
             unit = self.matcher.target.squared_norm if isinstance(self.objective, SquaredL2) else 1.0
-            own = self.model.batch_statistics(pixels_KBCHW)
-            apart_K = sum(_apart(own[name], known) for name, known in statistics.items()) / len(statistics)
+            own = self.model.batch_statistics(pixels_KBCHW) if own is None else own
+            apart_K = torch.stack([_apart(own[name], there) for name, there in known.items()]).mean(0)
             prior_K = prior_K + settings.batch_norm * unit * apart_K
         return prior_K
 

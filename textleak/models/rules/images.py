@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from textleak.matching.batch_norm import batch_norm_scale
 from textleak.matching.rules import Call, Contribution, Formed, register_rule
 from textleak.models.networks import BatchStatisticsNorm
 
@@ -17,7 +18,8 @@ def batch_statistics_rule(call: Call) -> dict[str, Contribution]:
     assert isinstance(module, BatchStatisticsNorm)
     found: dict[str, Contribution] = {}
     if "weight" in call.wanted:
-        found["weight"] = Formed(gradient_K=call.channel_sums(call.delta_R * module.normalized(call.input_R)))
+        scale_KC = batch_norm_scale(call.delta_R, call.input_R, module.eps, call.candidates)
+        found["weight"] = Formed(gradient_K=scale_KC)
     if "bias" in call.wanted:
         found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
     return found

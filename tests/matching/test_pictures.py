@@ -1,0 +1,114 @@
+"""What convolutional networks are run with equals torch's own, and so do first and second derivatives."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.matching.test_kernels import with_derivatives
+from textleak.matching import SquaredL2, Target
+from textleak.matching.batch_norm import batch_norm_scale
+from textleak.matching.convolution import weight_gradient
+from textleak.matching.kernels import CheapSecondDerivatives
+from textleak.matching.moments import moments_of
+from textleak.matching.rules import Formed, Outer
+
+EPS = 1e-5
+LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+def draw(*shape, layout="channels first", seed=0):
+    drawn = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return drawn.contiguous(memory_format=LAYOUTS[layout]) if len(shape) == 4 else drawn
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("by", ["its own statistics", "given ones"])
+def test_batch_norm(by, scaled, layout):
+    x = draw(5, 3, 4, 6, layout=layout) + 2
+    weight, bias = (draw(3, seed=1), draw(3, seed=2)) if scaled else (None, None)
+    statistics = (None, None) if by == "its own statistics" else (draw(3, seed=3), draw(3, seed=4).exp())
+
+    def operation(x):
+        return functional.batch_norm(x, *statistics, weight, bias, training=statistics[0] is None, eps=EPS)
+
+    expected = with_derivatives(operation, x)
+    with CheapSecondDerivatives():
+        made_by = type(operation(x.clone().requires_grad_()).grad_fn).__name__
+        found = with_derivatives(operation, x)
+    assert made_by == ("_BatchNormBackward" if by == "its own statistics" else "AddcmulBackward0")
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sigmoid_of_pictures(layout):
+    x = draw(2, 3, 4, 5, layout=layout)
+    expected = with_derivatives(torch.sigmoid, x)
+    with CheapSecondDerivatives():
+        found = with_derivatives(torch.sigmoid, x)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_the_scales_gradient_of_each_candidate(layout, candidates):
+    shape = 2 * candidates, 4, 5, 3
+    both = draw(*shape, layout=layout), draw(*shape, layout=layout, seed=1)
+
+    def by_autograd(delta, x):
+        parts = zip(delta.chunk(candidates), x.chunk(candidates), strict=True)
+        return torch.stack(
+            [
+                (d * functional.batch_norm(one, None, None, training=True, eps=EPS)).sum((0, 2, 3))
+                for d, one in parts
+            ]
+        )
+
+    assert_same(lambda delta, x: batch_norm_scale(delta, x, EPS, candidates), by_autograd, both)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": 1}, {"stride": 2, "padding": 2}, {"dilation": 2}],
+    ids=["padded", "strided", "dilated"],
+)
+def test_a_convolutions_gradient_of_each_candidate(options, candidates):
+    layer = nn.Conv2d(3, 4, 3, bias=False, **options).double()
+    x = draw(2 * candidates, 3, 9, 8)
+    delta = draw(*layer(x).shape, seed=1)
+
+    def by_patches(delta, x):
+        patches = functional.unfold(x, 3, layer.dilation, layer.padding, layer.stride)
+        formed = (delta.flatten(2) @ patches.mT).view(candidates, 2, *layer.weight.shape)
+        return formed.sum(1)
+
+    assert_same(lambda delta, x: weight_gradient(delta, x, layer, candidates), by_patches, (delta, x))
+
+
+def assert_same(mine, theirs, inputs):
+    """Values, and derivatives along one direction."""
+    found = []
+    for function in (mine, theirs):
+        own = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+        value = function(*own)
+        along = torch.linspace(-1, 1, value.numel(), dtype=value.dtype).view_as(value)
+        found.append((value.detach(), *torch.autograd.grad((value * along).sum(), own)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_small_distance_survives_where_gradients_are_compared_in_float64():
+    """In float32 the distance of nearly equal gradients is the rounding of their norms."""
+    left, right = torch.randn(2, 1, 4, 30, generator=torch.Generator().manual_seed(0)).unbind()
+    gradients = {"matrix": (left.mT @ right)[0].double(), "vector": left[0].sum(0).double()}
+    gradients = {name: gradient + 1e-5 for name, gradient in gradients.items()}
+    true = 1e-10 * (900 + 30)
+    found = {"matrix": [Outer(left_KNO=left, right_KNI=right)], "vector": [Formed(gradient_K=left.sum(1))]}
+    fine = Target.from_gradients(gradients, dtype=torch.float64)
+    assert float(SquaredL2()(moments_of(found, fine))) == pytest.approx(true, rel=0.2)
+    coarse = Target.from_gradients(gradients, dtype=torch.float32)
+    assert abs(float(SquaredL2()(moments_of(found, coarse))) - true) > 10 * true
