@@ -55,6 +55,12 @@ def test_other_parameters_of_modules_are_none(kind: str, tmp_path: Path) -> None
     assert bare_matrices(drawn(kind, tmp_path)) == ()
 
 
+def test_they_are_the_attentions_where_their_names_say_so(tmp_path: Path) -> None:
+    model = drawn("matrices that are no layer's", tmp_path)
+    attention = {f"transformer.layer.{block}.rel_attn.{name}" for block in (0, 1) for name in "qkv"}
+    assert model.attention_names == attention
+
+
 def test_inputs_span_the_rows_of_their_gradients(tmp_path: Path) -> None:
     model = drawn("matrices that are no layer's", tmp_path)
     layers = local_layers(model)

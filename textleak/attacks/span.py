@@ -132,7 +132,7 @@ def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 
 def _padded_as_text(model: TextModel, found: Found) -> bool:
     """Whether some sentences look like padding and text that a network reads alike: all of one length, it seems."""
-    padded = any(row[0] == model.pad_id for row in found.rows)
+    padded = any(row[:1] == (model.pad_id,) for row in found.rows)
     return padded and len({*map(len, found.rows)}) == 1 and reads_padding(model)
 
 
@@ -205,7 +205,7 @@ def _respoken(view: View, found: Found, recovery: Recovery) -> Recovery:
 def _unfit(view: View, found: Found, recovery: Recovery) -> Recovery:
     """The recovery with a word on the loss, where texts were found whole and it isn't known."""
     fits = list(found.language.described()) if found.language is not None else []
-    unread = any(row[-1] == OPEN for row in found.rows)
+    unread = any(row[-1:] == (OPEN,) for row in found.rows)
     if not (fits or found.complete) or (told(view) and not unread):
         return recovery
     said = (f"The client {' and '.join(fits)}, it seems.",) if fits and not told(view) else ()

@@ -89,10 +89,8 @@ def _whole(tree: Tree, pad_id: int) -> list[Row] | None:
     missing = tree.span.rank - len(tree.beginnings)
     if missing > left * sum(counts):  # fewer where the network reads some padding as other
         return None
-    if (
-        left and not shown and missing <= 0
-    ):  # padding predicts nothing, so that nothing attends to the last tokens
-        counts = [0] * len(counts)
+    if left and not shown and missing <= 0:
+        counts = [0] * len(counts)  # padding predicts nothing, so that nothing attends to the last tokens
     texts = [tuple(token for token in row if token != pad_id) for row in tree.leaves]
     if not all(texts):
         return None
