@@ -68,6 +68,11 @@ KINDS = {
         {**ENCODER, "attention_window": [8, 8], "pad_token_id": 1},
     ),
     "convolutions in groups, positions last": ("squeezebert", "wordpiece", {**ENCODER, "embedding_size": 64}),
+    "matrices that are no layer's": (
+        "xlnet",
+        "wordpiece",
+        {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 96, "initializer_range": 0.1},
+    ),
     "relative positions": ("deberta", "wordpiece", {**ENCODER, **RELATIVE, "max_relative_positions": -1}),
 }
 
@@ -99,6 +104,22 @@ def test_two_sentences_of_words_read_beside_their_neighbors_come_back(tmp_path: 
     recovery = recover(shared, model, "span")
     assert recovery.stop is Stop.VERIFIED
     assert sorted(sentence.text for sentence in recovery.sentences) == texts
+
+
+def test_two_sentences_behind_matrices_that_are_no_layers_are_not_told_apart(tmp_path: Path) -> None:
+    model = drawn("matrices that are no layer's", tmp_path)
+    shared, _ = share(model, ["he sat on the mat", "she ran home"], share="no-embeddings")
+    recovery = recover(shared, model, "span")
+    assert not recovery.stop.settled
+    (note,) = recovery.notes
+    assert "one sentence at most" in note
+
+
+def test_a_network_that_reads_the_next_token_is_no_causal_language_model(tmp_path: Path) -> None:
+    folder = str(written(*KINDS["matrices that are no layer's"], tmp_path))
+    assert load_model(folder, weights="random").task == "classification"
+    with pytest.raises(InputError, match="reads the tokens after each one"):
+        load_model(folder, weights="random", task="causal-lm")
 
 
 def test_a_network_that_asks_for_ids_is_given_its_own_embeddings_by_them(tmp_path: Path) -> None:

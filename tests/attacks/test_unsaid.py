@@ -117,6 +117,25 @@ def test_a_loss_that_nobody_told_shows_in_the_gradient(kind: str, wide: TextMode
     assert SAID[kind] in note
 
 
+def test_prompts_of_unlike_lengths_are_proved(wide: TextModel) -> None:
+    rows = [wide.tokenizer(text)["input_ids"] for text in TWO]
+    network = copy.deepcopy(wide.network).requires_grad_(True)
+    total = sum(map(len, rows)) - 3 - 1
+    for row, prompt in zip(rows, (3, 1), strict=True):
+        ids = torch.tensor([row])
+        logits = network(input_ids=ids).logits[0, :-1]
+        labels = ids[0].index_fill(0, torch.arange(prompt), -100)[1:]
+        (functional.cross_entropy(logits, labels, reduction="sum") / total).backward()  # type: ignore[no-untyped-call]
+    gradients = {n: p.grad for n, p in network.named_parameters() if n not in wide.embedding_names}
+    shared = SharedGradient(
+        gradients=gradients, model=wide.public(), share="no-embeddings", known=SideInformation(batch_size=2)
+    )
+    recovery = to_end(begin(ATTACKS.build("span", {}), shared, wide))
+    assert recovery.stop.settled
+    assert {sentence.text for sentence in recovery.sentences} == set(TWO)
+    assert "no loss of the first tokens" in recovery.notes[0]
+
+
 def test_what_was_told_is_said_no_more_and_no_other_loss_is_tried(wide: TextModel) -> None:
     client = composed([CLIENTS.build("loss", {"padding": "left", "prompt": 2, "reduction": "sum"})])
     shared, _ = share(wide, TWO, client=client, share="no-embeddings")

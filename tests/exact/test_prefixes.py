@@ -92,7 +92,9 @@ def test_a_language_models_batch_comes_back(
     found, _ = recovered(model, shared)
     assert Counter(found.rows) == Counter(secret.ids)
     assert (found.complete, found.notes) == (True, ())
-    assert certify(view_of(shared, model), tuple(to_sentence(model, row) for row in found.rows)).verified
+    certificate = certify(view_of(shared, model), tuple(to_sentence(model, row) for row in found.rows))
+    # One of two that are alike may as well be of one token, which leaves no trace.
+    assert certificate.verified is (None if batch == "all twice" else True)
 
 
 @pytest.mark.parametrize("family", DECODERS)

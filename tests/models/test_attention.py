@@ -7,7 +7,8 @@ import torch
 
 from tests.conftest import DECODERS, ToyModel
 from textleak.models.probes.attention import first_attention, project
-from textleak.models.probes.layers import following_layers, layer_inputs, sees_ahead
+from textleak.models.probes.layers import following_layers, layer_inputs
+from textleak.models.probes.reach import sees_ahead
 
 ENCODERS = {
     "bert": ("query", "key", "value", "dense"),

@@ -150,6 +150,21 @@ def test_the_order_of_the_sentences_does_not_matter(toy_model: ToyModel) -> None
     assert certify(view_of(shared, model), truth(model, TWO, (2, 1))[::-1]).verified is True
 
 
+@pytest.mark.parametrize("texts", [("the cat sat", "a"), ("the cat sat", "the cat sat")])
+def test_a_sentence_that_stands_twice_is_not_told_from_one_and_a_single_token(
+    texts: tuple[str, str], toy_model: ToyModel
+) -> None:
+    model = toy_model("gpt2", task="causal-lm")
+    twice = truth(model, ("the cat sat", "the cat sat"), None)
+    shared, secret = share(model, texts)
+    assert len(secret.ids[1]) in (1, len(secret.ids[0]))
+    certificate = certify(view_of(shared, model), twice)
+    assert certificate.verified is None
+    assert "leave no trace" in certificate.notes[0]
+    lengths, _ = share(model, ("the cat sat", "the cat sat"), know="lengths")
+    assert certify(view_of(lengths, model), twice).verified is True
+
+
 def test_a_missing_sentence_does_not_verify(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO, (2, 1))

@@ -10,6 +10,7 @@ gradient doesn't show: where exactness ends, sentences found so far are the answ
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar
 
@@ -34,7 +35,7 @@ from textleak.models.decoding import fixed_tokens, to_sentence
 from textleak.models.losses.classes import Classes, smoothing_of, weighed
 from textleak.models.losses.language import PLAIN, Language, Padding
 from textleak.models.own_labels import solved_labels
-from textleak.models.probes.layers import sees_ahead
+from textleak.models.probes.reach import reads_padding, sees_ahead
 from textleak.proof.certificate import Certificate, certify
 from textleak.shared.effects import Rounded
 from textleak.shared.gradient import SharedGradient
@@ -47,6 +48,10 @@ _PADDINGS: tuple[Padding, ...] = ("counted", "left")
 _UNFIT = (
     "Their own gradient isn't the shared one: the client's loss is no mean over all tokens. If you know it, tell it: "
     "--client loss:reduction=sum, reduction=mean-of-means, prompt=N, padding=counted, padding=left or smoothing=S."
+)
+_UNREAD = (
+    "What some sentences end with couldn't be told: no layer reads it, and the norm before the head, whose gradient "
+    "shows it, has none here, or the client's loss is another one."
 )
 
 
@@ -100,20 +105,42 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """Those of a decoder, grown token by token; with padding as the client has it, or as is seen to fit."""
     model, shared = view.text_model, view.shared
-    if model.language.padding != "masked":
+    as_text = model.language.padding == "left" and reads_padding(model)
+    if model.language.padding != "masked" and not as_text:
         return (yield from padded_sentences(model, shared, time_limit=view.clock.left))
+    if as_text:
+        model = model.spoken_with(dataclasses.replace(model.language, padding="masked"))
     found = yield from causal_sentences(model, shared, time_limit=view.clock.left)
     if model.first_layers is not None:
         return found
+    if as_text:
+        return _unpadded(model, found)
     several = model.task == "causal-lm" and shared.known.size != 1 and not shared.seen_effects
-    if not several or told(view) or not found.rows or not all(OPEN in row for row in found.rows):
+    if not several or told(view) or not found.rows:
         return found
+    if not all(OPEN in row for row in found.rows):
+        return _unpadded(model, found) if _padded_as_text(model, found) else found
+    fitting = found
     for padding in _PADDINGS:
         model = model.spoken_with(dataclasses.replace(PLAIN, padding=padding))
         other = yield from padded_sentences(model, shared, time_limit=view.clock.left)
-        if other.rows:
+        if other.rows and next(spoken(view, other), None) is not None:
             return other
-    return found
+        fitting = other if other.rows and fitting is found else fitting
+    return fitting
+
+
+def _padded_as_text(model: TextModel, found: Found) -> bool:
+    """Whether some sentences look like padding and text that a network reads alike: all of one length, it seems."""
+    padded = any(row[:1] == (model.pad_id,) for row in found.rows)
+    return padded and len({*map(len, found.rows)}) == 1 and reads_padding(model)
+
+
+def _unpadded(model: TextModel, found: Found) -> Found:
+    """Sentences of a network that reads padding on the left as text, without it."""
+    rows = tuple(tuple(itertools.dropwhile(lambda token: token == model.pad_id, row)) for row in found.rows)
+    left = dataclasses.replace(model.language, padding="left")
+    return Found(rows=rows, channel=found.channel, language=left) if all(rows) else found
 
 
 def _one_rounded(view: View) -> bool:
@@ -159,7 +186,11 @@ def _respoken(view: View, found: Found, recovery: Recovery) -> Recovery:
     # What alters a gradient after the loss is no loss.
     if view.shared.seen_effects or not view.has(Trait.ONE_POINT):
         return recovery
-    for count, (other, ended) in enumerate(spoken(view, found)):
+    founds = [found]
+    if found.language is None and found.complete and view.shared.known.size != 1 and not told(view):
+        # A network whose padding leaves nothing behind but its predictions.
+        founds.append(dataclasses.replace(found, language=dataclasses.replace(PLAIN, padding="left")))
+    for count, (other, ended) in enumerate(itertools.chain(*(spoken(view, one) for one in founds))):
         sentences = shown(other.text_model, view.shared, ended)
         certificate = certify(other, sentences)
         if certificate.stop(Stop.READ).settled:
@@ -174,10 +205,11 @@ def _respoken(view: View, found: Found, recovery: Recovery) -> Recovery:
 def _unfit(view: View, found: Found, recovery: Recovery) -> Recovery:
     """The recovery with a word on the loss, where texts were found whole and it isn't known."""
     fits = list(found.language.described()) if found.language is not None else []
-    if told(view) or not (fits or found.complete):
+    unread = any(row[-1:] == (OPEN,) for row in found.rows)
+    if not (fits or found.complete) or (told(view) and not unread):
         return recovery
-    said = (f"The client {' and '.join(fits)}, it seems.",) if fits else ()
-    return dataclasses.replace(recovery, notes=(*recovery.notes, *said, _UNFIT))
+    said = (f"The client {' and '.join(fits)}, it seems.",) if fits and not told(view) else ()
+    return dataclasses.replace(recovery, notes=(*recovery.notes, *said, _UNREAD if unread else _UNFIT))
 
 
 def _how_spoken(language: Language) -> Iterator[str]:

@@ -14,7 +14,8 @@ from textleak.exact.later_inputs import LaterInput, shows
 from textleak.exact.subspace import OUTSIDE, layer_span
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.probes.layers import following_layers, tokens_before
+from textleak.models.probes.layers import following_layers
+from textleak.models.probes.reach import tokens_before
 from textleak.shared.gradient import SharedGradient
 
 

@@ -44,6 +44,10 @@ _NO_CHECK = (
     "No layer beyond the first ones has a gradient of its own among the shared ones (blocks that share their weights, "
     "as ALBERT's, sum theirs), so nothing tells which tokens stand together: one sentence at most can be read off."
 )
+_NO_OUTPUT = (
+    "Which tokens there are shows in matrices that are no layer's own, so that what they make of a sentence doesn't: "
+    "one sentence at most can be read off."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,8 @@ def encoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
         ordered = yield from _in_order(view, pairs)
         if ordered is not None:
             return ordered
+    if layers[0].bare:
+        return Found(rows=(), notes=(*notes, _NO_OUTPUT))
     yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
     grouping = _Grouping(view, LayerRemainder.of(shared, layers, span), pairs)
     yield from grouping.run()

@@ -8,7 +8,7 @@ sentences still grow token by token (`beginnings`), each from the padding that i
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from textleak.events import Phase, Progress
 from textleak.exact.beginnings import Tree
@@ -45,14 +45,18 @@ def padded_sentences(
     layers, span = max(clear, key=lambda pair: pair[1].room)
     ordered, longest = layers[0].depends_on_position, model.max_length - 1
     vocabulary, counted = Vocabulary(model, layers[0], span), padding == "counted"
+
+    def candidates(rows: Sequence[Row]) -> list[int]:
+        """Some networks put all padding at one position: counted, it is tried everywhere; on the left, nowhere else."""
+        tokens = vocabulary.after(rows)
+        if not counted:
+            return [token for token in tokens if token != model.pad_id]
+        return list(dict.fromkeys([*tokens, *(model.pad_id,) * (len(rows[0]) > 0)]))
+
     tree = Tree(
         model=model,
         ordered=ordered,
-        # Some networks put all padding at one position: it is tried everywhere.
-        candidates=lambda rows: [
-            *vocabulary.after(rows),
-            *(model.pad_id,) * (counted and len(rows[0]) > 0),
-        ],
+        candidates=candidates,
         checks=checks,
         first=0,
         longest=longest,
@@ -78,15 +82,18 @@ def _whole(tree: Tree, pad_id: int) -> list[Row] | None:
     left = tree.model.language.padding == "left"
     longest = max(map(len, tree.leaves))
     counts = [sum(token == pad_id for token in row) for row in tree.leaves]
-    if left and not any(counts):
+    shown = any(counts)
+    if left and not shown:
         # Where positions don't show or padding has none, all but the longest ones stand behind some.
         counts = [(longest + 1 - len(row)) * (len(row) < longest) for row in tree.leaves]
     missing = tree.span.rank - len(tree.beginnings)
     if missing > left * sum(counts):  # fewer where the network reads some padding as other
         return None
-    if left and missing <= 0:  # padding predicts nothing, so that nothing attends to the last tokens
-        counts = [0] * len(counts)
+    if left and not shown and missing <= 0:
+        counts = [0] * len(counts)  # padding predicts nothing, so that nothing attends to the last tokens
     texts = [tuple(token for token in row if token != pad_id) for row in tree.leaves]
+    if not all(texts):
+        return None
     # In a network of two layers padding reads all last tokens alike, so that these don't show either.
     full = max(len(row) + (not count) for row, count in zip(tree.leaves, counts, strict=True))
     sizes = zip(texts, counts, strict=True)

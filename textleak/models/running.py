@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,39 +75,29 @@ def run(
 def left_padded(model: TextModel, inputs: Tensor, mask_NT: Tensor) -> Tensor:
     """A causal network's logits where padding stands on the left: it sees all of its row alike.
 
-    What stands for "nowhere" in float64 is beyond float32, in which some networks weigh what they attend to even then:
-    there the mask is made here, with float32's, and one that counts positions from the mask is told those it counted.
-    A network that can't take it leaves what isn't finite.
+    A row of a mask that is "nowhere" throughout weighs all places alike where what stands for it swallows every score
+    and is finite wherever it is added, as float32's does in float32. Float64's own is beyond float32, in which some
+    networks weigh what they attend to even then, so float32's is what a network is told there too.
     """
-    logits: Tensor = run(model, inputs, mask=mask_NT).logits
-    if model.dtype != torch.float64 or bool(logits.isfinite().all()):
-        return logits
-    T = mask_NT.shape[1]
-    seen_N1TT = (
-        torch.ones(T, T, dtype=torch.bool, device=mask_NT.device).tril() & (mask_NT == 1)[:, None, None]
-    )
-    nowhere = torch.zeros(seen_N1TT.shape, dtype=model.dtype, device=mask_NT.device)
-    nowhere = nowhere.masked_fill(~seen_N1TT, torch.finfo(torch.float32).min)
-    for positions in (None, _counted_positions(model, inputs, mask_NT)):
-        with suppress(IndexError, RuntimeError, TypeError, ValueError):
-            made: Tensor = run(model, inputs, mask=nowhere, positions=positions).logits
-            return made
+    with _nowhere_of_float32() if model.dtype == torch.float64 else nullcontext():
+        logits: Tensor = run(model, inputs, mask=mask_NT).logits
     return logits
 
 
-def _counted_positions(model: TextModel, inputs: Tensor, mask_NT: Tensor) -> Tensor | None:
-    """Where a network's tokens stand as it tells its own modules, (N, T); None where it tells them nothing of it."""
-    told: list[Tensor] = []
+@contextmanager
+def _nowhere_of_float32() -> Iterator[None]:
+    """Have float64's least number be float32's, for what a network makes its masks of."""
+    own = torch.finfo
 
-    def note(_module: nn.Module, _arguments: Any, named: dict[str, Any]) -> None:  # noqa: ANN401
-        positions = named.get("position_ids")
-        if isinstance(positions, Tensor) and positions.shape == mask_NT.shape:
-            told.append(positions)
+    def limits(dtype: torch.dtype | None = None) -> torch.finfo:
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return own(torch.float32 if dtype == torch.float64 else dtype)
 
-    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.network.modules()]
-    with hooked(handles), torch.no_grad():
-        run(model, inputs, mask=mask_NT)
-    return told[0] if told else None
+    torch.finfo = limits  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.finfo = own  # type: ignore[misc]
 
 
 def _run(

@@ -277,6 +277,10 @@ class TextModel:
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.dim() == 2 and attends(path.rpartition(".")[2]):
                 names |= {f"{path}.{name}" for name, _ in module.named_parameters()}  # adapters inside it too
+        # And matrices that are no layer's, as XLNet's.
+        names |= {
+            name for name, p in self.parameters.items() if p.dim() > 2 and attends(name.rpartition(".")[2])
+        }
         return frozenset(names & self.parameters.keys())
 
     def public(self) -> PublicModel:

@@ -17,7 +17,7 @@ from textleak.matching.discrete import Guess, Row
 from textleak.models import TextModel
 from textleak.models.gradient import last_used, opened
 from textleak.models.losses.language import PLAIN
-from textleak.models.probes.layers import sees_ahead
+from textleak.models.probes.reach import sees_ahead
 from textleak.models.running import run
 from textleak.numerics import exact
 from textleak.proof.rivals import small_ones

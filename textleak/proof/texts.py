@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
@@ -18,7 +19,8 @@ from textleak.models import TextModel
 from textleak.models.gradient import plainly_apart
 from textleak.models.guesses import examples_of
 from textleak.models.own_labels import nearest_head, solved_labels
-from textleak.models.probes.layers import local_layers, sees_ahead
+from textleak.models.probes.layers import local_layers
+from textleak.models.probes.reach import sees_ahead
 from textleak.numerics import exact
 from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
 from textleak.proof.distances import Gradient, apart, distance_to, norm_of, off_direction, relative
@@ -76,7 +78,12 @@ class Text(Answer):
         model = compared.exactly.text_model
         if _may_go_on(compared.view):
             return ("each of them going on after its last token that has a label",)
-        return _Rivals(compared, self._guess(model)).near()
+        guess = self._guess(model)
+        if _may_be_fewer(compared.view, guess):
+            return (
+                "each of them fewer times, beside sentences too short to predict a token, which leave no trace",
+            )
+        return _Rivals(compared, guess).near()
 
     def _guess(self, model: TextModel) -> Guess:
         """The answer as symbols, every position filled."""
@@ -277,7 +284,12 @@ class _Rivals:
         """The rivals whose gradients differ least from the answer's at a few tensors."""
         if self.model.own_loss is not None:
             return self._unlike_any_labels()[:_FORMED_ANYWAY]
-        parts = Parts(self.exact.text_model, self.own, self.guess)
+        model = self.exact.text_model
+        if (
+            len(model.language.prompt) > 1
+        ):  # which one is a sentence's own doesn't show of it alone: about as near
+            model = model.spoken_with(dataclasses.replace(model.language, prompt=()))
+        parts = Parts(model, self.own, self.guess)
         mine = {name: self.own[name] for name in parts.names}
         order = self._in_order(parts, self._rivals, lambda own: plainly_apart(mine, own)[0])
         return [rival for _, rival in order][:_FORMED_ANYWAY]
@@ -311,6 +323,17 @@ def _may_go_on(view: View) -> bool:
     model = view.text_model
     by_token = model.own_loss is not None and not model.own_loss.pooled
     return by_token and view.shared.known.lengths is None and not sees_ahead(model)
+
+
+def _may_be_fewer(view: View, guess: Guess) -> bool:
+    """Whether fewer of each text have the same gradient, a mean over tokens, and the others may be too short for any.
+
+    A sentence of one token, or of no more than a prompt has, asks a causal language model for nothing.
+    """
+    model, shared = view.text_model, view.shared
+    told = shared.known.lengths is not None or any(name != "loss" for name, _ in shared.client.kinds)
+    mean = model.language.apart and model.language.reduction == "mean"
+    return model.task == "causal-lm" and mean and not told and math.gcd(*Counter(guess.rows).values()) > 1
 
 
 def _own(view: View, guess: Guess) -> Gradient:

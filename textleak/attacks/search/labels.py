@@ -4,7 +4,8 @@ The labels of a language model are tokens, and most of them are inputs too; but 
 sentence, and a token behind a mask, are labels only. The gradient of the norm right before the output head is
 linear in them: once the inputs are guessed, each open label's part in it is known up to which row of the head it is.
 
-Shapes: B sentences, T tokens, V vocabulary, D hidden size, P entries of the norm's gradients.
+Shapes: B sentences, T tokens, V vocabulary, D hidden size, P entries of the norm's gradients, S what the network scales
+each of the head's outputs by before it takes them for logits (1 in most; a constant, or the slope of a cap).
 """
 
 from __future__ import annotations
@@ -84,22 +85,31 @@ class _LastNorm:
             return None
         made: list[tuple[nn.Module, Tensor, Tensor]] = []
         read: list[Tensor] = []
+        scored: list[Tensor] = []
 
-        def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor | None:  # noqa: ANN401
             if module is head:
-                read.append(arguments[0])
-            elif isinstance(output, Tensor) and arguments and isinstance(arguments[0], Tensor):
-                made.append((module, arguments[0], output))
+                read.append(arguments[0].detach())
+                scored.append(output.detach().requires_grad_(True))
+                return scored[-1].clone()  # some networks scale it in place
+            if isinstance(output, Tensor) and arguments and isinstance(arguments[0], Tensor):
+                made.append((module, arguments[0].detach(), output.detach()))
+            return None
 
         handles = [module.register_forward_hook(keep) for module in network.modules()]
-        with hooked(handles):
-            leaves = problem.leaves([guess])
-            with torch.no_grad():
-                losses = problem.losses(leaves)
-        del losses
+        leaves = problem.leaves([guess])
+        with hooked(handles), torch.enable_grad():
+            logits_BTV = problem.model.logits(leaves["inputs"][0], leaves["mask"][0])
+        if not read:
+            return None
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+            logits_BTV.sum(), scored[-1], allow_unused=True
+        )
+        if (slope := slopes[0]) is None:
+            return None
         owner_names = {id(p): name for name, p in problem.model.parameters.items()}
         for module, input_BTD, output in made:
-            if not read or output.data_ptr() != read[-1].data_ptr() or find_rule(module) is None:
+            if output.data_ptr() != read[-1].data_ptr() or find_rule(module) is None:
                 continue
             names = {
                 local: owner_names[id(p)]
@@ -108,23 +118,28 @@ class _LastNorm:
             }
             if names:
                 mask_BT = leaves["mask"][0]
-                if (
-                    problem.model.language.padding == "left"
-                ):  # the network read it so; labels stand as in the guess
-                    input_BTD, output = (turned(x_BTD, mask_BT, back=True) for x_BTD in (input_BTD, output))
+                if problem.model.language.padding == "left":
+                    # The network read it so; labels stand as in the guess.
+                    input_BTD, slope = (turned(x, mask_BT, back=True) for x in (input_BTD, slope))
                 found = cls(module, names, input_BTD, head.weight, problem)
-                found._read(leaves, output, head)
+                found._read(leaves, logits_BTV.detach(), slope)
                 return found
         return None
 
-    def _read(self, leaves: dict[str, Tensor], output_BTD: Tensor, head: nn.Module) -> None:
-        with torch.no_grad():
-            self.probabilities_BTV = head(output_BTD).float().softmax(-1).to(self.head_VD.dtype)
+    def _read(self, leaves: dict[str, Tensor], logits_BTV: Tensor, slope_BTV: Tensor) -> None:
         smoothing = self.problem.model.language.smoothing
-        self.probabilities_BTV -= smoothing / len(self.head_VD)
-        self.pulls_VD = (1 - smoothing) * self.head_VD if smoothing else self.head_VD
+        chances_BTV = logits_BTV.float().softmax(-1).to(self.head_VD.dtype) - smoothing / len(self.head_VD)
+        self.expected_BTD = (chances_BTV * slope_BTV) @ self.head_VD
+        same = bool((slope_BTV == slope_BTV[0, 0, 0]).all())
+        self.scale_BTV = (1 - smoothing) * (slope_BTV[:1, :1, :1] if same else slope_BTV)
         self.labels_BT = leaves["labels"][0]
         self.weights_BT = leaves["weights"][0].to(self.head_VD.dtype)
+
+    def _pulls(self, place: Prediction, labels: slice) -> Tensor:
+        """The head's rows of some labels, as they count at a place: (K, D)."""
+        b, t = place if self.scale_BTV.numel() > 1 else (0, 0)
+        scale = self.scale_BTV[b, t]
+        return self.head_VD[labels] * (scale if len(scale) == 1 else scale[labels])[:, None]
 
     def _gradient(self, input_KD: Tensor, delta_KD: Tensor) -> Tensor:
         """What outputs' gradients, one a candidate, add to the norm's gradients: (K, P)."""
@@ -148,23 +163,27 @@ class _LastNorm:
         shared_P = torch.cat(
             [self.problem.shared.gradients[name].flatten() for name in self.names.values()]
         ).to(self.head_VD)
-        delta_BTD = self.probabilities_BTV @ self.head_VD - self.pulls_VD[self.labels_BT]
+        scale_BTV = self.scale_BTV.expand(*self.labels_BT.shape, -1)
+        if scale_BTV.shape[-1] > 1:
+            scale_BTV = scale_BTV.gather(-1, self.labels_BT[..., None])
+        pulls_BTD = scale_BTV * self.head_VD[self.labels_BT]
         for place in open_:
-            delta_BTD[place] += self.pulls_VD[self.labels_BT[place]]
+            pulls_BTD[place] = 0
+        delta_BTD = self.expected_BTD - pulls_BTD
         delta_BTD = delta_BTD * self.weights_BT[..., None]
         own_KP = self._gradient(self.input_BTD.flatten(0, 1), delta_BTD.flatten(0, 1))
         return shared_P - own_KP.sum(0)
 
     def part(self, place: Prediction, label: int) -> Tensor:
         """What one label adds to the norm's gradients, (P,)."""
-        delta_1D = -self.weights_BT[place] * self.pulls_VD[label : label + 1]
+        delta_1D = -self.weights_BT[place] * self._pulls(place, slice(label, label + 1))
         return self._gradient(self.input_BTD[place][None], delta_1D)[0]
 
     def distances(self, place: Prediction, missing_P: Tensor) -> Tensor:
         """How much of `missing_P` stays unexplained with each label at a place: (V,)."""
         found = []
         for start in range(0, len(self.head_VD), _CHUNK):
-            rows_KD = self.pulls_VD[start : start + _CHUNK]
+            rows_KD = self._pulls(place, slice(start, start + _CHUNK))
             input_KD = self.input_BTD[place].expand(len(rows_KD), -1)
             parts_KP = self._gradient(input_KD, -self.weights_BT[place] * rows_KD)
             found.append((missing_P - parts_KP).norm(dim=1))

@@ -63,19 +63,24 @@ def spoken(view: View, found: Found) -> Iterator[tuple[View, Found]]:
 
 
 def _endings(rows: tuple[Row, ...], language: Language) -> Iterator[tuple[Row, ...]]:
-    """The rows as they are; where padding stands on the left, and shows in no position, with some of them ended.
+    """The rows as they are; where padding stands on the left, and shows nowhere, with some of them ended otherwise.
 
     The longest sentences alone have no padding, which would read their last tokens. Of those that seem so, any but one
-    may be a token shorter, and stand behind padding.
+    may be a token shorter, and stand behind padding; one that seems whole may be a token longer, where all that reads
+    its last token reads padding alike.
     """
     yield rows
     if language.padding != "left":
         return
     longest = max(map(len, rows))
-    seem = [b for b, row in enumerate(rows) if row[-1] == OPEN and len(row) == longest][:_MOST_ENDINGS]
-    for count in range(1, len(seem)):
+    others = {b: row[:-1] for b, row in enumerate(rows) if row[-1] == OPEN and len(row) == longest}
+    others |= {b: (*row, OPEN) for b, row in enumerate(rows) if row[-1] != OPEN and len(row) < longest}
+    seem = list(others)[:_MOST_ENDINGS]
+    for count in range(1, len(seem) + 1):
         for ended in itertools.combinations(seem, count):
-            yield tuple(row[:-1] if b in ended else row for b, row in enumerate(rows))
+            tried = tuple(others[b] if b in ended else row for b, row in enumerate(rows))
+            if any(row[-1] == OPEN and len(row) == longest for row in tried):
+                yield tried
 
 
 def _spoken(view: View, rows: tuple[Row, ...], found: Found) -> Iterator[tuple[View, Found]]:

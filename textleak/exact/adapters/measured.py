@@ -14,7 +14,8 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.exact.subspace import layer_span
 from textleak.models import TextModel
-from textleak.models.probes.layers import LinearLayer, LocalLayer, following_layers, local_layers, sees_ahead
+from textleak.models.probes.layers import LinearLayer, LocalLayer, following_layers, local_layers
+from textleak.models.probes.reach import sees_ahead
 from textleak.shared.gradient import SharedGradient
 
 # Later layers' inputs that are used together, and those looked at to find them (our choice; measured on smollm2: one
@@ -54,7 +55,8 @@ class Measured:
 def measures(view: View) -> bool:
     """Whether gradients narrower than their layers' inputs, as adapters' are, are all that tells these inputs.
 
-    Not where spans tell more: behind defenses, or where an encoder's sentence is so short that they span its inputs.
+    Not where spans tell more: behind defenses, or where an encoder's sentence is so short that they span its inputs, or
+    a decoder's padding was read, which is told there alone.
     """
     model, shared = view.text_model, view.shared
     layers = first_layers(model, shared)
@@ -63,7 +65,8 @@ def measures(view: View) -> bool:
     first = Measured.of(shared, layers)
     if not first.gradient_MI.any():
         return True
-    return not shared.effects and not (sees_ahead(model) and first.spanned(shared))
+    spans_alone = sees_ahead(model) or model.language.padding != "masked"
+    return not shared.effects and not (spans_alone and first.spanned(shared))
 
 
 def first_layers(model: TextModel, shared: SharedGradient) -> tuple[LocalLayer, ...]:

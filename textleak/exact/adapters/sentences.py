@@ -24,7 +24,7 @@ from textleak.exact.classes import single_class
 from textleak.exact.found import OPEN, Found
 from textleak.matching.discrete import Row
 from textleak.models.decoding import to_sentence
-from textleak.models.probes.layers import sees_ahead
+from textleak.models.probes.reach import sees_ahead
 
 # The relative norm that the right ends of sentences leave of the gradient (our choice; as `endings` measures it).
 _ENDED = 1e-4

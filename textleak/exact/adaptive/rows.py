@@ -24,7 +24,8 @@ from textleak.exact.subspace import NO_SPAN, InputSpan, stacked
 from textleak.matching.discrete import Row
 from textleak.models.probes.attention import first_attention
 from textleak.models.probes.dropped import treated
-from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs, sees_ahead
+from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs
+from textleak.models.probes.reach import sees_ahead
 
 # Inputs further in that are asked where each costs a decomposition, and where it costs a fit (our choice).
 _INPUTS, _INPUTS_BOUNDED = 2, 1

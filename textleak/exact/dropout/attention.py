@@ -23,7 +23,8 @@ from textleak.models.probes.attention import (
     first_causal_attention,
     project,
 )
-from textleak.models.probes.layers import LocalLayer, sees_ahead
+from textleak.models.probes.layers import LocalLayer
+from textleak.models.probes.reach import sees_ahead
 from textleak.numerics import least_squares, svd
 
 # A gradient below this part of the largest one's norm is rounding, as at the first query of a decoder (our choice).

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from textleak.errors import InputError
 from textleak.models.losses.base import LOSSES, loss_of
+from textleak.models.probes.reach import sees_ahead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    from textleak.models.text import TextModel
 
 _CLASSES = 2  # of a head that is drawn anew, as transformers has it
 
@@ -98,3 +101,22 @@ def classes_of(config: PreTrainedConfig) -> int:
 
 def _has(kinds: Sequence[str], ending: str) -> bool:
     return any(kind.endswith(ending) for kind in kinds)
+
+
+def tells_what_it_reads(model: TextModel) -> bool:
+    """Whether each token is to predict the next in a network that reads the next already, as XLNet's does."""
+    return model.task == "causal-lm" and sees_ahead(model)
+
+
+def check_predicts(model: TextModel) -> None:
+    """Check that a causal language model is causal.
+
+    Raises:
+        InputError: it reads the tokens that it would predict.
+    """
+    if tells_what_it_reads(model):
+        raise InputError(
+            f"{model.name!r} can't do causal-lm: it reads the tokens after each one, so there is no next to predict.",
+            why="What such networks are pretrained with, tokens hidden in an order that is drawn, is no loss here.",
+            fix="--task classification puts a head for classes of sentences on it.",
+        )

@@ -91,6 +91,7 @@ def wrap(
         trained=None if whole else trained,
     )
     check_tokenizer(model)
+    heads.check_predicts(model)
     return model
 
 

@@ -110,7 +110,7 @@ def load(request: TextRequest) -> TextModel:
         )
     device, dtype = request.target()
     built = _kept.pop(_key(request), None) or _built_for(request)
-    return TextModel(
+    model = TextModel(
         name=request.name,
         task=built.task,
         network=built.network.to(device=device, dtype=dtype).eval(),
@@ -122,6 +122,10 @@ def load(request: TextRequest) -> TextModel:
         outputs=built.outputs,
         first_layers=request.layers,
     )
+    if request.task == "auto" and heads.tells_what_it_reads(model):
+        return load(dataclasses.replace(request, task="classification"))
+    heads.check_predicts(model)
+    return model
 
 
 # Models that are loaded beforehand

@@ -9,6 +9,7 @@ Shapes: N sentences, T positions, E embedding size, I a layer's input size, O it
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from textleak.matching.hooks import hooked
+from textleak.models.probes.bare import bare_matrices
 from textleak.models.probes.layout import laid_out, layouts, of_one_position
 from textleak.models.running import run
 from textleak.models.text import TextModel
 
-_LENGTH = 4  # positions that the probe runs on: enough for a token before, between and after others
+LENGTH = 4
+"""Positions that the probe runs on: enough for a token before, between and after others."""
 _UNRELATED = 0.1  # relative error beyond which a layer isn't a product with its weight, even in bfloat16
 
 
@@ -59,7 +62,7 @@ class LinearLayer:
         """The weight's gradient as (outputs, inputs), however the layer stores it."""
         if self.rows is not None:
             return gradient[slice(*self.rows)].flatten(1)
-        return self.meant(gradient.T if self.transposed else gradient.flatten(1))
+        return self.meant(gradient.flatten(1).T if self.transposed else gradient.flatten(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,8 @@ class LocalLayer(LinearLayer):
         used_once: whether a forward pass uses the weight once; a shared weight's gradient sums over its uses.
         depends_on_position: False where positions enter later, as rotary ones do.
         input_group: name of the first layer that reads the same input (query, key and value share one).
+        bare: whether it is a matrix of a module that makes something else of it (`bare`), so that its output doesn't
+            show.
     """
 
     input_size: int
@@ -79,10 +84,10 @@ class LocalLayer(LinearLayer):
     used_once: bool
     depends_on_position: bool
     input_group: str
+    bare: bool = False
 
 
 _LOCAL_LAYERS: WeakKeyDictionary[TextModel, tuple[LocalLayer, ...]] = WeakKeyDictionary()
-_SEES_AHEAD: WeakKeyDictionary[TextModel, bool] = WeakKeyDictionary()
 _FOLLOWING_LAYERS: WeakKeyDictionary[TextModel, tuple[tuple[LinearLayer, ...], ...]] = WeakKeyDictionary()
 
 
@@ -103,10 +108,11 @@ def local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
 
 
 def _find_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
-    ids_T, changed_TT = _changes(model)
-    repeated_T = ids_T[:1].expand(_LENGTH)
+    ids_T, changed_TT = changes(model)
+    repeated_T = ids_T[:1].expand(LENGTH)
     # Row 0: a text. Rows 1 to T: with another token at one position. Last row: one token everywhere.
-    uses = _record(model, torch.cat([ids_T[None], changed_TT, repeated_T[None]]))
+    rows_NT = torch.cat([ids_T[None], changed_TT, repeated_T[None]])
+    uses = _record(model, rows_NT)
 
     found: list[LocalLayer] = []
     for name, module, weight_name, calls in _used_weights(model, uses):
@@ -125,11 +131,31 @@ def _find_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
                 input_size=input_NTI.shape[-1],
                 output_size=uses[name].output_NTO.shape[-1],
                 used_once=calls == 1,
-                depends_on_position=not _close(input_NTI[-1], input_NTI[-1, :1]),
+                depends_on_position=not close(input_NTI[-1], input_NTI[-1, :1]),
                 input_group=next(same, name),
             )
         )
-    return tuple(found)
+    return tuple(found) or tuple(_bare_local_layers(model, rows_NT))
+
+
+def _bare_local_layers(model: TextModel, rows_NT: Tensor) -> Iterator[LocalLayer]:
+    """The local ones of the matrices that are no layer's, where layers tell nothing."""
+    for name, matrices in itertools.groupby(bare_matrices(model), key=lambda matrix: matrix.name):
+        input_NTI = layer_inputs(model, rows_NT, [name])[name]
+        if not _seems_local(input_NTI) or not _is_local(model, name, rows_NT[0]):
+            continue
+        for matrix in matrices:
+            yield LocalLayer(
+                name=name,
+                weight_name=matrix.weight_name,
+                transposed=matrix.transposed,
+                input_size=matrix.input_size,
+                output_size=matrix.output_size,
+                used_once=matrix.used_once,
+                depends_on_position=not close(input_NTI[-1], input_NTI[-1, :1]),
+                input_group=name,
+                bare=True,
+            )
 
 
 def partly_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
@@ -138,9 +164,9 @@ def partly_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
     In MobileBERT the first layer reads three words' embeddings, one beside the other; SqueezeBERT's are convolutions of
     one position in groups.
     """
-    ids_T, changed_TT = _changes(model)
-    uses = _record(model, torch.cat([ids_T[None], changed_TT, ids_T[:1].expand(1, _LENGTH)]))
-    own_TT = torch.eye(_LENGTH, dtype=torch.bool, device=model.device)
+    ids_T, changed_TT = changes(model)
+    uses = _record(model, torch.cat([ids_T[None], changed_TT, ids_T[:1].expand(1, LENGTH)]))
+    own_TT = torch.eye(LENGTH, dtype=torch.bool, device=model.device)
     found: list[LocalLayer] = []
     for name, module, weight_name, calls in _used_weights(model, uses):
         if isinstance(module, nn.Conv1d) and module.groups > 1:
@@ -190,17 +216,17 @@ def _by_group(
             input_size=inputs,
             output_size=outputs,
             used_once=calls == 1,
-            depends_on_position=not _close(use.input_NTI[-1], use.input_NTI[-1, :1]),
+            depends_on_position=not close(use.input_NTI[-1], use.input_NTI[-1, :1]),
             input_group=next(same, f"{name}, {group}"),
         )
 
 
-def _changes(model: TextModel) -> tuple[Tensor, Tensor]:
+def changes(model: TextModel) -> tuple[Tensor, Tensor]:
     """A text (T,), and it with another token at one position in each row (T, T)."""
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(model.content_ids), generator=generator)[: _LENGTH + 1].to(model.device)
-    ids_T, other = model.content_ids[chosen[:_LENGTH]], model.content_ids[chosen[_LENGTH]]
-    changed_TT = ids_T.repeat(_LENGTH, 1)
+    chosen = torch.randperm(len(model.content_ids), generator=generator)[: LENGTH + 1].to(model.device)
+    ids_T, other = model.content_ids[chosen[:LENGTH]], model.content_ids[chosen[LENGTH]]
+    changed_TT = ids_T.repeat(LENGTH, 1)
     changed_TT.fill_diagonal_(int(other))
     return ids_T, changed_TT
 
@@ -310,7 +336,7 @@ def matrix_calls(model: TextModel) -> list[str]:
         return hook
 
     with _hooks(model.network, note), torch.no_grad():
-        run(model, model.content_ids[:_LENGTH][None], whole=False)
+        run(model, model.content_ids[:LENGTH][None], whole=False)
     return order
 
 
@@ -348,7 +374,7 @@ def _seems_local(input_NTI: Tensor) -> bool:
     """Whether other positions stay about the same when one position's token changes: a quick first look."""
     original_TI, changed_TTI = input_NTI[0], input_NTI[1:-1]
     own = torch.eye(len(original_TI), dtype=torch.bool, device=input_NTI.device)
-    return _close(changed_TTI[~own], original_TI.expand_as(changed_TTI)[~own])
+    return close(changed_TTI[~own], original_TI.expand_as(changed_TTI)[~own])
 
 
 def _is_local(model: TextModel, name: str, ids_T: Tensor) -> bool:
@@ -363,31 +389,8 @@ def _is_local(model: TextModel, name: str, ids_T: Tensor) -> bool:
     return not bool(slope_TTE[~own].any())
 
 
-def tokens_before(model: TextModel, name: str) -> int | None:
-    """How many tokens before one the input of a layer at it depends on; None for all of a text, or for those after it.
-
-    It has to depend on nothing else: not on where the token stands.
-    """
-    ids_T, _ = _changes(model)
-    embeddings_1TE = model.embed(ids_T[None]).requires_grad_(True)
-    with torch.enable_grad():
-        input_TI = layer_inputs(model, embeddings_1TE, [name])[name][0]
-        direction_I = torch.arange(1, input_TI.shape[-1] + 1, device=model.device, dtype=model.dtype).cos()
-        slopes = [
-            torch.autograd.grad(input_I @ direction_I, embeddings_1TE, retain_graph=True)[0][0].any(-1)
-            for input_I in input_TI
-        ]
-    reads_TT = torch.stack(slopes)
-    behind_TT = torch.arange(_LENGTH)[:, None] - torch.arange(_LENGTH)
-    most = int(behind_TT.where(reads_TT.cpu(), 0).max())
-    ahead = bool(reads_TT.triu(1).any())
-    alone_1TI = layer_inputs(model, ids_T[None, -1 - most :], [name])[name]
-    if ahead or most >= _LENGTH - 1 or not _close(alone_1TI[0, -1], input_TI[-1]):
-        return None
-    return most
-
-
-def _close(actual: Tensor, expected: Tensor) -> bool:
+def close(actual: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding, even bfloat16's."""
     return bool((actual - expected).abs().max() <= 1e-2 * expected.abs().max())
 
 
@@ -409,7 +412,7 @@ def following_layers(model: TextModel, count: int) -> tuple[tuple[LinearLayer, .
 
 
 def _find_following_layers(model: TextModel) -> tuple[tuple[LinearLayer, ...], ...]:
-    ids_T = model.content_ids[:_LENGTH]
+    ids_T = model.content_ids[:LENGTH]
     uses = _record(model, ids_T[None])
     local = {layer.name for layer in local_layers(model)}
     groups: list[list[LinearLayer]] = []
@@ -427,20 +430,3 @@ def _find_following_layers(model: TextModel) -> tuple[tuple[LinearLayer, ...], .
             groups.append([layer])
             inputs.append(read)
     return tuple(tuple(group) for group in groups)
-
-
-def sees_ahead(model: TextModel) -> bool:
-    """Whether what a network makes of a token depends on the tokens after it, as in an encoder; found once a model."""
-    if model not in _SEES_AHEAD:
-        _SEES_AHEAD[model] = _find_whether_it_sees_ahead(model)
-    return _SEES_AHEAD[model]
-
-
-def _find_whether_it_sees_ahead(model: TextModel) -> bool:
-    embeddings_1TE = model.embed(model.content_ids[:_LENGTH][None]).requires_grad_(True)
-    with torch.enable_grad():
-        output_1TD = run(model, embeddings_1TE, whole=False).last_hidden_state
-        # An arbitrary direction, as a plain sum over a normalized output is constant.
-        direction_D = torch.arange(1, output_1TD.shape[-1] + 1, device=model.device, dtype=model.dtype).cos()
-        (slope_1TE,) = torch.autograd.grad((output_1TD[0, 0] @ direction_D), embeddings_1TE)
-    return bool(slope_1TE[0, 1:].any())
