@@ -284,6 +284,22 @@ def test_a_checkpoints_own_head_says_how_many_classes_there_are(with_head: Calla
     assert load_model(name, weights="random").num_labels == 3
 
 
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_decoders_own_head_for_classes_is_what_is_trained(
+    weights: str, toy_folder: Folder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tuned"
+    shutil.copytree(toy_folder("gpt2"), folder)
+    config = transformers.AutoConfig.from_pretrained(folder, num_labels=3)
+    transformers.GPT2ForSequenceClassification(config).save_pretrained(folder)
+
+    model = load_model(str(folder), weights=weights)
+
+    assert (model.task, model.num_labels) == ("classification", 3)
+    assert weights == "random" or model.source == f"folder {folder}"
+    assert load_model(str(folder), task="causal-lm").task == "causal-lm"
+
+
 def test_a_head_of_a_loss_that_isnt_here_is_not_silently_replaced(with_head: Callable[..., str]) -> None:
     name = with_head("NextSentencePrediction")
     with pytest.raises(InputError, match="whether one sentence follows another"):

@@ -210,7 +210,8 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
         able["causal-lm"] = AutoModelForCausalLM
     chosen = task
     if task == "auto":
-        usual = "causal-lm" if "causal-lm" in able else "classification"
+        classifier = "classification" in able and heads.classifies(config)
+        usual = "causal-lm" if "causal-lm" in able and not classifier else "classification"
         chosen = heads.own_task(name, config.architectures or (), config) or usual
     if two_texts and (not able or chosen in ("masked-lm", "causal-lm")):
         raise InputError(
