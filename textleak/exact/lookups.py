@@ -23,6 +23,9 @@ from textleak.shared.gradient import SharedGradient
 # A token's row whose part outside the head's dimensions is this much larger than the next one's was looked up (our
 # choice; measured on gpt2 and smollm2: steps of 10 to 1e4).
 _CLEAR_STEP = 8.0
+SLACK = 16.0
+"""Sums that should be equal may differ by this many unit roundoffs of their largest terms (our choice; measured: at
+most 1, while sums that aren't equal differ by 1e3 and more)."""
 ERROR_RATE = 0.01
 """Under noise: the chance that any row of nothing but noise is taken for a token, and that a true pair is left out."""
 
@@ -52,9 +55,21 @@ class PositionRows:
     errors_T: Tensor
 
 
-def _unit(gradient: Tensor) -> float:
-    """Unit roundoff of what the gradient was computed in."""
-    return torch.finfo(gradient.dtype).eps / 2
+def _errors(gradient: Tensor, rows_NE: Tensor, between: tuple[Tensor, Tensor] | None, at: Tensor) -> Tensor:
+    """Rounding of some of a gradient's rows as a norm, (N,): of what it was computed in, or of the step that hides it.
+
+    Args:
+        gradient: the embedding's.
+        rows_NE: its rows, float64.
+        between: what its entries lay between; None where it is the gradient itself.
+        at: the rows' numbers, (N,).
+    """
+    computed_N = torch.finfo(gradient.dtype).eps / 2 * rows_NE.norm(dim=1)
+    if between is None:
+        return computed_N
+    low_NE, high_NE = (exact(bound[at.to(bound.device)]).cpu() for bound in between)
+    # `SLACK` of these are as far as a bound lets a row be from the gradient's.
+    return torch.maximum(computed_N, (high_NE - low_NE).norm(dim=1) / 2 / SLACK)
 
 
 def tied(model: TextModel) -> bool:
@@ -64,7 +79,12 @@ def tied(model: TextModel) -> bool:
 
 
 def looked_up_rows(
-    model: TextModel, shared: SharedGradient, gradient_VE: Tensor, notes: list[str]
+    model: TextModel,
+    shared: SharedGradient,
+    gradient_VE: Tensor,
+    notes: list[str],
+    *,
+    between: tuple[Tensor, Tensor] | None = None,
 ) -> LookedUp | None:
     """The tokens whose rows show a look-up; None where they can't be told from the others.
 
@@ -73,6 +93,7 @@ def looked_up_rows(
         shared: the shared gradient.
         gradient_VE: the word embedding's.
         notes: sentences for a person; more are added.
+        between: what its entries lay between, where a step hides them; None where it is the gradient itself.
     """
     if tied(model):
         return _looked_up_beside_a_head(shared, gradient_VE, notes)
@@ -95,7 +116,8 @@ def looked_up_rows(
         notes.append("No row of the word embedding is zero, so they don't tell which tokens were looked up.")
         return None
     rows_LE = exact(gradient_VE[ids]).cpu()
-    return LookedUp(ids=ids, rows_LE=rows_LE, errors_L=_unit(gradient_VE) * rows_LE.norm(dim=1))
+    errors_L = _errors(gradient_VE, rows_LE, between, torch.tensor(ids, dtype=torch.long))
+    return LookedUp(ids=ids, rows_LE=rows_LE, errors_L=errors_L)
 
 
 def _looked_up_beside_a_head(
@@ -153,12 +175,17 @@ def _outside(rows_NE: Tensor, basis_RE: Tensor | None) -> Tensor:
 
 
 def position_rows(
-    shared: SharedGradient, places: EmbeddingSum, gradient: Tensor, looked_up: LookedUp | None
+    shared: SharedGradient,
+    places: EmbeddingSum,
+    gradient: Tensor,
+    looked_up: LookedUp | None,
+    *,
+    between: tuple[Tensor, Tensor] | None = None,
 ) -> PositionRows:
-    """The positions that were reached, from the first to the last one."""
+    """The positions that were reached, from the first to the last one; `between` as for `looked_up_rows`."""
     whole_TE = exact(gradient[list(places.rows)]).cpu()
     norms_T = whole_TE.norm(dim=1)
-    errors_T = _unit(gradient) * norms_T
+    errors_T = _errors(gradient, whole_TE, between, torch.tensor(places.rows, dtype=torch.long))
     if shared.noise_sigma > 0:
         from scipy.special import chdtri
 

@@ -14,12 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from textleak.exact.lookups import ERROR_RATE, LookedUp, PositionRows
+from textleak.exact.lookups import ERROR_RATE, SLACK, LookedUp, PositionRows
 from textleak.numerics import svd
-
-SLACK = 16.0
-"""Sums that should be equal may differ by this many unit roundoffs of their largest terms (our choice; measured: at
-most 1, while sums that aren't equal differ by 1e3 and more)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
