@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from textleak.errors import InputError
 from textleak.models import describe, load_model
@@ -255,6 +256,19 @@ def test_a_folder_gives_its_weights_and_draws_a_missing_head(checkpoint: Callabl
         assert torch.equal(value, again.parameters[key])
         drawn = key == "classifier.weight"
         assert torch.equal(value, other.parameters[key]) != drawn, key
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_a_wrapper_s_names_are_told_from_another_architecture_s(
+    wrapper: str, checkpoint: Callable[..., Path]
+) -> None:
+    folder = checkpoint(labels=2)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({f"{wrapper}{name}": t for name, t in tensors.items()}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=rf"are called {wrapper}.*wrapper") as told:
+        load_model(str(folder))
+    assert "model.module.save_pretrained" in str(told.value)
 
 
 def test_a_head_that_is_there_is_used_and_one_of_another_size_drawn(checkpoint: Callable[..., Path]) -> None:
