@@ -101,6 +101,18 @@ def test_rows_that_a_step_of_sgd_rounded_are_equal_up_to_that(rate: float, toy_m
     assert recovery.stop is Stop.VERIFIED
 
 
+@pytest.mark.parametrize("rate", [1e-3, 1e-5, 1e-6, 3e-7, 1e-7, 3e-8])
+def test_no_token_is_placed_wrongly_where_a_step_hides_some(rate: float, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    client = composed([CLIENTS.build("fedavg", {"lr": rate, "steps": 1})])
+    for seed in range(4):
+        shared, secret = share(model, [ONE], seed=seed, know="batch-size", client=client)
+        seen = read_rows(view_of(shared, model))
+        if seen is not None:
+            for t, here in enumerate(seen.places):
+                assert set(here) <= {secret.ids[0][t]}, (rate, seed)
+
+
 @pytest.mark.parametrize("family", ROTARY)
 def test_without_position_embeddings_there_is_a_bag_and_no_order(family: str, toy_model: ToyModel) -> None:
     model = toy_model(family, task="classification")

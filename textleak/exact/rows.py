@@ -139,7 +139,8 @@ def _ends(model: TextModel, placed: Placed) -> bool:
 def _fill(model: TextModel, shared: SharedGradient, placed: Placed) -> None:
     """In a batch of one sentence, the last token without a place takes all places that are left."""
     left = placed.open_words
-    if len(left) != 1 or any(len(here) > 1 for here in placed.at):
+    hidden = bool(placed.faint_L.any()) or bool(placed.faint_T.any())  # perhaps by the rounding of a step
+    if hidden or len(left) != 1 or any(len(here) > 1 for here in placed.at):
         return
     if placed.shown:
         inputs = len(placed.at)
