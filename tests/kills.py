@@ -5,8 +5,10 @@
 - run, image: each attempt has a folder of its own, which must be readable whatever the moment: reported on, listed and
   replayed.
 
-Every attempt is a process of its own that is ended by SIGKILL; `tests.warm` starts it, with its libraries loaded. The
-moments of an evaluation are counted in records, not in seconds, so a busy machine changes nothing.
+Every attempt is a process of its own that is ended by SIGKILL; `tests.warm` starts it, with its libraries loaded, but
+for every fourth of a run's, which begins as from a shell. Their moments are spread evenly over the whole life of such a
+process, the first one of all included. Those of an evaluation are counted in records, not in seconds, so a busy machine
+changes nothing.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 ALIKE = ("--weights", "random", "--threads", "1", "--save-gradients")
 KILLS = {"eval": 20, "run": 20, "image": 5}
+COLD = 4  # of a run's attempts every so many begin with nothing loaded
 # An attempt that takes so many times as long as the uninterrupted one, and a minute, hangs.
 PATIENCE = 20
 
@@ -91,13 +94,13 @@ class Attempt:
         return self.said.read_text("utf-8", "replace")
 
 
-def start(folder: Path, arguments: Sequence[str]) -> Attempt:
-    """Begin a `textleak`, which says what it says to a file of this folder."""
+def start(folder: Path, arguments: Sequence[str], *, cold: bool = False) -> Attempt:
+    """Begin a `textleak`, which says what it says to a file of this folder; `cold`: with nothing loaded yet."""
     said = folder / "said"
     # A process with threads can't be forked without risk.
     quiet = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
     with said.open("wb") as words:
-        process = warm.Popen(
+        process = (subprocess.Popen if cold else warm.Popen)(
             [sys.executable, "-m", "textleak.cli", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=words,
@@ -107,14 +110,14 @@ def start(folder: Path, arguments: Sequence[str]) -> Attempt:
     return Attempt(process=process, said=said)
 
 
-def _whole(folder: Path, arguments: Sequence[str], seconds: float) -> float:
+def _whole(folder: Path, arguments: Sequence[str], seconds: float, *, cold: bool = False) -> float:
     """Run a command to its end; the seconds that takes.
 
     Raises:
         FailsError: it takes longer.
     """
     began = time.monotonic()
-    attempt = start(folder, arguments)
+    attempt = start(folder, arguments, cold=cold)
     if not attempt.ended(seconds):
         attempt.kill()
         raise FailsError(f"{arguments[0]} had no end after {seconds:.0f} s: {attempt.words()[-500:]}")
@@ -252,21 +255,38 @@ def kill_runs(
     """
     rng = random.Random(seed)
     left = Left()
-    seconds = _whole(folder, [command, *flags, "--out", str(folder / "whole")], 3600)
+    # How long an uninterrupted one lives, from a shell and with its libraries loaded.
+    seconds = {
+        cold: _whole(
+            folder, [command, *flags, "--out", str(folder / f"whole{'-cold' * cold}")], 3600, cold=cold
+        )
+        for cold in (False, True)
+    }
+    moments = {True: _spread(rng, kills // COLD), False: _spread(rng, kills - kills // COLD)}
     for number in range(3 * kills):
+        cold = number % COLD == COLD - 1
         out = folder / f"{command}-{number}"
-        attempt, began = start(folder, [command, *flags, "--out", str(out)]), time.monotonic()
-        if attempt.ended(rng.uniform(0, seconds)):  # through before its kill
-            seconds = min(seconds, time.monotonic() - began)
+        moment = moments[cold].pop() if moments[cold] else rng.random()
+        attempt = start(folder, [command, *flags, "--out", str(out)], cold=cold)
+        began = time.monotonic()
+        if attempt.ended(moment * seconds[cold]):  # through before its kill
+            seconds[cold] = min(seconds[cold], time.monotonic() - began)
             continue
         attempt.kill()
         left.kills += 1
         kind = what_is_left(out, left.problems)
         left.kinds[kind] += 1
-        say(f"kill {left.kills}: {kind}")
+        say(f"kill {left.kills}{' (cold)' * cold} at {moment:.0%} of its life: {kind}")
         if left.kills == kills:
             break
     return left
+
+
+def _spread(rng: random.Random, count: int) -> list[float]:
+    """So many moments of a life, one at random in each equal part of it; in no order."""
+    moments = [(part + rng.random()) / count for part in range(count)]
+    rng.shuffle(moments)
+    return moments
 
 
 def what_is_left(folder: Path, problems: list[str]) -> str:

@@ -30,6 +30,14 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "an empty argument": (("report", ""), "An argument was given an empty value"),
     "an empty data set": (("eval", "--data", ""), "--data was given an empty value"),
     "no UTF-8": (("run", "-s", os.fsdecode(b"caf\xe9")), r"-s was given 'caf\udce9', which is not UTF-8"),
+    "a number that nobody trains on": (
+        ("run", "-s", "the cat", "--task", "regression", "--label=-1e30"),
+        "a label is a number from -1,000,000 to 1,000,000",
+    ),
+    "UTF-8 that was read as ASCII": (
+        ("run", "-s", "café".encode().decode("ascii", "surrogateescape")),
+        "-s was given 'café', and Python reads",
+    ),
     "too many threads": ((*RUN, "--threads", "2147483648"), "--threads can't be 2147483648"),
     "no thread": (("bench", "--threads", "0"), "--threads can't be 0"),
     "a restart a particle": ((*RUN, "-k", "1000000000"), "--restarts can't be 1000000000"),

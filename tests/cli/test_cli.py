@@ -26,6 +26,7 @@ from textleak.attacks import ATTACKS
 from textleak.cli import app
 from textleak.cli.registries import describe
 from textleak.events import Phase, Position, Progress, Recovery, Sentence, Stop
+from textleak.models import load_model
 from textleak.models.base import Modality
 
 ROOT = Path(__file__).parents[2]
@@ -262,6 +263,17 @@ def test_without_json_stdout_holds_the_result_and_stderr_the_progress(toy):
     assert "guessing" in done.stderr
     assert "RANDOM WEIGHTS" in done.stderr
     assert "1 thread" in done.stderr
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_head_that_had_to_be_drawn_is_said(whole, toy, tmp_path):
+    model = load_model(toy[toy.index("-m") + 1], weights="random", device="cpu")
+    folder = tmp_path / "tuned"
+    model.tokenizer.save_pretrained(folder)
+    (model.network if whole else model.network.base_model).save_pretrained(folder)
+    done = invoke("run", "-m", folder, "-a", "fake", "-s", "the cat sat")
+    assert "RANDOM WEIGHTS" not in done.stderr
+    assert ("classifier.weight, classifier.bias are in no checkpoint" in done.stderr) is not whole
 
 
 def test_the_gradient_is_kept_on_request(toy, tmp_path):

@@ -12,8 +12,9 @@ import numpy
 import pytest
 import torch
 
-from tests.conftest import ToyModel
+from tests.conftest import ToyModel, write_toy
 from tests.devices.pretended import DEVICE, OnDevice, pretended_device
+from tests.figures.clients import client_of
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
 from textleak.clients import CLIENTS, composed
@@ -24,7 +25,7 @@ from textleak.models import TextModel, load_model
 from textleak.models.loading.images import load_image_model
 from textleak.numerics import least_squares
 from textleak.private.share import share
-from textleak.proof.certificate import certify
+from textleak.proof.certificate import certificate_of, certify
 from textleak.shared.gradient import SharedGradient
 
 SENTENCE = "the cat sat on the mat"
@@ -131,6 +132,43 @@ def test_what_the_device_s_client_shares_is_read_there(
         for shared in (held, on_disk):
             recovery = run("auto", shared, model)
             assert tokens(recovery) == [list(ids) for ids in secret.ids]
+
+
+@pytest.mark.parametrize(
+    ("spec", "family", "task"),
+    [
+        ("train-mode", "bert", "classification"),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ("fedavg:optimizer=adamw,lr=5e-5,steps=1", "bert", "classification"),
+                ("loss:smoothing=0.1", "bert", "classification"),
+                ("one-step", "bert", "token-classification"),
+                ("loss:padding=left", "gpt2", "causal-lm"),
+            )
+        ),
+    ],
+)
+def test_what_is_read_of_other_clients_and_heads_is_the_same_there(
+    spec: str, family: str, task: str, tmp_path: Path
+) -> None:
+    client = client_of(spec)
+    wide: dict[str, object] = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 128}
+    folder = str(write_toy(family, tmp_path, **(wide if family == "bert" else {"n_embd": 96, "n_head": 4})))
+    here = load_model(folder, weights="random", task=task, device="cpu", weights_seed=0)
+    sent, secret = share(
+        here, [SENTENCE], client=client, share="no-embeddings", know="lengths,batch-size", seed=1
+    )
+    shared = read_back(sent, tmp_path)
+    expected = run("auto", shared, here)
+    with pretended_device():
+        model = load_model(folder, weights="random", task=task, device=str(DEVICE), weights_seed=0)
+        found = run("auto", shared, model)
+        certificate = certificate_of(found, view_of(shared, model))
+    assert tokens(found) == tokens(expected) == [list(secret.ids[0])]
+    assert found.stop is expected.stop
+    assert found.stop.settled
+    assert certificate.verified == certificate_of(expected, view_of(shared, here)).verified
 
 
 @pytest.mark.slow

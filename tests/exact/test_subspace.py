@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tests.conftest import ToyModel
 from textleak.defenses import DEFENSES
 from textleak.exact.proposals import span_proposals
-from textleak.exact.subspace import input_span, layer_span, rank_vocabulary, shared_spans
+from textleak.exact.subspace import input_span, layer_span, rank_vocabulary, shared_spans, why_no_span
 from textleak.models.probes.layers import layer_inputs
 from textleak.private.share import share
 
@@ -171,6 +172,28 @@ def test_the_noise_of_a_defense_softens_the_span(toy_model: ToyModel) -> None:
     assert layer_span(clean, layers).clear
     drowned = layer_span(noisy, layers)
     assert drowned is None or not drowned.clear
+
+
+@pytest.mark.parametrize(
+    ("parts", "defense", "said"),
+    [
+        ("classifier", None, "No gradient was shared of a layer"),
+        ("no-embeddings", ("gaussian", {"sigma": 10.0}), "Noise covers"),
+        ("no-embeddings", None, "are zero"),
+    ],
+)
+def test_why_there_is_no_span_is_told_apart(
+    parts: str, defense: tuple[str, dict[str, float]] | None, said: str, toy_model: ToyModel
+) -> None:
+    model = toy_model("bert", task="classification")
+    defenses = [DEFENSES.build(*defense)] if defense else []
+    shared, _ = share(model, ["a dog"], share=parts, defenses=defenses)
+    if said == "are zero":
+        shared = dataclasses.replace(
+            shared, gradients={name: torch.zeros_like(g) for name, g in shared.gradients.items()}
+        )
+    assert shared_spans(model, shared) == []
+    assert said in why_no_span(model, shared)
 
 
 @pytest.mark.parametrize("noise", [1e-4, 1e-6])

@@ -137,9 +137,18 @@ def spanned(model: TextModel, spec: str, *, number: int, seed: int = 0) -> Itera
 
 
 def crowded(model: TextModel, sentence: str, draw: random.Random) -> str:
-    """The sentence with about half of its tokens exchanged for those whose embeddings are nearest."""
+    """The sentence with about half of its tokens exchanged for those whose embeddings are nearest.
+
+    Bytes that make no letter are several tokens again once they are text: then fewer are exchanged, so that it fits.
+    """
     ids = model.tokenizer(sentence, add_special_tokens=False)["input_ids"]
-    return model.decode([nearest_token(model, token) if draw.random() < 0.5 else token for token in ids])
+    near = {t: nearest_token(model, token) for t, token in enumerate(ids) if draw.random() < 0.5}
+    while near:
+        text = model.decode([near.get(t, token) for t, token in enumerate(ids)])
+        if text.strip() and len(model.tokenizer(text, verbose=False)["input_ids"]) <= model.max_length:
+            return text
+        near.popitem()
+    return sentence
 
 
 def mixed(model: TextModel, shared: SharedGradient, other: SharedGradient, *, whole: bool) -> SharedGradient:

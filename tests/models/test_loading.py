@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from textleak.errors import InputError
 from textleak.models import describe, load_model
@@ -257,6 +258,19 @@ def test_a_folder_gives_its_weights_and_draws_a_missing_head(checkpoint: Callabl
         assert torch.equal(value, other.parameters[key]) != drawn, key
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_a_wrapper_s_names_are_told_from_another_architecture_s(
+    wrapper: str, checkpoint: Callable[..., Path]
+) -> None:
+    folder = checkpoint(labels=2)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({f"{wrapper}{name}": t for name, t in tensors.items()}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=rf"are called {wrapper}.*wrapper") as told:
+        load_model(str(folder))
+    assert "model.module.save_pretrained" in str(told.value)
+
+
 def test_a_head_that_is_there_is_used_and_one_of_another_size_drawn(checkpoint: Callable[..., Path]) -> None:
     name = str(checkpoint(labels=3))
     assert load_model(name, num_labels=3).source == f"folder {name}"
@@ -282,6 +296,22 @@ def test_a_checkpoints_own_head_says_how_many_classes_there_are(with_head: Calla
     model = load_model(name)
     assert (model.num_labels, model.source) == (3, f"folder {name}")
     assert load_model(name, weights="random").num_labels == 3
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_decoders_own_head_for_classes_is_what_is_trained(
+    weights: str, toy_folder: Folder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tuned"
+    shutil.copytree(toy_folder("gpt2"), folder)
+    config = transformers.AutoConfig.from_pretrained(folder, num_labels=3)
+    transformers.GPT2ForSequenceClassification(config).save_pretrained(folder)
+
+    model = load_model(str(folder), weights=weights)
+
+    assert (model.task, model.num_labels) == ("classification", 3)
+    assert weights == "random" or model.source == f"folder {folder}"
+    assert load_model(str(folder), task="causal-lm").task == "causal-lm"
 
 
 def test_a_head_of_a_loss_that_isnt_here_is_not_silently_replaced(with_head: Callable[..., str]) -> None:

@@ -422,6 +422,23 @@ def test_a_run_never_writes_over_another(folder):
         RunFolder.create(folder.path, name="again")
 
 
+@pytest.mark.parametrize(
+    "name", ["events.jsonl", "result.json", "gradients.safetensors", "traceback.txt", "control.jsonl"]
+)
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_file_of_somebody_s_own_is_neither_written_over_nor_taken_away(name, dangling, tmp_path):
+    own = tmp_path / name
+    own.symlink_to(tmp_path / "elsewhere") if dangling else own.write_text("mine")
+    with pytest.raises(InputError, match=rf"holds a {name}, and no run"):
+        RunFolder.create(tmp_path, name="x")
+    assert sorted(tmp_path.iterdir()) == [own]
+    assert dangling or own.read_text() == "mine"
+    (tmp_path / name).unlink()
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder.create(tmp_path, name="x").discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_of_several_runs_on_one_folder_exactly_one_has_it(tmp_path):
     def begin(number: int) -> str:
         try:

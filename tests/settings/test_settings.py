@@ -236,6 +236,14 @@ def test_a_label_is_a_class_a_number_or_several(written, label):
     assert load_run_config(flags={"sentences": ["hi"], "labels": [written]}).labels == (label,)
 
 
+def test_a_setting_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "twice.yaml").write_text("seed: 1\nattack:\n  name: auto\nseed: 2\n")
+    with pytest.raises(InputError, match=r"(?s)can't be read.*seed is there twice, once more in line 4"):
+        load_run_config(str(tmp_path / "twice.yaml"), {}, ())
+    (tmp_path / "once.yaml").write_text("seed: 1\ndefenses:\n- {name: sign}\n- {name: sign}\n")
+    assert load_run_config(str(tmp_path / "once.yaml"), {"sentences": ["hi"]}, ()).seed == 1
+
+
 def test_a_file_holds_one_sentence_a_line(tmp_path):
     lines = tmp_path / "lines.txt"
     lines.write_text("first one\n\n  second one  \n")

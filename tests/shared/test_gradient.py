@@ -160,6 +160,22 @@ def test_a_header_that_is_no_object_is_refused(content: bytes, tmp_path: Path) -
         SharedGradient.load(tmp_path / "gradient")
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is empty"),
+        (b"PK\x03\x04" + bytes(range(60)), "begins as a zip archive, which torch.save"),
+        (b"\x80\x02}q\x00X\x01\x00\x00", "begins as a pickle does"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(60), "begins as a GGUF model does"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_by_its_name(content: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "gradient").write_bytes(content)
+    with pytest.raises(InputError, match="not a readable safetensors file") as told:
+        SharedGradient.load(tmp_path / "gradient")
+    assert why in str(told.value)
+
+
 def test_a_header_that_is_too_long_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"header has 9 MiB.*8 MiB"):
         SharedGradient.load(written(tmp_path / "gradient", {}, data=10 * MIB, length=9 * MIB))

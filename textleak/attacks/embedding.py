@@ -181,8 +181,8 @@ class Embedding:
         """
         del generator  # nothing is drawn
         yield Phase(name="rows", detail="tokens and positions in the embeddings' gradients")
-        model, shared = view.text_model, view.shared
-        seen = read_rows(model, shared)
+        model = view.text_model
+        seen = read_rows(view)
         if seen is None:
             raise _nothing_shared(model)
         found = found_in(view, seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -124,6 +125,14 @@ def _shown_shortly() -> Iterator[None]:
         raise
 
 
+def _as_utf8(arg: str) -> str | None:
+    """What a value's bytes are as UTF-8; None where they are none."""
+    try:
+        return arg.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        return None
+
+
 def _unusable(args: Sequence[str]) -> InputError | None:
     """What is wrong with the first value that can't be meant; None where there is none."""
     before = ""
@@ -139,6 +148,12 @@ def _unusable(args: Sequence[str]) -> InputError | None:
         try:
             arg.encode()
         except UnicodeEncodeError:
+            if (meant := _as_utf8(arg)) is not None:
+                return InputError(
+                    f"{name} was given {meant!r}, and Python reads {sys.getfilesystemencoding()} here.",
+                    why="The locale says so, and that Python reads UTF-8 all the same is switched off.",
+                    fix="Set PYTHONUTF8=1, or a locale of UTF-8 (LC_ALL=C.UTF-8).",
+                )
             return InputError(
                 f"{name} was given {arg!r}, which is not UTF-8.",
                 why="It could be shown and recorded by no name that leads back to it.",

@@ -247,15 +247,28 @@ def report_bug(error: Exception, path: Path | None, *, redact: bool = False) -> 
 
 
 def say_weights(weights: str, source: str, model: str, *, console: Console | None = None) -> None:
-    """Say loudly where there was nothing but random weights, on stderr or the console that a live view has."""
+    """Say loudly where weights are random, all of them or a head's, on stderr or the console that a live view has."""
     from rich.text import Text
 
+    from textleak.jobs.files import drawn_parts
+
+    console = console or stderr()
     if weights == "random":
-        (console or stderr()).print(
+        console.print(
             Text.assemble(
                 ("RANDOM WEIGHTS", "bold black on yellow"),
                 (f" {model}: {source}. ", "yellow"),
                 "What leaks depends on the weights: take pretrained ones for figures about a real model.",
+            ),
+            soft_wrap=True,
+        )
+    elif (drawn := drawn_parts(source)) is not None:
+        names, seed = drawn
+        console.print(
+            Text(
+                f"FRESH HEAD {model}: {names} are in no checkpoint and were drawn (seed {seed}), as a client draws "
+                "them before its first step.",
+                style="yellow",
             ),
             soft_wrap=True,
         )

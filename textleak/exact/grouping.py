@@ -27,7 +27,7 @@ from textleak.exact.own_remainder import OwnRemainder
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch
-from textleak.exact.subspace import NO_SPAN, InputSpan, layer_span, shared_spans
+from textleak.exact.subspace import NOISE_COVERS, InputSpan, layer_span, shared_spans, why_no_span
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.decoding import to_sentence
@@ -74,11 +74,11 @@ def encoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     yield Phase(name="span", detail="tokens whose layer inputs the gradient spans")
     spans = shared_spans(model, shared)
     if not spans:
-        return Found(notes=(NO_SPAN,))
+        return Found(notes=(why_no_span(model, shared),))
     layers, span = max(spans, key=lambda pair: pair[1].room)
     full = f"The batch fills {span.rank} of {span.size} dimensions of the first layers' input (n/D)"
     if shared.noise_sigma > 0:
-        return Found(rows=(), notes=("Noise covers the span of the first layers' inputs.",))
+        return Found(rows=(), notes=(NOISE_COVERS,))
     if not span.clear:
         return Found(rows=(), notes=(f"{full}, without a clear end: the span tells nothing for certain.",))
     lengths = shared.known.lengths

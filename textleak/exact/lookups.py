@@ -23,6 +23,13 @@ from textleak.shared.gradient import SharedGradient
 # A token's row whose part outside the head's dimensions is this much larger than the next one's was looked up (our
 # choice; measured on gpt2 and smollm2: steps of 10 to 1e4).
 _CLEAR_STEP = 8.0
+SLACK = 16.0
+"""Sums that should be equal may differ by this many unit roundoffs of their largest terms (our choice; measured: at
+most 1, while sums that aren't equal differ by 1e3 and more)."""
+# Rows are told by a step's bounds where they are so many times longer than these let them be off: two such within the
+# bounds of each other are then within 15 degrees of one direction, which unequal ones are by no accident (our choice;
+# on toys of 16 dimensions with 1.4 times a wrong token was nearest).
+_LOUD = 8.0
 ERROR_RATE = 0.01
 """Under noise: the chance that any row of nothing but noise is taken for a token, and that a true pair is left out."""
 
@@ -35,26 +42,47 @@ class LookedUp:
         ids: the tokens.
         rows_LE: their rows, float64.
         errors_L: rounding of each row, as a norm.
+        faint_L: rows too short to be told from others, behind the rounding of a step.
         head_RE: the dimensions that a tied head fills; none where there is no such head.
     """
 
     ids: list[int]
     rows_LE: Tensor
     errors_L: Tensor
+    faint_L: Tensor
     head_RE: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PositionRows:
-    """Rows of the positions that were reached: sums over the sentences, float64, and their rounding."""
+    """Rows of the positions that were reached: sums over the sentences, float64, and their rounding; as `LookedUp`."""
 
     rows_TE: Tensor
     errors_T: Tensor
+    faint_T: Tensor
 
 
-def _unit(gradient: Tensor) -> float:
-    """Unit roundoff of what the gradient was computed in."""
-    return torch.finfo(gradient.dtype).eps / 2
+def _errors(
+    gradient: Tensor, rows_NE: Tensor, between: tuple[Tensor, Tensor] | None, at: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rounding of some of a gradient's rows as a norm, (N,): of what it was computed in, or of the step that hides it.
+
+    And which rows are too short for that to tell them from any other.
+
+    Args:
+        gradient: the embedding's.
+        rows_NE: its rows, float64.
+        between: what its entries lay between; None where it is the gradient itself.
+        at: the rows' numbers, (N,).
+    """
+    norms_N: Tensor = rows_NE.norm(dim=1)
+    computed_N = torch.finfo(gradient.dtype).eps / 2 * norms_N
+    if between is None:
+        return computed_N, torch.zeros_like(norms_N, dtype=torch.bool)
+    low_NE, high_NE = (exact(bound[at.to(bound.device)]).cpu() for bound in between)
+    # As far as the bounds let a row be from the gradient's, which is `SLACK` of its errors.
+    farthest_N = (high_NE - low_NE).norm(dim=1) / 2
+    return torch.maximum(computed_N, farthest_N / SLACK), norms_N <= _LOUD * farthest_N
 
 
 def tied(model: TextModel) -> bool:
@@ -64,7 +92,12 @@ def tied(model: TextModel) -> bool:
 
 
 def looked_up_rows(
-    model: TextModel, shared: SharedGradient, gradient_VE: Tensor, notes: list[str]
+    model: TextModel,
+    shared: SharedGradient,
+    gradient_VE: Tensor,
+    notes: list[str],
+    *,
+    between: tuple[Tensor, Tensor] | None = None,
 ) -> LookedUp | None:
     """The tokens whose rows show a look-up; None where they can't be told from the others.
 
@@ -73,6 +106,7 @@ def looked_up_rows(
         shared: the shared gradient.
         gradient_VE: the word embedding's.
         notes: sentences for a person; more are added.
+        between: what its entries lay between, where a step hides them; None where it is the gradient itself.
     """
     if tied(model):
         return _looked_up_beside_a_head(shared, gradient_VE, notes)
@@ -89,13 +123,15 @@ def looked_up_rows(
             f"alone exceeds once in {1 / ERROR_RATE:.0f} gradients)."
         )
         errors_L = torch.full((len(ids),), sigma * size**0.5, dtype=torch.float64)
-        return LookedUp(ids=ids, rows_LE=exact(gradient_VE[ids]).cpu(), errors_L=errors_L)
+        faint_L = torch.zeros_like(errors_L, dtype=torch.bool)
+        return LookedUp(ids=ids, rows_LE=exact(gradient_VE[ids]).cpu(), errors_L=errors_L, faint_L=faint_L)
     ids = gradient_VE.any(1).nonzero().flatten().tolist()
     if len(ids) == len(gradient_VE):
         notes.append("No row of the word embedding is zero, so they don't tell which tokens were looked up.")
         return None
     rows_LE = exact(gradient_VE[ids]).cpu()
-    return LookedUp(ids=ids, rows_LE=rows_LE, errors_L=_unit(gradient_VE) * rows_LE.norm(dim=1))
+    errors_L, faint_L = _errors(gradient_VE, rows_LE, between, torch.tensor(ids, dtype=torch.long))
+    return LookedUp(ids=ids, rows_LE=rows_LE, errors_L=errors_L, faint_L=faint_L)
 
 
 def _looked_up_beside_a_head(
@@ -142,6 +178,7 @@ def _looked_up_beside_a_head(
         ids=ids,
         rows_LE=_outside(exact(gradient_VE[ids]), basis_RE).cpu(),
         errors_L=level * norms_V[ids].cpu(),
+        faint_L=torch.zeros(len(ids), dtype=torch.bool),
         head_RE=basis_RE.cpu(),
     )
 
@@ -153,12 +190,17 @@ def _outside(rows_NE: Tensor, basis_RE: Tensor | None) -> Tensor:
 
 
 def position_rows(
-    shared: SharedGradient, places: EmbeddingSum, gradient: Tensor, looked_up: LookedUp | None
+    shared: SharedGradient,
+    places: EmbeddingSum,
+    gradient: Tensor,
+    looked_up: LookedUp | None,
+    *,
+    between: tuple[Tensor, Tensor] | None = None,
 ) -> PositionRows:
-    """The positions that were reached, from the first to the last one."""
+    """The positions that were reached, from the first to the last one; `between` as for `looked_up_rows`."""
     whole_TE = exact(gradient[list(places.rows)]).cpu()
     norms_T = whole_TE.norm(dim=1)
-    errors_T = _unit(gradient) * norms_T
+    errors_T, faint_T = _errors(gradient, whole_TE, between, torch.tensor(places.rows, dtype=torch.long))
     if shared.noise_sigma > 0:
         from scipy.special import chdtri
 
@@ -169,4 +211,5 @@ def position_rows(
     reached = (norms_T > floor).nonzero().flatten().tolist()
     count = reached[-1] + 1 if reached else 0
     head_RE = looked_up.head_RE if looked_up is not None else None
-    return PositionRows(rows_TE=_outside(whole_TE[:count], head_RE), errors_T=errors_T[:count])
+    rows_TE = _outside(whole_TE[:count], head_RE)
+    return PositionRows(rows_TE=rows_TE, errors_T=errors_T[:count], faint_T=faint_T[:count])

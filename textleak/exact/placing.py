@@ -14,12 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from textleak.exact.lookups import ERROR_RATE, LookedUp, PositionRows
+from textleak.exact.lookups import ERROR_RATE, SLACK, LookedUp, PositionRows
 from textleak.numerics import svd
-
-SLACK = 16.0
-"""Sums that should be equal may differ by this many unit roundoffs of their largest terms (our choice; measured: at
-most 1, while sums that aren't equal differ by 1e3 and more)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +34,7 @@ class Placed:
         ids: the tokens that were looked up; everything else names them by index.
         words_LE, word_errors_L: what is left of their rows, and its rounding.
         sums_TE, sum_errors_T: likewise of the positions' rows; zeros where those weren't shared.
+        faint_L, faint_T: which of both are too faint to be told from those of tokens that don't show.
         shown: whether they were.
         at: the tokens found at each position, with their confidence.
         closed: for each position whether nothing else stands there.
@@ -50,6 +47,8 @@ class Placed:
     word_errors_L: Tensor
     sums_TE: Tensor
     sum_errors_T: Tensor
+    faint_L: Tensor
+    faint_T: Tensor
     shown: bool
     at: list[dict[int, float]]
     closed: list[bool]
@@ -67,15 +66,19 @@ class Placed:
         """
         if positions is not None:
             sums_TE, sum_errors_T = positions.rows_TE.clone(), positions.errors_T.clone()
+            faint_T = positions.faint_T
         else:
             sums_TE = torch.zeros(count, looked_up.rows_LE.shape[1]).double()
             sum_errors_T = torch.zeros(count).double()
+            faint_T = torch.zeros(count, dtype=torch.bool)
         return cls(
             ids=looked_up.ids,
             words_LE=looked_up.rows_LE.clone(),
             word_errors_L=looked_up.errors_L.clone(),
             sums_TE=sums_TE,
             sum_errors_T=sum_errors_T,
+            faint_L=looked_up.faint_L,
+            faint_T=faint_T,
             shown=positions is not None,
             at=[{} for _ in sums_TE],
             closed=[False] * len(sums_TE),
@@ -139,8 +142,9 @@ def place_by_sums(placed: Placed, noise_sigma: float) -> None:
 
 
 def _equal(placed: Placed) -> Tensor:
-    """Whether each token's and each position's rows are equal, (L, T)."""
-    return _apart(placed) <= SLACK * (placed.word_errors_L[:, None] + placed.sum_errors_T)
+    """Whether each token's and each position's rows are equal, (L, T), and no other token's can have been."""
+    equal_LT = _apart(placed) <= SLACK * (placed.word_errors_L[:, None] + placed.sum_errors_T)
+    return equal_LT & ~placed.faint_L[:, None] & ~placed.faint_T
 
 
 def _equal_under_noise(placed: Placed, noise_sigma: float) -> Tensor:
@@ -171,7 +175,8 @@ def _place_groups(placed: Placed) -> None:
 
     The projector onto them joins two rows just where they are in one group.
     """
-    words, positions = placed.open_words, [t for t, closed in enumerate(placed.closed) if not closed]
+    words = [w for w in placed.open_words if not placed.faint_L[w]]
+    positions = [t for t, closed in enumerate(placed.closed) if not closed and not placed.faint_T[t]]
     count = len(words) + len(positions)
     if not words or not positions or count > placed.words_LE.shape[1]:
         return

@@ -17,7 +17,7 @@ from textleak.exact.followers import Followers
 from textleak.exact.found import OPEN, Found
 from textleak.exact.later_inputs import LaterInputs, shows
 from textleak.exact.proposals import Proposals
-from textleak.exact.subspace import NO_SPAN, InputSpan, shared_spans
+from textleak.exact.subspace import NOISE_COVERS, InputSpan, shared_spans, why_no_span
 from textleak.exact.vocabulary import Vocabulary
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
@@ -136,7 +136,7 @@ def _first_layers(model: TextModel, shared: SharedGradient) -> Vocabulary | Foll
         layers, span = max(clear, key=lambda pair: pair[1].room)
         return Vocabulary(model, layers[0], span)
     followers = None if spans else Followers.of(model, shared)
-    return followers or _why_nothing(shared, [span for _, span in spans])
+    return followers or _why_nothing(model, shared, [span for _, span in spans])
 
 
 def _of_first_layers(tree: Tree, shared: SharedGradient, found: Found) -> Found:
@@ -181,11 +181,11 @@ def _shown(tree: Tree, leaves: Sequence[Row]) -> tuple[Sentence, ...]:
     )
 
 
-def _why_nothing(shared: SharedGradient, spans: Sequence[InputSpan]) -> str:
+def _why_nothing(model: TextModel, shared: SharedGradient, spans: Sequence[InputSpan]) -> str:
     if not spans:
-        return NO_SPAN
+        return why_no_span(model, shared)
     if shared.noise_sigma > 0:
-        return "Noise covers the span of the first layer's inputs."
+        return NOISE_COVERS
     size = min(span.size for span in spans)
     return (
         f"The first layer's gradient fills all its {size} dimensions: the batch has about as many tokens or more "

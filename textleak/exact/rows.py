@@ -12,6 +12,7 @@ import dataclasses
 
 from torch import Tensor
 
+from textleak.clients.view import View
 from textleak.exact.lookups import PositionRows, looked_up_rows, position_rows
 from textleak.exact.placing import Placed, place_by_sums
 from textleak.exact.right_angles import fitting_tokens, place_by_angles
@@ -45,12 +46,11 @@ class EmbeddingRows:
     notes: tuple[str, ...] = ()
 
 
-def read_rows(model: TextModel, shared: SharedGradient) -> EmbeddingRows | None:
+def read_rows(view: View) -> EmbeddingRows | None:
     """Read tokens and positions off the gradients of the embeddings.
 
     Args:
-        model: the public model.
-        shared: the shared gradient.
+        view: what the server sees.
 
     Returns:
         None where neither the word nor the position embedding was shared, or nothing stands out of them.
@@ -58,15 +58,20 @@ def read_rows(model: TextModel, shared: SharedGradient) -> EmbeddingRows | None:
     Raises:
         InputError: a gradient of another model.
     """
+    model, shared = view.text_model, view.shared
     shared.validate(model.parameters)
     places = embedding_sum(model)
-    word = _word_gradient(model, shared)
-    at_T = shared.gradients.get(places.position_name or "")
+    word_name = _word_name(model, shared)
+    word, at_T = (shared.gradients.get(name or "") for name in (word_name, places.position_name))
     if word is None and at_T is None:
         return None
     notes: list[str] = []
-    looked_up = None if word is None else looked_up_rows(model, shared, word, notes)
-    positions = None if at_T is None else position_rows(shared, places, at_T, looked_up)
+    looked_up = positions = None
+    if word is not None:
+        looked_up = looked_up_rows(model, shared, word, notes, between=_bounds(view, word_name))
+    if at_T is not None:
+        between = _bounds(view, places.position_name)
+        positions = position_rows(shared, places, at_T, looked_up, between=between)
     if looked_up is None or not looked_up.ids:
         return _positions_alone(model, places, positions, notes)
     placed = Placed.of(looked_up, positions, count=_possible_positions(shared, places))
@@ -87,9 +92,17 @@ def read_rows(model: TextModel, shared: SharedGradient) -> EmbeddingRows | None:
     return _told(model, shared, placed, alone=alone, notes=notes)
 
 
-def _word_gradient(model: TextModel, shared: SharedGradient) -> Tensor | None:
+def _word_name(model: TextModel, shared: SharedGradient) -> str | None:
     table = model.word_embedding.weight
-    return next((g for name, g in shared.gradients.items() if model.parameters[name] is table), None)
+    return next((name for name in shared.gradients if model.parameters[name] is table), None)
+
+
+def _bounds(view: View, name: str | None) -> tuple[Tensor, Tensor] | None:
+    """Between what a tensor's entries lay before the weights were rounded; None where it is the gradient itself."""
+    if name is None or view.shared.seen_effects:
+        return None
+    bounds = view.client.bounds({name: view.shared.gradients[name]}, view.model)
+    return None if bounds is None else bounds[name]
 
 
 def _possible_positions(shared: SharedGradient, places: EmbeddingSum) -> int:
@@ -126,7 +139,8 @@ def _ends(model: TextModel, placed: Placed) -> bool:
 def _fill(model: TextModel, shared: SharedGradient, placed: Placed) -> None:
     """In a batch of one sentence, the last token without a place takes all places that are left."""
     left = placed.open_words
-    if len(left) != 1 or any(len(here) > 1 for here in placed.at):
+    hidden = bool(placed.faint_L.any()) or bool(placed.faint_T.any())  # perhaps by the rounding of a step
+    if hidden or len(left) != 1 or any(len(here) > 1 for here in placed.at):
         return
     if placed.shown:
         inputs = len(placed.at)

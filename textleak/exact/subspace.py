@@ -30,7 +30,9 @@ from textleak.numerics import exact, svd
 from textleak.shared.gradient import SharedGradient
 
 NO_SPAN = "No gradient was shared of a layer that reads each token by itself: there is no span to read."
-"""What is said where there is none."""
+"""What is said where there is none; `why_no_span` tells it from those that show nothing."""
+NOISE_COVERS = "Noise covers the span of the first layers' inputs."
+"""What is said where none stands out of noise."""
 
 OUTSIDE = 100.0
 """An input with more than this many times what rounding accounts for is outside (our choice; measured on minilm, gpt2
@@ -295,15 +297,34 @@ def _excess(gradient_OI: Tensor, sigma: float) -> float:
     return (float(exact(gradient_OI).square().sum()) - noise) / noise
 
 
+def why_no_span(model: TextModel, shared: SharedGradient) -> str:
+    """Why `shared_spans` has none, a sentence."""
+    layers = local_layers(model) or partly_local_layers(model)
+    if not layers:
+        return "The model has no layer that reads each token by itself: there is no span to read."
+    seen = [shared.gradients[layer.weight_name] for layer in _readable(layers, shared)]
+    if not seen:
+        return NO_SPAN
+    if shared.noise_sigma > 0:
+        return NOISE_COVERS
+    if not any(bool(gradient.any()) for gradient in seen):
+        return "The first layers' gradients are zero: there is no span to read."
+    return "Nothing in the first layers' gradients stands out of their rounding: there is no span to read."
+
+
+def _readable(layers: Iterable[LocalLayer], shared: SharedGradient) -> Iterator[LocalLayer]:
+    """Those whose gradient was shared, and is of one pass."""
+    return (layer for layer in layers if layer.weight_name in shared.gradients and layer.used_once)
+
+
 def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[LocalLayer, ...], InputSpan]]:
     """One span for each distinct local input (a token and its position decide it) whose gradients were shared.
 
     Each comes with the layers that read that input.
     """
     groups: dict[str, list[LocalLayer]] = {}
-    for layer in local_layers(model) or partly_local_layers(model):
-        if layer.weight_name in shared.gradients and layer.used_once:
-            groups.setdefault(layer.input_group, []).append(layer)
+    for layer in _readable(local_layers(model) or partly_local_layers(model), shared):
+        groups.setdefault(layer.input_group, []).append(layer)
     found = []
     for layers in groups.values():
         span = layer_span(shared, layers)

@@ -160,13 +160,24 @@ def tell_less(shared: SharedGradient, config: RunConfig | ImageConfig) -> Shared
     return dataclasses.replace(shared, known=shared.known.only(told))
 
 
+def drawn_parts(source: str) -> tuple[str, str] | None:
+    """Parameters of a pretrained model that no checkpoint has, in words, and the seed they were drawn from.
+
+    Args:
+        source: where its weights are from, as `TextModel.source`.
+    """
+    drawn = _DRAWN.search(source)
+    return None if drawn is None else (drawn["names"], drawn["seed"])
+
+
 def drawn_here(model: TextModel) -> tuple[str, ...]:
     """What is said of a model that goes by a name, where parts of it are in no checkpoint: clients draw their own."""
-    drawn = _DRAWN.search(model.source)
-    if drawn is None or model.weights != "pretrained":
+    drawn = drawn_parts(model.source) if model.weights == "pretrained" else None
+    if drawn is None:
         return ()
+    names, seed = drawn
     return (
-        f"{drawn['names']} of {model.name} are in no checkpoint and were drawn here (seed {drawn['seed']}); a client "
+        f"{names} of {model.name} are in no checkpoint and were drawn here (seed {seed}); a client "
         "that drew others has another model, whose text can't be proved with this one. Save the model before its "
         "first step and give that folder: --model FOLDER.",
     )

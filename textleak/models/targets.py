@@ -148,7 +148,7 @@ def check_labels(labels: Sequence[Label], num_labels: int, name: str) -> None:
     for label in labels:
         if not isinstance(label, int) or not 0 <= label < num_labels:
             raise InputError(
-                f"Label {label} is out of range.",
+                f"Label {f'{label:g}' if isinstance(label, float) else label} is out of range.",
                 why=f"{name} has {num_labels} classes.",
                 fix=f"Use a label from 0 to {num_labels - 1}.",
             )

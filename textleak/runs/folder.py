@@ -65,7 +65,7 @@ def check_folder(folder: Path) -> None:
     """Make sure, before any long work, that a run can be written into `folder`; leaves nothing behind.
 
     Raises:
-        InputError: it holds a run already, isn't a folder, or can't be written to.
+        InputError: it holds a run already, or files of the names of a run's, isn't a folder, or can't be written to.
     """
     if (folder / "run.json").exists():
         raise _holds_a_run(folder)
@@ -75,6 +75,13 @@ def check_folder(folder: Path) -> None:
             why="A run's records would lie among its own.",
             fix="Choose another --out.",
         )
+    for path in RunFolder(path=folder).records:
+        if os.path.lexists(path):  # a link that leads nowhere too
+            raise InputError(
+                f"{folder} holds a {path.name}, and no run.",
+                why="A run's own would take its place.",
+                fix="Choose another --out, or move that file.",
+            )
     check_writable(folder)
 
 
@@ -156,6 +163,17 @@ class RunFolder:
         """What a bug left."""
         return self.path / "traceback.txt"
 
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """All of them but the first, `run_path`."""
+        return (
+            self.events_path,
+            self.result_path,
+            self.gradients_path,
+            self.traceback_path,
+            self.control_path,
+        )
+
     @classmethod
     def create(cls, out: Path | None, *, name: str) -> RunFolder:
         """Make a run's folder, or take one: of several who try at once exactly one has it.
@@ -187,8 +205,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Take back what was written, for a run that is impossible or unwanted; all else stays."""
-        own = (self.run_path, self.events_path, self.result_path, self.gradients_path, self.traceback_path)
-        for path in (*own, self.control_path):
+        for path in (self.run_path, *self.records):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()

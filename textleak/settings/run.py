@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -27,7 +28,7 @@ from textleak.settings.base import (
 )
 from textleak.settings.choices import Choice
 from textleak.settings.presets import check_keys, client_kinds, lay_over, parse_assignment, read_preset
-from textleak.shared.known import Label
+from textleak.shared.known import MOST_NUMBER, Label
 
 Config = TypeVar("Config", "RunConfig", "ImageConfig", "ClientConfig", "PictureConfig")
 DEFAULT_ATTACK, DEFAULT_IMAGE_ATTACK = "auto", "dlg"
@@ -40,6 +41,8 @@ def _label(value: object) -> object:
     if not isinstance(value, str):
         return value
     parts = tuple(_number(part.strip()) for part in value.split(","))
+    if any(isinstance(part, float) and MOST_NUMBER < abs(part) < math.inf for part in parts):
+        raise ValueError(f"a label is a number from {-MOST_NUMBER:,.0f} to {MOST_NUMBER:,.0f}")
     return parts if len(parts) > 1 else parts[0]
 
 
@@ -163,7 +166,8 @@ class ClientConfig(_ClientSettings):
             raise InputError(
                 f"{self.file} can't be read as sentences.",
                 why=str(error),
-                fix="Give --file a UTF-8 text file with one sentence a line.",
+                fix="Give --file a UTF-8 text file with one sentence a line"
+                + ("; standard input is /dev/stdin." if str(self.file) == "-" else "."),
             ) from None
         sentences = tuple(line.strip() for line in io.StringIO(text, newline=None) if line.strip())
         if not sentences:

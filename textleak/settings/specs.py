@@ -18,7 +18,7 @@ MOST_DEPTH = 32
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but for 1e-3, which it takes for a text as it has no dot; shallow, and without references.
+    """YAML 1.1, but for 1e-3, which it takes for a text as it has no dot; shallow, without references, each key once.
 
     A few lines of references to references stand for more than any memory holds.
     """
@@ -36,6 +36,18 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+    def compose_mapping_node(self, anchor: Any) -> Any:  # noqa: ANN401 - PyYAML's own
+        """Settings by name, each there once."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(
+                    f"{key.value} is there twice, once more in line {key.start_mark.line + 1}"
+                )
+            seen.add(key.value)
+        return node
 
 
 _Loader.add_implicit_resolver(

@@ -14,8 +14,8 @@ from textleak.errors import InputError, unknown_name
 MOST_SAMPLES, MOST_TOKENS = 100_000, 1 << 20
 Length = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 # The largest label of a regression (our choice: nobody trains on larger ones), and -100 for a token without a class.
-_LARGEST, _LEAST = 1e6, -100
-Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+MOST_NUMBER, _LEAST = 1e6, -100
+Number = Annotated[float, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
 Part = Annotated[int, Field(ge=_LEAST, le=MOST_TOKENS)]
 Label = (
     Annotated[int, Field(ge=0)]

@@ -28,6 +28,13 @@ _OTHERS = {
     **dict.fromkeys(("I64", "U64", "C64"), 64),
     "F4": 4,
 }
+# How files begin that aren't safetensors, where a header's length would stand.
+_BEGINNINGS = {
+    b"PK\x03\x04": "a zip archive, which torch.save and numpy.savez write,",
+    b"\x80": "a pickle",
+    b"\x93NUMPY": "an array of numpy.save",
+    b"GGUF": "a GGUF model",
+}
 # Our choices: 100 bytes a tensor are usual, so it has room for 80,000 tensors; and no parameter has 9 dimensions.
 MOST_HEADER = 8 * MIB
 MOST_DIMENSIONS = 8
@@ -115,7 +122,13 @@ def size_in_memory(file: BufferedReader) -> int:
 
 def _header(file: BufferedReader, size: int) -> tuple[dict[str, str], dict[str, Any], int]:
     """Metadata, what is said of each tensor, and where the first one begins."""
-    length = int.from_bytes(file.read(8), "little")
+    first = file.read(8)
+    if not first:
+        raise ValueError("it is empty")
+    other = next((words for start, words in _BEGINNINGS.items() if first.startswith(start)), None)
+    length = int.from_bytes(first, "little")
+    if other is not None and length > size - 8:
+        raise ValueError(f"it begins as {other} does")
     if size < 8 or length > size - 8:
         raise ValueError(f"its header should have {length:,} bytes, and the file has {size:,}")
     if length > MOST_HEADER:

@@ -28,7 +28,7 @@ from textleak.exact.dropout.occurrences import Occurrences
 from textleak.exact.dropout.passes import behind_copies
 from textleak.exact.dropout.rules import dropped_by
 from textleak.exact.found import OPEN, Found
-from textleak.exact.subspace import NO_SPAN, shared_spans, stacked
+from textleak.exact.subspace import NO_SPAN, NOISE_COVERS, shared_spans, stacked, why_no_span
 from textleak.matching.discrete import Row
 from textleak.shared.known import SideInformation
 from textleak.shared.traits import Trait
@@ -84,9 +84,9 @@ def _laid_out(view: View) -> Frame | str:
             return between
     spans = shared_spans(view.text_model, view.shared)
     if not spans:
-        return NO_SPAN
+        return why_no_span(view.text_model, view.shared)
     if view.shared.noise_sigma > 0:
-        return "Noise covers the span of the first layers' inputs."
+        return NOISE_COVERS
     told = ((layers, span, dropped_by(view, layers[0])) for layers, span in spans)
     readable = [(layers, span, dropped) for layers, span, dropped in told if dropped is not None]
     if not readable:

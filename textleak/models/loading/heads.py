@@ -93,9 +93,14 @@ def outputs_of(config: PreTrainedConfig, task: str) -> tuple[int | None, int | N
     return (int(config.num_labels) if task == "classification" else None), None
 
 
+def classifies(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint's own head is one for texts' classes."""
+    return _has(config.architectures or (), "ForSequenceClassification")
+
+
 def classes_of(config: PreTrainedConfig) -> int:
     """How many classes a checkpoint's own head for them has; a fresh one's where it has none."""
-    own = _has(config.architectures or (), "ForSequenceClassification") and config.num_labels >= _CLASSES
+    own = classifies(config) and config.num_labels >= _CLASSES
     return int(config.num_labels) if own else _CLASSES
 
 

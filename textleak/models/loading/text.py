@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from textleak.words import count_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+# How names begin that a wrapper around a network gave its parameters.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 # Attention and experts as plain operations of torch: they have every precision, and derivatives of derivatives.
 _PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
@@ -214,7 +217,8 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
         able["causal-lm"] = AutoModelForCausalLM
     chosen = task
     if task == "auto":
-        usual = "causal-lm" if "causal-lm" in able else "classification"
+        classifier = "classification" in able and heads.classifies(config)
+        usual = "causal-lm" if "causal-lm" in able and not classifier else "classification"
         chosen = heads.own_task(name, config.architectures or (), config) or usual
     if two_texts and (not able or chosen in ("masked-lm", "causal-lm")):
         raise InputError(
@@ -249,11 +253,21 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
     with reading(name, place, "weights"), seeded(seed):
         if place.gguf is not None:
             network, absent = _fill_from_gguf(auto, config, place.folder / place.gguf)
+            unread: Collection[str] = ()
         else:
-            network, absent = _fill_from_folder(auto, config, place.folder)
+            network, absent, unread = _fill_from_folder(auto, config, place.folder)
     names = dict(network.named_parameters())
     drawn = [key for key in names if key in absent]
     if 2 * len(drawn) > len(names):
+        for wrapper in _WRAPPERS:
+            if any(key.startswith(wrapper) for key in unread):
+                raise InputError(
+                    f"The parameters of {name!r} in {place.words} are called {wrapper}...: a wrapper's.",
+                    why="They were saved with what training wraps around a network (DistributedDataParallel, "
+                    "torch.compile).",
+                    fix="Save the network itself (model.module.save_pretrained), or take that beginning off their "
+                    "names.",
+                )
         raise InputError(
             f"Of the {len(names)} parameters of {name!r}, {len(drawn)} are not in {place.words}.",
             why="It seems to be the checkpoint of another architecture.",
@@ -279,8 +293,8 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
 
 def _fill_from_folder(
     auto: type[PreTrainedModel], config: PreTrainedConfig, folder: Path
-) -> tuple[PreTrainedModel, set[str]]:
-    """The network with the folder's weights, and which parameters these left to be drawn."""
+) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """The network with the folder's weights, which parameters these left to be drawn, and which of them it lacks."""
     network, report = auto.from_pretrained(
         folder,
         config=config,
@@ -291,7 +305,8 @@ def _fill_from_folder(
         **own_code.LOCAL,
         **weights_options(folder),
     )
-    return network, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    return network, absent, set(report["unexpected_keys"])
 
 
 def _fill_from_gguf(
