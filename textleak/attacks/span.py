@@ -101,8 +101,8 @@ def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """Those of a decoder, grown token by token; with padding as the client has it, or as is seen to fit."""
     model, shared = view.text_model, view.shared
     if model.language.padding != "masked":
-        return (yield from padded_sentences(model, shared, time_limit=view.clock.left))
-    found = yield from causal_sentences(model, shared, time_limit=view.clock.left)
+        return (yield from padded_sentences(model, shared, view.clock))
+    found = yield from causal_sentences(model, shared, view.clock)
     if model.first_layers is not None:
         return found
     several = model.task == "causal-lm" and shared.known.size != 1 and not shared.seen_effects
@@ -110,7 +110,7 @@ def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
         return found
     for padding in _PADDINGS:
         model = model.spoken_with(dataclasses.replace(PLAIN, padding=padding))
-        other = yield from padded_sentences(model, shared, time_limit=view.clock.left)
+        other = yield from padded_sentences(model, shared, view.clock)
         if other.rows:
             return other
     return found
