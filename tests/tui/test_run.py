@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from textual.command import CommandList, CommandPalette
+from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Static
 
@@ -354,6 +355,21 @@ def test_the_arrow_keys_go_through_the_form_and_a_click_opens_a_list(
         await pilot.click(rows["attack"].query_one(".more"))
         await pilot.pause()
         assert rows["attack"].box.opened
+
+    play(scene)
+
+
+def test_keys_that_come_at_once_go_where_those_before_them_lead(play: Callable[..., TextleakApp]) -> None:
+    def type_at_once(app: TextleakApp, *keys: str) -> None:
+        for key in keys:
+            app.post_message(Key(key, key if len(key) == 1 else None))
+
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        rows = screen.form.rows
+        type_at_once(app, "h", "i", "tab", "x", "enter", "tab", "tab", "shift+tab", "y")
+        await until(pilot, lambda: rows["task"].box.input.value == "y")
+        assert screen.form.sentences.text == "hi"
+        assert rows["model"].box.input.value == "x"
 
     play(scene)
 

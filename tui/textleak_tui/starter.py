@@ -112,7 +112,7 @@ class Starter:
         return sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
 
     def begin(self) -> None:
-        """Begin to load the libraries, where that isn't done yet: long before a first wish is known, and in no event loop.
+        """Begin to load the libraries, where that isn't done yet: before a first wish is known, in no event loop.
 
         Raises:
             OSError: no process can be started.

@@ -14,7 +14,7 @@ from textual.widget import Widget
 from textleak.runs import holds_an_evaluation
 from textleak_tui.catalog import Catalog
 from textleak_tui.places import OpenGrid
-from textleak_tui.screens.base import Page
+from textleak_tui.screens.base import SENT, Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.setups import GRID, command_line, remembered, settings_of
@@ -97,7 +97,7 @@ class GridScreen(Page):
     def action_copy(self) -> None:
         """Copy the command line."""
         self.app.copy_to_clipboard(command_line(self.form.private_batch, self.form.values, GRID))
-        self.notify("The command line is in the clipboard.", timeout=3)
+        self.notify(SENT, title="Command line", timeout=3)
 
     def action_reset(self) -> None:
         """All fields as they were at first."""

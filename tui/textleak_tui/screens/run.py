@@ -19,7 +19,7 @@ from textleak_tui.catalog import Catalog
 from textleak_tui.child import Failure
 from textleak_tui.places import OpenRun
 from textleak_tui.playback import Frames
-from textleak_tui.screens.base import COPY, Page
+from textleak_tui.screens.base import COPY, SENT, Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.setups import Setup, command_line, remembered, settings_of, values_of
@@ -69,9 +69,8 @@ class RunScreen(Page):
         Binding("space", "resume", "Resume", tooltip="The attack goes on where it waits."),
         Binding("x", "stop", "Stop", tooltip="End the run with its best answer so far; again, by force."),
         Binding("r", "replay", "Replay", tooltip="Scrub through this run and play it again."),
-        Binding(
-            "n,escape", "edit", "New run", key_display="n", tooltip="Back to the form, everything as it was."
-        ),
+        Binding("n", "edit", "New run", priority=True, tooltip="Back to the form, everything as it was."),
+        Binding("escape", "edit", "New run", show=False),
         Binding("f5,ctrl+r,ctrl+s", "again", "Again", show=False, tooltip="The same settings in a new run."),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "truth", "Truth", tooltip="Show or hide the true tokens."),
@@ -211,7 +210,7 @@ class RunScreen(Page):
     def action_copy(self) -> None:
         """Copy the command line."""
         self.app.copy_to_clipboard(command_line(self.form.private_batch, self.form.values, self.setup))
-        self.notify("The command line is in the clipboard.", timeout=3)
+        self.notify(SENT, title="Command line", timeout=3)
 
     def action_start(self) -> None:
         """Start what the form says, where it can be."""

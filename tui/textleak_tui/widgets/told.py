@@ -14,6 +14,9 @@ from textual.widgets import Static
 from textleak.view import ViewState
 from textleak.view.audit import UNTOLD, shown, value_in_words
 
+# What of the batch an update tells, which one wants to know first; the others as they come, and this one last.
+FIRST, LAST = ("vocabulary", "tokens", "sentences", "labels"), "moved"
+
 
 class Told(VerticalScroll):
     """The answers, one below another; empty for a run that is no audit."""
@@ -54,11 +57,16 @@ def answers_of(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def _turn(one: tuple[str, str, str]) -> tuple[bool, bool, int]:
+    """What can be told first, and of that what is of the batch."""
+    what, value, _ = one
+    return value == UNTOLD, what == LAST, FIRST.index(what) if what in FIRST else len(FIRST)
+
+
 def _table(told: Sequence[tuple[str, str, str]]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
-    # What can be told first.
-    for what, value, evidence in sorted(told, key=lambda one: one[1] == UNTOLD):
+    for what, value, evidence in sorted(told, key=_turn):
         table.add_row(
             Text(what, style="bold"), Text.assemble(value, ("\n" + evidence, "dim") if evidence else "")
         )
