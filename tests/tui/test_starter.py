@@ -17,7 +17,8 @@ from tests import warm
 from textleak.models import load_model
 from textleak.models.loading import text as loading
 from textleak.runs import read_run
-from textleak_tui.child import INTERRUPTED, REFUSED, Child
+from textleak_tui.agreed import INTERRUPTED, REFUSED
+from textleak_tui.child import Child
 from textleak_tui.session import Session, Sessions
 from textleak_tui.starter import Starter
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from textleak_tui.child import INTERRUPTED, environment
+from textleak_tui.agreed import INTERRUPTED, environment
 
 # Of one message, either way: the longest is the catalog, some 40,000 bytes.
 LONGEST = 1 << 20

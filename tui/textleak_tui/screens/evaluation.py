@@ -19,7 +19,7 @@ from textleak.errors import InputError
 from textleak.view import UNICODE
 from textleak.words import count_of, printable, seconds_in_words
 from textleak_tui import export
-from textleak_tui.child import INTERRUPTED
+from textleak_tui.agreed import INTERRUPTED
 from textleak_tui.grid import (
     CellRow,
     Grid,
