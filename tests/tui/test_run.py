@@ -732,11 +732,16 @@ def test_a_run_that_is_killed_says_so_and_the_app_lives_on(
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         endless(screen, toy_folder("bert"))
         await pilot.press("f5")
+        await until(pilot, lambda: screen.live)
+        assert not screen.check_action("pause", ()), "it hasn't begun"
         await until(pilot, lambda: session(screen).state.seen > 1)
         pid = session(screen).child.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await until(pilot, lambda: screen.session and screen.session.failure)
+        await pilot.pause()
+        assert "●" not in screen.view.phases.draw()[0].plain, "nothing goes on"
+        assert screen.view.status.draw()[0].plain.startswith("failed")
         notice = words(screen.notice)
         assert "killed (SIGKILL)" in notice
         assert "memory" in notice
