@@ -246,6 +246,8 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
 
     async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
         form = app.screen.query_one(SetupForm)
+        await pilot.press("m", "y")
+        assert form.sentences.text == "my", "in place of the first data"
         form.fill(values, str(data))
         await pilot.pause()
         assert "--defense none --defense sign" in str(form.command.content)

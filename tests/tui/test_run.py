@@ -366,10 +366,12 @@ def test_keys_that_come_at_once_go_where_those_before_them_lead(play: Callable[.
 
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         rows = screen.form.rows
-        type_at_once(app, "h", "i", "tab", "x", "enter", "tab", "tab", "shift+tab", "y")
+        keys = ["h", "i", "k", "backspace", "tab", *"minilm", "enter", "tab", "tab", "shift+tab"]
+        type_at_once(app, *keys, "backspace", "y", "down")
         await until(pilot, lambda: rows["task"].box.input.value == "y")
         assert screen.form.sentences.text == "hi"
-        assert rows["model"].box.input.value == "x"
+        assert rows["model"].box.input.value == "minilm"
+        assert rows["weights"].box.input.value == "auto"
 
     play(scene)
 

@@ -29,6 +29,7 @@ from textleak.errors import TextleakError
 from textleak.runs import holds_an_evaluation, runs_folder
 from textleak_tui.child import Child
 from textleak_tui.hangup import when_gone
+from textleak_tui.keystrokes import InOrder
 from textleak_tui.places import PLACES, AttackAgain, CompareRuns, HandOver, OpenGrid, OpenRun, Sight
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
@@ -47,7 +48,7 @@ def _palette() -> type[Provider]:
     return Everything
 
 
-class TextleakApp(App[None]):
+class TextleakApp(InOrder):
     """Watch the text come back, token by token.
 
     Args:

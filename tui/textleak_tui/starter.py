@@ -192,7 +192,7 @@ class Starter:
 
     def _hear_of_it(self) -> None:
         """Listen to the process, from the first wish on."""
-        if self._heard:
+        if self._heard or self._socket is None:
             return
         loop = asyncio.get_running_loop()
         loop.add_reader(self._socket, self._hear)

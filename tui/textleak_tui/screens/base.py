@@ -46,9 +46,6 @@ class Page(Screen[None]):
         Binding(
             "z", "zoom", "Zoom", show=False, tooltip="Give the pane in focus all the room, or none more."
         ),
-        # At once, before what is typed right after them has come to what had the focus.
-        Binding("tab", "app.focus_next", "Next", show=False, priority=True),
-        Binding("shift+tab", "app.focus_previous", "Before", show=False, priority=True),
     ]
 
     def __init__(self, place: str = "") -> None:

@@ -68,7 +68,8 @@ class GridScreen(Page):
         yield self.form
 
     def on_mount(self) -> None:
-        """Ask what attacks there are."""
+        """Ask what attacks there are; what is typed takes the place of the first data."""
+        self.form.sentences.select_all()
         self.form.list_names(Catalog.from_json(self.memory.get("catalog")))
         self._list_names()
 

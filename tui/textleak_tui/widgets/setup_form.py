@@ -56,7 +56,7 @@ class ComboInput(Input):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down", "choose(1)", "Next choice", show=False),
         Binding("up", "choose(-1)", "Choice before", show=False),
-        Binding("enter", "accept", "Accept", show=False, priority=True),
+        Binding("enter", "accept", "Accept", show=False),
         Binding("escape", "close", "Close", show=False),
     ]
 
@@ -344,6 +344,7 @@ class SetupForm(Vertical):
         for name, row in self.rows.items():
             row.box.input.value = values.get(name, row.field.default)
         self.sentences.text = sentences
+        self.sentences.move_cursor(self.sentences.document.end)
 
     def reset(self) -> None:
         """Every field as it was at first; the batch stays."""

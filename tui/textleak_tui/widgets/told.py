@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
@@ -30,7 +29,7 @@ class Told(VerticalScroll):
         self._told: object = None
 
     def compose(self) -> ComposeResult:
-        """One table."""
+        """One text."""
         yield self._words
 
     @property
@@ -44,7 +43,7 @@ class Told(VerticalScroll):
         told = answers_of(result or {}) or answers_of(state.settings)
         if told != self._told:
             self._told = told
-            self._words.update(_table(told))
+            self._words.update(_written(told))
 
 
 def answers_of(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -63,11 +62,11 @@ def _turn(one: tuple[str, str, str]) -> tuple[bool, bool, int]:
     return value == UNTOLD, what == LAST, FIRST.index(what) if what in FIRST else len(FIRST)
 
 
-def _table(told: Sequence[tuple[str, str, str]]) -> Table:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True)
+def _written(told: Sequence[tuple[str, str, str]]) -> Text:
+    """Each question with its answer in a line, and its evidence below."""
+    titles = max((len(what) for what, _, _ in told), default=0)
+    text = Text()
     for what, value, evidence in sorted(told, key=_turn):
-        table.add_row(
-            Text(what, style="bold"), Text.assemble(value, ("\n" + evidence, "dim") if evidence else "")
-        )
-    return table
+        text.append("\n" if text.plain else "").append(f"{what:<{titles}}  ", style="bold").append(value)
+        text.append(f"\n{evidence}" if evidence else "", style="dim")
+    return text
