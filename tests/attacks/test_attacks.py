@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -463,3 +464,26 @@ def test_a_time_limit_ends_an_attack_with_its_best(
     assert recovery.steps == 1
     assert recovery.stop.name == "TIME"
     assert recovery.sentences
+
+
+@pytest.mark.parametrize("attack", ["dlg", "match"])
+def test_while_a_run_waits_its_time_limit_does_too(
+    attack: str, toy_model: ToyModel, from_disk: FromDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: waited)
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model)
+
+    def ended(limit: float | None) -> str:
+        nonlocal waited
+        steps = begin(ATTACKS.build(attack, {"steps": 4}), shared, model, time_limit=limit)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return str(end.value.stop.name)
+            waited += 10.0
+
+    assert ended(5.0) == ended(None) != "TIME"
+    assert ended(0.0) == "TIME"

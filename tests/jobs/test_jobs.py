@@ -5,7 +5,10 @@ import pytest
 from textleak.attacks.base import to_end
 from textleak.clients import view
 from textleak.errors import InputError
+from textleak.events import Progress
 from textleak.jobs import images, text
+from textleak.jobs.base import drive
+from textleak.runs import Recorder, RunFolder
 from textleak.settings import load_image_config, load_run_config
 
 QUICK = {"threads": 1, "device": "cpu"}
@@ -88,3 +91,15 @@ def test_a_file_tells_no_more_than_it_says(text_file):
     assert less.settings["know"] == []
     with pytest.raises(InputError, match="labels can't be told"):
         text.prepare(load_run_config(None, {**QUICK, "gradients": gradients, "know": "labels"}))
+
+
+@pytest.mark.parametrize("client", [(), ("train-mode",)])
+def test_the_answer_is_the_last_that_is_shown(tmp_path, toy_folder, client):
+    settings = {**QUICK, "sentences": ("the cat sat",), "model": str(toy_folder("bert")), "client": client}
+    job = text.prepare(load_run_config(None, settings, ()))
+    seen = []
+    folder = RunFolder.create(tmp_path / "run", name="run")
+    with Recorder(folder, job.settings, viewers=[seen.append]) as recorder:
+        result = drive(job, recorder)
+    shown = [event.sentences for event in seen if isinstance(event, Progress)]
+    assert [one.text for one in shown[-1]] == [one["recovered"] for one in result["sentences"]]

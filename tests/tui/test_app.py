@@ -29,6 +29,7 @@ from textleak_tui.catalog import Catalog
 from textleak_tui.palette import commands
 from textleak_tui.places import PLACES, Sight
 from textleak_tui.screens.help import HelpScreen
+from textleak_tui.screens.jump import JumpScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.bands import FLASH_SECONDS
@@ -924,6 +925,34 @@ def test_keys_and_clicks_go_to_every_place() -> None:
         assert app.current_mode == "run"
 
     shown(scene, alone=True)
+
+
+def test_a_sign_leads_to_each_field_and_pane_that_is_seen() -> None:
+    async def look(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
+        await pilot.press("j")
+        assert isinstance(app.screen, JumpScreen)
+        signs = {widget: sign for sign, widget in app.screen.targets.items()}
+        assert {view.waterfall, view.candidates} <= signs.keys()
+        assert signs[view.waterfall] < signs[view.candidates], "from the top, then from the left"
+        await pilot.pause()
+        labels = {str(label.content): label.region.offset for label in app.screen.query(Static)}
+        assert labels == {sign: widget.region.offset for widget, sign in signs.items()}
+        await pilot.press(signs[view.candidates])
+        assert app.focused is view.candidates
+        await pilot.press("ctrl+g", "j", "escape")
+        assert app.focused is view.candidates
+        screen = app.screen
+        assert isinstance(screen, RunScreen)
+        screen.query_one(ContentSwitcher).current = "setup"
+        screen.form.sentences.focus()
+        await pilot.press("ctrl+g", "j")
+        assert isinstance(app.screen, JumpScreen)
+        box = screen.form.rows["attack"].box.input
+        (sign,) = [sign for sign, widget in app.screen.targets.items() if widget is box]
+        await pilot.press(sign)
+        assert app.focused is box
+
+    shown(look)
 
 
 def test_the_theme_changes_and_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:

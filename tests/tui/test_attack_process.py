@@ -10,8 +10,8 @@ import pytest
 
 from textleak.errors import AttackError, InputError
 from textleak.runs import read_run
+from textleak_tui.agreed import FAILED, INTERRUPTED, REFUSED
 from textleak_tui.attack_process import attack
-from textleak_tui.child import FAILED, INTERRUPTED, REFUSED
 
 SETTINGS = {"sentences": ["the cat"], "weights": "random", "threads": "1", "steps": "2", "attack": "dlg"}
 

@@ -19,9 +19,10 @@ from textleak.errors import InputError
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak_tui import catalog, export, ladder
+from textleak_tui.agreed import REFUSED
 from textleak_tui.app import TextleakApp
 from textleak_tui.catalog import Catalog
-from textleak_tui.child import REFUSED, Child, Failure
+from textleak_tui.child import Child, Failure
 from textleak_tui.ladder import Knob, knob_named, knobs, strengths, verdict
 from textleak_tui.screens.base import Page
 from textleak_tui.screens.defense import DefenseScreen

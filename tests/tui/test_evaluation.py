@@ -16,13 +16,13 @@ from tests import warm
 from tests.tui import pilots
 from tests.tui.pilots import until
 from textleak.evaluation.records import Cell, Record, SentenceRecord, to_json
-from textleak_tui import catalog
+from textleak_tui import catalog, export
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
-from textleak_tui.grid import Grid, Pace, judged
+from textleak_tui.grid import Grid, Pace, judged, values_of
 from textleak_tui.grid_cells import FIGURES, fitting
 from textleak_tui.grid_ladders import ladders_of
-from textleak_tui.screens.evaluation import EvaluationScreen, values_of
+from textleak_tui.screens.evaluation import EvaluationScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Sessions
 from textleak_tui.widgets.setup_form import SetupForm
@@ -171,6 +171,7 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         assert isinstance(page, EvaluationScreen)
         await pilot.pause(0.1)
         seen = letters(app)
+        assert "⏎ Open" in seen
         assert "2 cells · 3 of 6 batches" in seen
         assert "gaussian:sigma=0.01" in seen
         assert "0.75 ━━━━━━╌╌" in seen
@@ -202,6 +203,7 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         await pilot.press("w")
         await pilot.pause(0.1)
         assert page.chosen == CELL
+        assert "⏎ Attack again" in letters(app)
         await pilot.press("escape", "enter")
         await pilot.pause(0.1)
         seen = letters(app)
@@ -230,6 +232,7 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
     tmp_path: Path, toy_folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", warm.Popen)
+    monkeypatch.chdir(tmp_path)
     root = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tui")]))
 
@@ -243,6 +246,8 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
 
     async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
         form = app.screen.query_one(SetupForm)
+        await pilot.press("m", "y")
+        assert form.sentences.text == "my", "in place of the first data"
         form.fill(values, str(data))
         await pilot.pause()
         assert "--defense none --defense sign" in str(form.command.content)
@@ -253,9 +258,15 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
         await until(pilot, lambda: page.grid.batches == 4)
         assert [row.cell.defense for row in page.grid.rows] == [(), ("sign",)]
         await until(pilot, lambda: "4 of 4 batches" in letters(app))
-        assert "1.00 ━━━━━━━━" in letters(app)
+        await until(pilot, lambda: "1.00 ━━━━━━━━" in letters(app))
         await until(pilot, lambda: page.session is not None and page.session.settled)
-        await pilot.press("escape")
+        await pilot.press("e")
+        report = tmp_path / export.EXPORTS / page.folder.name / "report.html"
+        await until(pilot, lambda: report.exists() and "</html>" in report.read_text())
+        assert ">sign<" in report.read_text()
+        await pilot.press("b", "e")
+        await until(pilot, lambda: any("truth" in str(told.title) for told in app._notifications))
+        await pilot.press("b", "escape")
         assert not isinstance(app.screen, EvaluationScreen)
         form.fill({**values, "defense": "no-such"}, str(data))
         await pilot.pause()

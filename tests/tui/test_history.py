@@ -16,6 +16,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from tests.tui.pilots import Scene, play, until
+from textleak.errors import InputError
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak_tui import export, listing
@@ -31,8 +32,10 @@ from textleak_tui.screens.export import ExportDialog
 from textleak_tui.screens.history import HistoryScreen
 from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.session import Sessions
+from textleak_tui.stories import STORIES
 
 TEXT = "the cat sat on the mat"
+
 SIZES = [(160, 48), (100, 30), (80, 24), (60, 16), (50, 12)]
 
 
@@ -582,6 +585,7 @@ def test_a_run_that_went_wrong_says_so(root):
             await replay(app, pilot)
             await pilot.press("space", "left", "x", "f", "end")
             assert words in re.sub(r"\s+", " ", screen(app))
+            assert "● continuous" not in screen(app), "nothing goes on"
             await pilot.press("escape")
             await until(pilot, lambda: isinstance(app.screen, HistoryScreen))
 
@@ -647,10 +651,27 @@ def test_exports_hold_what_they_say(root, tmp_path, monkeypatch):
     assert f"| reference | {TEXT} |" in text
 
 
+@pytest.mark.parametrize("presses", [2, 1])  # of the arrow up: the report, or all of them
+def test_a_report_is_exported(root, tmp_path, monkeypatch, presses):
+    monkeypatch.chdir(tmp_path)
+    story = STORIES[0]
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await replay(app, pilot)
+        await pilot.press("e", *["up"] * presses, "enter")
+        report = tmp_path / export.EXPORTS / story.folder.name / "report.html"
+        await until(pilot, report.exists)
+        assert story.sentence in report.read_text()
+
+    drive(root, look, run=story.folder)
+
+
 def test_what_is_exported_while_blind_has_no_truth(root):
     folder = root / "a-done"
     recording = Recording(folder)
     recording.read()
+    with pytest.raises(InputError, match="truth"):
+        export.write_report(folder, blind=True)
     for at in (None, 20):
         shown = recording.state(at)
         found = export.run_json(folder, shown, blind=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from textual.command import CommandList, CommandPalette
+from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Static
 
@@ -354,6 +355,23 @@ def test_the_arrow_keys_go_through_the_form_and_a_click_opens_a_list(
         await pilot.click(rows["attack"].query_one(".more"))
         await pilot.pause()
         assert rows["attack"].box.opened
+
+    play(scene)
+
+
+def test_keys_that_come_at_once_go_where_those_before_them_lead(play: Callable[..., TextleakApp]) -> None:
+    def type_at_once(app: TextleakApp, *keys: str) -> None:
+        for key in keys:
+            app.post_message(Key(key, key if len(key) == 1 else None))
+
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        rows = screen.form.rows
+        keys = ["h", "i", "k", "backspace", "tab", *"minilm", "enter", "tab", "tab", "shift+tab"]
+        type_at_once(app, *keys, "backspace", "y", "down")
+        await until(pilot, lambda: rows["task"].box.input.value == "y")
+        assert screen.form.sentences.text == "hi"
+        assert rows["model"].box.input.value == "minilm"
+        assert rows["weights"].box.input.value == "auto"
 
     play(scene)
 
@@ -716,11 +734,16 @@ def test_a_run_that_is_killed_says_so_and_the_app_lives_on(
     async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
         endless(screen, toy_folder("bert"))
         await pilot.press("f5")
+        await until(pilot, lambda: screen.live)
+        assert not screen.check_action("pause", ()), "it hasn't begun"
         await until(pilot, lambda: session(screen).state.seen > 1)
         pid = session(screen).child.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await until(pilot, lambda: screen.session and screen.session.failure)
+        await pilot.pause()
+        assert "●" not in screen.view.phases.draw()[0].plain, "nothing goes on"
+        assert screen.view.status.draw()[0].plain.startswith("failed")
         notice = words(screen.notice)
         assert "killed (SIGKILL)" in notice
         assert "memory" in notice

@@ -13,7 +13,8 @@ import pytest
 
 from textleak.events import Finished, Phase, Progress
 from textleak.runs import Recorder, RunFolder
-from textleak_tui.child import REFUSED, Child, Failure
+from textleak_tui.agreed import REFUSED
+from textleak_tui.child import Child, Failure
 from textleak_tui.hangup import when_gone
 from textleak_tui.session import Session, Sessions
 

@@ -17,7 +17,8 @@ from tests import warm
 from textleak.models import load_model
 from textleak.models.loading import text as loading
 from textleak.runs import read_run
-from textleak_tui.child import INTERRUPTED, REFUSED, Child
+from textleak_tui.agreed import INTERRUPTED, REFUSED
+from textleak_tui.child import Child
 from textleak_tui.session import Session, Sessions
 from textleak_tui.starter import Starter
 
@@ -88,6 +89,33 @@ def test_a_run_needs_nothing_any_more_that_was_loaded_while_one_typed(play):
         assert session.refused, "another head is asked for, which isn't kept"
 
     play(scene)
+
+
+def test_libraries_are_loaded_before_the_app_is(tmp_path, monkeypatch):
+    begun = []
+
+    class Noted(warm.Popen):
+        def __init__(self, args, **options):
+            begun.append(args)
+            super().__init__(args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    starter = Starter()
+    starter.begin()
+    (process,) = begun
+
+    async def scene() -> None:
+        starter.keep("run", {"model": "no-such"})
+        assert begun == [process]
+        catalog = await asyncio.wait_for(starter.catalog, 40)
+        assert catalog["attacks"]
+        starter.end()
+
+    asyncio.run(scene())
+    starter.begin()
+    starter.end()  # one that nobody has listened to
+    assert len(begun) == 2
+    assert starter._process.returncode is not None
 
 
 def test_what_is_wrong_with_a_model_the_run_says_itself(play):

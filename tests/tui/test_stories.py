@@ -15,6 +15,7 @@ from textleak_tui import catalog
 from textleak_tui.app import TextleakApp
 from textleak_tui.catalog import Catalog
 from textleak_tui.places import OpenRun
+from textleak_tui.recording import Recording
 from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Sessions
@@ -41,6 +42,13 @@ def test_a_story_is_a_whole_run_of_what_it_says_and_tells_nothing_of_its_machine
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     assert not any(b': "/' in path.read_bytes() for path in files), "no path"
     assert run.facts["machine"] == {"platform": "Linux", "cores": 1}
+    recording = Recording(story.folder)
+    recording.read()
+    progress = recording.state().progress
+    assert progress is not None
+    assert [sentence.text for sentence in progress.sentences] == [
+        sentence["recovered"] for sentence in run.result["sentences"]
+    ], "the answer is seen"
 
 
 def test_a_story_plays_at_once_shows_both_sides_and_is_done_live(

@@ -117,7 +117,7 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
             fix=f"Use --attack {able}." if able else "No attack here can do without it yet.",
         )
     steps = _explained(attack.run(view, generator=seeds.generator(seed, "attack")), view)
-    return _counted(steps, None if hasattr(attack, "time_limit") else view.clock)
+    return _counted(steps, view.clock, looks=hasattr(attack, "time_limit"))
 
 
 def knows_loss(attack: type[Attack], view: View) -> bool:
@@ -158,15 +158,19 @@ def _explained(steps: Steps, view: View) -> Steps:
         return (yield from steps)
 
 
-def _counted(steps: Steps, clock: Clock | None) -> Steps:
-    """An attack's events, and its recovery with what it took; ended by a clock that it doesn't look at itself."""
+def _counted(steps: Steps, clock: Clock, *, looks: bool) -> Steps:
+    """An attack's events, and its recovery with what it took; ended by a clock that it doesn't look at itself.
+
+    While nobody asks for more, as a run waits that was told to, the clock stands.
+    """
     progress, totals = Progress(phase="", step=0), Totals()
     followed = Followed(totals.followed(steps))
     for event in followed:
         if isinstance(event, Progress):
             progress = event.keeping(progress)
-        yield event
-        if clock is not None and clock.over and isinstance(event, Progress):
+        with clock.standing():
+            yield event
+        if not looks and clock.over and isinstance(event, Progress):
             steps.close()
             return Recovery.from_progress(progress, Stop.TIME)
     recovery = followed.result

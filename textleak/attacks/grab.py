@@ -164,7 +164,7 @@ class _Rounds:
             self.objective.value_and_gradient,
             {**dummies.given(attack.restarts), **begin},
             optimizer,
-            limits=Limits(steps=attack.steps, seconds=self.clock.left),
+            limits=Limits(steps=attack.steps, seconds=self.clock.left, clock=self.clock.now),
             wrt=dummies.free,
             project=dummies.within,
         ):

@@ -137,11 +137,12 @@ class LAMP:
         trials, dummies, rounds = moves.trials, moves.trials.dummies, self.rounds()
         detail = f"{in_words(self.restarts, dummies)}, tokens moved in {len(rounds)} rounds"
         yield Phase(name="alternate", detail=detail)
+        clock = trials.problem.view.clock
         run = minimize(
             steps.value_and_gradient,
             {**dummies.given(self.restarts), **begin},
             Adam(learning_rate=self.learning_rate, schedule=StepDecay(gamma=0.89, every=50)),
-            limits=Limits(steps=self.steps, seconds=trials.problem.view.clock.left),
+            limits=Limits(steps=self.steps, seconds=clock.left, clock=clock.now),
             wrt=dummies.free,
         )
         teller = Teller(stand_ins=dummies, steps=self.steps, phase="alternate")

@@ -107,10 +107,10 @@ def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     model, shared = view.text_model, view.shared
     as_text = model.language.padding == "left" and reads_padding(model)
     if model.language.padding != "masked" and not as_text:
-        return (yield from padded_sentences(model, shared, time_limit=view.clock.left))
+        return (yield from padded_sentences(model, shared, view.clock))
     if as_text:
         model = model.spoken_with(dataclasses.replace(model.language, padding="masked"))
-    found = yield from causal_sentences(model, shared, time_limit=view.clock.left)
+    found = yield from causal_sentences(model, shared, view.clock)
     if model.first_layers is not None:
         return found
     if as_text:
@@ -123,7 +123,7 @@ def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     fitting = found
     for padding in _PADDINGS:
         model = model.spoken_with(dataclasses.replace(PLAIN, padding=padding))
-        other = yield from padded_sentences(model, shared, time_limit=view.clock.left)
+        other = yield from padded_sentences(model, shared, view.clock)
         if other.rows and next(spoken(view, other), None) is not None:
             return other
         fitting = other if other.rows and fitting is found else fitting

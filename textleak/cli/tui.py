@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -42,11 +43,15 @@ def command(
             fix="Start it in a terminal, or use `textleak run`, which writes lines and JSON.",
         )
     run, update = _told_apart(path)
-    from textleak_tui import settings
-    from textleak_tui.app import build_app
     from textleak_tui.starter import Starter
 
-    app = build_app(run=run, update=update, settings_path=settings.default_path(), starter=Starter())
+    starter = Starter()
+    with contextlib.suppress(OSError):  # attacks start cold then
+        starter.begin()  # before the app itself is loaded, which takes as long as half of torch
+    from textleak_tui import settings
+    from textleak_tui.app import build_app
+
+    app = build_app(run=run, update=update, settings_path=settings.default_path(), starter=starter)
     app.run()
     if app.return_code:
         raise typer.Exit(app.return_code)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 import torch
@@ -32,25 +33,39 @@ AnyModel = TextModel | ImageModel
 LARGEST_ENTRY = 1e15
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Clock:
-    """When an attack has to end.
+    """When an attack has to end, in its own time: it stands while the attack waits for who drives it.
 
     Attributes:
-        deadline: in seconds of `time.monotonic`; None for no limit.
+        deadline: in seconds of `now`; None for no limit.
     """
 
-    deadline: float | None = None
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self._stood = 0.0
 
     @classmethod
     def of(cls, limit: float | None) -> Clock:
         """One that rings after so many seconds; None for never."""
         return cls(deadline=None if limit is None else time.monotonic() + limit)
 
+    def now(self) -> float:
+        """Seconds that only go forward."""
+        return time.monotonic() - self._stood
+
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[None]:
+        """What is done within takes none of its time."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._stood += time.monotonic() - began
+
     @property
     def left(self) -> float | None:
         """Seconds to the end, at least 0; None for no limit."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        return None if self.deadline is None else max(0.0, self.deadline - self.now())
 
     @property
     def over(self) -> bool:
@@ -72,7 +87,7 @@ class View:
     shared: SharedGradient
     model: AnyModel
     client: Client
-    clock: Clock = Clock()
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
     @property
     def text_model(self) -> TextModel:

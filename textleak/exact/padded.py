@@ -7,9 +7,9 @@ sentences still grow token by token (`beginnings`), each from the padding that i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 
+from textleak.clients.view import Clock
 from textleak.events import Phase, Progress
 from textleak.exact.beginnings import Tree
 from textleak.exact.endings import answer
@@ -23,19 +23,18 @@ from textleak.shared.gradient import SharedGradient
 
 
 def padded_sentences(
-    model: TextModel, shared: SharedGradient, *, time_limit: float | None = None
+    model: TextModel, shared: SharedGradient, clock: Clock | None = None
 ) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a language model's batch, the last token of the longest ones open.
 
     Args:
         model: the public model, a causal one, with a loss whose padding isn't just masked.
         shared: the shared gradient.
-        time_limit: seconds after which nothing is returned; None for no limit.
+        clock: when it is over, nothing is returned; None for no limit.
 
     Returns:
         Nothing where they don't account for all that the spans hold.
     """
-    deadline = None if time_limit is None else time.monotonic() + time_limit
     padding = model.language.padding
     yield Phase(name="prefixes", detail="beginnings of sentences, " + _WHERE[padding])
     clear = [(layers, span) for layers, span in shared_spans(model, shared) if shows(span)]
@@ -63,7 +62,7 @@ def padded_sentences(
         starts=[(model.pad_id,) * k for k in range(1 if counted or not ordered else longest)],
     )
     for _ in tree.grow():
-        if deadline is not None and time.monotonic() >= deadline:
+        if clock is not None and clock.over:
             return Found()
     if tree.lost or not tree.beginnings:
         return Found()

@@ -7,9 +7,9 @@ what a language model was asked to predict after each beginning tells where sent
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Generator, Iterator, Sequence
 
+from textleak.clients.view import Clock
 from textleak.events import Phase, Progress, Sentence
 from textleak.exact.beginnings import Tree
 from textleak.exact.endings import answer, ended
@@ -71,7 +71,7 @@ def extend_prefixes(
 
 
 def causal_sentences(
-    model: TextModel, shared: SharedGradient, *, time_limit: float | None = None
+    model: TextModel, shared: SharedGradient, clock: Clock | None = None
 ) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a causal model's batch, exactly, as far as its gradients' spans tell them.
 
@@ -81,9 +81,8 @@ def causal_sentences(
     Args:
         model: the public model, a causal one.
         shared: the shared gradient.
-        time_limit: seconds after which the beginnings found so far are returned; None for no limit.
+        clock: when it is over, the beginnings found so far are returned; None for no limit.
     """
-    deadline = None if time_limit is None else time.monotonic() + time_limit
     yield Phase(name="prefixes", detail="beginnings of sentences whose inputs the gradients span")
     first_layers = _first_layers(model, shared)
     if isinstance(first_layers, str):
@@ -108,7 +107,7 @@ def causal_sentences(
                 sentences=_shown(tree, tree.leaves),
                 detail=f"{len(tree.beginnings)} of {tree.span.rank} beginnings",
             )
-            if deadline is not None and time.monotonic() >= deadline:
+            if clock is not None and clock.over:
                 rows = [(*row, OPEN) for row in tree.leaves]
                 return answer(rows, complete=False, notes=[_CUT])
         if tree.lost or not tree.beginnings:

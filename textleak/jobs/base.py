@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from textleak.events import Phase, Recovery, Stop, Truth
+from textleak.events import Phase, Progress, Recovery, Stop, Truth
 from textleak.runs import Recorder, execute, run_words, versions
 from textleak.settings import Choice, ImageConfig, RunConfig
 
@@ -222,6 +222,7 @@ def drive(job: Job, recorder: Recorder) -> dict[str, Any]:
     except KeyboardInterrupt:
         recovery = recorder.recovery(Stop.INTERRUPTED)
     seconds = recorder.elapsed() - began
+    _show(recovery, recorder)
     outcome, run_dir = outcome_of(recovery), str(recorder.folder.path)
     recorder.record(Phase(name="certify", detail="the answer's own gradient, in float64"))
     try:
@@ -230,6 +231,13 @@ def drive(job: Job, recorder: Recorder) -> dict[str, Any]:
         outcome = "interrupted"
         result = job.result(recovery, outcome=outcome, seconds=seconds, run_dir=run_dir, certified=False)
     return recorder.finish(outcome, result)
+
+
+def _show(recovery: Recovery, recorder: Recorder) -> None:
+    """Let viewers see the answer, where no progress so far has shown it."""
+    last = recorder.progress or Progress(phase="certify", step=0)
+    if recovery.sentences and recovery.sentences != last.sentences:
+        recorder.record(dataclasses.replace(last, sentences=recovery.sentences, others=(), detail=""))
 
 
 def outcome_of(recovery: Recovery) -> str:

@@ -45,11 +45,13 @@ class Limits:
     Attributes:
         steps: evaluations of each candidate, at most.
         seconds: looked at between steps; None for no limit.
+        clock: of these seconds.
         tolerance: end as soon as a candidate's loss is at most this; None for never.
     """
 
     steps: int
     seconds: float | None = None
+    clock: Callable[[], float] = time.monotonic
     tolerance: float | None = None
 
     def reached_by(self, losses_K: Tensor) -> bool:
@@ -119,7 +121,7 @@ def minimize(
     """
     flat = _Flattening.of(leaves, wrt)
     fixed = {name: leaf.detach() for name, leaf in leaves.items() if name not in flat.shapes}
-    began, evaluations = time.monotonic(), 0
+    began, evaluations = limits.clock(), 0
     best = _Best(flat.of_leaves(leaves).detach())
     losses_K = best.losses_K
     state = optimizer.start(best.points_KD)
@@ -137,7 +139,7 @@ def minimize(
         if project is not None:
             state.place(flat.of_leaves(project(flat.leaves(state.ask()))))
         restarted = () if limits.reached_by(best.losses_K) else _restart(state, best, flat, reinitialize)
-        ending = limits.ending(step, time.monotonic() - began, best.losses_K, state.active_K)
+        ending = limits.ending(step, limits.clock() - began, best.losses_K, state.active_K)
         moved = yield Iterate(
             step=step,
             losses_K=losses_K.clone(),
@@ -182,12 +184,12 @@ def minimize_in_turns(
     Yields:
         An `Iterate` after each step, counted over all turns.
     """
-    began = time.monotonic()
+    began = limits.clock()
     current = dict(leaves)
     free = [name for group in turns.groups for name in group]
     done = evaluations = 0
     for group in itertools.cycle(turns.groups):
-        left = None if limits.seconds is None else max(0.0, limits.seconds - (time.monotonic() - began))
+        left = None if limits.seconds is None else max(0.0, limits.seconds - (limits.clock() - began))
         turn = replace(limits, steps=min(turns.each, limits.steps - done), seconds=left)
         for here in minimize(objective_fn, current, optimizer, limits=turn, wrt=group):
             over = done + here.step >= limits.steps or here.ending in (Ending.TOLERANCE, Ending.TIME)

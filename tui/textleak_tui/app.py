@@ -29,6 +29,7 @@ from textleak.errors import TextleakError
 from textleak.runs import holds_an_evaluation, runs_folder
 from textleak_tui.child import Child
 from textleak_tui.hangup import when_gone
+from textleak_tui.keystrokes import InOrder
 from textleak_tui.places import PLACES, AttackAgain, CompareRuns, HandOver, OpenGrid, OpenRun, Sight
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
@@ -47,7 +48,7 @@ def _palette() -> type[Provider]:
     return Everything
 
 
-class TextleakApp(App[None]):
+class TextleakApp(InOrder):
     """Watch the text come back, token by token.
 
     Args:
@@ -74,6 +75,9 @@ class TextleakApp(App[None]):
         Binding("t", "truth", "Truth", show=False, tooltip="Show or hide the true tokens."),
         Binding(
             "b", "blind", "Blind", show=False, tooltip="Show only what an attacker would see, or all again."
+        ),
+        Binding(
+            "j", "jump", "Jump", show=False, tooltip="To a field or a pane by its sign; in a form Ctrl+G, J."
         ),
         Binding("f9", "save_svg", "Save picture", show=False, tooltip="Write the screen to an SVG file."),
         Binding("f8", "other_theme", "Dark or light", show=False, tooltip="Change to the next theme."),
@@ -231,6 +235,13 @@ class TextleakApp(App[None]):
 
         if not isinstance(self.screen, ModalScreen):
             self.push_screen(GoDialog(), go)
+
+    def action_jump(self) -> None:
+        """Go to a field or a pane by its sign."""
+        from textleak_tui.screens.jump import JumpScreen, targets_of
+
+        if not isinstance(self.screen, ModalScreen):
+            self.push_screen(JumpScreen(targets_of(self.screen)), lambda chosen: chosen and chosen.focus())
 
     def action_story(self, name: str) -> None:
         """Play a recording that came with the app."""

@@ -23,7 +23,7 @@ from textleak import owned, runs
 from textleak.errors import InputError, TextleakError
 from textleak.view import PlainDisplay
 from textleak.view.consoles import Commentary
-from textleak_tui.child import FAILED, INTERRUPTED
+from textleak_tui.agreed import FAILED, INTERRUPTED
 from textleak_tui.setups import layers
 
 if TYPE_CHECKING:

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from textleak import runs
+from textleak_tui.agreed import INTERRUPTED, environment
 
 LINES_KEPT = 12
 BYTES_KEPT = 1 << 16
-# Exit codes of `textleak_tui.attack_process`: a run that failed, settings that can't be used, an interrupt.
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 # Our choice: how long a stopped attack has to certify and write its best answer, when the app is quit.
 SECONDS_TO_FINISH = 10.0
 
@@ -48,11 +47,6 @@ class Process(Protocol):
 
 # Begins a process of a command for a folder; None where it can't.
 Begin = Callable[[str, Path], Awaitable[Process | None]]
-
-
-def environment() -> dict[str, str]:
-    """What an attack's process has for its environment."""
-    return {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

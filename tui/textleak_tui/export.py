@@ -1,4 +1,4 @@
-"""What one takes away from the app: a picture of the screen, a run's JSON, a short summary in Markdown.
+"""What one takes away from the app: a picture of the screen, a run's JSON, a short summary in Markdown, a report.
 
 Files go into a folder of the run's own name under `textleak-exports` in the working directory, or into the run's
 folder where that can't be written. Nothing is written over.
@@ -6,6 +6,7 @@ folder where that can't be written. Nothing is written over.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,12 +75,14 @@ def write(folder: Path, name: str, text: str) -> Path:
 def write_run(
     run: Path, state: ViewState, kind: str, *, picture: Callable[[], str], blind: bool
 ) -> list[Path]:
-    """Write a run as a picture, as JSON, in words, or as all three; the files.
+    """Write a run as a picture, as JSON, in words, as a report, or as all of them; the files.
+
+    All of them leave the report out where there can't be one: while blind, or of a run without a result.
 
     Args:
         run: the run folder.
         state: what is on the screen.
-        kind: "svg", "json", "markdown" or "all".
+        kind: "svg", "json", "markdown", "html" or "all".
         picture: gives the screen as SVG.
         blind: leave out what an attacker doesn't know.
 
@@ -95,7 +98,31 @@ def write_run(
         written.append(write(folder, "run.json", text + "\n"))
     if kind in ("markdown", "all"):
         written.append(write(folder, "summary.md", summary(run, state, blind=blind)))
+    if kind == "html":
+        written.append(write_report(run, blind=blind))
+    elif kind == "all":
+        with contextlib.suppress(InputError):
+            written.append(write_report(run, blind=blind))
     return written
+
+
+def write_report(folder: Path, *, blind: bool) -> Path:
+    """Write what a run or an evaluation found as a page to read; the file.
+
+    Args:
+        folder: of the run or the evaluation.
+        blind: whether only what an attacker knows may be told, which no report keeps to.
+
+    Raises:
+        TextleakError: there can be none, or it can't be written.
+    """
+    from textleak.reports.analysis import analyze
+    from textleak.reports.pages import to_html
+    from textleak.reports.reading import read
+
+    if blind:
+        raise InputError("A report compares with the truth.", fix="b shows all again; then export it.")
+    return write(export_folder(folder), "report.html", to_html(analyze(read(folder)), redact=False))
 
 
 def write_ladder(climb: Climb, root: Path, *, picture: Callable[[], str], blind: bool) -> list[Path]:

@@ -175,6 +175,21 @@ class Pace:
         return (planned - batches) * (now - since) / (batches - first)
 
 
+def values_of(cell: Cell) -> dict[str, str]:
+    """A cell's settings as the texts of a run's form."""
+    return {
+        "model": cell.model,
+        "weights": cell.weights,
+        "task": cell.task,
+        "attack": cell.attack,
+        "share": cell.share,
+        "client": " ".join(cell.client),
+        "defenses": " ".join(cell.defense),
+        "know": cell.know or "",
+        "seed": str(cell.seed),
+    }
+
+
 def differing(rows: Sequence[CellRow]) -> list[str]:
     """The settings that tell the cells apart, the attack and the defense in any case."""
     names = ("data", "model", "attack", "share", "client", "defense", "know", "batch_size", "seed")

@@ -17,8 +17,9 @@ from textleak.errors import InputError
 from textleak.events import Finished
 from textleak.view import ViewState
 from textleak_tui import catalog
+from textleak_tui.agreed import REFUSED
 from textleak_tui.catalog import Catalog
-from textleak_tui.child import REFUSED, Child, Failure
+from textleak_tui.child import Child, Failure
 from textleak_tui.recording import Recording
 from textleak_tui.starter import Starter
 

@@ -138,7 +138,7 @@ TEXT = Setup(
     invitation="type a sentence, then Enter (Ctrl+N: another)",
     intro=(
         "What does a shared gradient give away?",
-        "Type a private sentence, press Enter, and watch an attack bring it back.",
+        "Type a sentence, press Enter, watch.",
     ),
     fields=FIELDS,
     check=check_sentences,
@@ -187,7 +187,7 @@ GRID = Setup(
     invitation="sample, cola or a file (Ctrl+N: another)",
     intro=(
         "How much leaks over a data set?",
-        "Name data (sample, cola, sst2, a file of sentences): every combination is a cell.",
+        "Name data (sample, cola, a file): each combination is a cell.",
     ),
     fields=GRID_FIELDS,
     check=check_data,

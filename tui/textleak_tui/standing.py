@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from textleak.events import Finished
+from textleak.view import ViewState
 from textleak.words import seconds_in_words
 
 # Our choice: a run writes 20 times a second at first and, after hours, every few seconds; a step of a large model
@@ -41,6 +43,13 @@ class Standing:
     what: str
     why: str = ""
     fix: str = ""
+
+
+def without_end(state: ViewState, outcome: str) -> ViewState:
+    """The state of a run that wrote no last event, and will write none: nothing of it goes on."""
+    if state.finished or not state.phases:
+        return state
+    return dataclasses.replace(state, finished=Finished(outcome=outcome))
 
 
 def standing(

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from textleak_tui.child import INTERRUPTED, environment
+from textleak_tui.agreed import INTERRUPTED, environment
 
 # Of one message, either way: the longest is the catalog, some 40,000 bytes.
 LONGEST = 1 << 20
@@ -101,6 +101,7 @@ class Starter:
         self.catalog: asyncio.Future[Mapping[str, Any] | None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._heard = False
         self._unborn: list[Copy] = []
         self._copies: dict[int, Copy] = {}
         self._kept: dict[str, Any] | None = None
@@ -109,6 +110,32 @@ class Starter:
     def possible() -> bool:
         """Whether the system can do it: elsewhere a copy of a process that has loaded much is not to be trusted."""
         return sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
+
+    def begin(self) -> None:
+        """Begin to load the libraries, where that isn't done yet: before a first wish is known, in no event loop.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        if self._socket is not None or not self.possible():
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "textleak_tui.warm_process"],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env=environment(),
+                )
+        except OSError:
+            ours.close()
+            raise
+        self._socket = ours
+        self.doing = "loading torch and the attacks"
 
     def keep(self, command: str, settings: Mapping[str, Any]) -> None:
         """Let the model of these settings be loaded, and the libraries before it; returns at once.
@@ -121,8 +148,8 @@ class Starter:
         if not self.possible() or (self._socket is not None and wish == self._kept):
             return
         with contextlib.suppress(OSError):  # what can't be kept warm starts cold
-            if self._socket is None:
-                self._begin()
+            self.begin()
+            self._hear_of_it()
             self._kept = wish
             self._send({"do": "keep", **wish})
 
@@ -163,27 +190,14 @@ class Starter:
         if self._socket is not None:
             self._gone()
 
-    def _begin(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "textleak_tui.warm_process"],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    env=environment(),
-                )
-        except OSError:
-            ours.close()
-            raise
-        self._socket = ours
+    def _hear_of_it(self) -> None:
+        """Listen to the process, from the first wish on."""
+        if self._heard or self._socket is None:
+            return
         loop = asyncio.get_running_loop()
-        loop.add_reader(ours, self._hear)
+        loop.add_reader(self._socket, self._hear)
         self.catalog = loop.create_future()
-        self.doing = "loading torch and the attacks"
+        self._heard = True
 
     def _send(self, message: Mapping[str, Any], fds: list[int] | None = None) -> None:
         if self._socket is None:  # it has gone meanwhile
@@ -220,9 +234,10 @@ class Starter:
         """The warm process has ended."""
         assert self._socket is not None
         assert self._process is not None
-        asyncio.get_running_loop().remove_reader(self._socket)
+        if self._heard:
+            asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
-        self._socket, self._kept, self.doing, self.ready = None, None, "", ""
+        self._socket, self._heard, self._kept, self.doing, self.ready = None, False, None, "", ""
         code = self._process.wait()
         for copy in (*self._unborn, *self._copies.values()):
             copy.orphaned(code or 1)

@@ -18,6 +18,7 @@ class Story:
         name: its folder's.
         key: plays it.
         title: what it shows.
+        brief: that in a word or two.
         words: that in a sentence.
         sentence: the private one.
         values: the form's other texts, by field.
@@ -26,6 +27,7 @@ class Story:
     name: str
     key: str
     title: str
+    brief: str
     words: str
     sentence: str
     values: Mapping[str, str]
@@ -41,6 +43,7 @@ STORIES = (
         name="leaks-at-once",
         key="alt+1",
         title="It leaks at once",
+        brief="at once",
         words="All gradients shared: the text is read off them before one has looked.",
         sentence="the meeting with our lawyer was moved to friday",
         values={"model": "minilm"},
@@ -49,6 +52,7 @@ STORIES = (
         name="no-embeddings",
         key="alt+2",
         title="No embeddings: watch it being optimized",
+        brief="optimized",
         words="Nothing is read off; matching alone brings the words back one by one.",
         sentence="the meeting was moved to friday",
         values={"model": "minilm", "share": "no-embeddings", "attack": "match:span_proposals=false"},
@@ -57,6 +61,7 @@ STORIES = (
         name="dropout-adamw",
         key="alt+3",
         title="Dropout and AdamW: still there",
+        brief="dropout",
         words="One step of an ordinary trainer, with its dropout and its optimizer.",
         sentence="the meeting with our lawyer was moved to friday",
         values={

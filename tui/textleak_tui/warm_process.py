@@ -98,8 +98,11 @@ class _Warm:
 
         config = load_run_config(*layers({**settings, "sentences": ["-"]}))
         self.say(doing=f"loading {config.model}", ready=self.ready)
+        before, self.ready = self.ready, ""
         self.ready = config.model if keep(config) else ""
-        gc.collect()
+        if before:  # its model goes
+            gc.unfreeze()
+            gc.collect()
         gc.freeze()  # so that memory stays shared
 
     def begin(self, command: str, folder: Path, fds: list[int]) -> None:
@@ -134,6 +137,7 @@ def _attack(command: str, folder: Path, fds: list[int], threads: int) -> NoRetur
             os.dup2(fd, own)
             os.close(fd)
         os.setsid()
+        gc.enable()
         torch.set_num_threads(threads)
         code = run(command, folder)
         sys.stdout.flush()
@@ -149,6 +153,7 @@ def main() -> None:
     # Its tokenizers' threads would not be in the copies, and say so.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+    gc.disable()  # what is loaded stays, and to go over it again and again takes a sixth of the time
     import torch
 
     threads = torch.get_num_threads()

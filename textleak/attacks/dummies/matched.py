@@ -108,7 +108,8 @@ def _minimized(
     """All dummies at once, or in turns where the problem says so."""
     stand_ins = problem.stand_ins
     leaves = stand_ins.start(problem.candidates, generator)
-    limits = Limits(steps=steps, seconds=problem.clock.left, tolerance=stand_ins.tolerance)
+    clock = problem.clock
+    limits = Limits(steps=steps, seconds=clock.left, clock=clock.now, tolerance=stand_ins.tolerance)
     if stand_ins.turns is not None:
         return minimize_in_turns(
             problem.value_and_gradient, leaves, optimizer, limits=limits, turns=stand_ins.turns

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from textual import events
+from textual import events, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -24,6 +24,9 @@ from textleak_tui.widgets.keys import Keys
 from textleak_tui.widgets.top_bar import TopBar
 
 COPY = Binding("y", "copy_text", "Copy text", tooltip="Copy the recovered text, a line a sentence.")
+
+# Whether a terminal takes it can't be known.
+SENT = "Sent to the terminal's clipboard, where it has one."
 
 
 class Page(Screen[None]):
@@ -64,8 +67,9 @@ class Page(Screen[None]):
         return ()
 
     def on_mount(self) -> None:
-        """Hear of what is shown of the truth."""
+        """Hear of what is shown of the truth, and of another theme once its colors are there."""
         self.watch(self.app, "sight", self._see)
+        self.app.theme_changed_signal.subscribe(self, lambda _: self.refresh_view())
 
     def _on_screen_resume(self, event: events.ScreenResume) -> None:
         """Work out all styles anew only where that was asked for after it was done last.
@@ -98,8 +102,7 @@ class Page(Screen[None]):
         for view in list(self.query(RunView))[:1]:
             if view.recovered:
                 self.app.copy_to_clipboard(view.recovered)
-                # Whether a terminal takes it can't be known.
-                self.notify("It was sent to the terminal's clipboard.", title="Recovered text", timeout=3)
+                self.notify(SENT, title="Recovered text", timeout=3)
             else:
                 self.notify("No token was recovered so far.", title="Nothing to copy", timeout=3)
 
@@ -109,7 +112,7 @@ class Page(Screen[None]):
             view.zoom()
 
     def refresh_view(self) -> None:
-        """Draw anew: what is shown of the truth has changed."""
+        """Draw anew: what is shown of the truth, or the theme, has changed."""
 
     def export_run(self, run: Path, state: ViewState) -> None:
         """Ask what of a run to write, and write it.
@@ -133,6 +136,22 @@ class Page(Screen[None]):
     def picture(self) -> str:
         """The screen as SVG."""
         return self.app.export_screenshot(title="textleak")
+
+    @work(thread=True, exclusive=True, group="write")
+    def write_meanwhile(self, files: Callable[[], list[Path]]) -> None:
+        """As `write`, for what takes a moment."""
+        written, problem = [], None
+        try:
+            written = files()
+        except TextleakError as error:
+            problem = error
+
+        def told() -> list[Path]:
+            if problem is not None:
+                raise problem
+            return written
+
+        self.app.call_from_thread(self.write, told)
 
     def write(self, files: Callable[[], list[Path]]) -> None:
         """Write files and tell where they are, or why they can't be written."""

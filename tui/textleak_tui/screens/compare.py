@@ -130,11 +130,17 @@ class CompareScreen(Page):
             tooltip="Compare at equal steps, equal gradient evaluations or equal seconds.",
         ),
         Binding(
-            "comma", "step(-1)", "One back", show=False, tooltip="Go back to where either run was before."
+            "comma",
+            "step(-1)",
+            "Scrub",
+            key_display="← →",
+            tooltip="Back to where either run was before, or on to where it is next; with Shift ten.",
         ),
         Binding("full_stop", "step(1)", "One on", show=False, tooltip="Go on to where either run is next."),
         Binding("v", "other", "Other side", show=False, tooltip="In little room: show the other run."),
         Binding("escape", "back", "Back", tooltip="Leave the comparison."),
+        Binding("t", "app.truth", "Truth", tooltip="Show or hide the true tokens."),
+        Binding("b", "app.blind", "Blind", tooltip="Show only what an attacker would see, or all again."),
     ]
     DEFAULT_CSS = """
     CompareScreen {

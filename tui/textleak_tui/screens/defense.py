@@ -18,7 +18,7 @@ from textleak_tui.catalog import Catalog
 from textleak_tui.climb import Climb, Rung
 from textleak_tui.ladder import Knob
 from textleak_tui.places import OpenRun
-from textleak_tui.screens.base import Page
+from textleak_tui.screens.base import SENT, Page
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.widgets.bars import Bar, Bars
@@ -123,7 +123,6 @@ class DefenseScreen(Page):
         self.bars.border_title = "Match rate by strength"
         self._take(Catalog.from_json(self.memory.get("catalog")))
         self._list_names()
-        self.watch(self.app, "theme", lambda: self._draw(anew=True), init=False)
         self.form.sentences.focus()
         self._lay_out()
 
@@ -322,7 +321,7 @@ class DefenseScreen(Page):
         lines = self.form.command_lines()
         if lines:
             self.app.copy_to_clipboard("\n".join(lines))
-            self.notify(f"{count_of(len(lines), 'command line')} copied to the clipboard.", timeout=3)
+            self.notify(SENT, title=count_of(len(lines), "command line").capitalize(), timeout=3)
 
     def action_export(self) -> None:
         """Write the ladder."""

@@ -18,7 +18,8 @@ from textual.worker import get_current_worker
 from textleak.errors import InputError
 from textleak.view import UNICODE
 from textleak.words import count_of, printable, seconds_in_words
-from textleak_tui.child import INTERRUPTED
+from textleak_tui import export
+from textleak_tui.agreed import INTERRUPTED
 from textleak_tui.grid import (
     CellRow,
     Grid,
@@ -27,6 +28,7 @@ from textleak_tui.grid import (
     cell_text,
     differing,
     judged,
+    values_of,
 )
 from textleak_tui.grid_cells import FIGURES, Writing, cut, fitting, worst_in_words
 from textleak_tui.grid_ladders import Ladder, ladders_of
@@ -53,21 +55,6 @@ FIRST_LIMIT, STEP = 0.1, 0.05
 _AROUND = 4
 
 
-def values_of(cell: Cell) -> dict[str, str]:
-    """A cell's settings as the texts of a run's form."""
-    return {
-        "model": cell.model,
-        "weights": cell.weights,
-        "task": cell.task,
-        "attack": cell.attack,
-        "share": cell.share,
-        "client": " ".join(cell.client),
-        "defenses": " ".join(cell.defense),
-        "know": cell.know or "",
-        "seed": str(cell.seed),
-    }
-
-
 class EvaluationScreen(Page):
     """An evaluation's folder, also one that another process is still writing.
 
@@ -78,7 +65,8 @@ class EvaluationScreen(Page):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("o", "open", "Open", show=False, tooltip="List a cell's sentences; attack a sentence again."),
+        Binding("enter,o", "open", "Open", tooltip="List a cell's sentences, the worst first."),
+        Binding("enter,o", "attack", "Attack again", tooltip="Attack this sentence's batch again, live."),
         Binding("escape", "back", "Back", tooltip="From the sentences to the grid, from the grid out."),
         Binding("x", "stop", "Stop", tooltip="End it; its records are kept."),
         Binding("w", "worst", "Worst", tooltip="The sentences of the cell with the worst leak so far."),
@@ -94,6 +82,7 @@ class EvaluationScreen(Page):
             tooltip="What leaks past a defense in growing strength; again, past another.",
         ),
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true sentences."),
+        Binding("e", "export", "Report", tooltip="Write what it found as a page to read in a browser."),
         Binding(
             "b",
             "app.blind",
@@ -134,6 +123,7 @@ class EvaluationScreen(Page):
         self.words = Words(grows=True, classes="chosen")
         limit = memory.get("limit")
         self.limit: float | None = limit if isinstance(limit, float) else None
+        self._keys = True, True
         self._pace = Pace()
         self._seen = False
         self._map: tuple[str, str] | None = None
@@ -150,7 +140,6 @@ class EvaluationScreen(Page):
 
     def on_mount(self) -> None:
         """Begin to read."""
-        self.watch(self.app, "theme", lambda: self.refresh_view(), init=False)
         self.run_worker(self._watch_folder, thread=True, name="look")
         if self.session is not None:
             self.set_interval(SECONDS_BETWEEN_LOOKS, self._look_after)
@@ -200,10 +189,13 @@ class EvaluationScreen(Page):
         self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """What is over can't be stopped."""
-        if action == "stop":
-            return self.session is not None and self.session.child.alive
-        return super().check_action(action, parameters)
+        """What is over can't be stopped; a cell is opened, a sentence attacked."""
+        allowed = {
+            "stop": self.session is not None and self.session.child.alive,
+            "open": self.chosen is None and self._ladder is None,
+            "attack": self.chosen is not None,
+        }
+        return allowed[action] if action in allowed else super().check_action(action, parameters)
 
     def action_stop(self) -> None:
         """End it; asked again, by force."""
@@ -291,6 +283,9 @@ class EvaluationScreen(Page):
             self.sentences = row.sentences(blind=self.sight.blind)
             self.table.fill(*self._writing.sentences(self.sentences, self.size.width - _AROUND))
         self._tell()
+        if (keys := (self.chosen is None, ladder is None)) != self._keys:
+            self._keys = keys
+            self.refresh_bindings()
 
     def _in_words(self) -> str:
         if self.problem:
@@ -408,6 +403,10 @@ class EvaluationScreen(Page):
             secrets = [one.text for sentence in record.sentences for one in sentence.secrets]
             self.post_message(AttackAgain(batch, values_of(record.cell), secrets))
 
+    def action_attack(self) -> None:
+        """Attack a sentence's batch again."""
+        self.action_open()
+
     def _leave_map(self, line: int) -> None:
         """To the list, at the first cell of a line of the map."""
         assert self._map is not None
@@ -416,6 +415,11 @@ class EvaluationScreen(Page):
         self._map = None
         self._draw()
         self.table.move_to(texts.index(found[line]) if 0 <= line < len(found) else 0)
+
+    def action_export(self) -> None:
+        """Write a report."""
+        blind = self.sight.blind
+        self.write_meanwhile(lambda: [export.write_report(self.folder, blind=blind)])
 
     def action_back(self) -> None:
         """From the sentences, the map or the ladder to the grid, from the grid out."""

@@ -17,7 +17,8 @@ CHOICES = {
     "svg": "SVG: the screen as a picture",
     "json": "JSON: the run as textleak run --json prints it",
     "markdown": "Markdown: a short summary",
-    "all": "All three",
+    "html": "HTML: a report to read in a browser",
+    "all": "All of them",
 }
 
 
@@ -30,7 +31,7 @@ class ExportDialog(ModalScreen[str]):
     ExportDialog > Vertical {
         width: 58; max-width: 100%; height: auto; padding: 1 2; background: $panel; border: round $accent;
         & OptionList, & OptionList:focus {
-            height: auto; background: $panel; border: none; padding: 0; margin-top: 1;
+            height: auto; background: $panel; background-tint: $panel 0%; border: none; padding: 0; margin-top: 1;
         }
         & .words { color: $text-muted; }
     }

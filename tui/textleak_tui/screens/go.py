@@ -17,6 +17,7 @@ from textleak_tui.places import PLACES
 OTHERS = {
     "help": ("?", "Help", "What the signs mean, and every key."),
     "command_palette": ("k", "Commands", "All that can be done here, to search in."),
+    "jump": ("j", "Jump", "To a field or a pane of this screen, each by its sign."),
     "other_theme": ("l", "Dark or light", "Change to the next theme."),
     "save_svg": ("s", "Save picture", "Write the screen to an SVG file."),
 }

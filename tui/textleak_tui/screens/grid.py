@@ -14,7 +14,7 @@ from textual.widget import Widget
 from textleak.runs import holds_an_evaluation
 from textleak_tui.catalog import Catalog
 from textleak_tui.places import OpenGrid
-from textleak_tui.screens.base import Page
+from textleak_tui.screens.base import SENT, Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.setups import GRID, command_line, remembered, settings_of
@@ -68,7 +68,8 @@ class GridScreen(Page):
         yield self.form
 
     def on_mount(self) -> None:
-        """Ask what attacks there are."""
+        """Ask what attacks there are; what is typed takes the place of the first data."""
+        self.form.sentences.select_all()
         self.form.list_names(Catalog.from_json(self.memory.get("catalog")))
         self._list_names()
 
@@ -97,7 +98,7 @@ class GridScreen(Page):
     def action_copy(self) -> None:
         """Copy the command line."""
         self.app.copy_to_clipboard(command_line(self.form.private_batch, self.form.values, GRID))
-        self.notify("The command line is in the clipboard.", timeout=3)
+        self.notify(SENT, title="Command line", timeout=3)
 
     def action_reset(self) -> None:
         """All fields as they were at first."""

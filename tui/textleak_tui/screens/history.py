@@ -52,7 +52,16 @@ class HistoryScreen(Page):
         ),
         Binding("c", "compare", "Compare", tooltip="Show two runs side by side: the marked ones."),
         Binding("s", "sort", "Sort", tooltip="Sort by time, match rate, model, attack or duration."),
-        Binding("slash", "filter", "Filter", key_display="/", tooltip="Show only runs that have some words."),
+        Binding(
+            "slash",
+            "filter",
+            "Filter",
+            key_display="/",
+            priority=True,
+            tooltip="Show only runs that have some words.",
+        ),
+        Binding("enter", "leave_filter", "To the runs", priority=True),
+        Binding("escape", "clear_filter", "Clear filter", tooltip="Show all runs again."),
         Binding(
             "delete,d",
             "delete",
@@ -117,7 +126,6 @@ class HistoryScreen(Page):
         """Begin to read."""
         self.chosen.border_title = "Chosen run"
         self.words.display = False
-        self.watch(self.app, "theme", lambda: self.refresh_view(), init=False)
         self._draw()
         self._here.set()
         self.run_worker(self._watch_folder, thread=True, name="look")
@@ -242,18 +250,26 @@ class HistoryScreen(Page):
         """Filter while typing."""
         self._draw()
 
-    def on_input_submitted(self) -> None:
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """In the filter's field keys are letters."""
+        allowed = {
+            "filter": not self.words.has_focus,
+            "leave_filter": self.words.has_focus,
+            "clear_filter": bool(self.words.display),
+        }
+        return allowed[action] if action in allowed else super().check_action(action, parameters)
+
+    def action_leave_filter(self) -> None:
         """Back to the table, the filter stays."""
         self.words.display = bool(self.words.value.strip())
         self.table.focus()
 
-    def on_key(self, event: events.Key) -> None:
-        """Escape takes the filter away."""
-        if event.key == "escape" and self.words.display:
-            event.stop()
-            self.words.value = ""
-            self.words.display = False
-            self.table.focus()
+    def action_clear_filter(self) -> None:
+        """Take the filter away."""
+        self.words.value = ""
+        self.words.display = False
+        self.table.focus()
+        self.refresh_bindings()
 
     def action_open(self) -> None:
         """Replay the run under the cursor."""

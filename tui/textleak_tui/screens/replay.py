@@ -20,7 +20,7 @@ from textleak_tui.places import AttackAgain, Sight
 from textleak_tui.playback import Playback, speed_in_words
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import COPY, Page
-from textleak_tui.standing import SIGNS, Standing
+from textleak_tui.standing import SIGNS, Standing, without_end
 from textleak_tui.stories import Story
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.cells import MARK
@@ -184,7 +184,7 @@ class ReplayScreen(Page):
         """Draw what has changed since the last time: the run, or only the words and the slider."""
         place, how = self._place(), self._how()
         if place != self._drawn[0]:
-            state, waiting = self.state, self._waiting()
+            state, waiting = self._shown(), self._waiting()
             sight = ATTACKER if self.both else self.sight
             live = self.playback is not None and self.playback.live
             self.view.show(state, blind=sight.blind, truth=sight.truth, waiting=waiting, live=live)
@@ -195,9 +195,18 @@ class ReplayScreen(Page):
             self.scrubber.show(self._track())
         self._drawn = place, how
 
+    def _shown(self) -> ViewState:
+        """The state; at the end of a run that was killed, without anything that goes on."""
+        playback, standing = self.playback, self.standing
+        at_end = playback is not None and playback.event >= len(playback.recording) - 1
+        killed = standing is not None and standing.outcome == "killed"
+        return without_end(self.state, "killed") if killed and at_end else self.state
+
     def _place(self) -> tuple[object, ...]:
         playback = self.playback
-        return () if playback is None else (playback.event, len(playback.recording))
+        return (
+            () if playback is None else (playback.event, len(playback.recording), playback.recording.stands)
+        )
 
     def _how(self) -> tuple[object, ...]:
         playback, recording = self.playback, self.recording

@@ -19,10 +19,11 @@ from textleak_tui.catalog import Catalog
 from textleak_tui.child import Failure
 from textleak_tui.places import OpenRun
 from textleak_tui.playback import Frames
-from textleak_tui.screens.base import COPY, Page
+from textleak_tui.screens.base import COPY, SENT, Page
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
 from textleak_tui.setups import Setup, command_line, remembered, settings_of, values_of
+from textleak_tui.standing import without_end
 from textleak_tui.starter import Starter
 from textleak_tui.widgets import RunView
 from textleak_tui.widgets.setup_form import ComboBox, SetupForm
@@ -69,9 +70,8 @@ class RunScreen(Page):
         Binding("space", "resume", "Resume", tooltip="The attack goes on where it waits."),
         Binding("x", "stop", "Stop", tooltip="End the run with its best answer so far; again, by force."),
         Binding("r", "replay", "Replay", tooltip="Scrub through this run and play it again."),
-        Binding(
-            "n,escape", "edit", "New run", key_display="n", tooltip="Back to the form, everything as it was."
-        ),
+        Binding("n", "edit", "New run", priority=True, tooltip="Back to the form, everything as it was."),
+        Binding("escape", "edit", "New run", show=False),
         Binding("f5,ctrl+r,ctrl+s", "again", "Again", show=False, tooltip="The same settings in a new run."),
         Binding("e", "export", "Export", tooltip="Write the screen, the run or a summary to a file."),
         Binding("t", "truth", "Truth", tooltip="Show or hide the true tokens."),
@@ -182,21 +182,22 @@ class RunScreen(Page):
         if not self.is_mounted:
             return False
         live, going = self.live, self.going
-        written = live and not going and self.session is not None and self.session.recording is not None
+        begun = self.session is not None and self.session.recording is not None
+        written = live and not going and begun
         allowed = {
             "start": not live and not going,
             "copy": not live,
             "reset": not live,
-            "pause": live and going and not self.paused,
+            "pause": live and going and begun and not self.paused,
             "resume": live and going and self.paused,
             "stop": live and going,
             "replay": written,
             "edit": live and not going,
             "again": live and not going,
             "export": written,
-            "truth": live,
-            "blind": live,
-            "copy_text": live and self.setup.place != "pictures",
+            "truth": live and begun,
+            "blind": live and begun,
+            "copy_text": live and begun and self.setup.place != "pictures",
             "quit": not live,
             "watch": not live and self.session is not None,
         }
@@ -211,7 +212,7 @@ class RunScreen(Page):
     def action_copy(self) -> None:
         """Copy the command line."""
         self.app.copy_to_clipboard(command_line(self.form.private_batch, self.form.values, self.setup))
-        self.notify("The command line is in the clipboard.", timeout=3)
+        self.notify(SENT, title="Command line", timeout=3)
 
     def action_start(self) -> None:
         """Start what the form says, where it can be."""
@@ -242,14 +243,11 @@ class RunScreen(Page):
         return self.session is not None and self.session.paused
 
     def action_pause(self) -> None:
-        """Wait between two steps; an attack that hasn't begun can't."""
-        if self.session is None:
-            return
-        self.session.pause()
-        if not self.paused:
-            self.notify("It can be paused once the attack has begun.", title="Not yet", timeout=3)
-        self.refresh_bindings()
-        self._draw()
+        """Wait between two steps."""
+        if self.session is not None:
+            self.session.pause()
+            self.refresh_bindings()
+            self._draw()
 
     def action_resume(self) -> None:
         """Go on."""
@@ -323,7 +321,10 @@ class RunScreen(Page):
             self.form.tell_warmth(self._starter.doing, self._starter.ready)
         if session is None or not self.going:
             return
+        begun = session.recording is not None
         self._news, now = session.look() or self._news, time.monotonic()
+        if not begun and session.recording is not None:
+            self.refresh_bindings()
         if now - self._ticked >= SECONDS_BETWEEN_TICKS:
             self._ticked = now
             self._held = session.child.memory() or self._held
@@ -365,7 +366,7 @@ class RunScreen(Page):
             return
         self._news = False
         self.view.show(
-            session.state,
+            session.state if session.failure is None else without_end(session.state, "failed"),
             blind=self.sight.blind,
             truth=self.sight.truth,
             pulse=Pulse(now=session.elapsed(), memory=self._held, paused=session.paused and session.going),

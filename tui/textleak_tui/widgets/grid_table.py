@@ -30,7 +30,6 @@ class GridTable(ScrollView, can_focus=True):
     GridTable > .grid-table--cursor { background: $panel; text-style: bold; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "select", "Open", tooltip="List a cell's sentences; attack a sentence again."),
         Binding("up", "move(-1)", "Up", show=False),
         Binding("down", "move(1)", "Down", show=False),
         Binding("pageup", "page(-1)", "Page up", show=False),

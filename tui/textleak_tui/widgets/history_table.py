@@ -14,23 +14,28 @@ from textleak_tui.standing import SIGNS
 from textleak_tui.widgets.run_table import RunTable, rate_bar, short
 
 MARK = "◆"
-# From these widths of the screen on, more columns fit.
-COLUMNS: dict[str, int] = {
-    "mark": 0,
-    "state": 0,
-    "began": 0,
-    "model": 0,
-    "attack": 70,
-    "share": 150,
-    "client": 124,
-    "defense": 100,
-    "match rate": 0,
-    "verified": 112,
-    "took": 90,
-    "recovered": 130,
-}
-# What the columns before the last take where their texts are as long as most are, and what that has at least.
-OTHERS, OTHERS_WITHOUT_SHARE, LEAST_TEXT = 136, 118, 12
+# As they stand; and below those that are wanted, the first ones first: the others go where not all fit. In the
+# narrowest screens the attack is told with the model.
+COLUMNS = (
+    "mark",
+    "state",
+    "began",
+    "model",
+    "attack",
+    "share",
+    "client",
+    "defense",
+    "match rate",
+    "verified",
+    "took",
+    "recovered",
+)
+# And the one that has the rest of the room, with what it has at least.
+ALL = ("mark", "state", "began", "model", "match rate", "attack", "recovered", "took", "defense")
+WANTED = ((*ALL, "verified", "client", "share"), "recovered", 24)
+NARROW, WANTED_NARROW = 70, (("mark", "state", "began", "match rate", "model"), "model", 12)
+# Columns of the screen around the table's own, and around a text in one.
+AROUND, PADDING = 4, 2
 _TONES = {
     "done": "success",
     "running": "accent",
@@ -61,8 +66,9 @@ class HistoryTable(RunTable):
             blind: only what an attacker would see.
             anew: colors or widths have changed.
         """
-        columns = tuple(name for name, width in COLUMNS.items() if self.screen.size.width >= width)
-        cells = [self._cells(row, columns, row.path in marked, blind) for row in rows]
+        whole = [self._cells(row, row.path in marked, blind) for row in rows]
+        columns = self._fitting(whole)
+        cells = [tuple(row[name] for name in columns) for row in whole]
         keys = [str(row.path) for row in rows]
         if anew or columns != self._columns or keys != [str(key.value) for key in self.rows]:
             self._fill(columns, keys, cells, anew=anew or columns != self._columns)
@@ -95,8 +101,27 @@ class HistoryTable(RunTable):
             return None
         return self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value
 
-    def _cells(self, row: RunRow, columns: Sequence[str], marked: bool, blind: bool) -> tuple[Text, ...]:
-        colors, narrow = self.app.theme_variables, "attack" not in columns
+    @property
+    def _narrow(self) -> bool:
+        return self.screen.size.width < NARROW
+
+    def _fitting(self, rows: Sequence[dict[str, Text]]) -> tuple[str, ...]:
+        """The columns that fit; one's texts are cut to what the others leave."""
+        left, found = self.screen.size.width - AROUND, []
+        wanted, elastic, least = WANTED_NARROW if self._narrow else WANTED
+        for name in wanted:
+            longest = max((row[name].cell_len for row in rows), default=0)
+            width = max(len(name), min(longest, least) if name == elastic else longest) + PADDING
+            if width > left:
+                break
+            left -= width
+            found.append(name)
+        for row in rows:
+            row[elastic].truncate(least + left, overflow="ellipsis")
+        return tuple(name for name in COLUMNS if name in found)
+
+    def _cells(self, row: RunRow, marked: bool, blind: bool) -> dict[str, Text]:
+        colors, narrow = self.app.theme_variables, self._narrow
         now = datetime.datetime.now().astimezone()
         sign = SIGNS.get(row.outcome, "?")
         model = row.model or row.name
@@ -109,8 +134,7 @@ class HistoryTable(RunTable):
             rate = Text("····")
         elif row.rate is not None:
             rate = Text(f"{row.rate:.2f}") if narrow else rate_bar(row.rate, 5, colors)
-        room = self.screen.size.width - (OTHERS if "share" in columns else OTHERS_WITHOUT_SHARE)
-        cells = {
+        return {
             "mark": Text(MARK if marked else " ", style=colors["accent"]),
             "state": Text(
                 sign if narrow else f"{sign} {row.outcome}",
@@ -134,6 +158,5 @@ class HistoryTable(RunTable):
             "match rate": rate,
             "verified": Text(verified),
             "took": Text("" if row.seconds is None else seconds_in_words(row.seconds), justify="right"),
-            "recovered": Text(short(row.recovered or row.picture, max(LEAST_TEXT, room)), style="dim"),
+            "recovered": Text(row.recovered or row.picture, style="dim", no_wrap=True),
         }
-        return tuple(cells[name] for name in columns)

@@ -73,7 +73,9 @@ class LabelPosterior(Drawn):
         """The labels."""
         quiet = self._style("quiet")
         if self._pictures:
-            return [self._of_picture(i) for i in range(len(self._pictures))]
+            return more_than(
+                [self._of_picture(i) for i in range(len(self._pictures))], self.size.height, quiet
+            )
         if not self._sentences:
             return [Text("no label yet", style=quiet)]
         if all(s.label is None and not s.label_posterior for s in self._sentences):
@@ -82,7 +84,7 @@ class LabelPosterior(Drawn):
         pairs = list(zip(self._sentences, self._truths, strict=True))
         if len(pairs) == 1:
             return self._one(*pairs[0])
-        return [self._of(i, *pair) for i, pair in enumerate(pairs[: max(1, self.size.height)])]
+        return more_than([self._of(i, *pair) for i, pair in enumerate(pairs)], self.size.height, quiet)
 
     def _one(self, sentence: Sentence, truth: Sentence | None) -> list[Text]:
         lines = []
@@ -130,6 +132,14 @@ class LabelPosterior(Drawn):
 
     def _style(self, kind: str) -> Style:
         return self.ink(f"label--{kind}")
+
+
+def more_than(lines: list[Text], room: int, quiet: Style) -> list[Text]:
+    """As many lines as there is room for; the last one says how many are left out, where any are."""
+    if len(lines) <= max(1, room):
+        return lines
+    kept = lines[: max(0, room - 1)]
+    return [*kept, Text(f"{UNICODE.ellipsis} {len(lines) - len(kept)} more", style=quiet)]
 
 
 def is_tied(sentence: Sentence) -> bool:

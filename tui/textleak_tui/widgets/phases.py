@@ -66,14 +66,15 @@ class PhaseTimeline(Drawn):
         pieces = []
         stretches = stretches_of(self._state.phases, self._now)
         # What was stopped is what went on before its best answer was certified.
-        ended = [phase.name for phase in self._state.phases if phase.name != CERTIFY or outcome == "failed"]
+        failed = outcome in ("failed", "killed")
+        ended = [phase.name for phase in self._state.phases if phase.name != CERTIFY or failed]
         last = ended[-1] if ended else CERTIFY
         for stretch in stretches:
             sign, kind = (UNICODE.now, "running") if stretch.running else (UNICODE.done, "done")
             if outcome != "done" and stretch.name == last:
                 sign, kind = (
                     SIGNS.get(outcome, UNICODE.failed),
-                    "failed" if outcome == "failed" else "stopped",
+                    "failed" if failed else "stopped",
                 )
             piece = Text(f"{sign} {stretch.name}", style=self.ink(f"phase--{kind}"))
             times = f" ×{stretch.times}" if stretch.times > 1 else ""

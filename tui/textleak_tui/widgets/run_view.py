@@ -28,6 +28,7 @@ from textleak_tui.widgets.status import NO_PULSE, Pulse, StatusLine
 from textleak_tui.widgets.tokens import TokenGrid
 from textleak_tui.widgets.told import Told
 from textleak_tui.widgets.waterfall import Waterfall
+from textleak_tui.widgets.words import Words
 
 # Sizes of the whole screen below which panes fold, and below which one pane is left.
 FOLDED = (100, 30)
@@ -42,6 +43,7 @@ SECONDS_BETWEEN_OTHERS = 1.0
 LOW = 20
 # Our choice: in less width than this the answer is said in short, as it is where there are few lines.
 SHORT_ANSWER = 60
+CALLED = {"told": "what the update tells"}
 PANES = ("tokens", "told", "waterfall", "curves", "candidates", "labels")
 
 
@@ -58,7 +60,7 @@ class RunView(Vertical):
         self.curves = Curves(id="curves")
         self.candidates = CandidateList(id="candidates")
         self.labels = LabelPosterior(id="labels")
-        self.answer = Static("", classes="answer")
+        self.answer = Words(grows=True, classes="answer")
         self.status = StatusLine()
         self.hidden = Static("", classes="hidden")
         self.pane = "tokens"
@@ -145,9 +147,7 @@ class RunView(Vertical):
     def _say_answer(self) -> None:
         if self._result is not None:
             short = self.has_class("-low") or self.has_class("-single") or self.size.width < SHORT_ANSWER
-            words = answer(self._result, blind=self._blind, short=short)
-            if words != self.answer.content:
-                self.answer.update(words)
+            self.answer.say(answer(self._result, blind=self._blind, short=short))
 
     def _others_turn(self) -> None:
         """Draw the other panes as they were shown last."""
@@ -330,7 +330,7 @@ class RunView(Vertical):
             away = ["phases", *away]
         self.hidden.display = bool(away)
         keys = "v: next, z: all" if self.zoomed else "v: next"
-        self.hidden.update(f"hidden: {', '.join(away)} ({keys})")
+        self.hidden.update(f"hidden: {', '.join(CALLED.get(name, name) for name in away)} ({keys})")
         self._share_out()
 
 

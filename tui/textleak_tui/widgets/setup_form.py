@@ -235,6 +235,10 @@ class FieldRow(Horizontal):
 _LISTED = ("attack", "client", "defense", "defenses", "knob", "model")
 # Lines of the screen above and below the form.
 _AROUND = 2
+# Lines of the form beside its fields' where recordings stand below them; what is too low has them in one line, above.
+_AROUND_STORIES = 10
+# Width from which on recordings have a sentence each.
+WITH_WORDS = 130
 
 
 class SetupForm(Vertical):
@@ -263,6 +267,7 @@ class SetupForm(Vertical):
         self.command = Static("", classes="command")
         self.notice = Static("", classes="notice")
         self.warmth = Static("", classes="warmth")
+        self.stories, self.stories_line = Static(classes="stories"), Static(classes="stories -line")
 
     def compose(self) -> ComposeResult:
         """Sentence, fields, command line."""
@@ -277,9 +282,11 @@ class SetupForm(Vertical):
                 with Vertical():
                     yield self.sentences
                     yield self.sentence_hint
+            if self.setup is TEXT:
+                yield self.stories_line
             yield from (row for row in self.rows.values() if not row.field.rare)
             if self.setup is TEXT:
-                yield Static(_stories(), classes="stories")
+                yield self.stories
             yield Static(
                 "[dim]More settings; Ctrl+P finds any by its name, Ctrl+B sets all back:[/]", classes="rare"
             )
@@ -306,10 +313,14 @@ class SetupForm(Vertical):
 
     def _air(self, width: int, height: int) -> None:
         self.set_class(width < 80, "-narrow", update=False)
+        self.set_class(width < 100, "-slim", update=False)
         self.set_class(width >= 120, "-wide", update=False)
         self.set_class(height < 18, "-low", update=False)
         common = sum(not row.field.rare for row in self.rows.values())
         self.set_class(height >= 2 * common + 10, "-roomy", update=False)
+        self.set_class(height < common + _AROUND_STORIES, "-brief", update=False)
+        self.stories.update(_stories(words=width >= WITH_WORDS))
+        self.stories_line.update(_stories_line("Watch" if width < 80 else "Or watch a recording:"))
 
     @property
     def values(self) -> dict[str, str]:
@@ -333,6 +344,7 @@ class SetupForm(Vertical):
         for name, row in self.rows.items():
             row.box.input.value = values.get(name, row.field.default)
         self.sentences.text = sentences
+        self.sentences.move_cursor(self.sentences.document.end)
 
     def reset(self) -> None:
         """Every field as it was at first; the batch stays."""
@@ -414,10 +426,17 @@ class SetupForm(Vertical):
             self.post_message(self.Copy())
 
 
-def _stories() -> str:
+def _stories(*, words: bool) -> str:
     """The recordings that come with the app, a line each; a click plays one."""
     lines = [
-        f"[@click=app.story('{story.name}')]▶ {story.title}[/]  [dim]{story.key}  {story.words}[/]"
+        f"[@click=app.story('{story.name}')]▶ {story.title}[/]  [dim]{story.key}[/]"
+        + (f"  [dim]{story.words}[/]" if words else "")
         for story in STORIES
     ]
     return "\n".join(["[dim]Or watch a recording first:[/]", *lines])
+
+
+def _stories_line(head: str) -> str:
+    """The same in one line."""
+    links = [f"[@click=app.story('{story.name}')]▶ {story.brief}[/] [dim]{story.key}[/]" for story in STORIES]
+    return f"[dim]{head}[/] " + "  ".join(links)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
@@ -13,6 +12,9 @@ from textual.widgets import Static
 
 from textleak.view import ViewState
 from textleak.view.audit import UNTOLD, shown, value_in_words
+
+# What of the batch an update tells, which one wants to know first; the others as they come, and this one last.
+FIRST, LAST = ("vocabulary", "tokens", "sentences", "labels"), "moved"
 
 
 class Told(VerticalScroll):
@@ -27,7 +29,7 @@ class Told(VerticalScroll):
         self._told: object = None
 
     def compose(self) -> ComposeResult:
-        """One table."""
+        """One text."""
         yield self._words
 
     @property
@@ -41,7 +43,7 @@ class Told(VerticalScroll):
         told = answers_of(result or {}) or answers_of(state.settings)
         if told != self._told:
             self._told = told
-            self._words.update(_table(told))
+            self._words.update(_written(told))
 
 
 def answers_of(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -54,12 +56,17 @@ def answers_of(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _table(told: Sequence[tuple[str, str, str]]) -> Table:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True)
-    # What can be told first.
-    for what, value, evidence in sorted(told, key=lambda one: one[1] == UNTOLD):
-        table.add_row(
-            Text(what, style="bold"), Text.assemble(value, ("\n" + evidence, "dim") if evidence else "")
-        )
-    return table
+def _turn(one: tuple[str, str, str]) -> tuple[bool, bool, int]:
+    """What can be told first, and of that what is of the batch."""
+    what, value, _ = one
+    return value == UNTOLD, what == LAST, FIRST.index(what) if what in FIRST else len(FIRST)
+
+
+def _written(told: Sequence[tuple[str, str, str]]) -> Text:
+    """Each question with its answer in a line, and its evidence below."""
+    titles = max((len(what) for what, _, _ in told), default=0)
+    text = Text()
+    for what, value, evidence in sorted(told, key=_turn):
+        text.append("\n" if text.plain else "").append(f"{what:<{titles}}  ", style="bold").append(value)
+        text.append(f"\n{evidence}" if evidence else "", style="dim")
+    return text

@@ -8,6 +8,10 @@ from textual.widgets import Static
 
 from textleak_tui.places import PLACES, Sight, lit
 
+# In ever fewer words, where there is little room.
+BLIND = ("◌ blind: what an attacker sees", "◌ blind")
+TRUTH = ("● truth shown", "● truth")
+
 
 class TopBar(Horizontal):
     """Name, places (a click goes there), and a word while blind or with the truth shown."""
@@ -15,6 +19,7 @@ class TopBar(Horizontal):
     def __init__(self, place: str) -> None:
         super().__init__()
         self._place = place
+        self._sight = Sight()
         self._badge = Static("", classes="badge")
 
     def compose(self) -> ComposeResult:
@@ -29,11 +34,14 @@ class TopBar(Horizontal):
         """No gaps where they would push a place out."""
         self.set_class(self.size.width < 89, "-narrow")
         self.set_class(self.size.width < 72, "-tight")
+        self.call_after_refresh(lambda: self._tell(self._sight))
 
     def on_mount(self) -> None:
         """Say what is shown of the truth."""
         self.watch(self.app, "sight", self._tell)
 
     def _tell(self, sight: Sight) -> None:
-        words = "◌ blind: what an attacker sees" if sight.blind else "● truth shown" if sight.truth else ""
-        self._badge.update(words)
+        self._sight = sight
+        words = BLIND if sight.blind else TRUTH if sight.truth else ("",)
+        room = self._badge.content_size.width
+        self._badge.update(next((one for one in words if len(one) <= room), words[-1]))
