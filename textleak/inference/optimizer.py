@@ -14,8 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from textleak.inference.adapters import moved_downs
 from textleak.inference.base import Seen, Told, measured, per_cent, some_of
 from textleak.inference.kind import sent_as
+from textleak.inference.repeated import repeated_of
 from textleak.inference.shrinking import decay_of
 from textleak.numerics import grid_step, least_squares
 
@@ -78,8 +80,10 @@ class _Moves:
 @measured
 def first_step(seen: Seen) -> FirstStep | None:
     """Adam's first step, where it was one; None for anything else, or where that can't be told."""
-    found = clustered(seen)
-    return found if found is not None and found.sharp else None
+    found, repeated, later = clustered(seen), repeated_of(seen), moved_downs(seen)
+    if found is None or later or (repeated is not None and repeated.steps > 1):
+        return None
+    return found if found.sharp or later is False or repeated is not None else None
 
 
 @measured

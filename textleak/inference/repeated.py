@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from textleak.inference.base import Seen, measured
-from textleak.inference.optimizer import first_step, optimizer_of
 from textleak.inference.shrinking import decay_of, off_the_grid
 from textleak.numerics import exact
 
@@ -42,9 +41,9 @@ class Repeated:
 
 @measured
 def repeated_of(seen: Seen) -> Repeated | None:
-    """The number of AdamW's steps, where all shrank weights alike; None where weights don't shrink or not alike."""
+    """The number of steps, where all shrank weights alike; None where weights don't shrink, or not alike."""
     decay = decay_of(seen)
-    if decay is None or decay.product <= decay.half or optimizer_of(seen).name != "adamw" or first_step(seen):
+    if decay is None or decay.product <= decay.half:
         return None
     weights = seen.weights(decay.table)
     if weights is None or weights.dtype != torch.float32:
