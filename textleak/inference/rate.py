@@ -29,8 +29,8 @@ _CLIPPED = (
     "is a number of two figures: the rate times what gradients were clipped to, the rate itself if to 1."
 )
 # How far the furthest of all entries may be short of what Adam can do at most (our choice; measured on minilm after 3
-# to 5 steps: 0.0001 to 0.0012).
-_SHORT_OF = 2e-3
+# to 5 steps: 0.0001 to 0.0012), and beyond it by rounding.
+_SHORT_OF, _BEYOND = 2e-3, 1e-4
 # What clipping leaves of the norm it clips to: torch's divides by norm + 1e-6, and sums in float32.
 _OF_CLIPPING = 2e-6
 
@@ -90,7 +90,7 @@ def _of_several(seen: Seen) -> Rate:
             rate=None, evidence=f"{figure}, which doesn't tell the rate of {repeated.steps} steps to 1 %."
         )
     low, high = edge / most_of(repeated.steps), edge / repeated.steps
-    rate = roundest((1 - _SHORT_OF) * low, high)
+    rate = roundest((1 - _SHORT_OF) * low, (1 + _BEYOND) * high)
     return Rate(
         rate=rate,
         evidence=f"{figure}, which {repeated.steps} equal steps do at a rate between {low:.5g} and {high:.5g}.",

@@ -79,6 +79,7 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
 def _steps(answers: Mapping[str, Any]) -> str | None:
     """As many steps of AdamW as show, at the rate that shows; of SGD behind dropout that there are several."""
     from textleak.inference.rate import TIMES_STEPS
+    from textleak.inference.steps import MORE
 
     optimizer, rate = answers.get("optimizer"), answers.get("learning rate")
     if optimizer == "sgd" and answers.get("steps") not in (None, 1) and answers.get("dropout"):
@@ -86,7 +87,7 @@ def _steps(answers: Mapping[str, Any]) -> str | None:
     together = rate.get(TIMES_STEPS) if isinstance(rate, Mapping) else None
     if optimizer != "adamw" or not (together or isinstance(rate, float)):
         return None
-    count = _count(answers.get("steps")) or (_FEW if together else 1)
+    count = _count(answers.get("steps")) or (_FEW if together and answers.get("steps") == MORE else 1)
     each = together / count if together else rate
     decay = answers.get("weight decay")
     shrunk = f",weight_decay={decay:g}" if isinstance(decay, float) and decay else ""
