@@ -13,7 +13,7 @@ from textleak.inference import Findings
 from textleak.inference.base import Told
 from textleak.inference.rate import TIMES_STEPS
 from textleak.jobs.files import drawn_here
-from textleak.jobs.found import with_shown
+from textleak.jobs.found.known import with_shown
 from textleak.jobs.telling import Telling, telling_of
 from textleak.shared.known import SideInformation
 
