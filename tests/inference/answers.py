@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.inference.recorded import Recorded
 from textleak.inference import Findings, Value
-from textleak.inference.rate import TIMES_CLIP, TIMES_LEFT
+from textleak.inference.rate import TIMES_CLIP, TIMES_LEFT, TIMES_STEPS
 
 RIGHT, UNDETERMINED, OPEN, WRONG = "right", "undetermined", "can't tell", "WRONG"
 ASKED = ("sent", "optimizer", "learning rate", "steps", "dropout", "dropout rate", "tokens", "LoRA")
@@ -13,8 +13,8 @@ ASKED = ("sent", "optimizer", "learning rate", "steps", "dropout", "dropout rate
 def marks(findings: Findings, recorded: Recorded) -> dict[str, str]:
     """For each question that applies, whether its answer is right, left open or wrong.
 
-    Of a clipped step of SGD the update holds the rate times the clipped norm alone: it is undetermined where that is
-    told, and rightly.
+    Of a clipped step of SGD the update holds the rate times the clipped norm alone, of Adam's several steps without
+    decay little but the rates' sum: it is undetermined where that is told, and rightly.
     """
     found = {what: _mark(what, findings, recorded) for what in ASKED}
     return {what: mark for what, mark in found.items() if mark}
@@ -47,5 +47,7 @@ def _mark(what: str, findings: Findings, recorded: Recorded) -> str:
 
 def _is_product(value: dict[str, Value], recorded: Recorded) -> bool:
     settings = recorded.settings
-    true = {TIMES_CLIP: settings.lr * (settings.clip or 0.0), TIMES_LEFT: settings.lr * recorded.clipped}
-    return recorded.clipped < 1 and all(abs(told / true[what] - 1) <= 0.01 for what, told in value.items())
+    true = {TIMES_STEPS: settings.lr * settings.steps} if settings.steps > 1 else {}
+    if recorded.clipped < 1:
+        true |= {TIMES_CLIP: settings.lr * (settings.clip or 0.0), TIMES_LEFT: settings.lr * recorded.clipped}
+    return all(what in true and abs(told / true[what] - 1) <= 0.01 for what, told in value.items())

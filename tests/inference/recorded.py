@@ -8,11 +8,16 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from textleak.models import TextModel
+
+BEFORE, AFTER, GRADIENTS = "before", "after", "gradients.safetensors"
 
 TEXT = """
 the patient was told on friday that her account number had been changed by nobody in the city and she wrote a letter
@@ -80,6 +85,7 @@ class Recorded:
         tokens: distinct inputs of the first layer in all steps: of a token at a position without dropout, of every
             token with it.
         clipped: to which part of their norm the last step's gradients were clipped; 1 where they weren't.
+        texts: sentences of all steps, each once, as the tokenizer decodes them.
         settings: see there.
     """
 
@@ -88,17 +94,27 @@ class Recorded:
     after: dict[str, Tensor] | None
     tokens: int
     clipped: float
+    texts: frozenset[str]
     settings: Settings
 
 
-def record(model: TextModel, settings: Settings) -> Recorded:
-    """Train a copy of a model's network for some steps."""
+def record(model: TextModel, settings: Settings, folder: Path | None = None) -> Recorded:
+    """Train a copy of a model's network for some steps.
+
+    Args:
+        model: the public model.
+        settings: how.
+        folder: that checkpoints are left in, as these loops' own libraries write them: see `left`.
+    """
     torch.manual_seed(settings.seed)
     draws = random.Random(f"text {settings.seed}")
     network = _prepared(model, settings)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     before = {_plain(name): p.detach().clone() for name, p in trained.items()}
     optimizer = _optimizer(list(trained.values()), settings)
+    if folder is not None:
+        _save(model, network, folder, BEFORE)
+    texts: set[str] = set()
     inputs: set[tuple[int, ...]] = set()
     batch: dict[str, Tensor] = {}
     clipped = 1.0
@@ -106,6 +122,7 @@ def record(model: TextModel, settings: Settings) -> Recorded:
         if settings.fresh or not batch:
             batch = _batch(model, draws, settings.batch_size)
         inputs |= _inputs(model, batch, step if settings.dropout else None)
+        texts |= set(model.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True))
         autocast = torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
         with autocast:
             network(**batch).loss.backward()
@@ -115,15 +132,43 @@ def record(model: TextModel, settings: Settings) -> Recorded:
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
-    count = len(inputs)
+    made: dict[str, Any] = {
+        "before": before,
+        "tokens": len(inputs),
+        "clipped": clipped,
+        "texts": frozenset(texts),
+        "settings": settings,
+    }
     if optimizer is None:
         sent = {_plain(name): p.grad for name, p in trained.items() if p.grad is not None}
-        return Recorded(
-            sent=sent, before=before, after=None, tokens=count, clipped=clipped, settings=settings
-        )
+        if folder is not None:
+            save_file({name: tensor.contiguous() for name, tensor in sent.items()}, folder / GRADIENTS)
+        return Recorded(sent=sent, after=None, **made)
+    if folder is not None:
+        _save(model, network, folder, AFTER)
     after = {_plain(name): p.detach().clone() for name, p in trained.items()}
     sent = {name: after[name] - before[name] for name in after}
-    return Recorded(sent=sent, before=before, after=after, tokens=count, clipped=clipped, settings=settings)
+    return Recorded(sent=sent, after=after, **made)
+
+
+def left(folder: Path) -> dict[str, str]:
+    """What `textleak audit` is told of what `record` left in a folder, and nothing else."""
+    before, gradients = str(folder / BEFORE), folder / GRADIENTS
+    if gradients.exists():
+        return {"gradients": str(gradients), "model": before}
+    return {"before": before, "after": str(folder / AFTER)}
+
+
+def _save(model: TextModel, network: Any, folder: Path, name: str) -> None:
+    """A checkpoint; of adapters beside the model that they are of."""
+    if not hasattr(network, "peft_config"):
+        model.tokenizer.save_pretrained(folder / name)
+        network.save_pretrained(folder / name)
+        return
+    model.tokenizer.save_pretrained(folder)
+    model.network.save_pretrained(folder)
+    network.peft_config["default"].base_model_name_or_path = ".."
+    network.save_pretrained(folder / name, save_embedding_layers=False)
 
 
 def _plain(name: str) -> str:

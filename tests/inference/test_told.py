@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ import torch
 import textleak
 from tests.conftest import ToyModel
 from tests.inference.answers import RIGHT, WRONG, marks
-from tests.inference.recorded import Settings, record
+from tests.inference.recorded import Settings, left, record
 from textleak.errors import InputError
 from textleak.inference import told
 from textleak.inference.base import Seen
 from textleak.inference.heads import read_heads
-from textleak.inference.rate import TIMES_CLIP
+from textleak.inference.rate import TIMES_CLIP, TIMES_STEPS
+from textleak.jobs.audit import prepare
 from textleak.models import TextModel
+from textleak.settings.audit import load_audit_config
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +124,85 @@ def test_one_sentence_tells_dropout_and_its_tokens(
 
 
 def test_several_steps_of_adamw_tell_rate_and_number_by_their_words(tiny: TextModel):
-    recorded = record(tiny, Settings(lr=2e-4, steps=3, batch_size=2, seed=6))
+    recorded = record(tiny, Settings(lr=2e-4, weight_decay=0.1, steps=3, batch_size=2, seed=6))
 
     findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
 
     assert findings.value("steps") == 3
     assert findings.value("learning rate") == pytest.approx(2e-4, rel=0.01)
+    assert findings.value("weight decay") == 0.1
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_several_steps_of_adamw_on_one_batch_tell_rate_and_number_by_what_only_shrank(
+    tiny: TextModel, steps: int
+):
+    made = Settings(lr=5.9e-5, weight_decay=0.01, steps=steps, fresh=False, batch_size=2, dropout=0.05)
+    recorded = record(tiny, made)
+
+    findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+
+    assert findings.value("steps") == steps
+    assert findings.value("learning rate") == pytest.approx(5.9e-5, rel=0.01)
+    assert findings.value("weight decay") == 0.01
+
+
+def test_steps_that_shrink_weights_unlike_are_not_counted(tiny: TextModel):
+    table = tiny.word_embedding.weight.detach()
+    name = next(
+        name for name, parameter in tiny.parameters.items() if parameter is tiny.word_embedding.weight
+    )
+    recorded = record(tiny, Settings(lr=1e-3, weight_decay=0.1, steps=3, fresh=False))
+    falling = table.clone()
+    for rate in (1e-3, 6e-4, 3e-4):
+        falling *= 1 - 0.1 * rate
+    looked_up = (recorded.sent[name] + 3e-4 * table).abs().amax(1) > 1e-4
+    sent = {**recorded.sent, name: torch.where(looked_up[:, None], recorded.sent[name], falling - table)}
+
+    assert told(recorded.sent, tiny, after=recorded.after).value("steps") == 3
+    assert told(sent, tiny, after=recorded.after).value("steps") == "more than 1"
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+def test_several_steps_on_adapters_tell_their_rates_together(tiny: TextModel):
+    recorded = record(tiny, Settings(lr=3e-4, steps=2, fresh=False, batch_size=2, rank=32))
+
+    findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+
+    rate = findings.value("learning rate")
+    assert isinstance(rate, dict)
+    assert rate[TIMES_STEPS] == pytest.approx(6e-4, rel=0.01)
+    assert findings.value("steps") == "more than 1"
+
+
+@pytest.mark.parametrize(("steps", "answer"), [(1, 1), (2, None)])
+def test_like_steps_without_decay_are_not_taken_for_one(tiny: TextModel, steps: int, answer: int | None):
+    recorded = record(tiny, Settings(lr=5.9e-5, steps=steps, fresh=False, batch_size=2))
+
+    findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+
+    assert findings.value("optimizer") == "adamw"
+    assert findings.value("steps") == answer
+    assert findings.value("learning rate") == (
+        5.9e-5 if steps == 1 else {TIMES_STEPS: pytest.approx(1.18e-4, rel=0.01)}
+    )
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+@pytest.mark.parametrize(("optimizer", "decay"), [(None, 0.0), ("adamw", 0.0), ("adamw", 0.1)])
+def test_adapters_tell_the_same_where_the_model_has_them_in_place(
+    tiny: TextModel, tmp_path: Path, optimizer: str | None, decay: float
+):
+    made = Settings(optimizer=optimizer, lr=5e-4, weight_decay=decay, rank=32, batch_size=1)
+    recorded = record(tiny, made, tmp_path)
+    expected = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+
+    job = prepare(load_audit_config(left(tmp_path)))
+    found = {one["what"]: one["value"] for one in job.telling.told}
+
+    asked = ("optimizer", "learning rate", "steps", "dropout", "tokens", "sentences", "labels", "LoRA")
+    assert expected.value("tokens") == recorded.tokens
+    assert {what: found.get(what) for what in asked} == {what: expected.value(what) for what in asked}
 
 
 def test_each_step_of_sgd_rounds_the_weights_once_more(tiny: TextModel):

@@ -11,12 +11,14 @@ from tests.conftest import ToyModel
 from textleak import inference
 from textleak.inference import Findings
 from textleak.inference.base import Told
+from textleak.inference.rate import TIMES_STEPS
 from textleak.jobs.files import drawn_here
 from textleak.jobs.found.known import with_shown
 from textleak.jobs.telling import Telling, telling_of
 from textleak.shared.known import SideInformation
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "learning rate": 2e-4}
+TOGETHER: dict[str, Any] = {"learning rate": {TIMES_STEPS: 6e-4}}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,12 @@ ADAMW: dict[str, Any] = {"optimizer": "adamw", "learning rate": 2e-4}
         ({**ADAMW, "steps": 1}, "fedavg:optimizer=adamw,lr=0.0002,steps=1"),
         ({**ADAMW, "steps": "more than 1"}, "fedavg:optimizer=adamw,lr=0.0002,steps=1"),
         ({**ADAMW, "steps": None}, "fedavg:optimizer=adamw,lr=0.0002,steps=1"),
+        (
+            {**ADAMW, "steps": 3, "weight decay": 0.01},
+            "fedavg:optimizer=adamw,lr=0.0002,steps=3,weight_decay=0.01",
+        ),
+        ({**ADAMW, **TOGETHER, "steps": "more than 1"}, "fedavg:optimizer=adamw,lr=0.0003,steps=2"),
+        ({**ADAMW, **TOGETHER, "steps": None}, "fedavg:optimizer=adamw,lr=0.0006,steps=1"),
         (
             {"optimizer": "sgd", "steps": "more than 1", "dropout": 0.1},
             "fedavg:optimizer=sgd,lr=0.01,steps=2",

@@ -45,6 +45,11 @@ class Adapters:
         return ranks.pop() if len(ranks) == 1 else None
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is an adapter's matrix."""
+    return _ADAPTER.match(name) is not None
+
+
 @measured
 def moved_downs(seen: Seen) -> bool | None:
     """Whether any A moved by more than decay although B was 0, as only a second step can; None where that isn't known.

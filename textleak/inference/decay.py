@@ -6,7 +6,9 @@ from textleak.inference.base import Seen, Told, roundest
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import first_step
 from textleak.inference.rate import rate_of
+from textleak.inference.repeated import repeated_of
 from textleak.inference.shrinking import decay_of
+from textleak.inference.steps import steps_of
 
 WHAT = "weight decay"
 # An interval this narrow around a number tells it (our choice).
@@ -27,12 +29,20 @@ def ask(seen: Seen) -> Told | None:
     else:
         product, half = decay.product, decay.half
         where = f"{decay.rows:,} rows of {decay.table} that nothing else moved"
+    repeated, count = repeated_of(seen), steps_of(seen).count
+    if repeated is not None:
+        product, half = repeated.product, repeated.half
+        where += f", in each of {repeated.steps} steps"
+    elif isinstance(count, int) and count > 1:
+        product, half = product / count, half / count
+        where += f", in each of {count} steps alike"
     if rate is None:
         if product > half:
             return Told(
                 what=WHAT,
                 value={"rate × decay": float(f"{product:.4g}")},
-                evidence=f"Weights shrank by {product:.4g} ({where}): rate times decay, together.",
+                evidence=f"Weights shrank by {product:.4g} ({where}): rate times decay, together"
+                + (", over all steps." if count is None or isinstance(count, str) else "."),
             )
         return Told(what=WHAT, value=0.0, evidence=f"Nothing shrank by {half:.1g} or more ({where}).")
     low, high = max(0.0, product - half) / rate, (product + half) / rate

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from textleak.exact.evened import evened
 from textleak.exact.subspace import spectrum_end
+from textleak.inference.adapters import is_adapter
 from textleak.inference.base import Seen, measured
 from textleak.inference.estimates import Estimate, estimate_of
 from textleak.inference.kind import sent_as
@@ -90,14 +91,13 @@ class FirstInputs:
 def first_inputs(seen: Seen) -> FirstInputs | None:
     """The span of the widest input that depends on a token and its position alone; None where none was sent."""
     groups: dict[str, list[LocalLayer]] = {}
-    for layer in local_layers(seen.model):
+    layers = [layer for layer in local_layers(seen.model) if not is_adapter(layer.weight_name)]
+    for layer in layers:
         if layer.weight_name in seen.sent and layer.used_once and bool(seen.sent[layer.weight_name].any()):
             groups.setdefault(layer.input_group, []).append(layer)
     widest = max(groups.values(), key=lambda layers: layers[0].input_size, default=[])
     if not widest:
-        found = [
-            one for layer in local_layers(seen.model) if (one := _through_adapter(seen, layer)) is not None
-        ]
+        found = [one for layer in layers if (one := _through_adapter(seen, layer)) is not None]
         return max(found, key=lambda one: (one.rank, one.clear), default=None)
     estimates = [estimate_of(seen, layer.weight_name) for layer in widest]
     rows = [_rows(one, layer) for one, layer in zip(estimates, widest, strict=True) if one is not None]
@@ -114,8 +114,12 @@ def first_inputs(seen: Seen) -> FirstInputs | None:
 
 
 def _through_adapter(seen: Seen, layer: LocalLayer) -> FirstInputs | None:
-    """What the gradient of an adapter's B shows of the layer's inputs, which went through A."""
-    b = next((name for name in seen.sent if name.startswith(f"{layer.name}.lora_B.")), None)
+    """What the gradient of an adapter's B shows of the layer's inputs, which went through A.
+
+    PEFT calls what it puts an adapter around its `base_layer`; the model may have them in place or not.
+    """
+    wrapped = layer.name.removesuffix(".base_layer")
+    b = next((name for name in seen.sent if name.startswith(f"{wrapped}.lora_B.")), None)
     a = None if b is None else seen.weights(b.replace(".lora_B.", ".lora_A."))
     one = None if b is None or a is None else estimate_of(seen, b)
     if b is None or a is None or one is None or not bool(one.value.any()):

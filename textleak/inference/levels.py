@@ -18,7 +18,9 @@ from textleak.inference.shrinking import decay_of
 from textleak.inference.vocabulary import words_of
 from textleak.numerics import exact
 
-_BETA1, _BETA2 = 0.9, 0.999  # torch's and Hugging Face's defaults
+BETAS = (0.9, 0.999)
+"""Adam's, as torch and Hugging Face set them by default."""
+
 _MOST_STEPS = 16
 # Part of a row's entries within so much of its level; levels nearer than the third are one; and how far each may be
 # from what one rate makes of it (our choice; measured on bert-tiny: 3e-4 within a row, 1e-4 between levels).
@@ -57,10 +59,11 @@ def levels_of(seen: Seen) -> Levels | None:
 
 def _expected(count: int) -> list[float]:
     """How far a word of each step alone moves, over the rate; the first step's is largest."""
+    beta1, beta2 = BETAS
     return [
         sum(
-            (_BETA1 ** (j - k) * (1 - _BETA1) / (1 - _BETA1**j))
-            / (_BETA2 ** (j - k) * (1 - _BETA2) / (1 - _BETA2**j)) ** 0.5
+            (beta1 ** (j - k) * (1 - beta1) / (1 - beta1**j))
+            / (beta2 ** (j - k) * (1 - beta2) / (1 - beta2**j)) ** 0.5
             for j in range(k, count + 1)
         )
         for k in range(1, count + 1)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textleak.inference.adapters import is_adapter
 from textleak.inference.base import Seen, measured
 from textleak.inference.inputs import spectrum_of
 from textleak.inference.kind import sent_as
@@ -49,7 +50,7 @@ class Linear:
 
 
 def linears_of(model: TextModel) -> tuple[Linear, ...]:
-    """The network's linear layers, and which of them stand beside a dropout: found by running it."""
+    """The network's linear layers but adapters', and which stand beside a dropout: found by running it."""
     names = {id(parameter): name for name, parameter in model.parameters.items()}
     made: dict[int, nn.Linear] = {}
     after: set[int] = set()
@@ -82,7 +83,7 @@ def linears_of(model: TextModel) -> tuple[Linear, ...]:
             dropped_before=id(m) in before,
         )
         for m in modules
-        if isinstance(m, nn.Linear) and id(m.weight) in names
+        if isinstance(m, nn.Linear) and id(m.weight) in names and not is_adapter(names[id(m.weight)])
     )
 
 

@@ -9,7 +9,8 @@ from textleak.inference.base import Seen, Told, measured
 from textleak.inference.inputs import first_inputs
 from textleak.inference.kind import sent_as
 from textleak.inference.levels import levels_of
-from textleak.inference.optimizer import first_step, optimizer_of
+from textleak.inference.optimizer import clustered, first_step, optimizer_of
+from textleak.inference.repeated import repeated_of
 from textleak.inference.shrinking import decay_of
 
 WHAT = "steps"
@@ -40,6 +41,33 @@ def steps_of(seen: Seen) -> Steps:
         return Steps(count=0, evidence="A gradient was sent: no step was taken.")
     if sent is None:
         return Steps(count=None, evidence="Whether an optimizer was at work can't be told.")
+    counted = _of_adam(seen) if optimizer == "adamw" else None
+    if counted is not None:
+        return counted
+    downs = moved_downs(seen)
+    if downs is not None:
+        how = "moved" if downs else "did not move but for decay"
+        return Steps(
+            count=MORE if downs else 1,
+            evidence=f"The adapters' A {how}: as B was 0, their gradient is 0 until the second step.",
+        )
+    if clustered(seen) is not None:
+        return Steps(
+            count=None,
+            evidence="Entries cluster at one size, less sharply than Adam's first step leaves them where gradients are "
+            "far above its ε: of small gradients, or of several steps on one batch.",
+        )
+    if optimizer == "adamw" and decay_of(seen) is not None:
+        return Steps(
+            count=MORE,
+            evidence="Adam's first step would have moved entries by one size; these are of many. All steps since the "
+            "optimizer was fresh count, whether or not this update holds all of them.",
+        )
+    return _of_rounding(seen)
+
+
+def _of_adam(seen: Seen) -> Steps | None:
+    """By how far Adam's steps moved and shrank entries; None where that doesn't show."""
     if first_step(seen) is not None:
         return Steps(
             count=1,
@@ -48,20 +76,15 @@ def steps_of(seen: Seen) -> Steps:
     levels = levels_of(seen)
     if levels is not None:
         return Steps(count=levels.steps, evidence=levels.evidence)
-    downs = moved_downs(seen)
-    if downs is not None:
-        how = "moved" if downs else "did not move but for decay"
-        return Steps(
-            count=MORE if downs else 1,
-            evidence=f"The adapters' A {how}: as B was 0, their gradient is 0 until the second step.",
-        )
-    if optimizer == "adamw" and decay_of(seen) is not None:
-        return Steps(
-            count=MORE,
-            evidence="Adam's first step would have moved entries by one size; these are of many. All steps since the "
-            "optimizer was fresh count, whether or not this update holds all of them.",
-        )
-    found, decay = (first_inputs(seen) if optimizer == "sgd" else None), decay_of(seen)
+    repeated = repeated_of(seen)
+    if repeated is not None:
+        return Steps(count=repeated.steps, evidence=repeated.evidence)
+    return None
+
+
+def _of_rounding(seen: Seen) -> Steps:
+    """By how often the weights were rounded."""
+    found, decay = (first_inputs(seen) if optimizer_of(seen).name == "sgd" else None), decay_of(seen)
     seen_in = {
         "what no token's input explains": None if found is None else found.rounding,
         "rows that only shrank": None if decay is None else decay.rounding,

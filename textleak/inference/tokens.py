@@ -6,15 +6,19 @@ import dataclasses
 
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.dropout import dropout_of
-from textleak.inference.inputs import FirstInputs, first_inputs
+from textleak.inference.inputs import FirstInputs, first_inputs, spectrum_of
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import optimizer_of
 from textleak.inference.pairs import pairs_of
 from textleak.inference.sentences import sentences_of
+from textleak.inference.single import linears_of
 from textleak.inference.steps import MORE, steps_of
 from textleak.inference.vocabulary import places_of
 
 WHAT = "tokens"
+# Deeper layers that are looked at, how many of them have to agree, and the size up to which they are decomposed (our
+# choice; measured on minilm: all but the last two of 11).
+_LOOKED_AT, _AGREE, _LARGEST = 8, 4, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,19 @@ def tokens_of(seen: Seen) -> Tokens:
     figure = f"The first layer's gradient has {span.rank} dimensions beyond rounding"
     if not span.clear:
         return Tokens(count=None, evidence=f"{figure}, without a clear end.")
+    return _counted(seen, span, figure)
+
+
+def _counted(seen: Seen, span: FirstInputs, figure: str) -> Tokens:
+    """Of one step, whose inputs' dimensions are known to be so many: whether equal tokens share one."""
     if sentences_of(seen).count == 1 and span.layers[0].depends_on_position:
         return Tokens(count=span.rank, evidence=f"{figure}: one for each of one sentence's tokens.")
+    deeper = _deeper(seen, span)
+    if deeper:
+        return Tokens(
+            count=span.rank,
+            evidence=f"{figure}, and so have {deeper} deeper layers', where no two tokens' inputs are equal.",
+        )
     dropout, pairs = dropout_of(seen), pairs_of(seen)
     if dropout.on is None:
         return Tokens(count=None, evidence=f"{figure}; whether equal tokens share one isn't known.")
@@ -85,6 +100,23 @@ def _of_several(seen: Seen, span: FirstInputs | None) -> Tokens:
 def _ends(span: FirstInputs, roundings: float) -> bool:
     whole = span.down_AI is not None and span.rank == len(span.down_AI)
     return span.ends_after(roundings) and not whole
+
+
+def _deeper(seen: Seen, span: FirstInputs) -> int:
+    """How many deeper layers' gradients have just the first one's dimensions, where enough do and none has more.
+
+    Deeper inputs hold what surrounds a token, so equal tokens of several sentences differ there: as many dimensions as
+    in the first layer mean that no two inputs of that one were equal either.
+    """
+    first = {layer.weight_name for layer in span.layers}
+    adapted = {layer.name.removesuffix(".base_layer") for layer in span.layers}
+    ups = [name for name in seen.sent if ".lora_B." in name and name.partition(".lora_B.")[0] not in adapted]
+    names = ups or [layer.weight for layer in linears_of(seen.model) if layer.weight not in first]
+    fit = [name for name in names if name in seen.sent and seen.sent[name].numel() <= _LARGEST]
+    spectra = (spectrum_of(seen, name) for name in fit[:: max(1, len(fit) // _LOOKED_AT)])
+    ranks = [one.rank for one in spectra if one is not None and one.clear]
+    agree = ranks.count(span.rank)
+    return agree if agree >= _AGREE and max(ranks) == span.rank else 0
 
 
 def _of_one_sentence(seen: Seen) -> int:

@@ -15,6 +15,8 @@ Kind = Literal["gradient", "update"]
 VOCABULARY = "vocabulary"
 # What several steps of SGD with dropout are taken for, whose number and rate don't show: each leaves inputs of its own.
 _SEVERAL = "fedavg:optimizer=sgd,lr=0.01,steps=2"
+# And as how many steps those of Adam count whose rates show together and whose number doesn't.
+_FEW = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,12 +78,20 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
 
 def _steps(answers: Mapping[str, Any]) -> str | None:
     """As many steps of AdamW as show, at the rate that shows; of SGD behind dropout that there are several."""
+    from textleak.inference.rate import TIMES_STEPS
+    from textleak.inference.steps import MORE
+
     optimizer, rate = answers.get("optimizer"), answers.get("learning rate")
     if optimizer == "sgd" and answers.get("steps") not in (None, 1) and answers.get("dropout"):
         return _SEVERAL
-    if optimizer != "adamw" or not rate:
+    together = rate.get(TIMES_STEPS) if isinstance(rate, Mapping) else None
+    if optimizer != "adamw" or not (together or isinstance(rate, float)):
         return None
-    return f"fedavg:optimizer=adamw,lr={rate:.4g},steps={_count(answers.get('steps')) or 1}"
+    count = _count(answers.get("steps")) or (_FEW if together and answers.get("steps") == MORE else 1)
+    each = together / count if together else rate
+    decay = answers.get("weight decay")
+    shrunk = f",weight_decay={decay:g}" if isinstance(decay, float) and decay else ""
+    return f"fedavg:optimizer=adamw,lr={each:.4g},steps={count}{shrunk}"
 
 
 def _count(value: object) -> int | None:

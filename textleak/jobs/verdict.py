@@ -144,7 +144,8 @@ def _partly(found: Outcome) -> Verdict | None:
             else ""
         )
         return _part(
-            f"A likely text of {count_of(found.likely_tokens, 'token')} came back, not proved.{named}{cut}"
+            f"A likely text of {count_of(found.likely_tokens, 'token')} came back, not proved: words may be wrong or "
+            f"out of place.{named}{cut}"
         )
     if found.vocabulary:
         return _part(
