@@ -12,6 +12,7 @@ import torch
 from tests.conftest import FAMILIES, toy_tokenizer
 from textleak.clients.view import view_of
 from textleak.exact.checks import LayerCheck, descend
+from textleak.exact.context_check import ContextCheck
 from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.exact.subspace import layer_span, shared_spans
@@ -282,6 +283,32 @@ def test_a_pairs_partners_stand_in_its_sentence(encoder: Callable[..., TextModel
         strongest = [i for i in tied.argsort(descending=True).tolist() if i != pairs.index[t, row[t]]][:3]
         assert set(strongest) <= own
         assert float(tied[sorted(others)].max()) < 0.5 * float(tied.max())
+
+
+def test_what_changes_at_a_place_or_two_is_what_the_whole_sentence_has_outside(
+    encoder: Callable[..., TextModel],
+) -> None:
+    model = encoder()
+    shared, secret = shared_by(model)
+    pairs, _ = start(model, shared)
+    attention = first_attention(model)
+    assert attention is not None
+    spans = {left.layers[0].name: left.span for left in whole(model, shared).inputs[1:]}
+    span = spans[attention.output.name]
+    assert span is not None
+    row = torch.tensor([pairs.index[t, token] for t, token in enumerate(secret.ids[0])])
+    single = [((t,), (i,)) for t in range(len(row)) for i in pairs.by_position[t]]
+    double = [
+        ((1, t), (i, j)) for t in (2, 3) for i in pairs.by_position[1] for j in pairs.by_position[t][:2]
+    ]
+    for spread in (1.0, 30.0, 1000.0):  # attention to all, to few, to one
+        check = ContextCheck(model, attention, pairs, span)
+        check.queries_HNA *= spread
+        for changes in (single, double):
+            places_KM, pairs_KM = torch.tensor(changes).unbind(1)
+            rows_KT = row.repeat(len(changes), 1).scatter_(1, places_KM, pairs_KM)
+            outside_KT = check.changed(row.tolist(), places_KM, pairs_KM)
+            assert torch.allclose(outside_KT, check.outside(rows_KT), rtol=2e-3, atol=1e-7)
 
 
 def test_descent_finds_a_planted_sentence(encoder: Callable[..., TextModel]) -> None:

@@ -104,7 +104,7 @@ class View:
     def own(self, guess: Examples) -> Mapping[str, Tensor]:
         """What the client would have sent if the batch were `guess`, as a gradient, before the batch's defenses.
 
-        Of a wide model a matrix at a time, each formed where it is asked for.
+        Where it is the plain sum of its sentences' parts, a matrix at a time, each formed where it is asked for.
         """
         client, names = self.client, list(self.shared.gradients)
         if self._matrix_by_matrix and isinstance(guess, TextExamples):
@@ -120,12 +120,17 @@ class View:
 
     @property
     def _matrix_by_matrix(self) -> bool:
-        """Whether a gradient is too large to be held whole, and is the plain sum of its sentences' parts."""
+        """Whether a gradient is the plain sum of its sentences' parts, in any order.
+
+        Of the coarse types the client's own order of additions is repeated, as rounding hides much; but for a wide
+        model, whose gradient is too large to be held whole.
+        """
         plain = not self.client.kinds and clipped_samples(self.shared.effects) is None
         model = self.model
         if not plain or not isinstance(model, TextModel):
             return False
-        return model.own_loss is None and model.language == PLAIN and model.wide
+        fine = torch.finfo(model.dtype).eps <= torch.finfo(torch.float32).eps
+        return model.own_loss is None and model.language == PLAIN and (fine or model.wide)
 
     def matcher(self, target: Target, objective: Objective, *, kinks: float = 0.0) -> Matcher:
         """Compares candidates' gradients with a target, by the client's own way to gradients."""

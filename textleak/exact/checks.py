@@ -1,72 +1,54 @@
 """How far a sentence is from being one of the batch: what its tokens' inputs further in have outside the spans.
 
-Shapes: K sentences, T positions, L layers, N pairs, H heads, A a head's size, I a layer's input size, S sketch
-directions.
+Shapes: K sentences, T positions, L layers, N pairs, I a layer's input size, M places changed.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from textleak.exact.pairs import Pairs
 from textleak.exact.remainder import LayerRemainder
-from textleak.exact.subspace import InputSpan
 from textleak.models import TextModel
-from textleak.models.probes.attention import FirstAttention, project
 from textleak.models.probes.layers import layer_inputs
 
-# Directions outside a span that an input is measured along, where all of them would be slower (our choice).
-_SKETCH = 64
 # Layers whose inputs are checked (our choice: two tell about as much as four, in a third of the time).
 _LAYERS = 2
 # Tokens of all sentences that run through the first block at once.
 _TOKENS_A_PASS = 2048
 
 
+Exchange = tuple[tuple[int, int], tuple[int, int]]
+"""Two places, and the pair that each of them gets."""
+
+
 class Check(Protocol):
-    """Scores sentences of one length, given as indices of pairs, one a position."""
+    """Scores sentences of one length, given as indices of pairs, one a position.
+
+    Attributes:
+        ahead: places at which other pairs are tried at once, at most, as long as none of them is better.
+    """
+
+    ahead: ClassVar[int]
 
     def outside(self, rows_KT: Tensor) -> Tensor:
         """For each token the part of its input's squared norm that lies outside, (K, T)."""
         ...
 
-
-class ContextCheck:
-    """What the first attention mixes, computed from a table of all pairs' queries, keys and values: cheap."""
-
-    def __init__(self, model: TextModel, attention: FirstAttention, pairs: Pairs, span: InputSpan) -> None:
-        """Tabulate the pairs' queries, keys, values and the values' parts outside the span."""
-        heads, dtype = attention.heads, torch.float32
-        parts = [
-            torch.unflatten(project(model, layer, pairs.inputs_NI), -1, (heads, -1))
-            for layer in (attention.query, attention.key, attention.value)
-        ]
-        self.queries_NHA = (parts[0] / parts[0].shape[-1] ** 0.5).to(dtype)
-        self.keys_NHA, self.values_NHA = parts[1].to(dtype), parts[2].to(dtype)
-        sketch_SI = span.directions_outside(_SKETCH)
-        sketch_SI *= ((span.size - span.rank) / len(sketch_SI)) ** 0.5
-        self.along_NHS = torch.einsum(
-            "nha,sha->nhs", parts[2], torch.unflatten(sketch_SI, 1, (heads, -1))
-        ).to(dtype)
-
-    def outside(self, rows_KT: Tensor) -> Tensor:
-        """See `Check`."""
-        queries, keys, values, along = (
-            table[rows_KT].transpose(1, 2)
-            for table in (self.queries_NHA, self.keys_NHA, self.values_NHA, self.along_NHS)
-        )
-        weights_KHTT = (queries @ keys.transpose(2, 3)).softmax(-1)
-        whole_KT = (weights_KHTT @ values).square().sum((1, 3))
-        return (weights_KHTT @ along).sum(1).square().sum(-1) / whole_KT
+    def changed(self, row: Sequence[int], places_KM: Tensor, pairs_KM: Tensor) -> Tensor:
+        """The same, (K, T), of K sentences that each differ from a row at M places."""
+        ...
 
 
 class LayerCheck:
     """The inputs of some layers further in, by running the network as far as them."""
+
+    ahead: ClassVar[int] = 1
 
     def __init__(self, model: TextModel, pairs: Pairs, bases: dict[str, Tensor]) -> None:
         """Keep, for each layer, the directions (R, I) of its span."""
@@ -97,6 +79,10 @@ class LayerCheck:
         at_once = max(1, _TOKENS_A_PASS // ids_KT.shape[1])
         return parts_outside(self.model, ids_KT, self.bases, at_once=at_once).mean(0).clamp_min(0)
 
+    def changed(self, row: Sequence[int], places_KM: Tensor, pairs_KM: Tensor) -> Tensor:
+        """See `Check`."""
+        return self.outside(torch.tensor(row).repeat(len(places_KM), 1).scatter_(1, places_KM, pairs_KM))
+
 
 def parts_outside(model: TextModel, ids_KT: Tensor, bases: Mapping[str, Tensor], *, at_once: int) -> Tensor:
     """For each layer and token the part of its input's squared norm that lies outside, up to rounding: (L, K, T).
@@ -125,7 +111,7 @@ def descend(
     *,
     sweeps: int,
     solved_at: float,
-    exchanges: Callable[[Sequence[int]], list[list[int]]] | None = None,
+    exchanges: Callable[[Sequence[int]], list[Exchange]] | None = None,
 ) -> tuple[list[int], float]:
     """Replace one token after the other, the worst first, by what leaves the least outside; then exchange two.
 
@@ -137,7 +123,7 @@ def descend(
         options: for each position the pairs tried there; none where it is fixed.
         sweeps: rounds over all positions, at most.
         solved_at: mean part outside at which it is found.
-        exchanges: rows in which two tokens of a row have changed places.
+        exchanges: how two tokens of a row may change places.
 
     Returns:
         The row, and its mean part outside.
@@ -145,29 +131,56 @@ def descend(
     row = list(row)
     outside_T = check.outside(torch.tensor([row]))[0]
     best = float(outside_T.mean())
+    fine: set[int] = set()  # places at which nothing is better as long as the others stay as they are
     for _ in range(sweeps):
         before = list(row)
-        for t in outside_T.argsort(descending=True).tolist():
-            tried = [[*row[:t], option, *row[t + 1 :]] for option in options[t] if option != row[t]]
-            row, best, outside_T = _best_of(check, tried, row, best, outside_T)
+        left = [t for t in outside_T.argsort(descending=True).tolist() if options[t] and t not in fine]
+        ahead = 1
+        while left:
+            some = left[:ahead]
+            tried = [(t, option) for t in some for option in options[t] if option != row[t]]
+            better = _first_better(check, row, best, tried)
+            ahead = min(2 * ahead, check.ahead)
+            left = left[len(some) :]
+            if better is None:
+                fine.update(some)
+            else:
+                (place, row[place]), best, outside_T = better
+                left, ahead, fine = [*some[some.index(place) + 1 :], *left], 1, {place}
             if best <= solved_at:
                 return row, best
-        if row == before and exchanges is not None:
-            row, best, outside_T = _best_of(check, exchanges(row), row, best, outside_T)
+        if row == before and exchanges is not None and (tried_both := exchanges(row)):
+            places_K2, pairs_K2 = torch.tensor(tried_both).unbind(2)
+            outside_KT = check.changed(row, places_K2, pairs_K2)
+            means_K = outside_KT.mean(1)
+            k = int(means_K.argmin())
+            if float(means_K[k]) < best:
+                best, outside_T, fine = float(means_K[k]), outside_KT[k], set()
+                for place, pair in tried_both[k]:
+                    row[place] = pair
         if row == before or best <= solved_at:
             break
     return row, best
 
 
-def _best_of(
-    check: Check, tried: Sequence[list[int]], row: list[int], best: float, outside_T: Tensor
-) -> tuple[list[int], float, Tensor]:
-    """The best of some rows, if it is better than the row there is: with its parts outside and their mean."""
+def _first_better(
+    check: Check, row: Sequence[int], best: float, tried: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], float, Tensor] | None:
+    """The best pair at the first of some places where one is better than what is there: mean and parts outside.
+
+    Args:
+        check: scores sentences.
+        row: what is there.
+        best: its mean part outside.
+        tried: places and pairs tried there, place by place.
+    """
     if not tried:
-        return row, best, outside_T
-    outside_KT = check.outside(torch.tensor(tried))
-    means_K = outside_KT.mean(1)
-    k = int(means_K.argmin())
-    if float(means_K[k]) >= best:
-        return row, best, outside_T
-    return tried[k], float(means_K[k]), outside_KT[k]
+        return None
+    places_K1, pairs_K1 = torch.tensor(tried)[..., None].unbind(1)
+    outside_KT = check.changed(row, places_K1, pairs_K1)
+    means = outside_KT.mean(1).tolist()
+    first = next((place for (place, _), mean in zip(tried, means, strict=True) if mean < best), None)
+    if first is None:
+        return None
+    k = min((k for k, (place, _) in enumerate(tried) if place == first), key=means.__getitem__)
+    return tried[k], means[k], outside_KT[k]

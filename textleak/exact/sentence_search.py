@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.exact.checks import Check, ContextCheck, LayerCheck, descend
+from textleak.exact.checks import Check, Exchange, LayerCheck, descend
+from textleak.exact.context_check import ContextCheck
 from textleak.exact.pairs import PairGradients, Pairs, Partners, pair_gradients
 from textleak.exact.remainder import LayerRemainder
 from textleak.matching.discrete import Row
@@ -271,17 +272,15 @@ class SentenceSearch:
                 continue
             yield [i for i in (*first, *(options[0] for options in inner), *last) if i is not None]
 
-    def _exchanges(self, row: Sequence[int]) -> list[list[int]]:
-        """The row with two of its tokens in each other's place, where those are pairs too."""
+    def _exchanges(self, row: Sequence[int]) -> list[Exchange]:
+        """How two tokens of a row may change places, where they are pairs there too."""
         index, tokens = self.pairs.index, self.pairs.tokens_N[list(row)].tolist()
         head, end = len(self.model.prefix_ids), len(row) - len(self.model.suffix_ids)
         found = []
         for t, u in itertools.combinations(range(head, end), 2):
             one, other = index.get((t, tokens[u])), index.get((u, tokens[t]))
             if tokens[t] != tokens[u] and one is not None and other is not None:
-                changed = list(row)
-                changed[t], changed[u] = one, other
-                found.append(changed)
+                found.append(((t, one), (u, other)))
         return found
 
     def _options(

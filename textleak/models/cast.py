@@ -135,13 +135,20 @@ def wide(network: nn.Module) -> bool:
 
 def cast_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a network that computes in another precision, with its parameters' values where they are."""
-    cast = {
-        id(parameter): nn.Parameter(CastTensor(parameter.detach(), dtype), requires_grad=False)
-        for parameter in network.parameters()
-    }
+    cast = {id(parameter): standing_for(parameter, dtype) for parameter in network.parameters()}
     copied = copy_of(network, cast)
-    for module in copied.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                module._buffers[name] = buffer.to(dtype)
+    convert_buffers(copied, dtype)
     return copied
+
+
+def convert_buffers(network: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
+    """Bring what a network has besides parameters to a device, and what of it isn't whole numbers to a precision."""
+    for module in network.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device, dtype if buffer.is_floating_point() else None)
+
+
+def standing_for(parameter: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """A parameter that reads as another one's values in another precision."""
+    return nn.Parameter(CastTensor(parameter.detach(), dtype), requires_grad=False)

@@ -1,4 +1,4 @@
-"""A wide model's gradient, a matrix at a time: kept as what it is made of, formed where it is asked for.
+"""A gradient, a matrix at a time: kept as what it is made of, formed where it is asked for.
 
 The gradient of a linear layer's weight is ΔᵀX over the batch's tokens, far fewer numbers than the matrix where the
 layer is wide. So a batch runs a few sentences at a time, and nothing as large as the model is held besides it.
@@ -20,11 +20,12 @@ from torch.nn import functional
 from textleak.matching.replaced import ReplacedFunctions
 from textleak.models.base import Model
 from textleak.models.batches import Batch, Targets, TextExamples
+from textleak.models.cast import wide
 from textleak.models.gradient import opened
 
-# Tokens of a pass, padding counted (our choice: at width 2048 they hold 0.4 GB in float64; each pass converts all
-# weights once more).
-_TOKENS_A_PASS = 128
+# Tokens of a pass, padding counted, of a wide model and of others (our choice: at width 2048 they hold 0.4 GB in
+# float64; each pass converts all weights once more).
+_TOKENS_A_PASS_WIDE, _TOKENS_A_PASS = 128, 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +39,13 @@ class _Product:
     def add_to(self, gradient: Tensor) -> None:
         """Add it."""
         (gradient.T if self.transposed else gradient).addmm_(self.deltas_NO.T, self.inputs_NI)
+
+    def formed(self) -> Tensor:
+        """It alone."""
+        left, right = (
+            (self.inputs_NI, self.deltas_NO) if self.transposed else (self.deltas_NO, self.inputs_NI)
+        )
+        return left.T @ right
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +75,8 @@ class Deferred(Mapping[str, Tensor]):
         if not parts:
             return self._formed[name]
         first = parts[0].deltas_NO if isinstance(parts[0], _Product) else parts[0].deltas_NE
+        if len(parts) == 1 and formed is None and isinstance(parts[0], _Product):
+            return parts[0].formed()
         gradient = first.new_zeros(self._shapes[name]) if formed is None else formed.clone()
         for part in parts:
             part.add_to(gradient)
@@ -101,7 +111,8 @@ def deferred_gradient(model: Model, batch: TextExamples, names: Sequence[str]) -
     """
     found = Deferred({name: model.parameters[name].shape for name in names})
     with opened(model, names) as parameters:
-        for part in _parts(batch):
+        most = _TOKENS_A_PASS_WIDE if wide(model.network) else _TOKENS_A_PASS
+        for part in _parts(batch, most):
             anchor = torch.zeros((), requires_grad=True, device=model.device)
             with _Noting(dict(zip(map(id, parameters), names, strict=True)), found, anchor):
                 loss = part.loss(model)
@@ -112,12 +123,12 @@ def deferred_gradient(model: Model, batch: TextExamples, names: Sequence[str]) -
     return found
 
 
-def _parts(batch: TextExamples) -> Iterator[TextExamples]:
+def _parts(batch: TextExamples, most: int) -> Iterator[TextExamples]:
     """The batch in parts of few tokens, sentences of like length together, each weighed as it is in the batch."""
     lengths = batch.batch.lengths
     rows: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if rows and lengths[row] * (len(rows) + 1) > _TOKENS_A_PASS:
+        if rows and lengths[row] * (len(rows) + 1) > most:
             yield _some(batch, rows)
             rows = []
         rows.append(row)

@@ -13,7 +13,7 @@ from textleak.models.base import Examples, Model, Tensors
 from textleak.numerics import exact
 
 # Entries compared at once (our choice: a piece fits a core's cache).
-_PIECE = 2**18
+_PIECE = 2**16
 
 
 def formed_gradient(

@@ -23,7 +23,7 @@ from textleak.errors import InputError
 from textleak.events import Label
 from textleak.models.base import Modality, Weights
 from textleak.models.batches import Batch, Targets
-from textleak.models.cast import cast_network, wide
+from textleak.models.cast import cast_network, convert_buffers, standing_for, wide
 from textleak.models.copies import copy_of
 from textleak.models.heads import last_token_head
 from textleak.models.identity import attends, fingerprint_of, public_model
@@ -457,12 +457,18 @@ class TextModel:
         if capable and self.wide and dtype == torch.float64:
             return self.with_network(cast_network(self.network, dtype))
         device = self.device if capable else torch.device("cpu")
-        # Copied straight into the new precision, so that no second copy in the old one takes memory on the way.
+        # Copied straight into the new precision, so that no second copy in the old one takes memory on the way; and a
+        # table of which rows are looked up, while no logits are made of it, isn't copied at all.
+        table = self.word_embedding.weight
+        kept = {id(table)} if self.pooled and dtype == torch.float64 and device == self.device else set()
         copies = {
-            id(p): nn.Parameter(p.detach().to(device=device, dtype=dtype), requires_grad=False)
+            id(p): standing_for(p, dtype)
+            if id(p) in kept
+            else nn.Parameter(p.detach().to(device=device, dtype=dtype), requires_grad=False)
             for p in self.network.parameters()
         }
-        network = copy_of(self.network, copies).to(device=device, dtype=dtype)
+        network = copy_of(self.network, copies)
+        convert_buffers(network, dtype, device)
         made = copy.copy(self)  # what is known of its text and of its architecture is so of the copy's too
         for own in _OF_ITS_WEIGHTS:
             made.__dict__.pop(own, None)

@@ -288,7 +288,7 @@ def distances(
         distance: of a gradient at `parts.names`.
     """
     before = lines_of(guess)
-    olds = parts.of(before)
+    olds, mine = parts.of(before), {name: own[name] for name in parts.names}
     found: list[float] = []
     for start in range(0, len(rivals), parts.at_once):
         changes = [
@@ -297,7 +297,7 @@ def distances(
         ]
         news = parts.of(new for changed in changes for _, new in changed)
         for changed in changes:
-            here = {name: own[name].clone() for name in parts.names}
+            here = {name: gradient.clone() for name, gradient in mine.items()}
             for old, new in changed:
                 for part, sign in ((olds[old], -1), (news[new], 1)):
                     for name, gradient in part.items():

@@ -184,7 +184,8 @@ class _Rivals:
         left = [rival for rival in self._rivals if self._row_left(rival) <= bar]
         left = self._spanned(left, bar)
         left = self._ending(left, bar, *margins[0])
-        left = self._labeled(left, bar)
+        for view, margin in margins:
+            left = self._labeled(left, bar, view, margin)
         # So few that the finest alone takes no longer.
         for view, margin in margins if len(left) > _FORMED else margins[-1:]:
             if not left:
@@ -215,10 +216,10 @@ class _Rivals:
         bounds = ending_distances(view.text_model, self.guess, rivals, self.own, self._bound)
         return [rival for rival in rivals if not bounds.get(rival, 0.0) > margin * bar]
 
-    def _labeled(self, rivals: list[Guess], bar: float) -> list[Guess]:
-        """The rivals that other classes don't show to be beyond the bar."""
-        bounds = label_distances(self.exact.text_model, self.guess, rivals, self.own, self._bound)
-        return [rival for rival in rivals if not bounds.get(rival, 0.0) > bar]
+    def _labeled(self, rivals: list[Guess], bar: float, view: View, margin: float) -> list[Guess]:
+        """The rivals that other classes don't show to be beyond the bar; as for `_within`."""
+        bounds = label_distances(view.text_model, self.guess, rivals, self.own, self._bound)
+        return [rival for rival in rivals if not bounds.get(rival, 0.0) > margin * bar]
 
     def _row_left(self, rival: Guess) -> float:
         """The relative norm of a shared embedding row that the rival's gradient has nothing in: its token isn't there.
