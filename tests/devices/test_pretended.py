@@ -143,6 +143,7 @@ def test_what_the_device_s_client_shares_is_read_there(
             pytest.param(*row, marks=pytest.mark.slow)
             for row in (
                 ("fedavg:optimizer=adamw,lr=5e-5,steps=1", "bert", "classification"),
+                ("fedavg:lr=0.01,steps=3", "bert", "classification"),
                 ("loss:smoothing=0.1", "bert", "classification"),
                 ("one-step", "bert", "token-classification"),
                 ("loss:padding=left", "gpt2", "causal-lm"),
