@@ -15,6 +15,7 @@ import torch
 from tests.conftest import ToyModel, write_toy
 from tests.devices.pretended import DEVICE, OnDevice, pretended_device
 from tests.figures.clients import client_of
+from textleak import inference
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
 from textleak.clients import CLIENTS, composed
@@ -142,6 +143,7 @@ def test_what_the_device_s_client_shares_is_read_there(
             pytest.param(*row, marks=pytest.mark.slow)
             for row in (
                 ("fedavg:optimizer=adamw,lr=5e-5,steps=1", "bert", "classification"),
+                ("fedavg:lr=0.01,steps=3", "bert", "classification"),
                 ("loss:smoothing=0.1", "bert", "classification"),
                 ("one-step", "bert", "token-classification"),
                 ("loss:padding=left", "gpt2", "causal-lm"),
@@ -169,6 +171,28 @@ def test_what_is_read_of_other_clients_and_heads_is_the_same_there(
     assert found.stop is expected.stop
     assert found.stop.settled
     assert certificate.verified == certificate_of(expected, view_of(shared, here)).verified
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "train-mode+fedavg:optimizer=adamw,lr=5e-5,steps=2",
+        pytest.param("lora:rank=4", marks=pytest.mark.slow),
+        pytest.param("fedavg:lr=0.01,steps=4", marks=pytest.mark.slow),
+    ],
+)
+def test_an_update_tells_the_same_there(spec: str, tmp_path: Path) -> None:
+    wide: dict[str, object] = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 128}
+    folder = str(write_toy("bert", tmp_path, **wide))
+    here = load_model(folder, weights="random", device="cpu", weights_seed=0)
+    sent, _ = share(here, [SENTENCE], client=client_of(spec), seed=1)
+    kind: inference.Kind = "update" if "fedavg" in spec else "gradient"
+    expected = inference.told(dict(sent.gradients), here, kind=kind)
+    with pretended_device():
+        model = load_model(folder, weights="random", device=str(DEVICE), weights_seed=0)
+        for place in ("cpu", DEVICE):
+            moved = {name: gradient.to(place) for name, gradient in sent.gradients.items()}
+            assert inference.told(moved, model, kind=kind) == expected
 
 
 @pytest.mark.slow

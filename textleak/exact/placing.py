@@ -90,6 +90,11 @@ class Placed:
         return [w for w in range(len(self.ids)) if w not in self.done]
 
     @property
+    def hides(self) -> bool:
+        """Whether the rounding of a step may hide what rows are short of, or whole ones."""
+        return bool(self.faint_L.any()) or bool(self.faint_T.any())
+
+    @property
     def reach(self) -> int:
         """Positions up to the last one at which a token was found."""
         return max((t + 1 for t, here in enumerate(self.at) if here), default=0)
@@ -126,13 +131,22 @@ class Placed:
         return self.shown and bool(self.sums_TE[t].norm() <= SLACK * self.sum_errors_T[t])
 
 
-def place_by_sums(placed: Placed, noise_sigma: float) -> None:
-    """Place what the rows' sums tell: pairs that are equal, then whole groups; the rest becomes one group."""
+def place_by_sums(placed: Placed, noise_sigma: float, *, alone: bool) -> None:
+    """Place what the rows' sums tell: pairs that are equal, then whole groups; the rest becomes one group.
+
+    Where a step may hide rows, sums of several may lack a part, and of several sentences a single one may, too.
+
+    Args:
+        placed: nothing placed yet; changed.
+        noise_sigma: standard deviation of the noise on each entry.
+        alone: whether the batch is known to be one sentence.
+    """
     if placed.shown and noise_sigma > 0:
         _place_pairs(placed, _equal_under_noise(placed, noise_sigma), 1 - ERROR_RATE)
-    elif placed.shown:
+    elif placed.shown and (alone or not placed.hides):
         _place_pairs(placed, _equal(placed), 1.0)
-        _place_groups(placed)
+        if not placed.hides:
+            _place_groups(placed)
     grouped_words = {w for group in placed.groups for w in group.words}
     grouped_positions = {t for group in placed.groups for t in group.positions}
     words = [w for w in placed.open_words if w not in grouped_words]
@@ -175,8 +189,7 @@ def _place_groups(placed: Placed) -> None:
 
     The projector onto them joins two rows just where they are in one group.
     """
-    words = [w for w in placed.open_words if not placed.faint_L[w]]
-    positions = [t for t, closed in enumerate(placed.closed) if not closed and not placed.faint_T[t]]
+    words, positions = placed.open_words, [t for t, closed in enumerate(placed.closed) if not closed]
     count = len(words) + len(positions)
     if not words or not positions or count > placed.words_LE.shape[1]:
         return

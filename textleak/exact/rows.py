@@ -75,9 +75,10 @@ def read_rows(view: View) -> EmbeddingRows | None:
     if looked_up is None or not looked_up.ids:
         return _positions_alone(model, places, positions, notes)
     placed = Placed.of(looked_up, positions, count=_possible_positions(shared, places))
-    place_by_sums(placed, shared.noise_sigma)
+    place_by_sums(placed, shared.noise_sigma, alone=known_alone(shared))
     if (
-        places.across
+        not placed.hides
+        and places.across
         and places.offset_TE is not None
         and looked_up.head_RE is None
         and shared.noise_sigma == 0
@@ -139,8 +140,7 @@ def _ends(model: TextModel, placed: Placed) -> bool:
 def _fill(model: TextModel, shared: SharedGradient, placed: Placed) -> None:
     """In a batch of one sentence, the last token without a place takes all places that are left."""
     left = placed.open_words
-    hidden = bool(placed.faint_L.any()) or bool(placed.faint_T.any())  # perhaps by the rounding of a step
-    if hidden or len(left) != 1 or any(len(here) > 1 for here in placed.at):
+    if placed.hides or len(left) != 1 or any(len(here) > 1 for here in placed.at):
         return
     if placed.shown:
         inputs = len(placed.at)

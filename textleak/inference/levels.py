@@ -78,8 +78,10 @@ def _found(seen: Seen) -> list[float]:
     weights = seen.weights(name) if name in seen.sent else None
     if not words or decay is None or weights is None:
         return []
-    rows = torch.tensor(words, device=weights.device)
-    before_RE, moved_RE = exact(weights[rows]).cpu(), exact(seen.sent[name][rows]).cpu()
+    before_RE, moved_RE = (
+        exact(table_VE[torch.tensor(words, device=table_VE.device)]).cpu()
+        for table_VE in (weights, seen.sent[name])
+    )
     sizes_RE = (moved_RE + decay.product * before_RE).abs()
     level_R = sizes_RE.median(1).values
     sharp_R = ((sizes_RE / level_R[:, None] - 1).abs() <= _WITHIN).double().mean(1) >= _SHARE
