@@ -26,9 +26,9 @@ def _pressed() -> Iterator[None]:
     async def pressed(pilot: Pilot[Any], *keys: str) -> None:
         await press(pilot, *keys)
         app = pilot.app
-        if isinstance(app, InOrder) and not app.at_rest:
+        if isinstance(app, InOrder) and not app.at_rest():
             async with asyncio.timeout(30):
-                while not app.at_rest:
+                while not app.at_rest():
                     await asyncio.sleep(0.01)
             await pilot.pause()
 

@@ -34,7 +34,6 @@ class InOrder(App[None]):
     _waiting: deque[events.Key]
     _on_its_way: events.Key | None = None
 
-    @property
     def at_rest(self) -> bool:
         """Whether all keys so far were done with."""
         return self._on_its_way is None
