@@ -260,6 +260,11 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
         await until(pilot, lambda: "4 of 4 batches" in letters(app))
         await until(pilot, lambda: "1.00 ━━━━━━━━" in letters(app))
         await until(pilot, lambda: page.session is not None and page.session.settled)
+        page.planned = 6  # it was stopped before
+        page._draw()
+        await until(pilot, lambda: "■ stopped · 2 cells · 4 of 6 batches" in letters(app))
+        assert " left" not in letters(app).splitlines()[1]
+        page.planned = 4
         await pilot.press("e")
         report = tmp_path / export.EXPORTS / page.folder.name / "report.html"
         await until(pilot, lambda: report.exists() and "</html>" in report.read_text())

@@ -95,6 +95,23 @@ def test_a_story_plays_at_once_shows_both_sides_and_is_done_live(
     pilots.play(scene, Sessions(tmp_path / "runs"))
 
 
+def test_a_story_is_played_without_the_keys_that_browsers_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing() -> Catalog:
+        return Catalog()
+
+    monkeypatch.setattr(catalog, "list_catalog", nothing)
+
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await pilot.press("ctrl+g", "2")
+        await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
+        assert isinstance(app.screen, ReplayScreen)
+        assert app.screen.story is STORIES[1]
+
+    pilots.play(scene, Sessions(tmp_path / "runs"), size=(60, 16))
+
+
 def test_planted_secrets_are_marked_where_the_truth_is_shown_and_tokens_are_seen_on_both_sides(
     tmp_path: Path,
 ) -> None:

@@ -34,6 +34,10 @@ class InOrder(App[None]):
     _waiting: deque[events.Key]
     _on_its_way: events.Key | None = None
 
+    def at_rest(self) -> bool:
+        """Whether all keys so far were done with."""
+        return self._on_its_way is None
+
     async def on_event(self, event: events.Event) -> None:
         """Let a key that is typed wait for the one before it."""
         if not isinstance(event, events.Key):

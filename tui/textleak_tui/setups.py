@@ -150,7 +150,7 @@ IMAGE = Setup(
     loading="Loading the model and computing the gradient",
     title="Picture",
     several="pictures",
-    invitation="0 to 19 or a file, then Enter (Ctrl+N: another)",
+    invitation="0 to 19 or a file, Enter (Ctrl+N: another)",
     intro=(
         "And a picture?",
         "Give a sample's number or a file, press Enter, and watch an attack draw it.",

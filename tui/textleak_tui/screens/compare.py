@@ -129,6 +129,9 @@ class CompareScreen(Page):
             "Axis",
             tooltip="Compare at equal steps, equal gradient evaluations or equal seconds.",
         ),
+        Binding("full_stop", "step(1)", "One on", show=False, tooltip="Go on to where either run is next."),
+        Binding("v", "other", "Other side", show=False, tooltip="In little room: show the other run."),
+        Binding("escape", "back", "Back", tooltip="Leave the comparison."),
         Binding(
             "comma",
             "step(-1)",
@@ -136,9 +139,6 @@ class CompareScreen(Page):
             key_display="← →",
             tooltip="Back to where either run was before, or on to where it is next; with Shift ten.",
         ),
-        Binding("full_stop", "step(1)", "One on", show=False, tooltip="Go on to where either run is next."),
-        Binding("v", "other", "Other side", show=False, tooltip="In little room: show the other run."),
-        Binding("escape", "back", "Back", tooltip="Leave the comparison."),
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true tokens."),
         Binding("b", "app.blind", "Blind", tooltip="Show only what an attacker would see, or all again."),
     ]
@@ -152,7 +152,7 @@ class CompareScreen(Page):
         & .figures { height: 1; padding: 0 2; }
         & Overlay { height: 34%; min-height: 6; max-height: 14; }
         & .words { height: auto; max-height: 3; padding: 0 2; color: $text-muted; }
-        & .verdict { height: 1; padding: 0 2; text-style: bold; }
+        & .verdict { height: auto; max-height: 2; padding: 0 2; text-style: bold; }
         &.-low Scrubber { height: 1; }
     }
     """
@@ -162,7 +162,7 @@ class CompareScreen(Page):
         self.sides = (Side(NAMES[0], left), Side(NAMES[1], right))
         self.sides[1].add_class("right")
         self.overlay = Overlay()
-        self.verdict = Words(classes="verdict")
+        self.verdict = Words(grows=True, classes="verdict")
         self.words = Words(grows=True, classes="words")
         self.scrubber = Scrubber()
         self.axis: Axis | None = None

@@ -301,10 +301,12 @@ class EvaluationScreen(Page):
             )
         rows, batches, planned = self.grid.rows, self.grid.batches, self.planned
         alive = session is not None and session.child.alive
-        parts = ["● measuring"] if alive else [printable(self.folder.name)]
+        over = session is not None and not alive
+        stopped = over and planned is not None and batches < planned
+        parts = ["● measuring"] if alive else ["■ stopped"] if stopped else [printable(self.folder.name)]
         parts += [count_of(len(rows), "cell"), f"{batches:,}" + (f" of {planned:,}" if planned else "")]
         parts[-1] += " batches"
-        left = self._pace.left(time.monotonic(), batches, planned)
+        left = None if over else self._pace.left(time.monotonic(), batches, planned)
         parts += [f"about {seconds_in_words(left)} left"] if left else []
         failed = self.grid.failed
         parts += [f"{SIGNS['failed']} {failed} failed"] if failed else []

@@ -12,6 +12,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from textleak_tui.places import PLACES
+from textleak_tui.stories import STORIES
 
 # What else is asked for from anywhere, by the app's action.
 OTHERS = {
@@ -33,14 +34,15 @@ class GoDialog(ModalScreen[str]):
             Binding("question_mark" if letter == "?" else letter, f"choose('{action}')", show=False)
             for action, (letter, _, _) in OTHERS.items()
         ),
+        *(Binding(story.key[-1], f"choose(\"story('{story.name}')\")", show=False) for story in STORIES),
     ]
     DEFAULT_CSS = """
     GoDialog { align: center middle; background: $background 60%; }
     GoDialog > Vertical {
         width: 98; max-width: 100%; height: auto; max-height: 100%; padding: 1 2; background: $panel;
         border: round $accent;
-        & OptionList, & OptionList:focus { height: auto; background: $panel; border: none; padding: 0;
-            text-wrap: nowrap; text-overflow: ellipsis; }
+        & OptionList, & OptionList:focus { height: auto; max-height: 70vh; background: $panel; border: none;
+            padding: 0; background-tint: $panel 0%; text-wrap: nowrap; text-overflow: ellipsis; }
     }
     """
 
@@ -48,12 +50,16 @@ class GoDialog(ModalScreen[str]):
         """The places, each with its letter."""
         rows = [(f"go('{place.name}')", place.letter, place.title, place.words) for place in PLACES]
         rows += [(action, *row) for action, row in OTHERS.items()]
+        rows += [
+            (f"story('{story.name}')", story.key[-1], f"Watch {story.brief}", story.words)
+            for story in STORIES
+        ]
         with Vertical() as box:
             box.border_subtitle = "a letter, or ↑ ↓ and Enter; Esc leaves"
             yield Static("[b]Go to[/]")
             yield OptionList(
                 *(
-                    Option(f"[b]{letter}[/]  {title:<14} [dim]{words}[/]", id=action)
+                    Option(f"[b]{letter}[/]  {title:<15} [dim]{words}[/]", id=action)
                     for action, letter, title, words in rows
                 )
             )

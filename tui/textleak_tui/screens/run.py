@@ -183,6 +183,7 @@ class RunScreen(Page):
             return False
         live, going = self.live, self.going
         begun = self.session is not None and self.session.recording is not None
+        shown = live and (begun or self.session is None)
         written = live and not going and begun
         allowed = {
             "start": not live and not going,
@@ -195,9 +196,9 @@ class RunScreen(Page):
             "edit": live and not going,
             "again": live and not going,
             "export": written,
-            "truth": live and begun,
-            "blind": live and begun,
-            "copy_text": live and begun and self.setup.place != "pictures",
+            "truth": shown,
+            "blind": shown,
+            "copy_text": shown and self.setup.place != "pictures",
             "quit": not live,
             "watch": not live and self.session is not None,
         }

@@ -166,6 +166,7 @@ class LadderForm(Vertical):
         try:
             self.knob = ladder.knob_named(self.catalog, rows["knob"].box.input.value)
         except InputError:
+            rows["rungs"].tell()
             return False
         self._suggest(self.knob)
         try:
