@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+import textleak
 from tests.conftest import ToyModel
 from textleak.clients import CLIENTS, composed
 from textleak.clients.base import Client
 from textleak.clients.view import view_of
 from textleak.errors import InputError
+from textleak.events import Stop
 from textleak.models import TextModel
 from textleak.models.gradient import formed_gradient
 from textleak.private.share import share
@@ -89,6 +91,28 @@ def test_one_step_of_sgd_is_read_as_the_gradient(toy_model: ToyModel) -> None:
     update, _ = share(model, FOUR, LABELS, client=client("fedavg", lr=0.1))
     for name, gradient in view_of(update, model).shared.gradients.items():
         assert torch.allclose(gradient, plain.gradients[name], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.5])
+def test_what_decay_moves_is_no_part_of_the_gradient(decay: float, toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    plain, _ = share(model, FOUR, LABELS)
+    update, _ = share(model, FOUR, LABELS, client=client("fedavg", lr=0.05, weight_decay=decay))
+    found = view_of(update, model).shared.gradients
+    largest = max(float(gradient.abs().max()) for gradient in plain.gradients.values())
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, plain.gradients[name], rtol=1e-3, atol=1e-5 * largest), name
+        untouched = (plain.gradients[name] == 0).flatten()
+        assert not found[name].flatten()[untouched].any(), name
+
+
+def test_a_sentence_is_read_behind_several_steps_with_decay(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    made = client("fedavg", lr=0.01, steps=4, weight_decay=0.1)
+    shared, secret = share(model, FOUR[:1], LABELS[:1], client=made)
+    recovery = textleak.recover(shared, model, "auto", seed=0, time_limit=30)
+    assert recovery.stop is Stop.VERIFIED
+    assert recovery.sentences[0].text == secret.sentences[0]
 
 
 def test_epochs_of_mini_batches_go_through_the_batch_in_order() -> None:

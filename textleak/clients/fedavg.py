@@ -156,12 +156,22 @@ class FedAvg(Client):
         return self.batch_size is not None and self.batch_size < samples
 
     def as_gradient(self, sent: Tensors, model: Model) -> Tensors:
-        """The mean gradient of the steps, as far as the update shows it."""
+        """The mean gradient of the steps, as far as the update shows it: SGD's without its decay, which fills spans."""
         moved = {
             name: value - model.parameters[name].detach() if self.share == "weights" else value
             for name, value in sent.items()
         }
+        shrunk = self._shrunk()
+        if shrunk:
+            moved = {name: _grown(value, model.parameters[name], shrunk) for name, value in moved.items()}
         return {name: -value / self.rate for name, value in moved.items()}
+
+    def _shrunk(self) -> float:
+        """By which part SGD's steps shrink weights, whatever the batch; 0 where that depends on it."""
+        steps = 1 if self._single else self.steps
+        if self.optimizer != "sgd" or steps is None or (self.momentum and steps > 1):
+            return 0.0
+        return 1.0 - (1.0 - self.rate * self.weight_decay) ** steps
 
     def bounds(self, gradient: Tensors, model: Model) -> Bounds | None:
         """From fresh moments AdamW's step is lr · g / (|g| + eps), which tells |g| where the weight's rounding allows.
@@ -176,7 +186,8 @@ class FedAvg(Client):
     def _before_step(self, step: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of a tensor's gradient, given the weights' difference over −lr."""
         decayed = exact(weight.detach() * (1 - self.rate * self.weight_decay))
-        after = exact(weight.detach()) - self.rate * exact(step).to(decayed.device)
+        began = decayed if self.optimizer == "sgd" else exact(weight.detach())  # as `as_gradient` has it
+        after = began - self.rate * exact(step).to(decayed.device)
         part = (decayed - after) / self.rate
         unit = grid_step(torch.maximum(decayed.abs(), after.abs()), weight.dtype)
         # The weight is rounded to the nearest value after the step; where it decays, a fused kernel's may be one off.
@@ -203,3 +214,13 @@ class FedAvg(Client):
         if self.optimizer == "adamw":
             lost |= {Trait.ADDITIVE, Trait.IN_SPAN}
         return EVERY_TRAIT - lost
+
+
+def _grown(moved: Tensor, weight: Tensor, shrunk: float) -> Tensor:
+    """What a weight's decay has not moved of it; nothing where rounding alone may have."""
+    if not bool(moved.any()):
+        return moved
+    before, whole = exact(weight.detach()).to(moved.device), exact(moved)
+    left = whole + shrunk * before
+    unit = grid_step(torch.maximum(before.abs(), (before + whole).abs()), weight.dtype)
+    return torch.where(left.abs() > unit, left, torch.zeros_like(left)).to(moved)

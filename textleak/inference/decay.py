@@ -40,7 +40,7 @@ def ask(seen: Seen) -> Told | None:
         if product > half:
             return Told(
                 what=WHAT,
-                value={"rate × decay": float(f"{product:.4g}")},
+                value={"rate × decay": float(f"{product:.6g}")},
                 evidence=f"Weights shrank by {product:.4g} ({where}): rate times decay, together"
                 + (", over all steps." if count is None or isinstance(count, str) else "."),
             )

@@ -37,14 +37,15 @@ def client_of(seen: Seen) -> tuple[str, ...] | None:
     rate = found.rate or found.as_if or found.times_clip
     if optimizer is None or rate is None or steps != 1:
         return None
-    spec = f"fedavg:optimizer={optimizer},lr={rate:.4g},steps=1"
+    rounded = float(f"{rate:.4g}")
+    spec = f"fedavg:optimizer={optimizer},lr={rounded:g},steps=1"
     told = decay_ask(seen) if found.rate else None
-    decay = told.value if told else _decay(seen, rate)
-    spec += f",weight_decay={decay:g}" if isinstance(decay, float) and decay else ""
+    decay = told.value if told and isinstance(told.value, float) else _decay(seen, rounded)
+    spec += f",weight_decay={decay:.9g}" if decay else ""
     return (*parts, spec + (",max_grad_norm=1" if rate == found.times_clip else ""))
 
 
 def _decay(seen: Seen, rate: float) -> float:
-    """The decay at which weights shrink at a rate as they did."""
+    """The decay at which weights shrink at a rate as they did: exactly, as all of a weight is beside its gradient."""
     decay = decay_of(seen)
-    return 0.0 if decay is None or decay.product <= decay.half else float(f"{decay.product / rate:.4g}")
+    return 0.0 if decay is None or decay.product <= decay.half else decay.product / rate

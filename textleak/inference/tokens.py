@@ -16,8 +16,8 @@ from textleak.inference.steps import MORE, steps_of
 from textleak.inference.vocabulary import places_of
 
 WHAT = "tokens"
-# Deeper layers that are looked at, how many of them have to agree, and the size up to which they are decomposed (our
-# choice; measured on minilm: all but the last two of 11).
+# Deeper layers that are looked at, how many of them have to agree where nothing else says that tokens differ, and the
+# size up to which they are decomposed (our choice; measured on minilm: of adapters all but the last two of 11).
 _LOOKED_AT, _AGREE, _LARGEST = 8, 4, 1_000_000
 
 
@@ -58,7 +58,7 @@ def _counted(seen: Seen, span: FirstInputs, figure: str) -> Tokens:
     if sentences_of(seen).count == 1 and span.layers[0].depends_on_position:
         return Tokens(count=span.rank, evidence=f"{figure}: one for each of one sentence's tokens.")
     deeper = _deeper(seen, span)
-    if deeper:
+    if deeper >= _AGREE:
         return Tokens(
             count=span.rank,
             evidence=f"{figure}, and so have {deeper} deeper layers', where no two tokens' inputs are equal.",
@@ -66,6 +66,11 @@ def _counted(seen: Seen, span: FirstInputs, figure: str) -> Tokens:
     dropout, pairs = dropout_of(seen), pairs_of(seen)
     if dropout.on is None:
         return Tokens(count=None, evidence=f"{figure}; whether equal tokens share one isn't known.")
+    if dropout.on and not deeper:
+        return Tokens(
+            count=None,
+            evidence=f"{figure}, and no deeper layer's as many: weak ones may be lost in rounding.",
+        )
     if dropout.on:
         return Tokens(count=span.rank, evidence=f"{figure}: with dropout every token has its own.")
     if pairs is None or not pairs.positions:
@@ -103,7 +108,7 @@ def _ends(span: FirstInputs, roundings: float) -> bool:
 
 
 def _deeper(seen: Seen, span: FirstInputs) -> int:
-    """How many deeper layers' gradients have just the first one's dimensions, where enough do and none has more.
+    """How many deeper layers' gradients have just the first one's dimensions; 0 where any has more.
 
     Deeper inputs hold what surrounds a token, so equal tokens of several sentences differ there: as many dimensions as
     in the first layer mean that no two inputs of that one were equal either.
@@ -115,8 +120,7 @@ def _deeper(seen: Seen, span: FirstInputs) -> int:
     fit = [name for name in names if name in seen.sent and seen.sent[name].numel() <= _LARGEST]
     spectra = (spectrum_of(seen, name) for name in fit[:: max(1, len(fit) // _LOOKED_AT)])
     ranks = [one.rank for one in spectra if one is not None and one.clear]
-    agree = ranks.count(span.rank)
-    return agree if agree >= _AGREE and max(ranks) == span.rank else 0
+    return ranks.count(span.rank) if max(ranks, default=0) == span.rank else 0
 
 
 def _of_one_sentence(seen: Seen) -> int:

@@ -7,8 +7,8 @@ millions leaves as much proof as none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from textleak.clients.view import view_of
 from textleak.events import Recovery, Sentence, Stop
@@ -43,7 +43,7 @@ def with_rate(
         rate = steps["lr"] * _factor(view, sentences)
         if rate <= 0:
             continue
-        kinds = tuple((n, {**o, "lr": rate} if n == _STEPS else o) for n, o in shared.client.kinds)
+        kinds = tuple((n, _at(o, rate) if n == _STEPS else o) for n, o in shared.client.kinds)
         client = dataclasses.replace(shared.client, kinds=kinds)
         certificate = certify(view_of(dataclasses.replace(shared, client=client), model), sentences)
         if certificate.verified:
@@ -68,6 +68,12 @@ def _labeled(sentences: tuple[Sentence, ...], classes: int | None) -> Iterator[t
         for label in range(min(classes, _CLASSES)):
             if label != sentences[0].label:
                 yield (dataclasses.replace(sentences[0], label=label),)
+
+
+def _at(options: Mapping[str, Any], rate: float) -> dict[str, Any]:
+    """A step's options at another rate, at which weights shrink as they did."""
+    decay = options.get("weight_decay", 0.0) * options["lr"] / rate
+    return {**options, "lr": rate} | ({"weight_decay": decay} if decay else {})
 
 
 def _factor(view: View, sentences: tuple[Sentence, ...]) -> float:

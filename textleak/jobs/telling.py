@@ -15,6 +15,9 @@ Kind = Literal["gradient", "update"]
 VOCABULARY = "vocabulary"
 # What several steps of SGD with dropout are taken for, whose number and rate don't show: each leaves inputs of its own.
 _SEVERAL = "fedavg:optimizer=sgd,lr=0.01,steps=2"
+UNKNOWN_RATE = 0.01
+UNKNOWN_STEP = f"fedavg:optimizer=sgd,lr={UNKNOWN_RATE:g},steps=1"
+"""What a step of unknown size is taken for, where nothing says how the weights were moved: its direction is right."""
 # And as how many steps those of Adam count whose rates show together and whose number doesn't.
 _FEW = 2
 
@@ -84,12 +87,15 @@ def _steps(answers: Mapping[str, Any]) -> str | None:
     optimizer, rate = answers.get("optimizer"), answers.get("learning rate")
     if optimizer == "sgd" and answers.get("steps") not in (None, 1) and answers.get("dropout"):
         return _SEVERAL
+    decay = answers.get("weight decay")
+    if optimizer == "sgd" and isinstance(decay, Mapping):  # of a step of unknown size
+        shrunk = next(iter(decay.values())) / UNKNOWN_RATE
+        return f"{UNKNOWN_STEP},weight_decay={shrunk:.9g}"
     together = rate.get(TIMES_STEPS) if isinstance(rate, Mapping) else None
     if optimizer != "adamw" or not (together or isinstance(rate, float)):
         return None
     count = _count(answers.get("steps")) or (_FEW if together and answers.get("steps") == MORE else 1)
     each = together / count if together else rate
-    decay = answers.get("weight decay")
     shrunk = f",weight_decay={decay:g}" if isinstance(decay, float) and decay else ""
     return f"fedavg:optimizer=adamw,lr={each:.4g},steps={count}{shrunk}"
 

@@ -11,7 +11,7 @@ from textleak.jobs.files import asked_by_file, drawn_here, read_gradient, tell_l
 from textleak.jobs.found.known import known_of, with_shown
 from textleak.jobs.found.model import load_named, model_of, published
 from textleak.jobs.parts import build_client, chosen_client
-from textleak.jobs.telling import Kind, Telling, telling_of
+from textleak.jobs.telling import UNKNOWN_STEP, Kind, Telling, telling_of
 from textleak.settings import Choice
 from textleak.settings.audit import AuditConfig
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from textleak.shared.formats import State
     from textleak.shared.gradient import SharedGradient
     from textleak.shared.public import PublicModel
-
-# What a step of unknown size is taken for, where nothing says how the weights were moved: its direction is right.
-_UNKNOWN_STEP = "fedavg:optimizer=sgd,lr=0.01,steps=1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,7 +231,7 @@ def _client_of(
     assumed = specs is None and kind == "update"
     if specs is None:
         specs = ("train-mode",) if telling.dropout else ()
-        specs += (telling.nearest_steps or _UNKNOWN_STEP,) if assumed else ()
+        specs += (telling.nearest_steps or UNKNOWN_STEP,) if assumed else ()
     client = chosen_client(map(Choice.model_validate, specs))
     if model.trained is not None:  # its adapters are in place
         client = updates.without_adapters(client)
