@@ -285,6 +285,26 @@ def test_a_pairs_partners_stand_in_its_sentence(encoder: Callable[..., TextModel
         assert float(tied[sorted(others)].max()) < 0.5 * float(tied.max())
 
 
+def test_a_sentence_among_others_is_not_taken_for_all_of_the_batch() -> None:
+    # An eighth with one label: in a batch of seven also six times that label and once the other, by its prediction.
+    odds = 6 - 7 / 8
+    member = Member(row=(1, 2), parts=(1 / 8, 0.0), chances=(odds / (1 + odds), 1 / (1 + odds)))
+    assert batch_counts([member], batch_size=None) == (7, [(6, 1)])
+    assert batch_counts([member], batch_size=None, more=True) == (8, [(1, 0)])
+
+
+def test_it_shows_whether_more_than_rounding_is_left(encoder: Callable[..., TextModel]) -> None:
+    model = encoder()
+    shared, secret = shared_by(model)
+    all_ = left = whole(model, shared)
+    for row in secret.ids:
+        assert left.clear_beside(all_)
+        found = taken_off(left, row)
+        assert found is not None
+        left = found[1]
+    assert not left.clear_beside(all_)
+
+
 def test_what_changes_at_a_place_or_two_is_what_the_whole_sentence_has_outside(
     encoder: Callable[..., TextModel],
 ) -> None:

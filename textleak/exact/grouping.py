@@ -312,7 +312,8 @@ class _Grouping:
         size, members = self.shared.known.batch_size, self.members
         if self.model.own_loss is not None:  # labels are solved for, and how often each is there stays open
             return _Batch(rows=tuple(member.row for member in members), size=size)
-        counted = batch_counts(members, batch_size=size) if members else None
+        more = self.left.clear_beside(self.whole)
+        counted = batch_counts(members, batch_size=size, more=more) if members else None
         if counted is None and members and self._unexplained is None:
             # Nothing is missing, so the parts add up to 1, unless the client scaled its gradient.
             scale = sum(sum(member.parts) for member in members)

@@ -39,8 +39,9 @@ _NO_DIRECTION = 1e-9
 _LEAK = 1e-10
 # Inputs beyond the first that are looked at for a shared gradient: in a transformer those of a block.
 _INPUTS = 4
-# Tokens that run through the network at once, and rows of a gradient that are looked at: both bound the memory.
-_TOKENS_A_PASS, _ROWS = 4096, 1024
+# Tokens that run through the network at once, numbers that their states have at most, and rows of a gradient that
+# are looked at: all bound the memory.
+_TOKENS_A_PASS, _NUMBERS_A_PASS, _ROWS = 4096, 2**22, 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -207,10 +208,11 @@ def _inputs(
 ) -> Iterator[tuple[list[Row], Tensor]]:
     """What a layer reads of rows of one length, one after the other: (P, I), float64."""
     kept: dict[int, Kept] = {}
+    at_once = min(_TOKENS_A_PASS, _NUMBERS_A_PASS // model.hidden_size)
     for length in {len(row) for row in rows}:
         some = [row for row in rows if len(row) == length]
         ids_KT = torch.tensor(some, device=model.device)
-        for part_KT in torch.split(ids_KT, max(1, _TOKENS_A_PASS // length)):
+        for part_KT in torch.split(ids_KT, max(1, at_once // length)):
             positions_KT = torch.arange(length, device=model.device).expand_as(part_KT)
             with EachOnce(model, local, part_KT, positions_KT, kept):
                 inputs_KTI = layer_inputs(model, part_KT, [layer.name])[layer.name]
