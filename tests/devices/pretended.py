@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from textleak.models.cast import CastTensor
+
 DEVICE = torch.device("cuda:0")
 _aten = torch.ops.aten
 
@@ -185,6 +187,8 @@ class _Mode(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(isinstance(leaf, CastTensor) for leaf in leaves):
+            return NotImplemented  # what it makes of its weight comes here again
         owned = [leaf for leaf in leaves if isinstance(leaf, OnDevice)]
         if owned:
             _refuse_mixed(func, args, leaves)

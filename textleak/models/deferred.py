@@ -262,7 +262,7 @@ class _LookedUp(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.noting, ctx.name, ctx.padding = noting, name, padding
-        return table_VE[ids]
+        return torch.embedding(table_VE, ids)
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[None, ...]:  # noqa: ANN401
