@@ -75,7 +75,7 @@ class DefenseScreen(Page):
     DefenseScreen {
         & .results { height: 1fr; }
         & .empty { height: 1fr; content-align: center middle; text-align: center; color: $text-muted; padding: 0 4; }
-        & LadderTable { width: 3fr; }
+        & LadderTable { width: 3fr; min-width: 73; }
         & Bars { width: 2fr; height: 1fr; max-height: 20; }
         & .results.-stacked {
             layout: vertical;
