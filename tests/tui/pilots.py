@@ -25,8 +25,10 @@ async def until(pilot: Pilot[None], true: Callable[[], object], seconds: float =
     """Let the app go on until something has come true."""
     end = time.monotonic() + seconds
     while not true():
+        if pilot.app._exception:  # it has ended, and nothing comes true any more
+            raise pilot.app._exception
         if time.monotonic() > end:
-            pytest.fail("it didn't come true in time")
+            pytest.fail(f"it didn't come true in time on {pilot.app.screen}")
         await pilot.pause(0.02)
 
 
