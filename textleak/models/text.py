@@ -458,9 +458,9 @@ class TextModel:
             return self.with_network(cast_network(self.network, dtype))
         device = self.device if capable else torch.device("cpu")
         # Copied straight into the new precision, so that no second copy in the old one takes memory on the way; and a
-        # table of which rows are looked up, while no logits are made of it, isn't copied at all.
+        # table of which rows are looked up, while no logits are made of it, isn't copied at all on a CPU.
         table = self.word_embedding.weight
-        kept = {id(table)} if self.pooled and dtype == torch.float64 and device == self.device else set()
+        kept = {id(table)} if self.pooled and dtype == torch.float64 and self.device.type == "cpu" else set()
         copies = {
             id(p): standing_for(p, dtype)
             if id(p) in kept
