@@ -44,7 +44,7 @@ from textleak.attacks.dummies.trials import Starts, Trials
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import View
 from textleak.events import Followed, Phase, Progress, Recovery, Sentence, Stop
-from textleak.matching import Adam, CosinePerTensor, Iterate, Leaves, Limits, StepDecay, minimize
+from textleak.matching import Adam, CosinePerTensor, Iterate, Leaves, StepDecay, minimize
 from textleak.models.base import Modality
 from textleak.shared.traits import Trait
 from textleak.words import count_of
@@ -164,7 +164,7 @@ class _Rounds:
             self.objective.value_and_gradient,
             {**dummies.given(attack.restarts), **begin},
             optimizer,
-            limits=Limits(steps=attack.steps, seconds=self.clock.left, clock=self.clock.now),
+            limits=self.clock.limits(attack.steps),
             wrt=dummies.free,
             project=dummies.within,
         ):

@@ -41,7 +41,7 @@ from textleak.attacks.dummies.trials import Moves, Starts, Trials
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import View
 from textleak.events import Phase, Recovery
-from textleak.matching import TAG, Adam, CosinePerTensor, Limits, Objective, StepDecay, minimize
+from textleak.matching import TAG, Adam, CosinePerTensor, Objective, StepDecay, minimize
 from textleak.models.base import Modality
 from textleak.models.prior import LanguagePrior
 from textleak.shared.traits import Trait
@@ -137,12 +137,11 @@ class LAMP:
         trials, dummies, rounds = moves.trials, moves.trials.dummies, self.rounds()
         detail = f"{in_words(self.restarts, dummies)}, tokens moved in {len(rounds)} rounds"
         yield Phase(name="alternate", detail=detail)
-        clock = trials.problem.view.clock
         run = minimize(
             steps.value_and_gradient,
             {**dummies.given(self.restarts), **begin},
             Adam(learning_rate=self.learning_rate, schedule=StepDecay(gamma=0.89, every=50)),
-            limits=Limits(steps=self.steps, seconds=clock.left, clock=clock.now),
+            limits=trials.problem.view.clock.limits(self.steps),
             wrt=dummies.free,
         )
         teller = Teller(stand_ins=dummies, steps=self.steps, phase="alternate")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textleak.clients.base import Client, client_of, gradient_of
 from textleak.errors import InputError
-from textleak.matching import Matcher, Objective, Target
+from textleak.matching import Limits, Matcher, Objective, Target
 from textleak.matching.matcher import matched_names
 from textleak.models.base import Examples, Tensors
 from textleak.models.batches import TextExamples
@@ -61,6 +61,10 @@ class Clock:
             yield
         finally:
             self._stood += time.monotonic() - began
+
+    def limits(self, steps: int, *, tolerance: float | None = None) -> Limits:
+        """Of a run of an optimizer that is to end with it; `tolerance` as in `Limits`."""
+        return Limits(steps=steps, seconds=self.left, clock=self.now, tolerance=tolerance)
 
     @property
     def left(self) -> float | None:

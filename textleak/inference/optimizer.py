@@ -190,19 +190,17 @@ def optimizer_of(seen: Seen) -> Optimizer:
         return Optimizer(name=None, evidence="Whether an optimizer was at work can't be told.")
     if sent == "gradient":
         return Optimizer(name=None, evidence="A gradient was sent: no optimizer has touched it.")
-    first = first_step(seen)
-    if first is not None:
-        return Optimizer(
-            name="adamw",
-            evidence=f"{per_cent(first.share)} of {first.entries:,} entries moved by {first.rate:.4g} (within 1 %) and "
-            "none by more: Adam's first step, in which every entry moves by the rate.",
+    found = clustered(seen)
+    if found is not None:
+        alike = (
+            "Adam's first step, in which every entry moves by the rate"
+            if first_step(seen) is not None
+            else "Adam's steps, in which every entry moves by about the rate"
         )
-    several = clustered(seen)
-    if several is not None:
         return Optimizer(
             name="adamw",
-            evidence=f"{per_cent(several.share)} of {several.entries:,} entries moved by {several.rate:.4g} (within "
-            "1 %) and none by more: Adam's steps, in which every entry moves by about the rate.",
+            evidence=f"{per_cent(found.share)} of {found.entries:,} entries moved by {found.rate:.4g} (within 1 %) and "
+            f"none by more: {alike}.",
         )
     spread, tensors = _spread(seen)
     figure = f"The largest of {tensors} tensors' moves are {spread:.3g} times the median one's"

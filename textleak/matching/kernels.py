@@ -264,78 +264,84 @@ class _ReluSlope(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(u, x, 0.0), to_x, None
 
 
-class _Sigmoid(torch.autograd.Function):
-    """s = 1 / (1 + exp −x)."""
+@dataclass(frozen=True, kw_only=True)
+class _ByValue:
+    """A function whose slope its own value y tells: the value, g times the slope, and the derivatives of that.
+
+    Attributes:
+        value: y of x.
+        passed: what of a gradient g is passed on, by g and y.
+        back: derivatives of what is passed on by g and by y, by that which comes back to it, g and y.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    passed: Callable[[Tensor, Tensor], Tensor]
+    back: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class _Valued(torch.autograd.Function):
+    """y of x."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        s = x.sigmoid()
-        ctx.save_for_backward(s)
-        return s
+    def forward(ctx: FunctionCtx, x: Tensor, f: _ByValue) -> Tensor:
+        y = f.value(x)
+        ctx.save_for_backward(y)
+        ctx.f = f  # type: ignore[attr-defined]
+        return y
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
-        (s,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return cast(Tensor, _SigmoidSlope.apply(grad, s))  # type: ignore[no-untyped-call]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _ValuedSlope.apply(grad, y, ctx.f), None  # type: ignore[attr-defined, no-untyped-call]
 
 
-class _SigmoidSlope(torch.autograd.Function):
-    """g ∘ s (1 − s)."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, grad: Tensor, s: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, s)
-        return _sigmoid_slope(grad, s)
+class _ValuedSlope(torch.autograd.Function):
+    """What of a gradient is passed on."""
 
     @staticmethod
-    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor]:
-        grad, s = ctx.saved_tensors  # type: ignore[attr-defined]
-        both = u * grad
-        return _sigmoid_slope(u, s), both.addcmul_(both, s, value=-2)
+    def forward(ctx: FunctionCtx, grad: Tensor, y: Tensor, f: _ByValue) -> Tensor:
+        ctx.save_for_backward(grad, y)
+        ctx.f = f  # type: ignore[attr-defined]
+        return f.passed(grad, y)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad, y = ctx.saved_tensors  # type: ignore[attr-defined]
+        return *ctx.f.back(u, grad, y), None  # type: ignore[attr-defined]
 
 
-def _sigmoid_slope(grad: Tensor, s: Tensor) -> Tensor:
-    """In memory as `s` is, whatever the order of `grad`."""
+def _sigmoid_passed(grad: Tensor, s: Tensor) -> Tensor:
+    """G ∘ s (1 − s), in memory as `s` is, whatever the order of `grad`."""
     out = torch.empty_like(s)
     return cast(Tensor, torch.ops.aten.sigmoid_backward.grad_input(grad, s, grad_input=out))
 
 
-class _Softmax(torch.autograd.Function):
-    """Softmax over the last dimension."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_D: Tensor) -> Tensor:
-        y_D = (x_D - x_D.amax(-1, keepdim=True)).exp_()  # torch's own is slow on short rows
-        y_D.div_(y_D.sum(-1, keepdim=True))
-        ctx.save_for_backward(y_D)
-        return y_D
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_D: Tensor) -> Tensor:
-        (y_D,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return cast(Tensor, _SoftmaxSlope.apply(grad_D, y_D))  # type: ignore[no-untyped-call]
+def _sigmoid_back(u: Tensor, grad: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    both = u * grad
+    return _sigmoid_passed(u, s), both.addcmul_(both, s, value=-2)
 
 
-class _SoftmaxSlope(torch.autograd.Function):
-    """y ∘ (g − Σ g y)."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, grad_D: Tensor, y_D: Tensor) -> Tensor:
-        ctx.save_for_backward(grad_D, y_D)
-        return _softmax_slope(grad_D, y_D)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, u_D: Tensor) -> tuple[Tensor, Tensor]:
-        grad_D, y_D = ctx.saved_tensors  # type: ignore[attr-defined]
-        along_u_1 = (u_D * y_D).sum(-1, keepdim=True)
-        along_grad_1 = (grad_D * y_D).sum(-1, keepdim=True)
-        to_y_D = u_D * (grad_D - along_grad_1) - grad_D * along_u_1
-        return (u_D - along_u_1).mul_(y_D), to_y_D
+def _softmax_value(x_D: Tensor) -> Tensor:
+    """Over the last dimension."""
+    y_D = (x_D - x_D.amax(-1, keepdim=True)).exp_()  # torch's own is slow on short rows
+    return y_D.div_(y_D.sum(-1, keepdim=True))
 
 
-def _softmax_slope(grad_D: Tensor, y_D: Tensor) -> Tensor:
+def _softmax_passed(grad_D: Tensor, y_D: Tensor) -> Tensor:
+    """Y ∘ (g − Σ g y)."""
     passed_D = grad_D * y_D
     return passed_D.addcmul_(y_D, passed_D.sum(-1, keepdim=True), value=-1)
+
+
+def _softmax_back(u_D: Tensor, grad_D: Tensor, y_D: Tensor) -> tuple[Tensor, Tensor]:
+    along_u_1 = (u_D * y_D).sum(-1, keepdim=True)
+    along_grad_1 = (grad_D * y_D).sum(-1, keepdim=True)
+    to_y_D = u_D * (grad_D - along_grad_1) - grad_D * along_u_1
+    return (u_D - along_u_1).mul_(y_D), to_y_D
+
+
+_SIGMOID = _ByValue(value=torch.sigmoid, passed=_sigmoid_passed, back=_sigmoid_back)
+_SOFTMAX = _ByValue(value=_softmax_value, passed=_softmax_passed, back=_softmax_back)
 
 
 def _usable(x: object) -> bool:
@@ -373,7 +379,7 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
 
 
 def _sigmoid(input: Tensor) -> Tensor | None:
-    return cast(Tensor, _Sigmoid.apply(input)) if _usable(input) else None  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Valued.apply(input, _SIGMOID)) if _usable(input) else None  # type: ignore[no-untyped-call]
 
 
 def _batch_norm(
@@ -411,7 +417,7 @@ def _softmax(
 ) -> Tensor | None:
     if dim not in (-1, input.dim() - 1) or dtype not in (None, input.dtype) or not _usable(input):
         return None
-    return cast(Tensor, _Softmax.apply(input))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Valued.apply(input, _SOFTMAX))  # type: ignore[no-untyped-call]
 
 
 # Each gives None where it doesn't apply, and torch's own function runs.

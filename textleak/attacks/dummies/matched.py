@@ -24,7 +24,7 @@ from torch import Tensor
 from textleak.attacks.dummies.problem import DummyProblem
 from textleak.attacks.dummies.telling import STOPS, Teller, in_words
 from textleak.events import Phase, Progress, Recovery
-from textleak.matching import Iterate, Limits, Optimizer, minimize, minimize_in_turns
+from textleak.matching import Iterate, Optimizer, minimize, minimize_in_turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,8 +108,7 @@ def _minimized(
     """All dummies at once, or in turns where the problem says so."""
     stand_ins = problem.stand_ins
     leaves = stand_ins.start(problem.candidates, generator)
-    clock = problem.clock
-    limits = Limits(steps=steps, seconds=clock.left, clock=clock.now, tolerance=stand_ins.tolerance)
+    limits = problem.clock.limits(steps, tolerance=stand_ins.tolerance)
     if stand_ins.turns is not None:
         return minimize_in_turns(
             problem.value_and_gradient, leaves, optimizer, limits=limits, turns=stand_ins.turns

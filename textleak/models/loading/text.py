@@ -27,8 +27,6 @@ from textleak.words import count_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-# How names begin that a wrapper around a network gave its parameters.
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 # Attention and experts as plain operations of torch: they have every precision, and derivatives of derivatives.
 _PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
@@ -259,15 +257,15 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
     names = dict(network.named_parameters())
     drawn = [key for key in names if key in absent]
     if 2 * len(drawn) > len(names):
-        for wrapper in _WRAPPERS:
-            if any(key.startswith(wrapper) for key in unread):
-                raise InputError(
-                    f"The parameters of {name!r} in {place.words} are called {wrapper}...: a wrapper's.",
-                    why="They were saved with what training wraps around a network (DistributedDataParallel, "
-                    "torch.compile).",
-                    fix="Save the network itself (model.module.save_pretrained), or take that beginning off their "
-                    "names.",
-                )
+        around = next((before for key in unread if (before := _around(key))), "")
+        if around:
+            raise InputError(
+                f"The parameters of {name!r} in {place.words} are called {around}...: a wrapper's.",
+                why="They were saved with what training wraps around a network (DistributedDataParallel, "
+                "torch.compile).",
+                fix="Save the network itself (model.module.save_pretrained), or take that beginning off their "
+                "names.",
+            )
         raise InputError(
             f"Of the {len(names)} parameters of {name!r}, {len(drawn)} are not in {place.words}.",
             why="It seems to be the checkpoint of another architecture.",
@@ -289,6 +287,14 @@ def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) ->
         weights="pretrained",
         source=source,
     )
+
+
+def _around(name: str) -> str:
+    """What a wrapper around a network put before the name of a parameter; nothing where none did."""
+    from textleak.shared.formats import plain_name
+
+    plain = plain_name(name)
+    return name.removesuffix(plain) if name.endswith(plain) else ""
 
 
 def _fill_from_folder(

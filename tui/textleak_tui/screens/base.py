@@ -140,28 +140,28 @@ class Page(Screen[None]):
     @work(thread=True, exclusive=True, group="write")
     def write_meanwhile(self, files: Callable[[], list[Path]]) -> None:
         """As `write`, for what takes a moment."""
-        written, problem = [], None
         try:
             written = files()
         except TextleakError as error:
-            problem = error
-
-        def told() -> list[Path]:
-            if problem is not None:
-                raise problem
-            return written
-
-        self.app.call_from_thread(self.write, told)
+            self.app.call_from_thread(self._not_exported, error)
+        else:
+            self.app.call_from_thread(self._exported, written)
 
     def write(self, files: Callable[[], list[Path]]) -> None:
         """Write files and tell where they are, or why they can't be written."""
         try:
             written = files()
         except TextleakError as error:
-            words = " ".join(part for part in (error.why, error.fix) if part)
-            self.notify(words, title=error.what, severity="error", timeout=10, markup=False)
+            self._not_exported(error)
         else:
-            for path in written:
-                self.post_message(HandOver(path))
-            names = ", ".join(path.name for path in written)
-            self.notify(f"{names} in {written[0].parent}", title="Exported", timeout=8, markup=False)
+            self._exported(written)
+
+    def _not_exported(self, error: TextleakError) -> None:
+        words = " ".join(part for part in (error.why, error.fix) if part)
+        self.notify(words, title=error.what, severity="error", timeout=10, markup=False)
+
+    def _exported(self, files: list[Path]) -> None:
+        for path in files:
+            self.post_message(HandOver(path))
+        names = ", ".join(path.name for path in files)
+        self.notify(f"{names} in {files[0].parent}", title="Exported", timeout=8, markup=False)
