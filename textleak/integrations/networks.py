@@ -16,18 +16,11 @@ from textleak.models.identity import fingerprint_of
 from textleak.models.loading.heads import outputs_of
 from textleak.models.loading.memory import task_of, unwrapped
 from textleak.models.quiet import quiet
+from textleak.shared.formats import inner_name
 from textleak.shared.public import PublicModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# What is written into names by wrappers within a network: torch.compile, FSDP, activation checkpointing.
-_WITHIN = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
-
-def _own(name: str) -> str:
-    """A parameter's name without what wrappers within the network write into it."""
-    return ".".join(part for part in name.split(".") if part not in _WITHIN)
 
 
 def copied(value: Tensor) -> Tensor:
@@ -128,8 +121,10 @@ class Trained:
     def _save_base(self, base: Tensors, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401 - any library's
         if folder.is_dir() and not folder.is_symlink():
             return
-        buffers = {_own(name): value for name, value in self.network.named_buffers(remove_duplicate=False)}
-        persistent = {_own(name) for name in self.network.state_dict()} & buffers.keys()
+        buffers = {
+            inner_name(name): value for name, value in self.network.named_buffers(remove_duplicate=False)
+        }
+        persistent = {inner_name(name) for name in self.network.state_dict()} & buffers.keys()
         state = {**base, **{name: buffers[name].detach().clone() for name in persistent}}
         with new_folder(folder) as partial, quiet():
             self.network.save_pretrained(partial, state_dict=state)
@@ -161,7 +156,7 @@ def trained(model: nn.Module, task: str = "auto") -> Trained:
     adapters = getattr(network, "peft_config", None) or {}
     found = Trained(
         network=network,
-        parameters={_own(name): parameter for name, parameter in network.named_parameters()},
+        parameters={inner_name(name): parameter for name, parameter in network.named_parameters()},
         adapters=next(iter(adapters.values()), None),
         task=task_of(network, task),
     )

@@ -4,7 +4,7 @@
 """
 
 from textleak.shared.formats.adapters import Adapter
-from textleak.shared.formats.names import Fitted, Names, plain_name
+from textleak.shared.formats.names import Fitted, Names, inner_name, plain_name
 from textleak.shared.formats.reading import State, not_finite, read_state
 
-__all__ = ["Adapter", "Fitted", "Names", "State", "not_finite", "plain_name", "read_state"]
+__all__ = ["Adapter", "Fitted", "Names", "State", "inner_name", "not_finite", "plain_name", "read_state"]

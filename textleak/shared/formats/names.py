@@ -17,17 +17,21 @@ from textleak.errors import InputError
 
 # At the beginning of a name, in any order and number; and anywhere in it.
 _AROUND = ("module.", "_module.", "base_model.model.")
-_WITHIN = frozenset(
-    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer", "modules_to_save"}
-)
-# PEFT writes the adapter's name after these.
+_WITHIN = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# What PEFT writes anywhere in it, and what it writes the adapter's name after.
+_PEFT = frozenset({"base_layer", "modules_to_save"})
 _NAMED = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"})
 _ADAPTER = "default"
 
 
+def inner_name(name: str) -> str:
+    """A parameter's name without what wrappers of modules within a network write into it."""
+    return ".".join(part for part in name.split(".") if part not in _WITHIN)
+
+
 def plain_name(name: str) -> str:
     """A parameter's name without what wrappers write around it, and PEFT within it."""
-    before, name = "", ".".join(part for part in name.split(".") if part != "_orig_mod")
+    before, name = "", inner_name(name)
     while name != before:
         before = name
         for prefix in _AROUND:
@@ -37,7 +41,7 @@ def plain_name(name: str) -> str:
     return ".".join(
         part
         for part, previous in zip(parts, after, strict=False)
-        if part not in _WITHIN and not (part == _ADAPTER and previous in _NAMED)
+        if part not in _PEFT and not (part == _ADAPTER and previous in _NAMED)
     )
 
 
