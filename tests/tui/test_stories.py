@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+from textual._xterm_parser import XTermParser
+from textual.constants import ESCAPE_DELAY
+from textual.events import Key
 from textual.pilot import Pilot
 
 from tests.tui import pilots
@@ -49,6 +53,37 @@ def test_a_story_is_a_whole_run_of_what_it_says_and_tells_nothing_of_its_machine
     assert [sentence.text for sentence in progress.sentences] == [
         sentence["recovered"] for sentence in run.result["sentences"]
     ], "the answer is seen"
+
+
+def _keys_of(sent: str) -> list[Key]:
+    """The keys that a terminal's bytes are taken for, once no more bytes come."""
+    parser = XTermParser(False)
+    found = list(parser.feed(sent))
+    time.sleep(1.5 * ESCAPE_DELAY)
+    return [event for event in (*found, *parser.tick()) if isinstance(event, Key)]
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_what_terminals_send_for_a_story_s_key_plays_it_and_types_nothing(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing() -> Catalog:
+        return Catalog()
+
+    monkeypatch.setattr(catalog, "list_catalog", nothing)
+
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = app.screen
+        assert isinstance(page, RunScreen)
+        await until(pilot, lambda: page.form.sentences.has_focus)
+        for key in _keys_of(f"\x1b{story.key[-1]}"):
+            app.post_message(key)
+        await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
+        assert isinstance(app.screen, ReplayScreen)
+        assert app.screen.story == story
+        assert page.form.sentences.text == ""
+
+    pilots.play(scene, Sessions(tmp_path))
 
 
 def test_a_story_plays_at_once_shows_both_sides_and_is_done_live(

@@ -29,7 +29,7 @@ from textleak.errors import TextleakError
 from textleak.runs import holds_an_evaluation, runs_folder
 from textleak_tui.child import Child
 from textleak_tui.hangup import when_gone
-from textleak_tui.keystrokes import InOrder
+from textleak_tui.keystrokes import InOrder, hear_alt_and_digits
 from textleak_tui.places import PLACES, AttackAgain, CompareRuns, HandOver, OpenGrid, OpenRun, Sight
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
@@ -69,7 +69,15 @@ class TextleakApp(InOrder):
             for place in PLACES
         ),
         *(
-            Binding(story.key, f"story('{story.name}')", story.title, show=False, tooltip=story.words)
+            # Before the sentence that is being typed takes the digit.
+            Binding(
+                story.key,
+                f"story('{story.name}')",
+                story.title,
+                show=False,
+                priority=True,
+                tooltip=story.words,
+            )
             for story in STORIES
         ),
         Binding("t", "truth", "Truth", show=False, tooltip="Show or hide the true tokens."),
@@ -108,6 +116,7 @@ class TextleakApp(InOrder):
         self, sessions: Sessions, memory: Memory, *, run: Path | None = None, update: Path | None = None
     ) -> None:
         super().__init__()
+        hear_alt_and_digits()
         self.stylesheet = SteadyStylesheet(variables=self.get_css_variables())
         self.sessions = sessions
         self.memory = memory

@@ -3,19 +3,29 @@
 Textual hands a key to what has the focus and goes on to the next key at once; what the first one is bound to is done
 only when it has come back up from there. What was typed right after Tab went to the old field, and a backspace took a
 letter that was typed after it, or one of another field.
+
+It also takes the bytes that nearly every terminal sends for Alt and a digit for a sign that Option writes on a Mac.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import deque
+from string import digits
 
 from textual import events
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.app import App
 from textual.message import Message
 
 # Our choice: after it a key that never came back (its screen has gone) holds up no other.
 SECONDS_TO_COME_BACK = 0.5
+
+
+def hear_alt_and_digits() -> None:
+    """Let Alt and a digit be that key, and no sign such as an inverted exclamation mark."""
+    for digit in digits:
+        ANSI_SEQUENCES_KEYS.pop(f"\x1b{digit}", None)
 
 
 class Through(Message):
