@@ -218,7 +218,8 @@ class _Rivals:
 
     def _labeled(self, rivals: list[Guess], bar: float, view: View, margin: float) -> list[Guess]:
         """The rivals that other classes don't show to be beyond the bar; as for `_within`."""
-        bounds = label_distances(view.text_model, self.guess, rivals, self.own, self._bound)
+        model, known = view.text_model, view.known
+        bounds = label_distances(model, self.guess, rivals, self.own, self._bound, known=known)
         return [rival for rival in rivals if not bounds.get(rival, 0.0) > margin * bar]
 
     def _row_left(self, rival: Guess) -> float:
