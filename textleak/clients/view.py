@@ -128,8 +128,11 @@ class View:
 
     @property
     def kept_apart(self) -> tuple[str, ...]:
-        """The parameters that sentences' parts are kept of, for `known`; none where `own` can't be made of them."""
-        splitting = self._matrix_by_matrix and splits(self.text_model)
+        """The parameters that sentences' parts are kept of, for `known`; none where `own` can't be made of them.
+
+        Nor of a wide model, whose parts are large as well.
+        """
+        splitting = self._matrix_by_matrix and not self.text_model.wide and splits(self.text_model)
         return tuple(self.shared.gradients) if splitting else ()
 
     @property

@@ -240,13 +240,14 @@ class _Rivals:
         if not plain or self.model.task == "masked-lm":
             return rivals
         model, gradients = self.exact.text_model, shared.gradients
-        local = local_layers(self.model)
+        local, spans, most = local_layers(self.model), [], bar * self._norm
         for layers in first_layers(self.model, gradients):
             if not rivals:
                 break
             span = LayerSpan.of(model, gradients, layers, local, answer=self.guess, rivals=rivals)
-            rivals = [rival for rival in rivals if relative(span.least(rival), self._norm) <= bar]
-        return rivals
+            spans.append(span)
+            rivals = span.within(rivals, most)
+        return [rival for rival in rivals if not any(span.least(rival) > most for span in spans)]
 
     @functools.cached_property
     def _rows(self) -> dict[int, float]:
