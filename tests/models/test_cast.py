@@ -107,8 +107,8 @@ def test_a_wide_models_batch_is_verified_from_a_gradient_that_is_never_whole(
 ) -> None:
     made: list[Deferred] = []
 
-    def noted(*arguments: object) -> Deferred:
-        made.append(deferred_gradient(*arguments))  # type: ignore[arg-type]
+    def noted(*arguments: object, **named: object) -> Deferred:
+        made.append(deferred_gradient(*arguments, **named))  # type: ignore[arg-type]
         return made[-1]
 
     monkeypatch.setattr("textleak.clients.view.deferred_gradient", noted)

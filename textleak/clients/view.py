@@ -20,6 +20,7 @@ from textleak.models.base import Examples, Tensors
 from textleak.models.batches import TextExamples
 from textleak.models.deferred import deferred_gradient
 from textleak.models.losses.language import PLAIN
+from textleak.models.sentence_parts import Known, add_known, splits
 from textleak.models.text import TextModel
 from textleak.models.vision import ImageModel
 from textleak.shared.effects import clipped_samples
@@ -86,12 +87,14 @@ class View:
         model: the public model as the client trains it, a `TextModel` or an `ImageModel`.
         client: the client's procedure.
         clock: when the attack has to end.
+        known: parts of sentences that were run already on this model, for `own`; filled by who proves them.
     """
 
     shared: SharedGradient
     model: AnyModel
     client: Client
     clock: Clock = dataclasses.field(default_factory=Clock)
+    known: Known = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def text_model(self) -> TextModel:
@@ -112,7 +115,8 @@ class View:
         """
         client, names = self.client, list(self.shared.gradients)
         if self._matrix_by_matrix and isinstance(guess, TextExamples):
-            return deferred_gradient(self.text_model, guess, names)
+            known = functools.partial(add_known, known=self.known) if self.known else None
+            return deferred_gradient(self.text_model, guess, names, known=known)
         gradient = gradient_of(
             client.trained(self.model, names),
             clipped_samples(self.shared.effects),
@@ -121,6 +125,15 @@ class View:
         sent = client.update(self.model, client.running(guess), gradient, torch.Generator())
         made = client.as_gradient(sent, self.model)
         return {name: made[name] for name in names if name in made}
+
+    @property
+    def kept_apart(self) -> tuple[str, ...]:
+        """The parameters that sentences' parts are kept of, for `known`; none where `own` can't be made of them.
+
+        Nor of a wide model, whose parts are large as well.
+        """
+        splitting = self._matrix_by_matrix and not self.text_model.wide and splits(self.text_model)
+        return tuple(self.shared.gradients) if splitting else ()
 
     @property
     def _matrix_by_matrix(self) -> bool:

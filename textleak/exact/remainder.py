@@ -27,6 +27,7 @@ from textleak.exact.subspace import InputSpan, span_of, spectrum_end
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer
+from textleak.models.sentence_parts import Known
 from textleak.numerics import exact, least_squares, svd
 from textleak.shared.gradient import SharedGradient
 
@@ -197,6 +198,8 @@ class Remainder:
         exact: the public model in float64.
         rough: in the client's precision, to see what rounding does; in float32 where that is float64.
         rounding: relative rounding of an entry by the client, as a part of what `rough` has.
+        kept: by model, what a certificate needs of the sentences that are taken off, filled on the way.
+        names: of the parameters that it needs it of; none for nothing.
         inputs: what is left at each input.
         judge: which of them tells whether a sentence is in the batch.
     """
@@ -204,6 +207,8 @@ class Remainder:
     exact: TextModel
     rough: TextModel
     rounding: float
+    kept: tuple[Known, Known]
+    names: tuple[str, ...]
     inputs: tuple[LayerRemainder, ...]
     judge: int
 
@@ -213,7 +218,16 @@ class Remainder:
         model = view.text_model
         rough = model.in_dtype(torch.float32) if model.dtype == torch.float64 else model
         rounding = torch.finfo(model.dtype).eps / torch.finfo(rough.dtype).eps
-        return cls(exact=view.double().text_model, rough=rough, rounding=rounding, inputs=inputs, judge=judge)
+        exactly = view.double()
+        return cls(
+            exact=exactly.text_model,
+            rough=rough,
+            rounding=rounding,
+            kept=(exactly.known, view.known if rough is model else {}),
+            names=view.kept_apart,
+            inputs=inputs,
+            judge=judge,
+        )
 
     def among(
         self, rows: Sequence[Row], found: Sequence[Member] = (), batch_size: int | None = None
@@ -231,7 +245,7 @@ class Remainder:
         name, labels_CC = judge.layers[0].name, torch.eye(self.exact.classes - 1)
         members: list[Member] = []
         taken: list[tuple[Alone, Tensor]] = []
-        for alone in each_alone(self.exact, rows, self._layers):
+        for alone in each_alone(self.exact, rows, self._layers, names=self.names):
             frame = judge.frame(alone.inputs[name])
             # Any class's gradient follows from the others', as their mean by the model's own prediction is zero.
             own_CTT = torch.stack([frame.seen_of(*judge.own(alone, only_C)) for only_C in labels_CC])
@@ -269,7 +283,7 @@ class Remainder:
         """
         if weighed and len(rows) * (self.exact.classes - 1) > _MOST_PARTS:
             return None
-        every = each_alone(self.exact, rows, self._layers)
+        every = each_alone(self.exact, rows, self._layers, names=self.names)
         least = _NO_PART_WEIGHED if weighed else _NO_PART
         for _ in range(2):  # once more without those that have no part
             parts = self._parts(every)
@@ -329,7 +343,10 @@ class Remainder:
 
     def _less(self, taken: Sequence[tuple[Alone, Tensor]]) -> Remainder:
         """What is left without some sentences, with how strongly each one's labels but the last are in the batch."""
-        rough = each_alone(self.rough, [alone.row for alone, _ in taken], self._layers)
+        rows = [alone.row for alone, _ in taken]
+        rough = each_alone(self.rough, rows, self._layers, names=self.names)
+        for known, every in zip(self.kept, ([alone for alone, _ in taken], rough), strict=True):
+            known.update({alone.row: alone.parts for alone in every if alone.parts is not None})
         inputs = []
         for input_ in self.inputs:
             if input_.span is None:

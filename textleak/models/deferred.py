@@ -103,16 +103,43 @@ class Deferred(Mapping[str, Tensor]):
         """What one use of a matrix adds to its gradient."""
         self._parts.setdefault(name, []).append(part)
 
+    def wanted(self, name: str | None) -> bool:
+        """Whether it is one of the named parameters."""
+        return name in self._shapes
 
-def deferred_gradient(model: Model, batch: TextExamples, names: Sequence[str]) -> Deferred:
+    def note_product(self, name: str, inputs_NI: Tensor, deltas_NO: Tensor, *, transposed: bool) -> None:
+        """That ΔᵀX is part of a matrix's gradient; transposed where the matrix is (I, O)."""
+        self.note(name, _Product(inputs_NI=inputs_NI, deltas_NO=deltas_NO, transposed=transposed))
+
+    def note_rows(self, name: str, ids_N: Tensor, deltas_NE: Tensor) -> None:
+        """That rows are added to a table's gradient."""
+        self.note(name, _Rows(ids_N=ids_N, deltas_NE=deltas_NE))
+
+
+def deferred_gradient(
+    model: Model,
+    batch: TextExamples,
+    names: Sequence[str],
+    *,
+    known: Callable[[Deferred, TextExamples], list[int]] | None = None,
+) -> Deferred:
     """The gradient of the batch's loss for the named parameters, as `gradient.formed_gradient` forms it.
 
     Of a batch whose loss is the sum of its sentences' parts; parameters that the loss doesn't reach are left out.
+
+    Args:
+        model: whose parameters they are.
+        batch: whose loss it is.
+        names: of the parameters.
+        known: adds what is known of some sentences' parts already, and tells which of them aren't.
     """
     found = Deferred({name: model.parameters[name].shape for name in names})
+    left = list(range(len(batch))) if known is None else known(found, batch)
+    if not left:
+        return found
     with opened(model, names) as parameters:
         most = _TOKENS_A_PASS_WIDE if wide(model.network) else _TOKENS_A_PASS
-        for part in _parts(batch, most):
+        for part in _parts(batch, left, most):
             anchor = torch.zeros((), requires_grad=True, device=model.device)
             with _Noting(dict(zip(map(id, parameters), names, strict=True)), found, anchor):
                 loss = part.loss(model)
@@ -123,11 +150,11 @@ def deferred_gradient(model: Model, batch: TextExamples, names: Sequence[str]) -
     return found
 
 
-def _parts(batch: TextExamples, most: int) -> Iterator[TextExamples]:
-    """The batch in parts of few tokens, sentences of like length together, each weighed as it is in the batch."""
+def _parts(batch: TextExamples, chosen: Sequence[int], most: int) -> Iterator[TextExamples]:
+    """Some of a batch in parts of few tokens, sentences of like length together, each weighed as it is in the batch."""
     lengths = batch.batch.lengths
     rows: list[int] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+    for row in sorted(chosen, key=lengths.__getitem__):
         if rows and lengths[row] * (len(rows) + 1) > most:
             yield _some(batch, rows)
             rows = []

@@ -114,14 +114,14 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     if math.isnan(distance):
         return Certificate(gradient_distance=None, verified=None, reason=_NOT_FINITE)
     if distance > _FAR and not view.shared.client.kinds:
-        return Certificate(gradient_distance=distance, verified=False)
+        return _denied(view, answer, distance)
     client = getattr(torch, view.shared.model.dtype)
     roughly, again, rounding = measured.roughly, measured.again, measured.rounding
     if not math.isfinite(rounding):
         return Certificate(gradient_distance=distance, verified=None, reason=_NOT_FINITE)
     rounding *= torch.finfo(client).eps / torch.finfo(roughly.model.dtype).eps
     if not distance <= max(answer.equal, _ROUNDINGS * rounding):
-        return Certificate(gradient_distance=distance, verified=False)
+        return _denied(view, answer, distance)
     compared = Comparison(
         view=view,
         exactly=exactly,
@@ -146,6 +146,16 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
         f"are no farther than {compared.bar:.0e} from the shared one, and rounding alone makes {rounding:.0e}.",
         rivals=near,
     )
+
+
+def _denied(view: View, answer: Answer, distance: float) -> Certificate:
+    """That an answer's own gradient isn't the shared one; with sentences that were kept, once all of it was run."""
+    kept = view.known, view.double().known
+    if not any(kept):
+        return Certificate(gradient_distance=distance, verified=False)
+    for known in kept:
+        known.clear()
+    return certify(view, answer)
 
 
 class _Measured:
@@ -207,8 +217,9 @@ def own_gradient(view: View, sentences: tuple[Sentence, ...]) -> Mapping[str, Te
 
 
 def _in(view: View, dtype: torch.dtype) -> View:
-    """The view with its model in another precision."""
-    return dataclasses.replace(view, model=view.model.in_dtype(dtype))
+    """The view with its model in another precision; itself where that is the same."""
+    model = view.model.in_dtype(dtype)
+    return view if model is view.model else dataclasses.replace(view, model=model)
 
 
 def _whole(view: View) -> bool:

@@ -18,6 +18,7 @@ from textleak.matching.discrete import Guess
 from textleak.models import Targets, TextModel
 from textleak.models.gradient import last_of, noted_modules, opened
 from textleak.models.guesses import padded
+from textleak.models.sentence_parts import Known, moved_by
 from textleak.models.targets import cross_entropies
 from textleak.numerics import exact
 from textleak.proof.rivals import LAST, TOKENS_A_PASS, small_ones
@@ -45,6 +46,8 @@ def label_distances(
     rivals: Sequence[Guess],
     own: Mapping[str, Tensor],
     distance: Callable[[Mapping[str, Tensor]], float],
+    *,
+    known: Known | None = None,
 ) -> dict[Guess, float]:
     """How far each rival of other classes is at the last few tensors, which the whole distance can't be below.
 
@@ -54,16 +57,18 @@ def label_distances(
         rivals: others; nothing is told of those whose texts are others.
         own: the answer's gradient.
         distance: of a gradient of a few tensors.
+        known: parts of sentences that were run on the model already.
     """
     labels = other_labels(guess, rivals)
     hard = all(isinstance(label, int) for one in (guess, *labels) for label in one.classes)
     if not labels or model.num_labels is None or model.own_loss is not None or not hard:
         return {}
     moved: dict[Change, dict[str, Tensor]] = {}
-    names: list[str] = []
-    for rows in _passes(guess, sorted({row for changes in labels.values() for row, _, _ in changes})):
-        wanted = {change for changes in labels.values() for change in changes if change[0] in rows}
-        names = _moved(model, guess, rows, sorted(wanted), own, moved)
+    wanted = sorted({change for changes in labels.values() for change in changes})
+    names = _known_moved(model, guess, wanted, own, moved, known) if known else []
+    for rows in [] if names else _passes(guess, sorted({row for row, _, _ in wanted})):
+        some = [change for change in wanted if change[0] in rows]
+        names = _moved(model, guess, rows, some, own, moved)
     if not names:
         return {}
     mine, found = {name: exact(own[name]) for name in names}, {}
@@ -71,6 +76,34 @@ def label_distances(
         here = {name: sum((moved[change][name] for change in changes), start=mine[name]) for name in names}
         found[rival] = distance(here)
     return found
+
+
+def _known_moved(
+    model: TextModel,
+    guess: Guess,
+    changes: Sequence[Change],
+    own: Mapping[str, Tensor],
+    moved: dict[Change, dict[str, Tensor]],
+    known: Known,
+) -> list[str]:
+    """As `_moved`, of what is known already; no names where that isn't all."""
+    shapes = {name: model.parameters[name].shape for name in small_ones(model, own)}
+    share, names = _share(model, guess), []
+    for row, old, new in changes:
+        parts = known.get(guess.rows[row])
+        if parts is None or not isinstance(old, int) or not isinstance(new, int):
+            return []
+        change = moved_by(parts, old, new, shapes, most=LAST)
+        if not change:
+            return []
+        moved[row, old, new] = {name: share * exact(one) for name, one in change.items()}
+        names = list(change)
+    return names
+
+
+def _share(model: TextModel, guess: Guess) -> float:
+    """How much of the batch's loss is a sentence's."""
+    return 1.0 if model.language.reduction == "sum" else 1 / len(guess.rows)
 
 
 def _moved(
@@ -84,7 +117,7 @@ def _moved(
     """Fill in what each change adds to the gradient of the last tensors; these tensors' names."""
     small = small_ones(model, own)
     ids_BT, mask_BT = padded(model, [guess.rows[row] for row in rows])
-    share = 1.0 if model.language.reduction == "sum" else 1 / len(guess.rows)
+    share = _share(model, guess)
     with opened(model, small), noted_modules(model) as ran, torch.enable_grad():
         logits_B1C = model.logits(ids_BT, mask_BT).to(model.loss_dtype)
         names = last_of(model, small, ran)[:LAST]

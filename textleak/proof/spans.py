@@ -37,6 +37,11 @@ _NO_DIRECTION = 1e-9
 # A direction that another input has more than this part of, after whitening, isn't outside its span (our choice;
 # float64 leaves 1e-13).
 _LEAK = 1e-10
+# Of a Gram matrix's triangle the least pivot, as a part of the largest, that its inverse is taken for sound at: its
+# rounding is then 1e-8 at most; and what is taken off a bound for it, as a part of all that it could be (our choice).
+_SOUND, _SLACK = 1e-4, 1e-6
+# Rivals looked at together: bounds the memory.
+_AT_ONCE = 64
 # Inputs beyond the first that are looked at for a shared gradient: in a transformer those of a block.
 _INPUTS = 4
 # Tokens that run through the network at once, numbers that their states have at most, and rows of a gradient that
@@ -58,7 +63,7 @@ class LayerSpan:
         dual_RR: what undoes that, along the basis.
         gradient_RR: the shared gradient of all layers that read it along the basis, but for a rotation of its outputs.
         besides: norm of what the shared gradient has outside it.
-        outside: what `_outside` found, which rivals at the same places have in common.
+        outside: what `_directions` found, which rivals at the same places have in common.
     """
 
     keys: dict[Row, list[bytes]]
@@ -97,15 +102,16 @@ class LayerSpan:
         keys: dict[Row, list[bytes]] = {}
         places: dict[bytes, int] = {}
         passes: list[Tensor] = []
-        for some, inputs_PI in _inputs(model, layers[0], local, rows):
-            every, new = _keys(inputs_PI), []
-            for p, key in enumerate(every):
+        alone = any(one.name == layers[0].name for one in local)
+        for some, index, inputs_UI in (_local_inputs if alone else _inputs)(model, layers[0], local, rows):
+            every, new = _keys(inputs_UI), []
+            for u, key in enumerate(every):
                 if key not in places:
                     places[key] = len(places)
-                    new.append(p)
-            passes.append(inputs_PI[new])
-            by_row = iter(every)
-            keys.update({row: list(itertools.islice(by_row, len(row))) for row in some})
+                    new.append(u)
+            passes.append(inputs_UI[new])
+            by_row = iter(index)
+            keys.update({row: [every[u] for u in itertools.islice(by_row, len(row))] for row in some})
         distinct_PI = torch.cat(passes)
         own = list(dict.fromkeys(key for row in answer.rows for key in keys[row]))
         inputs_NI = distinct_PI[[places.pop(key) for key in own]]
@@ -129,19 +135,69 @@ class LayerSpan:
 
     def least(self, rival: Guess) -> float:
         """How far the rival's gradient is at least from the shared one: what of that lies outside its inputs' span."""
-        read = {key for row in rival.rows for key in self.keys[row]}
-        lacks = tuple(n for key, n in self.index.items() if key not in read)
-        if lacks not in self.outside:
-            self.outside[lacks] = self._outside(list(lacks))
-        outside_KR = self.outside[lacks]
+        lacks, others = self._differs(rival)
+        outside_KR = self._outside(lacks)
         if outside_KR is None:
             return 0.0
-        others = sorted(self.others[key] for key in read if key not in self.index)
         if others:
             outside_KR = _turned(outside_KR, self.inside_MR[others], self.beyond_MI[others])
         return max(0.0, float((self.gradient_RR @ outside_KR.T).norm()) - self.besides)
 
-    def _outside(self, lacks: Sequence[int]) -> Tensor | None:
+    def within(self, rivals: Sequence[Guess], most: float) -> list[Guess]:
+        """The rivals that aren't clearly farther than so much by `least`, of those alike many at once.
+
+        Along K directions outside, with A what F other inputs have along them and B the Gram matrix of what these have
+        outside the basis, what remains of the directions has the metric I − Aᵀ(B + AAᵀ)⁻¹A.
+        """
+        groups: dict[tuple[int, int], list[tuple[int, tuple[int, ...], list[int]]]] = {}
+        for number, rival in enumerate(rivals):
+            lacks, others = self._differs(rival)
+            outside_KR = self._outside(lacks)
+            if outside_KR is not None and others:
+                groups.setdefault((len(outside_KR), len(others)), []).append((number, lacks, others))
+        beyond = {
+            numbers[k]
+            for members in groups.values()
+            for some in (members[start : start + _AT_ONCE] for start in range(0, len(members), _AT_ONCE))
+            for numbers in ([number for number, _, _ in some],)
+            for k in self._clearly_beyond(some, most)
+        }
+        return [rival for n, rival in enumerate(rivals) if n not in beyond]
+
+    def _clearly_beyond(
+        self, some: Sequence[tuple[int, tuple[int, ...], list[int]]], most: float
+    ) -> list[int]:
+        """Which of some rivals, of as many directions and other inputs each, are farther than so much."""
+        outside = [self._outside(lacks) for _, lacks, _ in some]
+        outside_NKR = torch.stack([one for one in outside if one is not None])
+        others_NF = torch.tensor([others for _, _, others in some], device=outside_NKR.device)
+        moved_NRK = self.gradient_RR @ outside_NKR.mT
+        whole_N = moved_NRK.square().sum((1, 2))
+        along_NFK = self.inside_MR[others_NF] @ outside_NKR.mT
+        beyond_NFI = self.beyond_MI[others_NF]
+        gram_NFF = torch.baddbmm(along_NFK @ along_NFK.mT, beyond_NFI, beyond_NFI.mT)
+        lower_NFF, info_N = torch.linalg.cholesky_ex(gram_NFF)
+        pivots_NF = lower_NFF.diagonal(dim1=1, dim2=2)
+        sound_N = (info_N == 0) & (pivots_NF.amin(1) > _SOUND * pivots_NF.amax(1))
+        lost_NFR = torch.linalg.solve_triangular(lower_NFF, along_NFK @ moved_NRK.mT, upper=False)
+        left_N = whole_N * (1 - _SLACK) - lost_NFR.square().sum((1, 2))
+        far_N = sound_N & (left_N.clamp_min(0).sqrt() > most + self.besides)
+        found: list[int] = far_N.nonzero().flatten().tolist()
+        return found
+
+    def _differs(self, rival: Guess) -> tuple[tuple[int, ...], list[int]]:
+        """Which of the answer's inputs a rival hasn't, and which others it has."""
+        read = {key for row in rival.rows for key in self.keys[row]}
+        lacks = tuple(n for key, n in self.index.items() if key not in read)
+        return lacks, sorted(self.others[key] for key in read if key not in self.index)
+
+    def _outside(self, lacks: tuple[int, ...]) -> Tensor | None:
+        """`_directions`, found once."""
+        if lacks not in self.outside:
+            self.outside[lacks] = self._directions(list(lacks))
+        return self.outside[lacks]
+
+    def _directions(self, lacks: Sequence[int]) -> Tensor | None:
         """Orthonormal directions along the basis that none of the answer's inputs but these has a part in, (K, R)."""
         if not lacks:
             return None
@@ -203,10 +259,36 @@ def first_layers(model: TextModel, shared: Gradient) -> list[list[LinearLayer]]:
     return [*list(local.values())[:1], *list(filter(None, further))[:1]]
 
 
+Inputs = tuple[Sequence[Row], Sequence[int], Tensor]
+"""Rows, which of U inputs is read at each of their tokens, one row after the other, and these inputs, (U, I)."""
+
+
+def _local_inputs(
+    model: TextModel, layer: LinearLayer, local: Sequence[LocalLayer], rows: Sequence[Row]
+) -> Iterator[Inputs]:
+    """What a layer reads that reads each token by itself, float64: each token at each position is run once."""
+    del local
+    pairs = {pair: u for u, pair in enumerate(dict.fromkeys(pair for row in rows for pair in enumerate(row)))}
+    by_position: list[list[int]] = [[] for _ in range(max(map(len, rows)))]
+    for t, token in pairs:
+        by_position[t].append(token)
+    # As many rows as a position has tokens at most; all of them as long as the longest one.
+    filled = [
+        [tokens[k] if k < len(tokens) else tokens[0] for tokens in by_position]
+        for k in range(max(map(len, by_position)))
+    ]
+    at_once = max(1, min(_TOKENS_A_PASS, _NUMBERS_A_PASS // model.hidden_size) // len(by_position))
+    parts = torch.split(torch.tensor(filled, device=model.device), at_once)
+    inputs_KTI = torch.cat([layer_inputs(model, part_KT, [layer.name])[layer.name] for part_KT in parts])
+    places = [(by_position[t].index(token), t) for t, token in pairs]
+    inputs_UI = inputs_KTI[[k for k, _ in places], [t for _, t in places]]
+    yield rows, [pairs[pair] for row in rows for pair in enumerate(row)], exact(inputs_UI)
+
+
 def _inputs(
     model: TextModel, layer: LinearLayer, local: Sequence[LocalLayer], rows: Sequence[Row]
-) -> Iterator[tuple[list[Row], Tensor]]:
-    """What a layer reads of rows of one length, one after the other: (P, I), float64."""
+) -> Iterator[Inputs]:
+    """What a layer reads of rows of one length at a time, float64."""
     kept: dict[int, Kept] = {}
     at_once = min(_TOKENS_A_PASS, _NUMBERS_A_PASS // model.hidden_size)
     for length in {len(row) for row in rows}:
@@ -216,4 +298,4 @@ def _inputs(
             positions_KT = torch.arange(length, device=model.device).expand_as(part_KT)
             with EachOnce(model, local, part_KT, positions_KT, kept):
                 inputs_KTI = layer_inputs(model, part_KT, [layer.name])[layer.name]
-            yield [tuple(row) for row in part_KT.tolist()], exact(inputs_KTI).flatten(0, 1)
+            yield list(map(tuple, part_KT.tolist())), range(part_KT.numel()), exact(inputs_KTI).flatten(0, 1)

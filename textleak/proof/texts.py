@@ -218,7 +218,8 @@ class _Rivals:
 
     def _labeled(self, rivals: list[Guess], bar: float, view: View, margin: float) -> list[Guess]:
         """The rivals that other classes don't show to be beyond the bar; as for `_within`."""
-        bounds = label_distances(view.text_model, self.guess, rivals, self.own, self._bound)
+        model, known = view.text_model, view.known
+        bounds = label_distances(model, self.guess, rivals, self.own, self._bound, known=known)
         return [rival for rival in rivals if not bounds.get(rival, 0.0) > margin * bar]
 
     def _row_left(self, rival: Guess) -> float:
@@ -239,13 +240,14 @@ class _Rivals:
         if not plain or self.model.task == "masked-lm":
             return rivals
         model, gradients = self.exact.text_model, shared.gradients
-        local = local_layers(self.model)
+        local, spans, most = local_layers(self.model), [], bar * self._norm
         for layers in first_layers(self.model, gradients):
             if not rivals:
                 break
             span = LayerSpan.of(model, gradients, layers, local, answer=self.guess, rivals=rivals)
-            rivals = [rival for rival in rivals if relative(span.least(rival), self._norm) <= bar]
-        return rivals
+            spans.append(span)
+            rivals = span.within(rivals, most)
+        return [rival for rival in rivals if not any(span.least(rival) > most for span in spans)]
 
     @functools.cached_property
     def _rows(self) -> dict[int, float]:

@@ -1,0 +1,300 @@
+"""What each sentence of a classifier's batch adds to a gradient, as factors: a proof runs it, a certificate adds it up.
+
+One pass gives the gradients at all outputs, and the gradient of a linear layer's weight is ΔᵀX. So the batch's gradient
+is the weighted sum of its sentences' parts, each with its label. Labels are linear in the loss: the parts with each
+label but the last are all there is, and the last one's follows from them.
+
+Shapes: K sentences, T tokens, C classes, U uses of parameters, I and O a layer's input and output size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from textleak.matching.replaced import ReplacedFunctions
+from textleak.models.batches import TextExamples
+from textleak.models.deferred import Deferred
+from textleak.models.probes.layout import layouts
+from textleak.models.text import TextModel
+
+# The last label's part is made of the others', and their rounding grows as that label is less likely: where it is less
+# so than this, the sentence is run once more (our choice).
+_LIKELY = 0.1
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Use:
+    """One use of a layer's parameters.
+
+    Attributes:
+        kind: "linear" (weight (O, I)), "addmm" (weight (I, O)), "table" or "norm" (by its normalized input).
+        weight, bias: names of those that are asked for.
+        input: what it read; ids of a table.
+        slopes: gradients at its output, one a label.
+        padding: the row of a table that learns nothing; -1 for none.
+    """
+
+    kind: str
+    weight: str | None
+    bias: str | None
+    input: Tensor
+    slopes: list[Tensor] = dataclasses.field(default_factory=list)
+    padding: int = -1
+
+    def apart(self, texts: int, positions: int) -> _Use | None:
+        """It with all of its tensors (K, T, ...) or (K, 1, ...); None where it isn't laid out text by text."""
+
+        def laid(tensor: Tensor) -> Tensor:
+            rows = tensor.shape[:-1].numel()
+            each = 1 if rows == texts else positions
+            return tensor.reshape(texts, each, -1)  # an error where they aren't so many
+
+        if any(slope.shape[:-1].numel() not in (texts, texts * positions) for slope in self.slopes):
+            return None
+        slopes = [laid(slope) for slope in self.slopes]
+        if self.kind == "table":
+            return (
+                dataclasses.replace(self, slopes=slopes) if self.input.shape == slopes[0].shape[:2] else None
+            )
+        if self.input.shape[:-1].numel() != slopes[0].shape[:2].numel():
+            return None
+        return dataclasses.replace(self, input=laid(self.input), slopes=slopes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SentenceParts:
+    """What one sentence's loss adds to the gradient of some parameters, with each of its labels.
+
+    Attributes:
+        chances: the model's prediction.
+        uses: of the parameters by all sentences of its pass; inputs (K, T, I), and a slope (K, T, O) for each label but
+            the last.
+        index: which of them it is.
+        length: of its tokens, the others being padding.
+    """
+
+    chances: tuple[float, ...]
+    uses: tuple[_Use, ...]
+    index: int
+    length: int
+
+    def own(self, tensor_KTI: Tensor) -> Tensor:
+        """Its part of a tensor of its pass, (T, I)."""
+        return tensor_KTI[self.index, : self.length]
+
+    def weighed(self, use: _Use, shares: Sequence[float]) -> Tensor:
+        """What the loss moves the output of a use by, (T, O), where each label's is there as strongly as it says."""
+        total = shares[0] * self.own(use.slopes[0])
+        for slope, share in zip(use.slopes[1:], shares[1:], strict=True):
+            total = total + share * self.own(slope)
+        return total
+
+    def shares(self, label: int) -> list[float] | None:
+        """How much of each slope a label's is; None where rounding would tell in it."""
+        *others, last = self.chances
+        if label < len(others):
+            return [float(c == label) for c in range(len(others))]
+        return [-chance / last for chance in others] if last >= _LIKELY else None
+
+
+Known = dict[tuple[int, ...], SentenceParts]
+"""Sentences' parts by their tokens."""
+
+
+class Noted(ReplacedFunctions):
+    """While it is active, uses of named parameters are noted; the parameters themselves learn nothing by them.
+
+    Args:
+        model: a classifier.
+        names: of the parameters.
+        texts: K.
+
+    Attributes:
+        anchor: a number that requires a gradient, so that the first layers are reached as well.
+        uses: as they came.
+    """
+
+    def __init__(self, model: TextModel, names: Sequence[str], texts: int) -> None:
+        super().__init__()
+        self._names = {id(model.parameters[name]): name for name in names}
+        self._texts = texts
+        self.anchor = torch.zeros((), requires_grad=True, device=model.device)
+        self.uses: list[_Use] = []
+
+    def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """A use that is noted."""
+        if func is functional.linear:
+            return self._linear(*args, **kwargs)
+        if func is torch.addmm and len(args) == 3 and not kwargs:
+            return self._addmm(*args)
+        if func is functional.layer_norm:
+            return self._norm(*args, **kwargs)
+        return self._embedding(*args, **kwargs) if func is functional.embedding else None
+
+    def parts(self, rows: Sequence[Sequence[int]], chances_KC: Tensor) -> list[SentenceParts] | None:
+        """Each sentence's, once there is a slope of each label but the last; None where they can't be told apart."""
+        if any(len(use.slopes) != chances_KC.shape[1] - 1 for use in self.uses):
+            return None
+        apart = [use.apart(len(rows), max(map(len, rows))) for use in self.uses]
+        uses = tuple(use for use in apart if use is not None)
+        if len(uses) < len(apart):
+            return None
+        return [
+            SentenceParts(chances=tuple(chances_K), uses=uses, index=k, length=len(row))
+            for k, (row, chances_K) in enumerate(zip(rows, chances_KC.tolist(), strict=True))
+        ]
+
+    def _name(self, parameter: Tensor | None) -> str | None:
+        return None if parameter is None else self._names.get(id(parameter))
+
+    def _note(self, output: Tensor, use: _Use) -> Tensor:
+        if not output.requires_grad:
+            output = output + self.anchor
+        output.register_hook(use.slopes.append)  # type: ignore[no-untyped-call]
+        self.uses.append(use)
+        return output
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        names = self._name(weight), self._name(bias)
+        if names == (None, None):
+            return None
+        product = functional.linear(input, weight.detach(), None if bias is None else bias.detach())
+        return self._note(product, _Use(kind="linear", weight=names[0], bias=names[1], input=input.detach()))
+
+    def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
+        names = self._name(weight), self._name(bias)
+        if names == (None, None):
+            return None
+        product = torch.addmm(bias.detach(), input, weight.detach())
+        return self._note(product, _Use(kind="addmm", weight=names[0], bias=names[1], input=input.detach()))
+
+    def _norm(
+        self,
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        names = self._name(weight), self._name(bias)
+        if names == (None, None) or len(normalized_shape) != 1:
+            return None
+        gain, shift = (None if one is None else one.detach() for one in (weight, bias))
+        shape = list(normalized_shape)
+        output = functional.layer_norm(input, shape, gain, shift, eps)
+        even = functional.layer_norm(input.detach(), shape, None, None, eps)
+        return self._note(output, _Use(kind="norm", weight=names[0], bias=names[1], input=even))
+
+    def _embedding(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Tensor | None:
+        del norm_type
+        name = self._name(weight)
+        if name is None or max_norm is not None or scale_grad_by_freq or sparse or input.dim() != 2:
+            return None
+        if len(input) == 1:  # positions, the same for all texts
+            input = input.expand(self._texts, -1)
+        padding = -1 if padding_idx is None else padding_idx % len(weight)
+        looked_up = torch.embedding(weight.detach(), input)
+        return self._note(looked_up, _Use(kind="table", weight=name, bias=None, input=input, padding=padding))
+
+
+def splits(model: TextModel) -> bool:
+    """Whether a model's passes may be told apart by sentences: it lays texts out one under the other."""
+    known = layouts(model)
+    return model.num_labels is not None and model.own_loss is None and not (known.turned or known.filled)
+
+
+def add_known(
+    found: Deferred, batch: TextExamples, known: Mapping[tuple[int, ...], SentenceParts]
+) -> list[int]:
+    """Add the parts of a batch's sentences that are known to its gradient.
+
+    Args:
+        found: what the batch's gradient is made of so far.
+        batch: whose loss is the sum of its sentences' parts, each weighed as it says.
+        known: sentences' parts, all of them of the parameters that `found` is of.
+
+    Returns:
+        Which of its sentences aren't known.
+    """
+    targets, left = batch.targets, []
+    taken: list[tuple[SentenceParts, list[float]]] = []
+    plain = not targets.soft and targets.labels.shape[1] == 1
+    for index, row in enumerate(batch.batch.sentences):
+        parts = known.get(row) if plain else None
+        shares = None if parts is None else parts.shares(int(targets.labels[index, 0]))
+        if parts is None or shares is None or (taken and len(parts.uses) != len(taken[0][0].uses)):
+            left.append(index)
+        else:
+            weight = float(targets.weights[index, 0])
+            taken.append((parts, [weight * share for share in shares]))
+    _add(found, taken, found.wanted)
+    return left
+
+
+def moved_by(
+    parts: SentenceParts, old: int, new: int, shapes: Mapping[str, torch.Size], *, most: int
+) -> dict[str, Tensor] | None:
+    """What a sentence's gradient changes by at the last tensors that it reaches, where it has another label.
+
+    Args:
+        parts: the sentence's.
+        old: its label.
+        new: another one.
+        shapes: of the tensors to choose from, by name.
+        most: how many of them.
+
+    Returns:
+        By name, the last one first; None where rounding would tell in it.
+    """
+    before, after = parts.shares(old), parts.shares(new)
+    if before is None or after is None:
+        return None
+    names = (name for use in reversed(parts.uses) for name in (use.weight, use.bias))
+    chosen = list(dict.fromkeys(name for name in names if name in shapes))[:most]
+    found = Deferred({name: shapes[name] for name in chosen if name is not None})
+    _add(found, [(parts, [b - a for a, b in zip(before, after, strict=True)])], found.wanted)
+    return dict(found)
+
+
+def _add(
+    found: Deferred, taken: Sequence[tuple[SentenceParts, list[float]]], wanted: Callable[[str | None], bool]
+) -> None:
+    """Add some sentences' parts of those parameters that are wanted, each label's as strongly as it is there."""
+    joined: dict[tuple[int, ...], Tensor] = {}  # queries, keys and values read the same
+    for uses in zip(*(parts.uses for parts, _ in taken), strict=True):
+        first = uses[0]
+        if not (wanted(first.weight) or wanted(first.bias)):
+            continue
+        pairs = [(use, *one) for use, one in zip(uses, taken, strict=True)]
+        delta = torch.cat([parts.weighed(use, shares) for use, parts, shares in pairs])
+        if first.bias is not None and wanted(first.bias):
+            found.add(first.bias, delta.sum(0))
+        if first.weight is None or not wanted(first.weight):
+            continue
+        inputs = [parts.own(use.input) for use, parts, _ in pairs]
+        key = tuple(one.data_ptr() for one in inputs)
+        if key not in joined:
+            joined[key] = torch.cat(inputs)
+        input = joined[key]
+        if first.kind == "norm":
+            found.add(first.weight, (input * delta).sum(0))
+        elif first.kind == "table":
+            there_N = input != first.padding
+            found.note_rows(first.weight, input[there_N], delta[there_N])
+        else:
+            found.note_product(first.weight, input, delta, transposed=first.kind == "addmm")
