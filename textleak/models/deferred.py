@@ -22,6 +22,7 @@ from textleak.models.batches import Batch, Targets, TextExamples
 from textleak.models.cast import wide
 from textleak.models.gradient import InRows, opened
 from textleak.models.mapped import give_back, let_go
+from textleak.models.padding import filled
 from textleak.models.probes.reach import sees_ahead
 
 if TYPE_CHECKING:
@@ -217,15 +218,22 @@ class _Noting(ReplacedFunctions):
             return self._addmm(*args)
         return self._embedding(*args, **kwargs) if func is functional.embedding else None
 
+    def _notes(self, weight: Tensor) -> bool:
+        """Whether a product with it is noted, or spares tokens."""
+        spares = self._asked_N is not None and weight.dim() == 2 and not weight.requires_grad
+        return id(weight) in self._names or spares
+
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-        if (name := self._names.get(id(weight))) is None:
+        if not self._notes(weight):
             return None
+        name = self._names.get(id(weight))
         product = cast(Tensor, _Multiplied.apply(input, weight.detach().T, self._anchor, self, name, False))  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
     def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
-        if (name := self._names.get(id(weight))) is None:
+        if not self._notes(weight):
             return None
+        name = self._names.get(id(weight))
         product = cast(Tensor, _Multiplied.apply(input, weight.detach(), self._anchor, self, name, True))  # type: ignore[no-untyped-call]
         return product + bias
 
@@ -285,23 +293,24 @@ class _Multiplied(torch.autograd.Function):
         weight_IO: Tensor,
         anchor: Tensor,
         noting: _Noting,
-        name: str,
+        name: str | None,
         transposed: bool,
     ) -> Tensor:
         ctx.noting, ctx.name, ctx.transposed = noting, name, transposed
         rows_NI, ctx.asked_N = noting.asked(input)
         ctx.save_for_backward(rows_NI, weight_IO)
-        return _filled(torch.mm(rows_NI, weight_IO), ctx.asked_N).view(*input.shape[:-1], -1)
+        return filled(torch.mm(rows_NI, weight_IO), ctx.asked_N).view(*input.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         rows_NI, weight_IO = ctx.saved_tensors
         deltas_NO = delta.flatten(0, -2)
         deltas_NO = deltas_NO if ctx.asked_N is None else deltas_NO[ctx.asked_N]
-        ctx.noting.multiplied(ctx.name, rows_NI.detach(), deltas_NO, transposed=ctx.transposed)
+        if ctx.name is not None:
+            ctx.noting.multiplied(ctx.name, rows_NI.detach(), deltas_NO, transposed=ctx.transposed)
         back = None
         if ctx.needs_input_grad[0]:
-            back = _filled(torch.mm(deltas_NO, weight_IO.T), ctx.asked_N).view(*delta.shape[:-1], -1)
+            back = filled(torch.mm(deltas_NO, weight_IO.T), ctx.asked_N).view(*delta.shape[:-1], -1)
             if ctx.noting.wide:
                 let_go([weight_IO])
         return back, None, None, None, None, None
@@ -310,15 +319,6 @@ class _Multiplied(torch.autograd.Function):
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same place in memory, read alike."""
     return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
-
-
-def _filled(some_NO: Tensor, asked_N: Tensor | None) -> Tensor:
-    """Rows with zeros between them, where they aren't all."""
-    if asked_N is None:
-        return some_NO
-    filled_NO = some_NO.new_zeros(len(asked_N), some_NO.shape[1])
-    filled_NO[asked_N] = some_NO
-    return filled_NO
 
 
 class _LookedUp(torch.autograd.Function):

@@ -15,7 +15,7 @@ from textleak.models.base import Examples, Model, Tensors
 from textleak.numerics import exact
 
 # Entries compared at once, and formed at once (our choice: a piece fits a core's cache; few rows make slow products).
-_PIECE, _FORMED = 2**16, 2**20
+_PIECE, _FORMED = 2**17, 2**20
 
 
 class InRows(Mapping[str, Tensor]):
