@@ -92,6 +92,33 @@ def test_a_gradient_formed_a_matrix_at_a_time_is_the_gradient(
     assert all(found[name] is not found[name] for name in matrices)  # nothing holds on to one
 
 
+def test_some_rows_of_a_gradient_are_those_of_all_of_it(wide_model: TextModel) -> None:
+    found = deferred_gradient(wide_model, _batch(wide_model), list(wide_model.parameters))
+    for name in found:
+        whole = found[name]
+        some = found.rows(name, 1, 3)
+        assert torch.allclose(some, whole[1:3], rtol=1e-4, atol=1e-7 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_wide_causal_model_multiplies_no_token_that_nothing_is_asked_after(
+    family: str, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cast, "MOST_COPIED", 0)
+    model = toy_model(family)
+    batch, rows = _batch(model), []
+
+    def counted(input: Tensor, weight: Tensor) -> Tensor:
+        rows.append(len(input))
+        return multiply(input, weight)
+
+    multiply = torch.mm
+    monkeypatch.setattr(torch, "mm", counted)
+    deferred_gradient(model, batch, [name for name in model.parameters if name not in model.embedding_names])
+    assert model.task == "causal-lm"
+    assert set(rows) == {sum(_LENGTHS) - len(_LENGTHS)}
+
+
 def test_two_distances_are_taken_on_the_way_of_one(wide_model: TextModel) -> None:
     names = list(wide_model.parameters)
     seen = formed_gradient(wide_model, _batch(wide_model), names)

@@ -37,7 +37,7 @@ def test_chunks_find_what_the_whole_table_shows(
 ) -> None:
     asked = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
     whole = nearest_tokens(asked, table(), candidates=5, metric=metric)
-    monkeypatch.setattr(decoding, "_CHUNK", 7)
+    monkeypatch.setattr(decoding, "_ROWS", 7)
     parts = nearest_tokens(asked, table(), candidates=5, metric=metric)
     assert torch.equal(whole.ids_NC, parts.ids_NC)
     torch.testing.assert_close(whole.similarity_NC, parts.similarity_NC)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from textleak.matching.discrete import Row
 from textleak.matching.hooks import hooked
 from textleak.models import TextModel
+from textleak.models.padding import OnlyThere
 from textleak.models.probes.layers import matrix_calls
 from textleak.models.running import run
 from textleak.numerics import exact
@@ -295,7 +297,8 @@ def _run(
         head.register_forward_hook(scaled),
     ]
     count = len(layout.places[0])
-    with hooked(handles), torch.enable_grad():
+    spared = OnlyThere(layout.mask_RT) if model.wide else nullcontext()
+    with hooked(handles), torch.enable_grad(), spared:
         try:
             logits = run(model, layout.ids_RT, mask=layout.mask_RT).logits
         except _Enough:

@@ -24,7 +24,7 @@ from textleak.shared.gradient import SharedGradient
 
 # Tokens of all rows that run through the first layers at once, the numbers of one input of theirs, and tokens tried
 # after one beginning: all bound the memory.
-_TOKENS_A_PASS, _NUMBERS_A_PASS, _TRIED_A_ROW = 8192, 2**22, 256
+_TOKENS_A_PASS, _NUMBERS_A_PASS, _TRIED_A_ROW = 8192, 2**20, 256
 # Inputs follow from others where their least singular value is below so many roundings of the largest (our choice;
 # measured on gpt2 and smollm2: inputs in a span are off it by 1 to 13).
 _DEPENDENT = 100.0

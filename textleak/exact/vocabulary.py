@@ -16,6 +16,7 @@ from torch import Tensor
 from textleak.exact.subspace import OUTSIDE, InputSpan
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
+from textleak.models.mapped import let_go
 from textleak.models.probes.additive import additive_inputs
 from textleak.models.probes.layers import LocalLayer, layer_inputs
 
@@ -64,6 +65,8 @@ class Vocabulary:
         position = position if self.layer.depends_on_position else 0
         if position not in self.known:
             self.known[position] = self._scan(position)
+            if self.model.wide:
+                let_go([self.model.word_embedding.weight])
         return self.known[position]
 
     def tokens(self, position: int) -> list[int]:

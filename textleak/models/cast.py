@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from textleak.models.copies import copy_of
+from textleak.models.mapped import let_go
 
 # A float64 copy of a model's weights is made up to so many bytes (our choice: bert-base and smollm2 are below it; where
 # a model runs tens of times a copy saves time).
@@ -121,10 +122,12 @@ def _product(x_NI: Tensor, weight_IO: CastTensor) -> Tensor:
         step = max(1, _BLOCK // inputs)
         for o in range(0, outputs, step):
             torch.mm(x_NI, stored_IO[:, o : o + step].to(weight_IO.dtype), out=made_NO[:, o : o + step])
+        let_go([stored_IO])
         return made_NO
     step = max(1, _BLOCK // outputs)
     for i in range(0, inputs, step):
         made_NO.addmm_(x_NI[:, i : i + step], stored_IO[i : i + step].to(weight_IO.dtype), beta=float(i > 0))
+    let_go([stored_IO])
     return made_NO
 
 

@@ -18,8 +18,8 @@ from textleak.models import TextModel
 
 Metric = Literal["cosine", "l2"]
 
-# Rows of the embedding table compared at once: bounds the memory at N * 16384 floats.
-_CHUNK = 16384
+# Rows of the embedding table compared at once, and numbers in them at most (our choice): both bound the memory.
+_ROWS, _NUMBERS = 16384, 2**22
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,13 +57,14 @@ def nearest_tokens(
     unit_NE = torch.nn.functional.normalize(embeddings_NE, dim=-1)
     barred = torch.zeros(len(table_VE), dtype=torch.bool, device=table_VE.device)
     barred[sorted(excluded)] = True
-    for start in range(0, len(table_VE), _CHUNK):
-        rows_VE = table_VE[start : start + _CHUNK]
+    step = max(1, min(_ROWS, _NUMBERS // table_VE.shape[1]))
+    for start in range(0, len(table_VE), step):
+        rows_VE = table_VE[start : start + step]
         if metric == "cosine":
             similarity_NV = unit_NE @ torch.nn.functional.normalize(rows_VE, dim=-1).T
         else:
             similarity_NV = -torch.cdist(embeddings_NE, rows_VE)
-        similarity_NV = similarity_NV.masked_fill(barred[start : start + _CHUNK], -torch.inf)
+        similarity_NV = similarity_NV.masked_fill(barred[start : start + step], -torch.inf)
         ids_V = torch.arange(start, start + len(rows_VE), device=table_VE.device)
         similarity = torch.cat([best_similarity, similarity_NV], 1)
         ids = torch.cat([best_ids, ids_V.expand(len(embeddings_NE), -1)], 1)

@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from textleak.matching.replaced import ReplacedFunctions
 from textleak.models.base import Model
 from textleak.models.batches import Batch, Targets, TextExamples
 from textleak.models.cast import wide
-from textleak.models.gradient import opened
+from textleak.models.gradient import InRows, opened
+from textleak.models.mapped import give_back, let_go
+from textleak.models.padding import filled
+from textleak.models.probes.reach import sees_ahead
 
-# Tokens of a pass, padding counted, of a wide model and of others (our choice: at width 2048 they hold 0.4 GB in
-# float64; each pass converts all weights once more).
-_TOKENS_A_PASS_WIDE, _TOKENS_A_PASS = 128, 512
+if TYPE_CHECKING:
+    from textleak.models.text import TextModel
+
+# Tokens of a pass, padding counted (our choice: at width 2048 they hold 0.8 GB in float64; each pass of a wide model
+# converts all weights once more).
+_TOKENS_A_PASS = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,16 +41,19 @@ class _Product:
     deltas_NO: Tensor
     transposed: bool
 
-    def add_to(self, gradient: Tensor) -> None:
-        """Add it."""
-        (gradient.T if self.transposed else gradient).addmm_(self.deltas_NO.T, self.inputs_NI)
+    def add_to(self, gradient: Tensor, begin: int) -> None:
+        """Add it to a gradient's rows from one on."""
+        left, right = self._sides
+        gradient.addmm_(left[:, begin : begin + len(gradient)].T, right)
 
-    def formed(self) -> Tensor:
-        """It alone."""
-        left, right = (
-            (self.inputs_NI, self.deltas_NO) if self.transposed else (self.deltas_NO, self.inputs_NI)
-        )
-        return left.T @ right
+    def formed(self, begin: int, end: int) -> Tensor:
+        """Some of its rows alone."""
+        left, right = self._sides
+        return left[:, begin:end].T @ right
+
+    @property
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        return (self.inputs_NI, self.deltas_NO) if self.transposed else (self.deltas_NO, self.inputs_NI)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,12 +63,13 @@ class _Rows:
     ids_N: Tensor
     deltas_NE: Tensor
 
-    def add_to(self, gradient: Tensor) -> None:
-        """Add it."""
-        gradient.index_add_(0, self.ids_N, self.deltas_NE)
+    def add_to(self, gradient: Tensor, begin: int) -> None:
+        """Add it to a table's rows from one on."""
+        here_N = (self.ids_N >= begin) & (self.ids_N < begin + len(gradient))
+        gradient.index_add_(0, self.ids_N[here_N] - begin, self.deltas_NE[here_N])
 
 
-class Deferred(Mapping[str, Tensor]):
+class Deferred(InRows):
     """A gradient by parameter name; a matrix is formed each time that it is asked for."""
 
     def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
@@ -71,15 +80,26 @@ class Deferred(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """One parameter's."""
+        if name not in self._parts:
+            return self._formed[name]
+        return self.rows(name, 0, self._shapes[name][0])
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Some rows of it, formed alone."""
         parts, formed = self._parts.get(name, []), self._formed.get(name)
         if not parts:
-            return self._formed[name]
-        first = parts[0].deltas_NO if isinstance(parts[0], _Product) else parts[0].deltas_NE
+            whole = self._formed[name]
+            return whole[begin:end] if whole.dim() else whole[None]
         if len(parts) == 1 and formed is None and isinstance(parts[0], _Product):
-            return parts[0].formed()
-        gradient = first.new_zeros(self._shapes[name]) if formed is None else formed.clone()
+            return parts[0].formed(begin, end)
+        first = parts[0].deltas_NO if isinstance(parts[0], _Product) else parts[0].deltas_NE
+        gradient = (
+            first.new_zeros(end - begin, self._shapes[name][1])
+            if formed is None
+            else formed[begin:end].clone()
+        )
         for part in parts:
-            part.add_to(gradient)
+            part.add_to(gradient, begin)
         return gradient
 
     def __contains__(self, name: object) -> bool:
@@ -138,15 +158,19 @@ def deferred_gradient(
     if not left:
         return found
     with opened(model, names) as parameters:
-        most = _TOKENS_A_PASS_WIDE if wide(model.network) else _TOKENS_A_PASS
-        for part in _parts(batch, left, most):
+        large = wide(model.network)
+        named = dict(zip(map(id, parameters), names, strict=True))
+        for part in _parts(batch, left, _TOKENS_A_PASS):
             anchor = torch.zeros((), requires_grad=True, device=model.device)
-            with _Noting(dict(zip(map(id, parameters), names, strict=True)), found, anchor):
+            asked_N = _asked(cast("TextModel", model), part) if large else None
+            with _Noting(named, found, anchor, asked_N=asked_N, wide=large):
                 loss = part.loss(model)
             _, *formed = torch.autograd.grad(loss, [anchor, *parameters], allow_unused=True)
             for name, gradient in zip(names, formed, strict=True):
                 if gradient is not None:
                     found.add(name, gradient)
+            if large:
+                give_back()
     return found
 
 
@@ -176,6 +200,17 @@ def _some(batch: TextExamples, rows: Sequence[int]) -> TextExamples:
     )
 
 
+def _asked(model: TextModel, part: TextExamples) -> Tensor | None:
+    """Which tokens the loss of a causal model depends on, (N,); None where that is not seen.
+
+    Those after the last one that is to predict something, and padding, are none of them.
+    """
+    weights_BL = part.targets.weights
+    if weights_BL.shape != part.batch.mask_BT.shape or sees_ahead(model):
+        return None
+    return (weights_BL != 0).long().flip(1).cummax(1).values.flip(1).bool().flatten()
+
+
 class _Noting(ReplacedFunctions):
     """While it is active, products with the named matrices are noted instead of forming these matrices' gradients.
 
@@ -183,12 +218,24 @@ class _Noting(ReplacedFunctions):
         names: of the parameters, by identity.
         found: where uses are noted.
         anchor: a number that requires a gradient, so that the first layers' products are reached as well.
+        asked_N: the tokens that are multiplied, where not all are; what is made of the others is 0.
+        wide: whether the model is, so that its weights' memory is let go when they have been multiplied with.
     """
 
-    def __init__(self, names: Mapping[int, str], found: Deferred, anchor: Tensor) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        found: Deferred,
+        anchor: Tensor,
+        *,
+        asked_N: Tensor | None,
+        wide: bool,
+    ) -> None:
         super().__init__()
+        self.wide, self._asked_N = wide, asked_N
+        self._last: tuple[Tensor, Tensor] | None = None
         self._names, self._found, self._anchor = names, found, anchor
-        self._live: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
+        self._live: dict[tuple[tuple[int, ...], bytes], tuple[Tensor, Tensor]] = {}
 
     def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """A product or a look-up that is noted."""
@@ -198,15 +245,22 @@ class _Noting(ReplacedFunctions):
             return self._addmm(*args)
         return self._embedding(*args, **kwargs) if func is functional.embedding else None
 
+    def _notes(self, weight: Tensor) -> bool:
+        """Whether a product with it is noted, or spares tokens."""
+        spares = self._asked_N is not None and weight.dim() == 2 and not weight.requires_grad
+        return id(weight) in self._names or spares
+
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-        if (name := self._names.get(id(weight))) is None:
+        if not self._notes(weight):
             return None
+        name = self._names.get(id(weight))
         product = cast(Tensor, _Multiplied.apply(input, weight.detach().T, self._anchor, self, name, False))  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
     def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
-        if (name := self._names.get(id(weight))) is None:
+        if not self._notes(weight):
             return None
+        name = self._names.get(id(weight))
         product = cast(Tensor, _Multiplied.apply(input, weight.detach(), self._anchor, self, name, True))  # type: ignore[no-untyped-call]
         return product + bias
 
@@ -227,12 +281,21 @@ class _Noting(ReplacedFunctions):
         padding = -1 if padding_idx is None else padding_idx % len(weight)
         return cast(Tensor, _LookedUp.apply(input, weight.detach(), self._anchor, self, name, padding))  # type: ignore[no-untyped-call]
 
-    def multiplied(self, name: str, input: Tensor, delta: Tensor, *, transposed: bool) -> None:
+    def asked(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is multiplied of an input (..., I), as rows; and which of all rows these are, None for all of them."""
+        rows_NI = input.flatten(0, -2)
+        if self._asked_N is None or len(rows_NI) != len(self._asked_N):
+            return rows_NI, None
+        # Queries, keys and values read the same; the input is kept, as is its address.
+        if self._last is None or not _same(self._last[0], rows_NI):
+            self._last = rows_NI, rows_NI[self._asked_N]
+        return self._last[1], self._asked_N
+
+    def multiplied(self, name: str, inputs_NI: Tensor, deltas_NO: Tensor, *, transposed: bool) -> None:
         """Note the use of a matrix, at the tokens where anything comes back."""
-        inputs_NI, deltas_NO = input.detach().flatten(0, -2), delta.flatten(0, -2)
         live_N = deltas_NO.any(1)
         if not bool(live_N.all()):
-            key = inputs_NI.data_ptr(), live_N.cpu().numpy().tobytes()
+            key = (inputs_NI.data_ptr(), *inputs_NI.shape), live_N.cpu().numpy().tobytes()
             if (
                 key not in self._live
             ):  # queries, keys and values read the same; the input is kept, as is its address
@@ -252,26 +315,37 @@ class _Multiplied(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,  # noqa: ANN401
         input: Tensor,
         weight_IO: Tensor,
         anchor: Tensor,
         noting: _Noting,
-        name: str,
+        name: str | None,
         transposed: bool,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight_IO)
-        ctx.noting, ctx.name, ctx.transposed = noting, name, transposed  # type: ignore[attr-defined]
-        return torch.mm(input.flatten(0, -2), weight_IO).view(*input.shape[:-1], -1)
+        ctx.noting, ctx.name, ctx.transposed = noting, name, transposed
+        rows_NI, ctx.asked_N = noting.asked(input)
+        ctx.save_for_backward(rows_NI, weight_IO)
+        return filled(torch.mm(rows_NI, weight_IO), ctx.asked_N).view(*input.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        input, weight_IO = ctx.saved_tensors
-        ctx.noting.multiplied(ctx.name, input, delta, transposed=ctx.transposed)
+        rows_NI, weight_IO = ctx.saved_tensors
+        deltas_NO = delta.flatten(0, -2)
+        deltas_NO = deltas_NO if ctx.asked_N is None else deltas_NO[ctx.asked_N]
+        if ctx.name is not None:
+            ctx.noting.multiplied(ctx.name, rows_NI.detach(), deltas_NO, transposed=ctx.transposed)
         back = None
         if ctx.needs_input_grad[0]:
-            back = torch.mm(delta.flatten(0, -2), weight_IO.T).view(input.shape)
+            back = filled(torch.mm(deltas_NO, weight_IO.T), ctx.asked_N).view(*delta.shape[:-1], -1)
+            if ctx.noting.wide:
+                let_go([weight_IO])
         return back, None, None, None, None, None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same place in memory, read alike."""
+    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
 
 
 class _LookedUp(torch.autograd.Function):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import abc
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,8 +14,16 @@ from textleak.matching.hooks import hooked
 from textleak.models.base import Examples, Model, Tensors
 from textleak.numerics import exact
 
-# Entries compared at once (our choice: a piece fits a core's cache).
-_PIECE = 2**16
+# Entries compared at once, and formed at once (our choice: a piece fits a core's cache; few rows make slow products).
+_PIECE, _FORMED = 2**17, 2**20
+
+
+class InRows(Mapping[str, Tensor]):
+    """A gradient by parameter name of which some rows can be had without the others."""
+
+    @abc.abstractmethod
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Some rows of one parameter's."""
 
 
 def formed_gradient(
@@ -80,21 +90,46 @@ def plainly_apart(seen: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tupl
 
     A piece after the other, so that nothing large is in memory twice.
     """
-    return _rooted([_squares(gradient, own.get(name)) for name, gradient in seen.items()])
+    return _rooted(
+        _squares(some, _rows(own, name, rows))
+        for name, gradient in seen.items()
+        for rows, some in _in_rows(gradient)
+    )
 
 
 def mutually_apart(
     seen: Mapping[str, Tensor], own: Mapping[str, Tensor], again: Mapping[str, Tensor]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """How far `own` is from `seen`, with the norm of that, and `again` from `own`: each tensor is asked for once."""
+    """How far `own` is from `seen`, with the norm of that, and `again` from `own`: each row is asked for once."""
     first, second = [], []
     for name in dict.fromkeys([*seen, *own]):
-        mine = own.get(name)
-        if name in seen:
-            first.append(_squares(seen[name], mine))
-        if mine is not None:
-            second.append(_squares(mine, again.get(name)))
+        there = name in seen
+        for rows, some in _in_rows(seen[name] if there else own[name]):
+            mine = _rows(own, name, rows)
+            if there:
+                first.append(_squares(some, mine))
+            if mine is not None:
+                second.append(_squares(mine, _rows(again, name, rows)))
     return _rooted(first), _rooted(second)
+
+
+def _in_rows(tensor: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of a tensor after the other; a number is a row."""
+    tensor = tensor if tensor.dim() else tensor[None]
+    step = max(1, _FORMED * len(tensor) // max(1, tensor.numel()))
+    for begin in range(0, len(tensor), step):
+        rows = slice(begin, min(begin + step, len(tensor)))
+        yield rows, tensor[rows]
+
+
+def _rows(gradient: Mapping[str, Tensor], name: str, rows: slice) -> Tensor | None:
+    """Some rows of a parameter's gradient; None where the loss doesn't reach it."""
+    if name not in gradient:
+        return None
+    if isinstance(gradient, InRows):
+        return gradient.rows(name, rows.start, rows.stop)
+    tensor = gradient[name]
+    return tensor[rows] if tensor.dim() else tensor[None]
 
 
 def _squares(gradient: Tensor, own: Tensor | None) -> tuple[float, float]:
@@ -114,9 +149,10 @@ def _squares(gradient: Tensor, own: Tensor | None) -> tuple[float, float]:
     return squared_distance, squared_norm
 
 
-def _rooted(squares: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Distance and norm of squared ones of each tensor."""
-    return sum(one for one, _ in squares) ** 0.5, sum(two for _, two in squares) ** 0.5
+def _rooted(squares: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Distance and norm of squared ones of each part."""
+    distances, norms = zip(*squares, strict=True)
+    return math.fsum(distances) ** 0.5, math.fsum(norms) ** 0.5
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from textleak.errors import AttackError, InputError, TextleakError
 from textleak.matching.factored import out_of_memory
 from textleak.matching.hooks import hooked
 from textleak.models.both import Both, both_of, reads_twice
+from textleak.models.mapped import LayerByLayer
 from textleak.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def run(
     mask: Tensor | None = None,
     positions: Tensor | None = None,
     whole: bool = True,
+    again: bool = False,
 ) -> Any:  # noqa: ANN401 - each family has its own
     """The network's output.
 
@@ -64,12 +66,14 @@ def run(
         mask: (N, T), 1 for tokens; all of them where None. Or (N, 1, T, T), added to the attention scores.
         positions: (N, T), where the tokens stand; one after the other where None. Few encoders take them.
         whole: with the head, or the body alone.
+        again: whether the same layers are to run again soon, so that a wide model's stay in memory.
     """
     # Ids are looked up here, so that they and embeddings take the same way from there on: families that
     # count positions from the ids (RoBERTa) would treat a padding token within a sentence differently.
     embeddings_NTE = inputs if inputs.dtype.is_floating_point else model.embed(inputs)
     where = {} if positions is None else {"position_ids": positions}
-    return _run(model, model.way, embeddings_NTE, whole=whole, attention_mask=mask, **where)
+    with LayerByLayer() if model.wide and not again else nullcontext():
+        return _run(model, model.way, embeddings_NTE, whole=whole, attention_mask=mask, **where)
 
 
 def left_padded(model: TextModel, inputs: Tensor, mask_NT: Tensor) -> Tensor:

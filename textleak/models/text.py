@@ -67,6 +67,7 @@ class TextModel:
         language: how a language model's loss is made of its tokens'.
         trained: names of the parameters that training moves; None for all.
         first_layers: how many layers of the model it has, the first, without a head; None where it is whole.
+        copied_from: the model that this is a copy of in another precision; None where it is none.
 
     Example:
         >>> model.name, model.task, model.weights, model.hidden_size
@@ -88,6 +89,7 @@ class TextModel:
     language: Language = PLAIN
     trained: tuple[str, ...] | None = None
     first_layers: int | None = None
+    copied_from: TextModel | None = None
 
     def __post_init__(self) -> None:
         """Freeze the network, and look at it once while nobody has put hooks on it."""
@@ -455,7 +457,7 @@ class TextModel:
             return self
         capable = self.device.type != "mps" or dtype != torch.float64
         if capable and self.wide and dtype == torch.float64:
-            return self.with_network(cast_network(self.network, dtype))
+            return self._copied(cast_network(self.network, dtype))
         device = self.device if capable else torch.device("cpu")
         # Copied straight into the new precision, so that no second copy in the old one takes memory on the way; and a
         # table of which rows are looked up, while no logits are made of it, isn't copied at all on a CPU.
@@ -469,10 +471,15 @@ class TextModel:
         }
         network = copy_of(self.network, copies)
         convert_buffers(network, dtype, device)
+        return self._copied(network)
+
+    def _copied(self, network: PreTrainedModel) -> Self:
+        """A copy in another precision, around its network."""
         made = copy.copy(self)  # what is known of its text and of its architecture is so of the copy's too
         for own in _OF_ITS_WEIGHTS:
             made.__dict__.pop(own, None)
         object.__setattr__(made, "network", network)
+        object.__setattr__(made, "copied_from", self.copied_from or self)
         made.__dict__["way"] = way_of(made, self.way)
         return made
 
@@ -488,4 +495,4 @@ class TextModel:
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model around another network of the same kind."""
-        return dataclasses.replace(self, network=cast("PreTrainedModel", network))
+        return dataclasses.replace(self, network=cast("PreTrainedModel", network), copied_from=None)

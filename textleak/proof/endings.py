@@ -9,6 +9,7 @@ Shapes: B sentences, T tokens, D the head's input size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from textleak.matching.discrete import Guess, Row
 from textleak.models import TextModel
 from textleak.models.gradient import last_used, opened
 from textleak.models.losses.language import PLAIN
+from textleak.models.padding import OnlyThere
 from textleak.models.probes.reach import sees_ahead
 from textleak.models.running import run
 from textleak.numerics import exact
@@ -106,7 +108,9 @@ def _hidden(model: TextModel, rows: Sequence[Row]) -> Tensor:
     ids_BT = torch.full((len(rows), max(map(len, rows)) - 1), model.pad_id)
     for b, row in enumerate(rows):
         ids_BT[b, : len(row) - 1] = torch.tensor(row[:-1])
-    hidden_BTD: Tensor = run(model, ids_BT.to(model.device), whole=False).last_hidden_state
+    there_BT = torch.arange(ids_BT.shape[1]) < torch.tensor([[len(row) - 1] for row in rows])
+    with OnlyThere(there_BT.to(model.device)) if model.wide else nullcontext():
+        hidden_BTD: Tensor = run(model, ids_BT.to(model.device), whole=False).last_hidden_state
     return hidden_BTD
 
 

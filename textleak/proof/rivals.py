@@ -28,6 +28,7 @@ from textleak.models import Targets, TextModel
 from textleak.models.decoding import fixed_tokens, nearest_tokens
 from textleak.models.gradient import last_used
 from textleak.models.guesses import inputs_and_targets, padded
+from textleak.models.mapped import let_go
 from textleak.numerics import exact
 
 # Tokens tried at each place, the nearest by embedding, and other classes tried of a sentence (our choice).
@@ -95,6 +96,8 @@ def _nearest(model: TextModel, guess: Guess, excluded: frozenset[int]) -> dict[i
         metric="l2",
         excluded=excluded,
     )
+    if model.wide:
+        let_go([table_VE])
     found = zip(own, near.ids_NC.tolist(), strict=True)
     return {token: [id_ for id_ in ids if id_ != token][:_NEAREST] for token, ids in found}
 

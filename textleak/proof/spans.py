@@ -46,7 +46,7 @@ _AT_ONCE = 64
 _INPUTS = 4
 # Tokens that run through the network at once, numbers that their states have at most, and rows of a gradient that
 # are looked at: all bound the memory.
-_TOKENS_A_PASS, _NUMBERS_A_PASS, _ROWS = 4096, 2**22, 1024
+_TOKENS_A_PASS, _NUMBERS_A_PASS, _ROWS = 4096, 2**20, 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,6 +113,7 @@ class LayerSpan:
             by_row = iter(index)
             keys.update({row: [every[u] for u in itertools.islice(by_row, len(row))] for row in some})
         distinct_PI = torch.cat(passes)
+        passes.clear()
         own = list(dict.fromkeys(key for row in answer.rows for key in keys[row]))
         inputs_NI = distinct_PI[[places.pop(key) for key in own]]
         left_NR, s_R, basis_RI = svd(inputs_NI)
@@ -120,12 +121,13 @@ class LayerSpan:
         left_NR, s_R, basis_RI = left_NR[:, :kept], s_R[:kept], basis_RI[:kept]
         gradient_OR, besides = _along(shared, layers, basis_RI)
         others_MI = distinct_PI[list(places.values())]
+        del distinct_PI
         inside_MR = others_MI @ basis_RI.T
         return cls(
             keys=keys,
             others={key: m for m, key in enumerate(places)},
             inside_MR=inside_MR,
-            beyond_MI=others_MI - inside_MR @ basis_RI,
+            beyond_MI=others_MI.addmm_(inside_MR, basis_RI, alpha=-1),
             index={key: n for n, key in enumerate(own)},
             whitened_NR=left_NR,
             dual_RR=torch.diag(1 / s_R),
@@ -291,11 +293,18 @@ def _inputs(
     """What a layer reads of rows of one length at a time, float64."""
     kept: dict[int, Kept] = {}
     at_once = min(_TOKENS_A_PASS, _NUMBERS_A_PASS // model.hidden_size)
+
+    def read(ids_KT: Tensor) -> Tensor:
+        positions_KT = torch.arange(ids_KT.shape[1], device=model.device).expand_as(ids_KT)
+        with EachOnce(model, local, ids_KT, positions_KT, kept):
+            return layer_inputs(model, ids_KT, [layer.name])[layer.name]
+
+    if model.wide and not any(one.depends_on_position for one in local):
+        # All tokens' own at first: each product converts all of a weight.
+        tokens_N = torch.tensor(sorted({token for row in rows for token in row}), device=model.device)
+        read(tokens_N[:, None])
     for length in {len(row) for row in rows}:
         some = [row for row in rows if len(row) == length]
         ids_KT = torch.tensor(some, device=model.device)
         for part_KT in torch.split(ids_KT, max(1, at_once // length)):
-            positions_KT = torch.arange(length, device=model.device).expand_as(part_KT)
-            with EachOnce(model, local, part_KT, positions_KT, kept):
-                inputs_KTI = layer_inputs(model, part_KT, [layer.name])[layer.name]
-            yield list(map(tuple, part_KT.tolist())), range(part_KT.numel()), exact(inputs_KTI).flatten(0, 1)
+            yield list(map(tuple, part_KT.tolist())), range(part_KT.numel()), exact(read(part_KT)).flatten(0, 1)

@@ -274,7 +274,7 @@ def layer_inputs(
         mask = None
     try:
         with hooked(handles), torch.set_grad_enabled(differentiable):
-            run(model, inputs, mask=mask, positions=positions)
+            run(model, inputs, mask=mask, positions=positions, again=True)
     except _Enough:
         return {name: laid_out(model, name, seen[name], *inputs.shape[:2])[:, :own] for name in layer_names}
     unused = sorted(set(layer_names) - seen.keys())

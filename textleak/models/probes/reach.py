@@ -19,6 +19,7 @@ _SEES_AHEAD: WeakKeyDictionary[TextModel, bool] = WeakKeyDictionary()
 
 def sees_ahead(model: TextModel) -> bool:
     """Whether what a network makes of a token depends on the tokens after it, as in an encoder; found once a model."""
+    model = model.copied_from or model
     if model not in _SEES_AHEAD:
         _SEES_AHEAD[model] = _find_whether_it_sees_ahead(model)
     return _SEES_AHEAD[model]
