@@ -22,11 +22,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from scipy.stats import binomtest
 
 import textleak
 from textleak import scoring, seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
+from textleak.attacks.replaying import LIKELY
 from textleak.clients.base import Client
 from textleak.errors import InputError
 from textleak.events import Recovery
@@ -47,6 +49,10 @@ class Batch:
         proved: tokens that the recovery says are proved.
         wrong: proved ones that stand at such a place in no sentence of the batch.
         labels: sentences whose class is right.
+        likely: tokens that the recovery says are likely, not proved; `likely_wrong` of them stand at such a place in no
+            sentence of the batch.
+        likely_sentences: sentences that came back with such tokens; `likely_exact` of them are a sentence of the batch
+            word for word, `likely_false` have less than half of one in place.
         seconds: CPU time of the attack.
         why: why it stopped, or why the attack refused.
     """
@@ -59,6 +65,11 @@ class Batch:
     labels: int
     seconds: float
     why: str
+    likely: int = 0
+    likely_wrong: int = 0
+    likely_sentences: int = 0
+    likely_exact: int = 0
+    likely_false: int = 0
 
 
 def main() -> None:
@@ -69,6 +80,7 @@ def main() -> None:
     parser.add_argument("--batch-size", action="append", type=int, help="repeatable; 1 by default")
     parser.add_argument("--limit", type=int, default=20, help="batches")
     parser.add_argument("--skip", type=int, default=0, help="batches left out at the beginning")
+    parser.add_argument("--most-words", type=int, default=None, help="leave longer sentences out")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--task", default="auto")
@@ -89,7 +101,8 @@ def main() -> None:
         weights_seed=seeds.derive(options.seed, "weights"),
     )
     with options.data.open(encoding="utf-8") as file:
-        sentences = [row["sentence"] for row in csv.DictReader(file, delimiter="\t")]
+        rows = [row["sentence"] for row in csv.DictReader(file, delimiter="\t")]
+    sentences = [one for one in rows if options.most_words is None or len(one.split()) <= options.most_words]
     written = {}
     for spec in options.client or ["one-step"]:
         for size in options.batch_size or [1]:
@@ -150,19 +163,27 @@ def answered(model: TextModel, secret: Secret, recovery: Recovery, seconds: floa
     """The figures of one answer."""
     scores = scoring.score(recovery, secret, model)
     labels = sum(one.label is not None and one.label == one.recovered_label for one in scores.sentences)
-    claimed = Counter(
-        (p.position, p.id) for s in recovery.sentences for p in s.positions if p.proved and not p.special
-    )
+    own = [p for s in recovery.sentences for p in s.positions if p.id >= 0 and not p.special]
+    claimed = Counter((p.position, p.id) for p in own if p.proved)
+    likely = Counter((p.position, p.id) for p in own if not p.proved and p.channel in LIKELY)
+    said = Counter(s.text for s in recovery.sentences if any(p.channel in LIKELY for p in s.positions))
+    rates = sorted((one.token_match_rate for one in scores.sentences if one.recovered in said), reverse=True)
+    exact = sum(one.exact for one in scores.sentences if one.recovered in said)
     true = Counter((at, token) for ids in secret.ids for at, token in enumerate(ids))
     return Batch(
         match=scores.token_match_rate,
         all_right=sum(one.exact for one in scores.sentences),
         tokens=own_tokens(model, secret),
         proved=recovery.proved_tokens,
-        wrong=sum((claimed - true).values()),
+        wrong=(claimed - true).total(),
         labels=labels,
         seconds=seconds,
         why=recovery.stop.name,
+        likely=likely.total(),
+        likely_wrong=(likely - true).total(),
+        likely_sentences=said.total(),
+        likely_exact=exact,
+        likely_false=said.total() - sum(rate >= 0.5 for rate in rates),
     )
 
 
@@ -185,7 +206,30 @@ def row(name: str, batches: Sequence[Batch], size: int) -> str:
         f"wrong ones {sum(batch.wrong for batch in batches)}, "
         f"labels {sum(batch.labels for batch in batches)}, "
         f"median {statistics.median(seconds):.1f} CPU-s a batch (most {max(seconds):.1f})"
+        f"{_of_the_likely(batches)}"
     )
+
+
+def _of_the_likely(batches: Sequence[Batch]) -> str:
+    """How often what was called likely was wrong, with the interval of 95 % that sentences give; "" of none."""
+    tokens, wrong = sum(one.likely for one in batches), sum(one.likely_wrong for one in batches)
+    sentences, false = (
+        sum(one.likely_sentences for one in batches),
+        sum(one.likely_false for one in batches),
+    )
+    if not sentences:
+        return ""
+    exact = sum(one.likely_exact for one in batches)
+    return (
+        f"; likely {tokens} tokens, wrong {share(wrong, tokens)}; {sentences} likely sentences, "
+        f"not word for word {share(sentences - exact, sentences)}, less than half right {share(false, sentences)}"
+    )
+
+
+def share(part: int, whole: int) -> str:
+    """A share with Wilson's interval of 95 %, as if all were drawn by themselves."""
+    low, high = binomtest(part, whole).proportion_ci(method="wilson")
+    return f"{part} of {whole} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

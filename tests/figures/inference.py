@@ -1,7 +1,10 @@
 """What updates of plain training loops tell: a row an update, each answer held against how it was made.
 
 python -m tests.figures.inference --seed 0 --count 20                   before any attack
-python -m tests.figures.inference --seed 0 --count 20 --audit 120       after a whole audit of the checkpoints alone
+python -m tests.figures.inference --seed 0 --count 20 --audit 120       and after a whole audit of the checkpoints alone
+
+Both counts of the latter stand side by side: what the update alone tells, and what an audit has filled in from a text
+that it has proved.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import textleak
 from tests.inference.answers import ASKED, OPEN, RIGHT, UNDETERMINED, WRONG, marks
 from tests.inference.recorded import Recorded, Settings, left, record
 from textleak.inference import Findings, Told, told
-from textleak.models import TextModel
+
+_WORST = (WRONG, OPEN, UNDETERMINED, RIGHT)
 
 
 def main() -> None:
@@ -41,53 +45,68 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = textleak.load_model(options.model)
-    totals: Counter[tuple[str, str]] = Counter()
-    rows: Counter[str] = Counter()
+    counted = {when: Counts() for when in ("before any attack", "after the audit")}
     for index in range(options.skip, options.count):
         settings = Settings.drawn(1000 * options.seed + index)
         began = time.process_time()
-        recorded, findings, verdict = _asked(model, settings, options.audit)
-        seconds = time.process_time() - began
-        found = marks(findings, recorded)
-        totals.update(found.items())
-        rows[next(mark for mark in (WRONG, OPEN, UNDETERMINED, RIGHT) if mark in found.values())] += 1
-        open_ = [what for what, mark in found.items() if mark == OPEN]
-        wrong = [f"{what} {findings.value(what)!r}" for what, mark in found.items() if mark == WRONG]
-        line = (
-            f"{index:3d} {words(settings)}, {recorded.tokens} tokens: {len(found)} asked, {seconds:.1f} CPU-s"
-        )
-        line += verdict
-        line += f"; can't tell {', '.join(open_)}" if open_ else ""
-        line += "; undetermined learning rate" if UNDETERMINED in found.values() else ""
-        line += f"; WRONG {', '.join(wrong)}" if wrong else ""
+        with tempfile.TemporaryDirectory() as folder:
+            recorded = record(model, settings, Path(folder) if options.audit else None)
+            findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
+            line = f"{index:3d} {words(settings)}, {recorded.tokens} tokens, {time.process_time() - began:.1f} CPU-s: "
+            line += counted["before any attack"].added(findings, recorded)
+            if options.audit:
+                findings, verdict = _audited(recorded, Path(folder), options.audit)
+                line += f"\n    {verdict}, {time.process_time() - began:.1f} CPU-s: "
+                line += counted["after the audit"].added(findings, recorded)
         sys.stdout.write(line + "\n")
         if options.evidence:
             for one in findings.told:
                 sys.stdout.write(f"      {one.what}: {str(one.value)[:60]} | {one.evidence}\n")
             sys.stdout.write(f"      client: {findings.client}\n")
         sys.stdout.flush()
-    for what in ASKED:
-        counts = ", ".join(f"{totals[what, kind]} {kind}" for kind in (RIGHT, UNDETERMINED, OPEN, WRONG))
-        sys.stdout.write(f"{what}: {counts}\n")
-    sys.stdout.write(f"updates: {', '.join(f'{count} {kind}' for kind, count in rows.items())}\n")
+    for when, counts in counted.items():
+        if counts.updates:
+            sys.stdout.write(f"{when}:\n{counts}\n")
 
 
-def _asked(model: TextModel, settings: Settings, time_limit: float | None) -> tuple[Recorded, Findings, str]:
-    """An update, what it tells, and what an audit of it came to, in words; without one, nothing."""
-    if time_limit is None:
-        recorded = record(model, settings)
-        return recorded, told(recorded.sent, model, before=recorded.before, after=recorded.after), ""
-    with tempfile.TemporaryDirectory() as folder:
-        recorded = record(model, settings, Path(folder))
-        said: Any = textleak.audit(**left(Path(folder)), time_limit=time_limit)
+class Counts:
+    """How many answers and updates are right, undetermined, open or wrong."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.answers: Counter[tuple[str, str]] = Counter()
+        self.updates: Counter[str] = Counter()
+
+    def added(self, findings: Findings, recorded: Recorded) -> str:
+        """Count one more update, and say in words how its answers were."""
+        found = marks(findings, recorded)
+        self.answers.update(found.items())
+        self.updates[next(mark for mark in _WORST if mark in found.values())] += 1
+        open_ = [what for what, mark in found.items() if mark == OPEN]
+        wrong = [f"{what} {findings.value(what)!r}" for what, mark in found.items() if mark == WRONG]
+        parts = [f"{len(found)} asked"]
+        parts += [f"can't tell {', '.join(open_)}"] if open_ else []
+        parts += ["undetermined learning rate"] if UNDETERMINED in found.values() else []
+        parts += [f"WRONG {', '.join(wrong)}"] if wrong else []
+        return "; ".join(parts)
+
+    def __str__(self) -> str:
+        """A line a question, and one of whole updates."""
+        lines = [
+            f"{what}: {', '.join(f'{self.answers[what, kind]} {kind}' for kind in reversed(_WORST))}"
+            for what in ASKED
+        ]
+        lines.append(f"updates: {', '.join(f'{count} {kind}' for kind, count in self.updates.items())}")
+        return "\n".join(lines)
+
+
+def _audited(recorded: Recorded, folder: Path, time_limit: float) -> tuple[Findings, str]:
+    """What an audit of the checkpoints fills in, and what it came to, in words."""
+    said: Any = textleak.audit(**left(folder), time_limit=time_limit)
     findings = Findings(told=tuple(Told(**one) for one in said["told"]), client=tuple(said["client"]))
     found = [one["recovered"].strip() for one in said["sentences"]]
     right = sum(text in recorded.texts for text in found)
-    return (
-        recorded,
-        findings,
-        f", {said['verdict']}, proof {said['proof']}, {right} of {len(found)} sentences right",
-    )
+    return findings, f"{said['verdict']}, proof {said['proof']}, {right} of {len(found)} sentences right"
 
 
 def words(settings: Settings) -> str:

@@ -16,8 +16,10 @@ from tests.inference.recorded import Settings, left, record
 from textleak.errors import InputError
 from textleak.inference import told
 from textleak.inference.base import Seen
+from textleak.inference.dropout import empty_columns
 from textleak.inference.heads import read_heads
 from textleak.inference.rate import TIMES_CLIP, TIMES_STEPS
+from textleak.inference.single import read_once
 from textleak.jobs.audit import prepare
 from textleak.models import TextModel
 from textleak.settings.audit import load_audit_config
@@ -91,6 +93,48 @@ def test_an_a_counts_steps_where_a_second_would_have_moved_it_or_shrunk_it_once_
     recorded = record(tiny, Settings(optimizer="sgd", lr=lr, rank=8, steps=steps, weight_decay=decay))
 
     assert told(recorded.sent, tiny, before=recorded.before, kind="update").value("steps") == answer
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+@pytest.mark.parametrize("lr", [9.2e-5, 4e-4])
+def test_adapters_count_sentences_and_what_all_of_them_begin_with_once(lr: float):
+    model = textleak.load_model("minilm", weights="random")
+    recorded = record(model, Settings(lr=lr, rank=32, batch_size=2, seed=3004))
+
+    findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
+
+    assert findings.value("sentences") == 2
+    assert findings.value("dropout") == 0.0
+    assert findings.value("tokens") == recorded.tokens
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+@pytest.mark.parametrize(("dropout", "answer"), [(0.3, "on"), (None, None)])
+def test_an_input_of_the_head_that_no_sentence_has_tells_dropout(
+    tiny: TextModel, dropout: float | None, answer: str | None
+):
+    recorded = record(tiny, Settings(optimizer=None, dropout=dropout, rank=4, batch_size=2))
+
+    assert told(recorded.sent, tiny, kind="gradient").value("dropout") == answer
+
+
+def test_what_relu_makes_0_was_not_dropped(toy_model: ToyModel):
+    model = toy_model("distilbert")
+    recorded = record(model, Settings(optimizer=None, batch_size=2))
+    head = recorded.sent["classifier.weight"]
+
+    assert not bool(head.any(0).all())
+    assert empty_columns(Seen(sent=recorded.sent, model=model, given="gradient")) is None
+    assert told(recorded.sent, model).value("dropout") is None  # of 16 entries nothing else shows
+
+
+def test_only_what_comes_after_the_last_attention_is_read_once(tiny: TextModel):
+    once = read_once(tiny)
+
+    assert "classifier" in once
+    assert "bert.encoder.layer.1.attention.self.query" in once
+    assert "bert.encoder.layer.1.attention.self.value" not in once
+    assert not any(".layer.0." in name for name in once)
 
 
 @pytest.mark.parametrize("sent", [{}, {"x": torch.tensor([float("nan")])}])

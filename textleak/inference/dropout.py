@@ -9,12 +9,17 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import torch
+
 from textleak.inference.base import Seen, Told, measured, per_cent
+from textleak.inference.estimates import estimate_of
+from textleak.inference.head import head_of
 from textleak.inference.heads import read_heads
 from textleak.inference.inputs import first_inputs
 from textleak.inference.masks import masked
 from textleak.inference.pairs import pairs_of
 from textleak.inference.single import alone, linears_of, moves_of
+from textleak.inference.steps import steps_of
 from textleak.words import count_of
 
 WHAT = "dropout"
@@ -27,6 +32,9 @@ _SURE, _NEAR = 2.5, 0.02
 _SET, _LARGEST, _SURE_OF_SET = 0.05, 0.5, 3.5
 # How many times likelier than any other it has to be, and where the model's configuration has it (our choice).
 _LIKELIER, _AS_CONFIGURED = 100.0, 20.0
+# Deviations of an entry's error up to which it may be 0, and the chance that a sum over sentences is that small anyway
+# (our choice).
+_HIDDEN, _BY_CHANCE = 4.0, 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,14 @@ def dropout_of(seen: Seen) -> Dropout:
                 on=False, rate=0.0, evidence=f"None of {looked_at:,} entries beside dropout were set to 0."
             )
         return _rated(seen, dropped, looked_at)
+    empty = empty_columns(seen)
+    if empty:
+        return Dropout(
+            on=True,
+            rate=None,
+            evidence=f"{count_of(empty[0], 'input')} of {empty[1]} of the head got no gradient: dropped from all "
+            "sentences. From how many each was dropped doesn't show, so the rate doesn't.",
+        )
     if span is None or pairs is None:
         return Dropout(
             on=None, rate=None, evidence="No span of a first layer's inputs shows beside its tokens."
@@ -145,6 +161,28 @@ def zeros_of(seen: Seen) -> tuple[int, int]:
             dropped += int(lines.sum())
             looked_at += len(lines)
     return dropped, looked_at
+
+
+@measured
+def empty_columns(seen: Seen) -> tuple[int, int] | None:
+    """Inputs of the head without any gradient, of one step on several sentences, and of how many; None for none.
+
+    A sum over sentences is as small as what rounding hides by chance alone, which has to be a hundredth at most for all
+    of them together.
+    """
+    head = head_of(seen)
+    if head is None or not head.dropped_before or not steps_of(seen).single:
+        return None
+    found = estimate_of(seen, head.weight)
+    if found is None:
+        return None
+    sizes_O = found.value.abs().amax(0)
+    hidden_O = torch.zeros_like(sizes_O) if found.error is None else _HIDDEN * found.error.amax(0)
+    empty_O = sizes_O <= hidden_O
+    count, usual = int(empty_O.sum()), float(sizes_O.median())
+    if not count or not usual or float(hidden_O[empty_O].max()) * len(sizes_O) > _BY_CHANCE * usual:
+        return None
+    return count, len(sizes_O)
 
 
 def ask(seen: Seen) -> Told:

@@ -28,6 +28,9 @@ from textleak.numerics import exact, svd
 # and those that may be (our choice; measured on minilm after one step of SGD or AdamW at 1e-5 to 1e-2: rounding's own
 # is at 0.55 to 1.0).
 _SURE, _MAYBE = 3.0, 1.15
+# Or else how many times smaller what follows the span is than the least that is in it: anything lost there is as small
+# beside all that was found (our choice).
+_APART = 1e3
 # Steps of the grid that a move is to be beyond for its rounding to be spread evenly, entries that it takes, and the
 # part of them that has the coarsest grid.
 _WELL, _LEAST = 4.0, 2000
@@ -202,7 +205,8 @@ def _of_update(
     return FirstInputs(
         layers=layers,
         rank=rank,
-        clear=following <= _MAYBE * noise and rank < min(value_OI.shape),
+        clear=(following <= _MAYBE * noise or float(s_S[rank - 1]) >= _APART * following)
+        and rank < min(value_OI.shape),
         basis_RI=basis_RI,
         scale_I=scale_1I[0],
         unsure_R=noise / sizes / s_S[:rank],

@@ -104,7 +104,7 @@ def _of_sgd(seen: Seen) -> Rate:
         said = (
             "it isn't known whether this is one step's"
             if steps is None
-            else "several steps' can't be told apart"
+            else "several steps' can't be told apart without the text"
         )
         return Rate(rate=None, evidence=f"SGD's moves are rate times gradient, and {said}.")
     square, rounding = _squares(seen)

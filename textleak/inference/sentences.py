@@ -8,7 +8,7 @@ from collections import Counter
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.head import head_of
 from textleak.inference.inputs import spectrum_of
-from textleak.inference.single import alone, linears_of
+from textleak.inference.single import DOMINANT, alone, linears_of, read_once
 from textleak.inference.steps import steps_of
 
 WHAT = "sentences"
@@ -42,6 +42,9 @@ def sentences_of(seen: Seen) -> Sentences:
         return Sentences(
             count=None, evidence="Sentences of several steps, or of an unknown number, can't be told apart."
         )
+    adapted = _of_adapters(seen)
+    if adapted is not None:
+        return adapted
     head = head_of(seen)
     ranks: Counter[int] = Counter()
     weights = [
@@ -60,6 +63,25 @@ def sentences_of(seen: Seen) -> Sentences:
     return Sentences(
         count=least,
         evidence=f"The gradients of {ranks[least]} of the last {_LAST} layers have rank {least} (equal ones once).",
+    )
+
+
+def _of_adapters(seen: Seen) -> Sentences | None:
+    """By adapters of layers that are read at one position of a sentence; None where none of them ends clearly."""
+    once, ranks = read_once(seen.model), []
+    for name in seen.sent:
+        module, up, _ = name.partition(".lora_B.")
+        spectrum = spectrum_of(seen, name) if up and module in once else None
+        # Rounding in bfloat16 fills nearly all of an adapter's rank.
+        few = spectrum is not None and 2 * spectrum.rank < min(seen.sent[name].shape)
+        if spectrum is not None and few and spectrum.clear and spectrum.least >= DOMINANT:
+            ranks.append((spectrum.rank, name))
+    if not ranks:
+        return None
+    count, name = max(ranks)
+    return Sentences(
+        count=count,
+        evidence=f"{name} reads one position of each sentence, and its gradient has rank {count} (equal ones once).",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from textleak.inference.shrinking import decay_of
 from textleak.inference.steps import steps_of
 from textleak.matching.hooks import hooked
 from textleak.models import TextModel
+from textleak.models.guesses import inputs_and_targets
 from textleak.numerics import exact, grid_step
 
 # Entries that have to have moved clearly, how far in steps of the weights' grid, and the part of them whose signs agree
@@ -29,7 +31,7 @@ from textleak.numerics import exact, grid_step
 _LEAST, _CLEAR, _ALL = 256, 2.0, 0.999
 # Times rounding that its only singular value has to be, so that a second sentence's can't be lost in it (our choice),
 # and the size up to which a gradient is decomposed.
-_DOMINANT, _LARGEST = 30.0, 1_000_000
+DOMINANT, _LARGEST = 30.0, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Linear:
         weight: its weight.
         bias: its bias; None where it has none.
         dropped_after: whether its output goes straight into dropout.
-        dropped_before: whether its input comes straight out of it.
+        dropped_before: whether its input comes straight out of it, and has no 0 of its own, as ReLU makes.
     """
 
     weight: str
@@ -67,7 +69,7 @@ def linears_of(model: TextModel) -> tuple[Linear, ...]:
                 after.add(id(made[id(arguments[0])]))
             dropped[id(output)] = output
         elif isinstance(module, nn.Linear):
-            if id(arguments[0]) in dropped:
+            if id(arguments[0]) in dropped and bool(arguments[0].all()):
                 before.add(id(module))
             made[id(output)] = module
 
@@ -85,6 +87,48 @@ def linears_of(model: TextModel) -> tuple[Linear, ...]:
         for m in modules
         if isinstance(m, nn.Linear) and id(m.weight) in names and not is_adapter(names[id(m.weight)])
     )
+
+
+_READ_ONCE: WeakKeyDictionary[TextModel, frozenset[str]] = WeakKeyDictionary()
+
+
+def read_once(model: TextModel) -> frozenset[str]:
+    """Modules whose output matters at one position of a sentence alone, as a classifier's after its last attention.
+
+    Found by a backward pass; each model is asked once. None where every position has a loss of its own.
+    """
+    if model.task != "classification":
+        return frozenset()
+    if model not in _READ_ONCE:
+        _READ_ONCE[model] = _found_once(model)
+    return _READ_ONCE[model]
+
+
+def _found_once(model: TextModel) -> frozenset[str]:
+    made: dict[str, Tensor] = {}
+    linears = {name: m for name, m in model.network.named_modules() if isinstance(m, nn.Linear)}
+    ids_11T = model.content_ids[:4][None, None]
+    mask_11T = torch.ones_like(ids_11T)
+    inputs_11T, targets = inputs_and_targets(
+        model, ids=ids_11T, mask=mask_11T, labels=torch.zeros_like(ids_11T[..., 0])
+    )
+    embeddings = model.embed(inputs_11T).detach().requires_grad_(True)
+
+    def noting(name: str) -> Any:  # noqa: ANN401
+        return lambda _module, _arguments, output: made.__setitem__(name, output)
+
+    handles = [module.register_forward_hook(noting(name)) for name, module in linears.items()]
+    with hooked(handles), torch.enable_grad():
+        loss = model.loss(embeddings, mask_11T, targets).sum()
+        there = {name: output for name, output in made.items() if output.requires_grad}
+        slopes = torch.autograd.grad(loss, list(there.values()), allow_unused=True, materialize_grads=True)
+    count = ids_11T.shape[-1]
+    found = set()
+    for (name, output), slope in zip(there.items(), slopes, strict=True):
+        places = slope.reshape(-1, output.shape[-1]).any(1)
+        if int(places.sum()) == 1 and len(places) in (1, count):
+            found.add(name.removesuffix(".base_layer"))
+    return frozenset(found)
 
 
 def moves_of(seen: Seen, name: str) -> tuple[Tensor, Tensor] | None:
@@ -113,7 +157,7 @@ def alone(seen: Seen) -> tuple[str, ...]:
         return ()
     found = [name for name, value in seen.moved() if value.dim() == 2 and _is_alone(seen, name)]
     spectra = (spectrum_of(seen, name) for name in found if seen.sent[name].numel() <= _LARGEST)
-    if any(one is not None and one.clear and one.rank == 1 and one.least >= _DOMINANT for one in spectra):
+    if any(one is not None and one.clear and one.rank == 1 and one.least >= DOMINANT for one in spectra):
         return tuple(found)
     return ()
 

@@ -14,6 +14,7 @@ from textleak.inference.sentences import sentences_of
 from textleak.inference.single import linears_of
 from textleak.inference.steps import MORE, steps_of
 from textleak.inference.vocabulary import places_of
+from textleak.models.probes.layers import local_layers
 
 WHAT = "tokens"
 # Deeper layers that are looked at, how many of them have to agree where nothing else says that tokens differ, and the
@@ -46,7 +47,11 @@ def tokens_of(seen: Seen) -> Tokens:
             count=None, evidence="No gradient of a first layer can be had, in which inputs could be counted."
         )
     if span.down_AI is not None and span.rank == len(span.down_AI):
-        return Tokens(count=None, evidence=f"Adapters of rank {span.rank} show no more inputs than that.")
+        return Tokens(
+            count=None,
+            evidence=f"Adapters of rank {span.rank} show no more inputs than that: there are at least as many, and how "
+            "many only the text can tell.",
+        )
     figure = f"The first layer's gradient has {span.rank} dimensions beyond rounding"
     if not span.clear:
         return Tokens(count=None, evidence=f"{figure}, without a clear end.")
@@ -57,13 +62,22 @@ def _counted(seen: Seen, span: FirstInputs, figure: str) -> Tokens:
     """Of one step, whose inputs' dimensions are known to be so many: whether equal tokens share one."""
     if sentences_of(seen).count == 1 and span.layers[0].depends_on_position:
         return Tokens(count=span.rank, evidence=f"{figure}: one for each of one sentence's tokens.")
-    deeper = _deeper(seen, span)
+    ranks = _deeper(seen, span)
+    most = max(ranks, default=0)
+    deeper = ranks.count(most) if most == span.rank else 0
     if deeper >= _AGREE:
         return Tokens(
             count=span.rank,
             evidence=f"{figure}, and so have {deeper} deeper layers', where no two tokens' inputs are equal.",
         )
     dropout, pairs = dropout_of(seen), pairs_of(seen)
+    shared = _shared(seen) if dropout.on is False else 0
+    if shared and most == span.rank + shared and ranks.count(most) >= _AGREE:
+        return Tokens(
+            count=span.rank,
+            evidence=f"{figure}, and {ranks.count(most)} deeper layers' have {most}: the {shared} more are what every "
+            "sentence begins with, so that no other two tokens share an input.",
+        )
     if dropout.on is None:
         return Tokens(count=None, evidence=f"{figure}; whether equal tokens share one isn't known.")
     if dropout.on and not deeper:
@@ -93,7 +107,8 @@ def _of_several(seen: Seen, span: FirstInputs | None) -> Tokens:
     rounded = None if span is None else span.rounding if span.down_AI is None else 1.0
     if span is None or rounded is None or not known or not _ends(span, rounded):
         return Tokens(
-            count=None, evidence="Inputs of several steps, or of an unknown number, can't be told apart."
+            count=None,
+            evidence="Inputs of several steps, or of an unknown number, can't be told apart without the text.",
         )
     return Tokens(
         count=span.rank,
@@ -107,20 +122,25 @@ def _ends(span: FirstInputs, roundings: float) -> bool:
     return span.ends_after(roundings) and not whole
 
 
-def _deeper(seen: Seen, span: FirstInputs) -> int:
-    """How many deeper layers' gradients have just the first one's dimensions; 0 where any has more.
+def _shared(seen: Seen) -> int:
+    """Tokens that surely have the input of another one: what all sentences begin with, of all of these but one."""
+    sentences = sentences_of(seen).count
+    return 0 if sentences is None else (sentences - 1) * len(seen.model.prefix_ids)
+
+
+def _deeper(seen: Seen, span: FirstInputs) -> list[int]:
+    """The dimensions of deeper layers' gradients, of those that end clearly.
 
     Deeper inputs hold what surrounds a token, so equal tokens of several sentences differ there: as many dimensions as
     in the first layer mean that no two inputs of that one were equal either.
     """
     first = {layer.weight_name for layer in span.layers}
-    adapted = {layer.name.removesuffix(".base_layer") for layer in span.layers}
+    adapted = {layer.name.removesuffix(".base_layer") for layer in local_layers(seen.model)}
     ups = [name for name in seen.sent if ".lora_B." in name and name.partition(".lora_B.")[0] not in adapted]
     names = ups or [layer.weight for layer in linears_of(seen.model) if layer.weight not in first]
     fit = [name for name in names if name in seen.sent and seen.sent[name].numel() <= _LARGEST]
     spectra = (spectrum_of(seen, name) for name in fit[:: max(1, len(fit) // _LOOKED_AT)])
-    ranks = [one.rank for one in spectra if one is not None and one.clear]
-    return ranks.count(span.rank) if max(ranks, default=0) == span.rank else 0
+    return [one.rank for one in spectra if one is not None and one.clear]
 
 
 def _of_one_sentence(seen: Seen) -> int:
