@@ -307,4 +307,8 @@ def _inputs(
         some = [row for row in rows if len(row) == length]
         ids_KT = torch.tensor(some, device=model.device)
         for part_KT in torch.split(ids_KT, max(1, at_once // length)):
-            yield list(map(tuple, part_KT.tolist())), range(part_KT.numel()), exact(read(part_KT)).flatten(0, 1)
+            yield (
+                list(map(tuple, part_KT.tolist())),
+                range(part_KT.numel()),
+                exact(read(part_KT)).flatten(0, 1),
+            )
