@@ -45,7 +45,9 @@ def say(words: str) -> None:
 class Terminal:
     """The app in a pseudo-terminal of its own."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], size: tuple[int, int]) -> None:
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], size: tuple[int, int], *, folder: Path = ROOT
+    ) -> None:
         main, other = pty.openpty()
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
         self.process = subprocess.Popen(
@@ -54,6 +56,7 @@ class Terminal:
             stdout=other,
             stderr=other,
             env=environment,
+            cwd=folder,
             start_new_session=True,
         )
         os.close(other)

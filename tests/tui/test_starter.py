@@ -91,6 +91,14 @@ def test_a_run_needs_nothing_any_more_that_was_loaded_while_one_typed(play):
     play(scene)
 
 
+def test_a_model_that_is_named_in_time_is_there_before_what_no_first_token_needs(play):
+    async def scene(starter: Starter, sessions: Sessions, model: Path) -> None:
+        assert (await sessions.catalog()).attack("match") is not None
+        assert starter.ready == str(model)
+
+    play(scene)
+
+
 def test_libraries_are_loaded_before_the_app_is(tmp_path, monkeypatch):
     begun = []
 
@@ -184,3 +192,13 @@ def test_what_only_the_hub_can_tell_is_kept_where_it_is_not_to_be_asked_anyway(m
     monkeypatch.setattr("textleak.models.loading.places.cached", lambda _: None)
     monkeypatch.setattr("textleak.models.loading.places.packaged", lambda _: None)
     assert loading.keep(loading.TextRequest(name="bert-tiny")) is offline
+
+
+def test_where_the_hub_would_have_to_be_asked_the_libraries_are_there(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("textleak.models.loading.places.cached", lambda _: None)
+    monkeypatch.setattr("textleak.models.loading.places.packaged", lambda _: None)
+    loaded: list[str] = []
+    monkeypatch.setattr(loading.importlib, "import_module", loaded.append)
+    assert not loading.keep(loading.TextRequest(name="bert-tiny"))
+    assert loaded == ["transformers.models.bert.modeling_bert"]

@@ -1,8 +1,9 @@
 """`python -m textleak_tui.warm_process`: loads what attacks need, and begins each as a copy of itself.
 
-It loads the libraries, tells the catalog of attacks, keeps the model that the app names, and waits. For each attack it
-is handed three standard streams and forks. It computes with one thread of its own and touches no device, for neither
-threads nor devices outlive a fork. When the app goes, so does it; the copies end by their own standard input.
+It loads what every attack needs, keeps the model that the app names, loads the rest, tells the catalog of attacks, and
+waits. For each attack it is handed three standard streams and forks. It computes with one thread of its own and touches
+no device, for neither threads nor devices outlive a fork. When the app goes, so does it; the copies end by their own
+standard input.
 
 Standard input is a socket; messages are JSON, one a packet. In: `{"do": "keep", command, settings}`,
 `{"do": "start", command, folder, wish}` with three file descriptors.
@@ -20,24 +21,27 @@ import select
 import socket
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from textleak_tui.setups import layers
 from textleak_tui.starter import LONGEST
 
-# What a run imports on its way (measured: half of a short run's processor time), beside what the catalog needs.
-LIBRARIES = (
+# What a run imports on its way to a first token (measured: half of a short run's processor time), beside the model.
+FIRST = (
     "textleak.jobs.text",
-    "textleak.exact",
-    "textleak.matching",
-    "textleak.models.prior",
+    "textleak.attacks.auto",
     "textleak.private.share",
+    "textleak_tui.attack_process",
+)
+# What it or another run imports later, beside what the catalog needs.
+LATER = (
+    "textleak.models.prior",
     "textleak.proof.likelihood",
     "textleak.scoring.rouge",
     "rouge_score.rouge_scorer",
-    "textleak_tui.attack_process",
 )
 # Seconds between two looks for copies that have ended (our choice).
 SECONDS_TO_LOOK = 0.05
@@ -57,6 +61,10 @@ class _Warm:
         self.ready = ""
         self.copies: set[int] = set()
         self._kept: Mapping[str, Any] | None = None
+        self._later: list[Callable[[], object]] = [
+            *(partial(importlib.import_module, name) for name in LATER),
+            self._tell_catalog,
+        ]
 
     def say(self, **message: Any) -> None:  # noqa: ANN401 - JSON
         self.app.send(json.dumps(message, default=str).encode())
@@ -65,12 +73,16 @@ class _Warm:
         """Do what the app asks for, until it has gone."""
         wish: Mapping[str, Any] | None = None
         while True:
-            # A wish waits until nothing else is asked for: while one types, only the last of them counts.
-            patience = 0.0 if wish is not None else SECONDS_TO_LOOK if self.copies else None
+            # A wish waits until nothing else is asked for: while one types, only the last of them counts. What no
+            # first token needs waits for both.
+            idle = wish is None and not self._later
+            patience = 0.0 if not idle else SECONDS_TO_LOOK if self.copies else None
             if not select.select([self.app], [], [], patience)[0]:
                 if wish is not None:
                     self.keep(wish)
                     wish = None
+                elif self._later:
+                    self._later.pop(0)()
                 self.bury()
                 continue
             said, fds, _, _ = socket.recv_fds(self.app, LONGEST, 3)
@@ -83,6 +95,12 @@ class _Warm:
                 self.keep(request["wish"] or {})
                 wish = None
                 self.begin(request["command"], Path(request["folder"]), fds)
+
+    def _tell_catalog(self) -> None:
+        from textleak import describe
+
+        self.say(catalog=describe.catalog())
+        gc.freeze()  # what is loaded by now stays, and its memory shared
 
     def keep(self, wish: Mapping[str, Any]) -> None:
         """Hold the model that a run's settings name, where they name one that is at hand."""
@@ -158,14 +176,10 @@ def main() -> None:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    warm = _Warm(app, threads)
-    from textleak import describe
-
-    for name in LIBRARIES:
+    for name in FIRST:
         importlib.import_module(name)
     with contextlib.suppress(OSError):  # the app has gone
-        warm.say(catalog=describe.catalog())
-        warm.serve()
+        _Warm(app, threads).serve()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from textleak.models.loading.places import NOT_ASKED, Checkpoint, find_place, no
 from textleak.models.loading.reading import read_config, reading, reading_gguf_once, weights_options
 from textleak.models.loading.request import Built, Request
 from textleak.models.loading.tokenizers import bundled_tokenizer, tokenizer_for
+from textleak.models.loading.transformers_files import import_transformers
 from textleak.models.losses.base import LOSSES, loss_of
 from textleak.models.quiet import quiet
 from textleak.models.text import COMMON_TASKS, Task, TextModel
@@ -149,6 +151,8 @@ def keep(request: TextRequest) -> bool:
     entry = CATALOG.get(request.name) or BY_HUB_ID.get(request.name)
     _, missing = find_place(request.name, entry, request.weights, download=offline)
     if missing == NOT_ASKED:
+        import_transformers()
+        importlib.import_module("transformers.models.bert.modeling_bert")  # what any network needs with it
         return False
     _kept[_key(request)] = _built_for(dataclasses.replace(request, download=offline))
     return True
@@ -173,6 +177,7 @@ class _Built(Built):
 
 def _built_for(request: TextRequest) -> _Built:
     """Network and tokenizer, from wherever they can be had."""
+    import_transformers()
     name, weights, download = request.name, request.weights, request.download
     entry = CATALOG.get(name) or BY_HUB_ID.get(name)
     place, missing = find_place(name, entry, weights, download=download)
