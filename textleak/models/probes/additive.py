@@ -25,6 +25,7 @@ from textleak.numerics import exact
 
 _POSITIONS, _TOKENS = 5, 3  # that the probe runs on
 _BLOCK = 16  # positions whose products with all tokens are taken at once
+_SAMPLED = 256  # tokens that are asked what a network adds to them, special ones besides
 _ROWS = 8192  # vocabulary rows that run through the network at once: bounds the memory
 
 
@@ -191,6 +192,9 @@ def _gathered(model: TextModel, name: str, norm: nn.Module, *, centered: bool, e
 def _tokens(model: TextModel, norm: str) -> Tensor:
     """What a norm reads of each token at the first position, (V, I): the table itself where it is that."""
     table_VI = model.word_embedding.weight.detach()
+    added_I = _added(model, norm, table_VI)
+    if added_I is not None:
+        return table_VI + added_I if added_I.any() else table_VI
     parts, copied = [], False
     for ids_N in torch.split(torch.arange(model.vocab_size, device=model.device), _ROWS):
         read_NI = layer_inputs(model, ids_N[:, None], [norm])[norm][:, 0]
@@ -199,6 +203,24 @@ def _tokens(model: TextModel, norm: str) -> Tensor:
         copied |= not same
         parts.append(own_NI if same else read_NI)
     return torch.cat(parts) if copied else table_VI
+
+
+def _added(model: TextModel, norm: str, table_VI: Tensor) -> Tensor | None:
+    """What is added to the table's rows there, (I,), the same for all of some tokens; None where it isn't."""
+    limits = torch.finfo(table_VI.dtype)
+    if limits.eps > torch.finfo(torch.float32).eps:
+        return None
+    spread_N = torch.linspace(0, model.vocab_size - 1, min(_SAMPLED, model.vocab_size)).long()
+    ids_N = torch.cat([spread_N, torch.tensor(sorted(model.special_ids), dtype=torch.long)]).to(model.device)
+    read_NI = layer_inputs(model, ids_N[:, None], [norm])[norm][:, 0]
+    if read_NI.shape[1] != table_VI.shape[1]:
+        return None
+    own_NI = table_VI[ids_N]
+    added_NI = exact(read_NI) - exact(own_NI)
+    added_I = added_NI.mean(0)
+    rounding = 2 * limits.eps * max(float(read_NI.abs().max()), float(own_NI.abs().max()))
+    same = float((added_NI - added_I).abs().max()) <= rounding
+    return added_I.to(table_VI) if same else None
 
 
 def _side_by_side(model: TextModel, norm: str, places_TI: Tensor) -> Tensor:
