@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import textleak.attacks.dummies.matched
 import textleak.matching
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin
-from textleak.attacks.dummies.moves import distance_of_places, moved
+from textleak.attacks.dummies.moves import batch_moves, distance_of_places, moved
 from textleak.attacks.dummies.onward import Onward
 from textleak.attacks.dummies.pictures import (
     DummyPictures,
@@ -23,13 +24,24 @@ from textleak.attacks.dummies.pictures import (
     numbers_determined,
     total_variation,
 )
+from textleak.attacks.dummies.problem import DummyProblem
 from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Stop
 from textleak.exact.classes import class_counts, single_class
-from textleak.matching import LBFGS, Adam, Limits, Patient, SquaredL2, Turns, minimize, minimize_in_turns
+from textleak.matching import (
+    LBFGS,
+    Adam,
+    Limits,
+    Moving,
+    Patient,
+    SquaredL2,
+    Turns,
+    minimize,
+    minimize_in_turns,
+)
 from textleak.models.base import Modality
 from textleak.models.loading.images import load_image_model
 from textleak.models.networks import CifarResNet
@@ -206,6 +218,77 @@ def test_moves_keep_the_batch_and_fill_what_they_uncover_with_the_border():
     up_left = torch.tensor([[13.0, 14, 14], [16, 17, 17], [16, 17, 17]])
     assert torch.equal(moved_MBCHW[1, 1, 0], up_left)
     assert len({tuple(move.flatten().tolist()) for move in moved_MBCHW[:, 1]}) == 9
+
+
+@pytest.mark.parametrize("known", ["batch-size", "batch-size,labels"])
+@pytest.mark.parametrize("smooth", [None, 2.0])
+def test_a_picture_of_a_batch_is_moved_among_all_that_is_optimized(known, smooth):
+    model = model_of("resnet20:strides=false,activation=sigmoid", 8)
+    shared, _ = share(model, pictures_of(model, 3), [2, 1, 3], know=known)
+    labels_KB = None if "labels" not in known else torch.tensor([[2, 1, 3]])
+    settings = PictureSettings(smooth=smooth, precise=True)
+    dummies = DummyPictures(
+        view=view_of(shared, model), objective=SquaredL2(), settings=settings, labels_KB=labels_KB
+    )
+    generator = torch.Generator().manual_seed(3)
+
+    def rows(count):
+        leaves = dummies.draw(count, generator)
+        return torch.cat([leaves[name].flatten(1) for name in dummies.free], 1)
+
+    def pixels(points_KD):
+        ends = iter(points_KD.split([leaf[0].numel() for leaf in dummies.draw(1, None).values()], 1))
+        leaves = {name: next(ends).view(-1, *leaf.shape[1:]) for name, leaf in dummies.draw(1, None).items()}
+        return dummies.pixels(leaves)
+
+    point, steps, changes = rows(1), rows(4), rows(5)
+    before_BCHW, seen = pixels(point)[0], {}
+    for move in dummies.moves:
+        after_BCHW = pixels(move.point(point))[0]
+        (b,) = [b for b in range(3) if not torch.allclose(after_BCHW[b], before_BCHW[b])]
+        assert move.of == f"picture {b}"
+        seen.setdefault(b, []).append(after_BCHW[b])
+        torch.testing.assert_close(move.steps(steps) @ move.changes(changes).T, steps @ changes.T)
+        inside = (slice(None), slice(2, -2), slice(2, -2))  # what no move fills
+        mirrored = before_BCHW[b].flip(-1)
+        shifted = [before_BCHW[b].roll(by, side) for by in (-2, -1, 1, 2) for side in (1, 2)]
+        assert any(torch.allclose(after_BCHW[b][inside], way[inside]) for way in (mirrored, *shifted))
+    assert [len(ways) for ways in seen.values()] == [9] * 3
+    assert torch.equal(move.point(point)[:, -5:], point[:, -5:]) == (
+        labels_KB is None
+    )  # the last picture's label
+
+
+def test_moves_of_a_batch_are_by_the_distance_of_places_and_none_where_these_are_read_one_by_one():
+    counts = {"resnet20": 9, "resnet20:strides=false": 9, "lenet": 0, "vit": 0}
+    for name, count in counts.items():
+        model = model_of(name, 16)
+        moves = batch_moves(model, None, [model.numbers])
+        assert len(moves) == count, name
+    model = model_of("resnet20", 16)
+    spot = torch.zeros(1, *model.shape)
+    spot[0, 0, 8, 8] = 1
+    at = [
+        tuple(move.steps(spot.flatten(1)).view(model.shape)[0].nonzero()[0].tolist())
+        for move in batch_moves(model, None, [model.numbers])
+    ]
+    assert at == [(8, 7), (0, 8), (8, 0), (4, 8), (8, 4), (12, 8), (8, 12), (0, 8), (8, 0)]
+
+
+def test_dlg_moves_pictures_unless_told_not_to_and_begins_anew_only_after_that(tmp_path):
+    model = model_of("resnet20:strides=false,activation=sigmoid", 8)
+    shared, _ = from_disk(tmp_path, model, pictures_of(model), [2], know="batch-size,labels")
+    for moves, kind in ((0, LBFGS), (2, Moving)):
+        dlg = ATTACKS.build("dlg", {"moves": moves})
+        problem = DummyProblem.of(
+            view_of(shared, model).double(),
+            SquaredL2(),
+            candidates=1,
+            pictures=PictureSettings(smooth=2.0, precise=True),
+        )
+        patient = problem.persistent(dlg._optimizer(), moves=dlg.moves)
+        assert isinstance(patient.optimizer, kind)
+        assert math.isinf(patient.patience) == (kind is Moving)
 
 
 def test_waves_are_kept_within_the_range_of_pictures():

@@ -18,7 +18,7 @@ from textleak.matching import (
     StepDecay,
     minimize,
 )
-from textleak.matching.optimizers import _Memory
+from textleak.matching.lbfgs import Memory
 
 
 def rosenbrock(leaves):
@@ -244,7 +244,7 @@ def test_milestones_cut_the_learning_rate():
 def test_lbfgs_direction_is_the_two_loop_recursions_also_when_old_pairs_are_dropped():
     generator = torch.Generator().manual_seed(0)
     curvature_D = torch.rand(9, generator=generator, dtype=torch.float64) + 0.1
-    memory, pairs = _Memory(4), []
+    memory, pairs = Memory(4), []
     for _ in range(7):
         step_D = torch.randn(9, generator=generator, dtype=torch.float64)
         change_D = curvature_D * step_D

@@ -10,7 +10,8 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - kernels.py: a network's usual operations with cheap second derivatives, in place of torch's own (replaced.py).
   linear.py: products by a constant weight. batch_norm.py and convolution.py: the same for networks that read pictures.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
-- optimizers.py: Adam and L-BFGS, asked for points and told their worth.  policies.py: patience and races, around them.
+- optimizers.py: Adam, asked for points and told their worth; lbfgs.py: L-BFGS.  policies.py: patience and races, around
+  them. moving.py: L-BFGS that tries moves where it stalls.
 - driver.py: the one loop, its limits and its ending.
 - discrete.py: search over sequences of symbols.
 - bench.py: factored against formed gradients, and against what the machine can do (limit.py).
@@ -28,9 +29,11 @@ from textleak.matching.driver import (
     minimize_in_turns,
 )
 from textleak.matching.factored import Capture, Leaves, ModelFunction
+from textleak.matching.lbfgs import LBFGS
 from textleak.matching.matcher import Matcher
+from textleak.matching.moving import Move, Moving
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
-from textleak.matching.optimizers import LBFGS, Adam, LinearDecay, MilestoneDecay, Optimizer, StepDecay
+from textleak.matching.optimizers import Adam, LinearDecay, MilestoneDecay, Optimizer, StepDecay
 from textleak.matching.policies import Patient, Race
 from textleak.matching.rules import (
     Call,
@@ -67,6 +70,8 @@ __all__ = [
     "MilestoneDecay",
     "ModelFunction",
     "Moments",
+    "Move",
+    "Moving",
     "Objective",
     "ObjectiveFunction",
     "Optimizer",

@@ -25,11 +25,12 @@ class Patient:
 
     Attributes:
         optimizer: what it goes around.
-        patience: evaluations that have to bring the loss below `PROGRESS` of what it was.
+        patience: evaluations that have to bring the loss below `PROGRESS` of what it was; inf to count a candidate as
+            stuck only when it has converged.
     """
 
     optimizer: Optimizer
-    patience: int
+    patience: float
 
     def start(self, point_KD: Tensor) -> State:
         """A run from these points."""
@@ -86,7 +87,7 @@ class _Around:
 class _PatientState(_Around):
     """When each candidate last came to a loss that is lower by far than any since it began."""
 
-    def __init__(self, inner: State, point_KD: Tensor, patience: int) -> None:
+    def __init__(self, inner: State, point_KD: Tensor, patience: float) -> None:
         super().__init__(inner, point_KD)
         self.patience = patience
         self.lowered_K = torch.zeros(len(point_KD), dtype=torch.long)

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textleak.attacks.dummies.moves import batch_moves
+from textleak.attacks.dummies.waves import Waves
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Tokens
-from textleak.matching import Damage, Leaves, Matcher, Objective, Project, SquaredL2, Target, Turns
+from textleak.matching import Damage, Leaves, Matcher, Move, Objective, Project, SquaredL2, Target, Turns
 from textleak.models.batches import Targets
 from textleak.models.vision import ImageModel, Statistics
 from textleak.shared.effects import hides_entries, lost_scale
@@ -216,25 +218,29 @@ class DummyPictures:
 
     def _as_pixels(self, leaf_KCHW: Tensor) -> Tensor:
         """What a leaf of a picture stands for, as the network reads it."""
-        if self.settings.smooth is None:
+        if self._waves is None:
             return leaf_KCHW
-        rows_HH, columns_WW, units_HW = (part.to(leaf_KCHW) for part in self._waves)
-        return self.model.normalized(0.5 + rows_HH.mT @ (leaf_KCHW * units_HW) @ columns_WW)
+        return self.model.normalized(0.5 + self._waves.pixels(leaf_KCHW))
 
     def _as_leaf(self, pixels: Tensor) -> Tensor:
         """The leaf that stands for a picture's pixels: the reverse of `_as_pixels`."""
-        if self.settings.smooth is None:
+        if self._waves is None:
             return pixels
-        rows_HH, columns_WW, units_HW = (part.to(pixels) for part in self._waves)
-        return rows_HH @ (self.model.pictures(pixels) - 0.5) @ columns_WW.mT / units_HW
+        return self._waves.waves(self.model.pictures(pixels) - 0.5)
 
     @cached_property
-    def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosine transforms of rows and columns (orthonormal), and the unit of each wave."""
-        _, height, width = self.model.shape
-        assert self.settings.smooth is not None
-        number_HW = torch.hypot(torch.arange(height)[:, None].double(), torch.arange(width)[None].double())
-        return _cosines(height), _cosines(width), 1 / (1 + number_HW / self.settings.smooth)
+    def _waves(self) -> Waves | None:
+        """What pictures are optimized as; None for pixels."""
+        smooth = self.settings.smooth
+        return None if smooth is None else Waves.of(*self.model.shape[1:], smooth)
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """Moves of a picture between which its gradient is nearly the same, where they are all optimized at once."""
+        if self.turns is not None:
+            return ()
+        label = self.model.num_labels if self.labels_KB is None else 0
+        return batch_moves(self.model, self._waves, [self.model.numbers + label] * self.batch_size)
 
     def _label_logits(self, leaves: Leaves) -> Tensor:
         return torch.stack([leaves[f"labels {b}"] for b in range(self.batch_size)], 1)
@@ -351,14 +357,6 @@ def _apart(own_KC: tuple[Tensor, Tensor], known_C: tuple[Sequence[float], Sequen
     means_K = ((own_KC[0] - mean_C).square() / scale_C).mean(1)
     variances_K = ((own_KC[1] - variance_C) / scale_C).square().mean(1)
     return means_K + variances_K
-
-
-def _cosines(size: int) -> Tensor:
-    """The orthonormal cosine transform (type II), a wave a row."""
-    places = torch.arange(size, dtype=torch.float64)
-    waves: Tensor = torch.cos(torch.pi * (places + 0.5) * places[:, None] / size) * (2 / size) ** 0.5
-    waves[0] /= 2**0.5
-    return waves
 
 
 def frame_distance(step: int) -> int:

@@ -6,6 +6,7 @@ Shapes: K candidates, B sentences or pictures, C color channels, H and W height 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -17,7 +18,18 @@ from textleak.attacks.dummies.text import Dummies, known_lengths
 from textleak.attacks.search.problem import TextProblem
 from textleak.clients.view import Clock, View
 from textleak.events import Tokens
-from textleak.matching import Leaves, Matcher, Objective, Optimizer, Patient, Project, Turns
+from textleak.matching import (
+    LBFGS,
+    Leaves,
+    Matcher,
+    Move,
+    Moving,
+    Objective,
+    Optimizer,
+    Patient,
+    Project,
+    Turns,
+)
 from textleak.models.base import Modality
 
 
@@ -43,6 +55,10 @@ class StandIns(Protocol):
     @property
     def patience(self) -> int | None:
         """Evaluations without progress after which a candidate begins anew; None to let it be."""
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """Moves between which the distance is nearly the same."""
 
     @property
     def project(self) -> Project | None:
@@ -118,9 +134,19 @@ class DummyProblem:
         """What is minimized, (K,), and its gradients by the free leaves."""
         return self.stand_ins.value_and_gradient(self.matcher, leaves)
 
-    def patient(self, optimizer: Optimizer) -> Optimizer:
-        """The optimizer, with candidates that are stuck beginning anew where these dummies let one tell."""
-        patience = self.stand_ins.patience
+    def persistent(self, optimizer: Optimizer, *, moves: int = 0) -> Optimizer:
+        """The optimizer, with candidates that are stuck beginning anew where these dummies let one tell.
+
+        Args:
+            optimizer: L-BFGS, if there are to be moves.
+            moves: rounds of moves in vain after which a candidate is stuck, where these dummies can be moved; 0 to
+                count evaluations alone.
+        """
+        patience: float | None = self.stand_ins.patience
+        if moves and self.stand_ins.moves:
+            assert isinstance(optimizer, LBFGS)
+            optimizer = Moving(optimizer=optimizer, moves=self.stand_ins.moves, rounds=moves)
+            patience = None if patience is None else math.inf
         return optimizer if patience is None else Patient(optimizer=optimizer, patience=patience)
 
 
