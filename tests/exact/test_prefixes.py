@@ -20,9 +20,9 @@ from textleak.exact import later_inputs
 from textleak.exact.found import OPEN, Found
 from textleak.exact.predictions import read_predictions, whole_numbers
 from textleak.exact.prefixes import causal_sentences
-from textleak.models import TextModel, load_model
+from textleak.models import TextModel, cast, load_model
 from textleak.models.decoding import to_sentence
-from textleak.models.probes.layers import layer_inputs
+from textleak.models.probes.layers import following_layers, layer_inputs
 from textleak.models.probes.packing import Kept, packed_inputs, packs
 from textleak.private.secrets import Secret
 from textleak.private.share import share
@@ -276,6 +276,27 @@ def test_what_rounding_accounts_for_tells_inside_from_outside(wide_model: ToyMod
         wrong = [(*row[:-1], token) for token in model.content_ids[:100].tolist() if token != row[-1]]
         assert check.row_misfits([row])[0] < 10
         assert min(check.row_misfits([w for w in wrong if w not in rows])) > 1e6
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rows_of_a_wide_network_are_run_on_their_last_tokens_alone(
+    family: str, wide_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cast, "MOST_COPIED", 0)
+    model = wide_model(family)
+    model = model.with_network(model.network)  # one that nobody has asked how wide it is
+    sentences = ["he sat on", "we ran"]
+    shared, secret = share(model, sentences, share="no-embeddings", know="nothing", seed=1)
+    check = later_inputs.LaterInputs(model, shared)[0]
+    assert check.last_alone
+    row = secret.ids[0][:-1]
+    wrong = [(*row[:-1], token) for token in model.content_ids[:20].tolist() if token != row[-1]]
+    assert check.row_misfits([row])[0] < 10
+    assert min(check.row_misfits(wrong)) > 1e6
+    further = [layers[0].name for layers in following_layers(model, 16)]
+    assert later_inputs._asks_last_alone(model, further[3])  # the second block's
+    assert not later_inputs._asks_last_alone(model, further[4])  # behind its attention
+    assert Counter(recovered(model, shared)[0].rows) == Counter(secret.ids)
 
 
 def test_predictions_are_read_off_with_their_shares(wide_model: ToyModel) -> None:

@@ -129,6 +129,14 @@ def test_two_distances_are_taken_on_the_way_of_one(wide_model: TextModel) -> Non
     assert both[1] == pytest.approx(plainly_apart(own, again), rel=1e-9)
 
 
+def test_gradients_of_nothing_are_nowhere_apart() -> None:
+    nothing: dict[str, Tensor] = {}
+    assert plainly_apart(nothing, nothing) == (0.0, 0.0)
+    number = {"scale": torch.tensor(3.0)}
+    assert plainly_apart(number, nothing) == (3.0, 3.0)
+    assert mutually_apart(number, number, nothing) == ((0.0, 3.0), (3.0, 3.0))
+
+
 def test_a_wide_models_batch_is_verified_from_a_gradient_that_is_never_whole(
     wide_model: TextModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch import Tensor
 from textleak.exact.subspace import OUTSIDE, InputSpan, layer_span
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
-from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs, local_layers
+from textleak.models.padding import OnlyThere
+from textleak.models.probes.layers import LENGTH, LinearLayer, following_layers, layer_inputs, local_layers
 from textleak.models.probes.packing import EachOnce, Kept, packed_inputs, packs
 from textleak.numerics import exact, singular_values
 from textleak.shared.gradient import SharedGradient
@@ -28,6 +30,8 @@ _TOKENS_A_PASS, _NUMBERS_A_PASS, _TRIED_A_ROW = 8192, 2**20, 256
 # Inputs follow from others where their least singular value is below so many roundings of the largest (our choice;
 # measured on gpt2 and smollm2: inputs in a span are off it by 1 to 13).
 _DEPENDENT = 100.0
+# What is computed in two ways is the same up to so many roundings (our choice).
+_SAME = 64.0
 # Later layers' inputs that can be asked (our choice).
 _DEEPEST = 16
 
@@ -43,6 +47,7 @@ class LaterInput:
         packs: whether beginnings can be run once for all tokens after them.
         sooner: an input before it that takes far less to compute; what lies outside there isn't run any further.
         known: what the first layers made of tokens so far.
+        last_alone: whether the layers in between need to be run on the last token of a row alone.
     """
 
     model: TextModel
@@ -51,6 +56,7 @@ class LaterInput:
     packs: bool
     sooner: LaterInput | None = None
     known: dict[int, Kept] = dataclasses.field(default_factory=dict)
+    last_alone: bool = False
 
     def misfits(self, beginnings: Sequence[Row], tokens: Sequence[int]) -> Tensor:
         """How far each beginning (all of one length) with each token after it lies outside: (F, K).
@@ -97,9 +103,8 @@ class LaterInput:
         if model.language.padding != "masked":
             mask_NT = (ids_NT != model.pad_id).long()
             return layer_inputs(model, ids_NT, [self.layer], mask=mask_NT)[self.layer][:, -1]
-        positions_NT = torch.arange(ids_NT.shape[1], device=ids_NT.device).expand_as(ids_NT)
-        with EachOnce(model, local_layers(model), ids_NT, positions_NT):
-            return layer_inputs(model, ids_NT, [self.layer])[self.layer][:, -1]
+        with _last_tokens(model, ids_NT) if self.last_alone else nullcontext():
+            return _last_of_each(model, self.layer, ids_NT)
 
     def holds(self, rows: Sequence[Row]) -> bool:
         """Whether the last inputs of some rows are all inside."""
@@ -181,7 +186,37 @@ class LaterInputs:
                 span=span,
                 packs=packed,
                 sooner=None if read == first else screen,
+                last_alone=packed and model.wide and _asks_last_alone(model, read[0].name),
             )
+
+
+def _last_of_each(model: TextModel, layer: str, ids_NT: Tensor) -> Tensor:
+    """What a layer reads of the last token of each row, (N, I)."""
+    positions_NT = torch.arange(ids_NT.shape[1], device=ids_NT.device).expand_as(ids_NT)
+    with EachOnce(model, local_layers(model), ids_NT, positions_NT):
+        return layer_inputs(model, ids_NT, [layer])[layer][:, -1]
+
+
+def _last_tokens(model: TextModel, ids_NT: Tensor) -> OnlyThere:
+    """While it is active, all layers but the local ones are run on the rows' last tokens alone."""
+    last_NT = torch.zeros_like(ids_NT)
+    last_NT[:, -1] = 1
+    return OnlyThere(last_NT, [model.parameters[layer.weight_name] for layer in local_layers(model)])
+
+
+def _asks_last_alone(model: TextModel, layer: str) -> bool:
+    """Whether a layer's input at a token depends on those before it by what the local layers make of them alone.
+
+    So it is up to the second attention; found by running it.
+    """
+    ids_1T = model.content_ids[:LENGTH][None]
+    expected_1I = _last_of_each(model, layer, ids_1T)
+    with _last_tokens(model, ids_1T):
+        found_1I = _last_of_each(model, layer, ids_1T)
+    fine = torch.finfo(model.dtype).eps <= torch.finfo(torch.float32).eps
+    return fine and bool(
+        (found_1I - expected_1I).norm() <= _SAME * torch.finfo(model.dtype).eps * expected_1I.norm()
+    )
 
 
 def _read(layers: Sequence[LinearLayer], shared: SharedGradient) -> list[LinearLayer]:

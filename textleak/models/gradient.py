@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -151,8 +150,11 @@ def _squares(gradient: Tensor, own: Tensor | None) -> tuple[float, float]:
 
 def _rooted(squares: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """Distance and norm of squared ones of each part."""
-    distances, norms = zip(*squares, strict=True)
-    return math.fsum(distances) ** 0.5, math.fsum(norms) ** 0.5
+    squared_distance = squared_norm = 0.0
+    for distance, norm in squares:
+        squared_distance += distance
+        squared_norm += norm
+    return squared_distance**0.5, squared_norm**0.5
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ Shapes: N tokens, padding counted, O a layer's output size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -22,18 +22,20 @@ class OnlyThere(ReplacedFunctions):
 
     Args:
         there: which, of as many dimensions as the batch has.
+        besides: weights that are multiplied with all tokens nevertheless.
     """
 
-    def __init__(self, there: Tensor) -> None:
+    def __init__(self, there: Tensor, besides: Collection[Tensor] = ()) -> None:
         super().__init__()
         self._there_N = there.flatten().bool()
+        self._besides = {*map(id, besides)}
 
     def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """A product of these alone."""
-        if func is functional.linear:
+        if func is functional.linear and len(args) > 1 and id(args[1]) not in self._besides:
             input, *others = args
             return self._product(input, lambda rows: func(rows, *others, **kwargs))
-        if func is torch.addmm and len(args) == 3:
+        if func is torch.addmm and len(args) == 3 and id(args[2]) not in self._besides:
             bias, input, weight = args
             return self._product(input, lambda rows: func(bias, rows, weight, **kwargs))
         return None

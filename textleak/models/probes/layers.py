@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from textleak.matching.hooks import hooked
+from textleak.models.mapped import let_go
 from textleak.models.probes.bare import bare_matrices
 from textleak.models.probes.layout import laid_out, layouts, of_one_position
 from textleak.models.running import run
@@ -116,8 +117,8 @@ def _find_local_layers(model: TextModel) -> tuple[LocalLayer, ...]:
 
     found: list[LocalLayer] = []
     for name, module, weight_name, calls in _used_weights(model, uses):
-        transposed = _transposed(module, uses[name])
-        if transposed is None or not _seems_local(uses[name].input_NTI):
+        # The quickest first: a wide layer's weight takes long to read.
+        if not _seems_local(uses[name].input_NTI) or (transposed := _transposed(module, uses[name])) is None:
             continue
         if not _is_local(model, name, ids_T):
             continue
@@ -418,8 +419,7 @@ def _find_following_layers(model: TextModel) -> tuple[tuple[LinearLayer, ...], .
     groups: list[list[LinearLayer]] = []
     inputs: list[Tensor] = []
     for name, module, weight_name, calls in _used_weights(model, uses):
-        transposed = _transposed(module, uses[name])
-        if name in local or transposed is None or calls > 1:
+        if name in local or calls > 1 or (transposed := _transposed(module, uses[name])) is None:
             continue
         layer = LinearLayer(name=name, weight_name=weight_name, transposed=transposed)
         read = uses[name].input_NTI
@@ -429,4 +429,6 @@ def _find_following_layers(model: TextModel) -> tuple[tuple[LinearLayer, ...], .
         else:
             groups.append([layer])
             inputs.append(read)
+    if model.wide:
+        let_go(model.parameters.values())
     return tuple(tuple(group) for group in groups)
