@@ -13,8 +13,9 @@ ASKED = ("sent", "optimizer", "learning rate", "steps", "dropout", "dropout rate
 def marks(findings: Findings, recorded: Recorded) -> dict[str, str]:
     """For each question that applies, whether its answer is right, left open or wrong.
 
-    Of a clipped step of SGD the update holds the rate times the clipped norm alone, of Adam's several steps without
-    decay little but the rates' sum: it is undetermined where that is told, and rightly.
+    Of a clipped step of SGD the update holds the rate times the clipped norm alone, of one in bfloat16 the rate too
+    roughly to say that none was clipped, of Adam's several steps without decay little but the rates' sum: it is
+    undetermined where that is told, and rightly.
     """
     found = {what: _mark(what, findings, recorded) for what in ASKED}
     return {what: mark for what, mark in found.items() if mark}
@@ -48,6 +49,8 @@ def _mark(what: str, findings: Findings, recorded: Recorded) -> str:
 def _is_product(value: dict[str, Value], recorded: Recorded) -> bool:
     settings = recorded.settings
     true = {TIMES_STEPS: settings.lr * settings.steps} if settings.steps > 1 else {}
+    if settings.steps == 1:  # where nothing was clipped, all is left
+        true[TIMES_LEFT] = settings.lr * recorded.clipped
     if recorded.clipped < 1:
-        true |= {TIMES_CLIP: settings.lr * (settings.clip or 0.0), TIMES_LEFT: settings.lr * recorded.clipped}
+        true[TIMES_CLIP] = settings.lr * (settings.clip or 0.0)
     return all(what in true and abs(told / true[what] - 1) <= 0.01 for what, told in value.items())

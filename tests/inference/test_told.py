@@ -167,6 +167,25 @@ def test_one_sentence_tells_dropout_and_its_tokens(
     assert findings.value("sentences") == 1
 
 
+@pytest.mark.parametrize(("optimizer", "lr"), [(None, 1.0), ("adamw", 8.6e-4)])
+def test_one_sentence_in_bfloat16_is_told_by_what_was_used_once(
+    tiny: TextModel, optimizer: str | None, lr: float
+):
+    recorded = record(tiny, Settings(optimizer=optimizer, lr=lr, dropout=0.2, bf16=True, seed=4))
+
+    findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+
+    assert findings.value("sentences") == 1
+    assert WRONG not in marks(findings, recorded).values()
+
+
+def test_two_sentences_in_bfloat16_are_not_taken_for_one(tiny: TextModel):
+    for seed in range(4):
+        recorded = record(tiny, Settings(lr=8.6e-4, dropout=0.1, bf16=True, batch_size=2, seed=seed))
+
+        assert told(recorded.sent, tiny, before=recorded.before, after=recorded.after).value("sentences") != 1
+
+
 def test_several_steps_of_adamw_tell_rate_and_number_by_their_words(tiny: TextModel):
     recorded = record(tiny, Settings(lr=2e-4, weight_decay=0.1, steps=3, batch_size=2, seed=6))
 

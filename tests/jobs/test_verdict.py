@@ -107,7 +107,8 @@ def test_a_likely_text_is_told_as_that() -> None:
     verdict = judge(found(tokens=8, likely_tokens=8, vocabulary=7))
     assert verdict.word is Word.PARTLY
     assert verdict.sentence == (
-        "A likely text of 8 tokens came back, not proved: words may be wrong or out of place. "
+        "A likely text of 8 tokens came back, not proved: in most such sentences a word is wrong, missing or out of "
+        "place. "
         "The update names 7 tokens of its batch for certain."
     )
     assert judge(found(tokens=8, likely_tokens=8, vocabulary=None)).word is Word.PARTLY

@@ -30,7 +30,7 @@ from textleak.numerics import exact, svd
 _SURE, _MAYBE = 3.0, 1.15
 # Or else how many times smaller what follows the span is than the least that is in it: anything lost there is as small
 # beside all that was found (our choice).
-_APART = 1e3
+APART = 1e3
 # Steps of the grid that a move is to be beyond for its rounding to be spread evenly, entries that it takes, and the
 # part of them that has the coarsest grid.
 _WELL, _LEAST = 4.0, 2000
@@ -57,6 +57,7 @@ class FirstInputs:
             was added to weights, or too little to tell.
         least: the smallest singular value of the span, over the largest that is rounding.
         following: the singular value after it, likewise.
+        leading: how many times the second singular value the first one is.
         down_AI: what inputs go through before: an adapter's A; None for nothing.
     """
 
@@ -69,6 +70,7 @@ class FirstInputs:
     rounding: float | None
     least: float
     following: float
+    leading: float
     down_AI: Tensor | None = None
 
     def ends_after(self, roundings: float) -> bool:
@@ -143,11 +145,12 @@ def _rows(one: Estimate, layer: LocalLayer) -> Estimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """The rank of a gradient, whether it ends clearly, and how far its smallest singular value is above rounding's."""
+    """The rank of a gradient and whether it ends clearly, with `least` and `leading` as in `FirstInputs`."""
 
     rank: int
     clear: bool
     least: float
+    leading: float
 
 
 def spectrum_of(seen: Seen, name: str) -> Spectrum | None:
@@ -159,13 +162,22 @@ def spectrum_of(seen: Seen, name: str) -> Spectrum | None:
         span = _of_gradient((), one.value, computed_eps(seen, [name]))
     else:
         span = _of_update((), one.value, one.error, None)
-    return None if span is None else Spectrum(rank=span.rank, clear=span.clear, least=span.least)
+    return (
+        None
+        if span is None
+        else Spectrum(rank=span.rank, clear=span.clear, least=span.least, leading=span.leading)
+    )
 
 
 def _decomposed(value_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors, descending."""
     _, s_S, basis_SI = svd(value_OI)
     return s_S, basis_SI
+
+
+def _leading(s_S: Tensor) -> float:
+    second = float(s_S[1]) if len(s_S) > 1 else 0.0
+    return float(s_S[0]) / second if second else math.inf
 
 
 def _of_gradient(layers: tuple[LocalLayer, ...], value_OI: Tensor, eps: float) -> FirstInputs | None:
@@ -187,6 +199,7 @@ def _of_gradient(layers: tuple[LocalLayer, ...], value_OI: Tensor, eps: float) -
         rounding=None,
         least=float(s_S[rank - 1]) / noise if rank else 0.0,
         following=float(s_S[rank]) / noise if rank < len(s_S) else 0.0,
+        leading=_leading(s_S),
     )
 
 
@@ -205,7 +218,7 @@ def _of_update(
     return FirstInputs(
         layers=layers,
         rank=rank,
-        clear=(following <= _MAYBE * noise or float(s_S[rank - 1]) >= _APART * following)
+        clear=(following <= _MAYBE * noise or float(s_S[rank - 1]) >= APART * following)
         and rank < min(value_OI.shape),
         basis_RI=basis_RI,
         scale_I=scale_1I[0],
@@ -213,6 +226,7 @@ def _of_update(
         rounding=None if steps_OI is None else _rounding(value_OI, steps_OI, scale_1I, s_S, basis_SI, noise),
         least=float(s_S[rank - 1]) / noise,
         following=following / noise,
+        leading=_leading(s_S),
     )
 
 

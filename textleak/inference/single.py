@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from textleak.inference.adapters import is_adapter
 from textleak.inference.base import Seen, measured
-from textleak.inference.inputs import spectrum_of
+from textleak.inference.inputs import APART, Spectrum, spectrum_of
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import first_step, optimizer_of
 from textleak.inference.shrinking import decay_of
@@ -157,9 +157,12 @@ def alone(seen: Seen) -> tuple[str, ...]:
         return ()
     found = [name for name, value in seen.moved() if value.dim() == 2 and _is_alone(seen, name)]
     spectra = (spectrum_of(seen, name) for name in found if seen.sent[name].numel() <= _LARGEST)
-    if any(one is not None and one.clear and one.rank == 1 and one.least >= DOMINANT for one in spectra):
-        return tuple(found)
-    return ()
+    return tuple(found) if any(one is not None and _is_single(one) for one in spectra) else ()
+
+
+def _is_single(one: Spectrum) -> bool:
+    """Whether a gradient has one dimension: up to rounding, or up to a thousandth, where bfloat16 fills the others."""
+    return one.leading >= APART or (one.clear and one.rank == 1 and one.least >= DOMINANT)
 
 
 def _is_alone(seen: Seen, name: str) -> bool:

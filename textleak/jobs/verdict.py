@@ -144,8 +144,8 @@ def _partly(found: Outcome) -> Verdict | None:
             else ""
         )
         return _part(
-            f"A likely text of {count_of(found.likely_tokens, 'token')} came back, not proved: words may be wrong or "
-            f"out of place.{named}{cut}"
+            f"A likely text of {count_of(found.likely_tokens, 'token')} came back, not proved: in most such "
+            f"sentences a word is wrong, missing or out of place.{named}{cut}"
         )
     if found.vocabulary:
         return _part(
