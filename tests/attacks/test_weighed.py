@@ -39,13 +39,29 @@ def test_weights_of_classes_show_in_the_gradient(tmp_path: Path) -> None:
     assert recovery.stop.settled
     assert {(one.text, one.label) for one in recovery.sentences} == set(zip(TEXTS, LABELS, strict=True))
     assert recovery.notes == (
-        "The client weighed its classes, as its gradient shows: 1 for 0, 2 for 1, 5 for 2.",
+        "The client weighed its classes, as its gradient shows: 1 for 0, 2 for 1, 5 for 2. Where nobody told the batch "
+        "size, it may hold the sentences of a class so many times over instead.",
     )
 
 
 def test_what_rounding_leaves_of_a_weighed_sentence_hides_no_other(tmp_path: Path) -> None:
     # Gradients are so faint here that each one's part shows to some percent alone, and no whole number mends that.
     assert {one.text for one in read(tmp_path, 0.02).sentences} == set(TEXTS)
+
+
+@pytest.mark.parametrize("factor", [65536.0, 3.0])
+def test_a_gradient_that_was_scaled_says_by_how_much_and_is_not_verified(
+    factor: float, tmp_path: Path
+) -> None:
+    folder = write_toy("bert", tmp_path, hidden_size=64, initializer_range=0.05)
+    model = load_model(str(folder), weights="random", task="classification", num_labels=3, device="cpu")
+    shared, _ = share(model, TEXTS[:2], LABELS[:2], share="no-embeddings")
+    scaled = {name: factor * gradient for name, gradient in shared.gradients.items()}
+    view = dataclasses.replace(shared, gradients=scaled)
+    recovery = to_end(begin(ATTACKS.build("span", {}), view, model))
+    assert {one.text for one in recovery.sentences} == set(TEXTS[:2])
+    assert not recovery.stop.settled
+    assert f"{factor:.6g} times the answer's own" in " ".join(recovery.notes)
 
 
 def gradient(classes: tuple[int, ...], parts: tuple[float, ...]) -> torch.Tensor:

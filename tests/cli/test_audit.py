@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from tests.published import fitting
@@ -112,6 +113,29 @@ def test_a_state_dict_of_gradients_gives_the_text_away(training: Path) -> None:
     result = verdict_of(training / "gradients.safetensors", "-m", training / "before", "--client", "one-step")
     assert result["verdict"] == "LEAKS"
     assert result["sentences"][0]["recovered"] == TEXT
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_that_were_saved_in_a_short_type_give_the_text_away(
+    dtype: torch.dtype, training: Path, tmp_path: Path
+) -> None:
+    """Such numbers could be a difference of weights as well, so what they are can't be told by their grid."""
+    gradients = load_file(training / "gradients.safetensors")
+    torch.save({name: tensor.to(dtype) for name, tensor in gradients.items()}, tmp_path / "a.pt")
+    result = verdict_of(tmp_path / "a.pt", "-m", training / "before", "--truth", training / "truth.json")
+    assert (result["verdict"], result["token_match_rate"]) == ("LEAKS", 1.0)
+    assert result["client"] == []
+    assert result["verified"] is True
+
+
+def test_gradients_in_the_order_of_the_parameters_give_the_text_away(training: Path, tmp_path: Path) -> None:
+    gradients = load_file(training / "gradients.safetensors")
+    network = AutoModelForSequenceClassification.from_pretrained(training / "before")
+    listed = tuple(gradients.get(f"module.{name}") for name, _ in network.named_parameters())
+    torch.save(listed, tmp_path / "a.pt")
+    result = verdict_of(tmp_path / "a.pt", "-m", training / "before", "--truth", training / "truth.json")
+    assert (result["verdict"], result["token_match_rate"]) == ("LEAKS", 1.0)
+    assert result["verified"] is True
 
 
 def test_a_state_dict_of_differences_gives_the_text_away(training: Path, tmp_path: Path) -> None:

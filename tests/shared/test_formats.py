@@ -7,6 +7,7 @@ import os
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -125,8 +126,81 @@ def test_a_tensor_larger_than_what_it_is_made_of_is_refused(tmp_path: Path) -> N
     assert "is made of 4 bytes" in refused.value.why
 
 
+ORDERED = Names(TENSORS.items())
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_gradients_in_the_order_of_the_parameters_get_their_names(inside: bool, tmp_path: Path) -> None:
+    listed = tuple(TENSORS.values())
+    torch.save({"grads": listed, "loss": 0.7} if inside else listed, tmp_path / "a.pt")
+    assert same(read_state(tmp_path / "a.pt").named(ORDERED).tensors)
+
+
+def test_a_parameter_without_a_gradient_keeps_its_place(tmp_path: Path) -> None:
+    torch.save([None, TENSORS["encoder.bias"]], tmp_path / "a.pt")
+    assert set(read_state(tmp_path / "a.pt").named(ORDERED).tensors) == {"encoder.bias"}
+
+
+def test_weights_in_the_order_of_the_state_dict_get_their_names(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))  # whose buffers stand between its parameters
+    np.savez(tmp_path / "a.npz", *[tensor.numpy() for tensor in network.state_dict().values()])
+    found = read_state(tmp_path / "a.npz").named(Names.of(network)).tensors
+    assert found.keys() == dict(network.named_parameters()).keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.named_parameters())
+
+
+def test_tensors_without_names_are_refused_where_their_order_is_not_the_model_s(tmp_path: Path) -> None:
+    torch.save([*TENSORS.values()][::-1], tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"in that place the model has encoder.weight of \(2, 3\)"):
+        read_state(tmp_path / "a.pt").named(ORDERED)
+    torch.save([TENSORS["encoder.weight"]], tmp_path / "a.pt")
+    with pytest.raises(
+        InputError, match="1 tensors without names, and the model has 2 parameters"
+    ) as refused:
+        read_state(tmp_path / "a.pt").named(ORDERED)
+    assert "by name" in refused.value.fix
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_arrays_of_numpy_s_are_read_with_their_names(packed: bool, tmp_path: Path) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in TENSORS.items()}
+    arrays["encoder.weight"] = np.asfortranarray(arrays["encoder.weight"]).astype(">f4")
+    (np.savez_compressed if packed else np.savez)(tmp_path / "a.npz", **arrays, step=np.array(3))
+    state = read_state(tmp_path / "a.npz")
+    assert same(state.tensors)
+    assert state.others == {"step": "int64"}
+
+
+def test_arrays_of_objects_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", w=np.array([Runs()], object))
+    with pytest.raises(InputError, match="can't be read as weights") as refused:
+        read_state(tmp_path / "a.npz")
+    assert "objects" in refused.value.why
+    assert not (tmp_path / "ran").exists()
+
+
+def test_arrays_that_unpack_beyond_measure_are_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", w=np.zeros(100_000_000, np.float32))
+    with pytest.raises(InputError, match="can't be read as weights") as refused:
+        read_state(tmp_path / "a.npz")
+    assert "unpack to" in refused.value.why
+
+
+def test_an_array_larger_than_its_record_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", w=np.zeros(64, np.float32))
+    for wrong in (b"(99,)", b"(-4,)"):
+        with (
+            zipfile.ZipFile(tmp_path / "a.npz") as source,
+            zipfile.ZipFile(tmp_path / "b.npz", "w") as target,
+        ):
+            target.writestr("w.npy", source.read("w.npy").replace(b"(64,)", wrong))
+        with pytest.raises(InputError, match="can't be read as weights"):
+            read_state(tmp_path / "b.npz")
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no archive", b"\x80\x02}."])
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.npz"])
 def test_what_is_no_state_dict_is_told(content: bytes, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="can't be read as weights"):
@@ -147,9 +221,9 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         read_state(tmp_path / "nowhere.pt")
     with pytest.raises(InputError, match="There are no weights in the folder"):
         read_state(tmp_path)
-    (tmp_path / "a.npz").write_bytes(b"")
+    (tmp_path / "a.pkl").write_bytes(b"")
     with pytest.raises(InputError, match="of no format"):
-        read_state(tmp_path / "a.npz")
+        read_state(tmp_path / "a.pkl")
 
 
 def test_quantized_weights_and_values_that_are_not_finite_are_told(tmp_path: Path) -> None:
@@ -180,6 +254,7 @@ def test_quantized_weights_and_values_that_are_not_finite_are_told(tmp_path: Pat
         ("base_model.model.bert.q.lora_A.default.weight", "bert.q.lora_A.weight"),
         ("base_model.model.classifier.modules_to_save.default.weight", "classifier.weight"),
         ("base_model.model.classifier.original_module.weight", "classifier.original_module.weight"),
+        ("bert.x.weight.grad", "bert.x.weight"),
         ("inner.module.weight", "inner.module.weight"),
     ],
 )

@@ -201,7 +201,8 @@ class _Run:
         if size is not None and left <= 0:
             raise InputError(
                 "All sentences were found, but their own gradient isn't the shared one: the client's loss, or how it "
-                "trains, is another one than was told."
+                "trains, is another one than was told, or its batch holds equal sentences several times "
+                "(--know batch-size=N)."
             )
         if size is None or self.shared.defenses:
             raise InputError("How many sentences are missing doesn't show, so matching has nothing to go by.")

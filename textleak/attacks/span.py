@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar
 
@@ -37,12 +38,15 @@ from textleak.models.losses.language import PLAIN, Language, Padding
 from textleak.models.own_labels import solved_labels
 from textleak.models.probes.reach import reads_padding, sees_ahead
 from textleak.proof.certificate import Certificate, certify
+from textleak.proof.scaled import scaled
 from textleak.shared.effects import Rounded
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
 
 # Tokens shown for a position that stays open.
 _SHOWN = 16
+# How near weights of classes are to whole numbers that are taken for counts (our choice; 1e-6 is usual).
+_WHOLE = 1e-3
 # What else padding can be than left out, where nobody said.
 _PADDINGS: tuple[Padding, ...] = ("counted", "left")
 _UNFIT = (
@@ -176,6 +180,11 @@ def answer(view: View, found: Found) -> Recovery:
         softened = _softened(view, found)
         if softened is not None:
             return softened
+    if (
+        certificate.verified is False and filled and model.task != "causal-lm"
+    ):  # whose factor its own channel says
+        note = scaled(view, sentences)
+        recovery = dataclasses.replace(recovery, notes=(*recovery.notes, *(() if note is None else (note,))))
     if model.task == "causal-lm" and found.rows and not certificate.stop(Stop.READ).settled:
         return _respoken(view, found, certified(recovery, certificate))
     return certified(dataclasses.replace(recovery, evaluations=1), certificate)
@@ -255,6 +264,8 @@ def _weighed(soft: View, found: Found) -> tuple[View, Found, tuple[str, ...]] | 
     loss = Classes(weights=weights)
     view = dataclasses.replace(soft, model=dataclasses.replace(model, changed_loss=loss))
     note = f"The client weighed its classes, as its gradient shows: {there}."
+    if all(math.isclose(weights[c], round(weights[c]), rel_tol=_WHOLE) for c in set(classes)):
+        note += " Where nobody told the batch size, it may hold the sentences of a class so many times over instead."
     return view, dataclasses.replace(found, classes=classes, complete=True, notes=()), (note,)
 
 

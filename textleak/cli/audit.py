@@ -20,7 +20,7 @@ def command(
         Path | None,
         typer.Argument(
             metavar="[UPDATE]",
-            help="A gradient file, or a state dict of gradients or of differences (.safetensors, .pt, .bin).",
+            help="A gradient file, or a state dict of gradients or of differences (.safetensors, .pt, .bin, .npz).",
             show_default=False,
         ),
     ] = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from textleak.inference.adapters import adapters_of
 from textleak.inference.base import Seen
 from textleak.inference.decay import ask as decay_ask
@@ -23,7 +25,7 @@ def client_of(seen: Seen) -> tuple[str, ...] | None:
     if sent is None:
         return None
     parts = [] if dropout_of(seen).on is False else ["train-mode"]
-    if sent == "gradient" and "bf16" in grids_of(seen).grids.values():
+    if sent == "gradient" and _autocast(seen):
         parts.append("autocast")
     adapters = adapters_of(seen)
     if adapters.ranks:
@@ -43,6 +45,12 @@ def client_of(seen: Seen) -> tuple[str, ...] | None:
     decay = told.value if told and isinstance(told.value, float) else _decay(seen, rounded)
     spec += f",weight_decay={decay:.9g}" if decay else ""
     return (*parts, spec + (",max_grad_norm=1" if rate == found.times_clip else ""))
+
+
+def _autocast(seen: Seen) -> bool:
+    """Whether entries lie on the grid of bfloat16 where they aren't stored in it: a file's own type tells nothing."""
+    grids = grids_of(seen).grids
+    return any(grid == "bf16" and seen.sent[name].dtype is not torch.bfloat16 for name, grid in grids.items())
 
 
 def _decay(seen: Seen, rate: float) -> float:

@@ -70,9 +70,9 @@ def model_of(
         return load_named(config, **{**told, "name": str(path), "task": task}), state
     if told["task"] in ("auto", "classification"):
         told["num_labels"] = told.get("num_labels") or _classes_in(state)
-    return updates.with_weights(
-        load_named(config, **{"name": name, **told}), state.tensors, where=str(path)
-    ), state
+    model = load_named(config, **{"name": name, **told})
+    state = state.named(updates.names_of(model))
+    return updates.with_weights(model, state.tensors, where=str(path)), state
 
 
 def published(name: str) -> State | None:

@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from textleak.shared.public import PublicModel
 
 
+# What a file is taken for that doesn't say it, as one of 16 bits doesn't.
+_TAKEN_FOR: dict[Kind, str] = {
+    "gradient": "Whether a gradient was sent or weights' difference can't be told; it was taken for a gradient, "
+    "rounded when it was saved. Another procedure has to be named: --client fedavg:optimizer=sgd,lr=...,steps=1, or "
+    "--client autocast for a network that ran in bfloat16.",
+    "update": "Whether a gradient was sent or weights' difference can't be told; it was taken for a difference, as all "
+    "tensors moved alike. Of a gradient: --client one-step.",
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
     """An update, ready to be attacked.
@@ -74,6 +84,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     after.check_usable()
     model, before = model_of(config, config.before)
     before = before or published(config.before)
+    after = after.named(updates.names_of(model))
     _check_pair(model, before, after)
     where = str(config.after)
     moved = updates.difference(model, before.tensors if before else None, after.tensors, where=where)
@@ -195,6 +206,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     if client is not None:
         kind = "update" if updates.sends_weights(client) else "gradient"
     prepared = client.prepare(model) if client else model
+    state = state.named(updates.names_of(prepared))
     tensors = within(state.tensors, config, model)
     if config.layers is not None:  # the head may come along
         head = updates.names_of(prepared).fit(tensors, where).unknown
@@ -202,6 +214,10 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     sent = updates.as_named(prepared, tensors, where=where)
     sent = _only_shared(config, model, sent)
     telling = telling_of(sent, model, kind=kind)
+    doubts = drawn_here(model) if weights is None else ()
+    if telling.moved and telling.kind is None:
+        telling = _taken_for(sent, model)
+        doubts += (_TAKEN_FOR[telling.kind or "gradient"],)
     client, notes = _client_of(config, model, telling, telling.kind)
     known = known_of(config, secret, telling)
     make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
@@ -212,8 +228,15 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
         secret=secret,
         telling=telling,
         notes=notes,
-        doubts=drawn_here(model) if weights is None else (),
+        doubts=doubts,
     )
+
+
+def _taken_for(sent: Mapping[str, Tensor], model: TextModel) -> Telling:
+    """What was sent tells, whose kind doesn't show: as a gradient's, unless all moved alike, as by Adam alone."""
+    as_update = telling_of(sent, model, kind="update")
+    optimizer = next((one["value"] for one in as_update.told if one["what"] == "optimizer"), None)
+    return as_update if optimizer == "adamw" else telling_of(sent, model, kind="gradient")
 
 
 # What they share

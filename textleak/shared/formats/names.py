@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -22,6 +22,11 @@ _WITHIN = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_m
 _PEFT = frozenset({"base_layer", "modules_to_save"})
 _NAMED = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"})
 _ADAPTER = "default"
+NAMED = (
+    "Save them by name: torch.save({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, "
+    '"gradients.pt").'
+)
+"""How gradients are saved so that they can be read."""
 
 
 def inner_name(name: str) -> str:
@@ -36,6 +41,7 @@ def plain_name(name: str) -> str:
         before = name
         for prefix in _AROUND:
             name = name.removeprefix(prefix)
+    name = name.removesuffix(".grad")  # as loops call what they save of each parameter
     parts = name.split(".")
     after = ("", *parts)
     return ".".join(
@@ -64,6 +70,7 @@ class Names:
     Args:
         parameters: each name of a parameter, and the parameter; a tied one under several names.
         buffers: names of what a state dict holds besides.
+        saved: names in the order of the state dict.
     """
 
     @classmethod
@@ -72,9 +79,15 @@ class Names:
         return cls(
             network.named_parameters(remove_duplicate=False),
             (name for name, _ in network.named_buffers(remove_duplicate=False)),
+            tuple(network.state_dict()),
         )
 
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]], buffers: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, Tensor]],
+        buffers: Iterable[str] = (),
+        saved: Sequence[str] = (),
+    ) -> None:
         first: dict[int, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._known: dict[str, str] = {}  # plain name: the parameter's own
@@ -83,10 +96,51 @@ class Names:
             self.shapes[own] = tuple(parameter.shape)
             self._known[plain_name(name)] = own
         self._buffers = {plain_name(name) for name in buffers}
+        self._saved = tuple(saved)
         self._endings: dict[str, str] = {}  # what a plain name ends with: what stands before it
         for name in [*self._known, *self._buffers]:
             for ending, before in _endings(name):
                 self._endings.setdefault(ending, before)
+
+    def in_order(self, tensors: Mapping[int, Tensor], places: int, where: str) -> dict[str, Tensor]:
+        """Give tensors names that have none, by their order.
+
+        That of `model.parameters()`, as `torch.autograd.grad` returns gradients, or that of the state dict, as
+        Flower's clients send weights.
+
+        Args:
+            tensors: by their place, from 0; one that is missing (a gradient of None) has none.
+            places: how many there are, those missing counted.
+            where: they are from, for errors.
+
+        Raises:
+            InputError: not as many as the model has, or one of another shape.
+        """
+        own, saved = tuple(self.shapes), tuple(self._known.get(plain_name(name)) for name in self._saved)
+        shape = {place: tuple(tensor.shape) for place, tensor in tensors.items()}
+        orders = [order for order in dict.fromkeys((own, saved)) if len(order) == places]
+        if not orders:
+            raise InputError(
+                f"{where} holds {places:,} tensors without names, and the model has {len(own):,} parameters.",
+                why="Which are whose can be told only where each has its place, in the order of model.parameters() or "
+                "of the state dict.",
+                fix=NAMED,
+            )
+        for order in orders:
+            of = {place: name for place in tensors if (name := order[place]) is not None}
+            if all(self.shapes[name] == shape[place] for place, name in of.items()):
+                return {name: tensors[place] for place, name in reversed(of.items())}
+        name, place = next(
+            (name, place)
+            for place in tensors
+            if (name := orders[0][place]) is not None and self.shapes[name] != shape[place]
+        )
+        raise InputError(
+            f"Tensor {place} of {where}, which has no names, has shape {shape[place]}; in that place the model has "
+            f"{name} of {self.shapes[name]}.",
+            why="Tensors without names are told apart by their order, that of model.parameters() or of the state dict.",
+            fix=NAMED,
+        )
 
     def fit(self, tensors: Mapping[str, Tensor], where: str) -> Fitted:
         """Give tensors the model's own names.

@@ -6,12 +6,13 @@ and tensors that are larger than what they are made of.
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeGuard
@@ -23,12 +24,12 @@ from textleak.foreign import UnreadError, in_words, open_regular
 from textleak.shared.tensors import size_in_memory
 
 # Where training loops keep the state dict, of what they save along with it.
-_INSIDE = ("state_dict", "model_state_dict", "model", "module", "gradients", "update")
+_INSIDE = ("state_dict", "model_state_dict", "model", "module", "gradients", "grads", "grad", "update")
 _REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
 # What a training that is spread over processes keeps its tensors in, by what torch says that it needs to load it.
 _SHARDED = re.compile(r"torch\.distributed|DTensor|ShardedTensor")
 # What zipfile says to an archive that isn't whole.
-_DAMAGED = (
+DAMAGED = (
     zipfile.BadZipFile,
     NotImplementedError,
     ValueError,
@@ -44,8 +45,23 @@ _SHARDS = (
 )
 
 
-def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of floating numbers by name, and the type of each other one that was passed over.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Read:
+    """Tensors of a file.
+
+    Attributes:
+        tensors: of floating numbers, by name; by their place in words ("0") where they have no names.
+        others: the type of each other one, which was passed over.
+        places: how many there are, those that are missing counted; None where they have names.
+    """
+
+    tensors: dict[str, Tensor]
+    others: dict[str, str] = dataclasses.field(default_factory=dict)
+    places: int | None = None
+
+
+def read_pickle(path: Path) -> Read:
+    """Tensors of floating numbers, and the type of each other one that was passed over.
 
     Raises:
         UnreadError: not a regular file, or one that is larger than the memory.
@@ -57,7 +73,11 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         _check_records(file)
         file.seek(0)
         loaded = _loaded(file)
-    return _sorted_out(_state_dict(loaded), size)
+    found = _tensors_in(loaded)
+    if isinstance(found, Mapping):
+        return _sorted_out(found, size)
+    placed: dict[object, object] = {str(place): value for place, value in enumerate(found)}
+    return dataclasses.replace(_sorted_out(placed, size), places=len(found))
 
 
 def _check_records(file: BufferedReader) -> None:
@@ -67,7 +87,7 @@ def _check_records(file: BufferedReader) -> None:
             return  # the format of before 2020
         with zipfile.ZipFile(file) as archive:
             packed = next((i for i in archive.infolist() if i.file_size != i.compress_size), None)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(f"its archive is damaged: {error}") from None
     if packed is not None:
         raise ValueError(
@@ -88,7 +108,7 @@ def _loaded(file: BufferedReader) -> object:
         names = f" It names {named[1]}." if named else ""
         raise ValueError(
             f"it holds more than weights, and reading that can run code.{names} "
-            "Save torch.save(model.state_dict(), FILE), or safetensors"
+            "Save tensors alone, by name: torch.save(model.state_dict(), FILE), or gradients as {name: p.grad, ...}"
         ) from None
     except MemoryError:
         raise UnreadError("there is no memory for it") from None
@@ -97,13 +117,17 @@ def _loaded(file: BufferedReader) -> object:
         raise ValueError(f"torch can't load it ({type(error).__name__}{words and ': '}{words})") from None
 
 
-def _state_dict(loaded: object) -> Mapping[object, object]:
-    """The tensors by name in what was loaded: itself, or in what a training loop wraps it in."""
+def _tensors_in(loaded: object) -> Mapping[object, object] | Sequence[object]:
+    """The tensors in what was loaded: itself, or in what a training loop wraps it in."""
+    if _is_list(loaded):
+        return loaded
     if isinstance(loaded, Mapping):
         if any(isinstance(value, Tensor) for value in loaded.values()):
             return loaded
         for key in _INSIDE:
             inside = loaded.get(key)
+            if _is_list(inside):
+                return inside
             if isinstance(inside, Mapping) and any(isinstance(value, Tensor) for value in inside.values()):
                 return inside
         only = [value for value in loaded.values() if _is_named(value)]
@@ -116,6 +140,15 @@ def _state_dict(loaded: object) -> Mapping[object, object]:
     raise ValueError(f"it holds a {type(loaded).__name__}, not tensors by name")
 
 
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether it is tensors in an order, as torch.autograd.grad returns them; None where a parameter has none."""
+    return (
+        isinstance(value, list | tuple)
+        and all(one is None or isinstance(one, Tensor) for one in value)
+        and any(one is not None for one in value)
+    )
+
+
 def _is_named(value: object) -> TypeGuard[Mapping[object, object]]:
     """Whether it is tensors by name, under whatever key a loop keeps them; an optimizer's state is by number."""
     return isinstance(value, Mapping) and any(
@@ -123,7 +156,7 @@ def _is_named(value: object) -> TypeGuard[Mapping[object, object]]:
     )
 
 
-def _sorted_out(state: Mapping[object, object], size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _sorted_out(state: Mapping[object, object], size: int) -> Read:
     tensors: dict[str, Tensor] = {}
     others: dict[str, str] = {}
     seen: set[int] = set()  # addresses of storages
@@ -152,4 +185,4 @@ def _sorted_out(state: Mapping[object, object], size: int) -> tuple[dict[str, Te
             tensors[name] = value.detach()
         else:
             others[name] = str(value.dtype).removeprefix("torch.")
-    return dict(sorted(tensors.items())), others
+    return Read(tensors=dict(sorted(tensors.items())), others=others)

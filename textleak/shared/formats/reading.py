@@ -13,15 +13,20 @@ from torch import Tensor
 from textleak import foreign
 from textleak.errors import InputError
 from textleak.shared.formats.adapters import CONFIG, WEIGHTS, Adapter, read_adapter
+from textleak.shared.formats.arrays import read_arrays
+from textleak.shared.formats.names import Names
 from textleak.shared.formats.pickles import read_pickle
 from textleak.shared.tensors import read_floating
 
-SAFETENSORS, PICKLES = (".safetensors",), (".pt", ".pth", ".bin", ".ckpt")
+SAFETENSORS, PICKLES, ARRAYS = (".safetensors",), (".pt", ".pth", ".bin", ".ckpt"), (".npz",)
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _MOST_INDEX = 64 * foreign.MIB
 _MOST_SHARDS = 1000  # our choice: the largest open models have some 200
-_FORMS = "a .safetensors file, a .pt, .pth or .bin of torch.save, or a folder that save_pretrained wrote"
+_FORMS = (
+    "a .safetensors file, a .pt, .pth or .bin of torch.save, an .npz of numpy.savez, or a folder that save_pretrained "
+    "wrote"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,15 +35,32 @@ class State:
 
     Attributes:
         path: that file or folder.
-        tensors: of floating numbers, by the name they have there.
+        tensors: of floating numbers, by the name they have there; by their place in words ("0") where they have none.
         others: types of the tensors that aren't of floating numbers, by name; their values were not read.
         adapter: of a PEFT folder.
+        places: how many tensors without names there are, those that are missing counted; None where they have names.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     others: dict[str, str] = dataclasses.field(default_factory=dict)
     adapter: Adapter | None = None
+    places: int | None = None
+
+    def named(self, names: Names) -> State:
+        """The same, with the model's own names where its tensors had none.
+
+        Args:
+            names: of the model.
+
+        Raises:
+            InputError: which tensor is whose can't be told.
+        """
+        if self.places is None:
+            return self
+        placed = {int(place): tensor for place, tensor in self.tensors.items()}
+        tensors = names.in_order(placed, self.places, str(self.path))
+        return dataclasses.replace(self, tensors=tensors, places=None)
 
     @property
     def quantized(self) -> str | None:
@@ -97,7 +119,7 @@ def read_state(path: Path) -> State:
     if not path.exists():
         raise InputError(f"There is no file or folder {path}.", fix=f"Name {_FORMS}.")
     suffix = path.suffix.lower()
-    if suffix not in (*SAFETENSORS, *PICKLES):
+    if suffix not in (*SAFETENSORS, *PICKLES, *ARRAYS):
         raise InputError(
             f"{path} is of no format that is read.",
             why=f"Its name ends in {suffix!r}."
@@ -180,12 +202,14 @@ def _read_files(path: Path, files: Iterable[Path]) -> State:
     """The tensors of all files together."""
     tensors: dict[str, Tensor] = {}
     others: dict[str, str] = {}
+    places: int | None = None
     for file in files:
         try:
             if file.suffix.lower() in SAFETENSORS:
                 _, found, passed = read_floating(file)
             else:
-                found, passed = read_pickle(file)
+                read = read_arrays(file) if file.suffix.lower() in ARRAYS else read_pickle(file)
+                found, passed, places = read.tensors, read.others, read.places
         except OSError as error:
             raise InputError(f"{file} can't be read.", why=f"{error}.") from None
         except ValueError as error:
@@ -194,4 +218,4 @@ def _read_files(path: Path, files: Iterable[Path]) -> State:
             ) from None
         tensors |= found
         others |= passed
-    return State(path=path, tensors=tensors, others=others)
+    return State(path=path, tensors=tensors, others=others, places=places)
