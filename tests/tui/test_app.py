@@ -307,7 +307,7 @@ def test_arrow_keys_and_clicks_pick_a_position_and_it_is_told_in_words() -> None
         assert "confidence 0.50 by matching" in told
         assert "next: plan 0.25, day 0.12" in told
         await pilot.press("end")
-        assert "position 9" in picture(app)
+        assert line_of(app, "position 9").split("│")[1].strip() == "position 9  · [SEP]  set by the tokenizer"
         row = next(y for y, line in enumerate(picture(app).splitlines()) if "✓the" in line)
         column = picture(app).splitlines()[row].index("~friday")
         await pilot.click(offset=(column + 1, row))

@@ -391,6 +391,20 @@ def test_a_ladder_asked_for_before_the_defenses_are_known_starts_when_they_are(t
     drive(tmp_path, look)
 
 
+@pytest.mark.parametrize("size", SIZES[:4])
+def test_an_empty_ladder_says_in_every_size_how_to_begin(tmp_path, size):
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = app.screen
+        assert isinstance(page, DefenseScreen)
+        await until(pilot, lambda: page.empty.size.height)
+        room = page.empty.content_region
+        assert "F5 runs the ladder." in str(page.empty.content)
+        assert len(page.empty.render_lines(room.reset_offset)) <= room.height
+        assert not page.empty.virtual_size.height > room.height
+
+    play(scene, Sessions(tmp_path), place="defenses", size=size)
+
+
 def test_the_ladder_is_remembered_but_never_the_sentence(tmp_path):
     settings = tmp_path / "settings.json"
 

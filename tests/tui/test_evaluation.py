@@ -20,11 +20,12 @@ from textleak_tui import catalog, export
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
 from textleak_tui.grid import Grid, Pace, judged, values_of
-from textleak_tui.grid_cells import FIGURES, fitting
+from textleak_tui.grid_cells import FIGURES, Writing, fitting, narrowed
 from textleak_tui.grid_ladders import ladders_of
 from textleak_tui.screens.evaluation import EvaluationScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Sessions
+from textleak_tui.widgets.run_table import within
 from textleak_tui.widgets.setup_form import SetupForm
 
 IDENTITY = "0123456789abcdef"
@@ -144,6 +145,37 @@ def test_columns_that_do_not_fit_are_left_out_one_after_another(room: int, left_
     shown = fitting(widths, room, ("secrets",))
     assert set(widths) - set(shown) == {*left_out, "secrets"}
     assert room < 30 or sum(widths[name] + 2 for name in shown) - 2 <= room
+
+
+@pytest.mark.parametrize("most", [8, 15, 16, 20])
+def test_a_setting_that_is_cut_keeps_its_beginning_and_its_strength(most: int) -> None:
+    weak, strong = (within(f"gaussian:sigma={sigma}", most) for sigma in ("0.0001", "0.0005"))
+    assert weak != strong
+    assert len(weak) == len(strong) == most
+    assert weak.startswith("gau")
+    assert weak.endswith("001")
+    assert within("sign", most) == "sign"
+
+
+def test_the_widest_settings_are_cut_first_and_none_to_nothing() -> None:
+    widths = {"attack": 6, "share": 13, "client": 14, "defense": 21}
+    assert narrowed(widths, 0) == {}
+    assert narrowed(widths, -5) == {}
+    assert narrowed(widths, 4) == {"defense": 17}
+    found = {**widths, **narrowed(widths, 20)}
+    assert sum(widths.values()) - sum(found.values()) == 20
+    assert max(found.values()) - min(found[name] for name in ("share", "client", "defense")) <= 1
+    assert narrowed(widths, 99) == {"share": 8, "client": 8, "defense": 8}
+    assert narrowed({}, 3) == {}
+
+
+def test_a_cell_in_which_all_failed_says_so() -> None:
+    grid = Grid()
+    grid.take([Record(identity=IDENTITY, cell=CELL, batch=0, status="failed", error="no memory")])
+    writing = Writing(blind=True, limit=None, colors=dict.fromkeys(("error", "border-blurred"), "red"))
+    figures = writing.figures(grid.rows[0])
+    assert figures["match rate"].plain == "✗ failed"
+    assert figures["verified"].plain == ""
 
 
 def test_the_time_left_goes_by_what_came_since_one_looks() -> None:

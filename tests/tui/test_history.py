@@ -19,6 +19,7 @@ from tests.tui.pilots import Scene, play, until
 from textleak.errors import InputError
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
+from textleak.view import ViewState
 from textleak_tui import export, listing
 from textleak_tui.app import TextleakApp
 from textleak_tui.listing import Order, arranged, read_row
@@ -26,7 +27,7 @@ from textleak_tui.palette import commands
 from textleak_tui.places import CompareRuns, OpenRun
 from textleak_tui.recording import Recording
 from textleak_tui.screens.base import Page
-from textleak_tui.screens.compare import CompareScreen
+from textleak_tui.screens.compare import CompareScreen, verdict
 from textleak_tui.screens.delete import DeleteDialog
 from textleak_tui.screens.export import ExportDialog
 from textleak_tui.screens.history import HistoryScreen
@@ -343,6 +344,32 @@ def test_what_was_shared_how_the_client_trained_and_what_came_back_is_listed(tmp
         assert (asked.batch, asked.recorded["share"]) == ([TEXT], "attention")
 
     drive(tmp_path, look, size=(160, 40))
+
+
+@pytest.mark.parametrize("width", [80, 90, 100])
+def test_what_came_back_is_listed_in_the_room_that_is_left(tmp_path, width):
+    text = "the key lies under the third stone of the garden wall"
+    make(
+        tmp_path,
+        "one",
+        *events(
+            end=Finished(
+                outcome="done",
+                result=result(
+                    sentences=[{"reference": text, "recovered": text, "token_match_rate": 1.0, "tokens": 11}]
+                ),
+            )
+        ),
+    )
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        await history(app, pilot)
+        line = next(line for line in screen(app).splitlines() if "✓ done" in line)
+        assert "the key l" in line
+        assert "…" in line
+        assert len(line.rstrip()) <= width
+
+    drive(tmp_path, look, size=(width, 24))
 
 
 def test_sorting_keeps_the_cursor_on_its_run(root):
@@ -838,6 +865,19 @@ def test_blind_compares_nothing_with_the_truth(two):
         assert "the losses are A 0.0909, B 0.0909" in text
 
     drive(two[0].parent, look)
+
+
+def test_a_run_without_a_loss_is_told_in_words():
+    def reached(loss: float | None) -> ViewState:
+        found = Progress(
+            phase="verify", step=1, steps=1, loss=loss, losses=(), evaluations=1, total_steps=1, sentences=()
+        )
+        return ViewState().add(found, 1.0)
+
+    assert "the losses are A 0.2, B 0.5." in verdict([reached(0.2), reached(0.5)], "seconds", 3.0, blind=True)
+    one = verdict([reached(0.2), reached(None)], "seconds", 3.0, blind=True)
+    assert one == "At 3.0 s the loss is A 0.2; the other has none."
+    assert verdict([reached(None)] * 2, "seconds", 3.0, blind=True) == "At 3.0 s neither has a loss."
 
 
 def test_marked_runs_are_compared_and_a_broken_one_says_so(root):

@@ -38,7 +38,18 @@ from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Session, Sessions
 from textleak_tui.settings import Memory
-from textleak_tui.setups import AUDIT, IMAGE, TEXT, command_line, layers, remembered, settings_of, values_of
+from textleak_tui.setups import (
+    AUDIT,
+    GRID,
+    IMAGE,
+    TEXT,
+    Setup,
+    command_line,
+    layers,
+    remembered,
+    settings_of,
+    values_of,
+)
 from textleak_tui.themes import own_themes
 from textleak_tui.widgets.told import answers_of
 
@@ -72,6 +83,8 @@ CATALOG = Catalog.from_json(
         ],
     }
 )
+# Letters in a field of a terminal of 60 columns.
+NARROWEST = 18
 Scene = Callable[[TextleakApp, RunScreen, Pilot[None]], Awaitable[None]]
 
 
@@ -314,6 +327,29 @@ def test_an_error_stands_beside_its_field_and_nothing_starts(play: Callable[...,
         assert app.focused is row.box.input
 
     play(scene)
+
+
+@pytest.mark.parametrize("size", [(100, 30), (80, 24), (60, 16)])
+def test_what_the_field_in_focus_is_can_be_read_whole(
+    play: Callable[..., TextleakApp], size: tuple[int, int]
+) -> None:
+    async def scene(app: TextleakApp, screen: RunScreen, pilot: Pilot[None]) -> None:
+        del app
+        row = screen.form.rows["know"]
+        assert row.hint.size.height == 1
+        row.box.input.focus()
+        await until(pilot, lambda: row.hint.size.height > 1)
+        lines = ["".join(part.text for part in row.hint.render_line(y)) for y in range(row.hint.size.height)]
+        assert " ".join(" ".join(lines).split()) == row.field.words
+        screen.form.rows["attack"].box.input.focus()
+        await until(pilot, lambda: row.hint.size.height == 1)
+
+    play(scene, size)
+
+
+@pytest.mark.parametrize("setup", [TEXT, IMAGE, AUDIT, GRID], ids=lambda setup: setup.place)
+def test_words_in_an_empty_field_fit_the_narrowest_one(setup: Setup) -> None:
+    assert {field.empty for field in setup.fields if len(field.empty) > NARROWEST} == set()
 
 
 def test_a_name_is_completed_from_a_list(play: Callable[..., TextleakApp]) -> None:

@@ -357,7 +357,7 @@ AUDIT_FIELDS = (
         empty="the file's own",
     ),
     named("task"),
-    named("client", words="how the client trains, else what the update tells", empty="what the update tells"),
+    named("client", words="how the client trains, else what the update tells", empty="the update's own"),
     named("share", words="audit no more than this of it", default="", empty="all that is there"),
     named(
         "know", words="what the server knows besides: batch-size=2,lengths=12/9", empty="what the file says"
@@ -389,7 +389,7 @@ IMAGE_FIELDS = (
             cifar10="CIFAR-10, likewise",
             mnist="MNIST, likewise",
         ),
-        empty="the sample pictures",
+        empty="sample pictures",
     ),
     named(
         "model",

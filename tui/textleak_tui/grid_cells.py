@@ -14,7 +14,7 @@ from textleak_tui.grid import CellRow, SentenceRow, cell_text
 from textleak_tui.heat import heat_of
 from textleak_tui.standing import SIGNS
 from textleak_tui.widgets.grid_table import GAP
-from textleak_tui.widgets.run_table import rate_bar, short
+from textleak_tui.widgets.run_table import rate_bar, short, within
 
 BAR = 8
 # Columns of a cell's figures.
@@ -22,6 +22,8 @@ FIGURES = ("batches", "match rate", "95 %", "exact", "verified", "secrets", "s/b
 # Columns of a cell's figures that are left out one after another where the width has no room for all.
 _LEFT_OUT = ("s/batch", "secrets", "exact", "batches", "verified", "95 %")
 HIDDEN = "····"
+# Letters that a setting has at least, where it is cut (our choice).
+LEAST = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,10 @@ class Writing:
             if row.rate.low is not None:
                 interval = Text(f"{row.rate.low:.2f}–{row.rate.high:.2f}")
             rate.append(f" {self._sign(row.rate.mean)}", style=self.colors["error"])
-        verified = f"{counts.verified} of {counts.verifiable}" if counts.verifiable else "can't tell"
+        elif row.rate is None and counts.failed:
+            rate = Text(f"{SIGNS['failed']} failed", style=self.colors["error"])
+        untold = "can't tell" if counts.done else ""
+        verified = f"{counts.verified} of {counts.verifiable}" if counts.verifiable else untold
         secrets = HIDDEN if self.blind else f"{counts.secrets_recovered} of {counts.secrets}"
         seconds = Text("" if row.seconds is None else seconds_in_words(row.seconds), justify="right")
         found = batches, rate, interval, exact, Text(verified), Text(secrets), seconds
@@ -57,12 +62,12 @@ class Writing:
     def map(self, rows: Sequence[CellRow], pair: tuple[str, str]) -> tuple[tuple[str, ...], list[list[Text]]]:
         """The titles and lines of a map of two settings."""
         heat = heat_of(rows, pair, cell_text)
-        columns = [short(printable(column), 16) for column in heat.columns]
+        columns = [within(printable(column), 16) for column in heat.columns]
         listed = []
         for line in heat.lines:
             rates = [heat.rates.get((line, column)) for column in heat.columns]
             cells = [self._heat(rate, len(name)) for rate, name in zip(rates, columns, strict=True)]
-            listed.append([Text(short(printable(line), 30)), *cells])
+            listed.append([Text(within(printable(line), 30)), *cells])
         return (f"{heat.down} ↓ {heat.across} →", *columns), listed
 
     def sentences(self, rows: Sequence[SentenceRow], room: int) -> tuple[tuple[str, ...], list[list[Text]]]:
@@ -106,6 +111,28 @@ def fitting(widths: Mapping[str, int], room: int, missing: Sequence[str] = ()) -
         if sum(widths[one] + GAP for one in shown) - GAP > room and name in shown:
             shown.remove(name)
     return tuple(shown)
+
+
+def narrowed(widths: Mapping[str, int], over: int) -> dict[str, int]:
+    """Widths of some columns that together are narrower: the widest ones are cut first, none below `LEAST`.
+
+    Args:
+        widths: of the columns by their titles.
+        over: by how many columns of the screen all of them are too wide.
+    """
+    found = dict(widths)
+    for _ in range(over):
+        widest = max(found, key=found.__getitem__, default="")
+        if not found or found[widest] <= LEAST:
+            break
+        found[widest] -= 1
+    return {name: width for name, width in found.items() if width < widths[name]}
+
+
+def cut_settings(rows: Sequence[list[Text]], column: int, width: int) -> None:
+    """Cut a column's settings to a width, each in its middle."""
+    for row in rows:
+        row[column] = Text(within(row[column].plain, max(1, width)))
 
 
 def cut(rows: Sequence[list[Text]], column: int, width: int) -> None:

@@ -100,7 +100,7 @@ LABELS = Field(
     flag="--label",
     words="the true classes, one a sentence, with blanks between",
     check=_check_labels,
-    empty="drawn from the seed",
+    empty="from the seed",
     rare=True,
     private=True,
 )

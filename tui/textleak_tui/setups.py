@@ -170,7 +170,7 @@ AUDIT = Setup(
     invitation="a file, then Enter (Ctrl+N: before and after)",
     intro=(
         "What does an update of your own training give away?",
-        "Type its file (a gradient, a state dict, a recorder's), or two lines: the checkpoints before and after.",
+        "Type its file (a gradient, a state dict), or two lines: the checkpoints before and after.",
     ),
     fields=AUDIT_FIELDS,
     check=check_update,

@@ -111,7 +111,8 @@ class Side(Vertical):
         rate = state.points[-1].match_rate if state.points and not blind else None
         parts += [f"match rate {rate:.2f}"] if rate is not None else []
         if state.progress is not None:
-            parts.append(f"loss {loss_in_words(state.progress.loss)}")
+            loss = state.progress.loss
+            parts += [f"loss {loss_in_words(loss)}"] if loss is not None else []
             parts.append(state.progress.phase)
             parts.append(count_of(state.progress.evaluations, "evaluation"))
         return " · ".join(parts)
@@ -121,7 +122,7 @@ class CompareScreen(Page):
     """Two runs side by side, with one slider for both."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "play", "Play/pause", tooltip="Play both runs, or hold them."),
+        Binding("space", "play", "Play", tooltip="Play both runs, or hold them."),
         Binding("x", "speed", "Speed", tooltip="Play at ¼×, 1×, 4× or 16× of the longer run's own time."),
         Binding(
             "a",
@@ -363,8 +364,14 @@ def verdict(states: Sequence[ViewState], axis: Axis, value: float, *, blind: boo
         ahead, behind = (NAMES[0], NAMES[1]) if a > b else (NAMES[1], NAMES[0])
         return f"{where} {ahead} is ahead: {max(a, b):.0%} of the tokens against {behind}'s {min(a, b):.0%}."
     losses = [state.progress.loss if state.progress else None for state in states]
-    words = ", ".join(f"{name} {loss_in_words(loss)}" for name, loss in zip(NAMES, losses, strict=True))
-    return f"{where} the losses are {words}."
+    told = [
+        f"{name} {loss_in_words(loss)}" for name, loss in zip(NAMES, losses, strict=True) if loss is not None
+    ]
+    if len(told) < len(losses):
+        return (
+            f"{where} the loss is {told[0]}; the other has none." if told else f"{where} neither has a loss."
+        )
+    return f"{where} the losses are {', '.join(told)}."
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], *, blind: bool) -> str:

@@ -30,6 +30,7 @@ from textleak_tui.widgets.words import Words
 # on the plot stands beside the table, or below it. In less room it shares the table's place.
 FORM, COMMANDS = 34, 26
 BESIDE, BELOW = (100, 18), (60, 22)
+_BRIEFLY = "F5 runs the ladder."
 _NOTHING = (
     "Nothing has run yet.\n\nOne run a rung, one after another, each with the same seed: "
     "how much does this defense keep back, and from which strength on?\nF5 runs the ladder."
@@ -249,7 +250,7 @@ class DefenseScreen(Page):
         if not self.table.is_attached:  # not yet, or no more while the last rung is being ended
             return
         begun, blind = bool(self.rungs), self.sight.blind
-        self.empty.say("" if begun else _NOTHING)
+        self.empty.say("" if begun else _NOTHING if self.size.height >= BELOW[1] else _BRIEFLY)
         self.table.display = begun and (self._roomy or not self._plot)
         self.bars.display = begun and (self._roomy or self._plot)
         self.results.set_class(not self.bars.display, "-alone")

@@ -30,7 +30,7 @@ from textleak_tui.grid import (
     judged,
     values_of,
 )
-from textleak_tui.grid_cells import FIGURES, Writing, cut, fitting, worst_in_words
+from textleak_tui.grid_cells import FIGURES, Writing, cut_settings, fitting, narrowed, worst_in_words
 from textleak_tui.grid_ladders import Ladder, ladders_of
 from textleak_tui.heat import pairs_of
 from textleak_tui.places import AttackAgain
@@ -41,7 +41,7 @@ from textleak_tui.standing import SIGNS
 from textleak_tui.widgets.bars import Bar, Bars
 from textleak_tui.widgets.cells import MARK
 from textleak_tui.widgets.grid_table import GAP, GridTable
-from textleak_tui.widgets.run_table import short
+from textleak_tui.widgets.run_table import within
 from textleak_tui.widgets.words import Words
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ class EvaluationScreen(Page):
             # A cell that has no new record is written as before, and the table needn't compare it.
             before = self._written.get(row.cell)
             if before is None or before[0] is not row or before[1] != (how, settings):
-                names = [Text(short(cell_text(row.cell, name), 30)) for name in settings]
+                names = [Text(within(cell_text(row.cell, name), 30)) for name in settings]
                 texts = *names, *writing.figures(row).values()
                 before = row, (how, settings), texts, [text.cell_len for text in texts]
                 self._written[row.cell] = before
@@ -349,9 +349,8 @@ class EvaluationScreen(Page):
         at = [titles.index(name) for name in shown]
         listed = [[texts[index] for index in at] for texts in written]
         over = sum(by_title[name] + GAP for name in shown) - GAP - room
-        if over > 0 and settings:  # the longest setting is cut
-            longest = max(settings, key=by_title.__getitem__)
-            cut(listed, shown.index(longest), by_title[longest] - over)
+        for name, width in narrowed({name: by_title[name] for name in settings}, over).items():
+            cut_settings(listed, shown.index(name), width)
         return shown, listed
 
     def _tell(self) -> None:
@@ -378,7 +377,7 @@ class EvaluationScreen(Page):
             failed, cell = row.records.failed, row.cell
             text.append(f"{cell.attack} on {cell.model}, {' '.join(cell.defense) or 'no defense'}")
             text.append(f"\n✗ {printable(failed[-1].error)}" if failed else "")
-            text.append("\nEnter lists its sentences.", style="dim")
+            text.append("\nEnter lists its sentences.")
         self.words.say(text)
 
     def on_grid_table_highlighted(self) -> None:

@@ -43,6 +43,7 @@ class GoDialog(ModalScreen[str]):
         border: round $accent;
         & OptionList, & OptionList:focus { height: auto; max-height: 70vh; background: $panel; border: none;
             padding: 0; background-tint: $panel 0%; text-wrap: nowrap; text-overflow: ellipsis; }
+        & OptionList:focus > .option-list--option-highlighted { background: $accent 25%; color: $foreground; }
     }
     """
 

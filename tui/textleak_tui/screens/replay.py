@@ -48,7 +48,7 @@ class ReplayScreen(Page):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "play", "Play/pause", tooltip="Play the run, or hold it."),
+        Binding("space", "play", "Play", tooltip="Play the run, or hold it."),
         Binding(
             "comma",
             "step(-1)",

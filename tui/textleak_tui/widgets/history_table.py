@@ -11,7 +11,7 @@ from rich.text import Text
 from textleak.words import seconds_in_words
 from textleak_tui.listing import RunRow, when
 from textleak_tui.standing import SIGNS
-from textleak_tui.widgets.run_table import RunTable, rate_bar, short
+from textleak_tui.widgets.run_table import RunTable, rate_bar, short, within
 
 MARK = "◆"
 # As they stand; and below those that are wanted, the first ones first: the others go where not all fit. In the
@@ -34,6 +34,8 @@ COLUMNS = (
 ALL = ("mark", "state", "began", "model", "match rate", "attack", "recovered", "took", "defense")
 WANTED = ((*ALL, "verified", "client", "share"), "recovered", 24)
 NARROW, WANTED_NARROW = 70, (("mark", "state", "began", "match rate", "model"), "model", 12)
+# Where that has less, it is the last one, unless it has less than this.
+SCANT = 10
 # Columns of the screen around the table's own, and around a text in one.
 AROUND, PADDING = 4, 2
 _TONES = {
@@ -112,6 +114,8 @@ class HistoryTable(RunTable):
         for name in wanted:
             longest = max((row[name].cell_len for row in rows), default=0)
             width = max(len(name), min(longest, least) if name == elastic else longest) + PADDING
+            if name == elastic and SCANT + PADDING <= left < width:
+                width, least = left, left - PADDING
             if width > left:
                 break
             left -= width
@@ -143,12 +147,12 @@ class HistoryTable(RunTable):
             "began": Text(when(row.started, now)),
             "model": Text(model),
             "attack": Text(row.attack),
-            "share": Text(short(row.share, 14)),
+            "share": Text(within(row.share, 14)),
             "client": Text(
-                short(row.client, 18) or ("one-step" if read else ""), style="" if row.client else "dim"
+                within(row.client, 18) or ("one-step" if read else ""), style="" if row.client else "dim"
             ),
             "defense": Text(
-                short(row.defense, 21 if self.screen.size.width < 130 else 26)
+                within(row.defense, 21 if self.screen.size.width < 130 else 26)
                 if row.defense
                 else "none"
                 if read

@@ -45,3 +45,11 @@ def rate_bar(rate: float, width: int, colors: Mapping[str, str]) -> Text:
 def short(text: str, most: int) -> str:
     """A text in so many letters, cut with an ellipsis."""
     return text if len(text) <= most else text[: most - 1] + UNICODE.ellipsis
+
+
+def within(setting: str, most: int) -> str:
+    """A setting in so many letters, cut in its middle: what it is and how strong it is both stay."""
+    if len(setting) <= most:
+        return setting
+    head, tail = (most - 1) // 2, most // 2
+    return setting[:head] + UNICODE.ellipsis + setting[len(setting) - tail :]

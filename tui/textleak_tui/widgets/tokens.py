@@ -201,8 +201,7 @@ class TokenGrid(Vertical):
         text.append(f"  {_MEANINGS[status]}", style=dim)
         if status not in (SPECIAL, OPEN):
             text.append(f"  confidence {position.confidence:.2f}", style=dim)
-        if position.channel:
-            text.append(f" by {position.channel}", style=dim)
+            text.append(f" by {position.channel}" if position.channel else "", style=dim)
         if self._truth and truth is not None and p < len(truth.positions):
             text.append("  true ", style=dim).append(readable(truth.positions[p].text))
             text.append(", of a planted secret" if self._bands.sentences[s][p].secret else "", style=dim)
