@@ -7,24 +7,34 @@ import dataclasses
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
 
+import textleak
 from tests import warm
 from tests.tui import pilots
 from tests.tui.pilots import until
+from textleak.attacks.base import to_end
 from textleak.evaluation.records import Cell, Record, SentenceRecord, to_json
-from textleak_tui import catalog, export
+from textleak.evaluation.store import Following
+from textleak.jobs.text import prepare
+from textleak.runs import Recorder, RunFolder
+from textleak.settings import load_run_config
+from textleak_tui import catalog, export, replays
 from textleak_tui.app import TextleakApp, build_app
 from textleak_tui.catalog import Catalog
 from textleak_tui.grid import Grid, Pace, judged, values_of
 from textleak_tui.grid_cells import FIGURES, Writing, fitting, narrowed
 from textleak_tui.grid_ladders import ladders_of
 from textleak_tui.screens.evaluation import EvaluationScreen
+from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.screens.run import RunScreen
 from textleak_tui.session import Sessions
+from textleak_tui.settings import Memory
+from textleak_tui.setups import layers, settings_of
 from textleak_tui.widgets.run_table import within
 from textleak_tui.widgets.setup_form import SetupForm
 
@@ -100,8 +110,57 @@ def test_records_make_cells_and_the_worst_sentence_comes_first() -> None:
     assert (worst[0].cell, worst[1].record.batch) == (CELL, 1)
     grid.take([record(CELL, 1, 0.25)])
     assert grid.batches == 3, "a batch that was taken again counts once"
-    values = values_of(NOISY)
+    values = values_of(record(NOISY, 1, 0.0), {"time_limit": 90.0, "dtype": "float64", "num_labels": None})
     assert (values["attack"], values["defenses"], values["seed"]) == ("auto", "gaussian:sigma=0.01", "3")
+    assert (values["time_limit"], values["assignments"]) == ("90s", "of_batch=1 dtype=float64")
+
+
+@pytest.mark.parametrize("rows", ["sentence\n{}\n{}\n", "sentence,label\n{},2\n{},1\n"])
+def test_a_sentence_attacked_again_has_the_gradient_and_the_starts_of_its_evaluation(
+    rows: str, tmp_path: Path, toy_folder: Callable[[str], Path]
+) -> None:
+    data, folder = tmp_path / "mails.csv", tmp_path / "grid"
+    data.write_text(rows.format("the cat sat", "the dog ran"))
+    asked = {"defense": "gaussian:sigma=0.01", "num_labels": 3, "threads": 1}
+    textleak.evaluate(
+        model=str(toy_folder("bert")),
+        data=str(data),
+        attack="dlg:steps=2",
+        weights="random",
+        seed=3,
+        out=folder,
+        **asked,
+    )
+    following = Following(folder)
+    found = {one.batch: one for one in following.look()}[1]
+    assert found.status == "done", found.error
+    assert found.labels_given is ("label" in rows)
+
+    def loss(**changes: str) -> float | None:
+        values = {**values_of(found, following.facts["settings"]), "threads": "1", **changes}
+        preset, settings, assignments = layers(settings_of(["the dog ran"], values))
+        return to_end(prepare(load_run_config(preset, settings, assignments)).steps()).final_loss
+
+    assert loss() == pytest.approx(found.final_loss, rel=1e-4)
+    assert loss(assignments="num_labels=3") != pytest.approx(found.final_loss, rel=1e-2)
+
+
+def test_runs_of_batches_are_remembered_as_long_as_they_are_there(tmp_path: Path) -> None:
+    memory, path = Memory(tmp_path / "tui.json"), tmp_path / "run"
+    one, other = record(CELL, 0, 0.5), record(CELL, 1, 0.5)
+    assert replays.folder_of(memory, one) is None
+    replays.keep(memory, replays.name_of(one), path)
+    assert replays.folder_of(memory, one) is None, "nothing is there yet"
+    path.mkdir()
+    (path / "run.json").touch()
+    assert replays.folder_of(Memory(tmp_path / "tui.json"), one) == path.resolve()
+    assert replays.folder_of(memory, other) is None
+    assert replays.folder_of(memory, record(NOISY, 0, 0.5)) is None
+    assert "secret" not in (tmp_path / "tui.json").read_text()
+    for number in range(replays.MOST):
+        replays.keep(memory, str(number), path)
+    assert replays.folder_of(memory, one) is None
+    assert len(memory.texts("replays")) == replays.MOST
 
 
 def test_a_grid_is_judged_by_its_cells_means_and_passes_only_as_a_whole() -> None:
@@ -194,7 +253,15 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
 
     monkeypatch.setattr(catalog, "list_catalog", nothing)
     started: list[list[str]] = []
-    monkeypatch.setattr(RunScreen, "_start", lambda self: started.append(self.form.private_batch))
+
+    def start(page: RunScreen, kept_as: str) -> None:
+        """It has begun at once."""
+        started.append(page.form.private_batch)
+        run = RunFolder.create(tmp_path / "runs" / f"again-{len(started)}", name="again")
+        with Recorder(run, {"model": "bert-tiny", "attack": "auto", "sentences": started[0], "seed": 3}):
+            replays.keep(page.memory, kept_as, run.path)
+
+    monkeypatch.setattr(RunScreen, "_start", start)
     app = build_app(run=folder, root=tmp_path / "runs")
 
     async def look(pilot: Pilot[None]) -> None:
@@ -252,9 +319,24 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         assert app.current_mode == "run"
         assert isinstance(app.screen, RunScreen)
         assert app.screen.form.values["seed"] == "3"
+        assert app.screen.form.values["assignments"] == "of_batch=1"
+        await until(pilot, lambda: "F3 goes back to the evaluation" in letters(app))
+        await pilot.press("f3")
+        await until(pilot, lambda: "⏎ Replay" in letters(app))
+        assert "Enter replays it as it was attacked again" in letters(app)
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
+        assert isinstance(app.screen, ReplayScreen)
+        assert app.screen.folder == (tmp_path / "runs" / "again-1").resolve()
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is page)
+        await pilot.press("down")
+        await until(pilot, lambda: "⏎ Attack again" in letters(app))
+        await pilot.press("up", "a")
+        await until(pilot, lambda: len(started) == 2)
 
     async def drive() -> None:
-        async with app.run_test(size=(120, 30)) as pilot:
+        async with app.run_test(size=(120, 30), notifications=True) as pilot:
             await look(pilot)
 
     asyncio.run(drive())

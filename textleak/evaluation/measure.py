@@ -97,6 +97,7 @@ def _measured(work: Work, order: Order) -> Record:
         dtype=str(model.dtype).removeprefix("torch."),
         threads=threads,
         epsilon=finite(next((d.epsilon for d in secret.defenses if d.epsilon is not None), None)),
+        labels_given=_given(work, model) is not None,
         worker=order.worker,
         versions=runs.versions(),
     )
@@ -124,11 +125,10 @@ def _loaded(
 
 def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Secret]:
     """What the server reads from the client's file, and the truth."""
-    labels = [example.label for example in work.examples if example.label is not None]
     shared, secret = share(
         model,
         [example.sentence for example in work.examples],
-        None if model.num_labels is None or len(labels) < len(work.examples) else labels,
+        _given(work, model),
         share=work.cell.share,
         client=composed(_built(CLIENTS, work.cell.client)),
         defenses=_built(DEFENSES, work.cell.defense),
@@ -147,6 +147,12 @@ def _client(work: Work, model: TextModel, seed: int) -> tuple[SharedGradient, Se
             why="Attacks read it back from there, so no batch can be computed; every record before is kept.",
             fix="Make room there, or set TMPDIR, then run the same command again: it goes on where it stopped.",
         ) from None
+
+
+def _given(work: Work, model: TextModel) -> list[int] | None:
+    """The classes that the data say; None where they are drawn."""
+    labels = [example.label for example in work.examples if example.label is not None]
+    return None if model.num_labels is None or len(labels) < len(work.examples) else labels
 
 
 def _built(registry: Registry[T], specs: Sequence[str]) -> list[T]:

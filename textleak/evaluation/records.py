@@ -109,6 +109,7 @@ class Record:
         seconds: the attack's wall time; likewise `cpu_seconds`.
         weights: "pretrained" or "random", as loaded.
         fingerprint: of the model as it was loaded, "" in records of before it was kept.
+        labels_given: whether the data said the classes, else they were drawn; None in records of before it was kept.
         worker: who computed it, for example "local" or a ray node's name; no host name, no path.
         versions: of Python and the packages that decide a result.
     """
@@ -148,6 +149,7 @@ class Record:
     dtype: str = ""
     threads: _Count = 1
     epsilon: _Size | None = None
+    labels_given: bool | None = None
     worker: str = "local"
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT_VERSION

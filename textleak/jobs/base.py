@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from textleak.events import Phase, Progress, Recovery, Stop, Truth
+from textleak.jobs.parts import seed_of_draws
 from textleak.runs import Recorder, execute, run_words, versions
 from textleak.settings import Choice, ImageConfig, RunConfig
 
@@ -137,7 +138,8 @@ class Job(abc.ABC):
         """The attack, ready to be driven."""
         from textleak.attacks.base import begin_on
 
-        return begin_on(self.attack, self.view, seed=self.config.seed, time_limit=self.config.time_limit)
+        seed = seed_of_draws(self.config)
+        return begin_on(self.attack, self.view, seed=seed, time_limit=self.config.time_limit)
 
     def result(
         self,

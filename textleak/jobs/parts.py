@@ -81,6 +81,15 @@ def asked_for(config: ClientConfig | PictureConfig) -> dict[str, Any]:
     }
 
 
+def seed_of_draws(config: ClientConfig | PictureConfig) -> int:
+    """The seed of what client, defense and attack draw: the run's, or that of an evaluation's batch."""
+    if isinstance(config, PictureConfig) or config.of_batch is None:
+        return config.seed
+    from textleak import seeds
+
+    return seeds.of_batch(config.seed, config.of_batch)
+
+
 def set_threads(threads: int | None) -> int:
     """Set the CPU threads of this process; by default no more than the cores it may really use.
 

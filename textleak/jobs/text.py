@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from textleak.events import Position, Recovery, Sentence, Truth
 from textleak.jobs.base import Job
 from textleak.jobs.files import asked_by_file, read_gradient, within
-from textleak.jobs.parts import asked_for, build_client, build_defenses
+from textleak.jobs.parts import asked_for, build_client, build_defenses, seed_of_draws
 from textleak.jobs.prepared import Batch, prepared
 from textleak.settings import ClientConfig, RunConfig
 
@@ -48,6 +48,7 @@ class TextJob(Job):
         """The batch and its size beside the model's."""
         return {
             **self._sizes(None),
+            **({} if self.config.of_batch is None else {"of_batch": self.config.of_batch}),
             "hidden_size": self.model.hidden_size,
             "layers": self.model.first_layers,
             "sentences": None if self.secret is None else list(self.secret.sentences),
@@ -213,7 +214,7 @@ def share_text(
         client=build_client(config),
         defenses=build_defenses(config),
         know=config.know,
-        seed=config.seed,
+        seed=seed_of_draws(config),
     )
 
 

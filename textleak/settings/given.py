@@ -78,6 +78,7 @@ class RunSettings(TypedDict, total=False):
     defenses: Spec | Sequence[Spec]
     know: str | None
     seed: int
+    of_batch: int | None
     dtype: str
     device: str
     threads: int | None

@@ -65,7 +65,7 @@ class _ClientSettings(Settings):
         "indices": "--index",
         "labels": "--label",
         "defenses": "--defense",
-        **dict.fromkeys(("num_labels", "dtype", "size", "channels"), ""),
+        **dict.fromkeys(("num_labels", "of_batch", "dtype", "size", "channels"), ""),
     }
 
     weights: Literal["auto", "pretrained", "random"] = "auto"
@@ -136,6 +136,8 @@ class ClientConfig(_ClientSettings):
         know: what the attacker is told: "lengths,labels,batch-size" or "nothing"; None for the batch size,
             and the lengths too when there is one sentence.
         seed: splits into independent streams for weights, client, defense and attack.
+        of_batch: draw what client, defense and attack draw as the batch of this number in an evaluation of the same
+            seed does, counted from 0; None for a run of its own.
         dtype: precision of the model.
         device: "auto", "cpu", "cuda[:N]" or "mps".
         threads: CPU threads; None for the cores at hand.
@@ -146,6 +148,7 @@ class ClientConfig(_ClientSettings):
     num_labels: Annotated[int, Field(ge=2, le=MOST_LABELS)] | None = None
     sentences: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     file: Path | None = None
+    of_batch: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
 
     @field_validator("sentences", mode="before")
     @classmethod

@@ -359,13 +359,16 @@ class TextleakApp(InOrder):
         """Attack a batch of an evaluation live, or set up what a run had."""
         from textleak_tui.screens.run import RunScreen
 
+        came_from = next((place for place in PLACES if place.name == self.current_mode), None)
+
         def begin() -> None:
             if not isinstance(self.screen, RunScreen):
                 return
             if message.recorded is not None:
                 self.screen.set_up(message.batch, message.recorded)
-            else:
-                self.screen.attack(message.batch, message.values, message.secrets)
+            elif self.screen.attack(message) and message.kept_as and came_from is not None:
+                words = f"{came_from.key.upper()} goes back to the evaluation. There Enter replays it from now on."
+                self.notify(words, title="Attacked once more, as it was", timeout=8)
 
         self.switch_mode("run")
         self.call_after_refresh(begin)

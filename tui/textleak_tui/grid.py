@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from textleak.words import count_of
 
@@ -175,8 +175,20 @@ class Pace:
         return (planned - batches) * (now - since) / (batches - first)
 
 
-def values_of(cell: Cell) -> dict[str, str]:
-    """A cell's settings as the texts of a run's form."""
+def values_of(record: Record, settings: Mapping[str, Any]) -> dict[str, str]:
+    """A batch's settings as the texts of a run's form: what it draws is drawn as it was.
+
+    Args:
+        record: of the batch.
+        settings: of its evaluation, as its folder says them.
+    """
+    cell, limit = record.cell, settings.get("time_limit")
+    more = {"dtype": "float32", "num_labels": None}
+    assignments = [f"of_batch={record.batch}"]
+    assignments += [
+        f"{name}={settings[name]}" for name, usual in more.items() if settings.get(name, usual) != usual
+    ]
+    labels = [one.label for one in record.sentences] if record.labels_given else []
     return {
         "model": cell.model,
         "weights": cell.weights,
@@ -187,7 +199,16 @@ def values_of(cell: Cell) -> dict[str, str]:
         "defenses": " ".join(cell.defense),
         "know": cell.know or "",
         "seed": str(cell.seed),
+        "labels": " ".join(map(str, labels)),
+        "time_limit": "" if limit is None else f"{limit:g}s",
+        "device": str(settings.get("device", "auto")),
+        "assignments": " ".join(assignments),
     }
+
+
+def secrets_of(record: Record) -> list[str]:
+    """The secrets that were planted in a batch."""
+    return [secret.text for sentence in record.sentences for secret in sentence.secrets]
 
 
 def differing(rows: Sequence[CellRow]) -> list[str]:

@@ -14,7 +14,7 @@ from textleak_tui.grid import CellRow, SentenceRow, cell_text
 from textleak_tui.heat import heat_of
 from textleak_tui.standing import SIGNS
 from textleak_tui.widgets.grid_table import GAP
-from textleak_tui.widgets.run_table import rate_bar, short, within
+from textleak_tui.widgets.run_table import rate_bar, within
 
 BAR = 8
 # Columns of a cell's figures.
@@ -140,10 +140,3 @@ def cut(rows: Sequence[list[Text]], column: int, width: int) -> None:
     for row in rows:
         row[column] = row[column].copy()
         row[column].truncate(max(1, width), overflow="ellipsis")
-
-
-def worst_in_words(row: CellRow, worst: SentenceRow) -> str:
-    """The worst leak, in words."""
-    how = f"{row.cell.attack}, {' '.join(row.cell.defense) or 'no defense'}"
-    text = short(printable(worst.sentence.recovered) or "nothing", 40)
-    return f"worst so far {worst.sentence.token_match_rate:.2f} ({how}) “{text}”"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from string import digits
+from typing import cast
 
 from textual import events
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
@@ -25,7 +26,7 @@ SECONDS_TO_COME_BACK = 0.5
 def hear_alt_and_digits() -> None:
     """Let Alt and a digit be that key, and no sign such as an inverted exclamation mark."""
     for digit in digits:
-        ANSI_SEQUENCES_KEYS.pop(f"\x1b{digit}", None)
+        cast("dict[str, object]", ANSI_SEQUENCES_KEYS).pop(f"\x1b{digit}", None)
 
 
 class Through(Message):

@@ -123,12 +123,14 @@ class AttackAgain(Message):
 
     Attributes:
         recorded: settings of a recorded run, in place of a form's texts; the form is filled and waits.
+        kept_as: what its run folder is remembered as (see `textleak_tui.replays`); "" for not at all.
     """
 
     batch: Sequence[str]
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
     secrets: Sequence[str] = ()
     recorded: Mapping[str, Any] | None = None
+    kept_as: str = ""
 
 
 @dataclasses.dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import events
@@ -16,30 +16,20 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from textleak.errors import InputError
-from textleak.view import UNICODE
-from textleak.words import count_of, printable, seconds_in_words
+from textleak.words import printable
 from textleak_tui import export
 from textleak_tui.agreed import INTERRUPTED
-from textleak_tui.grid import (
-    CellRow,
-    Grid,
-    Pace,
-    SentenceRow,
-    cell_text,
-    differing,
-    judged,
-    values_of,
-)
-from textleak_tui.grid_cells import FIGURES, Writing, cut_settings, fitting, narrowed, worst_in_words
+from textleak_tui.grid import CellRow, Grid, Pace, SentenceRow, cell_text, differing, secrets_of, values_of
+from textleak_tui.grid_cells import FIGURES, Writing, cut_settings, fitting, narrowed
 from textleak_tui.grid_ladders import Ladder, ladders_of
+from textleak_tui.grid_words import cell_in_words, grid_in_words, sentence_in_words
 from textleak_tui.heat import pairs_of
-from textleak_tui.places import AttackAgain
+from textleak_tui.places import AttackAgain, OpenRun
+from textleak_tui.replays import folder_of, name_of
 from textleak_tui.screens.base import Page
 from textleak_tui.session import Session
 from textleak_tui.settings import Memory
-from textleak_tui.standing import SIGNS
 from textleak_tui.widgets.bars import Bar, Bars
-from textleak_tui.widgets.cells import MARK
 from textleak_tui.widgets.grid_table import GAP, GridTable
 from textleak_tui.widgets.run_table import within
 from textleak_tui.widgets.words import Words
@@ -66,7 +56,15 @@ class EvaluationScreen(Page):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,o", "open", "Open", tooltip="List a cell's sentences, the worst first."),
-        Binding("enter,o", "attack", "Attack again", tooltip="Attack this sentence's batch again, live."),
+        Binding(
+            "enter,o", "replay", "Replay", tooltip="Replay this sentence's batch as it was attacked again."
+        ),
+        Binding(
+            "enter,o,a",
+            "attack",
+            "Attack again",
+            tooltip="Attack this sentence's batch again, live, with the same draws.",
+        ),
         Binding("escape", "back", "Back", tooltip="From the sentences to the grid, from the grid out."),
         Binding("x", "stop", "Stop", tooltip="End it; its records are kept."),
         Binding("w", "worst", "Worst", tooltip="The sentences of the cell with the worst leak so far."),
@@ -95,7 +93,7 @@ class EvaluationScreen(Page):
     EvaluationScreen {
         & Bars { height: 1fr; max-height: 20; }
         & .summary { height: auto; max-height: 3; padding: 0 2; text-style: bold; }
-        & .chosen { height: auto; max-height: 6; padding: 0 2; color: $text-muted; }
+        & .chosen { height: auto; max-height: 7; padding: 0 2; color: $text-muted; }
     }
     """
 
@@ -105,6 +103,7 @@ class EvaluationScreen(Page):
 
         records: Sequence[Record] = ()
         planned: int | None = None
+        settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
         problem: str = ""
 
     def __init__(self, folder: Path, memory: Memory, session: Session | None = None) -> None:
@@ -123,12 +122,13 @@ class EvaluationScreen(Page):
         self.words = Words(grows=True, classes="chosen")
         limit = memory.get("limit")
         self.limit: float | None = limit if isinstance(limit, float) else None
-        self._keys = True, True
+        self._keys: tuple[object, ...] = ()
         self._pace = Pace()
         self._seen = False
         self._map: tuple[str, str] | None = None
         self._ladder: str | None = None
         self._told_apart: tuple[int, list[str]] = 0, []
+        self._settings: Mapping[str, Any] = {}
         self._written: dict[Cell, tuple[CellRow, object, tuple[Text, ...], list[int]]] = {}
 
     def content(self) -> Iterable[Widget]:
@@ -160,7 +160,8 @@ class EvaluationScreen(Page):
                     following, first = found, True
                 records = following.look()
                 if records or first:
-                    self.post_message(self.Looked(records, following.facts.get("batches")))
+                    facts = following.facts
+                    self.post_message(self.Looked(records, facts.get("batches"), facts.get("settings", {})))
                 first = False
             except InputError as error:
                 if self.session is None or not self.session.child.alive:
@@ -171,7 +172,7 @@ class EvaluationScreen(Page):
         """Show what was read."""
         self.problem = message.problem
         if not message.problem:
-            self._seen, self.planned = True, message.planned
+            self._seen, self.planned, self._settings = True, message.planned, message.settings
         changed = self.grid.take(message.records)
         if self.chosen is None or self.chosen in changed:
             self._draw()
@@ -189,10 +190,11 @@ class EvaluationScreen(Page):
         self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """What is over can't be stopped; a cell is opened, a sentence attacked."""
+        """What is over can't be stopped; a cell is opened, a sentence replayed or attacked."""
         allowed = {
             "stop": self.session is not None and self.session.child.alive,
             "open": self.chosen is None and self._ladder is None,
+            "replay": self._replay is not None,
             "attack": self.chosen is not None,
         }
         return allowed[action] if action in allowed else super().check_action(action, parameters)
@@ -218,6 +220,11 @@ class EvaluationScreen(Page):
         self.limit = round(min(max(limit, 0.0), 1.0), 2)
         self.memory.keep("limit", self.limit)
         self._draw()
+
+    def on_screen_resume(self) -> None:
+        """A sentence may have been attacked again meanwhile."""
+        if self.is_mounted:
+            self._tell()
 
     def on_resize(self, event: events.Resize) -> None:
         """More or fewer columns."""
@@ -262,6 +269,18 @@ class EvaluationScreen(Page):
         return next((one for one in ladders_of(self.grid.rows) if one.name == shown), None) if shown else None
 
     @property
+    def _sentence(self) -> SentenceRow | None:
+        """The sentence under the cursor."""
+        at = self.table.cursor
+        return self.sentences[at] if self._row is not None and 0 <= at < len(self.sentences) else None
+
+    @property
+    def _replay(self) -> Path | None:
+        """The run folder of its batch, where that was attacked again."""
+        one = self._sentence
+        return None if one is None else folder_of(self.memory, one.record)
+
+    @property
     def _row(self) -> CellRow | None:
         return next((row for row in self.grid.rows if row.cell == self.chosen), None)
 
@@ -283,9 +302,6 @@ class EvaluationScreen(Page):
             self.sentences = row.sentences(blind=self.sight.blind)
             self.table.fill(*self._writing.sentences(self.sentences, self.size.width - _AROUND))
         self._tell()
-        if (keys := (self.chosen is None, ladder is None)) != self._keys:
-            self._keys = keys
-            self.refresh_bindings()
 
     def _in_words(self) -> str:
         if self.problem:
@@ -299,27 +315,19 @@ class EvaluationScreen(Page):
                 f"Loading the attacks and reading the data in a process of its own … {seconds} s\n"
                 "Cells appear with their first batches. x stops it."
             )
-        rows, batches, planned = self.grid.rows, self.grid.batches, self.planned
+        batches, planned = self.grid.batches, self.planned
         alive = session is not None and session.child.alive
         over = session is not None and not alive
         stopped = over and planned is not None and batches < planned
-        parts = ["● measuring"] if alive else ["■ stopped"] if stopped else [printable(self.folder.name)]
-        parts += [count_of(len(rows), "cell"), f"{batches:,}" + (f" of {planned:,}" if planned else "")]
-        parts[-1] += " batches"
-        left = None if over else self._pace.left(time.monotonic(), batches, planned)
-        parts += [f"about {seconds_in_words(left)} left"] if left else []
-        failed = self.grid.failed
-        parts += [f"{SIGNS['failed']} {failed} failed"] if failed else []
-        if not self.sight.blind:
-            whole = batches == planned and not failed
-            parts += [] if self.limit is None else [judged(rows, self.limit, whole=whole).words]
-            worst = self.grid.worst
-            parts += [worst_in_words(*worst)] if worst is not None and self.chosen is None else []
-        if self.chosen is not None:
-            parts.append(
-                f"sentences of {self.chosen.attack}, {' '.join(self.chosen.defense) or 'no defense'}"
-            )
-        return UNICODE.dot.join(parts)
+        return grid_in_words(
+            self.grid,
+            "● measuring" if alive else "■ stopped" if stopped else printable(self.folder.name),
+            planned=planned,
+            left=None if over else self._pace.left(time.monotonic(), batches, planned),
+            limit=self.limit,
+            blind=self.sight.blind,
+            chosen=self.chosen,
+        )
 
     @property
     def _writing(self) -> Writing:
@@ -356,28 +364,22 @@ class EvaluationScreen(Page):
     def _tell(self) -> None:
         """More of what is under the cursor."""
         text, at = Text(), self.table.cursor
-        ladder = self._rungs
+        ladder, replay = self._rungs, self._replay
+        keys = self.chosen is None, ladder is None, replay
+        if keys != self._keys:
+            self._keys = keys
+            self.refresh_bindings()
         if ladder is not None:
             text.append("" if self.sight.blind else f"{ladder.words} ")
             text.append("Means over all cells of a strength; l goes on to the next ladder, Esc to the list.")
-        elif self._row is not None and 0 <= at < len(self.sentences):
-            one = self.sentences[at]
-            text.append(f"recovered  {printable(one.sentence.recovered)}")
-            if self.sight.truth and not self.sight.blind:
-                text.append(f"\ntrue       {printable(one.sentence.reference)}")
-                for secret in one.sentence.secrets:
-                    text.append(f"\nsecret     {MARK} ", style="bold").append(printable(secret.text))
-                    text.append(" came back whole" if secret.recovered else " didn't come back whole")
-            text.append(f"\n{one.record.stop} Enter attacks its batch again, live.", style="dim")
+        elif (one := self._sentence) is not None:
+            truth = self.sight.truth and not self.sight.blind
+            text = sentence_in_words(one, truth=truth, replayed=replay is not None)
         elif self._map is not None and self._row is None:
             text.append(f"Mean match rate over all cells of each {' and '.join(self._map)}.")
             text.append("\nm goes on to the next two settings, and back to the list; Enter to the list.")
         elif self._row is None and 0 <= at < len(self.grid.rows):
-            row = self.grid.rows[at]
-            failed, cell = row.records.failed, row.cell
-            text.append(f"{cell.attack} on {cell.model}, {' '.join(cell.defense) or 'no defense'}")
-            text.append(f"\n✗ {printable(failed[-1].error)}" if failed else "")
-            text.append("\nEnter lists its sentences.")
+            text = cell_in_words(self.grid.rows[at])
         self.words.say(text)
 
     def on_grid_table_highlighted(self) -> None:
@@ -389,7 +391,7 @@ class EvaluationScreen(Page):
         self.action_open()
 
     def action_open(self) -> None:
-        """A cell's sentences; or a sentence's batch, attacked again."""
+        """A cell's sentences; or a sentence's batch, replayed or attacked again."""
         at = self.table.cursor
         if self._row is None and self._map is not None:
             self._leave_map(at)
@@ -398,15 +400,25 @@ class EvaluationScreen(Page):
                 self.chosen = self.grid.rows[at].cell
                 self._draw()
                 self.table.move_to(0)
-        elif 0 <= at < len(self.sentences):
-            record = self.sentences[at].record
-            batch = [one.reference for one in record.sentences]
-            secrets = [one.text for sentence in record.sentences for one in sentence.secrets]
-            self.post_message(AttackAgain(batch, values_of(record.cell), secrets))
+        elif self._replay is not None:
+            self.action_replay()
+        else:
+            self.action_attack()
+
+    def action_replay(self) -> None:
+        """Replay a sentence's batch as it was attacked again."""
+        one, folder = self._sentence, self._replay
+        if one is not None and folder is not None:
+            self.post_message(OpenRun(folder, secrets_of(one.record)))
 
     def action_attack(self) -> None:
-        """Attack a sentence's batch again."""
-        self.action_open()
+        """Attack a sentence's batch again, with what it drew; its run is replayed from then on."""
+        if (one := self._sentence) is None:
+            return
+        record = one.record
+        batch = [sentence.reference for sentence in record.sentences]
+        values = values_of(record, self._settings)
+        self.post_message(AttackAgain(batch, values, secrets_of(record), kept_as=name_of(record)))
 
     def _leave_map(self, line: int) -> None:
         """To the list, at the first cell of a line of the map."""

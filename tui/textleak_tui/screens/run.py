@@ -15,9 +15,10 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 
 from textleak import runs
+from textleak_tui import replays
 from textleak_tui.catalog import Catalog
 from textleak_tui.child import Failure
-from textleak_tui.places import OpenRun
+from textleak_tui.places import AttackAgain, OpenRun
 from textleak_tui.playback import Frames
 from textleak_tui.screens.base import COPY, SENT, Page
 from textleak_tui.session import Session, Sessions
@@ -97,6 +98,7 @@ class RunScreen(Page):
         self._frames = Frames()
         self._news = False
         self._batch = batch
+        self._to_keep_as = self._kept_as = ""
 
     def content(self) -> Iterable[Widget]:
         """The two pages."""
@@ -116,15 +118,18 @@ class RunScreen(Page):
             self.form.sentences.text = "\n".join(self._batch)
             self.call_after_refresh(self.action_start)
 
-    def attack(self, batch: Sequence[str], values: Mapping[str, str], secrets: Sequence[str] = ()) -> None:
+    def attack(self, asked: AttackAgain) -> bool:
         """Fill the form, and start what it says then; not while a run is going."""
         if self.going:
             self.notify("x stops it.", title="A run is going here", severity="warning")
-            return
-        self.view.tokens.secrets = tuple(secrets)
+            return False
+        batch, values = asked.batch, asked.values
+        self._to_keep_as = asked.kept_as
+        self.view.tokens.secrets = tuple(asked.secrets)
         self.form.fill(values, "\n".join(batch))
         self._show("setup")
         self.call_after_refresh(self.action_start)
+        return True
 
     def set_up(self, batch: Sequence[str], settings: Mapping[str, Any]) -> None:
         """Fill the form with what a recorded run had; nothing starts yet."""
@@ -218,7 +223,8 @@ class RunScreen(Page):
     def action_start(self) -> None:
         """Start what the form says, where it can be."""
         if self.form.check():
-            self._start()
+            self._start(self._to_keep_as)
+        self._to_keep_as = ""
 
     def action_reset(self) -> None:
         """All fields as they were at first."""
@@ -289,13 +295,14 @@ class RunScreen(Page):
     # The attack
 
     @work(exclusive=True, group="start")
-    async def _start(self) -> None:
+    async def _start(self, kept_as: str = "") -> None:
         self._values, batch = self.form.values, self.form.private_batch
         values = self._values
         model = values["model"] or self.setup.title.lower()
         name = self.sessions.name(runs.run_words(model, values["attack"]))
         self.session = session = self.sessions.open(name)
         self._ticked, self._held = time.monotonic(), None
+        self._kept_as = kept_as
         self.view.forget()
         self.form.say(None)
         self._show("live")
@@ -343,6 +350,9 @@ class RunScreen(Page):
         """Keep the form's texts, once it is known that they can be used."""
         if session.accepted:
             self.memory.keep(self._remembered, remembered(self._values, self.setup))
+            if self._kept_as:
+                replays.keep(self.memory, self._kept_as, session.folder)
+                self._kept_as = ""
 
     def _refuse(self, failure: Failure) -> None:
         """The settings can't be used: back to the form, with the reason."""
