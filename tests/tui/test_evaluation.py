@@ -308,7 +308,10 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         seen = letters(app)
         assert seen.index("found 1.0 in batch 1") < seen.index("found 0.5 in batch 0")
         assert "the secret" not in seen, "the truth was not asked for"
-        await pilot.press("t")
+        assert "y Copy text" in seen
+        await pilot.press("down", "y")
+        assert app.clipboard == "found 0.5 in batch 0"
+        await pilot.press("up", "t")
         await pilot.pause(0.1)
         assert "the secret of batch 1" in letters(app)
         await pilot.press("escape")
@@ -373,6 +376,7 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
         assert [row.cell.defense for row in page.grid.rows] == [(), ("sign",)]
         await until(pilot, lambda: "4 of 4 batches" in letters(app))
         await until(pilot, lambda: "1.00 ━━━━━━━━" in letters(app))
+        assert "worst 1.00" in letters(app)
         await until(pilot, lambda: page.session is not None and page.session.settled)
         page.planned = 6  # it was stopped before
         page._draw()

@@ -671,6 +671,20 @@ def test_a_file_is_audited_what_it_tells_beside_what_an_attack_makes_of_it(
     assert app.memory.get("audit fields") is not None
 
 
+@pytest.mark.parametrize(
+    ("setup", "says"),
+    [
+        (TEXT, "one batch of 2 sentences"),
+        (IMAGE, "one batch of 2 pictures"),
+        (AUDIT, "2 checkpoints, before and after"),
+        (GRID, "2 data sets"),
+    ],
+    ids=lambda value: value.place if isinstance(value, Setup) else "",
+)
+def test_two_lines_are_told_as_what_they_are(setup: Setup, says: str) -> None:
+    assert setup.several.format(2) == says
+
+
 def test_an_audit_is_of_one_file_or_of_two_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "after").mkdir()
     after = str(tmp_path / "after")

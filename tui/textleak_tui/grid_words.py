@@ -52,7 +52,8 @@ def grid_in_words(
         whole = batches == planned and not failed
         parts += [] if limit is None else [judged(rows, limit, whole=whole).words]
         worst = grid.worst
-        parts += [worst_in_words(*worst)] if worst is not None and chosen is None else []
+        how = "worst" if batches == planned else "worst so far"
+        parts += [f"{how} {worst_in_words(*worst)}"] if worst is not None and chosen is None else []
     if chosen is not None:
         parts.append(f"sentences of {chosen.attack}, {' '.join(chosen.defense) or 'no defense'}")
     return UNICODE.dot.join(parts)
@@ -62,7 +63,7 @@ def worst_in_words(row: CellRow, worst: SentenceRow) -> str:
     """The worst leak, in words."""
     how = f"{row.cell.attack}, {' '.join(row.cell.defense) or 'no defense'}"
     text = short(printable(worst.sentence.recovered) or "nothing", 40)
-    return f"worst so far {worst.sentence.token_match_rate:.2f} ({how}) “{text}”"
+    return f"{worst.sentence.token_match_rate:.2f} ({how}) “{text}”"
 
 
 def cell_in_words(row: CellRow) -> Text:

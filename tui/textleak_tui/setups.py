@@ -107,7 +107,7 @@ class Setup:
         place: where it stands in the app.
         loading: what is done before an attack begins.
         title: of the private batch.
-        several: of a batch of several.
+        several: what several are, with their number.
         invitation: words in its empty field.
         intro: a question and what to do.
         fields: the settings.
@@ -134,7 +134,7 @@ TEXT = Setup(
     place="run",
     loading="Loading the model and computing the gradient",
     title="Sentence",
-    several="sentences",
+    several="one batch of {} sentences",
     invitation="type a sentence, then Enter (Ctrl+N: another)",
     intro=(
         "What does a shared gradient give away?",
@@ -149,7 +149,7 @@ IMAGE = Setup(
     place="pictures",
     loading="Loading the model and computing the gradient",
     title="Picture",
-    several="pictures",
+    several="one batch of {} pictures",
     invitation="0 to 19 or a file, Enter (Ctrl+N: another)",
     intro=(
         "And a picture?",
@@ -166,7 +166,7 @@ AUDIT = Setup(
     place="audit",
     loading="Loading the model and the update, and asking what it tells",
     title="Update",
-    several="checkpoints, before and after",
+    several="{} checkpoints, before and after",
     invitation="a file, then Enter (Ctrl+N: before and after)",
     intro=(
         "What does an update of your own training give away?",
@@ -183,7 +183,7 @@ GRID = Setup(
     place="grid",
     loading="Reading the data and loading the model",
     title="Data",
-    several="data sets",
+    several="{} data sets",
     invitation="sample, cola or a file (Ctrl+N: another)",
     intro=(
         "How much leaks over a data set?",

@@ -97,14 +97,18 @@ class Page(Screen[None]):
             return bool(self.query(RunView))
         return super().check_action(action, parameters)
 
+    @property
+    def recovered(self) -> str:
+        """The text that came back, as far as it is shown here, a line a sentence; "" for none."""
+        return next((view.recovered for view in self.query(RunView)), "")
+
     def action_copy_text(self) -> None:
         """Copy the recovered text."""
-        for view in list(self.query(RunView))[:1]:
-            if view.recovered:
-                self.app.copy_to_clipboard(view.recovered)
-                self.notify(SENT, title="Recovered text", timeout=3)
-            else:
-                self.notify("No token was recovered so far.", title="Nothing to copy", timeout=3)
+        if text := self.recovered:
+            self.app.copy_to_clipboard(text)
+            self.notify(SENT, title="Recovered text", timeout=3)
+        else:
+            self.notify("No token was recovered so far.", title="Nothing to copy", timeout=3)
 
     def action_zoom(self) -> None:
         """Give the pane in focus all the room, or all panes theirs again."""

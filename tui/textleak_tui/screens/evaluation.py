@@ -26,7 +26,7 @@ from textleak_tui.grid_words import cell_in_words, grid_in_words, sentence_in_wo
 from textleak_tui.heat import pairs_of
 from textleak_tui.places import AttackAgain, OpenRun
 from textleak_tui.replays import folder_of, name_of
-from textleak_tui.screens.base import Page
+from textleak_tui.screens.base import COPY, Page
 from textleak_tui.session import Session
 from textleak_tui.settings import Memory
 from textleak_tui.widgets.bars import Bar, Bars
@@ -79,6 +79,7 @@ class EvaluationScreen(Page):
             "Ladder",
             tooltip="What leaks past a defense in growing strength; again, past another.",
         ),
+        COPY,
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true sentences."),
         Binding("e", "export", "Report", tooltip="Write what it found as a page to read in a browser."),
         Binding(
@@ -194,6 +195,7 @@ class EvaluationScreen(Page):
         allowed = {
             "stop": self.session is not None and self.session.child.alive,
             "open": self.chosen is None and self._ladder is None,
+            "copy_text": self.chosen is not None,
             "replay": self._replay is not None,
             "attack": self.chosen is not None,
         }
@@ -273,6 +275,11 @@ class EvaluationScreen(Page):
         """The sentence under the cursor."""
         at = self.table.cursor
         return self.sentences[at] if self._row is not None and 0 <= at < len(self.sentences) else None
+
+    @property
+    def recovered(self) -> str:
+        """What came back of the sentence under the cursor."""
+        return "" if self._sentence is None else self._sentence.sentence.recovered
 
     @property
     def _replay(self) -> Path | None:

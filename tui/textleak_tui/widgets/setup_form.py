@@ -402,7 +402,7 @@ class SetupForm(Vertical):
         self.sentence_hint.remove_class("-wrong")
         count = len(self.private_batch)
         self.sentence_hint.set_class(count > 1, "-told")
-        self.sentence_hint.update(f"one batch of {count} {self.setup.several}")
+        self.sentence_hint.update(self.setup.several.format(count))
 
     @on(ComboBox.Changed)
     def _field_changed(self) -> None:
