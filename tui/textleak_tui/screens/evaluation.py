@@ -66,6 +66,7 @@ class EvaluationScreen(Page):
             tooltip="Attack this sentence's batch again, live, with the same draws.",
         ),
         Binding("escape", "back", "Back", tooltip="From the sentences to the grid, from the grid out."),
+        COPY,
         Binding("x", "stop", "Stop", tooltip="End it; its records are kept."),
         Binding("w", "worst", "Worst", tooltip="The sentences of the cell with the worst leak so far."),
         Binding(
@@ -79,7 +80,6 @@ class EvaluationScreen(Page):
             "Ladder",
             tooltip="What leaks past a defense in growing strength; again, past another.",
         ),
-        COPY,
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true sentences."),
         Binding("e", "export", "Report", tooltip="Write what it found as a page to read in a browser."),
         Binding(
