@@ -279,7 +279,7 @@ class EvaluationScreen(Page):
     @property
     def recovered(self) -> str:
         """What came back of the sentence under the cursor."""
-        return "" if self._sentence is None else self._sentence.sentence.recovered
+        return "" if self._sentence is None else printable(self._sentence.sentence.recovered)
 
     @property
     def _replay(self) -> Path | None:
