@@ -274,7 +274,7 @@ class EvaluationScreen(Page):
     def _sentence(self) -> SentenceRow | None:
         """The sentence under the cursor."""
         at = self.table.cursor
-        return self.sentences[at] if self._row is not None and 0 <= at < len(self.sentences) else None
+        return self.sentences[at] if self.chosen is not None and 0 <= at < len(self.sentences) else None
 
     @property
     def recovered(self) -> str:
