@@ -97,6 +97,14 @@ class Page:
             while not all(word in self.seen for word in words):
                 await self._hear()
 
+    async def downloaded(self, path: Path, seconds: float = 60.0) -> str:
+        """Wait until a file has been downloaded whole; what it holds."""
+        async with asyncio.timeout(seconds):
+            while not path.exists():
+                await self.ask("Runtime.evaluate", expression="0")
+                await asyncio.sleep(0.1)
+        return path.read_text("utf-8")
+
     async def type(self, text: str) -> None:
         """Type a text."""
         for letter in text:
@@ -152,7 +160,9 @@ async def opened(address: str, folder: Path) -> AsyncIterator[Page]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-def test_in_a_browser_one_types_starts_and_sees_the_tokens_come_back(address: str, tmp_path: Path) -> None:
+def test_in_a_browser_one_types_sees_the_tokens_come_back_and_downloads_them(
+    address: str, tmp_path: Path
+) -> None:
     async def scene() -> None:
         async with opened(address, tmp_path / "chromium") as page:
             await page.until("Sentence")
@@ -161,6 +171,15 @@ def test_in_a_browser_one_types_starts_and_sees_the_tokens_come_back(address: st
             page.seen = ""
             await page.press("Enter", 13)
             await page.until("match rate", *(f"✓{word}" for word in WORDS))
+            await page.ask(
+                "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "got")
+            )
+            page.seen = ""
+            await page.type("e")
+            await page.until("Markdown")
+            await page.press("ArrowDown", 40)
+            await page.press("Enter", 13)
+            assert json.loads(await page.downloaded(tmp_path / "got" / "run.json"))["token_match_rate"] == 1.0
             page.seen = ""
             await page.press("g", 71, control=True)
             await page.until("Go to", "Defense ladder")

@@ -29,6 +29,7 @@ from textleak_tui.screens.defense import DefenseScreen
 from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.session import Sessions
 from textleak_tui.settings import Memory
+from textleak_tui.widgets.bars import brief
 
 CATALOG = Catalog.from_json(
     {
@@ -133,6 +134,23 @@ def test_an_unknown_defense_names_the_known_ones():
 )
 def test_the_verdict_fits_the_ladder(rates, words):
     assert words in verdict(Knob(defense="gaussian", option="sigma"), rates)
+
+
+@pytest.mark.parametrize(
+    ("strength", "most", "written"),
+    [
+        ("0.0001", 4, "1e-4"),
+        ("0.001", 4, "1e-3"),
+        ("0.01", 4, "0.01"),
+        ("0.00025", 6, "2.5e-4"),
+        ("smallest", 4, "s…st"),
+        ("0.12345", 4, "0…45"),
+        ("none", 4, "none"),
+    ],
+)
+def test_strengths_below_narrow_bars_are_told_apart(strength, most, written):
+    assert brief(strength, most) == written
+    assert len(written) <= most
 
 
 def test_the_verdict_says_nothing_of_strengths_that_did_not_run():
@@ -459,6 +477,7 @@ def test_the_ladder_fits_every_size(tmp_path):
             assert max(map(len, text.splitlines())) <= size[0]
             assert "✗ failed" in text
             assert page.bars.display == (size >= (80, 24))
+            assert not page.table.max_scroll_x, "no column is cut"
         assert "hidden: plot (v shows it)" in text
         await pilot.press("v")
         assert "Match rate by strength" in screen(app)

@@ -535,6 +535,21 @@ def test_scrubbing_by_keys_and_by_mouse_shows_the_run_as_it_was(root):
     drive(root, look, run=root / "a-done")
 
 
+def test_beside_the_attacker_the_defender_says_where_the_truth_is_not_known(tmp_path):
+    known = make(tmp_path, "known", *events(end=Finished(outcome="done", result=result())))
+    found = events(end=Finished(outcome="done", result=result(None)))
+    unknown = make(tmp_path, "unknown", *(event for event in found if not isinstance(event, Truth)))
+
+    for path, says in ((known, "the same with the truth"), (unknown, "the truth isn't known here")):
+
+        async def look(app: TextleakApp, pilot: Pilot[None], says: str = says) -> None:
+            await replay(app, pilot)
+            await pilot.press("d")
+            await until(pilot, lambda: f"● Defender: {says}" in screen(app))
+
+        drive(tmp_path, look, run=path)
+
+
 def test_playing_goes_through_the_run_in_its_own_time(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         page = await replay(app, pilot)

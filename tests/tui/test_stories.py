@@ -93,7 +93,7 @@ def test_a_story_plays_at_once_shows_both_sides_and_is_done_live(
     monkeypatch.setattr(
         RunScreen,
         "_start",
-        lambda self: started.append((self.form.private_batch, self.form.values["model"])),
+        lambda self, kept_as: started.append((self.form.private_batch, self.form.values["model"])),
     )
 
     async def nothing() -> Catalog:

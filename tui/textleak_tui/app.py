@@ -368,7 +368,7 @@ class TextleakApp(InOrder):
                 self.screen.set_up(message.batch, message.recorded)
             elif self.screen.attack(message) and message.kept_as and came_from is not None:
                 words = f"{came_from.key.upper()} goes back to the evaluation. There Enter replays it from now on."
-                self.notify(words, title="Attacked once more, as it was", timeout=8)
+                self.notify(words, title="Attacked once more", timeout=8)
 
         self.switch_mode("run")
         self.call_after_refresh(begin)

@@ -200,7 +200,7 @@ def values_of(record: Record, settings: Mapping[str, Any]) -> dict[str, str]:
         "know": cell.know or "",
         "seed": str(cell.seed),
         "labels": " ".join(map(str, labels)),
-        "time_limit": "" if limit is None else f"{limit:g}s",
+        "time_limit": f"{limit:g}s" if isinstance(limit, int | float) else "",
         "device": str(settings.get("device", "auto")),
         "assignments": " ".join(assignments),
     }

@@ -16,7 +16,7 @@ from textleak_tui.widgets.run_table import short
 if TYPE_CHECKING:
     from textleak.evaluation.records import Cell
 
-AGAIN = "Enter attacks it again, live, with the same weights, noise and starts: an evaluation keeps no recordings."
+AGAIN = "Enter attacks it again, live, with the same draws: an evaluation keeps no recordings."
 REPLAY = "Enter replays it as it was attacked again; a attacks it once more."
 
 

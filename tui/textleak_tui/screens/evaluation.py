@@ -66,6 +66,7 @@ class EvaluationScreen(Page):
             tooltip="Attack this sentence's batch again, live, with the same draws.",
         ),
         Binding("escape", "back", "Back", tooltip="From the sentences to the grid, from the grid out."),
+        COPY,
         Binding("x", "stop", "Stop", tooltip="End it; its records are kept."),
         Binding("w", "worst", "Worst", tooltip="The sentences of the cell with the worst leak so far."),
         Binding(
@@ -79,7 +80,6 @@ class EvaluationScreen(Page):
             "Ladder",
             tooltip="What leaks past a defense in growing strength; again, past another.",
         ),
-        COPY,
         Binding("t", "app.truth", "Truth", tooltip="Show or hide the true sentences."),
         Binding("e", "export", "Report", tooltip="Write what it found as a page to read in a browser."),
         Binding(
@@ -274,12 +274,12 @@ class EvaluationScreen(Page):
     def _sentence(self) -> SentenceRow | None:
         """The sentence under the cursor."""
         at = self.table.cursor
-        return self.sentences[at] if self._row is not None and 0 <= at < len(self.sentences) else None
+        return self.sentences[at] if self.chosen is not None and 0 <= at < len(self.sentences) else None
 
     @property
     def recovered(self) -> str:
         """What came back of the sentence under the cursor."""
-        return "" if self._sentence is None else self._sentence.sentence.recovered
+        return "" if self._sentence is None else printable(self._sentence.sentence.recovered)
 
     @property
     def _replay(self) -> Path | None:

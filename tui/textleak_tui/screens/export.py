@@ -42,7 +42,8 @@ class ExportDialog(ModalScreen[str]):
         with Vertical() as box:
             box.border_subtitle = "↑ ↓ choose, Enter writes, Esc leaves"
             yield Static("[b]Export[/]")
-            yield Static(f"Into {EXPORTS}, in the folder the app was started in.", classes="words")
+            download = " In a browser it is a download too." if self.app.is_web else ""
+            yield Static(f"Into {EXPORTS}, in the folder the app was started in.{download}", classes="words")
             yield OptionList(*(Option(words, id=kind) for kind, words in CHOICES.items()))
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:

@@ -284,7 +284,12 @@ class ReplayScreen(Page):
             words = Words(classes="of-side")
             await self.query_one(".sides").mount(Vertical(words, self.defender, classes="side"))
             planted = f", {MARK} planted secrets" if self.secrets else ""
-            words.say(f"● Defender: the same with the truth{planted}")
+            known = bool(self.state.truth or self.state.originals)
+            words.say(
+                f"● Defender: the same with the truth{planted}"
+                if known
+                else "● Defender: the truth isn't known here"
+            )
         elif self.defender is not None:
             side, self.defender = self.defender.parent, None
             if isinstance(side, Vertical):

@@ -90,6 +90,7 @@ class RunScreen(Page):
         self.memory = memory
         self.form = SetupForm(memory.texts(self._remembered), setup, id="setup")
         self.view = RunView()
+        self.view.of_pictures = setup.place == "pictures"
         self.notice = Static("", classes="notice")
         self.session: Session | None = None
         self._values: dict[str, str] = {}

@@ -9,6 +9,8 @@ from rich.cells import set_cell_size
 from rich.text import Text
 from textual.widget import Widget
 
+from textleak_tui.widgets.run_table import within
+
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
@@ -70,7 +72,9 @@ class Bars(Widget):
             top = room - max(0, min(room, -int(-filled // 1)))  # the first row that is filled
             for row in range(height):
                 if row == height - 1:
-                    lines[row].append(set_cell_size(bar.name, column - 1) + " ", style=quiet)
+                    lines[row].append(
+                        set_cell_size(brief(bar.name, column - 1), column - 1) + " ", style=quiet
+                    )
                 elif row == top:
                     lines[row].append(set_cell_size(figure, column - 1) + " ", style=style)
                 elif row > top:
@@ -87,3 +91,15 @@ class Bars(Widget):
             *("1" if row == 1 else "0" if row == height - 2 else "" for row in range(1, height - 1)),
             "",
         ][:height]
+
+
+def brief(strength: str, most: int) -> str:
+    """A strength in so many letters: a number with an exponent where that is shorter, else cut in its middle."""
+    if len(strength) <= most:
+        return strength
+    try:
+        mantissa, _, exponent = f"{float(strength):e}".partition("e")
+        written = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    except ValueError:
+        return within(strength, most)
+    return written if len(written) <= most and float(written) == float(strength) else within(strength, most)

@@ -12,6 +12,8 @@ from textleak_tui.widgets.run_table import RunTable, rate_bar, short
 
 # From these widths of the screen on, more columns fit.
 COLUMNS = {"strength": 0, "state": 0, "match rate": 0, "verified": 70, "loss": 84, "took": 70, "text": 140}
+# What the table has of the screen's width where it has a column of texts, and the columns that the others take of it.
+_SHARE, _OTHERS, _LEAST = 0.6, 80, 10
 SIGNS = {
     "waiting": "·",
     "loading": "◌",
@@ -69,6 +71,7 @@ class LadderTable(RunTable):
         verified = {True: "✓ yes", False: "✗ no", None: "can't be told"}
         loss = progress.loss if progress else None
         shown = progress.sentences if progress else ()
+        room = max(_LEAST, int(_SHARE * self.screen.size.width) - _OTHERS)
         cells = {
             "strength": Text(rung.strength, style="bold"),
             "state": Text(f"{status:<13}", style=colors[_TONES.get(rung.status, "foreground")]),
@@ -76,6 +79,6 @@ class LadderTable(RunTable):
             "verified": Text(verified[result.get("verified")] if result else ""),
             "loss": Text("" if loss is None else loss_in_words(loss)),
             "took": Text("" if rung.took is None else seconds_in_words(rung.took)),
-            "text": Text(short(" / ".join(sentence.text for sentence in shown), 60), style="dim"),
+            "text": Text(short(" / ".join(sentence.text for sentence in shown), room), style="dim"),
         }
         return [cells[name] for name in columns]

@@ -52,6 +52,7 @@ class RunView(Vertical):
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
+        self.of_pictures = False  # also before there is one
         self.facts = Static("", classes="facts")
         self.phases = PhaseTimeline()
         self.tokens = TokenGrid(id="tokens")
@@ -209,7 +210,7 @@ class RunView(Vertical):
     def _followed(self, state: ViewState) -> ViewState:
         """The state with the tokens of the candidate that is followed."""
         chosen, progress = self.candidates.followed, state.progress
-        title = "Pictures" if progress is not None and progress.image else "Tokens"
+        title = "Pictures" if self.of_pictures or (progress is not None and progress.image) else "Tokens"
         if chosen is not None and progress is not None and chosen != progress.candidate:
             if chosen < len(progress.others):
                 title = f"Tokens of candidate #{chosen + 1}, Esc in the list follows the best"
