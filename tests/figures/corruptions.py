@@ -259,7 +259,7 @@ def _tried(
 
 def keep(view: View, rows: Sequence[Sequence[int]]) -> None:
     """Run sentences, a few in a pass, and keep what a certificate would run again, as the proof of sentences does."""
-    for one in (view, view.double()):
+    for one in (view, view.double()) if view.kept_apart else ():
         for alone in each_alone(one.text_model, list(map(tuple, rows)), [], names=one.kept_apart):
             if alone.parts is not None:
                 one.known[alone.row] = alone.parts
