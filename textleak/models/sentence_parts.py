@@ -84,6 +84,14 @@ class SentenceParts:
     index: int
     length: int
 
+    @property
+    def numbers(self) -> int:
+        """How many there are in it, at most."""
+        return sum(
+            self.length * (use.input.shape[-1] + sum(slope.shape[-1] for slope in use.slopes))
+            for use in self.uses
+        )
+
     def own(self, tensor_KTI: Tensor) -> Tensor:
         """Its part of a tensor of its pass, (T, I)."""
         return tensor_KTI[self.index, : self.length]
@@ -210,6 +218,15 @@ class Noted(ReplacedFunctions):
         padding = -1 if padding_idx is None else padding_idx % len(weight)
         looked_up = torch.embedding(weight.detach(), input)
         return self._note(looked_up, _Use(kind="table", weight=name, bias=None, input=input, padding=padding))
+
+
+def keep(known: Known, model: TextModel, found: Mapping[tuple[int, ...], SentenceParts | None]) -> None:
+    """Keep sentences' parts, as far as all of them are no more numbers than the model's weights."""
+    room = sum(p.numel() for p in model.network.parameters()) - sum(one.numbers for one in known.values())
+    for row, parts in found.items():
+        if parts is not None and parts.numbers <= room:
+            known[row] = parts
+            room -= parts.numbers
 
 
 def splits(model: TextModel) -> bool:
