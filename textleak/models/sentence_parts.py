@@ -4,7 +4,7 @@ One pass gives the gradients at all outputs, and the gradient of a linear layer'
 is the weighted sum of its sentences' parts, each with its label. Labels are linear in the loss: the parts with each
 label but the last are all there is, and the last one's follows from them.
 
-Shapes: K sentences, T tokens, C classes, U uses of parameters, I and O a layer's input and output size.
+Shapes: K sentences, T tokens, C classes, I and O a layer's input and output size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from textleak.models.text import TextModel
 
 # The last label's part is made of the others', and their rounding grows as that label is less likely: where it is less
 # so than this, the sentence is run once more (our choice).
-_LIKELY = 0.1
+_LIKELY = 0.25
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
