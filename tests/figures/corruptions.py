@@ -30,8 +30,9 @@ import torch
 from tests import conftest
 from textleak import seeds
 from textleak.clients.base import Client
-from textleak.clients.view import view_of
+from textleak.clients.view import View, view_of
 from textleak.events import Sentence
+from textleak.exact.alone import each_alone
 from textleak.models import TextModel, load_model
 from textleak.models.batches import TextExamples
 from textleak.models.decoding import nearest_tokens, to_sentence
@@ -185,6 +186,7 @@ def trials(
     client: Client | None = None,
     each: int = 6,
     seed: int = 0,
+    kept: bool = False,
 ) -> Iterator[Trial]:
     """Certificates of true and of `number` corrupted recoveries.
 
@@ -197,9 +199,11 @@ def trials(
         client: that trains on them; None for one plain step.
         each: corruptions of each batch.
         seed: of everything drawn.
+        kept: whether sentences are run one by one before, as a proof does, and certified by what is kept of that.
     """
     draw = random.Random(f"{seed} {Path(model.name).name}")
-    exact = model.double()  # once, not for every certificate
+    # Once, not for every certificate; but what is kept is so in both precisions.
+    exact = model if kept else model.double()
     done = 0
     while done < number:
         batch = draw.sample(list(sentences), draw.choice([size for size in sizes if size <= len(sentences)]))
@@ -213,14 +217,14 @@ def trials(
                 s: share(model, batch, secret.labels, share=s, client=client, know="nothing") for s in shares
             }
         chosen = draw.choice(shares)
-        yield _tried(exact, shared[chosen][0], chosen, "", secret.ids, secret)
+        yield _tried(exact, shared[chosen][0], chosen, "", secret.ids, secret, kept=kept)
         for _ in range(min(each, number - done)):
             rows, kind = None, ""
             while rows is None:
                 kind = draw.choice(KINDS)
                 rows = corrupted(model, secret, kind, draw)
             chosen = draw.choice(shares)
-            yield _tried(exact, shared[chosen][0], chosen, kind, rows, secret)
+            yield _tried(exact, shared[chosen][0], chosen, kind, rows, secret, kept=kept)
             done += 1
 
 
@@ -231,9 +235,14 @@ def _tried(
     kind: str,
     rows: Sequence[Sequence[int]],
     secret: Secret,
+    *,
+    kept: bool = False,
 ) -> Trial:
     began = time.perf_counter()
-    certificate = certify(view_of(shared, model), recovery(model, rows, secret))
+    view = view_of(shared, model)
+    if kept:
+        keep(view, rows)
+    certificate = certify(view, recovery(model, rows, secret))
     return Trial(
         model=model.name,
         share=chosen,
@@ -246,6 +255,14 @@ def _tried(
         seconds=time.perf_counter() - began,
         text=tuple(model.decode(row) for row in rows) if kind else (),
     )
+
+
+def keep(view: View, rows: Sequence[Sequence[int]]) -> None:
+    """Run sentences, a few in a pass, and keep what a certificate would run again, as the proof of sentences does."""
+    for one in (view, view.double()) if view.kept_apart else ():
+        for alone in each_alone(one.text_model, list(map(tuple, rows)), [], names=one.kept_apart):
+            if alone.parts is not None:
+                one.known[alone.row] = alone.parts
 
 
 def tiny(family: str, folder: Path, *, trained: bool) -> TextModel:
@@ -272,7 +289,9 @@ def _trained(model: TextModel) -> TextModel:
     return model.with_network(network)
 
 
-def suite(number: int, *, pretrained: Sequence[str] = PRETRAINED, seed: int = 0) -> Iterator[Trial]:
+def suite(
+    number: int, *, pretrained: Sequence[str] = PRETRAINED, seed: int = 0, kept: bool = False
+) -> Iterator[Trial]:
     """Trials on every family and on pretrained models: `number` corrupted recoveries in all."""
     parts = {**dict.fromkeys(FAMILIES, 1.0), **{name: _OF_LARGER[name] for name in pretrained}}
     each = math.ceil(number / sum(parts.values()))
@@ -282,7 +301,8 @@ def suite(number: int, *, pretrained: Sequence[str] = PRETRAINED, seed: int = 0)
             model = load_model(name) if name in pretrained else tiny(name, Path(folder), trained=trained)
             known = f"{name} ({model.weights if name in pretrained else 'trained' if trained else 'random'})"
             shares = ("all", "no-embeddings", "attention")
-            for trial in trials(model, SENTENCES, number=math.ceil(each * part), shares=shares, seed=seed):
+            some = math.ceil(each * part)
+            for trial in trials(model, SENTENCES, number=some, shares=shares, seed=seed, kept=kept):
                 yield dataclasses.replace(trial, model=known)
 
 
@@ -315,12 +335,15 @@ def main() -> int:
     parser.add_argument("--share", action="append", help="repeatable; drawn for every recovery, with --model")
     parser.add_argument("--each", type=int, default=6, help="corruptions of each batch, with --model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kept", action="store_true", help="certify by what the proof of sentences keeps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write every trial here too, one a line")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = []
-    for trial in _of_models(options) if options.model else suite(options.number, seed=options.seed):
+    for trial in (
+        _of_models(options) if options.model else suite(options.number, seed=options.seed, kept=options.kept)
+    ):
         found.append(trial)
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
@@ -346,6 +369,7 @@ def _of_models(options: argparse.Namespace) -> Iterator[Trial]:
             shares=options.share or SHARES,
             each=options.each,
             seed=options.seed,
+            kept=options.kept,
         )
 
 

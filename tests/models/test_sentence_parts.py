@@ -14,7 +14,8 @@ from textleak.exact.alone import each_alone
 from textleak.models.decoding import to_sentence
 from textleak.models.gradient import formed_gradient
 from textleak.models.guesses import examples_of
-from textleak.models.sentence_parts import moved_by
+from textleak.models.sentence_parts import Known, moved_by
+from textleak.models.sentence_parts import keep as keep_parts
 from textleak.private.share import share
 from textleak.proof.certificate import certify
 from textleak.proof.texts import Text
@@ -75,6 +76,17 @@ def test_the_last_label_of_a_sentence_that_is_unlikely_to_have_it_is_run(toy_mod
     assert unlikely.shares(1) == [0.0, 1.0]
     shapes = {name: parameter.shape for name, parameter in view.text_model.parameters.items()}
     assert moved_by(unlikely, 0, 2, shapes, most=4) is None
+
+
+def test_no_more_numbers_are_kept_than_the_model_has_weights(toy_model: ToyModel) -> None:
+    view, rows = viewed(toy_model, "bert", (2, 0, 1))
+    keep(view, rows[:1])
+    (parts,) = view.known.values()
+    weights = sum(p.numel() for p in view.text_model.network.parameters())
+    most = weights // parts.numbers
+    known: Known = {}
+    keep_parts(known, view.text_model, {(row,): parts for row in range(most + 2)})
+    assert 0 < len(known) == most
 
 
 def test_an_answer_that_kept_parts_speak_against_is_run_before_it_is_denied(toy_model: ToyModel) -> None:

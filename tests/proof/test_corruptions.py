@@ -32,6 +32,14 @@ def test_no_corrupted_recovery_is_verified_and_every_true_one_is(
     assert not [trial for trial in found if not trial.right]
 
 
+@pytest.mark.parametrize("family", ["bert", "albert", "distilbert"])
+def test_so_they_are_by_what_the_proof_of_their_sentences_keeps(family: str, toy_model: ToyModel) -> None:
+    model = toy_model(family, task="classification")
+    shares = ("all", "no-embeddings", "attention")
+    found = list(corruptions.trials(model, corruptions.SENTENCES, number=20, shares=shares, kept=True))
+    assert not [trial for trial in found if not trial.right]
+
+
 @pytest.mark.slow
 @pytest.mark.pretrained
 @pytest.mark.parametrize("name", corruptions.PRETRAINED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import write_toy
 from textleak.clients.view import view_of
@@ -43,6 +44,11 @@ def test_no_text_is_nearer_than_what_its_first_layers_leave_of_the_gradient(
         )
         assert span.least(answer) == 0
         least = [span.least(rival) for rival in rivals]
+        for most in (1e-9, *torch.tensor(least).quantile(torch.tensor([0.3, 0.7])).tolist()):
+            farther = {rival for rival, one in zip(rivals, least, strict=True) if one > most}
+            left = set(span.within(rivals, most))
+            assert set(rivals) - left <= farther
+            assert len(set(rivals) - left) >= 0.9 * sum(one > 1.01 * most for one in least)
         told[layers[0].name] = sum(one > 1e-9 for one in least)
         # The tightest and every tenth: each whole gradient takes its time.
         order = sorted(range(len(rivals)), key=least.__getitem__)

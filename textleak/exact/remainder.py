@@ -27,7 +27,7 @@ from textleak.exact.subspace import InputSpan, span_of, spectrum_end
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer
-from textleak.models.sentence_parts import Known
+from textleak.models.sentence_parts import Known, keep
 from textleak.numerics import exact, least_squares, svd
 from textleak.shared.gradient import SharedGradient
 
@@ -345,8 +345,9 @@ class Remainder:
         """What is left without some sentences, with how strongly each one's labels but the last are in the batch."""
         rows = [alone.row for alone, _ in taken]
         rough = each_alone(self.rough, rows, self._layers, names=self.names)
-        for known, every in zip(self.kept, ([alone for alone, _ in taken], rough), strict=True):
-            known.update({alone.row: alone.parts for alone in every if alone.parts is not None})
+        runs = ((self.exact, [alone for alone, _ in taken]), (self.rough, rough))
+        for known, (model, every) in zip(self.kept, runs, strict=True):
+            keep(known, model, {alone.row: alone.parts for alone in every})
         inputs = []
         for input_ in self.inputs:
             if input_.span is None:

@@ -4,7 +4,7 @@ One pass gives the gradients at all outputs, and the gradient of a linear layer'
 is the weighted sum of its sentences' parts, each with its label. Labels are linear in the loss: the parts with each
 label but the last are all there is, and the last one's follows from them.
 
-Shapes: K sentences, T tokens, C classes, U uses of parameters, I and O a layer's input and output size.
+Shapes: K sentences, T tokens, C classes, I and O a layer's input and output size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from textleak.models.text import TextModel
 
 # The last label's part is made of the others', and their rounding grows as that label is less likely: where it is less
 # so than this, the sentence is run once more (our choice).
-_LIKELY = 0.1
+_LIKELY = 0.25
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -83,6 +83,14 @@ class SentenceParts:
     uses: tuple[_Use, ...]
     index: int
     length: int
+
+    @property
+    def numbers(self) -> int:
+        """How many there are in it, at most."""
+        return sum(
+            self.length * (use.input.shape[-1] + sum(slope.shape[-1] for slope in use.slopes))
+            for use in self.uses
+        )
 
     def own(self, tensor_KTI: Tensor) -> Tensor:
         """Its part of a tensor of its pass, (T, I)."""
@@ -210,6 +218,15 @@ class Noted(ReplacedFunctions):
         padding = -1 if padding_idx is None else padding_idx % len(weight)
         looked_up = torch.embedding(weight.detach(), input)
         return self._note(looked_up, _Use(kind="table", weight=name, bias=None, input=input, padding=padding))
+
+
+def keep(known: Known, model: TextModel, found: Mapping[tuple[int, ...], SentenceParts | None]) -> None:
+    """Keep sentences' parts, as far as all of them are no more numbers than the model's weights."""
+    room = sum(p.numel() for p in model.network.parameters()) - sum(one.numbers for one in known.values())
+    for row, parts in found.items():
+        if parts is not None and parts.numbers <= room:
+            known[row] = parts
+            room -= parts.numbers
 
 
 def splits(model: TextModel) -> bool:

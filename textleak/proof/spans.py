@@ -157,13 +157,11 @@ class LayerSpan:
             outside_KR = self._outside(lacks)
             if outside_KR is not None and others:
                 groups.setdefault((len(outside_KR), len(others)), []).append((number, lacks, others))
-        beyond = {
-            numbers[k]
-            for members in groups.values()
-            for some in (members[start : start + _AT_ONCE] for start in range(0, len(members), _AT_ONCE))
-            for numbers in ([number for number, _, _ in some],)
-            for k in self._clearly_beyond(some, most)
-        }
+        beyond: set[int] = set()
+        for members in groups.values():
+            for start in range(0, len(members), _AT_ONCE):
+                some = members[start : start + _AT_ONCE]
+                beyond.update(some[k][0] for k in self._clearly_beyond(some, most))
         return [rival for n, rival in enumerate(rivals) if n not in beyond]
 
     def _clearly_beyond(
