@@ -1,9 +1,12 @@
 """L-BFGS that is moved where it stalls, and its memory with it."""
 
+import math
+
 import torch
 
 from textleak.matching import LBFGS, Limits, Move, Moving, Patient, minimize
 from textleak.matching.lbfgs import Descent
+from textleak.matching.moving import _nearest
 
 TIGHT = LBFGS(gradient_tolerance=0.0, change_tolerance=0.0)
 
@@ -128,6 +131,13 @@ def test_moves_of_different_things_that_lead_lower_are_made_together():
     # In place together after one round of trials: the descent's eight evaluations, each move's, and theirs together.
     first = next(number for number, value in enumerate(values) if value < 0.05)
     assert first < 15 + TIGHT.line_search_evaluations + 5 * (8 + 2)
+
+
+def test_each_thing_s_nearest_third_of_moves_is_tried_further():
+    moves = [flip(number, of) for of, numbers in (("a", range(4)), ("b", range(3))) for number in numbers]
+    values = dict(zip(moves, (4.0, 1.0, 3.0, 2.0, 30.0, math.inf, 10.0), strict=True))
+    nearest = [(move.of, values[move]) for move in _nearest(moves, values)]
+    assert nearest == [("a", 1.0), ("a", 2.0), ("b", 10.0)]
 
 
 def test_moves_in_vain_end_a_candidate_which_then_begins_anew():
