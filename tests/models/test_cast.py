@@ -11,13 +11,16 @@ from torch import Tensor
 
 import textleak
 from tests.conftest import ToyModel
+from textleak.clients.view import view_of
 from textleak.events import Stop
 from textleak.models import TextModel, cast, deferred
 from textleak.models.batches import TextExamples
 from textleak.models.cast import CastTensor
+from textleak.models.decoding import to_sentence
 from textleak.models.deferred import Deferred, deferred_gradient
 from textleak.models.gradient import formed_gradient, mutually_apart, plainly_apart
 from textleak.models.guesses import examples_of
+from textleak.proof.certificate import certify
 
 _LENGTHS = (5, 3, 9, 4)
 
@@ -152,3 +155,22 @@ def test_a_wide_models_batch_is_verified_from_a_gradient_that_is_never_whole(
     assert recovery.stop is Stop.VERIFIED
     assert [tuple(p.id for p in s.positions) for s in recovery.sentences] == list(secret.ids)
     assert made
+
+
+def test_a_wide_models_wrong_batch_is_not_verified(wide_model: TextModel) -> None:
+    shared, secret = textleak.share(wide_model, ["the cat sat", "a dog"], share="no-embeddings")
+    view = view_of(shared, wide_model)
+    labels = secret.labels or (None,) * len(secret.ids)
+
+    def verified(rows: list[tuple[int, ...]]) -> bool | None:
+        sentences = (
+            to_sentence(wide_model, row, label=label) for row, label in zip(rows, labels, strict=True)
+        )
+        return certify(view, tuple(sentences)).verified
+
+    first, second = secret.ids
+    other = next(token for token in wide_model.content_ids.tolist() if token not in (*first, *second))
+    assert verified([first, second])
+    assert not verified([(*first[:1], first[2], first[1], *first[3:]), second])
+    assert not verified([(*first[:-1], other), second])
+    assert not verified([(*first[:1], other, *first[2:]), second])

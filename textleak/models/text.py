@@ -89,7 +89,7 @@ class TextModel:
     language: Language = PLAIN
     trained: tuple[str, ...] | None = None
     first_layers: int | None = None
-    copied_from: TextModel | None = None
+    copied_from: TextModel | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Freeze the network, and look at it once while nobody has put hooks on it."""
