@@ -39,6 +39,7 @@ class Settings:
         dropout: rate of every dropout module in train mode; None for eval mode.
         bf16: whether under autocast.
         rank: of LoRA's adapters; None for none.
+        trained: whether these were trained before, so that their B isn't 0.
         seed: of everything that is drawn.
     """
 
@@ -52,6 +53,7 @@ class Settings:
     dropout: float | None = None
     bf16: bool = False
     rank: int | None = None
+    trained: bool = False
     seed: int = 0
 
     @classmethod
@@ -189,6 +191,9 @@ def _prepared(model: TextModel, settings: Settings) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network = peft.get_peft_model(network, peft.LoraConfig(r=settings.rank, task_type=kind))
+        for name, parameter in network.named_parameters():
+            if settings.trained and ".lora_B." in name:
+                nn.init.normal_(parameter, std=0.02)
     network.train(settings.dropout is not None)
     for module in network.modules():
         if isinstance(module, nn.Dropout) and settings.dropout is not None:

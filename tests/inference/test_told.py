@@ -268,6 +268,29 @@ def test_adapters_tell_the_same_where_the_model_has_them_in_place(
     assert {what: found.get(what) for what in asked} == {what: expected.value(what) for what in asked}
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+@pytest.mark.parametrize(("dropout", "size"), [(None, 1), (0.02, 2)])
+def test_an_audit_that_can_t_tell_dropout_tries_a_client_without(
+    tiny: TextModel, tmp_path: Path, dropout: float | None, size: int
+):
+    made = Settings(optimizer=None, rank=4, trained=True, dropout=dropout, batch_size=size, seed=3)
+    recorded = record(tiny, made, tmp_path)
+
+    said = textleak.audit(**left(tmp_path), time_limit=30)
+
+    assert told(recorded.sent, tiny, before=recorded.before, kind="gradient").value("dropout") is None
+    found = {one["what"]: one["value"] for one in said["told"]}
+    assert (said["proof"] == "gradient") == (dropout is None)
+    if dropout is None:
+        assert said["verdict"] == "LEAKS"
+        assert {one["recovered"] for one in said["sentences"]} == recorded.texts
+        assert "train-mode" not in said["client"]
+        assert (found["dropout"], found["tokens"]) == (0.0, recorded.tokens)
+    else:
+        assert said["client"][0] == "train-mode"
+        assert found["tokens"] is None
+
+
 def test_each_step_of_sgd_rounds_the_weights_once_more(tiny: TextModel):
     once, twice = (record(tiny, Settings(optimizer="sgd", lr=0.05, steps=n, seed=7)) for n in (1, 2))
 

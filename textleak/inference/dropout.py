@@ -17,6 +17,7 @@ from textleak.inference.head import head_of
 from textleak.inference.heads import read_heads
 from textleak.inference.inputs import first_inputs
 from textleak.inference.masks import masked
+from textleak.inference.optimizer import optimizer_of
 from textleak.inference.pairs import pairs_of
 from textleak.inference.single import alone, linears_of, moves_of
 from textleak.inference.steps import steps_of
@@ -81,8 +82,15 @@ def dropout_of(seen: Seen) -> Dropout:
             "sentences. From how many each was dropped doesn't show, so the rate doesn't.",
         )
     if span is None or pairs is None:
+        several = optimizer_of(seen).name == "adamw" and not steps_of(seen).single
+        why = ": several of Adam's steps add up to none" if several else " beside its tokens"
+        return Dropout(on=None, rate=None, evidence=f"No span of a first layer's inputs shows{why}.")
+    if span.filled:
         return Dropout(
-            on=None, rate=None, evidence="No span of a first layer's inputs shows beside its tokens."
+            on=None,
+            rate=None,
+            evidence=f"All {span.rank} dimensions that adapters of this rank have are filled, so that no input lies "
+            "outside; nor do the head's inputs show it. Only the text can tell.",
         )
     figure = f"No clean input lies in the span of the first layer's {span.rank} directions"
     if pairs.unclear or not pairs.outside:

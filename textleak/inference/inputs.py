@@ -73,6 +73,11 @@ class FirstInputs:
     leading: float
     down_AI: Tensor | None = None
 
+    @property
+    def filled(self) -> bool:
+        """Whether adapters have no dimension left, so that more inputs than these would not show."""
+        return self.down_AI is not None and self.rank == len(self.down_AI)
+
     def ends_after(self, roundings: float) -> bool:
         """Whether it ends clearly where the weights were rounded so many times, one after the other."""
         return self.least > _SURE * math.sqrt(roundings) and self.following <= _MAYBE * math.sqrt(roundings)

@@ -46,11 +46,11 @@ def tokens_of(seen: Seen) -> Tokens:
         return Tokens(
             count=None, evidence="No gradient of a first layer can be had, in which inputs could be counted."
         )
-    if span.down_AI is not None and span.rank == len(span.down_AI):
+    if span.filled:
         return Tokens(
             count=None,
-            evidence=f"Adapters of rank {span.rank} show no more inputs than that: there are at least as many, and how "
-            "many only the text can tell.",
+            evidence=f"All {span.rank} dimensions that adapters of this rank have are filled, by as many tokens or "
+            "more, or by rounding in bfloat16: only the text can tell.",
         )
     figure = f"The first layer's gradient has {span.rank} dimensions beyond rounding"
     if not span.clear:
@@ -118,8 +118,7 @@ def _of_several(seen: Seen, span: FirstInputs | None) -> Tokens:
 
 
 def _ends(span: FirstInputs, roundings: float) -> bool:
-    whole = span.down_AI is not None and span.rank == len(span.down_AI)
-    return span.ends_after(roundings) and not whole
+    return span.ends_after(roundings) and not span.filled
 
 
 def _shared(seen: Seen) -> int:

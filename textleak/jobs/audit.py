@@ -28,8 +28,13 @@ from textleak.settings.specs import written_of
 from textleak.shared.public import ONE_STEP
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from textleak.attacks.base import Steps
+    from textleak.events import Progress
     from textleak.models import TextModel
+    from textleak.shared.gradient import SharedGradient
+    from textleak.shared.public import PublicClient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,8 @@ class AuditJob(TextJob):
         refused: why the attack could not work on it; filled in when it says so.
         doubts: why the model may not be the client's, in sentences.
         rates: the rate of a step of unknown size; filled in where a text proves it.
+        undropped: what the attack sees if nothing was dropped, where that can't be told and dropout was assumed.
+        proved_clients: the client's procedure by `undropped`; filled in where a text proves it.
     """
 
     config: AuditConfig
@@ -50,6 +57,8 @@ class AuditJob(TextJob):
     doubts: tuple[str, ...] = ()
     refused: list[str] = dataclasses.field(default_factory=list)
     rates: list[float] = dataclasses.field(default_factory=list)
+    undropped: SharedGradient | None = None
+    proved_clients: list[PublicClient] = dataclasses.field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         """Those of a run, what was audited, and what that tells by itself."""
@@ -73,22 +82,55 @@ class AuditJob(TextJob):
         return self._spared()
 
     def _spared(self) -> Steps:
+        began = time.perf_counter()
         try:
             followed = Followed(super().steps())
             yield from followed
         except InputError as error:
             self.refused.append(f"{error.what} {error.why}".strip())
-            return Recovery(sentences=(), stop=Stop.CONVERGED, final_loss=None)
-        recovery = followed.result
-        if self.assumed:
+            recovery = Recovery(sentences=(), stop=Stop.CONVERGED, final_loss=None)
+        else:
+            recovery = followed.result
+        if self.assumed and not self.refused:
             yield Phase(name="rate", detail="at which the answer's own update is nearest to this one")
             recovery, rate = with_rate(recovery, self.shared, self.model, self.view)
             self.rates.extend(() if rate is None else (rate,))
+        if self.undropped is not None and not recovery.stop.settled and not recovery.proved_tokens:
+            limit = self.config.time_limit
+            left = None if limit is None else limit - (time.perf_counter() - began)
+            recovery = yield from self._undropped(self.undropped, recovery, left)
         return recovery
+
+    def _undropped(
+        self, shared: SharedGradient, recovery: Recovery, time_limit: float | None
+    ) -> Generator[Phase | Progress, None, Recovery]:
+        """A text whose own update equals this one if nothing was dropped; else what was found so far."""
+        from textleak.attacks.base import begin_on
+        from textleak.clients.view import view_of
+
+        if time_limit is not None and time_limit <= 0:
+            return recovery
+        yield Phase(
+            name="no dropout", detail="a text whose own update equals this one if nothing was dropped"
+        )
+        try:
+            steps = begin_on(
+                self.attack, view_of(shared, self.model), seed=self.config.seed, time_limit=time_limit
+            )
+            followed = Followed(steps)
+            yield from followed
+        except InputError:
+            return recovery
+        if followed.result.stop is not Stop.VERIFIED:
+            return recovery
+        self.refused.clear()
+        self.proved_clients.append(shared.client)
+        return followed.result
 
     def _procedure(self) -> list[str]:
         """How the client trains, with the rate that a text has proved."""
-        kinds = [(name, dict(options)) for name, options in self.client.kinds]
+        client = self.proved_clients[0] if self.proved_clients else self.client
+        kinds = [(name, dict(options)) for name, options in client.kinds]
         for _, options in kinds:
             options |= {"lr": self.rates[0]} if self.rates and "lr" in options else {}
         return [written_of(CLIENTS[name], name, options) for name, options in kinds]
@@ -209,6 +251,7 @@ def prepare(config: AuditConfig) -> AuditJob:
         telling=found.telling,
         assumed=found.notes,
         doubts=found.doubts,
+        undropped=found.undropped,
     )
     check_model(job)
     check_truth(job)

@@ -61,7 +61,14 @@ def with_rate(
 
 
 def _labeled(sentences: tuple[Sentence, ...], classes: int | None) -> Iterator[tuple[Sentence, ...]]:
-    """The answer, and where it is one sentence the same with each other class: of which size it is tells that too."""
+    """The answer, and where it is one sentence the same with each other class: of which size it is tells that too.
+
+    A sentence that stands in it several times is tried once first: with several labels its gradients point the same
+    way, at another rate.
+    """
+    once = {tuple(p.id for p in sentence.positions): sentence for sentence in sentences}
+    if len(once) < len(sentences):
+        yield from _labeled(tuple(once.values()), classes)
     if classes is None or all(sentence.label is not None for sentence in sentences):
         yield sentences
     if classes is not None and len(sentences) == 1:

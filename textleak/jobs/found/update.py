@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
@@ -34,6 +34,7 @@ _TAKEN_FOR: dict[Kind, str] = {
     "update": "Whether a gradient was sent or weights' difference can't be told; it was taken for a difference, as all "
     "tensors moved alike. Of a gradient: --client one-step.",
 }
+_DROPOUT = "train-mode"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +48,7 @@ class Found:
         telling: what it tells by itself.
         notes: what had to be assumed, in sentences: the size of a step.
         doubts: why the model may not be the client's, in sentences.
+        undropped: what the server has if nothing was dropped, where that can't be told and dropout was assumed.
     """
 
     model: TextModel
@@ -55,6 +57,7 @@ class Found:
     telling: Telling
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    undropped: SharedGradient | None = None
 
 
 def find(config: AuditConfig) -> Found:
@@ -93,8 +96,20 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     telling = telling_of(moved, model, kind="update")
     client, notes = _client_of(config, model, telling, "update")
     known = known_of(config, secret, telling)
-    shared = updates.from_difference(model, moved, client=client, known=known, where=where)
-    return Found(model=model, shared=_called(config, shared), secret=secret, telling=telling, notes=notes)
+
+    def shared(client: Client) -> SharedGradient:
+        made = updates.from_difference(model, moved, client=client, known=known, where=where)
+        return _called(config, made)
+
+    other = _undropped(config, model, telling)
+    return Found(
+        model=model,
+        shared=shared(client),
+        secret=secret,
+        telling=telling,
+        notes=notes,
+        undropped=None if other is None else shared(other),
+    )
 
 
 def _check_pair(model: TextModel, before: State | None, after: State) -> None:
@@ -220,15 +235,20 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
         doubts += (_TAKEN_FOR[telling.kind or "gradient"],)
     client, notes = _client_of(config, model, telling, telling.kind)
     known = known_of(config, secret, telling)
-    make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
-    shared = make(model, sent, client=client, known=known, where=where)
+
+    def shared(client: Client) -> SharedGradient:
+        make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
+        return _called(config, make(model, sent, client=client, known=known, where=where))
+
+    other = _undropped(config, model, telling)
     return Found(
         model=model,
-        shared=_called(config, shared),
+        shared=shared(client),
         secret=secret,
         telling=telling,
         notes=notes,
         doubts=doubts,
+        undropped=None if other is None else shared(other),
     )
 
 
@@ -246,23 +266,34 @@ def _client_of(
     config: AuditConfig, model: TextModel, telling: Telling, kind: str | None
 ) -> tuple[Client, tuple[str, ...]]:
     """How the client trains, as it was said, else as the update tells; and what had to be assumed."""
-    from textleak.clients import updates
-
     if config.client:
         return build_client(config), ()
     specs = telling.client
     assumed = specs is None and kind == "update"
     if specs is None:
-        specs = ("train-mode",) if telling.dropout else ()
+        specs = (_DROPOUT,) if telling.dropout else ()
         specs += (telling.nearest_steps or UNKNOWN_STEP,) if assumed else ()
-    client = chosen_client(map(Choice.model_validate, specs))
-    if model.trained is not None:  # its adapters are in place
-        client = updates.without_adapters(client)
+    client = _chosen(model, specs)
     if not assumed:
         return client, ()
     return client, (
         f"How the weights were moved can't be told in full; taken for {specs[-1]}. --client says it.",
     )
+
+
+def _undropped(config: AuditConfig, model: TextModel, telling: Telling) -> Client | None:
+    """The client without dropout, where it was assumed to be on as nothing tells it."""
+    if config.client or telling.dropout is not None or _DROPOUT not in (telling.client or ()):
+        return None
+    return _chosen(model, [spec for spec in telling.client or () if spec != _DROPOUT])
+
+
+def _chosen(model: TextModel, specs: Sequence[str]) -> Client:
+    from textleak.clients import updates
+
+    client = chosen_client(map(Choice.model_validate, specs))
+    # A model that was trained has its adapters in place.
+    return client if model.trained is None else updates.without_adapters(client)
 
 
 def _only_shared(config: AuditConfig, model: TextModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
