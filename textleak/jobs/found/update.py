@@ -36,6 +36,14 @@ _TAKEN_FOR: dict[Kind, str] = {
 }
 
 
+# What transformers calls the embedding of a text's parts.
+_PARTS = "token_type_embeddings"
+_IN_PARTS = (
+    "The client's texts are of two parts (token_type_ids of 1, as pairs of sentences have), and all is read here as of "
+    "the first: what stands in a second part isn't found. That it wasn't is no sign of safety."
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
     """An update, ready to be attacked.
@@ -94,7 +102,14 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     client, notes = _client_of(config, model, telling, "update")
     known = known_of(config, secret, telling)
     shared = updates.from_difference(model, moved, client=client, known=known, where=where)
-    return Found(model=model, shared=_called(config, shared), secret=secret, telling=telling, notes=notes)
+    return Found(
+        model=model,
+        shared=_called(config, shared),
+        secret=secret,
+        telling=telling,
+        notes=notes,
+        doubts=_parts_of(moved),
+    )
 
 
 def _check_pair(model: TextModel, before: State | None, after: State) -> None:
@@ -218,6 +233,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     if telling.moved and telling.kind is None:
         telling = _taken_for(sent, model)
         doubts += (_TAKEN_FOR[telling.kind or "gradient"],)
+    doubts += _parts_of(sent)
     client, notes = _client_of(config, model, telling, telling.kind)
     known = known_of(config, secret, telling)
     make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
@@ -230,6 +246,12 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
         notes=notes,
         doubts=doubts,
     )
+
+
+def _parts_of(moved: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What is said of texts that are of several parts, as the rows of the parts' own embedding show."""
+    tables = [table for name, table in moved.items() if _PARTS in name and table.dim() == 2]
+    return (_IN_PARTS,) if any(bool(table[1:].any()) for table in tables) else ()
 
 
 def _taken_for(sent: Mapping[str, Tensor], model: TextModel) -> Telling:
