@@ -280,6 +280,17 @@ def test_what_no_attack_reads_is_no_error(training: Path) -> None:
 # Bad input
 
 
+def test_dropout_that_is_counted_as_on_is_said_to_be_no_more_than_assumed(
+    training: Path, tmp_path: Path
+) -> None:
+    gradients = load_file(training / "gradients.safetensors")
+    torch.save({name: g for name, g in gradients.items() if "classifier" in name}, tmp_path / "a.pt")
+    asked = (tmp_path / "a.pt", "-m", training / "before")
+    said = "Whether dropout was on can't be told"
+    assert any(said in note for note in verdict_of(*asked)["notes"])
+    assert not any(said in note for note in verdict_of(*asked, "--client", "one-step")["notes"])
+
+
 def test_texts_of_two_parts_are_said_not_to_be_read(training: Path, tmp_path: Path) -> None:
     network = AutoModelForSequenceClassification.from_pretrained(training / "before")
     ids = torch.tensor([[2, 7, 8, 3, 9, 3]])

@@ -36,6 +36,10 @@ _TAKEN_FOR: dict[Kind, str] = {
 }
 
 
+_DROPOUT_COUNTED = (
+    "Whether dropout was on can't be told: it counts as on, as people train. Where it was off, say so: "
+    "--client one-step for a gradient, or the steps without train-mode."
+)
 # What transformers calls the embedding of a text's parts.
 _PARTS = "token_type_embeddings"
 _IN_PARTS = (
@@ -108,7 +112,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
         secret=secret,
         telling=telling,
         notes=notes,
-        doubts=_parts_of(moved),
+        doubts=(*_parts_of(moved), *_unsaid_dropout(config, telling)),
     )
 
 
@@ -233,7 +237,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     if telling.moved and telling.kind is None:
         telling = _taken_for(sent, model)
         doubts += (_TAKEN_FOR[telling.kind or "gradient"],)
-    doubts += _parts_of(sent)
+    doubts += (*_parts_of(sent), *_unsaid_dropout(config, telling))
     client, notes = _client_of(config, model, telling, telling.kind)
     known = known_of(config, secret, telling)
     make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
@@ -252,6 +256,12 @@ def _parts_of(moved: Mapping[str, Tensor]) -> tuple[str, ...]:
     """What is said of texts that are of several parts, as the rows of the parts' own embedding show."""
     tables = [table for name, table in moved.items() if _PARTS in name and table.dim() == 2]
     return (_IN_PARTS,) if any(bool(table[1:].any()) for table in tables) else ()
+
+
+def _unsaid_dropout(config: AuditConfig, telling: Telling) -> tuple[str, ...]:
+    """What is said of dropout that counts as on because nothing tells of it."""
+    counted = not config.client and telling.dropout is None and "train-mode" in (telling.client or ())
+    return (_DROPOUT_COUNTED,) if counted else ()
 
 
 def _taken_for(sent: Mapping[str, Tensor], model: TextModel) -> Telling:
