@@ -280,6 +280,29 @@ def test_what_no_attack_reads_is_no_error(training: Path) -> None:
 # Bad input
 
 
+def test_dropout_that_is_counted_as_on_is_said_to_be_no_more_than_assumed(
+    training: Path, tmp_path: Path
+) -> None:
+    gradients = load_file(training / "gradients.safetensors")
+    torch.save({name: g for name, g in gradients.items() if "classifier" in name}, tmp_path / "a.pt")
+    asked = (tmp_path / "a.pt", "-m", training / "before")
+    said = "Whether dropout was on can't be told"
+    assert any(said in note for note in verdict_of(*asked)["notes"])
+    assert not any(said in note for note in verdict_of(*asked, "--client", "one-step")["notes"])
+
+
+def test_texts_of_two_parts_are_said_not_to_be_read(training: Path, tmp_path: Path) -> None:
+    network = AutoModelForSequenceClassification.from_pretrained(training / "before")
+    ids = torch.tensor([[2, 7, 8, 3, 9, 3]])
+    network(
+        input_ids=ids, token_type_ids=torch.tensor([[0, 0, 0, 0, 1, 1]]), labels=torch.tensor([1])
+    ).loss.backward()
+    torch.save({name: p.grad for name, p in network.named_parameters()}, tmp_path / "a.pt")
+    result = verdict_of(tmp_path / "a.pt", "-m", training / "before", "--time-limit", "5s")
+    assert result["verified"] is not True
+    assert any("token_type_ids of 1" in note for note in result["notes"])
+
+
 def test_what_there_is_to_audit_has_to_be_said_once(training: Path) -> None:
     before, after = training / "before", training / "after"
     assert "There is nothing to audit" in refused()

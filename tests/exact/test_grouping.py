@@ -44,6 +44,8 @@ BATCHES = {
     "one token apart": (["the cat sat on", "the dog sat on"], None),
     "of very unequal lengths": (["cat", "we ran", "he told the doctor about a secret plan to meet"], None),
     "of one token each": (["cat", "dog", "he"], None),
+    "of two parts each": (["he sat [SEP] on the mat", "we ran home [SEP] a dog"], None),
+    "of two parts or one": (["he sat [SEP] on the mat", "we ran home", "a dog [SEP] he sat"], None),
 }
 
 

@@ -341,6 +341,44 @@ def test_a_truncated_checkpoint_is_refused(checkpoint: Callable[..., Path]) -> N
         load_model(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "are quantized"),
+        ({}, "pointer of Git LFS's"),
+    ],
+)
+def test_weights_that_are_none_are_refused(
+    change: dict[str, Any], says: str, checkpoint: Callable[..., Path]
+) -> None:
+    folder = checkpoint("bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    if not change:
+        (folder / "model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 9\n"
+        )
+    with pytest.raises(InputError, match=says):
+        load_model(str(folder))
+
+
+def test_a_trainer_s_folder_names_its_last_checkpoint(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    for step in (500, 1000):
+        shutil.copytree(checkpoint("bert"), tmp_path / "run" / f"checkpoint-{step}")
+    with pytest.raises(InputError, match="holds checkpoints") as refused:
+        load_model(str(tmp_path / "run"))
+    assert refused.value.fix.endswith("checkpoint-1000.")
+
+
+def test_weights_without_a_configuration_say_what_is_missing(checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint("bert")
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"holds weights .* and no config.json"):
+        load_model(str(folder))
+
+
 def test_the_checkpoint_of_another_architecture_is_refused(checkpoint: Callable[..., Path]) -> None:
     folder, other = checkpoint("bert"), checkpoint("distilbert")
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")

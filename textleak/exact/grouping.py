@@ -26,7 +26,7 @@ from textleak.exact.orders import ordered_sentence
 from textleak.exact.own_remainder import OwnRemainder
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
-from textleak.exact.sentence_search import EFFORTS, SentenceSearch
+from textleak.exact.sentence_search import EFFORTS, SentenceSearch, has_parts
 from textleak.exact.subspace import NOISE_COVERS, InputSpan, layer_span, shared_spans, why_no_span
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
@@ -173,8 +173,18 @@ class _Grouping:
             if self._proved([only]):
                 return True
             self.ends[only] = 0.0
-        search = SentenceSearch(self.model, self.pairs, self.left.inputs, self._attention, self.ends)
+        for parts in self._parts():
+            pairs = dataclasses.replace(self.pairs, parts=parts)
+            search = SentenceSearch(self.model, pairs, self.left.inputs, self._attention, self.ends)
+            if (yield from self._searched(search)):
+                return True
+        return False
+
+    def _searched(self, search: SentenceSearch) -> Generator[Progress, None, bool]:
+        """Whether a search came to sentences of the batch: proved and taken off."""
         for effort in EFFORTS:
+            if not self._time():
+                return False
             for rows in search.rows(effort):
                 if rows and self._proved(rows):
                     return True
@@ -187,13 +197,22 @@ class _Grouping:
                 yield self._progress()
             if self._proved_together() or self._proved_weighed():
                 return True
-            if not self._time():
-                break
         return False
+
+    def _parts(self) -> tuple[bool, ...]:
+        """Whether sentences may be of several parts; both, where nobody knows how many sentences are left."""
+        shows = has_parts(self.model, self.pairs, self._left_in_batch)
+        return (shows,) if shows or self._left_in_batch is not None else (False, True)
 
     @functools.cached_property
     def _attention(self) -> FirstAttention | None:
         return first_attention(self.model)
+
+    @property
+    def _left_in_batch(self) -> int | None:
+        """How many sentences are still to be found; None where that isn't known."""
+        size = self.shared.known.size
+        return None if size is None else max(1, size - len(self.batch.rows))
 
     @property
     def _unexplained(self) -> InputSpan | None:

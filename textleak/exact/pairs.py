@@ -50,11 +50,13 @@ class Pairs:
     Attributes:
         positions_N, tokens_N: the pairs.
         inputs_NI: the layer's input for each, float64.
+        parts: whether what ends a sentence may stand within one too, as between a question and its text.
     """
 
     positions_N: Tensor
     tokens_N: Tensor
     inputs_NI: Tensor
+    parts: bool = False
 
     def __len__(self) -> int:
         """N."""

@@ -125,10 +125,15 @@ class SentenceSearch:
         self.network = LayerCheck.of(model, pairs, further, least=self.rank)
         self.check: Check | None = self.context or self.network
         special = {*model.prefix_ids, *model.suffix_ids}
+        parted = special - set(model.prefix_ids) if pairs.parts else set()
         if model.own_loss is not None and model.own_loss.pads:  # padding shows, and is no sentence's
             special.add(model.pad_id)
         tokens = pairs.tokens_N.tolist()
-        self.inner = [[i for i in indices if tokens[i] not in special] for indices in pairs.by_position]
+        self.inner = [
+            [i for i in indices if tokens[i] not in special or tokens[i] in parted]
+            for indices in pairs.by_position
+        ]
+        self.parted = {i for i, token in enumerate(tokens) if token in parted}
         self.seen: set[tuple[int, ...]] = set()
         self.known_ties: dict[int, Tensor] = {}
         self.solved_rows: dict[Row, list[int]] = {}  # found and not yet given out, as indices of pairs
@@ -136,7 +141,8 @@ class SentenceSearch:
     def starts(self) -> list[int]:
         """Pairs to start from, the loudest first."""
         inner = {i for indices in self.inner for i in indices}
-        return [i for i in self.gradients.loudness_N.argsort(descending=True).tolist() if i in inner]
+        loudest = self.gradients.loudness_N.argsort(descending=True).tolist()
+        return [i for i in loudest if i in inner and i not in self.parted]
 
     def rows(self, effort: Effort) -> Iterator[tuple[Row, ...]]:
         """Sentences that nothing found so far speaks against; none after a start that leads to none.
@@ -292,3 +298,22 @@ class SentenceSearch:
     def _note(self, row: Sequence[int], outside: float) -> None:
         tokens = tuple(self.pairs.tokens_N[list(row)].tolist())
         self.ends[tokens] = min(outside, self.ends.get(tokens, outside))
+
+
+def has_parts(model: TextModel, pairs: Pairs, size: int | None) -> bool:
+    """Whether what ends a sentence stands within one: at more places than there are sentences, or alone at one.
+
+    Args:
+        model: the public model.
+        pairs: those that are left.
+        size: how many sentences are left; None where that isn't known.
+    """
+    if not model.suffix_ids:
+        return False
+    tokens, last = pairs.tokens_N.tolist(), model.suffix_ids[-1]
+    here = [{tokens[i] for i in indices} for indices in pairs.by_position]
+    ends = sum(last in tokens_here for tokens_here in here)
+    if ends == len(here):  # where they stand doesn't show at all
+        return False
+    inside = here[len(model.prefix_ids) : len(here) - len(model.suffix_ids)]
+    return (size is not None and ends > size) or any(one <= {*model.suffix_ids} for one in inside)

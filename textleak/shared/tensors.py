@@ -34,6 +34,7 @@ _BEGINNINGS = {
     b"\x80": "a pickle",
     b"\x93NUMPY": "an array of numpy.save",
     b"GGUF": "a GGUF model",
+    b"version ": "a pointer of Git LFS's (`git lfs pull` fetches the file)",
 }
 # Our choices: 100 bytes a tensor are usual, so it has room for 80,000 tensors; and no parameter has 9 dimensions.
 MOST_HEADER = 8 * MIB

@@ -35,6 +35,16 @@ _TAKEN_FOR: dict[Kind, str] = {
     "tensors moved alike. Of a gradient: --client one-step.",
 }
 _DROPOUT = "train-mode"
+_DROPOUT_COUNTED = (
+    "Whether dropout was on can't be told: it counts as on, as people train, unless a text proves that it was off. Where "
+    "you know that it was, say so: --client one-step for a gradient, or the steps without train-mode."
+)
+# What transformers calls the embedding of a text's parts.
+_PARTS = "token_type_embeddings"
+_IN_PARTS = (
+    "The client's texts are of two parts (token_type_ids of 1, as pairs of sentences have), and all is read here as of "
+    "the first: what stands in a second part isn't found. That it wasn't is no sign of safety."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,6 +106,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     telling = telling_of(moved, model, kind="update")
     client, notes = _client_of(config, model, telling, "update")
     known = known_of(config, secret, telling)
+    doubts = _parts_of(moved)
 
     def shared(client: Client) -> SharedGradient:
         made = updates.from_difference(model, moved, client=client, known=known, where=where)
@@ -108,6 +119,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
         secret=secret,
         telling=telling,
         notes=notes,
+        doubts=doubts if other is None else (*doubts, _DROPOUT_COUNTED),
         undropped=None if other is None else shared(other),
     )
 
@@ -233,6 +245,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     if telling.moved and telling.kind is None:
         telling = _taken_for(sent, model)
         doubts += (_TAKEN_FOR[telling.kind or "gradient"],)
+    doubts += _parts_of(sent)
     client, notes = _client_of(config, model, telling, telling.kind)
     known = known_of(config, secret, telling)
 
@@ -247,9 +260,15 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
         secret=secret,
         telling=telling,
         notes=notes,
-        doubts=doubts,
+        doubts=doubts if other is None else (*doubts, _DROPOUT_COUNTED),
         undropped=None if other is None else shared(other),
     )
+
+
+def _parts_of(moved: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What is said of texts that are of several parts, as the rows of the parts' own embedding show."""
+    tables = [table for name, table in moved.items() if _PARTS in name and table.dim() == 2]
+    return (_IN_PARTS,) if any(bool(table[1:].any()) for table in tables) else ()
 
 
 def _taken_for(sent: Mapping[str, Tensor], model: TextModel) -> Telling:

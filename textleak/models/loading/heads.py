@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 _CLASSES = 2  # of a head that is drawn anew, as transformers has it
 
+TWO_TEXTS = (
+    "Its encoder reads one text and its decoder another; all that is read here comes of one text. What its gradient "
+    "gives away is therefore open, which is no sign of safety: tokens leave in it what they leave in any other."
+)
+"""Why nothing is read of a network that writes one text for another."""
+
 # Heads whose loss no file in `losses` has, by the end of their class's name in transformers, and what each one tells.
 _OTHERS = {
     "ForMultipleChoice": "one of several endings",
@@ -48,8 +54,9 @@ def own_task(name: str, kinds: Sequence[str], config: PreTrainedConfig) -> str |
     if getattr(config, "is_encoder_decoder", False) and _has(kinds, "ForConditionalGeneration"):
         raise InputError(
             f"The head of {name!r} tells one text after another was read.",
-            why="Its encoder reads one text and its decoder another; all that is read here comes of one text.",
-            fix="--task classification puts a fresh head for classes of texts on it, where transformers has one.",
+            why=TWO_TEXTS,
+            fix="--task classification puts a fresh head on it that tells classes of one text, where transformers has "
+            "one; a gradient of its own head can't be audited with that.",
         )
     return None
 

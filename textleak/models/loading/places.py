@@ -119,6 +119,22 @@ def _local(name: str, path: Path) -> Checkpoint:
             "`textleak audit --before FOLDER --after FOLDER`, or merge them (peft: merge_and_unload).",
         )
     ggufs = sorted(path.glob("*.gguf"))
+    found = (other.parent.name for other in path.glob("checkpoint-*/config.json"))
+    inside = sorted(found, key=lambda folder: (len(folder), folder))  # the last step last
+    if inside:
+        raise InputError(
+            f"The folder {name} holds checkpoints, and is none.",
+            why=f"There is no config.json in it, and one in {', '.join(inside[:4])}.",
+            fix=f"Name one of them: {path / inside[-1]}.",
+        )
+    weights = next((file for pattern in _CHECKPOINTS for file in path.glob(pattern)), None)
+    if weights is not None:
+        raise InputError(
+            f"The folder {name} holds weights ({weights.name}) and no config.json.",
+            why="Which network they are of can't be told by them; Accelerate saves them so.",
+            fix="Write configuration and tokenizer beside them: model.config.save_pretrained(FOLDER), "
+            "tokenizer.save_pretrained(FOLDER).",
+        )
     if len(ggufs) != 1:
         raise InputError(
             f"The folder {name} holds no config.json and {len(ggufs)} .gguf files.",

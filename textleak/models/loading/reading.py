@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 # Layers of any kind that a configuration may ask for (our choice: published networks have up to some hundreds, and each
 # takes a millisecond or more to build, however small it is).
 _MOST_LAYERS = 2000
+# What stands in a repository in place of a large file; https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md has
+# pointers of less than 1024 bytes.
+_POINTER, _MOST_POINTER = b"version https://git-lfs", 1024
+_LONGEST_SAID = 400  # characters of an error of others (our choice)
 
 
 @contextmanager
@@ -39,7 +43,7 @@ def reading(name: str, place: Checkpoint, what: str) -> Iterator[None]:
     except Exception as error:  # a damaged file fails in as many ways as there are formats
         raise InputError(
             f"The {what} of the model {name!r} can't be read from {place.words}.",
-            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            why=_said(error),
             fix="Check that the checkpoint is complete, or choose another --model.",
         ) from error
 
@@ -96,6 +100,36 @@ def reading_gguf_once() -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+
+
+def check_weights(name: str, place: Checkpoint, config: PreTrainedConfig) -> None:
+    """Make sure that a folder's weights are there, and numbers that training moves.
+
+    Raises:
+        InputError: they are pointers of Git LFS's, or quantized.
+    """
+    if place.gguf is not None:  # its tensors are read as numbers
+        return
+    if getattr(config, "quantization_config", None):
+        raise InputError(
+            f"The weights of {name!r} in {place.words} are quantized (quantization_config).",
+            why="Training doesn't move such weights, and no gradient of them leaves a client.",
+            fix="Name the base model in 16 or 32 bits; where these weights are, take quantization_config out of their "
+            "config.json.",
+        )
+    for path in (*place.folder.glob("*.safetensors"), *place.folder.glob("*.bin")):
+        if path.stat().st_size < _MOST_POINTER and path.read_bytes().startswith(_POINTER):
+            raise InputError(
+                f"{path.name} of {name!r} in {place.words} is a pointer of Git LFS's, and no weights.",
+                why="The repository was cloned without its large files.",
+                fix="Fetch them: git lfs pull.",
+            )
+
+
+def _said(error: Exception) -> str:
+    """The first sentence of an error of others, with the list that it announces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines)[:_LONGEST_SAID] if lines[0].endswith(":") else lines[0]
 
 
 def weights_options(folder: Path) -> dict[str, Any]:

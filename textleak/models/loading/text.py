@@ -16,7 +16,13 @@ from textleak.errors import InputError, unknown_name
 from textleak.models.loading import cut, heads, own_code
 from textleak.models.loading.catalog import BY_HUB_ID, CATALOG, Entry
 from textleak.models.loading.places import NOT_ASKED, Checkpoint, find_place, not_at_hand
-from textleak.models.loading.reading import read_config, reading, reading_gguf_once, weights_options
+from textleak.models.loading.reading import (
+    check_weights,
+    read_config,
+    reading,
+    reading_gguf_once,
+    weights_options,
+)
 from textleak.models.loading.request import Built, Request
 from textleak.models.loading.tokenizers import bundled_tokenizer, tokenizer_for
 from textleak.models.loading.transformers_files import import_transformers
@@ -226,7 +232,7 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
     if two_texts and (not able or chosen in ("masked-lm", "causal-lm")):
         raise InputError(
             f"{name!r} is an encoder-decoder ({config.model_type}) and can't do {chosen} here.",
-            why="There its encoder reads one text and its decoder another; all that is read here comes of one text.",
+            why=heads.TWO_TEXTS,
             fix="--task classification: both read the same text."
             if able
             else "Choose an encoder or a decoder.",
@@ -248,6 +254,7 @@ def _choose_task(name: str, config: PreTrainedConfig, task: str) -> tuple[Task, 
 def _pretrained(request: TextRequest, place: Checkpoint, entry: Entry | None) -> _Built:
     name, seed = request.name, request.weights_seed
     config = read_config(name, place, entry)
+    check_weights(name, place, config)
     chosen, auto = _choose_task(name, config, request.task)
     num_labels, outputs = heads.shape_head(config, chosen, request.num_labels)
     tokenizer = tokenizer_for(name, place, config, asked=request.tokenizer, download=request.download)
