@@ -3,7 +3,8 @@
 `textleak eval` with one worker and with several takes turns, each in a folder of its own, one thread a worker. Told of
 each call: seconds by the clock, and of a processor in all of its processes, of them in the attacks. Two calls that
 don't recover the same are an error. `--engine ray` is the same on a cluster that ray makes of this machine. By the
-clock this tells something on a machine that does nothing else; what the processor spent does on any (Linux).
+clock this tells something on a machine that does nothing else; what the processor spent does on any (Linux). What
+ray's own processes spend isn't all among a processor's seconds: it waits for them itself.
 """
 
 from __future__ import annotations
