@@ -44,7 +44,7 @@ LIBRARIES = (
     "transformers.models.bert.modeling_bert",
     "transformers.modeling_utils",
 )
-_SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
+SUBREAPER = 36  # prctl's PR_SET_CHILDSUBREAPER
 _LONGEST = 1 << 20  # bytes of a request
 _SECONDS = 300  # that `run` waits at most
 _OWN = ("textleak", "textleak_tui", "tests")
@@ -136,11 +136,11 @@ def run(process: type[Popen], *arguments: str, **options: Any) -> subprocess.Com
 def _adopting() -> Any:
     """Orphans of processes below become children of this one; only now, as others' must end unseen."""
     prctl = ctypes.CDLL(None).prctl
-    prctl(_SUBREAPER, 1, 0, 0, 0)
+    prctl(SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
-        prctl(_SUBREAPER, 0, 0, 0, 0)
+        prctl(SUBREAPER, 0, 0, 0, 0)
 
 
 def _alone(kept: socket.socket) -> socket.socket:

@@ -1038,7 +1038,9 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_records_and_a_killed_one_loses_nothing(toy, tmp_path):
+@pytest.mark.parametrize("copies", [False, True])
+def test_processes_give_the_same_records_and_a_killed_one_loses_nothing(toy, tmp_path, copies):
+    assert not copies or engines.load_for_copies() or not sys.platform.startswith("linux")
     settings = EvaluationConfig(**toy, batch_size=[1, 2], know="lengths")
     expected = run_all(drive.begin(settings, stored=False))
     evaluation = drive.begin(settings.model_copy(update={"out": tmp_path}))
@@ -1046,7 +1048,7 @@ def test_processes_give_the_same_records_and_a_killed_one_loses_nothing(toy, tmp
     def pids() -> list[int]:
         return [process.pid for process in multiprocessing.active_children()]
 
-    found = killed_in_the_middle(evaluation.run(Processes(workers=2)), pids)
+    found = killed_in_the_middle(evaluation.run(Processes(workers=2, copies=copies)), pids)
     assert alike(found) == alike(expected)
     assert {record.worker for record in found} <= {"process 1", "process 2"}
     assert not multiprocessing.active_children()
@@ -1063,13 +1065,41 @@ def test_a_batch_that_kills_every_process_is_recorded_as_failed(toy, monkeypatch
     assert record.worker == "process 1"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="There are copies on Linux alone.")
+def test_the_programs_workers_are_copies_of_one_that_loads_beforehand_unless_there_is_a_gpu(
+    toy, tmp_path, monkeypatch
+):
+    loading, methods = [], []
+
+    class Noted(engines._Worker):
+        def __init__(self, order: object, method: str) -> None:
+            methods.append(method)
+            raise grid.EvaluationError("noted")
+
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: loading.append(True))
+    monkeypatch.setattr(engines, "_Worker", Noted)
+    monkeypatch.setattr(engines, "_GPUS", (str(tmp_path / "none"),))
+    programs, a_librarys = (engines.choose("local", workers=2, program=program) for program in (True, False))
+    assert (programs.copies, a_librarys.copies, loading) == (True, False, [True])
+    evaluation = drive.begin(EvaluationConfig(**toy), stored=False)
+    for engine, gpu in ((programs, False), (programs, True), (a_librarys, False)):
+        monkeypatch.setattr(engines, "_has_gpu", lambda gpu=gpu: gpu)
+        with pytest.raises(grid.EvaluationError, match="noted"):
+            list(evaluation.run(engine))
+    assert methods == ["forkserver", "spawn", "spawn"]
+    monkeypatch.setattr(engines, "_GPUS", (str(tmp_path),))
+    assert not engines.choose("local", workers=2, program=True).copies
+    assert loading == [True]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 def test_workers_end_with_their_parent_however_that_ends(toy, tmp_path):
     command = [sys.executable, "-m", "textleak.cli", "eval", *flags({**toy, "attack": ["dlg:steps=100000"]})]
     with subprocess.Popen([*command, "--workers", "2", "--out", str(tmp_path / "o")]) as process:
         deadline = time.monotonic() + 120
-        while len(workers := [p for p, c in descendants(process.pid).items() if "spawn_main" in c]) < 2:
+        # The workers, and the one that they are copies of.
+        while len(workers := [p for p, c in descendants(process.pid).items() if "forkserver" in c]) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         time.sleep(2)

@@ -105,6 +105,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(models):
         assert process.reads == 1
 
 
+@pytest.mark.parametrize("names", [("ToyModel",), {"ToyModel": 1}, 7], ids=str)
+def test_an_answer_of_another_kind_is_passed_on_and_not_kept(models, names):
+    answer = {"toy": {frozenset({"torch"}): {"modeling_toy": names}}}
+    reader = models.parent / "reader.py"
+    told = transformers_files.remembering(lambda _: answer, models, reader=reader)
+    assert told(models) is answer
+    assert not transformers_files.cache_path().exists()
+
+
 LOADS = """
 import builtins, json, sys
 opened, own = [], builtins.open

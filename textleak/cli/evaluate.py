@@ -177,7 +177,7 @@ def command(
         return
     from textleak.evaluation import drive, engines
 
-    chosen = engines.choose(engine, workers=workers, address=address)
+    chosen = engines.choose(engine, workers=workers, address=address, program=True)
     if csv is not None:
         common.check_target(csv, "--csv")
     evaluation = drive.begin(settings, name=name, many=yes, here=here)

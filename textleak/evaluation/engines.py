@@ -7,12 +7,14 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 from textleak import runs
 from textleak.errors import InputError, TextleakError
@@ -22,6 +24,10 @@ from textleak.words import count_of
 
 # A batch whose worker died is given to another one so many times before it counts as failed (our choice).
 _TRIES = 3
+# Where a system's GPU shows without a library: NVIDIA's, AMD's, and either under Windows' Linux.
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+Method = Literal["spawn", "forkserver"]
 
 
 class Engine(Protocol):
@@ -49,9 +55,11 @@ class Processes:
 
     Attributes:
         workers: how many.
+        copies: whether they begin as copies of one that has loaded what they need (`load_for_copies`).
     """
 
     workers: int
+    copies: bool = False
 
     def run(self, works: Iterable[Work], order: Order) -> Iterator[Record]:
         """Compute the batches; that of a process that died is given to another."""
@@ -59,6 +67,7 @@ class Processes:
         busy: dict[object, tuple[_Worker, Work, int]] = {}
         idle: list[_Worker] = []
         begun = 0
+        method: Method = "forkserver" if self.copies and not _has_gpu() else "spawn"
         try:
             while True:
                 while idle or begun < self.workers:
@@ -66,7 +75,7 @@ class Processes:
                     if work is None:
                         break
                     if not idle:
-                        idle.append(_Worker(self._order(begun, order)))
+                        idle.append(_Worker(self._order(begun, order), method))
                         begun += 1
                     worker = idle.pop()
                     worker.give(work)
@@ -81,7 +90,7 @@ class Processes:
                         yield record
                         continue
                     worker.end()
-                    idle.append(_Worker(worker.order))
+                    idle.append(_Worker(worker.order, method))
                     if tries < _TRIES:
                         waiting.append((work, tries))
                     else:
@@ -104,12 +113,18 @@ class Processes:
 
 
 class _Worker:
-    """A process and the pipe to it."""
+    """A process and the pipe to it.
 
-    def __init__(self, order: Order) -> None:
+    Args:
+        order: what it is told.
+        method: "spawn", or "forkserver". A copy of this process, which may have used torch's threads or a GPU, can
+            hang: it is a new interpreter, or a copy of one that has only loaded what is needed.
+    """
+
+    def __init__(self, order: Order, method: Method) -> None:
         self.order = order
-        # A forked copy of a process that has used torch's threads or a GPU can hang: a new interpreter it is.
-        context = multiprocessing.get_context("spawn")
+        get = multiprocessing.get_context
+        context = get("forkserver") if method == "forkserver" else get("spawn")
         self.answers, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, order), daemon=True)
         self.process.start()
@@ -164,6 +179,29 @@ def _end_with(parent: int) -> None:
     """End this process when its parent is gone, however that ended."""
     wait([parent])
     os._exit(1)
+
+
+def load_for_copies() -> bool:
+    """Begin the process that workers are copies of; it loads what they need while this one goes on.
+
+    Once it has begun, this process's environment is that of all workers, so this is for the program, not for a library.
+
+    Returns:
+        Whether there is one. There is none where a GPU shows, which no copy could use, nor outside Linux.
+    """
+    if not sys.platform.startswith("linux") or any(Path(path).exists() for path in _GPUS):
+        return False
+    from multiprocessing import forkserver  # not on every system
+
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["textleak.evaluation.loaded"])
+    forkserver.ensure_running()
+    return True
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
 
 
 def _gpus() -> int:
@@ -253,13 +291,16 @@ def _on_ray(work: Work, order: Order) -> Record:
     return measure(work, dataclasses.replace(order, worker=f"ray {node}"))
 
 
-def choose(engine: str, *, workers: int | None = None, address: str | None = None) -> Engine:
+def choose(
+    engine: str, *, workers: int | None = None, address: str | None = None, program: bool = False
+) -> Engine:
     """The engine of that name.
 
     Args:
         engine: "local" or "ray".
         workers: processes, or batches at once on a cluster; None for one in this process, or for all that ray has.
         address: of a ray cluster.
+        program: whether this process is textleak's own, so that what it begins may stay until it ends.
 
     Raises:
         InputError: an unknown engine, or an address for one that has none.
@@ -270,4 +311,6 @@ def choose(engine: str, *, workers: int | None = None, address: str | None = Non
         raise InputError(f"There is no engine {engine!r}.", fix="Use local or ray.")
     if address is not None:
         raise InputError("--address is for --engine ray.", fix="Leave it out, or add --engine ray.")
-    return Local() if workers is None or workers == 1 else Processes(workers=workers)
+    if workers is None or workers == 1:
+        return Local()
+    return Processes(workers=workers, copies=program and load_for_copies())

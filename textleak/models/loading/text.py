@@ -183,10 +183,10 @@ class _Built(Built):
 
 def _built_for(request: TextRequest) -> _Built:
     """Network and tokenizer, from wherever they can be had."""
-    import_transformers()
     name, weights, download = request.name, request.weights, request.download
     entry = CATALOG.get(name) or BY_HUB_ID.get(name)
     place, missing = find_place(name, entry, weights, download=download)
+    import_transformers()
     if request.layers is not None:
         cut.check(name, request.layers, place if weights != "random" else None)
     if place is not None and weights != "random" and not place.has_weights:

@@ -91,13 +91,14 @@ def remembering(
     """
 
     @functools.cache
-    def known() -> bytes:
+    def known() -> bytes | None:
         state = _state_of(models, reader)
         return _kept(state) or _keep(state, read(models))
 
     def structure(path: str | Path) -> _Structure:
         folder = Path(path).parent if Path(path).is_file() else Path(path)
-        return _decoded(json.loads(known())) if folder == models else read(path)
+        body = known() if folder == models else None
+        return read(path) if body is None else _decoded(json.loads(body))
 
     return structure
 
@@ -121,8 +122,14 @@ def _kept(state: str) -> bytes | None:
     return None
 
 
-def _keep(state: str, structure: _Structure) -> bytes:
-    body = json.dumps(_encoded(structure)).encode()
+def _keep(state: str, structure: _Structure) -> bytes | None:
+    """Keep it; None where it can't be told from what is kept, as that of another version may not be."""
+    try:
+        body = json.dumps(_encoded(structure)).encode()
+        if _decoded(json.loads(body)) != structure:
+            return None
+    except (AttributeError, TypeError, ValueError):
+        return None
     with contextlib.suppress(OSError):  # a folder that can't be written: it is read again next time
         path = cache_path()
         path.parent.mkdir(parents=True, exist_ok=True)
