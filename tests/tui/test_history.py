@@ -276,6 +276,22 @@ def test_verified_and_not_verified_are_told_apart_by_a_filter(tmp_path):
     assert not row.has("verified")
 
 
+def test_a_rate_that_the_answer_proved_is_told_in_place_of_the_assumed_one(tmp_path):
+    end = Finished(outcome="done", result=result(client=["fedavg:lr=0.05,steps=1"]))
+    folder = make(tmp_path, "a", *events(3), end, client=["fedavg:lr=0.01,steps=1"])
+    assert read_row(folder).client == "fedavg:lr=0.05,steps=1"
+
+    async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
+        page = await replay(app, pilot)
+        await pilot.press("home")
+        assert "client fedavg:lr=0.01,steps=1" in screen(app)  # nothing is proved yet
+        await pilot.press("end")
+        await until(pilot, lambda: page.state.finished)
+        await until(pilot, lambda: "client fedavg:lr=0.05,steps=1" in screen(app))
+
+    drive(tmp_path, look, run=folder)
+
+
 def test_the_palette_names_opening_a_run_once(root):
     async def look(app: TextleakApp, pilot: Pilot[None]) -> None:
         await history(app, pilot)

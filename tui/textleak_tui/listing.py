@@ -200,7 +200,7 @@ def read_row(path: Path) -> RunRow:
         model=f"{settings.get('model') or '?'}{weights}",
         attack=settings.get("attack") or "?",
         share=settings.get("share") or "",
-        client=" ".join(filter(None, settings.get("client") or ())),
+        client=" ".join(filter(None, result.get("client") or settings.get("client") or ())),
         defense=" ".join(filter(None, settings.get("defense") or ())),
         rate=result.get("token_match_rate"),
         psnr=result.get("psnr"),

@@ -36,8 +36,8 @@ _TAKEN_FOR: dict[Kind, str] = {
 }
 _DROPOUT = "train-mode"
 _DROPOUT_COUNTED = (
-    "Whether dropout was on can't be told: it counts as on, as people train, unless a text proves that it was off. Where "
-    "you know that it was, say so: --client one-step for a gradient, or the steps without train-mode."
+    "Whether dropout was on can't be told: it counts as on, as people train, unless a text proves that it was off. "
+    "Where you know that it was, say so: --client one-step for a gradient, or the steps without train-mode."
 )
 # What transformers calls the embedding of a text's parts.
 _PARTS = "token_type_embeddings"

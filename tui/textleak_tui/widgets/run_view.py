@@ -17,7 +17,7 @@ from textual.containers import Container, Vertical
 from textual.widget import Widget
 from textual.widgets import Static
 
-from textleak.events import Position, Sentence, Tokens
+from textleak.events import Finished, Position, Sentence, Tokens
 from textleak.view import ViewState, how_much
 from textleak_tui.playback import MOST_SECONDS_BETWEEN_LIVE_FRAMES
 from textleak_tui.widgets.candidates import CandidateList
@@ -73,7 +73,7 @@ class RunView(Vertical):
         self._state = ViewState()
         self._result: dict[str, object] | None = None
         self._blind = False
-        self._settings: Mapping[str, object] | None = None
+        self._factual: tuple[Mapping[str, object] | None, Finished | None] = None, None
         self._last: Callable[..., None] | None = None
         self._others: Callable[[], None] | None = None  # draws the other panes, once it is their turn
         self._others_at = float("-inf")
@@ -120,8 +120,8 @@ class RunView(Vertical):
         self._last = functools.partial(
             self.show, state, blind=blind, truth=truth, pulse=pulse, waiting=waiting
         )
-        if state.settings is not self._settings:
-            self._settings = state.settings
+        if (state.settings, state.finished) != self._factual:
+            self._factual = state.settings, state.finished
             self.facts.update(_facts(state), layout=False)
         others = functools.partial(self._show_others, state, blind=blind, pulse=pulse)
         self._state = state = self._followed(state)
@@ -360,7 +360,9 @@ def _facts(state: ViewState) -> Text:
     parts = ["random weights"] if settings.get("weights") == "random" else []
     # What runs differ in comes first: the end is cut where there is little width.
     parts += [f"share {settings.get('share')}"] if settings.get("share") else []
-    parts += [f"client {spec}" for spec in settings.get("client") or ()]
+    # An audit's answer may have proved the rate that its settings could only assume.
+    result = state.finished.result if state.finished is not None else None
+    parts += [f"client {spec}" for spec in (result or {}).get("client") or settings.get("client") or ()]
     parts += [f"defense {spec}" for spec in settings.get("defense") or ()]
     batch, tokens = settings.get("batch_size"), settings.get("tokens")
     if batch:
