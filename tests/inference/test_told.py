@@ -19,7 +19,7 @@ from textleak.inference.base import Seen
 from textleak.inference.dropout import empty_columns
 from textleak.inference.heads import read_heads
 from textleak.inference.rate import TIMES_CLIP, TIMES_STEPS
-from textleak.inference.single import read_once
+from textleak.inference.single import alone, read_once
 from textleak.jobs.audit import prepare
 from textleak.models import TextModel
 from textleak.settings.audit import load_audit_config
@@ -184,6 +184,21 @@ def test_two_sentences_in_bfloat16_are_not_taken_for_one(tiny: TextModel):
         recorded = record(tiny, Settings(lr=8.6e-4, dropout=0.1, bf16=True, batch_size=2, seed=seed))
 
         assert told(recorded.sent, tiny, before=recorded.before, after=recorded.after).value("sentences") != 1
+
+
+def test_a_layer_was_used_once_where_only_rounding_is_beside_one_outer_product(tiny: TextModel):
+    name = "bert.pooler.dense.weight"
+    a, b, c, d = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+    once = torch.outer(a, b)
+    sent = {
+        "once": once,
+        "in bfloat16": once.bfloat16().float(),
+        "and a weak one": once + torch.outer(c, d) / 20_000,
+    }
+
+    found = {what: alone(Seen(sent={name: g}, model=tiny, given="gradient")) for what, g in sent.items()}
+
+    assert found == {"once": (name,), "in bfloat16": (name,), "and a weak one": ()}
 
 
 def test_several_steps_of_adamw_tell_rate_and_number_by_their_words(tiny: TextModel):

@@ -95,7 +95,7 @@ _READ_ONCE: WeakKeyDictionary[TextModel, frozenset[str]] = WeakKeyDictionary()
 def read_once(model: TextModel) -> frozenset[str]:
     """Modules whose output matters at one position of a sentence alone, as a classifier's after its last attention.
 
-    Found by a backward pass; each model is asked once. None where every position has a loss of its own.
+    Found by a backward pass; each model is asked once. There are none where every position has a loss of its own.
     """
     if model.task != "classification":
         return frozenset()

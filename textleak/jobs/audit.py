@@ -121,8 +121,9 @@ class AuditJob(TextJob):
             yield from followed
         except InputError:
             return recovery
-        if followed.result.stop is not Stop.VERIFIED:
-            return recovery
+        ended = followed.result.stop
+        if ended is not Stop.VERIFIED:
+            return dataclasses.replace(recovery, stop=ended) if ended in CUT_OFF else recovery
         self.refused.clear()
         self.proved_clients.append(shared.client)
         return followed.result
