@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import zipfile
 from pathlib import Path
 
@@ -197,6 +198,22 @@ def test_an_array_larger_than_its_record_is_refused(tmp_path: Path) -> None:
             target.writestr("w.npy", source.read("w.npy").replace(b"(64,)", wrong))
         with pytest.raises(InputError, match="can't be read as weights"):
             read_state(tmp_path / "b.npz")
+
+
+def test_damaged_arrays_are_errors_of_the_file(tmp_path: Path) -> None:
+    draws, damaged = random.Random(7), 0
+    for packed in (np.savez, np.savez_compressed):
+        packed(tmp_path / "a.npz", w=np.ones((5, 3), np.float32), b=np.arange(4.0))
+        whole = (tmp_path / "a.npz").read_bytes()
+        for _ in range(200):
+            content = bytearray(whole)
+            content[draws.randrange(len(content))] = draws.randrange(256)
+            (tmp_path / "b.npz").write_bytes(content)
+            try:
+                read_state(tmp_path / "b.npz")
+            except InputError:
+                damaged += 1
+    assert damaged > 100
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no archive", b"\x80\x02}."])

@@ -29,7 +29,7 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
 # What a training that is spread over processes keeps its tensors in, by what torch says that it needs to load it.
 _SHARDED = re.compile(r"torch\.distributed|DTensor|ShardedTensor")
 # What zipfile says to an archive that isn't whole.
-DAMAGED = (
+_DAMAGED = (
     zipfile.BadZipFile,
     NotImplementedError,
     ValueError,
@@ -87,7 +87,7 @@ def _check_records(file: BufferedReader) -> None:
             return  # the format of before 2020
         with zipfile.ZipFile(file) as archive:
             packed = next((i for i in archive.infolist() if i.file_size != i.compress_size), None)
-    except DAMAGED as error:
+    except _DAMAGED as error:
         raise ValueError(f"its archive is damaged: {error}") from None
     if packed is not None:
         raise ValueError(
