@@ -275,11 +275,11 @@ def test_moves_of_a_batch_are_by_the_distance_of_places_and_none_where_these_are
     assert at == [(8, 7), (0, 8), (8, 0), (4, 8), (8, 4), (12, 8), (8, 12), (0, 8), (8, 0)]
 
 
-def test_dlg_moves_pictures_unless_told_not_to_and_begins_anew_only_after_that(tmp_path):
+def test_dlg_moves_pictures_when_told_to_and_begins_anew_only_after_that(tmp_path):
     model = model_of("resnet20:strides=false,activation=sigmoid", 8)
     shared, _ = from_disk(tmp_path, model, pictures_of(model), [2], know="batch-size,labels")
-    for moves, kind in ((0, LBFGS), (2, Moving)):
-        dlg = ATTACKS.build("dlg", {"moves": moves})
+    for options, kind in (({}, LBFGS), ({"moves": 2}, Moving)):
+        dlg = ATTACKS.build("dlg", options)
         problem = DummyProblem.of(
             view_of(shared, model).double(),
             SquaredL2(),
