@@ -54,9 +54,6 @@ _keeper: socket.socket | None = None
 
 def load() -> None:
     """Load what a run loads."""
-    from textleak.models.loading.transformers_files import import_transformers
-
-    import_transformers()
     for name in LIBRARIES:
         importlib.import_module(name)
 

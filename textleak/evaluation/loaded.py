@@ -10,10 +10,7 @@ import gc
 import importlib
 import signal
 
-from textleak.models.loading.transformers_files import import_transformers
-
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-import_transformers()
 for _name in ("textleak.evaluation.measure", "transformers.models.bert.modeling_bert"):
     importlib.import_module(_name)
 gc.freeze()  # what is loaded stays, and its memory shared

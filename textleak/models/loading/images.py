@@ -17,7 +17,6 @@ from textleak.models.loading import own_code
 from textleak.models.loading.places import Checkpoint, find_place, not_at_hand
 from textleak.models.loading.reading import checked, reading, weights_options
 from textleak.models.loading.request import Built, Request
-from textleak.models.loading.transformers_files import import_transformers
 from textleak.models.networks import CifarResNet, LeNet, draw_uniformly
 from textleak.models.quiet import quiet
 from textleak.models.vision import ImageModel
@@ -236,7 +235,6 @@ def _of_alias(request: ImageRequest, name: str, alias: ImageAlias, options: Mapp
 
 
 def _draw(model_type: str, settings: Mapping[str, Any], seed: int) -> nn.Module:
-    import_transformers()
     from transformers import AutoConfig
 
     return _network(AutoConfig.for_model(model_type, **settings), seed)
@@ -253,7 +251,6 @@ def _network(config: PreTrainedConfig, seed: int) -> nn.Module:
 
 
 def _of_hugging_face(request: ImageRequest) -> _Built:
-    import_transformers()
     from transformers import AutoConfig, AutoModelForImageClassification
 
     name, weights, seed = request.name, request.weights, request.weights_seed

@@ -25,7 +25,6 @@ from textleak.models.loading.reading import (
 )
 from textleak.models.loading.request import Built, Request
 from textleak.models.loading.tokenizers import bundled_tokenizer, tokenizer_for
-from textleak.models.loading.transformers_files import import_transformers
 from textleak.models.losses.base import LOSSES, loss_of
 from textleak.models.quiet import quiet
 from textleak.models.text import COMMON_TASKS, Task, TextModel
@@ -157,7 +156,6 @@ def keep(request: TextRequest) -> bool:
     entry = CATALOG.get(request.name) or BY_HUB_ID.get(request.name)
     _, missing = find_place(request.name, entry, request.weights, download=offline)
     if missing == NOT_ASKED:
-        import_transformers()
         importlib.import_module("transformers.models.bert.modeling_bert")  # what any network needs with it
         return False
     _kept[_key(request)] = _built_for(dataclasses.replace(request, download=offline))
@@ -186,7 +184,6 @@ def _built_for(request: TextRequest) -> _Built:
     name, weights, download = request.name, request.weights, request.download
     entry = CATALOG.get(name) or BY_HUB_ID.get(name)
     place, missing = find_place(name, entry, weights, download=download)
-    import_transformers()
     if request.layers is not None:
         cut.check(name, request.layers, place if weights != "random" else None)
     if place is not None and weights != "random" and not place.has_weights:
