@@ -17,6 +17,8 @@ from typing import ClassVar
 import pytest
 import torch
 import typer
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tests import warm
@@ -145,6 +147,23 @@ def gradient_file(toy, tmp_path) -> Path:
 def from_file(gradient_file, toy) -> list[str]:
     """Attacks it; its model is a folder, which has to be named."""
     return ["--gradients", str(gradient_file), *toy]
+
+
+def test_an_update_of_zeros_is_not_replayed(toy, tmp_path):
+    path = tmp_path / "update.safetensors"
+    invoke("share", *toy, "-s", "the cat sat", "--client", "fedavg:steps=2", "--out", path)
+    with safe_open(path, "pt") as file:
+        said, zeros = file.metadata(), {name: torch.zeros_like(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    save_file(zeros, path, metadata=said)
+    refused = invoke("run", "--gradients", path, *toy, "--attack", "replay", code=2)
+    assert "Every number of the update is zero." in refused.stderr
+
+
+def test_a_gradient_is_not_shared_into_a_folder_s_place(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = invoke("share", *toy, "-s", "the cat sat", "--out", ".", code=2)
+    assert ". can't be written." in refused.stderr
+    assert not list(tmp_path.iterdir())
 
 
 # The contract

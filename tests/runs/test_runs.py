@@ -217,6 +217,15 @@ def test_a_torn_last_line_is_passed_over(folder):
     assert read_run(folder.path).outcome == "running"
 
 
+@pytest.mark.parametrize("time", ["Infinity", "-Infinity", "NaN", "1e999"])
+def test_an_event_at_no_time_is_passed_over(folder, time):
+    with Recorder(folder, {}) as recorder:
+        recorder.record(Phase(name="continuous"))
+    with folder.events_path.open("a") as file:
+        file.write(f'{{"t": {time}, "event": "phase", "name": "certify", "detail": ""}}\n')
+    assert [type(event) for event in events_of(folder)] == [Started, Phase]
+
+
 def test_a_folder_in_the_place_of_the_events_is_refused(folder):
     with Recorder(folder, {}):
         pass

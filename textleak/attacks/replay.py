@@ -89,9 +89,11 @@ class Replay:
         """Attack; see the module's first lines for how.
 
         Raises:
-            InputError: no first layer's gradient, or spans that tell nothing.
+            InputError: no first layer's gradient, spans that tell nothing, or an update that is zero.
         """
         del generator  # nothing is drawn
+        if not any(bool(gradient.any()) for gradient in view.shared.gradients.values()):
+            raise InputError("Every number of the update is zero.", why="No step is replayed from nothing.")
         lengths = view.shared.known.lengths
         alone = lengths[0] if lengths is not None and len(lengths) == 1 else None
         found = Found()

@@ -97,7 +97,7 @@ def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
     from textleak.jobs.base import SCHEMA_VERSION, model_facts
     from textleak.jobs.parts import build_client, build_defenses, set_threads
 
-    truth = out.with_name(f"{out.name}.truth.json")
+    truth = out.parent / f"{out.name}.truth.json"
     for target in (out, truth):
         with unwritten(f"{target} can't be written.", fix="Give --out the name of a file, or of none yet."):
             owned.check(target)

@@ -82,7 +82,7 @@ def _opened(path: Path) -> BufferedReader:
 
 
 def parse_line(line: bytes) -> TimedEvent | None:
-    """The event in a line of an `events.jsonl`; None where it is torn or unknown, or its positions can't be."""
+    """The event in a line of an `events.jsonl`; None where it is torn or unknown, or its time or positions can't be."""
     try:
         record = json.loads(line)
         if "losses" in record:
@@ -91,7 +91,7 @@ def parse_line(line: bytes) -> TimedEvent | None:
     # pydantic's ValidationError is a ValueError
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    return timed if _has_places(timed.event) else None
+    return timed if math.isfinite(timed.t) and _has_places(timed.event) else None
 
 
 def _has_places(event: Event) -> bool:
