@@ -11,7 +11,7 @@ from pydantic import Field
 from textleak.errors import InputError, unknown_name
 
 # What a file may tell of (our choices: the largest batch and the longest text that any client here could train on).
-MOST_SAMPLES, MOST_TOKENS = 100_000, 1 << 20
+MOST_SAMPLES, MOST_TOKENS = 100_000, 1 << 16
 Length = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 # The largest label of a regression (our choice: nobody trains on larger ones), and -100 for a token without a class.
 MOST_NUMBER, _LEAST = 1e6, -100
