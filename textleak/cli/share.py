@@ -97,8 +97,7 @@ def _share(settings: ClientConfig | PictureConfig, out: Path) -> dict[str, Any]:
     from textleak.jobs.base import SCHEMA_VERSION, model_facts
     from textleak.jobs.parts import build_client, build_defenses, set_threads
 
-    truth = out.parent / f"{out.name}.truth.json"
-    for target in (out, truth):
+    for target in (out, _truth_of(out)):
         with unwritten(f"{target} can't be written.", fix="Give --out the name of a file, or of none yet."):
             owned.check(target)
     runs.check_writable(out.parent)
@@ -161,11 +160,16 @@ def _computed(
     return model, shared, secret, sizes
 
 
+def _truth_of(out: Path) -> Path:
+    """Where the truth of a gradient file stands: beside it."""
+    return out.parent / f"{out.name}.truth.json"
+
+
 def _write(shared: SharedGradient, secret: Secret | ImageSecret, out: Path) -> Path:
     """Write the gradient, and the truth beside it: either both or neither."""
     from textleak import owned
 
-    truth = out.with_name(f"{out.name}.truth.json")
+    truth = _truth_of(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with owned.replacing(truth) as partial:  # both files, or neither
         secret.save(partial)

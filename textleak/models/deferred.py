@@ -8,6 +8,7 @@ Shapes: N tokens, I and O a layer's input and output size, V rows of a table, E 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -211,7 +212,55 @@ def _asked(model: TextModel, part: TextExamples) -> Tensor | None:
     return (weights_BL != 0).long().flip(1).cummax(1).values.flip(1).bool().flatten()
 
 
-class _Noting(ReplacedFunctions):
+class NotedUses(ReplacedFunctions, abc.ABC):
+    """While it is active, uses of named parameters in products and look-ups are noted, each as a subclass says.
+
+    Args:
+        names: of the parameters, by identity.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """A product or a look-up that is noted."""
+        if func is functional.linear:
+            return self._linear(*args, **kwargs)
+        if func is torch.addmm and len(args) == 3 and not kwargs:
+            return self._addmm(*args)
+        return self._embedding(*args, **kwargs) if func is functional.embedding else None
+
+    @abc.abstractmethod
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        """X Wᵀ + b."""
+
+    @abc.abstractmethod
+    def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
+        """X W + b."""
+
+    @abc.abstractmethod
+    def _looked_up(self, name: str, ids: Tensor, weight: Tensor, padding: int) -> Tensor | None:
+        """Rows of a table; that of padding (-1 where there is none) learns nothing."""
+
+    def _embedding(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Tensor | None:
+        del norm_type
+        name = self._names.get(id(weight))
+        if name is None or max_norm is not None or scale_grad_by_freq or sparse:
+            return None
+        return self._looked_up(name, input, weight, -1 if padding_idx is None else padding_idx % len(weight))
+
+
+class _Noting(NotedUses):
     """While it is active, products with the named matrices are noted instead of forming these matrices' gradients.
 
     Args:
@@ -231,19 +280,11 @@ class _Noting(ReplacedFunctions):
         asked_N: Tensor | None,
         wide: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(names)
         self.wide, self._asked_N = wide, asked_N
         self._last: tuple[Tensor, Tensor] | None = None
-        self._names, self._found, self._anchor = names, found, anchor
+        self._found, self._anchor = found, anchor
         self._live: dict[tuple[tuple[int, ...], bytes], tuple[Tensor, Tensor]] = {}
-
-    def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        """A product or a look-up that is noted."""
-        if func is functional.linear:
-            return self._linear(*args, **kwargs)
-        if func is torch.addmm and len(args) == 3 and not kwargs:
-            return self._addmm(*args)
-        return self._embedding(*args, **kwargs) if func is functional.embedding else None
 
     def _notes(self, weight: Tensor) -> bool:
         """Whether a product with it is noted, or spares tokens."""
@@ -264,22 +305,8 @@ class _Noting(ReplacedFunctions):
         product = cast(Tensor, _Multiplied.apply(input, weight.detach(), self._anchor, self, name, True))  # type: ignore[no-untyped-call]
         return product + bias
 
-    def _embedding(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-    ) -> Tensor | None:
-        del norm_type
-        name = self._names.get(id(weight))
-        if name is None or max_norm is not None or scale_grad_by_freq or sparse:
-            return None
-        padding = -1 if padding_idx is None else padding_idx % len(weight)
-        return cast(Tensor, _LookedUp.apply(input, weight.detach(), self._anchor, self, name, padding))  # type: ignore[no-untyped-call]
+    def _looked_up(self, name: str, ids: Tensor, weight: Tensor, padding: int) -> Tensor | None:
+        return cast(Tensor, _LookedUp.apply(ids, weight.detach(), self._anchor, self, name, padding))  # type: ignore[no-untyped-call]
 
     def asked(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """What is multiplied of an input (..., I), as rows; and which of all rows these are, None for all of them."""

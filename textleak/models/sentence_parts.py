@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from textleak.matching.replaced import ReplacedFunctions
 from textleak.models.batches import TextExamples
-from textleak.models.deferred import Deferred
+from textleak.models.deferred import Deferred, NotedUses
 from textleak.models.probes.layout import layouts
 from textleak.models.text import TextModel
 
@@ -115,7 +114,7 @@ Known = dict[tuple[int, ...], SentenceParts]
 """Sentences' parts by their tokens."""
 
 
-class Noted(ReplacedFunctions):
+class Noted(NotedUses):
     """While it is active, uses of named parameters are noted; the parameters themselves learn nothing by them.
 
     Args:
@@ -129,21 +128,18 @@ class Noted(ReplacedFunctions):
     """
 
     def __init__(self, model: TextModel, names: Sequence[str], texts: int) -> None:
-        super().__init__()
-        self._names = {id(model.parameters[name]): name for name in names}
+        super().__init__({id(model.parameters[name]): name for name in names})
         self._texts = texts
         self.anchor = torch.zeros((), requires_grad=True, device=model.device)
         self.uses: list[_Use] = []
 
     def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """A use that is noted."""
-        if func is functional.linear:
-            return self._linear(*args, **kwargs)
-        if func is torch.addmm and len(args) == 3 and not kwargs:
-            return self._addmm(*args)
-        if func is functional.layer_norm:
-            return self._norm(*args, **kwargs)
-        return self._embedding(*args, **kwargs) if func is functional.embedding else None
+        return (
+            self._norm(*args, **kwargs)
+            if func is functional.layer_norm
+            else super().instead(func, args, kwargs)
+        )
 
     def parts(self, rows: Sequence[Sequence[int]], chances_KC: Tensor) -> list[SentenceParts] | None:
         """Each sentence's, once there is a slope of each label but the last; None where they can't be told apart."""
@@ -199,25 +195,13 @@ class Noted(ReplacedFunctions):
         even = functional.layer_norm(input.detach(), shape, None, None, eps)
         return self._note(output, _Use(kind="norm", weight=names[0], bias=names[1], input=even))
 
-    def _embedding(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-    ) -> Tensor | None:
-        del norm_type
-        name = self._name(weight)
-        if name is None or max_norm is not None or scale_grad_by_freq or sparse or input.dim() != 2:
+    def _looked_up(self, name: str, ids: Tensor, weight: Tensor, padding: int) -> Tensor | None:
+        if ids.dim() != 2:
             return None
-        if len(input) == 1:  # positions, the same for all texts
-            input = input.expand(self._texts, -1)
-        padding = -1 if padding_idx is None else padding_idx % len(weight)
-        looked_up = torch.embedding(weight.detach(), input)
-        return self._note(looked_up, _Use(kind="table", weight=name, bias=None, input=input, padding=padding))
+        if len(ids) == 1:  # positions, the same for all texts
+            ids = ids.expand(self._texts, -1)
+        looked_up = torch.embedding(weight.detach(), ids)
+        return self._note(looked_up, _Use(kind="table", weight=name, bias=None, input=ids, padding=padding))
 
 
 def keep(known: Known, model: TextModel, found: Mapping[tuple[int, ...], SentenceParts | None]) -> None:
@@ -259,7 +243,7 @@ def add_known(
         else:
             weight = float(targets.weights[index, 0])
             taken.append((parts, [weight * share for share in shares]))
-    _add(found, taken, found.wanted)
+    _add(found, taken)
     return left
 
 
@@ -284,14 +268,13 @@ def moved_by(
     names = (name for use in reversed(parts.uses) for name in (use.weight, use.bias))
     chosen = list(dict.fromkeys(name for name in names if name in shapes))[:most]
     found = Deferred({name: shapes[name] for name in chosen if name is not None})
-    _add(found, [(parts, [b - a for a, b in zip(before, after, strict=True)])], found.wanted)
+    _add(found, [(parts, [b - a for a, b in zip(before, after, strict=True)])])
     return dict(found)
 
 
-def _add(
-    found: Deferred, taken: Sequence[tuple[SentenceParts, list[float]]], wanted: Callable[[str | None], bool]
-) -> None:
+def _add(found: Deferred, taken: Sequence[tuple[SentenceParts, list[float]]]) -> None:
     """Add some sentences' parts of those parameters that are wanted, each label's as strongly as it is there."""
+    wanted = found.wanted
     joined: dict[tuple[int, ...], Tensor] = {}  # queries, keys and values read the same
     for uses in zip(*(parts.uses for parts, _ in taken), strict=True):
         first = uses[0]

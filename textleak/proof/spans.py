@@ -103,7 +103,8 @@ class LayerSpan:
         places: dict[bytes, int] = {}
         passes: list[Tensor] = []
         alone = any(one.name == layers[0].name for one in local)
-        for some, index, inputs_UI in (_local_inputs if alone else _inputs)(model, layers[0], local, rows):
+        read = _local_inputs(model, layers[0], rows) if alone else _inputs(model, layers[0], local, rows)
+        for some, index, inputs_UI in read:
             every, new = _keys(inputs_UI), []
             for u, key in enumerate(every):
                 if key not in places:
@@ -263,11 +264,8 @@ Inputs = tuple[Sequence[Row], Sequence[int], Tensor]
 """Rows, which of U inputs is read at each of their tokens, one row after the other, and these inputs, (U, I)."""
 
 
-def _local_inputs(
-    model: TextModel, layer: LinearLayer, local: Sequence[LocalLayer], rows: Sequence[Row]
-) -> Iterator[Inputs]:
+def _local_inputs(model: TextModel, layer: LinearLayer, rows: Sequence[Row]) -> Iterator[Inputs]:
     """What a layer reads that reads each token by itself, float64: each token at each position is run once."""
-    del local
     pairs = {pair: u for u, pair in enumerate(dict.fromkeys(pair for row in rows for pair in enumerate(row)))}
     by_position: list[list[int]] = [[] for _ in range(max(map(len, rows)))]
     for t, token in pairs:

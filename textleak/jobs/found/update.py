@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from textleak.errors import InputError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from textleak.private.secrets import Secret
     from textleak.shared.formats import State
     from textleak.shared.gradient import SharedGradient
+    from textleak.shared.known import SideInformation
     from textleak.shared.public import PublicModel
 
 
@@ -104,24 +105,11 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     moved = {name: tensor for name, tensor in moved.items() if name in model.trainable or tensor.any()}
     moved = _only_shared(config, model, moved)
     telling = telling_of(moved, model, kind="update")
-    client, notes = _client_of(config, model, telling, "update")
-    known = known_of(config, secret, telling)
-    doubts = _parts_of(moved)
 
-    def shared(client: Client) -> SharedGradient:
-        made = updates.from_difference(model, moved, client=client, known=known, where=where)
-        return _called(config, made)
+    def shared(client: Client, known: SideInformation) -> SharedGradient:
+        return updates.from_difference(model, moved, client=client, known=known, where=where)
 
-    other = _undropped(config, model, telling)
-    return Found(
-        model=model,
-        shared=shared(client),
-        secret=secret,
-        telling=telling,
-        notes=notes,
-        doubts=doubts if other is None else (*doubts, _DROPOUT_COUNTED),
-        undropped=None if other is None else shared(other),
-    )
+    return _told(config, model, secret, telling, shared, kind="update", doubts=_parts_of(moved))
 
 
 def _check_pair(model: TextModel, before: State | None, after: State) -> None:
@@ -246,23 +234,12 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
         telling = _taken_for(sent, model)
         doubts += (_TAKEN_FOR[telling.kind or "gradient"],)
     doubts += _parts_of(sent)
-    client, notes = _client_of(config, model, telling, telling.kind)
-    known = known_of(config, secret, telling)
 
-    def shared(client: Client) -> SharedGradient:
+    def shared(client: Client, known: SideInformation) -> SharedGradient:
         make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
-        return _called(config, make(model, sent, client=client, known=known, where=where))
+        return make(model, sent, client=client, known=known, where=where)
 
-    other = _undropped(config, model, telling)
-    return Found(
-        model=model,
-        shared=shared(client),
-        secret=secret,
-        telling=telling,
-        notes=notes,
-        doubts=doubts if other is None else (*doubts, _DROPOUT_COUNTED),
-        undropped=None if other is None else shared(other),
-    )
+    return _told(config, model, secret, telling, shared, kind=telling.kind, doubts=doubts)
 
 
 def _parts_of(moved: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -279,6 +256,31 @@ def _taken_for(sent: Mapping[str, Tensor], model: TextModel) -> Telling:
 
 
 # What they share
+
+
+def _told(
+    config: AuditConfig,
+    model: TextModel,
+    secret: Secret | None,
+    telling: Telling,
+    shared: Callable[[Client, SideInformation], SharedGradient],
+    *,
+    kind: Kind | None,
+    doubts: tuple[str, ...],
+) -> Found:
+    """An update whose client is the one that was said, or else what it tells; `shared` is what a client made it of."""
+    client, notes = _client_of(config, model, telling, kind)
+    known = known_of(config, secret, telling)
+    other = _undropped(config, model, telling)
+    return Found(
+        model=model,
+        shared=_called(config, shared(client, known)),
+        secret=secret,
+        telling=telling,
+        notes=notes,
+        doubts=doubts if other is None else (*doubts, _DROPOUT_COUNTED),
+        undropped=None if other is None else _called(config, shared(other, known)),
+    )
 
 
 def _client_of(
