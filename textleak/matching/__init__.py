@@ -9,7 +9,8 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
   tensors together (plan.py), of the others one by one (single.py).
 - kernels.py: a network's usual operations with cheap second derivatives, in place of torch's own (replaced.py).
   linear.py: products by a constant weight. batch_norm.py and convolution.py: the same for networks that read pictures.
-- objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
+- objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks; calls that come again
+  are replayed as a list of kernels (recorded.py).
 - optimizers.py: Adam, asked for points and told their worth; lbfgs.py: L-BFGS.  policies.py: patience and races, around
   them. moving.py: L-BFGS that tries moves where it stalls.
 - driver.py: the one loop, its limits and its ending.

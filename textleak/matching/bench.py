@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from textleak.matching.factored import Capture, Leaves, ModelFunction, candidate
 from textleak.matching.limit import Products, Work, counted, matched_work
 from textleak.matching.matcher import Matcher, matched_names
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Objective, SquaredL2
+from textleak.matching.recorded import UNTIL_REPLAYED
 from textleak.matching.target import Target
 
 # Candidates whose losses and gradients are compared, at most: the formed method is slow.
@@ -115,15 +116,19 @@ def benchmark(
         matched=_matched(network, target, objective),
         shared={name: gradients[name].detach() for name in target.names},
     )
-    both.factored()  # checks its rules, warms up
+    for _ in range(UNTIL_REPLAYED):  # checks its rules, warms up
+        both.factored()
+        both.evaluated()
     found = source.contributions(candidates.model_function, candidates.leaves, create_graph=False)[1]
     work = matched_work(found, target, absolute=objective.needs_absolute) + candidates.beside
     turns = _turns(both, Products.of(found), repeats)
     ratios = [turn.formed / turn.factored for turn in turns]
     quarters = statistics.quantiles(ratios, method="inclusive") if repeats > 1 else [ratios[0]] * 3
     constants = [*network.parameters(), *network.buffers(), *both.shared.values()]
-    step_flops, factored_bytes = counted(lambda: _saved_bytes(both.factored, constants))
-    evaluation_flops, _ = counted(both.evaluated)
+    computed = replace(both, matcher=Matcher(source, target, objective, replay=False))
+    computed.factored()
+    step_flops, factored_bytes = counted(lambda: _saved_bytes(computed.factored, constants))
+    evaluation_flops, _ = counted(computed.evaluated)
     with requiring_grad(both.matched.values()):
         formed_bytes = _saved_bytes(lambda: both.formed(0), constants)
         expected = [both.formed(k) for k in range(min(both.candidates, _COMPARED))]

@@ -1,6 +1,7 @@
 """Products with a constant weight, by oneDNN where that is faster, and on the rows that aren't 0 where most are.
 
-On some processors torch multiplies float32 matrices at half the speed that oneDNN reaches.
+On some processors torch multiplies float32 matrices at half the speed that oneDNN reaches, on others oneDNN is the
+slower one, by half where the weight is wide and transposed.
 
 Shapes: any leading dimensions, D the last one, O and I the sides of a weight.
 """
@@ -8,6 +9,8 @@ Shapes: any leading dimensions, D the last one, O and I the sides of a weight.
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -19,6 +22,11 @@ from torch.nn import functional
 _FEW_ROWS = 32
 # Products of fewer multiplications are torch's own: to call oneDNN alone takes as long (measured: 50 of 60 µs).
 _SMALL = 1 << 20
+# oneDNN is taken where it is so many times as fast (2 on an AMD EPYC with AVX2, 0.9 on an Intel Xeon with AVX-512) for
+# products of so many rows and columns, by the best of some tries: 10 ms together.
+_FAR = 1.4
+_TRIED = (224, 384)
+_TRIES = 6
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,10 +38,38 @@ def product(x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
     """X Wᵀ + b as `functional.linear`, by oneDNN where that pays (a transposed view costs nothing)."""
     large = x_I.numel() * weight_OI.shape[0] >= _SMALL
     dense = weight_OI.is_contiguous() or weight_OI.mT.is_contiguous()  # oneDNN has no fast way with others
-    if large and dense and x_I.dtype == torch.float32 and x_I.device.type == "cpu" and _has_onednn():
-        result = torch.ops.mkldnn._linear_pointwise(x_I, weight_OI, bias_O, "none", [], "")
-        return cast(Tensor, result)
-    return functional.linear(x_I, weight_OI, bias_O)
+    if large and dense and x_I.dtype == torch.float32 and x_I.device.type == "cpu" and onednn_pays():
+        return _by_onednn(x_I, weight_OI, bias_O)
+    # Torch multiplies one matrix by another where the rows lie one after the other, else many small ones.
+    return functional.linear(x_I.contiguous(), weight_OI, bias_O)
+
+
+def _by_onednn(x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_I, weight_OI, bias_O, "none", [], ""))
+
+
+@functools.cache
+def onednn_pays() -> bool:
+    """Whether oneDNN multiplies float32 matrices far faster than torch itself on this processor; measured once.
+
+    What is near is torch's own: the same machine then always rounds in the same way.
+    """
+    if not _has_onednn():
+        return False
+    x_NI, weight_OI = torch.ones(*_TRIED), torch.ones(_TRIED[1], _TRIED[1])
+    ways = (
+        functools.partial(functional.linear, x_NI, weight_OI),
+        functools.partial(_by_onednn, x_NI, weight_OI),
+    )
+    with torch.no_grad():
+        own, onednn = (min(_seconds(way) for _ in range(_TRIES)) for way in ways)
+    return own > _FAR * onednn
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
 
 
 @functools.cache

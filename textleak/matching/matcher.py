@@ -5,7 +5,7 @@ Shapes: K candidates, P matched tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol, Self, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from textleak.errors import AttackError
 from textleak.matching.factored import Capture, Leaves, ModelFunction, candidates_of, out_of_memory
 from textleak.matching.moments import moments_of
 from textleak.matching.objectives import Moments, Objective
+from textleak.matching.recorded import Compute, Replayed, Tensors
 from textleak.matching.rules import Contribution
 from textleak.matching.target import Target
 
@@ -53,9 +54,11 @@ class Matcher:
         target: the shared gradient, of the tensors to be matched and no others.
         objective: turns moments into one distance a candidate.
         chunk: candidates a call of the network, at most; halved for good whenever memory runs out.
+        replay: whether calls that come again are replayed (recorded.py). The model function must then depend on nothing
+            that changes but the leaves.
 
     Attributes:
-        evaluations: candidates evaluated so far, with or without a gradient.
+        evaluations: candidates evaluated so far, in chunks, with or without a gradient.
         formed_names: parameters whose gradients are formed one candidate at a time, for want of a rule.
     """
 
@@ -66,6 +69,7 @@ class Matcher:
         objective: Objective,
         *,
         chunk: int | None = None,
+        replay: bool = True,
     ) -> None:
         self.target = target
         self.objective = objective
@@ -73,6 +77,7 @@ class Matcher:
         self.chunk = chunk
         self._source = source
         self._checked: set[tuple[str, ...]] = set()
+        self._replayed = Replayed() if replay else None
 
     @classmethod
     def of(
@@ -107,7 +112,6 @@ class Matcher:
         if tuple(leaves) not in self._checked:
             self._source.check(model_function, leaves)
             self._checked.add(tuple(leaves))
-        self.evaluations += candidates_of(leaves)
         return self._source.contributions(model_function, leaves, create_graph=create_graph)[1]
 
     def distances(
@@ -124,9 +128,15 @@ class Matcher:
         Raises:
             AttackError: memory does not even suffice for one candidate.
         """
+        names = tuple(leaves)
+
+        def compute(values: Sequence[Tensor]) -> Tensors:
+            part = dict(zip(names, values, strict=True))
+            return (self.distances(model_function, part, create_graph=False),)
 
         def some(part: dict[str, Tensor]) -> Tensor:
-            return self.distances(model_function, part, create_graph=False)
+            (distances_K,) = self._run((model_function, names), compute, part)
+            return distances_K
 
         return torch.cat(self._chunked(some, leaves))
 
@@ -149,21 +159,32 @@ class Matcher:
         Raises:
             AttackError: memory does not even suffice for one candidate.
         """
-        chosen = tuple(wrt)
+        names, chosen = tuple(leaves), tuple(wrt)
 
-        def some(part: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-            own = {n: leaf.detach().requires_grad_(n in chosen) for n, leaf in part.items()}
+        def compute(values: Sequence[Tensor]) -> Tensors:
+            own = {
+                n: leaf.detach().requires_grad_(n in chosen) for n, leaf in zip(names, values, strict=True)
+            }
             distances_K = self.distances(model_function, own)
             if beside is not None:
                 distances_K = distances_K + beside(own)
             gradients = torch.autograd.grad(
                 distances_K.sum(), [own[n] for n in chosen], allow_unused=True, materialize_grads=True
             )
-            return distances_K.detach(), gradients
+            return distances_K.detach(), *gradients
 
-        parts = self._chunked(some, leaves)
-        joined = [torch.cat(gradients) for gradients in zip(*(g for _, g in parts), strict=True)]
-        return torch.cat([d for d, _ in parts]), dict(zip(chosen, joined, strict=True))
+        def some(part: dict[str, Tensor]) -> Tensors:
+            return self._run((model_function, names, chosen) if beside is None else None, compute, part)
+
+        distances_K, *gradients = map(torch.cat, zip(*self._chunked(some, leaves), strict=True))
+        return distances_K, dict(zip(chosen, gradients, strict=True))
+
+    def _run(self, function: Hashable | None, compute: Compute, part: dict[str, Tensor]) -> Tensors:
+        """What is computed from a chunk of the leaves, by replay where the function is one that comes again."""
+        values = tuple(part.values())
+        if function is None or self._replayed is None:
+            return compute(values)
+        return self._replayed(function, compute, values)
 
     def _chunked(self, some: Callable[[dict[str, Tensor]], Answer], leaves: Leaves) -> list[Answer]:
         """`some` of the leaves at a time; running out of memory halves the chunk, and the work goes on."""
@@ -188,6 +209,7 @@ class Matcher:
                     ) from None
                 self.chunk = (stop - start) // 2
             else:
+                self.evaluations += stop - start
                 start = stop
                 continue
             if device == "cuda":  # outside the except clause, where the traceback still holds the tensors

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
-from textleak.matching.linear import product
+from textleak.matching.linear import onednn_pays, product
 from textleak.matching.rules import Contribution, Formed, Outer, Rows, Sum
 from textleak.matching.single import dot, joined, same
 from textleak.matching.target import TargetTensor
@@ -292,10 +292,10 @@ def _part(products_KNR: Tensor | None, which_R: slice) -> Tensor:
 
 
 def _gram(x_KND: Tensor) -> Tensor:
-    """X xᵀ; on a CPU a width just short of a multiple of 8 is filled up, as vectors are that wide."""
+    """X xᵀ; where torch's own products are slow, a width just short of 8's multiple is filled up, as vectors are."""
     uses = x_KND.shape[1]
     missing = -uses % 8
-    if x_KND.device.type != "cpu" or missing not in (1, 2):
+    if missing not in (1, 2) or x_KND.device.type != "cpu" or not onednn_pays():
         return x_KND @ x_KND.mT
     return (x_KND @ functional.pad(x_KND, (0, 0, 0, missing)).mT)[..., :uses].contiguous()
 
