@@ -40,6 +40,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "bfloat16": ("autocast",),
     "smoothed labels": ("loss:smoothing=0.1",),
     "a sum": ("loss:reduction=sum",),
+    "pairs": ("pairs",),
     "train mode and AdamW": ("train-mode", "fedavg:optimizer=adamw,steps=1"),
 }
 TWO = ("the cat sat", "a dog ran home")

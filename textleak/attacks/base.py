@@ -9,9 +9,10 @@ from typing import ClassVar, Protocol, TypeVar
 import torch
 
 from textleak import seeds
-from textleak.clients.view import AnyModel, Clock, View, view_of
+from textleak.clients.view import AnyModel, Clock, View
 from textleak.errors import InputError
 from textleak.events import Followed, Phase, Progress, Recovery, Stop, main_channel
+from textleak.exact.second_parts import view_as_seen
 from textleak.models import TextModel
 from textleak.models.base import Modality
 from textleak.models.running import explained
@@ -82,7 +83,7 @@ def begin(
         InputError: the attack can't read such a batch, relies on what this client doesn't have, or the gradient is
             not one of this model's.
     """
-    return begin_on(attack, view_of(shared, model), seed=seed, time_limit=time_limit)
+    return begin_on(attack, view_as_seen(shared, model), seed=seed, time_limit=time_limit)
 
 
 def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | None = None) -> Steps:

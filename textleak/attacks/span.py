@@ -53,6 +53,7 @@ _UNFIT = (
     "Their own gradient isn't the shared one: the client's loss is no mean over all tokens. If you know it, tell it: "
     "--client loss:reduction=sum, reduction=mean-of-means, prompt=N, padding=counted, padding=left or smoothing=S."
 )
+_ADAPTED_PAIRS = "Texts of two parts, each with a token type of its own, aren't read behind adapters."
 _UNREAD = (
     "What some sentences end with couldn't be told: no layer reads it, and the norm before the head, whose gradient "
     "shows it, has none here, or the client's loss is another one."
@@ -100,6 +101,8 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     if not (view.has(Trait.IN_SPAN) and view.has(Trait.ADDITIVE)) or _one_rounded(view):
         return (yield from dropped_sentences(view))
     if measures(view):
+        if view.text_model.pairs:
+            return Found(notes=(_ADAPTED_PAIRS,))
         return (yield from adapter_sentences(view))
     if sees_ahead(view.text_model):
         return (yield from encoder_sentences(view))

@@ -15,12 +15,12 @@ from typing import TypeVar
 from textleak import owned, runs, scoring, seeds
 from textleak.attacks.base import ATTACKS, begin_on, to_end
 from textleak.clients import CLIENTS, composed
-from textleak.clients.view import view_of
 from textleak.data.planted import holds
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
+from textleak.exact.second_parts import view_as_seen
 from textleak.jobs.base import finite
 from textleak.jobs.parts import set_threads
 from textleak.jobs.text import SCORES, WORD_SCORES
@@ -60,7 +60,7 @@ def _measured(work: Work, order: Order) -> Record:
     seed = seeds.of_batch(cell.seed, work.batch)
     shared, secret = _client(work, model, seed)
     began, began_working = time.perf_counter(), time.process_time()
-    view = view_of(shared, model)
+    view = view_as_seen(shared, model)
     recovery = to_end(begin_on(attack, view, seed=seed, time_limit=config.time_limit))
     seconds, worked = time.perf_counter() - began, time.process_time() - began_working
     certificate = certificate_of(recovery, view)

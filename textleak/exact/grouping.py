@@ -200,7 +200,12 @@ class _Grouping:
         return False
 
     def _parts(self) -> tuple[bool, ...]:
-        """Whether sentences may be of several parts; both, where nobody knows how many sentences are left."""
+        """Whether sentences may be of several parts; both, where nobody knows how many sentences are left.
+
+        Where parts are embedded as such, the search knows by itself.
+        """
+        if self.model.pairs:
+            return (False,)
         shows = has_parts(self.model, self.pairs, self._left_in_batch)
         return (shows,) if shows or self._left_in_batch is not None else (False, True)
 

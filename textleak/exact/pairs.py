@@ -5,6 +5,8 @@ inputs are norms of sums, so where tokens and positions are linked by enough tru
 inputs make others exactly. Which of them are true is not decided here; `loudness` says which are likely, and
 `partners` which of them stand in one sentence with a given one.
 
+Where texts may be of two parts, a token in a second one is another input than in the first: another pair.
+
 Shapes: N pairs, T positions, V vocabulary, R rank, I and O a layer's input and output size, H heads, A a head's size.
 """
 
@@ -50,12 +52,14 @@ class Pairs:
     Attributes:
         positions_N, tokens_N: the pairs.
         inputs_NI: the layer's input for each, float64.
+        second_N: which of them are of a text's second part; None for none.
         parts: whether what ends a sentence may stand within one too, as between a question and its text.
     """
 
     positions_N: Tensor
     tokens_N: Tensor
     inputs_NI: Tensor
+    second_N: Tensor | None = None
     parts: bool = False
 
     def __len__(self) -> int:
@@ -76,10 +80,21 @@ class Pairs:
         return found
 
     @cached_property
-    def index(self) -> dict[tuple[int, int], int]:
-        """Index of each (position, token)."""
-        pairs = zip(self.positions_N.tolist(), self.tokens_N.tolist(), strict=True)
+    def second(self) -> list[bool]:
+        """Whether each of them is of a text's second part."""
+        return [False] * len(self) if self.second_N is None else self.second_N.tolist()
+
+    @cached_property
+    def index(self) -> dict[tuple[int, int, bool], int]:
+        """Index of each (position, token, whether that is of a second part)."""
+        pairs = zip(self.positions_N.tolist(), self.tokens_N.tolist(), self.second, strict=True)
         return {pair: index for index, pair in enumerate(pairs)}
+
+    def row(self, model: TextModel, tokens: Sequence[int]) -> list[int]:
+        """The indices of a text's tokens."""
+        marked = model.marked(torch.tensor(tokens)).tolist()
+        size = model.vocab_size
+        return [self.index[t, token % size, token >= size] for t, token in enumerate(marked)]
 
     def inside(self, span: InputSpan, eps: float) -> Pairs:
         """Those whose input lies in a narrower span too."""
@@ -88,6 +103,7 @@ class Pairs:
             positions_N=self.positions_N[kept_N],
             tokens_N=self.tokens_N[kept_N],
             inputs_NI=self.inputs_NI[kept_N],
+            second_N=None if self.second_N is None else self.second_N[kept_N],
         )
 
 
@@ -117,10 +133,12 @@ def find_pairs(
     if not found:
         empty = torch.zeros(0, dtype=torch.long)
         return Pairs(positions_N=empty, tokens_N=empty, inputs_NI=span.basis_RI[:0])
+    marked_N = torch.cat([ids_N for ids_N, _ in found])
     return Pairs(
         positions_N=torch.cat([torch.full_like(ids_N, t) for t, (ids_N, _) in enumerate(found)]),
-        tokens_N=torch.cat([ids_N for ids_N, _ in found]),
+        tokens_N=marked_N % model.vocab_size,
         inputs_NI=torch.cat([exact(inputs_NI) for _, inputs_NI in found]),
+        second_N=marked_N >= model.vocab_size if model.pairs else None,
     )
 
 

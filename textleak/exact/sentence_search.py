@@ -125,7 +125,10 @@ class SentenceSearch:
         self.network = LayerCheck.of(model, pairs, further, least=self.rank)
         self.check: Check | None = self.context or self.network
         special = {*model.prefix_ids, *model.suffix_ids}
-        parted = special - set(model.prefix_ids) if pairs.parts else set()
+        # Where parts are embedded as such, a text's shape says where its separator is (`_cut`).
+        parted = special - set(model.prefix_ids) if pairs.parts and not model.pairs else set()
+        if model.pairs and model.parts is not None:
+            special.add(model.parts.separator)
         if model.own_loss is not None and model.own_loss.pads:  # padding shows, and is no sentence's
             special.add(model.pad_id)
         tokens = pairs.tokens_N.tolist()
@@ -236,8 +239,7 @@ class SentenceSearch:
         """Where descents from the likeliest tokens end, at several lengths."""
         assert self.check is not None
         place = int(self.pairs.positions_N[start])
-        rows = self._cut(ranked, place)
-        scored = sorted((float(self.check.outside(torch.tensor([row])).mean()), row) for row in rows)
+        scored = sorted(self._scored(self._cut(ranked, place)))
         for _, row in scored[: effort.lengths]:
             options = self._options(row, ranked, effort.options)
             options[place] = []
@@ -266,25 +268,54 @@ class SentenceSearch:
             if outside <= self.solved:
                 yield row
 
+    def _scored(self, rows: Iterator[list[int]]) -> Iterator[tuple[float, list[int]]]:
+        """Rows with their mean parts outside; those of one length come one after the other, and are run together."""
+        assert self.check is not None
+        for _, some in itertools.groupby(rows, len):
+            alike = list(some)
+            yield from zip(self.check.outside(torch.tensor(alike)).mean(1).tolist(), alike, strict=True)
+
     def _cut(self, ranked: Sequence[Sequence[int]], place: int) -> Iterator[list[int]]:
-        """The likeliest tokens as rows of every length at which a sentence with that place can end."""
+        """The likeliest tokens as rows of every length at which a sentence with that place can end.
+
+        Where parts are embedded as such, of every place too at which the first one can.
+        """
         head, tail = self.model.prefix_ids, self.model.suffix_ids
-        index, longest = self.pairs.index, self.pairs.longest
-        first = [index.get((t, id_)) for t, id_ in enumerate(head)]
+        index, longest, second = self.pairs.index, self.pairs.longest, self.pairs.second
+        first = [index.get((t, id_, False)) for t, id_ in enumerate(head)]
+        by_part = [
+            [next((i for i in options if second[i] == part), None) for options in ranked]
+            for part in (False, True)
+        ]
         for length in range(place + 1 + len(tail), longest + 1):
-            last = [index.get((length - len(tail) + i, id_)) for i, id_ in enumerate(tail)]
-            inner = ranked[len(head) : length - len(tail)]
-            if None in first or None in last or not all(inner):
-                continue
-            yield [i for i in (*first, *(options[0] for options in inner), *last) if i is not None]
+            inner, end = range(len(head), length - len(tail)), range(length - len(tail), length)
+            for split in (None, *self._splits(inner, place, in_second=second[ranked[place][0]])):
+                parted = split is not None
+                last = [index.get((t, id_, parted)) for t, id_ in zip(end, tail, strict=True)]
+                middle = [by_part[split is not None and t > split][t] for t in inner]
+                if split is not None and self.model.parts is not None:
+                    middle[split - len(head)] = index.get((split, self.model.parts.separator, False))
+                row = [i for i in (*first, *middle, *last) if i is not None]
+                if len(row) == length and row[place] == ranked[place][0]:
+                    yield row
+
+    def _splits(self, inner: Sequence[int], place: int, *, in_second: bool) -> Iterator[int]:
+        """Where the first part of a text can end, with something before and behind it and one place in its part."""
+        parts = self.model.parts if self.model.pairs else None
+        if parts is None:
+            return
+        for t in inner[1:-1]:
+            if (t < place if in_second else t > place) and (t, parts.separator, False) in self.pairs.index:
+                yield t
 
     def _exchanges(self, row: Sequence[int]) -> list[Exchange]:
         """How two tokens of a row may change places, where they are pairs there too."""
         index, tokens = self.pairs.index, self.pairs.tokens_N[list(row)].tolist()
+        second = [self.pairs.second[i] for i in row]
         head, end = len(self.model.prefix_ids), len(row) - len(self.model.suffix_ids)
         found = []
-        for t, u in itertools.combinations(range(head, end), 2):
-            one, other = index.get((t, tokens[u])), index.get((u, tokens[t]))
+        for t, u in itertools.combinations([t for t in range(head, end) if not self._separates(row[t])], 2):
+            one, other = index.get((t, tokens[u], second[t])), index.get((u, tokens[t], second[u]))
             if tokens[t] != tokens[u] and one is not None and other is not None:
                 found.append(((t, one), (u, other)))
         return found
@@ -292,8 +323,19 @@ class SentenceSearch:
     def _options(
         self, row: Sequence[int], ranked: Sequence[Sequence[int]], most: int | None
     ) -> list[list[int]]:
-        head, tail = len(self.model.prefix_ids), len(self.model.suffix_ids)
-        return [list(ranked[t][:most]) if head <= t < len(row) - tail else [] for t in range(len(row))]
+        """What is tried at each place: of the part that the row has there."""
+        head, tail, second = len(self.model.prefix_ids), len(self.model.suffix_ids), self.pairs.second
+        return [
+            [i for i in ranked[t] if second[i] == second[now]][:most]
+            if head <= t < len(row) - tail and not self._separates(now)
+            else []
+            for t, now in enumerate(row)
+        ]
+
+    def _separates(self, pair: int) -> bool:
+        """Whether a pair is what stands between the parts of a text."""
+        parts = self.model.parts if self.model.pairs else None
+        return parts is not None and int(self.pairs.tokens_N[pair]) == parts.separator
 
     def _note(self, row: Sequence[int], outside: float) -> None:
         tokens = tuple(self.pairs.tokens_N[list(row)].tolist())

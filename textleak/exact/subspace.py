@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -317,11 +318,26 @@ def _readable(layers: Iterable[LocalLayer], shared: SharedGradient) -> Iterator[
     return (layer for layer in layers if layer.weight_name in shared.gradients and layer.used_once)
 
 
-def shared_spans(model: TextModel, shared: SharedGradient) -> list[tuple[tuple[LocalLayer, ...], InputSpan]]:
+Spans = list[tuple[tuple[LocalLayer, ...], InputSpan]]
+"""Layers that read one input, and the span of that."""
+
+# Of the gradient and the network that were asked about: whoever asks first wants to know what the texts are like.
+_SPANS: WeakKeyDictionary[SharedGradient, tuple[object, Spans]] = WeakKeyDictionary()
+
+
+def shared_spans(model: TextModel, shared: SharedGradient) -> Spans:
     """One span for each distinct local input (a token and its position decide it) whose gradients were shared.
 
-    Each comes with the layers that read that input.
+    Each comes with the layers that read that input. Another call for the same gradient and network takes no time.
     """
+    network, spans = _SPANS.get(shared, (None, []))
+    if network != id(model.network):
+        spans = _found_spans(model, shared)
+        _SPANS[shared] = id(model.network), spans
+    return spans
+
+
+def _found_spans(model: TextModel, shared: SharedGradient) -> Spans:
     groups: dict[str, list[LocalLayer]] = {}
     for layer in _readable(local_layers(model) or partly_local_layers(model), shared):
         groups.setdefault(layer.input_group, []).append(layer)

@@ -27,6 +27,8 @@ _TOKENS_A_PASS = 4096
 class Vocabulary:
     """The tokens whose input at a position lies in a span; each position is looked at once.
 
+    Where texts may be of two parts, a token of a second one is written as id + V (`TextModel.marked`).
+
     Attributes:
         model: the public model.
         layer: a layer that shows the span.
@@ -93,7 +95,7 @@ class Vocabulary:
 
     def _near(self, position: int, margin: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens whose input has at most `margin` of its squared norm along the directions, with the inputs."""
-        every_V = torch.arange(self.model.vocab_size, device=self.model.device)
+        every_V = torch.arange(self.model.marks, device=self.model.device)
         if self.made is not None and self.along is not None:
             along_V = self.along(position)
             inputs_NI = self.made.at(every_V[:1024], position)
@@ -105,6 +107,8 @@ class Vocabulary:
         name = self.layer.name
         for ids_N in torch.split(every_V, max(1, _TOKENS_A_PASS // (position + 1))):
             rows_NT = ids_N[:, None].expand(-1, position + 1)
+            if self.model.pairs:
+                rows_NT = self.model.embed_marked(rows_NT)
             inputs_NI = self.layer.meant(layer_inputs(self.model, rows_NT, [name])[name][:, -1])
             along_N = (inputs_NI @ self.outside_RI.T).square().sum(1)
             kept_N = along_N <= margin * inputs_NI.square().sum(1)

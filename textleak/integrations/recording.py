@@ -204,12 +204,25 @@ def _known(rows: Sequence[Row] | None, know: str | None) -> SideInformation:
 def _secret(rows: Sequence[Row], tokenizer: Any, shared: SharedGradient) -> Secret:  # noqa: ANN401 - any library's
     labels = [label for _, label in rows if label is not None]
     return Secret(
-        sentences=tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in rows),
+        sentences=tuple(_text(ids, tokenizer) for ids, _ in rows),
         ids=tuple(ids for ids, _ in rows),
         labels=tuple(labels) if len(labels) == len(rows) else None,
         defenses=shared.defenses,
         client=shared.client,
     )
+
+
+def _text(ids: Sequence[int], tokenizer: Any) -> str:  # noqa: ANN401 - any library's
+    """What stands in a row, with the separator between the parts of one that has several."""
+    separator = getattr(tokenizer, "sep_token_id", None)
+    parts: list[list[int]] = [[]]
+    for token in ids:
+        if token == separator:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    texts = [tokenizer.decode(part, skip_special_tokens=True) for part in parts]
+    return f" {tokenizer.sep_token} ".join(filter(None, texts)) if len(texts) > 1 else texts[0]
 
 
 def _write(shared: SharedGradient, recording: Recording, secret: Secret | None) -> None:

@@ -106,7 +106,7 @@ class AuditJob(TextJob):
     ) -> Generator[Phase | Progress, None, Recovery]:
         """A text whose own update equals this one if nothing was dropped; else what was found so far."""
         from textleak.attacks.base import begin_on
-        from textleak.clients.view import view_of
+        from textleak.exact.second_parts import view_as_seen
 
         if time_limit is not None and time_limit <= 0:
             return recovery
@@ -115,7 +115,7 @@ class AuditJob(TextJob):
         )
         try:
             steps = begin_on(
-                self.attack, view_of(shared, self.model), seed=self.config.seed, time_limit=time_limit
+                self.attack, view_as_seen(shared, self.model), seed=self.config.seed, time_limit=time_limit
             )
             followed = Followed(steps)
             yield from followed

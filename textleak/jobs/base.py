@@ -65,9 +65,9 @@ class Job(abc.ABC):
     @functools.cached_property
     def view(self) -> View:
         """What the server makes of what was shared."""
-        from textleak.clients.view import view_of
+        from textleak.exact.second_parts import view_as_seen
 
-        return view_of(self.shared, self.model)
+        return view_as_seen(self.shared, self.model)
 
     @functools.cached_property
     def settings(self) -> Mapping[str, Any]:

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from textleak.clients.view import view_of
 from textleak.events import Recovery, Sentence, Stop
+from textleak.exact.second_parts import view_as_seen
 from textleak.models.text import TextModel
 from textleak.proof.certificate import certify, own_gradient
 from textleak.proof.texts import Text
@@ -45,7 +45,7 @@ def with_rate(
             continue
         kinds = tuple((n, _at(o, rate) if n == _STEPS else o) for n, o in shared.client.kinds)
         client = dataclasses.replace(shared.client, kinds=kinds)
-        certificate = certify(view_of(dataclasses.replace(shared, client=client), model), sentences)
+        certificate = certify(view_as_seen(dataclasses.replace(shared, client=client), model), sentences)
         if certificate.verified:
             distance = certificate.gradient_distance
             proved = dataclasses.replace(

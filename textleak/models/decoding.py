@@ -153,9 +153,8 @@ def to_sentence(
         )
         for t, id_ in enumerate(ids)
     )
-    plain = [i for i in known if i not in model.special_ids]
     return Sentence(
-        positions=positions, text=model.decode(plain), label=label, label_posterior=tuple(label_posterior)
+        positions=positions, text=model.decode(known), label=label, label_posterior=tuple(label_posterior)
     )
 
 

@@ -55,6 +55,7 @@ def run(
     *,
     mask: Tensor | None = None,
     positions: Tensor | None = None,
+    types: Tensor | None = None,
     whole: bool = True,
     again: bool = False,
 ) -> Any:  # noqa: ANN401 - each family has its own
@@ -65,6 +66,7 @@ def run(
         inputs: ids (N, T), or embeddings (N, T, E) in place of looked-up ones.
         mask: (N, T), 1 for tokens; all of them where None. Or (N, 1, T, T), added to the attention scores.
         positions: (N, T), where the tokens stand; one after the other where None. Few encoders take them.
+        types: (N, T), the part of its text that each token belongs to, as `parts` finds out about; None for the first.
         whole: with the head, or the body alone.
         again: whether the same layers are to run again soon, so that a wide model's stay in memory.
     """
@@ -72,6 +74,7 @@ def run(
     # count positions from the ids (RoBERTa) would treat a padding token within a sentence differently.
     embeddings_NTE = inputs if inputs.dtype.is_floating_point else model.embed(inputs)
     where = {} if positions is None else {"position_ids": positions}
+    where |= {} if types is None else {"token_type_ids": types}
     with LayerByLayer() if model.wide and not again else nullcontext():
         return _run(model, model.way, embeddings_NTE, whole=whole, attention_mask=mask, **where)
 

@@ -29,6 +29,7 @@ from textleak.models.heads import last_token_head
 from textleak.models.identity import attends, fingerprint_of, public_model
 from textleak.models.losses.base import Loss, loss_of
 from textleak.models.losses.language import PLAIN, Language, turned
+from textleak.models.parts import Parts, parts_of
 from textleak.models.running import Way, left_padded, run, way_of
 from textleak.models.targets import cross_entropies, targets_of
 from textleak.shared.public import PublicModel
@@ -66,6 +67,7 @@ class TextModel:
         changed_loss: what the head is trained with in place of its own loss; None for that.
         language: how a language model's loss is made of its tokens'.
         trained: names of the parameters that training moves; None for all.
+        pairs: whether its client's texts may be of two parts that are embedded as such (`parts`).
         first_layers: how many layers of the model it has, the first, without a head; None where it is whole.
         copied_from: the model that this is a copy of in another precision; None where it is none.
 
@@ -88,6 +90,7 @@ class TextModel:
     changed_loss: Loss | None = None
     language: Language = PLAIN
     trained: tuple[str, ...] | None = None
+    pairs: bool = False
     first_layers: int | None = None
     copied_from: TextModel | None = dataclasses.field(default=None, repr=False)
 
@@ -137,6 +140,11 @@ class TextModel:
     def vocab_size(self) -> int:
         """V, rows of the embedding table."""
         return self.word_embedding.weight.shape[0]
+
+    @property
+    def marks(self) -> int:
+        """How many tokens can stand at a place, those of a second part counted by themselves: V, or twice that."""
+        return self.vocab_size * (2 if self.pairs else 1)
 
     @property
     def classes(self) -> int:
@@ -233,6 +241,11 @@ class TextModel:
     def suffix_ids(self) -> tuple[int, ...]:
         """Tokens that the tokenizer puts after every sentence."""
         return self._around[1]
+
+    @cached_property
+    def parts(self) -> Parts | None:
+        """How a text's two parts are told apart; None where they aren't, but by the token between them."""
+        return parts_of(self.plain())
 
     @cached_property
     def content_ids(self) -> Tensor:
@@ -332,8 +345,11 @@ class TextModel:
         return Batch(ids_BT=ids_BT.to(self.device), mask_BT=mask_BT.to(self.device))
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """The text of one sentence's ids, special tokens left out."""
-        kept = [int(i) for i in ids if int(i) not in self.special_ids and 0 <= int(i) < len(self.tokenizer)]
+        """The text of one sentence's ids, special tokens left out but for those between its parts."""
+        known = [int(i) for i in ids if 0 <= int(i) < len(self.tokenizer)]
+        places = [t for t, i in enumerate(known) if i not in self.special_ids] or [0]
+        between = {t for t, i in enumerate(known) if i in self.suffix_ids and places[0] < t < places[-1]}
+        kept = [i for t, i in enumerate(known) if i not in self.special_ids or t in between]
         text: str = self.tokenizer.decode(kept)
         return text
 
@@ -350,9 +366,23 @@ class TextModel:
     # Losses
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Look ids (...) up in the table: (..., E), as the network takes them in place of ids."""
+        """Look ids (..., T) up in the table: (..., T, E), as the network takes them in place of ids."""
+        if self.pairs and ids.dim():
+            return self.embed_marked(self.marked(ids))
         embeddings: Tensor = self.word_embedding(ids)
         return embeddings
+
+    def marked(self, ids: Tensor) -> Tensor:
+        """Ids (..., T) of whole texts, those in a second part as id + V."""
+        return ids + self.vocab_size * self.parts.of(ids) if self.pairs and self.parts else ids
+
+    def embed_marked(self, marked: Tensor) -> Tensor:
+        """The same look-up, (..., E), of tokens that say their part themselves: id + V is one in a second part."""
+        embeddings: Tensor = self.word_embedding(marked % self.vocab_size)
+        if not self.pairs:
+            return embeddings
+        assert self.parts is not None
+        return embeddings + self.parts.added(self.network, marked // self.vocab_size)
 
     def targets(
         self, batch: Batch, labels: Sequence[Label] | None, generator: torch.Generator
@@ -488,6 +518,26 @@ class TextModel:
         return dataclasses.replace(
             self, num_labels=None, outputs=self.num_labels or self.outputs, changed_loss=loss
         )
+
+    def in_pairs(self) -> Self:
+        """The same model, read with texts of two parts.
+
+        Raises:
+            InputError: its tokenizer marks no parts, or the network reads them in a way of its own.
+        """
+        if self.parts is None:
+            raise InputError(
+                f"{self.name!r} isn't read with texts of two parts here.",
+                why="Its tokenizer gives both the same token type, or its network doesn't add an embedding of it.",
+                fix="Leave the client pairs out: the token between the parts tells them apart.",
+            )
+        made = dataclasses.replace(self, pairs=True)
+        made.__dict__["parts"] = self.parts
+        return made
+
+    def plain(self) -> Self:
+        """The same model, read with texts of one part."""
+        return dataclasses.replace(self, pairs=False) if self.pairs else self
 
     def spoken_with(self, language: Language) -> Self:
         """The same language model, its loss made of its tokens' in another way."""

@@ -266,7 +266,10 @@ Inputs = tuple[Sequence[Row], Sequence[int], Tensor]
 
 def _local_inputs(model: TextModel, layer: LinearLayer, rows: Sequence[Row]) -> Iterator[Inputs]:
     """What a layer reads that reads each token by itself, float64: each token at each position is run once."""
-    pairs = {pair: u for u, pair in enumerate(dict.fromkeys(pair for row in rows for pair in enumerate(row)))}
+    marked = [model.marked(torch.tensor(row)).tolist() for row in rows] if model.pairs else rows
+    pairs = {
+        pair: u for u, pair in enumerate(dict.fromkeys(pair for row in marked for pair in enumerate(row)))
+    }
     by_position: list[list[int]] = [[] for _ in range(max(map(len, rows)))]
     for t, token in pairs:
         by_position[t].append(token)
@@ -277,10 +280,11 @@ def _local_inputs(model: TextModel, layer: LinearLayer, rows: Sequence[Row]) -> 
     ]
     at_once = max(1, min(_TOKENS_A_PASS, _NUMBERS_A_PASS // model.hidden_size) // len(by_position))
     parts = torch.split(torch.tensor(filled, device=model.device), at_once)
-    inputs_KTI = torch.cat([layer_inputs(model, part_KT, [layer.name])[layer.name] for part_KT in parts])
+    read = map(model.embed_marked, parts) if model.pairs else parts
+    inputs_KTI = torch.cat([layer_inputs(model, part, [layer.name])[layer.name] for part in read])
     places = [(by_position[t].index(token), t) for t, token in pairs]
     inputs_UI = inputs_KTI[[k for k, _ in places], [t for _, t in places]]
-    yield rows, [pairs[pair] for row in rows for pair in enumerate(row)], exact(inputs_UI)
+    yield rows, [pairs[pair] for row in marked for pair in enumerate(row)], exact(inputs_UI)
 
 
 def _inputs(
@@ -292,7 +296,7 @@ def _inputs(
 
     def read(ids_KT: Tensor) -> Tensor:
         positions_KT = torch.arange(ids_KT.shape[1], device=model.device).expand_as(ids_KT)
-        with EachOnce(model, local, ids_KT, positions_KT, kept):
+        with EachOnce(model, local, model.marked(ids_KT), positions_KT, kept):
             return layer_inputs(model, ids_KT, [layer.name])[layer.name]
 
     if model.wide and not any(one.depends_on_position for one in local):

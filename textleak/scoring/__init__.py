@@ -195,7 +195,7 @@ def _score_one(index: int, secret: Reference, answer: Sentence | None, model: Vo
     reference = secret.ids[index]
     unknown = sum(token in model.unknown_ids for token in reference)
     output = None if answer is None else output_ids(answer)
-    recovered = "" if output is None else model.decode(metrics.counted(output, model.special_ids))
+    recovered = "" if output is None else model.decode(metrics.counted(output))
     in_tokens = metrics.sentence_rouge(reference, output, special)
     in_words = words_rouge(
         *(model.decode(metrics.counted(tokens, special)) for tokens in (reference, output or ()))

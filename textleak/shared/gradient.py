@@ -30,7 +30,7 @@ _READ = ("1", "2")  # files of version 1 have no client: they are of one plain s
 _LONGEST_TEXT = 10_000  # characters in a name or an expression (our choice)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SharedGradient:
     """All that a server sees.
 

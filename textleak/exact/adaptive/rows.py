@@ -127,7 +127,7 @@ class BlurredRows:
                 new = [row for row in found if row not in self.rows]
                 for row in new:
                     self.rows.append(row)
-                    taken |= {self.pairs.index[t, token] for t, token in enumerate(row)}
+                    taken |= {*self.pairs.row(self.view.text_model, row)}
                     yield row
                 if not new:
                     yield None
@@ -135,7 +135,7 @@ class BlurredRows:
     def _likely(self, row: Row) -> bool:
         """Whether a sentence's inputs lie in all spans further in."""
         network = self.search.network
-        indices = torch.tensor([[self.pairs.index[t, token] for t, token in enumerate(row)]])
+        indices = torch.tensor([self.pairs.row(self.view.text_model, row)])
         return network is None or float(network.outside(indices).mean()) <= self.search.solved
 
 

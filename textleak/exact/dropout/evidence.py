@@ -128,7 +128,7 @@ class Court:
         told, rate = evidence.agreeing + evidence.dropped, self.frame.dropped.rate
         if evidence.dropped > told * rate + _SPREAD * math.sqrt(told * rate * (1 - rate)) + 3:
             return False
-        tokens = self.frame.model.vocab_size * max(1, places)
+        tokens = self.frame.model.marks * max(1, places)
         return evidence.chance(columns=len(self.fits.turn_KK), tokens=tokens) <= math.log(_CHANCE)
 
     def _off(self, fit: Fit, targets_NI: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Frame:
         )
 
     def targets(self, ids_N: Tensor, position: int) -> Tensor:
-        """What entries of tokens at a position are where they aren't dropped, in scales: (N, I) in float64."""
+        """What entries of tokens (`marked`) at a position are where they aren't dropped, in scales: (N, I), float64."""
         return self.dropped.parts(ids_N, position) / self.scale_I
 
     def inside(self, basis_IK: Tensor) -> Callable[[int], Tensor] | None:
@@ -107,7 +107,7 @@ class Frame:
         along = self.dropped.along((basis_IK / self.scale_I[:, None]).T.to(like_VI))
         if along is None:
             return None
-        every_V = torch.arange(self.model.vocab_size, device=like_VI.device)
+        every_V = torch.arange(self.model.marks, device=like_VI.device)
         squares_V = torch.cat(
             [self.targets(ids_N, 0).square().sum(1) for ids_N in torch.split(every_V, 8 * _SAMPLE)]
         ).to(like_VI)

@@ -59,7 +59,7 @@ class Occurrence:
     """A token that stands at a position of one sentence, with what the network read there.
 
     Attributes:
-        position, token: where, and which.
+        position, token: where, and which; of a text's second part as id + V (`TextModel.marked`).
         input_I: the layer's input with its mask, float64.
         kept_I: the mask.
         agreeing: entries that equal the token's own.
@@ -107,6 +107,7 @@ class Occurrences:
     Attributes:
         found: those found so far.
         places: positions looked at.
+        parted: whether what ends a sentence may stand within one too, between its parts.
     """
 
     def __init__(
@@ -126,6 +127,12 @@ class Occurrences:
         self.court = Court(frame, self.fits)
         self.inside = frame.inside(self.fits.basis_IK)
         self.generator = torch.Generator().manual_seed(0)
+        suffix = self.model.suffix_ids
+        # What ends a text of two parts is in the second one, and in the first one something that may not.
+        self.suffix_ids = (
+            [*suffix, *(id_ + self.model.vocab_size for id_ in suffix)] if self.model.pairs else suffix
+        )
+        self.parted = False
         self.found: list[Occurrence] = []
         self.places: list[Place] = []
 
@@ -136,9 +143,22 @@ class Occurrences:
             return len(self.found) == sum(self.known.lengths) - self.ends_early
         return len(self.found) == self.frame.span.rank
 
-    def search(self) -> Iterator[str]:
-        """Find one occurrence after the other; a line of words after every step."""
-        yield from self._first_looks()
+    def first_looks(self) -> Iterator[str]:
+        """The likeliest tokens at every position that a sentence reaches; a line of words after each."""
+        lengths, rank = self.known.lengths, self.frame.span.rank
+        count = min(max(lengths) - self.ends_early if lengths else rank, rank)
+        empty = 0
+        for position in range(min(count, self.model.max_length)):
+            place = self._listed(position)
+            self.places.append(place)
+            self._try(place, range(min(_AT_ONCE, len(place.tokens))))
+            yield self.words
+            empty = 0 if self.here(position) else empty + 1
+            if self._over() or (empty == _EMPTY and lengths is None):
+                return
+
+    def further(self) -> Iterator[str]:
+        """More tokens, and other starts, at the positions looked at; a line of words after every step."""
         if self.frame.moving and not self.found:
             return  # an optimizer's steps leave no such vectors
         depth = _AT_ONCE
@@ -151,6 +171,18 @@ class Occurrences:
                 yield self.words
             depth = effort.depth
             yield from self._restarted(effort)
+
+    def ends_in_second(self) -> bool:
+        """Whether what ends a text of two parts is proved to stand at a position; no other token is looked for."""
+        end = torch.tensor(self.suffix_ids[-1:], device=self.model.device)
+        longest = max(self.known.lengths) if self.known.lengths else self.frame.span.rank
+        for position in range(min(longest, self.frame.span.rank, self.model.max_length)):
+            place = self._place(position, end)
+            self.places.append(place)
+            self._try(place, [0])
+            if self.found or self.clock.over:
+                break
+        return bool(self.found)
 
     @property
     def words(self) -> str:
@@ -166,8 +198,9 @@ class Occurrences:
             return sum(length - self.ends_early > position for length in self.known.lengths)
         if self.known.batch_size is None:
             return None
-        end = self.model.suffix_ids[-1:]
-        ended = sum(o.position < position and (o.token,) == end for o in self.found)
+        if self.parted:
+            return self.known.batch_size
+        ended = sum(o.position < position and o.token in self.suffix_ids[-1:] for o in self.found)
         return self.known.batch_size - ended
 
     def here(self, position: int) -> list[Occurrence]:
@@ -176,28 +209,18 @@ class Occurrences:
 
     # Candidates
 
-    def _first_looks(self) -> Iterator[str]:
-        """The likeliest tokens at every position that a sentence reaches."""
-        lengths, rank = self.known.lengths, self.frame.span.rank
-        count = min(max(lengths) - self.ends_early if lengths else rank, rank)
-        empty = 0
-        for position in range(min(count, self.model.max_length)):
-            place = self._listed(position)
-            self.places.append(place)
-            self._try(place, range(min(_AT_ONCE, len(place.tokens))))
-            yield self.words
-            empty = 0 if self.here(position) else empty + 1
-            if self._over() or (empty == _EMPTY and lengths is None):
-                return
-
     def _listed(self, position: int) -> Place:
         """The tokens whose input lies mostly in the span, most first."""
         ids_C = self._fixed(position)
         if ids_C is None:
-            ids_C = torch.arange(self.model.vocab_size, device=self.model.device)
+            ids_C = torch.arange(self.model.marks, device=self.model.device)
             if self.inside is not None:
                 inside_V = self.inside(position)
                 ids_C = inside_V.topk(min(2 * _LISTED, len(inside_V))).indices
+        return self._place(position, ids_C)
+
+    def _place(self, position: int, ids_C: Tensor) -> Place:
+        """Some tokens there, those first whose input lies most in the span."""
         targets_CI = self.frame.targets(ids_C, position)
         inside_C = (targets_CI @ self.fits.basis_IK).square().sum(1) / targets_CI.square().sum(1)
         order_C = inside_C.argsort(descending=True)[:_LISTED]
@@ -217,6 +240,8 @@ class Occurrences:
         if not here or None in here:
             return None
         fixed = sorted(token for token in here if token is not None)
+        if self.model.pairs and position >= len(self.model.prefix_ids):
+            fixed += [token + self.model.vocab_size for token in fixed]
         return torch.tensor(fixed, device=self.model.device)
 
     def _open(self, position: int) -> bool:
@@ -247,7 +272,7 @@ class Occurrences:
         """Tokens found that may stand there in another sentence too, first those that the tokenizer puts there."""
         if self.known.batch_size == 1:
             return []
-        special = {*self.model.prefix_ids, *self.model.suffix_ids}
+        special = {*self.model.prefix_ids, *self.suffix_ids}
         found = [
             (place, place.tokens.index(token))
             for place in self.places
@@ -315,7 +340,7 @@ class Occurrences:
                 agreeing=evidence.agreeing,
                 dropped=evidence.dropped,
                 chance=evidence.chance(
-                    columns=len(self.fits.turn_KK), tokens=self.model.vocab_size * len(self.places)
+                    columns=len(self.fits.turn_KK), tokens=self.model.marks * len(self.places)
                 ),
                 proved=alike <= {(position, token)},
             )

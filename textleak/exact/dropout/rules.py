@@ -38,7 +38,7 @@ class Dropped(Protocol):
         """How often an entry is dropped."""
 
     def parts(self, ids_N: Tensor, position: int) -> Tensor:
-        """What entries are where they aren't dropped, for tokens at a position: (N, I) in float64."""
+        """What entries are where they aren't dropped, for tokens (`TextModel.marked`) at a position: (N, I)."""
 
     def along(self, directions_KI: Tensor) -> Callable[[int], Tensor] | None:
         """For a position the products of all tokens' `parts`, up to a factor, with directions, (V, K)."""
@@ -72,8 +72,9 @@ class AfterNorm:
         if self.made is not None:
             inputs_NI = self.made.at(ids_N, position)
         else:
-            rows_NT = ids_N[:, None].expand(-1, position + 1)
-            inputs_NI = layer_inputs(self.model, rows_NT, [self.layer.name])[self.layer.name][:, -1]
+            rows = ids_N[:, None].expand(-1, position + 1)
+            rows = self.model.embed_marked(rows) if self.model.pairs else rows
+            inputs_NI = layer_inputs(self.model, rows, [self.layer.name])[self.layer.name][:, -1]
         kept_NI = exact(inputs_NI).cpu() / (1 - self.rate)
         return kept_NI if self.dtype is None else exact(kept_NI.to(self.dtype))
 

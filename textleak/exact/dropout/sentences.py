@@ -10,7 +10,7 @@ Shapes: B sentences, T positions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
@@ -54,9 +54,17 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
         return Found(notes=(laid_out,))
     causal = view.text_model.task == "causal-lm"
     search = Occurrences(laid_out, _looked_for(view), view.clock, ends_early=causal)
-    for step, words in enumerate(search.search(), 1):
-        yield Progress(phase="span", step=step, detail=words)
+    yield from _steps(search.first_looks())
+    if not search.complete and not view.clock.over and (pairs := _read_in_pairs(view)) is not None:
+        return (yield from dropped_sentences(pairs))
+    yield from _steps(search.further())
     single = search.known.batch_size == 1
+    if single and not search.complete and search.reaching(len(search.places)) == 0:
+        # The only sentence goes on behind what seemed to be its end.
+        search.parted = True
+        search.places.clear()
+        yield from _steps(search.first_looks())
+        yield from _steps(search.further())
     if search.found and not single:
         yield Phase(name="grouping", detail="which of these tokens stand in one sentence")
     found = _one_sentence(view, search) if single else _several(view, search)
@@ -64,6 +72,24 @@ def dropped_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
         yield Phase(name="labels", detail="the last tokens, which are labels only")
         return _ended(view, found)
     return found
+
+
+def _steps(search: Iterator[str]) -> Iterator[Progress]:
+    """A search's steps."""
+    for step, words in enumerate(search, 1):
+        yield Progress(phase="span", step=step, detail=words)
+
+
+def _read_in_pairs(view: View) -> View | None:
+    """The view, read with texts of two parts, where what ends a second part is proved to stand at some place."""
+    model = view.text_model
+    if model.pairs or model.parts is None:
+        return None
+    pairs = dataclasses.replace(view, model=model.in_pairs())
+    laid_out = _laid_out(pairs)
+    if isinstance(laid_out, str):
+        return None
+    return pairs if Occurrences(laid_out, _looked_for(pairs), pairs.clock).ends_in_second() else None
 
 
 def _looked_for(view: View) -> SideInformation:
@@ -147,6 +173,7 @@ def _one_sentence(view: View, search: Occurrences) -> Found:
         if occurrence.position < length:
             row[occurrence.position], proved[occurrence.position] = occurrence.token, occurrence.proved
             confidence[occurrence.position] = 1.0 if occurrence.proved else 0.5
+    row = _ids(view, row)
     label, notes = _label(view)
     if model.task == "masked-lm":
         shown = [token != model.mask_id for token in row]
@@ -203,11 +230,14 @@ def _several(view: View, search: Occurrences) -> Found:
         positions_N = torch.tensor([o.position for o in search.found])
         attention = attended(search.frame, inputs_NI, positions_N)
     if attention is None:
-        sets = tuple(tuple(dict.fromkeys(o.token for o in search.here(p.position))) for p in search.places)
+        sets = tuple(
+            tuple(dict.fromkeys(_ids(view, [o.token for o in search.here(p.position)])))
+            for p in search.places
+        )
         while sets and not sets[-1]:
             sets = sets[:-1]
         return Found(sets=sets, notes=_notes(search))
-    ends = view.text_model.suffix_ids[-1] if view.text_model.suffix_ids else None
+    ends = search.suffix_ids[-1] if search.suffix_ids else None
     arrangement = arranged(search.found, attention, ends, search.known.batch_size)
     rows, proved = [], []
     for row in arrangement.rows:
@@ -223,7 +253,7 @@ def _several(view: View, search: Occurrences) -> Found:
         left = count_of(len(rows) - grouped, "sentence")
         note = f"Which tokens stand together is likely, but not proved, in {left}."
     return Found(
-        rows=tuple(rows),
+        rows=tuple(tuple(_ids(view, row)) for row in rows),
         batch_size=known or (len(rows) if settled else None),
         complete=search.complete,
         proved=tuple(proved),
@@ -239,11 +269,16 @@ def _copied(view: View, search: Occurrences, copies: Sequence[Row], ends: int | 
     sure = {(o.position, o.token) for o in search.found if o.proved}
     note = "Which tokens stand together is likely, but not proved."
     return Found(
-        rows=tuple(rows),
+        rows=tuple(tuple(_ids(view, row)) for row in rows),
         batch_size=size,
         proved=tuple(tuple(pair in sure for pair in enumerate(row)) for row in rows),
         notes=(*_notes(search), note),
     )
+
+
+def _ids(view: View, tokens: Sequence[int]) -> list[int]:
+    """Tokens as ids, of whatever part of a text they are."""
+    return [token if token == OPEN else token % view.text_model.vocab_size for token in tokens]
 
 
 def _notes(search: Occurrences) -> tuple[str, ...]:

@@ -62,7 +62,8 @@ class AdditiveInputs:
 
     Attributes:
         norm: the normalizing module.
-        tokens_VI: each token's part, the first position's added.
+        tokens_VI: each token's part, the first position's added; then each one's in a second part of a text, where
+            there are such.
         places: what each position adds, the first one's taken off.
         centered: whether the norm takes the mean off (layer norm), or not (RMS norm).
         eps: what it adds under the root.
@@ -83,6 +84,10 @@ class AdditiveInputs:
     def before_norm(self, ids_N: Tensor, position: int) -> Tensor:
         """What the norm reads of tokens at a position, (N, I)."""
         return self.tokens_VI[ids_N] + self.places.first(position + 1)[position]
+
+    def with_second(self, second_I: Tensor) -> AdditiveInputs:
+        """With as many tokens more, those of a second part, which adds the same to each of them."""
+        return dataclasses.replace(self, tokens_VI=torch.cat([self.tokens_VI, self.tokens_VI + second_I]))
 
     def directions(self, positions: int) -> tuple[Tensor, Tensor]:
         """What inputs are made of: each is a multiple of the sum of its token's row and its position's.
@@ -173,7 +178,11 @@ def additive_inputs(model: TextModel, layer: LocalLayer) -> AdditiveInputs | Non
         eps = float(getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0)))
         for centered in (True, False):
             if _close(_normalized(norm, parts_NTI, centered=centered, eps=eps), read_NTI):
-                return _gathered(model, name, norm, centered=centered, eps=eps)
+                second_I = _second(model, name) if model.pairs else None
+                if model.pairs and second_I is None:
+                    return None
+                made = _gathered(model, name, norm, centered=centered, eps=eps)
+                return made if second_I is None else made.with_second(second_I)
     return None
 
 
@@ -203,6 +212,17 @@ def _tokens(model: TextModel, norm: str) -> Tensor:
         copied |= not same
         parts.append(own_NI if same else read_NI)
     return torch.cat(parts) if copied else table_VI
+
+
+def _second(model: TextModel, norm: str) -> Tensor | None:
+    """What a norm reads more of a token in a second part, (I,), the same for all of some; None where it isn't."""
+    ids_N1 = model.content_ids[:_TOKENS, None]
+    first_NI, second_NI = (
+        layer_inputs(model, model.embed_marked(ids_N1 + more), [norm])[norm][:, 0]
+        for more in (0, model.vocab_size)
+    )
+    more_NI = second_NI - first_NI
+    return more_NI.mean(0) if _close(first_NI + more_NI.mean(0), second_NI) else None
 
 
 def _added(model: TextModel, norm: str, table_VI: Tensor) -> Tensor | None:

@@ -79,7 +79,7 @@ class EachOnce(ReplacedFunctions):
     Args:
         model: in any precision.
         layers: its local layers.
-        ids_NT: what the network is run on.
+        ids_NT: what the network is run on, as `TextModel.marked`.
         positions_NT: where these tokens stand.
         kept: what the layers made of tokens before, by their weights' identities: read, and filled.
     """
@@ -101,7 +101,7 @@ class EachOnce(ReplacedFunctions):
             if layer.used_once and layer.name not in others
         }
         ordered = any(layer.depends_on_position for layer in layers)
-        keys_NT = positions_NT * model.vocab_size + ids_NT if ordered else ids_NT
+        keys_NT = positions_NT * model.marks + ids_NT if ordered else ids_NT
         self._keys_U, self._index_P = torch.unique(keys_NT.flatten(), return_inverse=True)
         self._first_U = torch.empty_like(self._keys_U)
         self._first_U[self._index_P] = torch.arange(len(self._index_P), device=ids_NT.device)
