@@ -1,8 +1,9 @@
 """What an audit comes to, in a word and a sentence: a pure function of what was found.
 
 LEAKS: text that is proved, or more than half of the tokens where the truth is known. PARTLY: tokens or the vocabulary,
-not the text. NOT FOUND: this attack found nothing within this time, which says nothing of others. INCONCLUSIVE: it was
-cut off, or couldn't read the update at all.
+not the text: tokens that are proved each by itself are no text while nothing proves which of them stand together. NOT
+FOUND: this attack found nothing within this time, which says nothing of others. INCONCLUSIVE: it was cut off, or
+couldn't read the update at all.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Outcome:
         batch_tokens: of the whole batch, those of the tokenizer too, where the update tells or the server knows.
         proof: "gradient", "span" or None.
         proved_tokens: of them that are proved.
-        proved_sentences: sentences all of whose tokens are proved.
+        proved_sentences: sentences all of whose tokens are proved, and that they stand together.
+        grouped: whether it is proved of every sentence which tokens stand in it.
         fits_as_well: whether the answer's own update equals this one, and so do other texts'.
         match: share of tokens at their place; None where the truth isn't known.
         recall: share of tokens anywhere, likewise.
@@ -61,6 +63,7 @@ class Outcome:
     proof: str | None = None
     proved_tokens: int = 0
     proved_sentences: int = 0
+    grouped: bool = True
     fits_as_well: bool = False
     match: float | None = None
     recall: float | None = None
@@ -104,7 +107,8 @@ def _leaks(found: Outcome) -> Verdict | None:
         return Verdict(
             word=Word.LEAKS, sentence=f"The text came back, {count_of(found.tokens, 'token')} {proved}."
         )
-    if found.proved_sentences or 2 * found.proved_tokens > max(found.tokens, found.batch_tokens or 0):
+    most = 2 * found.proved_tokens > max(found.tokens, found.batch_tokens or 0)
+    if found.proved_sentences or (most and found.grouped):
         what = count_of(found.proved_tokens, "token")
         whole = (
             f", {count_of(found.proved_sentences, 'sentence')} among them whole"
@@ -126,9 +130,11 @@ def _place(found: Outcome) -> str:
 def _partly(found: Outcome) -> Verdict | None:
     cut = " The attack was cut off; more time may find more." if found.cut_off else ""
     if found.proved_tokens:
-        return _part(
-            f"{count_of(found.proved_tokens, 'token')} came back, proved by the layers' inputs; not the text.{cut}"
+        what = (
+            f"{count_of(found.proved_tokens, 'token')} came back, {_each(found)}proved by the layers' inputs"
         )
+        rest = "not the text" if found.grouped else "which of them stand together in a sentence isn't proved"
+        return _part(f"{what}; {rest}.{cut}")
     if found.match:
         return _part(
             f"{100 * found.match:.0f} % of the tokens came back at their place, less than half of the text.{cut}"
