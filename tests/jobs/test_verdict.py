@@ -123,6 +123,9 @@ def test_a_likely_text_is_told_as_that() -> None:
         "The update names 7 tokens of its batch for certain."
     )
     assert judge(found(tokens=8, likely_tokens=8, vocabulary=None)).word is Word.PARTLY
+    some, every = (judge(found(tokens=8, likely_tokens=8, sure_tokens=sure)).sentence for sure in (5, 8))
+    assert " 5 of them fit far better than any other that was tried in their places" in some
+    assert " All of them fit far better" in every
     assert judge(found(tokens=8, likely_tokens=8, match=0.0, recall=0.0)).word is Word.NOT_FOUND
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from textleak.attacks.replaying import LIKELY
+from textleak.attacks.replaying import LIKELY, SURE
 from textleak.clients import CLIENTS
 from textleak.errors import InputError
 from textleak.events import Followed, Phase, Recovery, Sentence, Stop
@@ -186,6 +186,8 @@ class AuditJob(TextJob):
         }
 
     def _verdict(self, recovery: Recovery, result: dict[str, Any]) -> Verdict:
+        own = [p for s in recovery.sentences for p in s.positions if not p.special and p.id >= 0]
+        likely = [p for p in own if p.channel in LIKELY and not p.proved]
         return judge(
             Outcome(
                 attack=self.attack.name,
@@ -193,12 +195,9 @@ class AuditJob(TextJob):
                 moved=self.telling.moved,
                 unread=self.refused[0] if self.refused else None,
                 cut_off=recovery.stop in CUT_OFF,
-                tokens=sum(not p.special and p.id >= 0 for s in recovery.sentences for p in s.positions),
-                likely_tokens=sum(
-                    not p.special and p.id >= 0 and p.channel in LIKELY
-                    for s in recovery.sentences
-                    for p in s.positions
-                ),
+                tokens=len(own),
+                likely_tokens=len(likely),
+                sure_tokens=sum(p.confidence >= SURE for p in likely),
                 batch_tokens=self._batch_tokens(),
                 proof=result["proof"],
                 proved_tokens=result["proved_tokens"],

@@ -41,6 +41,7 @@ class Outcome:
         cut_off: whether it ended before it was through: time, steps, an interrupt.
         tokens: of the answer that text turns into, special ones aside.
         likely_tokens: of them that are likely, as all of a sentence explains the update best.
+        sure_tokens: of these that every other one tried in their places explains far worse.
         batch_tokens: of the whole batch, those of the tokenizer too, where the update tells or the server knows.
         proof: "gradient", "span" or None.
         proved_tokens: of them that are proved.
@@ -59,6 +60,7 @@ class Outcome:
     cut_off: bool = False
     tokens: int = 0
     likely_tokens: int = 0
+    sure_tokens: int = 0
     batch_tokens: int | None = None
     proof: str | None = None
     proved_tokens: int = 0
@@ -151,7 +153,7 @@ def _partly(found: Outcome) -> Verdict | None:
         )
         return _part(
             f"A likely text of {count_of(found.likely_tokens, 'token')} came back, not proved: in most such "
-            f"sentences a word is wrong, missing or out of place.{named}{cut}"
+            f"sentences a word is wrong, missing or out of place.{_sure(found)}{named}{cut}"
         )
     if found.vocabulary:
         return _part(
@@ -160,6 +162,14 @@ def _partly(found: Outcome) -> Verdict | None:
     if found.recall:
         return _part(f"{100 * found.recall:.0f} % of the tokens came back, none of them at its place.{cut}")
     return None
+
+
+def _sure(found: Outcome) -> str:
+    """How many of the likely tokens stand out, in a sentence with a space before it."""
+    if not found.sure_tokens:
+        return ""
+    of = "All" if found.sure_tokens == found.likely_tokens else f"{found.sure_tokens:,}"
+    return f" {of} of them fit far better than any other that was tried in their places, and such are seldom wrong."
 
 
 def _part(sentence: str) -> Verdict:
