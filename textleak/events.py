@@ -218,6 +218,8 @@ class Recovery:
         steps: optimization steps in all.
         evaluations: gradient evaluations in all, one a candidate.
         channel: what gave most of the tokens away; "" where that is what the sentences' tokens say.
+        grouped: where tokens are proved by themselves, for each sentence whether it is proved too that they stand in
+            one; empty where it is of all.
         stages: figures a stage wants to report, for example {"continuous": Sentence tuple}: the answer as it
             stood when that stage ended, for scoring what each stage is worth.
         notes: sentences for a person: limits met, fall-backs taken.
@@ -237,6 +239,7 @@ class Recovery:
     steps: int = 0
     evaluations: int = 0
     channel: str = ""
+    grouped: tuple[bool, ...] = ()
     stages: dict[str, tuple[Sentence, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     gradient_distance: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -90,6 +91,32 @@ def test_true_sentences_agree_with_the_rows_more_than_others_of_the_same_tokens(
         halves = (inner[:5], inner[5:])
         other = tuple((row[0], *half, row[-1]) for row, half in zip(true, halves, strict=True))
         assert by_rows.worth(true, own) > by_rows.worth(other, own)
+
+
+def test_a_place_is_as_clear_as_the_best_change_that_puts_another_token_there_is_worse(
+    model: TextModel,
+) -> None:
+    shared, secret = shared_by(trainer(), model)
+    found = moved_rows(view_of(shared, model))
+    assert isinstance(found, MovedRows)
+    by_rows = ByRows(model, found, Clock(), longest=max(map(len, secret.ids)))
+    own, true = found.steps[0], secret.ids[:2]
+    assert {apart for row in by_rows.clearness(true, own) for apart in row} == {0.0}  # nothing was tried yet
+    first, second = true
+    exchanged = ((first[0], first[2], first[1], *first[3:]), second)
+    for other in by_rows._changes(true, own, (*found.several, *own)):
+        by_rows.worth(other, own)
+    clear = by_rows.clearness(true, own)
+    # More than 0, as the same sentences in another order are no other answer.
+    assert 0 < clear[0][1] <= by_rows.worth(true, own) - by_rows.worth(exchanged, own)
+    put = [
+        by_rows.worth(other, own)
+        for other in by_rows._changes(true, own, (*found.several, *own))
+        if sorted(other) != sorted(true) and other[0][1] != first[1]
+    ]
+    assert clear[0][1] == by_rows.worth(true, own) - max(put)
+    assert clear[0][0] == math.inf  # what the tokenizer adds
+    assert {apart for row in by_rows.clearness(exchanged, own) for apart in row} == {0.0}
 
 
 def test_a_trainers_whole_run_is_read_by_its_rows_and_called_likely(model: TextModel, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ import textleak
 from textleak import scoring, seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
-from textleak.attacks.replaying import LIKELY
+from textleak.attacks.replaying import LIKELY, SURE
 from textleak.clients.base import Client
 from textleak.errors import InputError
 from textleak.events import Recovery
@@ -51,6 +51,7 @@ class Batch:
         labels: sentences whose class is right.
         likely: tokens that the recovery says are likely, not proved; `likely_wrong` of them stand at such a place in no
             sentence of the batch.
+        sure: of the likely ones those that fit far better than any other in their places, and `sure_wrong` of them.
         likely_sentences: sentences that came back with such tokens; `likely_exact` of them are a sentence of the batch
             word for word, `likely_false` have less than half of one in place.
         seconds: CPU time of the attack.
@@ -67,6 +68,8 @@ class Batch:
     why: str
     likely: int = 0
     likely_wrong: int = 0
+    sure: int = 0
+    sure_wrong: int = 0
     likely_sentences: int = 0
     likely_exact: int = 0
     likely_false: int = 0
@@ -166,6 +169,9 @@ def answered(model: TextModel, secret: Secret, recovery: Recovery, seconds: floa
     own = [p for s in recovery.sentences for p in s.positions if p.id >= 0 and not p.special]
     claimed = Counter((p.position, p.id) for p in own if p.proved)
     likely = Counter((p.position, p.id) for p in own if not p.proved and p.channel in LIKELY)
+    sure = Counter(
+        (p.position, p.id) for p in own if not p.proved and p.channel in LIKELY and p.confidence >= SURE
+    )
     said = Counter(s.text for s in recovery.sentences if any(p.channel in LIKELY for p in s.positions))
     rates = sorted((one.token_match_rate for one in scores.sentences if one.recovered in said), reverse=True)
     exact = sum(one.exact for one in scores.sentences if one.recovered in said)
@@ -181,6 +187,8 @@ def answered(model: TextModel, secret: Secret, recovery: Recovery, seconds: floa
         why=recovery.stop.name,
         likely=likely.total(),
         likely_wrong=(likely - true).total(),
+        sure=sure.total(),
+        sure_wrong=(sure - true).total(),
         likely_sentences=said.total(),
         likely_exact=exact,
         likely_false=said.total() - sum(rate >= 0.5 for rate in rates),
@@ -220,8 +228,10 @@ def _of_the_likely(batches: Sequence[Batch]) -> str:
     if not sentences:
         return ""
     exact = sum(one.likely_exact for one in batches)
+    sure, sure_wrong = sum(one.sure for one in batches), sum(one.sure_wrong for one in batches)
+    surest = f", of {sure} sure ones {share(sure_wrong, sure)}" if sure else ""
     return (
-        f"; likely {tokens} tokens, wrong {share(wrong, tokens)}; {sentences} likely sentences, "
+        f"; likely {tokens} tokens, wrong {share(wrong, tokens)}{surest}; {sentences} likely sentences, "
         f"not word for word {share(sentences - exact, sentences)}, less than half right {share(false, sentences)}"
     )
 

@@ -7,7 +7,8 @@ from textleak.inference.rate import TIMES_LEFT
 from textleak.jobs.read_back import read_back
 
 OPEN = {"value": None, "evidence": "It doesn't show."}
-TOLD = [{"what": what, **OPEN} for what in ("optimizer", "learning rate", "dropout", "tokens", "labels")]
+ASKED = ("optimizer", "learning rate", "clipped norm", "dropout", "tokens", "labels")
+TOLD = [{"what": what, **OPEN} for what in ASKED]
 
 
 def _sentence(*ids: int, label: int) -> Sentence:
@@ -18,14 +19,25 @@ def _sentence(*ids: int, label: int) -> Sentence:
 BATCH = (_sentence(1, 5, 2, label=0), _sentence(1, 7, 8, 2, label=1))
 
 
-def _values(proof: str, rate: float | None = None) -> dict[str, object]:
-    return {one["what"]: one["value"] for one in read_back(TOLD, BATCH, proof=proof, rate=rate)}
+def _values(proof: str, **fitted: float) -> dict[str, object]:
+    return {one["what"]: one["value"] for one in read_back(TOLD, BATCH, proof=proof, **fitted)}
 
 
 def test_a_text_whose_own_update_is_the_one_that_was_sent_fills_in_what_was_open():
     found = _values("gradient", rate=3e-4)
 
-    assert found == {"optimizer": None, "learning rate": 3e-4, "dropout": 0, "tokens": 6, "labels": [0, 1]}
+    assert found == {
+        "optimizer": None,
+        "learning rate": 3e-4,
+        "clipped norm": None,
+        "dropout": 0,
+        "tokens": 6,
+        "labels": [0, 1],
+    }
+
+
+def test_a_norm_that_was_fitted_is_told():
+    assert _values("gradient", norm=0.99999)["clipped norm"] == 1.0
 
 
 def test_a_text_whose_tokens_are_proved_tells_their_number_alone():

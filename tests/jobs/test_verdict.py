@@ -33,6 +33,9 @@ def found(**what: object) -> Outcome:
         (found(proof="gradient", tokens=8, proved_tokens=8), Word.LEAKS),
         (found(proof="span", tokens=20, proved_tokens=8, proved_sentences=1), Word.LEAKS),
         (found(proof="span", tokens=10, proved_tokens=6), Word.LEAKS),
+        (found(proof="span", tokens=10, proved_tokens=10, grouped=False), Word.PARTLY),
+        (found(proof="span", tokens=10, proved_tokens=4, proved_sentences=1, grouped=False), Word.LEAKS),
+        (found(proof="span", tokens=10, proved_tokens=6, grouped=False, match=0.6), Word.LEAKS),
         (found(match=0.51, recall=0.6, tokens=8), Word.LEAKS),
         (found(match=1.0, tokens=8), Word.LEAKS),
         (found(match=0.5, tokens=8), Word.PARTLY),
@@ -77,6 +80,14 @@ def test_an_attack_that_was_cut_off_says_so_beside_what_it_found(partly: dict[st
         assert ("more time may find more" in verdict.sentence) is cut_off
 
 
+def test_tokens_that_are_proved_one_by_one_are_no_text() -> None:
+    verdict = judge(found(proof="span", tokens=28, proved_tokens=13, grouped=False))
+    assert verdict.sentence == (
+        "13 tokens came back, each proved by the layers' inputs; which of them stand together in a sentence isn't "
+        "proved."
+    )
+
+
 def test_nothing_that_moved_gives_nothing_away_and_says_nothing_more() -> None:
     verdict = judge(found(moved=False, vocabulary=None))
     assert verdict.sentence.startswith("Nothing moved")
@@ -112,6 +123,9 @@ def test_a_likely_text_is_told_as_that() -> None:
         "The update names 7 tokens of its batch for certain."
     )
     assert judge(found(tokens=8, likely_tokens=8, vocabulary=None)).word is Word.PARTLY
+    some, every = (judge(found(tokens=8, likely_tokens=8, sure_tokens=sure)).sentence for sure in (5, 8))
+    assert " 5 of them fit far better than any other that was tried in their places" in some
+    assert " All of them fit far better" in every
     assert judge(found(tokens=8, likely_tokens=8, match=0.0, recall=0.0)).word is Word.NOT_FOUND
 
 

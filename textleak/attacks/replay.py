@@ -20,6 +20,7 @@ Several, or of unknown length: sentences whose inputs further in lie in their sp
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Generator, Sequence
 from typing import Annotated, ClassVar
 
@@ -54,6 +55,8 @@ _NOTHING = "replay finds no sentences in this update."
 # Of sentences whose inputs hold about as much another one is taken where it is nearer by so much (our choice; on minilm
 # after 4 steps of AdamW with dropout a true sentence that held less was nearer by 0.05, a false one by 0.003).
 _CLEARLY = 1e-2
+# By which part of an update less that others hold a token grows by 1 - 1/e surer (our choice; see `SURE`).
+_SURER = 3e-4
 _LIKELY = (
     "Tokens that aren't proved are those whose inputs together hold most of the update: likely, no more."
 )
@@ -131,7 +134,7 @@ class Replay:
         yield Phase(
             name="together", detail="tokens whose inputs together hold most of the first layer's update"
         )
-        rows = _together(view, update, lists)
+        rows, clear = _together(view, update, lists)
         yield Phase(name="replay", detail="the client's procedure replayed on guesses")
         scores = Scores(Replayed(view).scores)
         best = _nearest(scores, _labeled(view, rows[0]))
@@ -151,7 +154,8 @@ class Replay:
             best = yield from self._swept(view, few, scores, best)
             yield Phase(name="verify", detail="the answer's own update")
             certificate = certify(view, sentences_of(view, best))
-        return _recovery(view, best, certificate, scores)
+        recovery = _recovery(view, best, certificate, scores)
+        return recovery if repeatable or best.rows[0] != rows[0] else _sure(recovery, clear)
 
     def _swept(
         self, view: View, lists: Sequence[Sequence[int]], scores: Scores, best: Guess
@@ -181,12 +185,18 @@ class Replay:
         )
 
 
-def _together(view: View, update: FirstUpdate, lists: Sequence[Sequence[int]]) -> list[Row]:
-    """Sentences whose inputs hold most, the first one that does; a language model reads all but the last token."""
+def _together(
+    view: View, update: FirstUpdate, lists: Sequence[Sequence[int]]
+) -> tuple[list[Row], list[float]]:
+    """Sentences whose inputs hold most, the first one that does, and how clear each of its places is.
+
+    A language model reads all but the last token.
+    """
     read = len(lists) - (view.text_model.task == "causal-lm")
     together = Together(view, update, lists[:read])
     last = tuple(tokens[0] for tokens in lists[read:])
-    return [(*row, *last) for row in together.rivals(together.nearest())]
+    rivals, clear = together.rivals(together.nearest())
+    return [(*row, *last) for row in rivals], [*clear, *(0.0 for _ in last)]
 
 
 def _labeled(view: View, row: Row) -> list[Guess]:
@@ -233,6 +243,16 @@ def _likely(sentence: Sentence) -> Sentence:
     """A sentence whose tokens that aren't proved are those whose inputs together hold most."""
     positions = tuple(p if p.proved else dataclasses.replace(p, channel=TOGETHER) for p in sentence.positions)
     return dataclasses.replace(sentence, positions=positions)
+
+
+def _sure(recovery: Recovery, clear: Sequence[float]) -> Recovery:
+    """A recovery of one sentence whose tokens are as sure as their places are clear."""
+    (sentence,) = recovery.sentences
+    positions = tuple(
+        dataclasses.replace(position, confidence=1 - math.exp(-apart / _SURER))
+        for position, apart in zip(sentence.positions, clear, strict=True)
+    )
+    return dataclasses.replace(recovery, sentences=(dataclasses.replace(sentence, positions=positions),))
 
 
 def _not_repeated(notes: Sequence[str]) -> InputError:

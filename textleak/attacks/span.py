@@ -168,6 +168,7 @@ def answer(view: View, found: Found) -> Recovery:
         final_loss=None,
         steps=1,
         channel=found.channel,
+        grouped=found.grouped,
         notes=found.notes,
     )
     if found.settled:

@@ -26,6 +26,7 @@ class Found:
         complete: whether the channel's own evidence leaves nothing over: every distinct input it shows is explained.
         proved: for each row and position whether the channel itself proves the token, whatever the answer's own
             gradient is; empty where it proves none.
+        grouped: for each row whether it is proved which tokens stand in it; empty where all of them are.
         settled: whether it proves all of the batch's tokens, and which sentence each stands in.
         channel: what gave the tokens away, "embedding" or "span".
         sets: tokens that could stand at each position where no sentence could be told; empty otherwise.
@@ -39,6 +40,7 @@ class Found:
     batch_size: int | None = None
     complete: bool = False
     proved: tuple[tuple[bool, ...], ...] = ()
+    grouped: tuple[bool, ...] = ()
     settled: bool = False
     channel: str = "span"
     sets: tuple[tuple[int, ...], ...] = ()

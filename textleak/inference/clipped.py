@@ -48,7 +48,7 @@ def ask(seen: Seen) -> Told:
         if rate.rate is not None:
             hidden = f"The norm is {norm / rate.rate:.5g} times the rate, no number that one clips to."
     elif optimizer == "adamw":
-        hidden = "Adam's steps have the size of the rate, whatever a gradient's norm was."
+        hidden = "Adam's steps have the size of the rate, whatever a gradient's norm was; only the text's own tells."
     else:
         hidden = "Which optimizer took the step can't be told, so its gradient's norm can't either."
     return Told(what=WHAT, value=None, evidence=hidden)

@@ -9,11 +9,12 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from textleak.attacks.replaying import LIKELY
+from textleak.attacks.replaying import LIKELY, SURE
 from textleak.clients import CLIENTS
 from textleak.errors import InputError
 from textleak.events import Followed, Phase, Recovery, Sentence, Stop
 from textleak.jobs.advice import Facts, advice
+from textleak.jobs.clipping import may_be_clipped, with_clipping
 from textleak.jobs.files import check_model
 from textleak.jobs.found import find
 from textleak.jobs.parts import build_attack, build_client, set_threads
@@ -26,6 +27,7 @@ from textleak.jobs.verdict import CUT_OFF, Outcome, Verdict, judge
 from textleak.settings.audit import AuditConfig
 from textleak.settings.specs import written_of
 from textleak.shared.public import ONE_STEP
+from textleak.shared.traits import Trait
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -46,7 +48,9 @@ class AuditJob(TextJob):
         assumed: what had to be assumed, in sentences.
         refused: why the attack could not work on it; filled in when it says so.
         doubts: why the model may not be the client's, in sentences.
+        inferred: whether the client is what the update tells, so that it may have clipped where that doesn't show.
         rates: the rate of a step of unknown size; filled in where a text proves it.
+        norms: what gradients were clipped to before a step of Adam's, likewise.
         undropped: what the attack sees if nothing was dropped, where that can't be told and dropout was assumed.
         proved_clients: the client's procedure by `undropped`; filled in where a text proves it.
     """
@@ -56,7 +60,9 @@ class AuditJob(TextJob):
     assumed: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     refused: list[str] = dataclasses.field(default_factory=list)
+    inferred: bool = False
     rates: list[float] = dataclasses.field(default_factory=list)
+    norms: list[float] = dataclasses.field(default_factory=list)
     undropped: SharedGradient | None = None
     proved_clients: list[PublicClient] = dataclasses.field(default_factory=list)
 
@@ -95,6 +101,10 @@ class AuditJob(TextJob):
             yield Phase(name="rate", detail="at which the answer's own update is nearest to this one")
             recovery, rate = with_rate(recovery, self.shared, self.model, self.view)
             self.rates.extend(() if rate is None else (rate,))
+        if self.inferred and not self.refused and may_be_clipped(recovery, self.shared, self.model):
+            yield Phase(name="clipping", detail="the norm at which the answer's own update equals this one")
+            recovery, norm = with_clipping(recovery, self.shared, self.model, self.view)
+            self.norms.extend(() if norm is None else (norm,))
         if self.undropped is not None and not recovery.stop.settled and not recovery.proved_tokens:
             limit = self.config.time_limit
             left = None if limit is None else limit - (time.perf_counter() - began)
@@ -134,15 +144,17 @@ class AuditJob(TextJob):
         kinds = [(name, dict(options)) for name, options in client.kinds]
         for _, options in kinds:
             options |= {"lr": self.rates[0]} if self.rates and "lr" in options else {}
+            options |= {"max_grad_norm": self.norms[0]} if self.norms and "lr" in options else {}
         return [written_of(CLIENTS[name], name, options) for name, options in kinds]
 
     def _answers(self, recovery: Recovery, proof: str | None) -> list[dict[str, Any]]:
         """What the update tells, and what a proved text tells of it besides."""
         told, sentences = self.telling.told, recovery.sentences
-        whole = proof == "gradient" or (proof == "span" and all(_whole(one, self.model) for one in sentences))
-        if proof is None or not whole:
+        # Of several steps, each shows inputs of its own.
+        counted = recovery.stop is Stop.PROVED and self.view.has(Trait.ONE_POINT)
+        if proof != "gradient" and not (proof == "span" and counted):
             return [dict(one) for one in told]
-        return read_back(told, sentences, proof=proof, rate=self.rates[0] if self.rates else None)
+        return read_back(told, sentences, proof=proof, rate=_first(self.rates), norm=_first(self.norms))
 
     def result(
         self,
@@ -174,6 +186,8 @@ class AuditJob(TextJob):
         }
 
     def _verdict(self, recovery: Recovery, result: dict[str, Any]) -> Verdict:
+        own = [p for s in recovery.sentences for p in s.positions if not p.special and p.id >= 0]
+        likely = [p for p in own if p.channel in LIKELY and not p.proved]
         return judge(
             Outcome(
                 attack=self.attack.name,
@@ -181,16 +195,17 @@ class AuditJob(TextJob):
                 moved=self.telling.moved,
                 unread=self.refused[0] if self.refused else None,
                 cut_off=recovery.stop in CUT_OFF,
-                tokens=sum(not p.special and p.id >= 0 for s in recovery.sentences for p in s.positions),
-                likely_tokens=sum(
-                    not p.special and p.id >= 0 and p.channel in LIKELY
-                    for s in recovery.sentences
-                    for p in s.positions
-                ),
+                tokens=len(own),
+                likely_tokens=len(likely),
+                sure_tokens=sum(p.confidence >= SURE for p in likely),
                 batch_tokens=self._batch_tokens(),
                 proof=result["proof"],
                 proved_tokens=result["proved_tokens"],
-                proved_sentences=sum(_whole(sentence, self.model) for sentence in recovery.sentences),
+                proved_sentences=sum(
+                    grouped and _whole(sentence, self.model)
+                    for sentence, grouped in zip(recovery.sentences, _grouped(recovery), strict=True)
+                ),
+                grouped=all(_grouped(recovery)),
                 fits_as_well=recovery.stop is Stop.UNTOLD,
                 match=result["token_match_rate"],
                 recall=result["token_recall"],
@@ -219,6 +234,15 @@ def _ended() -> Steps:
     """An attack that has nothing to do."""
     yield Phase(name="nothing moved", detail="every number of the update is zero")
     return Recovery(sentences=(), stop=Stop.CONVERGED, final_loss=None)
+
+
+def _first(values: list[float]) -> float | None:
+    return values[0] if values else None
+
+
+def _grouped(recovery: Recovery) -> tuple[bool, ...]:
+    """For each sentence whether it is proved, if its tokens are, that they stand in one."""
+    return recovery.grouped or (True,) * len(recovery.sentences)
 
 
 def _whole(sentence: Sentence, model: TextModel) -> bool:
@@ -253,6 +277,7 @@ def prepare(config: AuditConfig) -> AuditJob:
         assumed=found.notes,
         doubts=found.doubts,
         undropped=found.undropped,
+        inferred=found.inferred,
     )
     check_model(job)
     check_truth(job)

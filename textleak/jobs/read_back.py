@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textleak.events import Sentence
+from textleak.inference.clipped import WHAT as CLIPPED
 from textleak.inference.rate import TIMES_LEFT, is_round
 from textleak.words import count_of
 
@@ -13,7 +14,12 @@ _RATE = "learning rate"
 
 
 def read_back(
-    told: Sequence[Mapping[str, Any]], sentences: Sequence[Sentence], *, proof: str, rate: float | None
+    told: Sequence[Mapping[str, Any]],
+    sentences: Sequence[Sentence],
+    *,
+    proof: str,
+    rate: float | None = None,
+    norm: float | None = None,
 ) -> list[dict[str, Any]]:
     """The answers, with those that were open filled in.
 
@@ -22,10 +28,16 @@ def read_back(
         sentences: the text, proved in full.
         proof: "gradient" where its own update equals the one that was sent, "span" where each token is proved.
         rate: at which it does, where that was fitted.
+        norm: that its gradient was clipped to before, likewise.
     """
     learnt = _of_the_text(sentences, proof)
     if rate is not None:
         learnt[_RATE] = _fitted(rate)
+    if norm is not None:
+        evidence = (
+            "Fitted: clipped to this norm, the gradient of the text that was found makes this very update."
+        )
+        learnt[CLIPPED] = {"value": float(f"{norm:.4g}"), "evidence": evidence}
     return [
         {"what": one["what"], **learnt[one["what"]]}
         if one["what"] in learnt and (one["value"] is None or (one["what"] == _RATE and rate is not None))

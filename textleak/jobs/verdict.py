@@ -1,8 +1,9 @@
 """What an audit comes to, in a word and a sentence: a pure function of what was found.
 
 LEAKS: text that is proved, or more than half of the tokens where the truth is known. PARTLY: tokens or the vocabulary,
-not the text. NOT FOUND: this attack found nothing within this time, which says nothing of others. INCONCLUSIVE: it was
-cut off, or couldn't read the update at all.
+not the text: tokens that are proved each by itself are no text while nothing proves which of them stand together. NOT
+FOUND: this attack found nothing within this time, which says nothing of others. INCONCLUSIVE: it was cut off, or
+couldn't read the update at all.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ class Outcome:
         cut_off: whether it ended before it was through: time, steps, an interrupt.
         tokens: of the answer that text turns into, special ones aside.
         likely_tokens: of them that are likely, as all of a sentence explains the update best.
+        sure_tokens: of these that every other one tried in their places explains far worse.
         batch_tokens: of the whole batch, those of the tokenizer too, where the update tells or the server knows.
         proof: "gradient", "span" or None.
         proved_tokens: of them that are proved.
-        proved_sentences: sentences all of whose tokens are proved.
+        proved_sentences: sentences all of whose tokens are proved, and that they stand together.
+        grouped: whether it is proved of every sentence which tokens stand in it.
         fits_as_well: whether the answer's own update equals this one, and so do other texts'.
         match: share of tokens at their place; None where the truth isn't known.
         recall: share of tokens anywhere, likewise.
@@ -57,10 +60,12 @@ class Outcome:
     cut_off: bool = False
     tokens: int = 0
     likely_tokens: int = 0
+    sure_tokens: int = 0
     batch_tokens: int | None = None
     proof: str | None = None
     proved_tokens: int = 0
     proved_sentences: int = 0
+    grouped: bool = True
     fits_as_well: bool = False
     match: float | None = None
     recall: float | None = None
@@ -104,7 +109,8 @@ def _leaks(found: Outcome) -> Verdict | None:
         return Verdict(
             word=Word.LEAKS, sentence=f"The text came back, {count_of(found.tokens, 'token')} {proved}."
         )
-    if found.proved_sentences or 2 * found.proved_tokens > max(found.tokens, found.batch_tokens or 0):
+    most = 2 * found.proved_tokens > max(found.tokens, found.batch_tokens or 0)
+    if found.proved_sentences or (most and found.grouped):
         what = count_of(found.proved_tokens, "token")
         whole = (
             f", {count_of(found.proved_sentences, 'sentence')} among them whole"
@@ -126,9 +132,11 @@ def _place(found: Outcome) -> str:
 def _partly(found: Outcome) -> Verdict | None:
     cut = " The attack was cut off; more time may find more." if found.cut_off else ""
     if found.proved_tokens:
-        return _part(
-            f"{count_of(found.proved_tokens, 'token')} came back, proved by the layers' inputs; not the text.{cut}"
+        what = (
+            f"{count_of(found.proved_tokens, 'token')} came back, {_each(found)}proved by the layers' inputs"
         )
+        rest = "not the text" if found.grouped else "which of them stand together in a sentence isn't proved"
+        return _part(f"{what}; {rest}.{cut}")
     if found.match:
         return _part(
             f"{100 * found.match:.0f} % of the tokens came back at their place, less than half of the text.{cut}"
@@ -145,7 +153,7 @@ def _partly(found: Outcome) -> Verdict | None:
         )
         return _part(
             f"A likely text of {count_of(found.likely_tokens, 'token')} came back, not proved: in most such "
-            f"sentences a word is wrong, missing or out of place.{named}{cut}"
+            f"sentences a word is wrong, missing or out of place.{_sure(found)}{named}{cut}"
         )
     if found.vocabulary:
         return _part(
@@ -154,6 +162,14 @@ def _partly(found: Outcome) -> Verdict | None:
     if found.recall:
         return _part(f"{100 * found.recall:.0f} % of the tokens came back, none of them at its place.{cut}")
     return None
+
+
+def _sure(found: Outcome) -> str:
+    """How many of the likely tokens stand out, in a sentence with a space before it."""
+    if not found.sure_tokens:
+        return ""
+    of = "All" if found.sure_tokens == found.likely_tokens else f"{found.sure_tokens:,}"
+    return f" {of} of them fit far better than any other that was tried in their places, and such are seldom wrong."
 
 
 def _part(sentence: str) -> Verdict:

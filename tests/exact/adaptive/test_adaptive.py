@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tests.conftest import write_toy
 from textleak import recover
+from textleak.attacks import replay
 from textleak.attacks.replaying.batches import ReplayedBatch
 from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import FirstUpdate, ranked_tokens
@@ -400,9 +402,25 @@ def test_a_sentence_behind_steps_of_adamw_with_dropout_is_read_by_what_its_input
     assert sum(tokens[0] == token for tokens, token in zip(lists, true, strict=True)) < 4
     together = Together(view, FirstUpdate.of(view), lists)
     assert together.nearest() == true
-    assert together.rivals(true)[0] == true
+    rivals, clear = together.rivals(true)
+    assert rivals[0] == true
+    held, other = together._scores(
+        [
+            tuple(where[token] for where, token in zip(together._where, row, strict=True))
+            for row in (true, (*true[:2], true[3], true[2], *true[4:]))
+        ]
+    ).tolist()
+    assert 0 < clear[2] <= 1 - other / held
     answer = recover(shared, model, "replay")
     assert read(answer) == [true]
+    whole = ranked_tokens(
+        view, FirstUpdate.of(view), len(true), max(replay.Replay().proposals, replay._LISTED)
+    )
+    together = Together(view, FirstUpdate.of(view), whole)
+    _, clear = together.rivals(together.nearest())
+    sure = [position.confidence for position in answer.sentences[0].positions]
+    assert sure == pytest.approx([1 - math.exp(-apart / replay._SURER) for apart in clear], abs=1e-6)
+    assert min(sure) > 0
     assert (answer.sentences[0].label,) == secret.labels
     assert (answer.proof, answer.proved_tokens) == (None, 0)
     assert answer.stop is not Stop.VERIFIED

@@ -144,7 +144,8 @@ def test_two_sentences_behind_dropout_and_two_steps_are_read(
     shared, secret = shared_by(model, "he sat", "a dog ran home", client=steps, folder=tmp_path)
     recovery = recover(shared, model, "replay")
     assert sorted(tuple(p.id for p in s.positions) for s in recovery.sentences) == sorted(secret.ids)
-    assert recovery.stop is not Stop.PROVED  # of which tokens stand together
+    assert recovery.stop is not Stop.PROVED
+    assert recovery.grouped == (False, False)  # of which tokens stand together
     assert recovery.proved_tokens > 0
     assert not proved_wrong(recovery, secret)
 
@@ -242,6 +243,7 @@ def test_a_batch_behind_dropout_is_told_apart_by_its_attention(
     recovery = recover(shared, model, "span")
     assert sorted(tuple(p.id for p in s.positions) for s in recovery.sentences) == sorted(secret.ids)
     assert recovery.stop is Stop.PROVED
+    assert recovery.grouped == (True, True, True)
     assert not proved_wrong(recovery, secret)
 
 

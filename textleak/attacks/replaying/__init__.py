@@ -5,3 +5,9 @@ TOGETHER, MOVED_ROWS = "inputs together", "moved rows"
 
 LIKELY = frozenset({TOGETHER, MOVED_ROWS})
 """Both."""
+
+SURE = 0.8
+"""The confidence from which a likely token is called sure: every other one that was tried fits far worse in its place.
+
+Our choice; how many of these were right on minilm is in `tests/figures/README.md`, under Clients.
+"""

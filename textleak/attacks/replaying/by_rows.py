@@ -142,6 +142,26 @@ class ByRows:
         """By how much a correlation of so many entries is likelier than none; one of the wrong sign counts nothing."""
         return -self.model.embedding_size / 2 * math.log(1 - min(max(correlation, 0.0), _MOST) ** 2)
 
+    def clearness(self, state: State, own: Sequence[int]) -> list[list[float]]:
+        """How much likelier a step's sentences are than what any one change puts at a place; 0 where that isn't known.
+
+        For each sentence and place, in units of `worth`, at least 0. Nothing is looked at anew: changes that there was
+        no time for leave nothing clear.
+        """
+        best = self.worth(state, own)
+        clear = [[math.inf] * len(row) for row in state]
+        for other in self._changes(state, own, (*self.moved.several, *own)):
+            if sorted(other) == sorted(state):  # the same sentences in another order
+                continue
+            if any(row not in self._known for row in other):
+                return [[0.0] * len(row) for row in state]
+            apart = max(0.0, best - self.worth(other, own))
+            for row, changed, here in zip(state, other, clear, strict=True):
+                for t, (token, there) in enumerate(itertools.zip_longest(row, changed)):
+                    if token != there and t < len(row):
+                        here[t] = min(here[t], apart)
+        return clear
+
     def label(self, row: Row, own: Sequence[int]) -> int:
         """The class with which a sentence agrees best."""
         self._look([row])

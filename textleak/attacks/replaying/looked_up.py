@@ -6,6 +6,7 @@ signs of their rows (`by_rows`). The client's procedure isn't replayed, so nothi
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Generator, Sequence
 
@@ -22,6 +23,8 @@ from textleak.words import count_of
 # Trainer's four steps: 25 to 90 of the true sentences, and much the same of false orders of their tokens; on a toy with
 # rows of random signs 1.2 to 2.6 after searching).
 _STANDS_OUT = 6.0
+# In how many units of a likelihood's logarithm a token grows by 1 - 1/e surer (our choice; see `SURE`).
+_SURER = 10.0
 
 
 def looked_up_batch(view: View) -> Generator[Phase | Progress, None, Recovery | str]:
@@ -54,7 +57,8 @@ def looked_up_batch(view: View) -> Generator[Phase | Progress, None, Recovery | 
         found.append(best)
         if view.clock.over:
             break
-    sentences = _sentences(view, by_rows, moved.steps, found)
+    clear = [by_rows.clearness(state, own) for own, state in zip(moved.steps, found, strict=False)]
+    sentences = _sentences(view, by_rows, moved.steps, found, clear)
     return Recovery(
         sentences=sentences,
         stop=Stop.TIME if view.clock.over else Stop.CONVERGED,
@@ -91,29 +95,36 @@ def _longest(view: View, moved: MovedRows, sizes: Sequence[int]) -> int:
 
 
 def _sentences(
-    view: View, by_rows: ByRows, steps: Sequence[Sequence[int]], found: Sequence[State]
+    view: View,
+    by_rows: ByRows,
+    steps: Sequence[Sequence[int]],
+    found: Sequence[State],
+    clear: Sequence[Sequence[Sequence[float]]] = (),
 ) -> tuple[Sentence, ...]:
-    """Sentences as events carry them; those that don't stand out of chance are left open."""
+    """Sentences as events carry them; those that don't stand out of chance are left open.
+
+    Tokens are as sure as nothing else would do at their places, `clear` of each step; before that is known, as their
+    rows agree.
+    """
     sentences = []
-    for own, state in zip(steps, found, strict=False):
-        for row in state:
-            each = by_rows.agreement(row, own)
+    for number, (own, state) in enumerate(zip(steps, found, strict=False)):
+        for b, row in enumerate(state):
             stands_out = by_rows.mean_worth(row, own) >= _STANDS_OUT
-            sentences.append(_sentence(view, row, own, each, by_rows.label(row, own), stands_out=stands_out))
+            if clear:
+                sure = [1 - math.exp(-apart / _SURER) for apart in clear[number][b]]
+            else:
+                each = zip(row, by_rows.agreement(row, own), strict=True)
+                sure = [max(0.0, agreement) if token in own else 0.0 for token, agreement in each]
+            sentences.append(_sentence(view, row, sure, by_rows.label(row, own), stands_out=stands_out))
     return tuple(sentences)
 
 
-def _sentence(
-    view: View, row: Row, own: Sequence[int], each: Sequence[float], label: int, *, stands_out: bool
-) -> Sentence:
+def _sentence(view: View, row: Row, sure: Sequence[float], label: int, *, stands_out: bool) -> Sentence:
     model = view.text_model
     return to_sentence(
         model,
         row if stands_out else [-1] * len(row),
-        confidence=[
-            max(0.0, agreement) if stands_out and token in own else 0.0
-            for token, agreement in zip(row, each, strict=True)
-        ],
+        confidence=sure if stands_out else None,
         channels=[MOVED_ROWS if stands_out else ""] * len(row),
         label=label if stands_out else None,
     )

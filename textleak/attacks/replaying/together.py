@@ -78,15 +78,22 @@ class Together:
             self._scale(torch.stack([inputs_CI[at] for inputs_CI, at in zip(self._inputs, row, strict=True)]))
         return self._tokens(row)
 
-    def rivals(self, row: Row) -> list[Row]:
-        """Sentences a change or two from one that hold hardly less: that one, then those that hold most."""
+    def rivals(self, row: Row) -> tuple[list[Row], list[float]]:
+        """Sentences a change or two from one that hold hardly less, and how clear each place of that one is.
+
+        That one, then those that hold most. A place is as clear as all that have another token there hold less, as a
+        part of what that one holds.
+        """
         at = tuple(where[token] for where, token in zip(self._where, row, strict=True))
         rows = [at, *{*self._small(at), *self._large(at)} - {at}]
         scores_K = self._scores(rows)
         best_K = scores_K.topk(min(_RIVALS + 1, len(rows))).indices.tolist()
         least = (1 - _HARDLY) * float(scores_K[0])
         near = [index for index in best_K if index and float(scores_K[index]) >= least]
-        return [row, *(self._tokens(rows[index]) for index in near[:_RIVALS])]
+        other_KT = torch.tensor(rows) != torch.tensor(at)
+        best_T = scores_K[:, None].where(other_KT, -torch.inf).amax(0)
+        clear_T = (1 - best_T / scores_K[0]).clamp_min(0)
+        return [row, *(self._tokens(rows[index]) for index in near[:_RIVALS])], clear_T.tolist()
 
     def _tokens(self, at: Row) -> Row:
         return tuple(tokens[index] for tokens, index in zip(self.lists, at, strict=True))

@@ -257,6 +257,7 @@ def _several(view: View, search: Occurrences) -> Found:
         batch_size=known or (len(rows) if settled else None),
         complete=search.complete,
         proved=tuple(proved),
+        grouped=arrangement.proved,
         settled=settled,
         notes=(*_notes(search), *((note,) if search.complete and grouped < len(rows) else ())),
     )
@@ -272,6 +273,7 @@ def _copied(view: View, search: Occurrences, copies: Sequence[Row], ends: int | 
         rows=tuple(tuple(_ids(view, row)) for row in rows),
         batch_size=size,
         proved=tuple(tuple(pair in sure for pair in enumerate(row)) for row in rows),
+        grouped=(False,) * len(rows),
         notes=(*_notes(search), note),
     )
 

@@ -60,6 +60,7 @@ class Found:
         notes: what had to be assumed, in sentences: the size of a step.
         doubts: why the model may not be the client's, in sentences.
         undropped: what the server has if nothing was dropped, where that can't be told and dropout was assumed.
+        inferred: whether the client is what the update tells, so that it may have done what doesn't show.
     """
 
     model: TextModel
@@ -69,6 +70,7 @@ class Found:
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     undropped: SharedGradient | None = None
+    inferred: bool = False
 
 
 def find(config: AuditConfig) -> Found:
@@ -280,6 +282,7 @@ def _told(
         notes=notes,
         doubts=doubts if other is None else (*doubts, _DROPOUT_COUNTED),
         undropped=None if other is None else _called(config, shared(other, known)),
+        inferred=not config.client,
     )
 
 
