@@ -28,7 +28,8 @@ Leaves = Mapping[str, Tensor]
 """What the caller owns, by name, K first: embeddings, label logits, ids, pixels. Only sliced here."""
 
 ModelFunction = Callable[[Leaves], Tensor]
-"""Losses (K,) from leaves, by one call of the network on K * B rows, candidate after candidate."""
+"""Losses (K,) from leaves and nothing else that changes, by one call of the network on K * B rows, candidate after
+candidate."""
 
 _Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], object], Tensor]
 
