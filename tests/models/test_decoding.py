@@ -120,3 +120,13 @@ def test_tokens_of_a_text_can_be_reached_and_special_ones_can_not(family: str, t
     for sentence in ("the cat sat on the mat.", "a dog ran home"):
         content = model.tokenizer(sentence, add_special_tokens=False)["input_ids"]
         assert not barred & set(content)
+
+
+def test_a_table_that_was_changed_is_measured_anew() -> None:
+    rows = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    asked = torch.tensor([[1.0, 0.9]])
+    assert nearest_tokens(asked, rows).ids_NC.item() == 1
+    rows[1] *= torch.tensor([8.0, -1.0])
+    found = nearest_tokens(asked, rows, candidates=2)
+    assert found.ids_NC.tolist() == [[0, 1]]
+    assert found.similarity_NC[0, 1] == pytest.approx((8 - 0.9) / (1.81 * 65) ** 0.5)

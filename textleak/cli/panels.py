@@ -26,6 +26,7 @@ PANELS: Mapping[str, str] = {
             "device",
             "threads",
             "workers",
+            "together",
             "engine",
             "address",
             "dtype",

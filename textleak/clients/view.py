@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textleak.clients.base import Client, client_of, gradient_of
 from textleak.errors import InputError
-from textleak.matching import Limits, Matcher, Objective, Target
+from textleak.matching import Capture, Limits, Matcher, Objective, Pool, PooledMatcher, Target
 from textleak.matching.matcher import matched_names
 from textleak.models.base import Examples, Tensors
 from textleak.models.batches import TextExamples
@@ -87,6 +87,7 @@ class View:
         model: the public model as the client trains it, a `TextModel` or an `ImageModel`.
         client: the client's procedure.
         clock: when the attack has to end.
+        pool: other attacks' candidates go into the same calls of the network; None for this one's alone.
         known: parts of sentences that were run already on this model, for `own`; filled by who proves them.
     """
 
@@ -94,6 +95,7 @@ class View:
     model: AnyModel
     client: Client
     clock: Clock = dataclasses.field(default_factory=Clock)
+    pool: Pool | None = None
     known: Known = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -152,7 +154,10 @@ class View:
     def matcher(self, target: Target, objective: Objective, *, kinks: float = 0.0) -> Matcher:
         """Compares candidates' gradients with a target, by the client's own way to gradients."""
         names = matched_names(target, objective)
-        return Matcher(self.client.source(self.model.network, names, kinks=kinks), target, objective)
+        source = self.client.source(self.model.network, names, kinks=kinks)
+        if self.pool is None or not isinstance(source, Capture) or kinks:
+            return Matcher(source, target, objective)
+        return PooledMatcher(source, target, objective, pool=self.pool)
 
     def double(self) -> Self:
         """The same with the model in float64, made once: what reads spans and what certifies ask for it."""
@@ -160,7 +165,9 @@ class View:
 
     @functools.cached_property
     def _doubled(self) -> Self:
-        return dataclasses.replace(self, model=self.model.double())
+        make: Callable[[], AnyModel] = self.model.double
+        doubled = make() if self.pool is None else self.pool.once(self.model, "double", make)
+        return dataclasses.replace(self, model=doubled)
 
     def has(self, trait: Trait) -> bool:
         """Whether an attack may rely on something of how the client computes."""

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 from textleak import runs
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Work, failed
-from textleak.evaluation.records import Record
+from textleak.evaluation.records import Cell, Record
 from textleak.words import count_of
 
 # A batch whose worker died is given to another one so many times before it counts as failed (our choice).
@@ -39,14 +39,29 @@ class Engine(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
-    """One batch after the other, in this process."""
+    """In this process, one batch after the other or several of a cell together.
+
+    Attributes:
+        together: how many; one call of the network is then a step of all of them, where attacks optimize dummies.
+    """
+
+    together: int = 1
 
     def run(self, works: Iterable[Work], order: Order) -> Iterator[Record]:
         """Compute the batches."""
-        from textleak.evaluation.measure import measure
+        from textleak.evaluation.measure import measure, measure_together
 
+        if self.together == 1:
+            yield from (measure(work, order) for work in works)
+            return
+        waiting: dict[Cell, list[Work]] = {}
         for work in works:
-            yield measure(work, order)
+            same = waiting.setdefault(work.cell, [])
+            same.append(work)
+            if len(same) == self.together:
+                yield from measure_together(waiting.pop(work.cell), order)
+        for same in waiting.values():
+            yield from measure_together(same, order)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -292,7 +307,12 @@ def _on_ray(work: Work, order: Order) -> Record:
 
 
 def choose(
-    engine: str, *, workers: int | None = None, address: str | None = None, program: bool = False
+    engine: str,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    program: bool = False,
+    together: int = 1,
 ) -> Engine:
     """The engine of that name.
 
@@ -301,10 +321,17 @@ def choose(
         workers: processes, or batches at once on a cluster; None for one in this process, or for all that ray has.
         address: of a ray cluster.
         program: whether this process is textleak's own, so that what it begins may stay until it ends.
+        together: batches whose attacks take their steps together, in this process.
 
     Raises:
-        InputError: an unknown engine, or an address for one that has none.
+        InputError: an unknown engine, an address for one that has none, or batches together in several processes.
     """
+    if together > 1 and (engine != "local" or workers not in (None, 1)):
+        raise InputError(
+            "--together is for one process.",
+            why="Batches that take their steps together share the calls of one network.",
+            fix="Leave out --engine and --workers, or --together.",
+        )
     if engine == "ray":
         return Ray(address=address, workers=workers)
     if engine != "local":
@@ -312,5 +339,5 @@ def choose(
     if address is not None:
         raise InputError("--address is for --engine ray.", fix="Leave it out, or add --engine ray.")
     if workers is None or workers == 1:
-        return Local()
+        return Local(together=together)
     return Processes(workers=workers, copies=program and load_for_copies())

@@ -5,10 +5,11 @@ An engine calls `measure` in its own process or in any other; nothing but plain 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from textleak.exact.second_parts import view_as_seen
 from textleak.jobs.base import finite
 from textleak.jobs.parts import set_threads
 from textleak.jobs.text import SCORES, WORD_SCORES
+from textleak.matching import Pool, Spent
 from textleak.models import TextModel, load_model
 from textleak.private.secrets import Secret
 from textleak.private.share import share
@@ -41,8 +43,22 @@ def measure(work: Work, order: Order) -> Record:
     Raises:
         EvaluationError: what would go wrong in every other batch too.
     """
+    return _measure(work, order, None)
+
+
+def measure_together(works: Sequence[Work], order: Order) -> Iterator[Record]:
+    """The records of batches of one cell, as they come, whose attacks take their steps together.
+
+    Raises:
+        EvaluationError: what would go wrong in every other batch too.
+    """
+    pool = Pool()
+    return pool.run([functools.partial(_measure, work, order, pool) for work in works])
+
+
+def _measure(work: Work, order: Order, pool: Pool | None) -> Record:
     try:
-        return _measured(work, order)
+        return _measured(work, order, pool)
     except EvaluationError:
         raise
     except Exception as error:
@@ -51,7 +67,7 @@ def measure(work: Work, order: Order) -> Record:
         return failed(work, order, words if known else f"{type(error).__name__}: {words}")
 
 
-def _measured(work: Work, order: Order) -> Record:
+def _measured(work: Work, order: Order, pool: Pool | None) -> Record:
     cell, config = work.cell, order.config
     threads = set_threads(order.threads)
     model = _model(cell.model, cell.seed, config)
@@ -59,10 +75,10 @@ def _measured(work: Work, order: Order) -> Record:
     attack = ATTACKS.build(choice.name, choice.options)
     seed = seeds.of_batch(cell.seed, work.batch)
     shared, secret = _client(work, model, seed)
-    began, began_working = time.perf_counter(), time.process_time()
-    view = view_as_seen(shared, model)
+    began = _spent(pool)
+    view = dataclasses.replace(view_as_seen(shared, model), pool=pool)
     recovery = to_end(begin_on(attack, view, seed=seed, time_limit=config.time_limit))
-    seconds, worked = time.perf_counter() - began, time.process_time() - began_working
+    ended = _spent(pool)
     certificate = certificate_of(recovery, view)
     scores = scoring.score(recovery, secret, model)
     outputs = (*(score.recovered for score in scores.sentences), *scores.surplus)
@@ -89,8 +105,8 @@ def _measured(work: Work, order: Order) -> Record:
         notes=(*recovery.notes, *([certificate.reason] if certificate.reason else [])),
         steps=recovery.steps,
         evaluations=recovery.evaluations,
-        seconds=round(seconds, 3),
-        cpu_seconds=round(worked, 3),
+        seconds=round(ended.clock - began.clock, 3),
+        cpu_seconds=round(ended.processor - began.processor, 3),
         weights=model.weights,
         fingerprint=model.fingerprint,
         device=str(model.device),
@@ -101,6 +117,11 @@ def _measured(work: Work, order: Order) -> Record:
         worker=order.worker,
         versions=runs.versions(),
     )
+
+
+def _spent(pool: Pool | None) -> Spent:
+    """Seconds from some moment on; in a pool those of the batch that asks, its part of common calls among them."""
+    return Spent(clock=time.perf_counter(), processor=time.process_time()) if pool is None else pool.spent
 
 
 def _model(name: str, seed: int, config: EvaluationConfig) -> TextModel:

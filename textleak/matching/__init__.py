@@ -13,12 +13,14 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
   are replayed as a list of kernels (recorded.py).
 - optimizers.py: Adam, asked for points and told their worth; lbfgs.py: L-BFGS.  policies.py: patience and races, around
   them. moving.py: L-BFGS that tries moves where it stalls.
+- pool.py: runs on several gradients that share their calls of the network (coroutine.py).
 - driver.py: the one loop, its limits and its ending.
 - discrete.py: search over sequences of symbols.
 - bench.py: factored against formed gradients, and against what the machine can do (limit.py).
 """
 
 from textleak.matching.bench import BenchRow, Candidates, benchmark
+from textleak.matching.coroutine import Spent
 from textleak.matching.driver import (
     Ending,
     Iterate,
@@ -31,11 +33,12 @@ from textleak.matching.driver import (
 )
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.lbfgs import LBFGS
-from textleak.matching.matcher import Matcher
+from textleak.matching.matcher import Kin, Matcher
 from textleak.matching.moving import Move, Moving
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
 from textleak.matching.optimizers import Adam, LinearDecay, MilestoneDecay, Optimizer, StepDecay
 from textleak.matching.policies import Patient, Race
+from textleak.matching.pool import Pool, PooledMatcher
 from textleak.matching.rules import (
     Call,
     Contribution,
@@ -64,6 +67,7 @@ __all__ = [
     "Ending",
     "Formed",
     "Iterate",
+    "Kin",
     "Leaves",
     "Limits",
     "LinearDecay",
@@ -78,9 +82,12 @@ __all__ = [
     "Optimizer",
     "Outer",
     "Patient",
+    "Pool",
+    "PooledMatcher",
     "Project",
     "Race",
     "Rows",
+    "Spent",
     "SquaredL2",
     "StepDecay",
     "Sum",

@@ -34,8 +34,8 @@ candidate."""
 _Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], object], Tensor]
 
 # A rule is used where its gradient equals autograd's to this part of the gradient's norm.
-_RULE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-_COARSE_TOLERANCE = 5e-2  # bfloat16, float16
+RULE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+COARSE_TOLERANCE = 5e-2  # bfloat16, float16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -245,7 +245,7 @@ class Capture:
         if name not in found:
             return not bool(true_K.any())
         formed_K = form(found[name], tuple(true_K.shape[1:]))
-        tolerance = _RULE_TOLERANCE.get(true_K.dtype, _COARSE_TOLERANCE)
+        tolerance = RULE_TOLERANCE.get(true_K.dtype, COARSE_TOLERANCE)
         return float((formed_K - true_K).norm()) <= tolerance * (float(true_K.norm()) + 1e-3 * largest)
 
     @contextmanager

@@ -6,6 +6,7 @@ Shapes: K candidates, P matched tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 import torch
@@ -23,6 +24,19 @@ Answer = TypeVar("Answer")
 
 # Candidates a call unless told otherwise: large enough for full-speed products, small enough for the caches.
 _FIRST_CHUNK = {"cpu": 64, "cuda": 1024}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Kin:
+    """Which candidates of several matchers can go into one call of the network.
+
+    Attributes:
+        key: equal for those whose model functions do the same with their leaves.
+        along: by a leaf's name, the dimensions in which kin may differ: zeros at their ends change no answer.
+    """
+
+    key: Hashable
+    along: Callable[[str], tuple[int, ...]]
 
 
 class GradientSource(Protocol):
@@ -147,6 +161,7 @@ class Matcher:
         wrt: Iterable[str],
         *,
         beside: Callable[[Leaves], Tensor] | None = None,
+        kin: Kin | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Distances (K,) and their gradients with regard to the leaves in `wrt`, in chunks of candidates.
 
@@ -155,29 +170,43 @@ class Matcher:
             leaves: tensors with K first; they are left as they are.
             wrt: names of floating-point leaves; candidate k's gradient is that of candidate k's distance.
             beside: what else is to be minimized, (K,): a prior, asked once the network has run on the same leaves.
+            kin: which candidates of other matchers could go into the same call; for a pool's (`pool.py`) alone.
 
         Raises:
             AttackError: memory does not even suffice for one candidate.
         """
+        del kin
         names, chosen = tuple(leaves), tuple(wrt)
 
         def compute(values: Sequence[Tensor]) -> Tensors:
-            own = {
-                n: leaf.detach().requires_grad_(n in chosen) for n, leaf in zip(names, values, strict=True)
-            }
-            distances_K = self.distances(model_function, own)
-            if beside is not None:
-                distances_K = distances_K + beside(own)
-            gradients = torch.autograd.grad(
-                distances_K.sum(), [own[n] for n in chosen], allow_unused=True, materialize_grads=True
-            )
-            return distances_K.detach(), *gradients
+            part = dict(zip(names, values, strict=True))
+            distances_K, gradients = self.at_once(model_function, part, chosen, beside=beside)
+            return distances_K, *gradients.values()
 
         def some(part: dict[str, Tensor]) -> Tensors:
             return self._run((model_function, names, chosen) if beside is None else None, compute, part)
 
         distances_K, *gradients = map(torch.cat, zip(*self._chunked(some, leaves), strict=True))
         return distances_K, dict(zip(chosen, gradients, strict=True))
+
+    def at_once(
+        self,
+        model_function: ModelFunction,
+        leaves: Leaves,
+        wrt: Iterable[str],
+        *,
+        beside: Callable[[Leaves], Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `value_and_gradient`, all candidates in one call."""
+        chosen = tuple(wrt)
+        own = {name: leaf.detach().requires_grad_(name in chosen) for name, leaf in leaves.items()}
+        distances_K = self.distances(model_function, own)
+        if beside is not None:
+            distances_K = distances_K + beside(own)
+        gradients = torch.autograd.grad(
+            distances_K.sum(), [own[name] for name in chosen], allow_unused=True, materialize_grads=True
+        )
+        return distances_K.detach(), dict(zip(chosen, gradients, strict=True))
 
     def _run(self, function: Hashable | None, compute: Compute, part: dict[str, Tensor]) -> Tensors:
         """What is computed from a chunk of the leaves, by replay where the function is one that comes again."""

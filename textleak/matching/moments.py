@@ -28,7 +28,7 @@ def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absol
     names = tuple(name for name in target.tensors if name in found)
     if target.dtype is not None:
         found = {name: [in_dtype(part, target.dtype) for part in parts] for name, parts in found.items()}
-    plan = Plan()
+    plan = Plan(target.joined_columns)
     others: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
         tensor = target.tensors[name]
@@ -45,7 +45,9 @@ def moments_of(found: Mapping[str, list[Contribution]], target: Target, *, absol
     computed = [*plan.names, *others]
     order = [computed.index(name) for name in names]
     own_KP, cross_KP = (torch.cat(moment, 1)[:, order] for moment in zip(*parts, strict=True))
-    target_P = own_KP.new_tensor([target.tensors[name].squared_norm for name in names])
+    norms = [target.tensors[name].squared_norms or target.tensors[name].squared_norm for name in names]
+    target_P = own_KP.new_tensor(norms)
+    target_P = target_P if target_P.dim() == 1 else target_P.mT  # of a stack each candidate's, (K, P)
     scale_KP = None if target.rescaled is None else _scale(own_KP, target_P, names, target.rescaled)
     if scale_KP is not None:
         own_KP, cross_KP = own_KP * scale_KP.square(), cross_KP * scale_KP

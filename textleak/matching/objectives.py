@@ -22,7 +22,7 @@ class Moments:
         names: the P tensors.
         own_KP: ‖g'‖².
         cross_KP: ⟨g', g⟩.
-        target_P: ‖g‖².
+        target_P: ‖g‖²; (K, P) where each candidate has its own.
         absolute_KP: ‖g' − g‖₁, None unless the objective asked for it.
     """
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from textleak.matching.linear import onednn_pays, product
 from textleak.matching.rules import Contribution, Formed, Outer, Rows, Sum
 from textleak.matching.single import dot, joined, same
-from textleak.matching.target import TargetTensor
+from textleak.matching.target import JoinedColumns, TargetTensor
 
 
 class _Factor:
@@ -34,7 +34,10 @@ class _Factor:
     def __init__(self, values_KND: Tensor) -> None:
         self.shape = values_KND.shape
         self.values_KND: Tensor | None = values_KND
-        self.columns_RD: list[Tensor] = []  # the targets' factors that it is multiplied by
+        self.columns: list[
+            Tensor
+        ] = []  # the target's factors that it is multiplied by, (D, R) or a stack (K, D, R)
+        self.columns_RD: Tensor | None = None  # all of them
         self.rank = 0
         self.products_KNR: Tensor | None = None
         self.gram_KNN: Tensor | None = None
@@ -44,15 +47,15 @@ class _Factor:
 
     def multiply_by(self, column_DR: Tensor) -> slice:
         """Where the product with `column_DR` will be found among all products."""
-        self.columns_RD.append(column_DR.mT)
-        self.rank += column_DR.shape[1]
-        return slice(self.rank - column_DR.shape[1], self.rank)
+        self.columns.append(column_DR)
+        self.rank += column_DR.shape[-1]
+        return slice(self.rank - column_DR.shape[-1], self.rank)
 
-    def derive(self, values_KND: Tensor) -> None:
+    def derive(self, values_KND: Tensor, joined_columns: JoinedColumns) -> None:
         """Products and Gram matrix, if some weight is made of this factor (a sum needs neither)."""
         if self.rank:
-            self.columns_RD = [torch.cat(self.columns_RD)]
-            self.products_KNR = product(values_KND, self.columns_RD[0])
+            self.columns_RD = joined_columns.of(self.columns)
+            self.products_KNR = _product(values_KND, self.columns_RD)
             self.gram_KNN = _gram(values_KND)
 
     def recall(self, values_KND: Tensor | None, products_KNR: Tensor | None, gram_KNN: Tensor | None) -> None:
@@ -71,7 +74,8 @@ class _Factor:
             return self.to_sum_KD.unsqueeze(1).expand(self.shape)
         assert self.to_gram_KNN is not None
         assert self.values_KND is not None
-        result_KND = product(self.to_products_KNR, self.columns_RD[0].mT)
+        assert self.columns_RD is not None
+        result_KND = _product(self.to_products_KNR, self.columns_RD.mT)
         result_KND.baddbmm_(self.to_gram_KNN, self.values_KND, alpha=2)  # the Gram matrix is symmetric
         return result_KND if self.to_sum_KD is None else result_KND.add_(self.to_sum_KD.unsqueeze(1))
 
@@ -134,22 +138,31 @@ class _SumMoments:
         self.factors: list[_Factor] = []
         self.goals_D: list[Tensor] = []
 
+    def _goals(self) -> Tensor:
+        """(S, D), of a stack (K, S, D)."""
+        return torch.stack(self.goals_D, -2)
+
     def forward(self, sums_KSD: Tensor) -> tuple[Tensor, Tensor]:
         """‖g'‖² and ⟨g', g⟩, (K, S) each."""
-        return sums_KSD.square().sum(2), (sums_KSD * torch.stack(self.goals_D)).sum(2)
+        return sums_KSD.square().sum(2), (sums_KSD * self._goals()).sum(2)
 
     def backward(self, sums_KSD: Tensor, to_own_KS: Tensor, to_cross_KS: Tensor) -> None:
         """Add these tensors' parts to their factors' derivatives."""
-        all_KSD = to_cross_KS.unsqueeze(2) * torch.stack(self.goals_D)
+        all_KSD = to_cross_KS.unsqueeze(2) * self._goals()
         all_KSD.addcmul_(to_own_KS.unsqueeze(2), sums_KSD, value=2)
         for factor, mine_KD in zip(self.factors, all_KSD.unbind(1), strict=True):
             factor.to_sum_KD = mine_KD if factor.to_sum_KD is None else factor.to_sum_KD + mine_KD
 
 
 class Plan:
-    """What is to be computed, with each factor once however many tensors share it."""
+    """What is to be computed, with each factor once however many tensors share it.
 
-    def __init__(self) -> None:
+    Args:
+        joined_columns: of the target.
+    """
+
+    def __init__(self, joined_columns: JoinedColumns) -> None:
+        self.joined_columns = joined_columns
         self.factors: list[_Factor] = []
         self.weights: list[_OuterMoments | _RowsMoments] = []
         self.sums: dict[int, _SumMoments] = {}  # by size
@@ -182,11 +195,11 @@ class Plan:
         outer = [part for part in contributions if isinstance(part, Outer)]
         rows = [part for part in contributions if isinstance(part, Rows)]
         if not outer and not rows:
-            goal_D = target.formed().flatten()
-            sums = self.sums.setdefault(len(goal_D), _SumMoments())
+            goal_D = target.formed().flatten(len(target.leading))
+            sums = self.sums.setdefault(goal_D.shape[-1], _SumMoments())
             sums.factors.append(self._factor([_terms(part) for part in contributions]))
             sums.goals_D.append(goal_D)
-            self._sum_names.setdefault(len(goal_D), []).append(name)
+            self._sum_names.setdefault(goal_D.shape[-1], []).append(name)
             return True
         if target.left_OR is None or target.right_IR is None:
             return False
@@ -209,7 +222,7 @@ class Plan:
                     right=right,
                     right_R=right.multiply_by(target.right_IR),
                     same_KNN=same(rows_KN, target.left_OR.dtype),
-                    left_KNR=target.left_OR[rows_KN],
+                    left_KNR=target.left_rows(rows_KN),
                 )
             )
         else:
@@ -234,7 +247,7 @@ class _PlannedMoments(torch.autograd.Function):
         own, cross = [], []
         for factor, values in zip(plan.factors, values_KND, strict=True):
             factor.values_KND = values
-            factor.derive(values)
+            factor.derive(values, plan.joined_columns)
         for weight in plan.weights:
             own_K, cross_K = weight.forward()
             own.append(own_K.unsqueeze(1))
@@ -289,6 +302,11 @@ def _values(factor: _Factor) -> Tensor:
 def _part(products_KNR: Tensor | None, which_R: slice) -> Tensor:
     assert products_KNR is not None
     return products_KNR[..., which_R]
+
+
+def _product(values_KND: Tensor, columns_RD: Tensor) -> Tensor:
+    """Candidates' values times the target's factors, of a stack (K, R, D) each candidate's own."""
+    return product(values_KND, columns_RD) if columns_RD.dim() == 2 else values_KND @ columns_RD.mT
 
 
 def _gram(x_KND: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ Shapes: K candidates, M and N uses of a weight, O and I its sides, S rows that a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from textleak.matching.rules import Contribution, Formed, Outer, Rows, Sum
 from textleak.matching.target import TargetTensor
@@ -62,7 +63,8 @@ def cross(contributions: list[Contribution], target: TargetTensor) -> Tensor:
     total: Tensor | None = None
     for part in contributions:
         if isinstance(part, Formed | Sum):
-            found = form([part], target.shape).flatten(1) @ target.formed().flatten()
+            goal = target.formed().flatten(len(target.leading))
+            found = (form([part], target.shape).flatten(1) * goal).sum(1)
         elif isinstance(part, Outer):
             found = dot(part.left_KNO, target.apply(part.right_KNI))
         else:
@@ -97,28 +99,54 @@ def _compared(formed_K: Tensor, target: TargetTensor) -> Tensor:
     return matrix_K if target.rows_S is None else matrix_K[:, target.rows_S]
 
 
+# Entries of a block of rows that is formed: two such blocks fit into a core's second-level cache.
+_BLOCK = 128 * 1024
+
+
 class _FormedAbsolute(torch.autograd.Function):
-    """Σ |LᵀR − G|, forming one candidate's gradient at a time and keeping none of them."""
+    """Σ |LᵀR − G|, forming some rows of one candidate's difference at a time and keeping none of them.
+
+    The difference is piecewise linear in the factors, so its derivatives are taken while its signs are at hand.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, left_KNO: Tensor, right_KNI: Tensor, goal_OI: Tensor) -> Tensor:
-        ctx.save_for_backward(left_KNO, right_KNI, goal_OI)
-        return torch.stack(
-            [
-                (left_NO.mT @ right_NI - goal_OI).abs().sum()
-                for left_NO, right_NI in zip(left_KNO, right_KNI, strict=True)
-            ]
-        )
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_K: Tensor) -> tuple[Tensor, Tensor, None]:
-        left_KNO, right_KNI, goal_OI = ctx.saved_tensors  # type: ignore[attr-defined]
-        to_left, to_right = torch.empty_like(left_KNO), torch.empty_like(right_KNI)
+    def forward(
+        ctx: FunctionCtx, left_KNO: Tensor, right_KNI: Tensor, target: TargetTensor, slopes: bool
+    ) -> Tensor:
+        to_left, to_right = torch.empty_like(left_KNO), torch.zeros_like(right_KNI)
+        distances = []
+        rows = max(1, _BLOCK // right_KNI.shape[-1])
         for k, (left_NO, right_NI) in enumerate(zip(left_KNO, right_KNI, strict=True)):
-            sign_OI = (left_NO.mT @ right_NI - goal_OI).sign_().mul_(grad_K[k])
-            torch.mm(right_NI, sign_OI.mT, out=to_left[k])
-            torch.mm(left_NO, sign_OI, out=to_right[k])
-        return to_left, to_right, None
+            difference = _difference(left_NO, right_NI, target, k)
+            total = left_NO.new_zeros(())
+            for start in range(0, left_NO.shape[1], rows):
+                some = slice(start, start + rows)
+                difference_OI = difference(some)
+                total += difference_OI.abs().sum()
+                if slopes:
+                    sign_OI = difference_OI.sign_()
+                    torch.mm(right_NI, sign_OI.mT, out=to_left[k][:, some])
+                    to_right[k].addmm_(left_NO[:, some], sign_OI)
+            distances.append(total)
+        ctx.save_for_backward(to_left, to_right)
+        return torch.stack(distances)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_K: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        to_left, to_right = ctx.saved_tensors  # type: ignore[attr-defined]
+        return to_left * grad_K[:, None, None], to_right * grad_K[:, None, None], None, None
+
+
+def _difference(left_NO: Tensor, right_NI: Tensor, target: TargetTensor, k: int) -> Callable[[slice], Tensor]:
+    """What gives some rows of LᵀR − G, G the target's or, of a stack, candidate k's."""
+    own = (k,) if target.leading else ()
+    if target.left_OR is None or target.right_IR is None:
+        goal_OI = target.formed()[own].flatten(1)
+        return lambda some: torch.addmm(goal_OI[some], left_NO[:, some].mT, right_NI, beta=-1)
+    both_left = torch.cat([left_NO, -target.left_OR[own].mT])
+    both_right = torch.cat([right_NI, target.right_IR[own].mT])
+    return lambda some: both_left[:, some].mT @ both_right
 
 
 def absolute_distance(
@@ -129,13 +157,13 @@ def absolute_distance(
     if len(outer) == len(contributions) and target.mask is None:
         left, right = joined([part.left_KNO for part in outer]), joined([part.right_KNI for part in outer])
         left = left if scale_K is None else left * scale_K[:, None, None]
-        goal_OI = target.formed().flatten(1)
-        return cast(Tensor, _FormedAbsolute.apply(left, right, goal_OI))  # type: ignore[no-untyped-call]
+        slopes = torch.is_grad_enabled()
+        return cast(Tensor, _FormedAbsolute.apply(left, right, target, slopes))  # type: ignore[no-untyped-call]
     found_K = _compared(form(contributions, target.shape), target)
     found_K = (found_K if target.mask is None else found_K * target.mask).flatten(1)
     found_K = found_K if scale_K is None else found_K * scale_K[:, None]
     goal = target.formed() if target.mask is None or target.dense is None else target.dense
-    return (found_K - goal.flatten()).abs().sum(1)
+    return (found_K - goal.flatten(len(target.leading))).abs().sum(1)
 
 
 def dot(a: Tensor | None, b: Tensor | None) -> Tensor:

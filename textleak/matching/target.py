@@ -6,12 +6,13 @@ factors (noise) stays dense.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from textleak.errors import InputError
 from textleak.matching.linear import linear
@@ -57,15 +58,16 @@ NO_DAMAGE = Damage()
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TargetTensor:
-    """One tensor of the shared gradient.
+    """One tensor of the shared gradient, or one of each candidate's own in a stack, K first in all that it has.
 
     Attributes:
         shape: the parameter's; one of more than two dimensions (a convolution) is kept as a matrix (O, the rest).
         left_OR, right_IR: thin factors, G = left rightᵀ; None when `dense` is kept.
         dense: the tensor itself, or its compared rows where it is masked; None when factored.
-        squared_norm: ‖G‖² of what is compared, taken in float64.
+        squared_norm: ‖G‖² of what is compared, taken in float64; of a stack that of all together.
         rows_S: which rows of a masked tensor are compared; None for all.
         mask: of a masked tensor, 1 for the compared entries that are left.
+        squared_norms: of a stack, each candidate's.
     """
 
     shape: tuple[int, ...]
@@ -75,6 +77,7 @@ class TargetTensor:
     dense: Tensor | None = None
     rows_S: Tensor | None = None
     mask: Tensor | None = None
+    squared_norms: tuple[float, ...] = ()
 
     def to(self, like: Tensor) -> TargetTensor:
         """The same with the device and type of another tensor."""
@@ -83,28 +86,56 @@ class TargetTensor:
         return replace(self, **moved, rows_S=None if self.rows_S is None else self.rows_S.to(like.device))
 
     def formed(self) -> Tensor:
-        """G itself."""
+        """G itself; of a stack all of them, (K, *shape)."""
         if self.dense is not None:
-            return self.dense.view(self.shape)
+            return self.dense.view(*self.leading, *self.shape)
         assert self.left_OR is not None
         assert self.right_IR is not None
-        return (self.left_OR @ self.right_IR.mT).view(self.shape)
+        return (self.left_OR @ self.right_IR.mT).view(*self.leading, *self.shape)
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """(K,) of a stack, () of one tensor for all candidates."""
+        return (len(self.squared_norms),) if self.squared_norms else ()
 
     def apply(self, x_I: Tensor) -> Tensor:
         """G x, over the last dimension of x (..., I)."""
         if self.dense is not None:
-            return linear(x_I, self.dense)
+            return _times(x_I, self.dense)
         assert self.left_OR is not None
         assert self.right_IR is not None
-        return linear(linear(x_I, self.right_IR.mT), self.left_OR)
+        return _times(_times(x_I, self.right_IR.mT), self.left_OR)
 
     def rows(self, index: Tensor) -> Tensor:
-        """Rows of G, (..., I)."""
+        """Rows of G, (..., I); of a stack, candidate k's own."""
         if self.dense is not None:
-            return self.dense[index]
-        assert self.left_OR is not None
+            return self._at(self.dense, index)
         assert self.right_IR is not None
-        return linear(self.left_OR[index], self.right_IR)
+        return _times(self.left_rows(index), self.right_IR)
+
+    def left_rows(self, index: Tensor) -> Tensor:
+        """Rows of the left factor, (..., R); of a stack, candidate k's own."""
+        assert self.left_OR is not None
+        return self._at(self.left_OR, index)
+
+    def _at(self, matrix: Tensor, index: Tensor) -> Tensor:
+        if not self.leading:
+            return matrix[index]
+        return matrix[torch.arange(len(matrix), device=matrix.device)[:, None], index]
+
+
+class JoinedColumns:
+    """A target's factors side by side, as candidates' are multiplied by them; those asked for before are kept."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[list[Tensor], Tensor]] = {}
+
+    def of(self, columns_DR: list[Tensor]) -> Tensor:
+        """All of them, (R, D), R of all together; of a stack (K, R, D)."""
+        key = tuple(map(id, columns_DR))
+        if key not in self._known:  # ids are good while the tensors live
+            self._known[key] = columns_DR, torch.cat([column_DR.mT for column_DR in columns_DR], -2)
+        return self._known[key][1]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,12 +147,14 @@ class Target:
         dropped: tensors left out as their gradient is only rounding noise (key biases are 0 in theory).
         rescaled: see `Damage`.
         dtype: in which candidates' gradients are compared with it, whatever they are computed in; None for that.
+        joined_columns: its factors as they were asked for.
     """
 
     tensors: dict[str, TargetTensor]
     dropped: tuple[str, ...] = ()
     rescaled: Rescaled | None = None
     dtype: torch.dtype | None = None
+    joined_columns: JoinedColumns = field(default_factory=JoinedColumns, init=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,6 +165,25 @@ class Target:
     def squared_norm(self) -> float:
         """‖G‖² over all matched tensors."""
         return sum(tensor.squared_norm for tensor in self.tensors.values())
+
+    def stacks_with(self, other: Target) -> bool:
+        """Whether candidates of two gradients can be compared in one call, each with its own."""
+        return (
+            (self.names, self.dtype) == (other.names, other.dtype)
+            and self.rescaled is None
+            and other.rescaled is None
+            and all(
+                mine.mask is None and theirs.mask is None and mine.shape == theirs.shape
+                for mine, theirs in zip(self.tensors.values(), other.tensors.values(), strict=True)
+            )
+        )
+
+    @classmethod
+    def stack(cls, targets: Sequence[Target]) -> Target:
+        """One gradient a candidate, K in all, that stack with each other."""
+        first = targets[0]
+        tensors = {name: _stacked([target.tensors[name] for target in targets]) for name in first.names}
+        return cls(tensors=tensors, dtype=first.dtype)
 
     @classmethod
     def from_gradients(
@@ -181,6 +233,28 @@ class Target:
             )
         dropped = tuple(name for name in gradients if name not in tensors)
         return cls(tensors=tensors, dropped=dropped, rescaled=damage.rescaled, dtype=dtype)
+
+
+def _stacked(tensors: Sequence[TargetTensor]) -> TargetTensor:
+    """Tensors of one shape, K first: as thin factors, filled up with zeros to one rank, where all have them."""
+    norms = tuple(tensor.squared_norm for tensor in tensors)
+    stack = TargetTensor(shape=tensors[0].shape, squared_norm=sum(norms), squared_norms=norms)
+    lefts = [tensor.left_OR for tensor in tensors if tensor.left_OR is not None]
+    rights = [tensor.right_IR for tensor in tensors if tensor.right_IR is not None]
+    if len(lefts) < len(tensors):
+        formed = [tensor.formed() for tensor in tensors]
+        return replace(stack, dense=torch.stack([one if one.dim() < 2 else one.flatten(1) for one in formed]))
+    rank = max(left.shape[1] for left in lefts)
+    left, right = (
+        torch.stack([functional.pad(part, (0, rank - part.shape[1])) for part in parts])
+        for parts in (lefts, rights)
+    )
+    return replace(stack, left_OR=left, right_IR=right)
+
+
+def _times(x_I: Tensor, matrix_OI: Tensor) -> Tensor:
+    """X Gᵀ, of a stack (K, O, I) candidate by candidate."""
+    return linear(x_I, matrix_OI) if matrix_OI.dim() == 2 else x_I @ matrix_OI.mT
 
 
 def _target_of(gradient: Tensor, norm: float, damage: Damage, floor: float) -> TargetTensor:

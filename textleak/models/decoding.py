@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from textleak.events import Label, Position, Sentence, TokenGuess
 from textleak.models import TextModel
@@ -55,13 +56,14 @@ def nearest_tokens(
     best_similarity = embeddings_NE.new_empty(len(embeddings_NE), 0)
     best_ids = torch.empty(len(embeddings_NE), 0, dtype=torch.long, device=embeddings_NE.device)
     unit_NE = torch.nn.functional.normalize(embeddings_NE, dim=-1)
+    lengths_V = _row_norms(table_VE) if metric == "cosine" else None
     barred = torch.zeros(len(table_VE), dtype=torch.bool, device=table_VE.device)
     barred[sorted(excluded)] = True
     step = max(1, min(_ROWS, _NUMBERS // table_VE.shape[1]))
     for start in range(0, len(table_VE), step):
         rows_VE = table_VE[start : start + step]
-        if metric == "cosine":
-            similarity_NV = unit_NE @ torch.nn.functional.normalize(rows_VE, dim=-1).T
+        if lengths_V is not None:
+            similarity_NV = (unit_NE @ rows_VE.T).div_(lengths_V[start : start + step])
         else:
             similarity_NV = -torch.cdist(embeddings_NE, rows_VE)
         similarity_NV = similarity_NV.masked_fill(barred[start : start + step], -torch.inf)
@@ -71,6 +73,20 @@ def nearest_tokens(
         top = similarity.topk(min(candidates, similarity.shape[1]), dim=1)
         best_similarity, best_ids = top.values, ids.gather(1, top.indices)
     return Neighbors(ids_NC=best_ids, similarity_NC=best_similarity)
+
+
+# Of tables that were looked through, with what torch counts changes by: an attack looks through one every few steps.
+_norms = WeakTensorKeyDictionary()
+
+
+def _row_norms(table_VE: Tensor) -> Tensor:
+    """Lengths of a table's rows, (V,), at least a tiny one; kept until the table is changed."""
+    if table_VE not in _norms or _norms[table_VE][0] != table_VE._version:
+        tiny = torch.finfo(table_VE.dtype).tiny
+        norms_V = torch.linalg.vector_norm(table_VE, dim=-1).clamp_min(tiny)
+        _norms[table_VE] = table_VE._version, norms_V
+    found: Tensor = _norms[table_VE][1]
+    return found
 
 
 # What `unreachable_tokens` has found: an evaluation asks again for each batch.

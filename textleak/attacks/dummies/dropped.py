@@ -54,6 +54,10 @@ class DroppedDummies(Dummies):
         """The leaves that are optimized."""
         return (*super().free, *self.masks)
 
+    @property
+    def kin(self) -> None:
+        """None: a mask fits one batch's shape."""
+
     def draw(self, candidates: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Where candidates start."""
         drawn = super().draw(candidates, generator)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from textleak.errors import InputError
 from textleak.events import Sentence, Tokens
-from textleak.matching import Leaves, Matcher
+from textleak.matching import Kin, Leaves, Matcher
 from textleak.models import Targets, TextModel
 from textleak.models.decoding import fixed_tokens, nearest_tokens, to_sentence, unreachable_tokens
 from textleak.shared.gradient import SharedGradient
@@ -93,7 +93,17 @@ class Dummies:
 
     def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimized: the distance."""
-        return matcher.value_and_gradient(self.losses, leaves, self.free)
+        return matcher.value_and_gradient(self.losses, leaves, self.free, kin=self.kin)
+
+    @property
+    def kin(self) -> Kin | None:
+        """Dummies of other batches that go into the same call: as many sentences, of any length, of the same model."""
+        return Kin(key=(id(self.model.network), self.free), along=self._along_filled)
+
+    def _along_filled(self, name: str) -> tuple[int, ...]:
+        """The dimensions of any leaf, those given too, along which a shorter batch is filled up with padding."""
+        whole = ("labels", "weights") if self.model.task == "classification" else ()
+        return () if name in whole else (2,)
 
     def pixels(self, leaves: Leaves) -> None:
         """None: these are sentences."""
