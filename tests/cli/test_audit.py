@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from tests.published import fitting
@@ -291,16 +291,43 @@ def test_dropout_that_is_counted_as_on_is_said_to_be_no_more_than_assumed(
     assert not any(said in note for note in verdict_of(*asked, "--client", "one-step")["notes"])
 
 
-def test_texts_of_two_parts_are_said_not_to_be_read(training: Path, tmp_path: Path) -> None:
+def of_two_parts(training: Path) -> dict[str, torch.Tensor]:
+    """The gradient that transformers forms of a pair."""
     network = AutoModelForSequenceClassification.from_pretrained(training / "before")
     ids = torch.tensor([[2, 7, 8, 3, 9, 3]])
-    network(
-        input_ids=ids, token_type_ids=torch.tensor([[0, 0, 0, 0, 1, 1]]), labels=torch.tensor([1])
-    ).loss.backward()
-    torch.save({name: p.grad for name, p in network.named_parameters()}, tmp_path / "a.pt")
-    result = verdict_of(tmp_path / "a.pt", "-m", training / "before", "--time-limit", "5s")
-    assert result["verified"] is not True
-    assert any("token_type_ids of 1" in note for note in result["notes"])
+    types = torch.tensor([[0, 0, 0, 0, 1, 1]])
+    network(input_ids=ids, token_type_ids=types, labels=torch.tensor([1])).loss.backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def test_texts_of_two_parts_are_read_as_such(training: Path, tmp_path: Path) -> None:
+    gradients = of_two_parts(training)
+    torch.save(gradients, tmp_path / "a.pt")
+    result = verdict_of(tmp_path / "a.pt", "-m", training / "before")
+    tokenizer = AutoTokenizer.from_pretrained(training / "before")
+    first, second = (tokenizer.decode(part) for part in ([7, 8], [9]))
+    assert result["verdict"] == "LEAKS"
+    assert result["verified"]
+    assert [one["recovered"] for one in result["sentences"]] == [f"{first} [SEP] {second}"]
+    assert not any("two parts" in note for note in result["notes"])
+
+
+def test_that_texts_may_be_of_two_parts_is_said_where_nothing_tells(training: Path, tmp_path: Path) -> None:
+    gradients = of_two_parts(training)
+    torch.save({name: g for name, g in gradients.items() if "classifier" in name}, tmp_path / "a.pt")
+    asked = (tmp_path / "a.pt", "-m", training / "before", "--time-limit", "2s")
+    assert any("of two parts" in note and "can't be told" in note for note in verdict_of(*asked)["notes"])
+
+
+def test_texts_of_two_parts_are_said_not_to_be_found_where_no_span_holds_them(
+    training: Path, tmp_path: Path
+) -> None:
+    gradients = of_two_parts(training)
+    kept = {name: g for name, g in gradients.items() if "classifier" in name or "token_type" in name}
+    torch.save(kept, tmp_path / "a.pt")
+    result = verdict_of(tmp_path / "a.pt", "-m", training / "before", "--time-limit", "2s")
+    assert not result["proof"]
+    assert any("second part wasn't found is no sign of safety" in note for note in result["notes"])
 
 
 def test_what_there_is_to_audit_has_to_be_said_once(training: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch
 import textleak
 from tests.conftest import ToyModel, write_toy
 from textleak import recover
-from textleak.clients import CLIENTS
+from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Recovery, Stop
@@ -169,6 +170,33 @@ def test_pairs_and_texts_of_one_part_come_back_whole_of_a_pretrained_model(minil
     texts, labels = [PAIRS[0], "It rained all day.", PAIRS[2], "Nobody came."], [1, 0, 0, 1]
     shared, ids = sent(minilm, texts, labels, share="no-embeddings")
     assert_whole(recover(shared, minilm, "auto"), ids, labels)
+
+
+@pytest.mark.parametrize("share_", ["all", "no-embeddings"])
+@pytest.mark.parametrize("know", ["batch-size", "nothing"])
+@pytest.mark.parametrize("texts", [("he sat on the mat [SEP] a dog",), ("he sat [SEP] a dog", "we ran home")])
+def test_dropout_hides_no_second_part(
+    texts: Sequence[str], know: str, share_: str, encoder: Callable[..., TextModel]
+) -> None:
+    model = encoder()
+    client = composed([CLIENTS.build(kind, {}) for kind in ("pairs", "train-mode")])
+    shared, secret = share(model, texts, client=client, share=share_, know=know, seed=1)
+    # Which texts are pairs isn't told.
+    untold = dataclasses.replace(shared.client, kinds=(("train-mode", {}),))
+    recovery = recover(dataclasses.replace(shared, client=untold), model, "span")
+    assert recovery.stop is Stop.PROVED
+    assert {tuple(p.id for p in s.positions) for s in recovery.sentences} == set(secret.ids)
+
+
+@pytest.mark.parametrize("know", ["batch-size", "nothing"])
+def test_behind_dropout_a_separator_alone_is_no_end(know: str, encoder: Callable[..., TextModel]) -> None:
+    model = encoder()
+    client = CLIENTS.build("train-mode", {})
+    text = "he sat on the mat [SEP] a dog"
+    shared, secret = share(model, text, client=client, share="no-embeddings", know=know, seed=1)
+    recovery = recover(shared, model, "span")
+    assert recovery.stop is Stop.PROVED
+    assert [tuple(p.id for p in s.positions) for s in recovery.sentences] == list(secret.ids)
 
 
 @pytest.mark.parametrize("share_", ["all", "no-embeddings"])

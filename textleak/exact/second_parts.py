@@ -39,21 +39,22 @@ def view_as_seen(shared: SharedGradient, model: AnyModel) -> View:
     return dataclasses.replace(view, model=view.model.in_pairs())
 
 
-def holds_pairs(view: View) -> bool:
-    """Whether the gradient is of texts of two parts; False where that doesn't show."""
+def holds_pairs(view: View) -> bool | None:
+    """Whether the gradient is of texts of two parts, some of them; None where that can't be told."""
     model = view.text_model
-    parts = model.parts if view.shared.noise_sigma == 0 else None
+    parts = model.parts
     if parts is None:
         return False
+    if view.shared.noise_sigma > 0:
+        return None
     rows_PE = view.shared.gradients.get(parts.weight_name)
     plain = view.has(Trait.ONE_POINT) and view.has(Trait.SCALED) and not view.shared.seen_effects
     if rows_PE is not None:
         return bool(rows_PE[1].any()) if plain else _moved(rows_PE, model.parameters[parts.weight_name])
     if not (view.has(Trait.IN_SPAN) and view.has(Trait.ADDITIVE)):
-        return False
-    return any(
-        _ends_inside(model, parts, layers[0], span) for layers, span in shared_spans(model, view.shared)
-    )
+        return None
+    spans = [(layers[0], span) for layers, span in shared_spans(model, view.shared) if span.clear]
+    return any(_ends_inside(model, parts, layer, span) for layer, span in spans) if spans else None
 
 
 def _moved(rows_PE: Tensor, weights_PE: Tensor) -> bool:
@@ -66,9 +67,7 @@ def _moved(rows_PE: Tensor, weights_PE: Tensor) -> bool:
 
 
 def _ends_inside(model: TextModel, parts: Parts, layer: LocalLayer, span: InputSpan) -> bool:
-    """Whether what ends a second part lies in a span at any place that it can stand at."""
-    if not span.clear:
-        return False
+    """Whether what ends a second part lies in a clear span at any place that it can stand at."""
     end = model.suffix_ids[-1]
     count = min(span.rank, model.max_length) if layer.depends_on_position else 1
     ids_1T = torch.full((1, count), end, device=model.device)

@@ -39,6 +39,16 @@ if TYPE_CHECKING:
     from textleak.shared.public import PublicClient
 
 
+_PAIRS = (
+    "The client's texts are of two parts (token_type_ids of 1, as pairs of sentences have). Matching and replaying "
+    "look for what stands in the first one: that a second part wasn't found is no sign of safety."
+)
+_MAY_BE_PAIRS = (
+    "Whether texts are of two parts (token_type_ids of 1, as pairs of sentences have) can't be told; they are read as "
+    "of one. If they are of two, say so: --client pairs."
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditJob(TextJob):
     """An audit.
@@ -174,12 +184,17 @@ class AuditJob(TextJob):
             certified=certified and self.telling.moved,
         )
         verdict = self._verdict(recovery, result)
+        doubts = (*self.doubts, *self._pairs())
         return {
             "verdict": verdict.word.value,
             "verdict_reason": verdict.sentence,
             **result,
             "summary": f"{verdict.word.value}: {verdict.sentence}",
-            "notes": [note for note in result["notes"] if not result["proof"] or note not in self.doubts],
+            "notes": [
+                note
+                for note in (*result["notes"], *self._pairs())
+                if not result["proof"] or note not in doubts
+            ],
             "client": self._procedure(),
             "told": self._answers(recovery, result["proof"]),
             "advice": list(advice(verdict.word, self._advised(result))),
@@ -212,6 +227,15 @@ class AuditJob(TextJob):
                 vocabulary=self.telling.vocabulary,
             )
         )
+
+    def _pairs(self) -> tuple[str, ...]:
+        """Why second parts of texts may be missing."""
+        from textleak.exact.second_parts import holds_pairs
+
+        if not self.telling.moved:
+            return ()
+        held = self.view.text_model.pairs or holds_pairs(self.view)
+        return () if held is False else (_PAIRS if held else _MAY_BE_PAIRS,)
 
     def _batch_tokens(self) -> int | None:
         lengths = self.shared.known.lengths

@@ -43,8 +43,8 @@ _DROPOUT_COUNTED = (
 # What transformers calls the embedding of a text's parts.
 _PARTS = "token_type_embeddings"
 _IN_PARTS = (
-    "The client's texts are of two parts (token_type_ids of 1, as pairs of sentences have), and all is read here as of "
-    "the first: what stands in a second part isn't found. That it wasn't is no sign of safety."
+    "The client's texts are of two parts (token_type_ids of 1, as pairs of sentences have), and are read here as of "
+    "one: what stands in a second part isn't found. That it wasn't is no sign of safety."
 )
 
 
@@ -111,7 +111,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     def shared(client: Client, known: SideInformation) -> SharedGradient:
         return updates.from_difference(model, moved, client=client, known=known, where=where)
 
-    return _told(config, model, secret, telling, shared, kind="update", doubts=_parts_of(moved))
+    return _told(config, model, secret, telling, shared, kind="update", doubts=_parts_of(moved, model))
 
 
 def _check_pair(model: TextModel, before: State | None, after: State) -> None:
@@ -235,7 +235,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     if telling.moved and telling.kind is None:
         telling = _taken_for(sent, model)
         doubts += (_TAKEN_FOR[telling.kind or "gradient"],)
-    doubts += _parts_of(sent)
+    doubts += _parts_of(sent, model)
 
     def shared(client: Client, known: SideInformation) -> SharedGradient:
         make = updates.from_difference if updates.sends_weights(client) else updates.from_gradients
@@ -244,8 +244,10 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     return _told(config, model, secret, telling, shared, kind=telling.kind, doubts=doubts)
 
 
-def _parts_of(moved: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What is said of texts that are of several parts, as the rows of the parts' own embedding show."""
+def _parts_of(moved: Mapping[str, Tensor], model: TextModel) -> tuple[str, ...]:
+    """What is said of texts of several parts that aren't read as such, where the parts' own embedding shows them."""
+    if model.parts is not None:
+        return ()
     tables = [table for name, table in moved.items() if _PARTS in name and table.dim() == 2]
     return (_IN_PARTS,) if any(bool(table[1:].any()) for table in tables) else ()
 
