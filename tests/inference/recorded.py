@@ -110,7 +110,7 @@ def record(model: TextModel, settings: Settings, folder: Path | None = None) -> 
     """
     torch.manual_seed(settings.seed)
     draws = random.Random(f"text {settings.seed}")
-    network = _prepared(model, settings)
+    network = prepared(model, settings)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     before = {_plain(name): p.detach().clone() for name, p in trained.items()}
     optimizer = _optimizer(list(trained.values()), settings)
@@ -180,7 +180,8 @@ def _plain(name: str) -> str:
     )
 
 
-def _prepared(model: TextModel, settings: Settings) -> nn.Module:
+def prepared(model: TextModel, settings: Settings) -> nn.Module:
+    """A copy of a model's network as it is trained: all of it or adapters, with dropout or without."""
     network: nn.Module = copy.deepcopy(model.network)
     if settings.rank is None:
         network.requires_grad_(True)
