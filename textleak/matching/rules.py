@@ -66,6 +66,33 @@ def in_dtype(part: Contribution, dtype: torch.dtype) -> Contribution:
             return Formed(gradient_K=part.gradient_K.to(dtype))
 
 
+def candidate(part: Contribution, k: int) -> Contribution:
+    """That of one candidate, still with K first, and without a graph."""
+    one = slice(k, k + 1)
+    match part:
+        case Outer():
+            return Outer(left_KNO=part.left_KNO[one].detach(), right_KNI=part.right_KNI[one].detach())
+        case Rows():
+            return Rows(rows_KN=part.rows_KN[one], right_KNI=part.right_KNI[one].detach())
+        case Sum():
+            return Sum(terms_KND=part.terms_KND[one].detach())
+        case Formed():
+            return Formed(gradient_K=part.gradient_K[one].detach())
+
+
+def negative(part: Contribution) -> Contribution:
+    """The same with the other sign."""
+    match part:
+        case Outer():
+            return Outer(left_KNO=-part.left_KNO, right_KNI=part.right_KNI)
+        case Rows():
+            return Rows(rows_KN=part.rows_KN, right_KNI=-part.right_KNI)
+        case Sum():
+            return Sum(terms_KND=-part.terms_KND)
+        case Formed():
+            return Formed(gradient_K=-part.gradient_K)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
     """One call of a module in a forward pass.

@@ -13,8 +13,9 @@ from textleak.matching.hooks import hooked
 from textleak.models.base import Examples, Model, Tensors
 from textleak.numerics import exact
 
-# Entries compared at once, and formed at once (our choice: a piece fits a core's cache; few rows make slow products).
-_PIECE, _FORMED = 2**17, 2**20
+# Entries compared at once, and formed at once, in so many rows at least (our choice: a piece fits a core's cache, and
+# few rows make slow products).
+_PIECE, _FORMED, _LEAST_ROWS = 2**17, 2**17, 64
 
 
 class InRows(Mapping[str, Tensor]):
@@ -115,7 +116,7 @@ def mutually_apart(
 def _in_rows(tensor: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some rows of a tensor after the other; a number is a row."""
     tensor = tensor if tensor.dim() else tensor[None]
-    step = max(1, _FORMED * len(tensor) // max(1, tensor.numel()))
+    step = max(_LEAST_ROWS, _FORMED * len(tensor) // max(1, tensor.numel()))
     for begin in range(0, len(tensor), step):
         rows = slice(begin, min(begin + step, len(tensor)))
         yield rows, tensor[rows]

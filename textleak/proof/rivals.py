@@ -23,7 +23,9 @@ from textleak.errors import InputError
 from textleak.events import Label
 from textleak.matching import Capture, Leaves
 from textleak.matching.discrete import Guess, Row, class_changes, substitutions
+from textleak.matching.rules import Contribution, candidate, in_dtype, negative
 from textleak.matching.single import form
+from textleak.matching.single import own as squared
 from textleak.models import Targets, TextModel
 from textleak.models.decoding import fixed_tokens, nearest_tokens
 from textleak.models.gradient import last_used
@@ -44,6 +46,8 @@ _HELD, TOKENS_A_PASS = 2**24, 2048
 
 Line = tuple[Row, Label | None]
 """One sentence of a guess: its symbols, and its class where the task has classes."""
+Made = dict[str, list[Contribution]]
+"""What a sentence's part of a gradient is made of, by parameter; one candidate each."""
 
 
 def lines_of(guess: Guess) -> tuple[Line, ...]:
@@ -184,49 +188,66 @@ class Parts:
         model: in the precision wanted.
         names: the tensors to choose from: shared, and reached by the loss.
         guess: the batch.
+        most: tensors at most; None for all that aren't large and have a rule.
 
     Attributes:
         names: the tensors chosen, none where all are too large.
     """
 
-    def __init__(self, model: TextModel, names: Iterable[str], guess: Guess) -> None:
+    def __init__(
+        self, model: TextModel, names: Iterable[str], guess: Guess, *, most: int | None = LAST
+    ) -> None:
         self.model = model
         summed = model.language.reduction == "sum"
         self._total = 1.0 if summed else sum(self._weight(line) for line in lines_of(guess))
         line = min(lines_of(guess), key=lambda line: len(line[0]))
-        chosen = self._last(small_ones(model, names), line)[:LAST]
+        chosen = self._last(small_ones(model, names), line)[:most]
         self.names: tuple[str, ...] = ()
-        if chosen:
+        while chosen:
             self._capture = Capture(model.network, chosen)
             try:
                 self._capture.check(self._losses, self._leaves([line]))
             except InputError:  # some of its uses are out of the loss's reach
                 return
-            self.names = self._capture.names
+            ruled = [name for name in chosen if name not in self._capture.formed_names]
+            if most is not None or ruled == chosen:
+                break
+            chosen = ruled
+        self.names = tuple(chosen)
 
     @property
     def at_once(self) -> int:
         """How many sentences' parts are best held together."""
         return max(1, _HELD // sum(self.model.parameters[name].numel() for name in self.names))
 
+    def made_at_once(self, longest: int) -> int:
+        """Likewise of what sentences of at most so many tokens are made of."""
+        return max(1, _HELD // sum(longest * sum(self.model.parameters[name].shape) for name in self.names))
+
     def of(self, lines: Iterable[Line]) -> dict[Line, dict[str, Tensor]]:
         """Each sentence's part of the gradient."""
-        found: dict[Line, dict[str, Tensor]] = {}
+        shapes = {name: tuple(self.model.parameters[name].shape) for name in self.names}
+        return {
+            line: {name: form(parts, shapes[name])[0] for name, parts in made.items()}
+            for line, made in self.made_of(lines).items()
+        }
+
+    def made_of(self, lines: Iterable[Line]) -> dict[Line, Made]:
+        """What each sentence's part of the gradient is made of."""
+        found: dict[Line, Made] = {}
         waiting = sorted(dict.fromkeys(lines), key=lambda line: len(line[0]))
         while waiting:
             longest = len(waiting[-1][0])
             logits = longest * (1 if self.model.task == "classification" else self.model.classes)
-            most = max(1, min(_HELD // logits, TOKENS_A_PASS // longest))
+            most = max(1, min(_HELD // logits, TOKENS_A_PASS // longest, self.made_at_once(longest)))
             some, waiting = waiting[-most:], waiting[:-most]
             _, made_of = self._capture.contributions(self._losses, self._leaves(some), create_graph=False)
-            with torch.no_grad():
-                formed = {
-                    name: form(made_of[name], tuple(self.model.parameters[name].shape))
+            for k, line in enumerate(some):
+                found[line] = {
+                    name: [candidate(part, k) for part in made_of[name]]
                     for name in self.names
                     if name in made_of
                 }
-            for k, line in enumerate(some):
-                found[line] = {name: gradient_K[k] for name, gradient_K in formed.items()}
         return found
 
     def _leaves(self, lines: Sequence[Line]) -> dict[str, Tensor]:
@@ -274,6 +295,38 @@ def small_ones(model: TextModel, names: Iterable[str]) -> list[str]:
     return [name for name in names if model.parameters[name].numel() <= _ENTRIES]
 
 
+def moved(parts: Parts, guess: Guess, rivals: Sequence[Guess]) -> list[float]:
+    """How far each rival's gradient is from the answer's at the tensors of `parts`: by what they are made of alone."""
+    before = lines_of(guess)
+    changes = [_changes(before, rival) for rival in rivals]
+    step = parts.made_at_once(max((len(new[0]) for some in changes for _, new in some), default=1))
+    found: list[float] = []
+    for start in range(0, len(rivals), step):
+        here = changes[start : start + step]
+        made = parts.made_of(line for some in here for pair in some for line in pair)
+        for some in here:
+            squares = (
+                _squared(parts, name, [(made[old], made[new]) for old, new in some]) for name in parts.names
+            )
+            found.append(max(0.0, sum(squares)) ** 0.5)
+    return found
+
+
+def _squared(parts: Parts, name: str, changes: Sequence[tuple[Made, Made]]) -> float:
+    """The squared norm of what new sentences add to one tensor and old ones don't any more."""
+    made = [
+        in_dtype(part, torch.float64)
+        for old, new in changes
+        for part in (*map(negative, old.get(name, ())), *new.get(name, ()))
+    ]
+    return float(squared(made, tuple(parts.model.parameters[name].shape))) if made else 0.0
+
+
+def _changes(before: Sequence[Line], rival: Guess) -> list[tuple[Line, Line]]:
+    """Which sentences a rival has others in the place of."""
+    return [(old, new) for old, new in zip(before, lines_of(rival), strict=True) if old != new]
+
+
 def distances(
     parts: Parts,
     guess: Guess,
@@ -290,14 +343,13 @@ def distances(
         own: the answer's gradient, float64.
         distance: of a gradient at `parts.names`.
     """
+    if not rivals:
+        return []
     before = lines_of(guess)
     olds, mine = parts.of(before), {name: own[name] for name in parts.names}
     found: list[float] = []
     for start in range(0, len(rivals), parts.at_once):
-        changes = [
-            [(old, new) for old, new in zip(before, lines_of(rival), strict=True) if old != new]
-            for rival in rivals[start : start + parts.at_once]
-        ]
+        changes = [_changes(before, rival) for rival in rivals[start : start + parts.at_once]]
         news = parts.of(new for changed in changes for _, new in changed)
         for changed in changes:
             here = {name: gradient.clone() for name, gradient in mine.items()}

@@ -26,7 +26,7 @@ from textleak.proof.answers import FARTHER, ROUGHLY, Answer, Comparison
 from textleak.proof.distances import Gradient, apart, distance_to, norm_of, off_direction, relative
 from textleak.proof.endings import ending_distances
 from textleak.proof.labels import label_distances
-from textleak.proof.rivals import Parts, alike, distances, further, lines_of
+from textleak.proof.rivals import Parts, alike, distances, further, lines_of, moved
 from textleak.proof.spans import LayerSpan, first_layers
 from textleak.shared.effects import Clipped
 from textleak.shared.traits import Trait
@@ -191,9 +191,20 @@ class _Rivals:
             if not left:
                 break
             parts = Parts(view.text_model, self.own, self.guess)
+            left = self._moved(parts, left, margin * bar)
             in_order = self._in_order(parts, left, self._bound)
             left = [rival for least, rival in in_order if not least > margin * bar]
+        if left:
+            left = self._moved(Parts(self.exact.text_model, self.own, self.guess, most=None), left, bar)
         return left[:_FORMED]
+
+    def _moved(self, parts: Parts, rivals: list[Guess], bar: float) -> list[Guess]:
+        """The rivals that aren't beyond a bar by how far they are from the answer at some tensors."""
+        if not rivals or not parts.names or self.shared.seen_effects:
+            return rivals
+        nearer = self._bound({name: self.own[name] for name in parts.names})
+        found = zip(moved(parts, self.guess, rivals), rivals, strict=True)
+        return [rival for far, rival in found if not relative(far, self._norm) - nearer > bar]
 
     def _bound(self, own: Gradient) -> float:
         """How far a gradient of a few tensors is from these of the shared one, relative to all of that."""
