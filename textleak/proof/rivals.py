@@ -345,11 +345,12 @@ def distances(
     """
     if not rivals:
         return []
-    before = lines_of(guess)
-    olds, mine = parts.of(before), {name: own[name] for name in parts.names}
+    before, mine = lines_of(guess), {name: own[name] for name in parts.names}
+    every = [_changes(before, rival) for rival in rivals]
+    olds = parts.of(old for changed in every for old, _ in changed)
     found: list[float] = []
     for start in range(0, len(rivals), parts.at_once):
-        changes = [_changes(before, rival) for rival in rivals[start : start + parts.at_once]]
+        changes = every[start : start + parts.at_once]
         news = parts.of(new for changed in changes for _, new in changed)
         for changed in changes:
             here = {name: gradient.clone() for name, gradient in mine.items()}
