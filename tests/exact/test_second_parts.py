@@ -14,6 +14,7 @@ import torch
 
 import textleak
 from tests.conftest import ToyModel, write_toy
+from tests.figures.architectures import write
 from textleak import recover
 from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
@@ -244,6 +245,11 @@ def test_the_gradient_of_a_text_of_two_parts_is_the_networks_own(encoder: Callab
         own = formed_gradient(pairs, examples_of(pairs, ids, labels), list(shared.gradients))
         for name, gradient in shared.gradients.items():
             assert torch.allclose(own[name], gradient, rtol=1e-9, atol=1e-12), name
+
+
+def test_a_network_that_adds_parts_where_words_are_wider_isnt_read_so(tmp_path: Path) -> None:
+    model = load_model(str(write("mobilebert", tmp_path)), weights="random", task="classification")
+    assert model.parts is None
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2"])

@@ -108,7 +108,7 @@ def _separator(model: TextModel) -> int | None:
 
 
 def _table(model: TextModel, embeddings_1TE: Tensor, types_1T: Tensor) -> tuple[str, nn.Embedding] | None:
-    """The table that types are looked up in; None where there is none, or it is too small."""
+    """The table that types are looked up in, as wide as that of words, with two rows at least; None for none."""
     found: list[tuple[str, nn.Embedding]] = []
     names = {module: name for name, module in model.network.named_modules()}
 
@@ -121,9 +121,15 @@ def _table(model: TextModel, embeddings_1TE: Tensor, types_1T: Tensor) -> tuple[
     with hooked([table.register_forward_pre_hook(note) for table in tables]), torch.no_grad():
         try:
             _hidden(model, embeddings_1TE, torch.ones_like(types_1T), types_1T)
-        except IndexError:  # a table of one row
+        except (
+            IndexError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ):  # whatever a network says to types it can't read
             return None
-    return found[0] if len(found) == 1 else None
+    fitting = len(found) == 1 and found[0][1].embedding_dim == model.embedding_size
+    return found[0] if fitting else None
 
 
 def _hidden(model: TextModel, embeddings_1TE: Tensor, mask_1T: Tensor, types_1T: Tensor | None) -> Tensor:
