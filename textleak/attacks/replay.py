@@ -14,7 +14,7 @@ Where the client drops entries in each step anew, its steps make nothing twice: 
 these allow it (`exact.dropout`), and the others are those whose inputs together hold most, which is likely, not proved.
 Several of these, where the word embedding is trained: by the rows that moved (`replaying.looked_up`), likely too.
 Several, or of unknown length: sentences whose inputs further in lie in their spans too, put together by replaying them
-(`replaying.batches`).
+(`replaying.batches`); where that proves none, by the rows that moved, and then put to the proof.
 """
 
 from __future__ import annotations
