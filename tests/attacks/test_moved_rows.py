@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ import torch
 
 from tests.conftest import write_toy
 from textleak import recover, scoring
+from textleak.attacks import replay
 from textleak.attacks.replaying import MOVED_ROWS
 from textleak.attacks.replaying.by_rows import ByRows
 from textleak.attacks.replaying.moved import MovedRows, moved_rows
 from textleak.clients import CLIENTS, Client, composed
-from textleak.clients.view import Clock, view_of
+from textleak.clients.view import Clock, View, view_of
 from textleak.errors import InputError
+from textleak.events import Progress, Recovery, Stop
 from textleak.models import TextModel, load_model
 from textleak.private.secrets import Secret
 from textleak.private.share import share
@@ -129,6 +133,46 @@ def test_a_trainers_whole_run_is_read_by_its_rows_and_called_likely(model: TextM
     assert answer.channel == MOVED_ROWS
     assert (answer.proof, answer.proved_tokens) == (None, 0)
     assert any("likely, not proved" in note for note in answer.notes)
+
+
+@pytest.mark.parametrize("found_before", [True, False])
+def test_without_dropout_what_the_rows_tell_is_proved_where_spans_tell_nothing(
+    found_before: bool, model: TextModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = CLIENTS.build("fedavg", {"optimizer": "adamw", "lr": 5e-5, "steps": 1})
+    shared, secret = share(model, TEXTS[:1], client=who, seed=1, know="batch-size")
+    before = Recovery(sentences=(), stop=Stop.CONVERGED, final_loss=None)
+
+    def spans(_view: View) -> Generator[Progress, None, Recovery]:
+        yield Progress(phase="grouping", step=1)
+        if not found_before:
+            raise InputError("No span shows a sentence.")
+        return before
+
+    monkeypatch.setattr(replay, "_batch", spans)
+    answer = recover(shared, model, "replay")
+    assert [tuple(p.id for p in s.positions) for s in answer.sentences] == list(secret.ids)
+    assert answer.stop is Stop.VERIFIED
+    assert not any("not proved" in note for note in answer.notes)
+
+    half = dataclasses.replace(shared, gradients={name: t / 2 for name, t in shared.gradients.items()})
+    answer = recover(half, model, "replay")  # no text's
+    assert answer.stop is Stop.CONVERGED
+    assert bool(answer.sentences) is not found_before
+
+
+def test_what_spans_refuse_and_no_row_tells_is_refused(
+    model: TextModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spans(_view: View) -> Generator[Progress, None, Recovery]:
+        yield Progress(phase="grouping", step=1)
+        raise InputError("No span shows a sentence.")
+
+    monkeypatch.setattr(replay, "_batch", spans)
+    who = CLIENTS.build("fedavg", {"optimizer": "adamw", "lr": 5e-5, "steps": 1})
+    shared, _ = share(model, TEXTS[:1], client=who, share="no-embeddings", seed=1, know="batch-size")
+    with pytest.raises(InputError, match="No span shows"):
+        recover(shared, model, "replay")
 
 
 def test_rows_of_another_model_give_no_sentence(model: TextModel) -> None:

@@ -14,7 +14,7 @@ from tests.conftest import ToyModel
 from tests.inference.answers import RIGHT, WRONG, marks
 from tests.inference.recorded import Settings, left, record
 from textleak.errors import InputError
-from textleak.inference import told
+from textleak.inference import sentences, told
 from textleak.inference.base import Seen
 from textleak.inference.dropout import empty_columns
 from textleak.inference.heads import read_heads
@@ -177,6 +177,20 @@ def test_one_sentence_in_bfloat16_is_told_by_what_was_used_once(
 
     assert findings.value("sentences") == 1
     assert WRONG not in marks(findings, recorded).values()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_where_the_last_layers_disagree_one_that_reads_a_position_of_each_counts_sentences(
+    size: int, tiny: TextModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sentences, "_AGREE", 100)
+    recorded = record(tiny, Settings(optimizer="adamw", lr=1e-4, batch_size=size, dropout=0.1, seed=3))
+    findings = told(recorded.sent, tiny, before=recorded.before, after=recorded.after)
+    said = next(one for one in findings.told if one.what == "sentences")
+    assert said.value == size
+    assert said.evidence.partition(" reads one position of each sentence")[0].removesuffix(
+        ".weight"
+    ) in read_once(tiny)
 
 
 def test_two_sentences_in_bfloat16_are_not_taken_for_one(tiny: TextModel):

@@ -14,7 +14,7 @@ Where the client drops entries in each step anew, its steps make nothing twice: 
 these allow it (`exact.dropout`), and the others are those whose inputs together hold most, which is likely, not proved.
 Several of these, where the word embedding is trained: by the rows that moved (`replaying.looked_up`), likely too.
 Several, or of unknown length: sentences whose inputs further in lie in their spans too, put together by replaying them
-(`replaying.batches`).
+(`replaying.batches`); where that proves none, by the rows that moved, and then put to the proof.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Replay:
                 return answer(view, found)
         if alone is None:
             if view.has(Trait.REPEATABLE):
-                return (yield from _batch(view))
+                return (yield from _batch_or_rows(view))
             looked_up = yield from looked_up_batch(view)
             if isinstance(looked_up, str):
                 raise _not_repeated((*found.notes, looked_up))
@@ -216,6 +216,31 @@ def _clearly_nearer(scores: Scores, best: Guess, others: Sequence[Guess]) -> Gue
 def _nearest(scores: Scores, guesses: Sequence[Guess]) -> Guess:
     found = scores(guesses)
     return min(found, key=found.__getitem__)
+
+
+def _batch_or_rows(view: View) -> Generator[Phase | Progress, None, Recovery]:
+    """A batch by spans and replaying; where that proves none, by the rows of the word embedding that moved.
+
+    Raises:
+        InputError: neither tells a sentence.
+    """
+    recovery: Recovery | None = None
+    try:
+        recovery = yield from _batch(view)
+    except InputError as error:
+        refused = error
+    if recovery is not None and (recovery.stop.settled or view.clock.over):
+        return recovery
+    looked_up = yield from looked_up_batch(view)
+    if isinstance(looked_up, str):
+        if recovery is None:
+            raise refused
+        return recovery
+    yield Phase(name="verify", detail="the answer's own update")
+    certificate = certify(view, looked_up.sentences)
+    if certificate.verified:
+        looked_up = dataclasses.replace(looked_up, notes=())
+    return certified(looked_up, certificate) if certificate.verified or recovery is None else recovery
 
 
 def _batch(view: View) -> Generator[Phase | Progress, None, Recovery]:

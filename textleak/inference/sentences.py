@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.head import head_of
@@ -42,7 +43,8 @@ def sentences_of(seen: Seen) -> Sentences:
         return Sentences(
             count=None, evidence="Sentences of several steps, or of an unknown number, can't be told apart."
         )
-    adapted = _of_adapters(seen)
+    ups = {name: name.partition(".lora_B.")[0] for name in seen.sent if ".lora_B." in name}
+    adapted = _read_once(seen, ups)
     if adapted is not None:
         return adapted
     head = head_of(seen)
@@ -57,7 +59,8 @@ def sentences_of(seen: Seen) -> Sentences:
             ranks[spectrum.rank] += 1
     least = min(ranks, default=0)
     if ranks[least] < _AGREE:
-        return Sentences(
+        once = _read_once(seen, {name: name.removesuffix(".weight") for name in sent})
+        return once or Sentences(
             count=None, evidence="No two of the last layers agree on how many positions they read."
         )
     return Sentences(
@@ -66,12 +69,16 @@ def sentences_of(seen: Seen) -> Sentences:
     )
 
 
-def _of_adapters(seen: Seen) -> Sentences | None:
-    """By adapters of layers that are read at one position of a sentence; None where none of them ends clearly."""
+def _read_once(seen: Seen, modules: Mapping[str, str]) -> Sentences | None:
+    """By layers that are read at one position of a sentence; None where none of them ends clearly.
+
+    Args:
+        seen: the update.
+        modules: of weights or adapters, by the parameter's name.
+    """
     once, ranks = read_once(seen.model), []
-    for name in seen.sent:
-        module, up, _ = name.partition(".lora_B.")
-        spectrum = spectrum_of(seen, name) if up and module in once else None
+    for name, module in modules.items():
+        spectrum = spectrum_of(seen, name) if module in once else None
         # Rounding in bfloat16 fills nearly all of an adapter's rank.
         few = spectrum is not None and 2 * spectrum.rank < min(seen.sent[name].shape)
         if spectrum is not None and few and spectrum.clear and spectrum.least >= DOMINANT:

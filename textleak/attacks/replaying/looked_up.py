@@ -1,7 +1,8 @@
 """Batches of steps that differ each time, where the word embedding is trained: by the rows that moved.
 
 Which tokens stood in which step is read off (`moved`), which sentence and place each had is what agrees best with the
-signs of their rows (`by_rows`). The client's procedure isn't replayed, so nothing is proved: such an answer is likely.
+signs of their rows (`by_rows`). The client's procedure isn't replayed here, so nothing is proved: such an answer is
+likely, until `replay` has put it to the proof where the client's steps can be repeated.
 """
 
 from __future__ import annotations
