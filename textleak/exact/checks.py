@@ -21,6 +21,8 @@ from textleak.models.probes.layers import layer_inputs
 _LAYERS = 2
 # Tokens of all sentences that run through the first block at once.
 _TOKENS_A_PASS = 2048
+# Places at which other pairs are tried at once to begin with (our choice: a few take hardly longer than one).
+_AHEAD = 4
 
 
 Exchange = tuple[tuple[int, int], tuple[int, int]]
@@ -112,6 +114,7 @@ def descend(
     sweeps: int,
     solved_at: float,
     exchanges: Callable[[Sequence[int]], list[Exchange]] | None = None,
+    most: int | None = None,
 ) -> tuple[list[int], float]:
     """Replace one token after the other, the worst first, by what leaves the least outside; then exchange two.
 
@@ -124,19 +127,23 @@ def descend(
         sweeps: rounds over all positions, at most.
         solved_at: mean part outside at which it is found.
         exchanges: how two tokens of a row may change places.
+        most: times that other rows are scored, at most; None for no limit.
 
     Returns:
         The row, and its mean part outside.
     """
-    row = list(row)
+    row, asked = list(row), 0
     outside_T = check.outside(torch.tensor([row]))[0]
     best = float(outside_T.mean())
     fine: set[int] = set()  # places at which nothing is better as long as the others stay as they are
     for _ in range(sweeps):
         before = list(row)
         left = [t for t in outside_T.argsort(descending=True).tolist() if options[t] and t not in fine]
-        ahead = 1
+        ahead = min(_AHEAD, check.ahead)
         while left:
+            if asked == most:
+                return row, best
+            asked += 1
             some = left[:ahead]
             tried = [(t, option) for t in some for option in options[t] if option != row[t]]
             better = _first_better(check, row, best, tried)
@@ -146,7 +153,8 @@ def descend(
                 fine.update(some)
             else:
                 (place, row[place]), best, outside_T = better
-                left, ahead, fine = [*some[some.index(place) + 1 :], *left], 1, {place}
+                left, fine = [*some[some.index(place) + 1 :], *left], {place}
+                ahead = min(_AHEAD, check.ahead)
             if best <= solved_at:
                 return row, best
         if row == before and exchanges is not None and (tried_both := exchanges(row)):

@@ -132,7 +132,10 @@ class LayerRemainder:
             return self
         stacked_OI = self.stacked_OI - taken_OI
         rounding = math.hypot(self.rounding, *errors)
-        left_OR, s_R, _ = svd(stacked_OI @ self.span.basis_RI.T)
+        left_OR = stacked_OI @ self.span.basis_RI.T
+        if float(left_OR.norm()) <= _NOTHING * rounding:  # so is its largest singular value
+            return dataclasses.replace(self, stacked_OI=stacked_OI, span=None, rounding=rounding)
+        left_OR, s_R, _ = svd(left_OR)
         floor, noise, clear = spectrum_end(s_R, rounding)
         rank = int((s_R > floor).sum()) if float(s_R[0]) > _NOTHING * rounding else 0
         span = None
