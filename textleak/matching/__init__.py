@@ -11,13 +11,14 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
   linear.py: products by a constant weight. batch_norm.py and convolution.py: the same for networks that read pictures.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks.
 - optimizers.py: Adam, asked for points and told their worth; lbfgs.py: L-BFGS.  policies.py: patience and races, around
-  them. moving.py: L-BFGS that tries moves where it stalls.
+  them. crossing.py: L-BFGS from several starts, of which parts are exchanged.
 - driver.py: the one loop, its limits and its ending.
 - discrete.py: search over sequences of symbols.
 - bench.py: factored against formed gradients, and against what the machine can do (limit.py).
 """
 
 from textleak.matching.bench import BenchRow, Candidates, benchmark
+from textleak.matching.crossing import Crossing
 from textleak.matching.driver import (
     Ending,
     Iterate,
@@ -31,7 +32,6 @@ from textleak.matching.driver import (
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.lbfgs import LBFGS
 from textleak.matching.matcher import Matcher
-from textleak.matching.moving import Move, Moving
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
 from textleak.matching.optimizers import Adam, LinearDecay, MilestoneDecay, Optimizer, StepDecay
 from textleak.matching.policies import Patient, Race
@@ -59,6 +59,7 @@ __all__ = [
     "Contribution",
     "CosineGlobal",
     "CosinePerTensor",
+    "Crossing",
     "Damage",
     "Ending",
     "Formed",
@@ -70,8 +71,6 @@ __all__ = [
     "MilestoneDecay",
     "ModelFunction",
     "Moments",
-    "Move",
-    "Moving",
     "Objective",
     "ObjectiveFunction",
     "Optimizer",
