@@ -62,6 +62,7 @@ class _CrossingState(LBFGSState):
             else:
                 yield from descent.steps(1)
         descent = yield from crossed(self.crossing, list(self.descents.values()))
+        self.descents.clear()  # their memories are large
         yield from descent.steps()
         return True
 
@@ -71,15 +72,16 @@ def crossed(crossing: Crossing, descents: Sequence[Descent]) -> Generator[Tensor
     lowest, *others = sorted(descents, key=lambda descent: descent.value)
     taken: list[tuple[slice, Descent]] = []
     for part in crossing.parts:
-        tried = []
-        for other in others:
-            tried.append((yield from _tried(crossing, lowest, part, other)))
-        best = min(range(len(others)), key=lambda number: tried[number].value)
-        ground = others[1 if best == 0 else 0]
+        nearest, child = others[0], (yield from _tried(crossing, lowest, part, others[0]))
+        for other in others[1:]:
+            tried = yield from _tried(crossing, lowest, part, other)
+            if tried.value < child.value:
+                nearest, child = other, tried
+        ground = next(other for other in others if other is not nearest)
         own = yield from _tried(crossing, ground, part, lowest)
-        its = yield from _tried(crossing, ground, part, others[best])
+        its = yield from _tried(crossing, ground, part, nearest)
         if its.value < own.value:
-            taken.append((part, tried[best]))
+            taken.append((part, child))
     if taken:
         (_, lowest), *rest = taken  # its other parts have come on meanwhile
         for part, child in rest:

@@ -134,11 +134,13 @@ class Memory:
 
     def copy(self) -> Memory:
         """As much, for another descent to go on from."""
-        other = Memory(self.size)
-        other.order = list(self.order)
-        other._steps_MD, other._changes_MD, other._products_MM = (
-            part.clone() for part in (self._steps_MD, self._changes_MD, self._products_MM)
-        )
+        other, count = Memory(self.size), len(self.order)
+        if count:
+            other.order = list(self.order)
+            other._steps_MD, other._changes_MD = map(torch.zeros_like, (self._steps_MD, self._changes_MD))
+            other._steps_MD[:count] = self._steps_MD[:count]
+            other._changes_MD[:count] = self._changes_MD[:count]
+            other._products_MM = self._products_MM.clone()
         return other
 
     def direction(self, gradient_D: Tensor) -> Tensor:
