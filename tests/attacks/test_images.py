@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import math
 import re
 import sys
 from pathlib import Path
@@ -15,13 +14,14 @@ import textleak.attacks.dummies.matched
 import textleak.matching
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin
-from textleak.attacks.dummies.moves import batch_moves, distance_of_places, moved
+from textleak.attacks.dummies.moves import distance_of_places, moved
 from textleak.attacks.dummies.onward import Onward
 from textleak.attacks.dummies.pictures import (
     DummyPictures,
     PictureSettings,
     frame_distance,
     numbers_determined,
+    roughness,
     total_variation,
 )
 from textleak.attacks.dummies.problem import DummyProblem
@@ -34,8 +34,8 @@ from textleak.exact.classes import class_counts, single_class
 from textleak.matching import (
     LBFGS,
     Adam,
+    Crossing,
     Limits,
-    Moving,
     Patient,
     SquaredL2,
     Turns,
@@ -220,75 +220,79 @@ def test_moves_keep_the_batch_and_fill_what_they_uncover_with_the_border():
     assert len({tuple(move.flatten().tolist()) for move in moved_MBCHW[:, 1]}) == 9
 
 
-@pytest.mark.parametrize("known", ["batch-size", "batch-size,labels"])
 @pytest.mark.parametrize("smooth", [None, 2.0])
-def test_a_picture_of_a_batch_is_moved_among_all_that_is_optimized(known, smooth):
-    model = model_of("resnet20:strides=false,activation=sigmoid", 8)
-    shared, _ = share(model, pictures_of(model, 3), [2, 1, 3], know=known)
-    labels_KB = None if "labels" not in known else torch.tensor([[2, 1, 3]])
-    settings = PictureSettings(smooth=smooth, precise=True)
-    dummies = DummyPictures(
-        view=view_of(shared, model), objective=SquaredL2(), settings=settings, labels_KB=labels_KB
-    )
-    generator = torch.Generator().manual_seed(3)
+def test_parts_are_each_picture_s_numbers_where_labels_are_the_same_in_all_candidates(smooth):
+    model = model_of("lenet", 8)
+    shared, _ = share(model, pictures_of(model, 3), [2, 1, 3], know="batch-size")
 
-    def rows(count):
-        leaves = dummies.draw(count, generator)
-        return torch.cat([leaves[name].flatten(1) for name in dummies.free], 1)
-
-    def pixels(points_KD):
-        ends = iter(points_KD.split([leaf[0].numel() for leaf in dummies.draw(1, None).values()], 1))
-        leaves = {name: next(ends).view(-1, *leaf.shape[1:]) for name, leaf in dummies.draw(1, None).items()}
-        return dummies.pixels(leaves)
-
-    point, steps, changes = rows(1), rows(4), rows(5)
-    before_BCHW, seen = pixels(point)[0], {}
-    for move in dummies.moves:
-        after_BCHW = pixels(move.point(point))[0]
-        (b,) = [b for b in range(3) if not torch.allclose(after_BCHW[b], before_BCHW[b])]
-        assert move.of == f"picture {b}"
-        seen.setdefault(b, []).append(after_BCHW[b])
-        torch.testing.assert_close(move.steps(steps) @ move.changes(changes).T, steps @ changes.T)
-        inside = (slice(None), slice(2, -2), slice(2, -2))  # what no move fills
-        mirrored = before_BCHW[b].flip(-1)
-        shifted = [before_BCHW[b].roll(by, side) for by in (-2, -1, 1, 2) for side in (1, 2)]
-        assert any(torch.allclose(after_BCHW[b][inside], way[inside]) for way in (mirrored, *shifted))
-    assert [len(ways) for ways in seen.values()] == [9] * 3
-    assert torch.equal(move.point(point)[:, -5:], point[:, -5:]) == (
-        labels_KB is None
-    )  # the last picture's label
-
-
-def test_moves_of_a_batch_are_by_the_distance_of_places_and_none_where_these_are_read_one_by_one():
-    counts = {"resnet20": 9, "resnet20:strides=false": 9, "lenet": 0, "vit": 0}
-    for name, count in counts.items():
-        model = model_of(name, 16)
-        moves = batch_moves(model, None, [model.numbers])
-        assert len(moves) == count, name
-    model = model_of("resnet20", 16)
-    spot = torch.zeros(1, *model.shape)
-    spot[0, 0, 8, 8] = 1
-    at = [
-        tuple(move.steps(spot.flatten(1)).view(model.shape)[0].nonzero()[0].tolist())
-        for move in batch_moves(model, None, [model.numbers])
-    ]
-    assert at == [(8, 7), (0, 8), (8, 0), (4, 8), (8, 4), (12, 8), (8, 12), (0, 8), (8, 0)]
-
-
-def test_dlg_moves_pictures_when_told_to_and_begins_anew_only_after_that(tmp_path):
-    model = model_of("resnet20:strides=false,activation=sigmoid", 8)
-    shared, _ = from_disk(tmp_path, model, pictures_of(model), [2], know="batch-size,labels")
-    for options, kind in (({}, LBFGS), ({"moves": 2}, Moving)):
-        dlg = ATTACKS.build("dlg", options)
-        problem = DummyProblem.of(
-            view_of(shared, model).double(),
-            SquaredL2(),
-            candidates=1,
-            pictures=PictureSettings(smooth=2.0, precise=True),
+    def dummies(labels_KB, **settings):
+        settings = PictureSettings(smooth=smooth, precise=True, **settings)
+        return DummyPictures(
+            view=view_of(shared, model), objective=SquaredL2(), settings=settings, labels_KB=labels_KB
         )
-        patient = problem.persistent(dlg._optimizer(), moves=dlg.moves)
-        assert isinstance(patient.optimizer, kind)
-        assert math.isinf(patient.patience) == (kind is Moving)
+
+    same = dummies(torch.tensor([[2, 1, 3], [2, 1, 3]]))
+    leaves = same.draw(1, torch.Generator().manual_seed(3))
+    point_D = torch.cat([leaves[name].flatten() for name in same.free])
+    for b, part in enumerate(same.parts):
+        assert torch.equal(point_D[part], leaves[f"pixels {b}"].flatten())
+    assert len(same.parts) == 3
+    assert dummies(None).parts == ()
+    assert dummies(torch.tensor([[2, 1, 3], [1, 2, 3]])).parts == ()
+    assert dummies(torch.tensor([[2, 1, 3], [2, 1, 3]]), one_at_a_time=5).parts == ()
+
+
+def test_dlg_crosses_three_candidates_of_a_batch_whose_labels_are_known_and_no_others(tmp_path):
+    model = model_of("lenet", 8)
+    kinds = {
+        ("batch-size,labels", 3, 100): Crossing,
+        ("batch-size,labels", 3, 0): Patient,
+        ("batch-size,labels", 2, 100): Patient,
+        ("batch-size", 3, 100): Patient,
+    }
+    for (known, candidates, after), kind in kinds.items():
+        shared, _ = from_disk(tmp_path, model, pictures_of(model, 2), [2, 1], know=known)
+        problem = DummyProblem.of(view_of(shared, model), SquaredL2(), candidates=candidates)
+        assert isinstance(problem.crossing(LBFGS(), after), kind), (known, candidates, after)
+    shared, secret = from_disk(tmp_path, model, pictures_of(model, 2), [2, 1], know="batch-size,labels")
+    _, recovery = run("dlg", shared, model, restarts=3, steps=60, crossing=8)
+    assert recovery.evaluations < 3 * 60  # one candidate goes on
+    assert recovery.labels == secret.labels
+
+
+def test_roughness_is_the_mean_length_of_the_steps_from_pixel_to_pixel():
+    pictures_KCHW = torch.zeros(2, 3, 5, 5, dtype=torch.float64)
+    pictures_KCHW[1, :2, :, 3:] = 0.5  # an edge down the picture, in two colors
+    flat, edge = roughness(pictures_KCHW).tolist()
+    assert flat == 0
+    assert edge == pytest.approx(0.5 * 2**0.5 * 5 / 20, rel=0.03)
+    torch.testing.assert_close(roughness(pictures_KCHW.mT), roughness(pictures_KCHW))
+
+
+def test_rough_pictures_count_as_further_away_by_a_factor_whose_slope_is_known():
+    model = model_of("lenet", 8).double()
+    pictures_BCHW = pictures_of(model, 2).double()
+    shared, _ = share(model, pictures_BCHW, [2, 1], know="batch-size")
+
+    def dummies(weight):
+        settings = PictureSettings(smooth=2.0, roughness=weight, precise=True)
+        return DummyPictures(view=view_of(shared, model), objective=SquaredL2(), settings=settings)
+
+    plain, rough = dummies(0.0), dummies(4.0)
+    leaves = plain.start(3, torch.Generator().manual_seed(0))
+    values_K, _ = plain.value_and_gradient(plain.matcher, leaves)
+    rough_K, gradients = rough.value_and_gradient(rough.matcher, leaves)
+    pictures_KBCHW = model.pictures(plain.pixels(leaves))
+    mean_K = torch.stack([roughness(some).mean() for some in pictures_KBCHW])
+    torch.testing.assert_close(rough_K, values_K * (4 * mean_K).exp())
+    for name, slope in gradients.items():
+        step = torch.randn(slope.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        ahead, behind = (
+            rough.value_and_gradient(rough.matcher, {**leaves, name: leaves[name] + by * step})[0]
+            for by in (1e-5, -1e-5)
+        )
+        along_K = (slope * step).flatten(1).sum(1)
+        torch.testing.assert_close((ahead - behind) / 2e-5, along_K, rtol=1e-5, atol=1e-6)
 
 
 def test_waves_are_kept_within_the_range_of_pictures():

@@ -167,3 +167,11 @@ def test_what_cannot_be_loaded_is_said_in_words(name, options, words):
     with pytest.raises(InputError) as caught:
         load_image_model(name, device="cpu", **options)
     assert words in str(caught.value)
+
+
+def test_a_network_is_looked_through_by_one_picture_whatever_batch_it_read_last():
+    model = small("resnet20, batches normalized", 8)
+    before = [(call.name, call.read, call.given) for call in model.layer_calls()]
+    losses_of(model)(leaves_of(model))
+    assert [(call.name, call.read, call.given) for call in model.layer_calls()] == before
+    assert before[0] == ("conv", (1, 3, 8, 8), (1, 16, 8, 8))

@@ -12,7 +12,7 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks; calls that come again
   are replayed as a list of kernels (recorded.py).
 - optimizers.py: Adam, asked for points and told their worth; lbfgs.py: L-BFGS.  policies.py: patience and races, around
-  them. moving.py: L-BFGS that tries moves where it stalls.
+  them. crossing.py: L-BFGS from several starts, of which parts are exchanged.
 - pool.py: runs on several gradients that share their calls of the network (coroutine.py).
 - driver.py: the one loop, its limits and its ending.
 - discrete.py: search over sequences of symbols.
@@ -21,6 +21,7 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 
 from textleak.matching.bench import BenchRow, Candidates, benchmark
 from textleak.matching.coroutine import Spent
+from textleak.matching.crossing import Crossing
 from textleak.matching.driver import (
     Ending,
     Iterate,
@@ -34,7 +35,6 @@ from textleak.matching.driver import (
 from textleak.matching.factored import Capture, Leaves, ModelFunction
 from textleak.matching.lbfgs import LBFGS
 from textleak.matching.matcher import Kin, Matcher
-from textleak.matching.moving import Move, Moving
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
 from textleak.matching.optimizers import Adam, LinearDecay, MilestoneDecay, Optimizer, StepDecay
 from textleak.matching.policies import Patient, Race
@@ -63,6 +63,7 @@ __all__ = [
     "Contribution",
     "CosineGlobal",
     "CosinePerTensor",
+    "Crossing",
     "Damage",
     "Ending",
     "Formed",
@@ -75,8 +76,6 @@ __all__ = [
     "MilestoneDecay",
     "ModelFunction",
     "Moments",
-    "Move",
-    "Moving",
     "Objective",
     "ObjectiveFunction",
     "Optimizer",

@@ -6,7 +6,7 @@ Shapes: K candidates, D numbers a candidate (all its leaves, flattened), M pairs
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +50,6 @@ _NUMBERS_KEPT = 2**25
 Told = tuple[float, Tensor]
 """Value and gradient (D,) at the point asked for."""
 
-RowMap = Callable[[Tensor], Tensor]
-"""A linear map of rows (M, D)."""
-
 
 class LBFGSState:
     """One coroutine a candidate: it asks for a point, is told its value and gradient, asks for the next.
@@ -69,12 +66,13 @@ class LBFGSState:
         self._candidates = [self._begin(k) for k in range(len(point_KD))]
 
     def _begin(self, k: int) -> Generator[Tensor, Told, bool]:
-        candidate = self._candidate(self.point_KD[k].clone())
+        candidate = self._candidate(k, self.point_KD[k].clone())
         self.point_KD[k] = next(candidate)
         return candidate
 
-    def _candidate(self, point_D: Tensor) -> Generator[Tensor, Told, bool]:
-        """One candidate: yields trial points; returns False if even the first isn't finite."""
+    def _candidate(self, k: int, point_D: Tensor) -> Generator[Tensor, Told, bool]:
+        """Candidate k: yields trial points; returns False if even the first isn't finite."""
+        del k
         return Descent(self.rule, point_D).steps()
 
     def ask(self) -> Tensor:
@@ -134,17 +132,14 @@ class Memory:
         count = len(self.order)
         self._products_MM[:count, row] = self._steps_MD[:count] @ change_D
 
-    def carried(self, steps: RowMap, changes: RowMap) -> Memory:
-        """What would be remembered had everything been moved, by a map of points and what it does to gradients.
-
-        Products of a step and a change have to be the same after the maps.
-        """
+    def copy(self) -> Memory:
+        """As much, for another descent to go on from."""
         other, count = Memory(self.size), len(self.order)
         if count:
             other.order = list(self.order)
             other._steps_MD, other._changes_MD = map(torch.zeros_like, (self._steps_MD, self._changes_MD))
-            other._steps_MD[:count] = steps(self._steps_MD[:count])
-            other._changes_MD[:count] = changes(self._changes_MD[:count])
+            other._steps_MD[:count] = self._steps_MD[:count]
+            other._changes_MD[:count] = self._changes_MD[:count]
             other._products_MM = self._products_MM.clone()
         return other
 
@@ -209,9 +204,11 @@ class Descent:
             asked += yield from self._step(self._gradient_D)
         return True
 
-    def copy(self) -> Descent:
-        """Another one, that stands where this one does and begins by asking for that point again."""
-        return Descent(self.rule, self.point_D, self.memory.carried(Tensor.clone, Tensor.clone))
+    def with_part(self, part: slice, other_D: Tensor) -> Descent:
+        """Another one, that begins where this one stands but for a part, and remembers what this one does."""
+        point_D = self.point_D.clone()
+        point_D[part] = other_D[part]
+        return Descent(self.rule, point_D, self.memory.copy())
 
     def _step(self, gradient_D: Tensor) -> Generator[Tensor, Told, int]:
         """One line search; returns how many trial points it took."""

@@ -241,6 +241,8 @@ class ImageModel:
             for name, module in self.network.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear)
         ]
+        for batch_norm in self._batch_norms.values():
+            batch_norm.samples = 1  # whatever the batch was that the network read last
         with hooked(handles), torch.no_grad():
             self.logits(torch.zeros(1, *self.shape, device=self.device, dtype=self.dtype))
         return calls

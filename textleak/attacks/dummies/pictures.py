@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textleak.attacks.dummies.moves import batch_moves
 from textleak.attacks.dummies.waves import Waves
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Tokens
-from textleak.matching import Damage, Leaves, Matcher, Move, Objective, Project, SquaredL2, Target, Turns
+from textleak.matching import Damage, Leaves, Matcher, Objective, Project, SquaredL2, Target, Turns
 from textleak.models.batches import Targets
 from textleak.models.vision import ImageModel, Statistics
 from textleak.shared.effects import hides_entries, lost_scale
@@ -27,6 +26,8 @@ from textleak.shared.gradient import SharedGradient
 # A gradient this near to the shared one, relative to its norm, is the same to float32's rounding and then some, and its
 # picture to the eye's (our choice; on LeNet a distance of 7e-5 is a PSNR of about 50 dB).
 _EQUAL = 8e-5
+# Differences of colors far below this count by their square, those far above by their length (our choice).
+_FAINT = 0.02
 # Evaluations without progress after which a candidate begins anew (our choice).
 _PATIENCE = 200
 # Decimals of a picture's values in progress events: their rounding is at 71 dB.
@@ -44,6 +45,9 @@ class PictureSettings:
         spread: standard deviation of the start around mid-gray, on a scale of 0 to 1; None for N(0, 1) in the
             network's own scale.
         total_variation: weight of the mean difference between neighboring pixels in the loss, in the network's scale.
+        roughness: the loss is multiplied by e to the power of this times the pictures' `roughness`, so that of pictures
+            with gradients about equally near the smoother ones count as nearer, the less the nearer they are: where
+            gradients are equal the loss is 0 whatever the pictures are.
         boxed: whether values are kept between 0 and 1.
         smooth: pictures are optimized as waves, each in units of 1 / (1 + its number / `smooth`), as coarse structure
             is larger than fine in any picture; None for pixels.
@@ -60,6 +64,7 @@ class PictureSettings:
 
     spread: float | None = None
     total_variation: float = 0.0
+    roughness: float = 0.0
     boxed: bool = False
     one_at_a_time: int = 0
     precise: bool = False
@@ -235,18 +240,44 @@ class DummyPictures:
         return None if smooth is None else Waves.of(*self.model.shape[1:], smooth)
 
     @property
-    def moves(self) -> tuple[Move, ...]:
-        """Moves of a picture between which its gradient is nearly the same, where they are all optimized at once."""
-        if self.turns is not None:
+    def parts(self) -> tuple[slice, ...]:
+        """Each picture's numbers, where all are optimized at once and stand for the same label in all candidates."""
+        if (
+            self.turns is not None
+            or self.labels_KB is None
+            or not bool((self.labels_KB == self.labels_KB[0]).all())
+        ):
             return ()
-        label = self.model.num_labels if self.labels_KB is None else 0
-        return batch_moves(self.model, self._waves, [self.model.numbers + label] * self.batch_size)
+        numbers = self.model.numbers
+        return tuple(slice(b * numbers, (b + 1) * numbers) for b in range(self.batch_size))
 
     def _label_logits(self, leaves: Leaves) -> Tensor:
         return torch.stack([leaves[f"labels {b}"] for b in range(self.batch_size)], 1)
 
     def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimized: the distance, and the prior on pictures if there is one."""
+        """What is minimized: the distance, and the priors on pictures if there are any."""
+        values_K, gradients = self._distant(matcher, leaves)
+        if not self.settings.roughness:
+            return values_K, gradients
+        own = {name: leaf.detach().requires_grad_(name in gradients) for name, leaf in leaves.items()}
+        pictures_KBCHW = self.model.pictures(self.pixels(own))
+        rough_K = self.settings.roughness * roughness(pictures_KBCHW.flatten(0, 1)).view(
+            len(values_K), -1
+        ).mean(1)
+        slopes = torch.autograd.grad(rough_K.sum(), [own[name] for name in gradients], materialize_grads=True)
+        rough_K = rough_K.detach()
+        factor_K = rough_K.exp()
+
+        def along(leaf: Tensor, value_K: Tensor) -> Tensor:
+            return leaf * value_K.view(-1, *[1] * (leaf.dim() - 1))
+
+        return factor_K * values_K, {
+            name: along(gradients[name], factor_K) + along(slope, factor_K * values_K)
+            for name, slope in zip(gradients, slopes, strict=True)
+        }
+
+    def _distant(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distance, what is added to it, and the gradients of both."""
         free = [name for name in self.free if name in leaves]
         if not self.settings.total_variation and not self._known_statistics:
             return matcher.value_and_gradient(self.losses, leaves, free)
@@ -370,3 +401,12 @@ def total_variation(x_KCHW: Tensor) -> Tensor:
     across_K = x_KCHW.diff(dim=3).abs().mean((1, 2, 3))
     down_K = x_KCHW.diff(dim=2).abs().mean((1, 2, 3))
     return across_K + down_K
+
+
+def roughness(pictures_KCHW: Tensor) -> Tensor:
+    """Mean length of the color's difference to the right plus that of the one below, nearly: smooth at 0; (K,)."""
+    lengths = [
+        ((pictures_KCHW.diff(dim=dim).square().sum(1) + _FAINT**2).sqrt() - _FAINT).mean((1, 2))
+        for dim in (3, 2)
+    ]
+    return lengths[0] + lengths[1]

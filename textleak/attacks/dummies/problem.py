@@ -6,7 +6,6 @@ Shapes: K candidates, B sentences or pictures, C color channels, H and W height 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -20,10 +19,9 @@ from textleak.clients.view import Clock, View
 from textleak.events import Tokens
 from textleak.matching import (
     LBFGS,
+    Crossing,
     Leaves,
     Matcher,
-    Move,
-    Moving,
     Objective,
     Optimizer,
     Patient,
@@ -57,8 +55,8 @@ class StandIns(Protocol):
         """Evaluations without progress after which a candidate begins anew; None to let it be."""
 
     @property
-    def moves(self) -> tuple[Move, ...]:
-        """Moves between which the distance is nearly the same."""
+    def parts(self) -> tuple[slice, ...]:
+        """Numbers of a candidate that stand for one sample, the same one in all candidates; none where that varies."""
 
     @property
     def project(self) -> Project | None:
@@ -134,20 +132,22 @@ class DummyProblem:
         """What is minimized, (K,), and its gradients by the free leaves."""
         return self.stand_ins.value_and_gradient(self.matcher, leaves)
 
-    def persistent(self, optimizer: Optimizer, *, moves: int = 0) -> Optimizer:
-        """The optimizer, with candidates that are stuck beginning anew where these dummies let one tell.
+    def persistent(self, optimizer: Optimizer) -> Optimizer:
+        """The optimizer, with candidates that are stuck beginning anew where these dummies let one tell."""
+        patience = self.stand_ins.patience
+        return optimizer if patience is None else Patient(optimizer=optimizer, patience=patience)
+
+    def crossing(self, optimizer: LBFGS, begin: int) -> Optimizer:
+        """As `persistent`; of a batch in several candidates, with the best found of each sample put together once.
 
         Args:
-            optimizer: L-BFGS, if there are to be moves.
-            moves: rounds of moves in vain after which a candidate is stuck, where these dummies can be moved; 0 to
-                count evaluations alone.
+            optimizer: hyper-parameters of each descent.
+            begin: evaluations of each candidate before that; 0 for never.
         """
-        patience: float | None = self.stand_ins.patience
-        if moves and self.stand_ins.moves:
-            assert isinstance(optimizer, LBFGS)
-            optimizer = Moving(optimizer=optimizer, moves=self.stand_ins.moves, rounds=moves)
-            patience = None if patience is None else math.inf
-        return optimizer if patience is None else Patient(optimizer=optimizer, patience=patience)
+        parts = self.stand_ins.parts
+        if not begin or len(parts) < 2 or self.candidates < 3:
+            return self.persistent(optimizer)
+        return Crossing(optimizer=optimizer, parts=parts, begin=begin)
 
 
 _Kind = Callable[[View, Objective, Tensor | None, PictureSettings], tuple[StandIns, Matcher]]

@@ -56,7 +56,7 @@ class Dummies:
     tolerance: ClassVar[None] = None
     patience: ClassVar[None] = None
     turns: ClassVar[None] = None
-    moves: ClassVar[tuple[()]] = ()
+    parts: ClassVar[tuple[()]] = ()
     project: ClassVar[None] = None
 
     @cached_property
