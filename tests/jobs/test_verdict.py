@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from textleak.events import Recovery, Sentence, Stop
 from textleak.jobs.advice import Facts, advice
+from textleak.jobs.audit import _grouped
 from textleak.jobs.verdict import Outcome, Word, judge
 
 NOTHING = Outcome(attack="auto", seconds=12.0)
@@ -134,3 +136,20 @@ def test_what_was_not_found_is_looked_for_further() -> None:
     assert any("--client" in line for line in lines)
     assert any("--know" in line for line in lines)
     assert not any("Share no embedding" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("stop", "said", "grouped"),
+    [
+        (Stop.PROVED, (), (True, True)),
+        (Stop.READ, (True, False), (True, False)),
+        (Stop.INTERRUPTED, (), (False, False)),  # before the attack said which tokens stand together
+    ],
+)
+def test_tokens_stand_together_where_the_attack_proved_it(
+    stop: Stop, said: tuple[bool, ...], grouped: tuple[bool, ...]
+) -> None:
+    sentences = (Sentence(positions=(), text="a"), Sentence(positions=(), text="b"))
+    recovery = Recovery(sentences=sentences, stop=stop, final_loss=None, grouped=said)
+    assert _grouped(recovery) == grouped
+    assert _grouped(dataclasses.replace(recovery, sentences=sentences[:1], grouped=())) == (True,)

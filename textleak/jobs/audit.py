@@ -266,7 +266,9 @@ def _first(values: list[float]) -> float | None:
 
 def _grouped(recovery: Recovery) -> tuple[bool, ...]:
     """For each sentence whether it is proved, if its tokens are, that they stand in one."""
-    return recovery.grouped or (True,) * len(recovery.sentences)
+    count = len(recovery.sentences)
+    unknown = count > 1 and recovery.stop in (Stop.INTERRUPTED, Stop.STOPPED)  # before the attack said so
+    return recovery.grouped or (not unknown,) * count
 
 
 def _whole(sentence: Sentence, model: TextModel) -> bool:

@@ -37,8 +37,8 @@ _ROUND = 0.02
 
 def may_be_clipped(recovery: Recovery, shared: SharedGradient, model: AnyModel) -> bool:
     """Whether an unproved answer, every token of it there, is of one step of AdamW without clipping or dropout."""
-    steps = dict(shared.client.kinds).get(_STEPS)
-    if steps is None or steps["optimizer"] != "adamw" or steps["steps"] != 1 or steps.get("max_grad_norm"):
+    steps = dict(shared.client.kinds).get(_STEPS, {})
+    if steps.get("optimizer") != "adamw" or steps.get("steps") != 1 or steps.get("max_grad_norm"):
         return False
     repeatable = Trait.REPEATABLE in shared.client.traits
     return repeatable and not recovery.stop.settled and Text(recovery.sentences).complete(model)
