@@ -381,3 +381,20 @@ def test_a_prior_for_an_attack_without_one_is_refused() -> None:
         build_attack(load_run_config(None, {"sentences": ["a"], "attack": "tag", "prior": "smollm2"}))
     built = build_attack(load_run_config(None, {"sentences": ["a"], "attack": "lamp", "prior": "smollm2"}))
     assert built == LAMP(prior="smollm2")
+
+
+def test_dummies_in_another_order_differ_in_the_position_tables_gradient_alone(toy_model: ToyModel) -> None:
+    """Shifted by the difference of the position embeddings: why matching finds the words and not their order."""
+    model = toy_model("bert", dtype="float64")
+    shared, secret = share(model, ["the cat sat on the red mat"], [1], know=TOLD)
+    trials = trials_of(model, shared)
+    ids = torch.tensor(secret.ids[0])
+    count = len(ids)
+    order = torch.tensor([0, *range(count - 2, 0, -1), count - 1])
+    (places,) = (table for name, table in model.parameters.items() if "position_embeddings" in name)
+    moved = model.embed(ids)[order] + places[order] - places[:count]
+    leaves = {**trials.dummies.given(1), "embeddings": moved[None, None].detach()}
+    found = trials.matcher.moments(trials.dummies.losses, leaves)
+    cosine_P = found.cross_KP[0] / (found.own_KP[0] * found.target_P).sqrt()
+    apart = [name for name, cosine in zip(found.names, cosine_P.tolist(), strict=True) if cosine < 1 - 1e-9]
+    assert apart == ["bert.embeddings.position_embeddings.weight"]
