@@ -280,7 +280,9 @@ def test_a_pairs_partners_stand_in_its_sentence(encoder: Callable[..., TextModel
     others = {i for i in range(len(pairs)) if i not in own}
     for t in (2, 3):
         tied = partners.of(pairs.index[t, row[t], False])
-        strongest = [i for i in tied.argsort(descending=True).tolist() if i != pairs.index[t, row[t], False]][:3]
+        strongest = [i for i in tied.argsort(descending=True).tolist() if i != pairs.index[t, row[t], False]][
+            :3
+        ]
         assert set(strongest) <= own
         assert float(tied[sorted(others)].max()) < 0.5 * float(tied.max())
 
