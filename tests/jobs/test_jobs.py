@@ -3,9 +3,9 @@
 import pytest
 
 from textleak.attacks.base import to_end
-from textleak.clients import view
 from textleak.errors import InputError
 from textleak.events import Progress
+from textleak.exact import second_parts
 from textleak.jobs import images, text
 from textleak.jobs.base import drive
 from textleak.runs import Recorder, RunFolder
@@ -36,7 +36,7 @@ def text_file(tmp_path):
 
 
 def test_a_gradient_from_a_file_is_made_a_view_once(text_file, monkeypatch):
-    made = counted(monkeypatch, view, "view_of")
+    made = counted(monkeypatch, second_parts, "view_of")
     gradients, truth = text_file
     config = load_run_config(None, {**QUICK, "gradients": gradients, "truth": truth, "attack": "embedding"})
     job = text.prepare(config)
