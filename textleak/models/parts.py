@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from textleak.models.text import TextModel
 
 _TYPES = "token_type_ids"  # as transformers calls them
-# An output may be off by this many times rounding where the sum is taken in another order, and by this part of itself at
-# most (our choices).
+# An output may be off by this many times rounding where the sum is taken in another order, and by this part of itself
+# at most (our choices).
 _ROUNDING, _OFF = 1e3, 0.1
 
 
