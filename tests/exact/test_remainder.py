@@ -241,7 +241,7 @@ def test_every_token_of_the_batch_is_a_pair_with_its_own_gradient(encoder: Calla
     model = encoder()
     shared, secret = shared_by(model)
     pairs, first = start(model, shared)
-    true = {(t, token) for row in secret.ids for t, token in enumerate(row)}
+    true = {(t, token, False) for row in secret.ids for t, token in enumerate(row)}
     assert true <= pairs.index.keys()
     gradients = pair_gradients(pairs, first)
     # All of the gradient is explained.
@@ -263,8 +263,8 @@ def test_pairs_that_form_no_cycle_have_their_own_sentences_gradient(
         own_pairs, own_first = start(model, alone)
         own = pair_gradients(own_pairs, own_first)
         for t in (1, 2):
-            expected_O = own.deltas_NO[own_pairs.index[t, row[t]]] / 3
-            found_O = gradients.deltas_NO[pairs.index[t, row[t]]]
+            expected_O = own.deltas_NO[own_pairs.index[t, row[t], False]] / 3
+            found_O = gradients.deltas_NO[pairs.index[t, row[t], False]]
             assert float((found_O - expected_O).norm()) < 1e-3 * float(expected_O.norm())
 
 
@@ -276,11 +276,13 @@ def test_a_pairs_partners_stand_in_its_sentence(encoder: Callable[..., TextModel
     assert attention is not None
     partners = Partners(model, attention, first, pairs, pair_gradients(pairs, first))
     row = secret.ids[0]
-    own = {pairs.index[t, token] for t, token in enumerate(row)}
+    own = {pairs.index[t, token, False] for t, token in enumerate(row)}
     others = {i for i in range(len(pairs)) if i not in own}
     for t in (2, 3):
-        tied = partners.of(pairs.index[t, row[t]])
-        strongest = [i for i in tied.argsort(descending=True).tolist() if i != pairs.index[t, row[t]]][:3]
+        tied = partners.of(pairs.index[t, row[t], False])
+        strongest = [i for i in tied.argsort(descending=True).tolist() if i != pairs.index[t, row[t], False]][
+            :3
+        ]
         assert set(strongest) <= own
         assert float(tied[sorted(others)].max()) < 0.5 * float(tied.max())
 
@@ -316,7 +318,7 @@ def test_what_changes_at_a_place_or_two_is_what_the_whole_sentence_has_outside(
     spans = {left.layers[0].name: left.span for left in whole(model, shared).inputs[1:]}
     span = spans[attention.output.name]
     assert span is not None
-    row = torch.tensor([pairs.index[t, token] for t, token in enumerate(secret.ids[0])])
+    row = torch.tensor([pairs.index[t, token, False] for t, token in enumerate(secret.ids[0])])
     single = [((t,), (i,)) for t in range(len(row)) for i in pairs.by_position[t]]
     double = [
         ((1, t), (i, j)) for t in (2, 3) for i in pairs.by_position[1] for j in pairs.by_position[t][:2]
@@ -338,7 +340,7 @@ def test_descent_finds_a_planted_sentence(encoder: Callable[..., TextModel]) -> 
     check = LayerCheck.of(model, pairs, whole(model, shared).inputs[1:], least=1)
     assert check is not None
     row = secret.ids[0]
-    true = [pairs.index[t, token] for t, token in enumerate(row)]
+    true = [pairs.index[t, token, False] for t, token in enumerate(row)]
     options = [pairs.by_position[t] if 0 < t < len(row) - 1 else [] for t in range(len(row))]
     corrupted = list(true)
     for t in (1, 3):

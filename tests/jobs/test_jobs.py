@@ -36,7 +36,7 @@ def text_file(tmp_path):
 
 
 def test_a_gradient_from_a_file_is_made_a_view_once(text_file, monkeypatch):
-    made = counted(monkeypatch, second_parts, "view_as_seen")
+    made = counted(monkeypatch, second_parts, "view_of")
     gradients, truth = text_file
     config = load_run_config(None, {**QUICK, "gradients": gradients, "truth": truth, "attack": "embedding"})
     job = text.prepare(config)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from textleak.models.text import TextModel
 
 _TYPES = "token_type_ids"  # as transformers calls them
-# An output may be off by this part of itself where the sum is taken in another order (our choice, for float32).
-_ROUNDING = 1e-4
+# An output may be off by this many times rounding where the sum is taken in another order, and by this part of itself
+# at most (our choices).
+_ROUNDING, _OFF = 1e3, 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,8 @@ def parts_of(model: TextModel) -> Parts | None:
     with torch.no_grad():
         own = _hidden(model, embeddings_1TE, mask_1T, types_1T)
         ours = _hidden(model, embeddings_1TE + parts.added(model.network, types_1T), mask_1T, None)
-    same = float((own - ours).norm()) <= _ROUNDING * float(own.norm())
+    rounding = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)
+    same = float((own - ours).norm()) <= min(_ROUNDING * rounding, _OFF) * float(own.norm())
     return parts if same else None
 
 
