@@ -399,9 +399,9 @@ def test_text_and_pictures_pass_through_the_same_loop_and_comparison(tmp_path, m
     compared = []
     original = textleak.matching.Matcher.value_and_gradient
 
-    def counted(self, *arguments):
+    def counted(self, *arguments, **options):
         compared.append(type(self))
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     monkeypatch.setattr(textleak.matching.Matcher, "value_and_gradient", counted)
     images, text = model_of(size=8), toy_model("bert", task="classification")

@@ -35,6 +35,7 @@ class AttackOptions(TypedDict, total=False):
     budget: int
     burn_in: float
     closed_form: bool
+    crossing: int
     embedding_norm: float | None
     expansions: int
     kinks: float
@@ -48,6 +49,7 @@ class AttackOptions(TypedDict, total=False):
     proposals: int
     refinement: float
     restarts: int | None
+    roughness: float | None
     rounds: int
     signed: bool
     smooth: float | None
