@@ -26,10 +26,10 @@ Tensors = tuple[Tensor, ...]
 Compute = Callable[[Sequence[Tensor]], Tensors]
 """Tensors from tensors: the same operations in the same order each time, but for what values decide."""
 
-# Calls of one kind before one is watched; the next is compared with what the list gives.
+# Calls of one kind before one is watched.
 _UNWATCHED = 2
 UNTIL_REPLAYED = _UNWATCHED + 2
-"""Calls of one kind that are computed, and with the last of which the list is compared."""
+"""How many calls of one kind are computed before one is replayed; the last of them is compared with its replay."""
 # Kinds that are remembered, the latest.
 _KEPT = 4
 # How far a replay may be from the computation: kernels round by where in memory their arguments lie.
