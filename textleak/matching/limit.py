@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from textleak.matching.linear import fewer, product
+from textleak.matching.replaced import WatchedOperations
 from textleak.matching.rules import Contribution, Outer, Rows
 from textleak.matching.target import Target
 
@@ -105,29 +105,22 @@ def counted(work: Callable[[], Answer]) -> tuple[int, Answer]:
     return counter.flops, answer
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counter(WatchedOperations):  # type: ignore[no-untyped-call]
     """Adds up; torch's `FlopCounterMode` watches modules too, and can't where a dummy goes straight into one."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.flops = 0
         self.formulas: dict[Any, Callable[..., int]] = {**flop_registry}
         self.formulas[torch.ops.aten.baddbmm_] = flop_registry[torch.ops.aten.baddbmm]
         if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             self.formulas[torch.ops.mkldnn._linear_pointwise] = _linear_flops
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        result = func(*args, **(kwargs or {}))
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:  # noqa: ANN401
+        """Count it, if it is a product."""
         formula = self.formulas.get(func._overloadpacket)
         if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
-        return result
+            self.flops += formula(*args, **kwargs, out_val=result)
 
 
 def _linear_flops(input: Tensor, weight_OI: Tensor, *_args: object, out_val: object) -> int:

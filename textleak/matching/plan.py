@@ -34,9 +34,8 @@ class _Factor:
     def __init__(self, values_KND: Tensor) -> None:
         self.shape = values_KND.shape
         self.values_KND: Tensor | None = values_KND
-        self.columns: list[
-            Tensor
-        ] = []  # the target's factors that it is multiplied by, (D, R) or a stack (K, D, R)
+        # The target's factors that it is multiplied by, (D, R) or a stack (K, D, R).
+        self.columns: list[Tensor] = []
         self.columns_RD: Tensor | None = None  # all of them
         self.rank = 0
         self.products_KNR: Tensor | None = None

@@ -208,10 +208,8 @@ class Pool:
 
     def _stack(self, targets: list[Target]) -> Target:
         key = tuple(map(id, targets))
-        if key not in self._stacks:
-            self._stacks = {
-                key: (targets, Target.stack(targets))
-            }  # the last alone: each is as large as all targets
+        if key not in self._stacks:  # the last alone is kept: each is as large as all targets
+            self._stacks = {key: (targets, Target.stack(targets))}
         return self._stacks[key][1]
 
 

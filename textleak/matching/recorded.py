@@ -20,7 +20,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from textleak.matching.replaced import WatchedOperations
 
 Tensors = tuple[Tensor, ...]
 Compute = Callable[[Sequence[Tensor]], Tensors]
@@ -208,11 +209,11 @@ def watch(compute: Compute, inputs: Sequence[Tensor]) -> tuple[Tensors, _Recordi
     return outputs, watcher.recording(outputs)
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watcher(WatchedOperations):
     """Notes what depends on the inputs; keeps no tensor of these alive."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._operations: list[_Operation] = []
         self._slots = 0
         self._known: dict[int, tuple[weakref.ref[Tensor], _Slot]] = {}  # by a tensor's id
@@ -226,25 +227,14 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self._with_slots(outputs)
         return _Recording(self._operations, self._slots, found) if self._possible else None
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """Called by torch for each operation that reaches a kernel."""
-        options = kwargs or {}
-        result = func(*args, **options)
-        if self._possible:
-            self._note(func, args, options, result)
-        return result
-
-    def _note(self, func: Any, args: tuple[Any, ...], options: dict[str, Any], result: object) -> None:  # noqa: ANN401
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:  # noqa: ANN401
+        """Note it, while that is of use."""
+        if not self._possible:
+            return
         if torch.Tag.nondeterministic_seeded in func.tags:
             self._possible = False
             return
-        arguments, named = self._with_slots(args), self._with_slots(options)
+        arguments, named = self._with_slots(args), self._with_slots(kwargs)
         if not any(True for _ in _slots_in((arguments, named))):
             return
         if func in _ANOTHER_NAME and isinstance(result, Tensor):

@@ -1,4 +1,4 @@
-"""Torch's own functions, replaced for a while."""
+"""Torch's own functions, replaced for a while, and its operations, watched for a while."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class ReplacedFunctions(TorchFunctionMode, abc.ABC):
@@ -27,3 +28,27 @@ class ReplacedFunctions(TorchFunctionMode, abc.ABC):
         kwargs = kwargs or {}
         made = self.instead(func, args, kwargs)
         return func(*args, **kwargs) if made is None else made
+
+
+class WatchedOperations(TorchDispatchMode, abc.ABC):  # type: ignore[no-untyped-call]
+    """While it is active, a subclass sees each operation that reaches a kernel, those of derivatives among them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @abc.abstractmethod
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:  # noqa: ANN401
+        """An operation has run."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Called by torch for each operation."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.see(func, args, kwargs, result)
+        return result

@@ -128,7 +128,7 @@ def _table(model: TextModel, embeddings_1TE: Tensor, types_1T: Tensor) -> tuple[
             TypeError,
             ValueError,
             RuntimeError,
-        ):  # whatever a network says to types it can't read
+        ):  # a network says so of types that it can't read
             return None
     fitting = len(found) == 1 and found[0][1].embedding_dim == model.embedding_size
     return found[0] if fitting else None

@@ -135,11 +135,9 @@ class Noted(NotedUses):
 
     def instead(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """A use that is noted."""
-        return (
-            self._norm(*args, **kwargs)
-            if func is functional.layer_norm
-            else super().instead(func, args, kwargs)
-        )
+        if func is functional.layer_norm:
+            return self._norm(*args, **kwargs)
+        return super().instead(func, args, kwargs)
 
     def parts(self, rows: Sequence[Sequence[int]], chances_KC: Tensor) -> list[SentenceParts] | None:
         """Each sentence's, once there is a slope of each label but the last; None where they can't be told apart."""
