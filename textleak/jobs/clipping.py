@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from textleak.clients.view import view_of
-from textleak.events import Recovery, Sentence, Stop
+from textleak.events import Recovery, Sentence
+from textleak.jobs.fitted import STEPS, proved, view_at
 from textleak.models.text import TextModel
 from textleak.numerics import exact
 from textleak.proof.certificate import certify, own_gradient
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from textleak.clients.view import AnyModel, View
     from textleak.shared.gradient import SharedGradient
 
-_STEPS = "fedavg"
 # Which part of the rate entries are moved by that tell (our choice: neither lost in rounding nor in the rate).
 _LEAST, _MOST = 0.2, 0.8
 # Entries that have to tell, and up to which part of the gradient's norm nothing counts as clipped (our choice).
@@ -37,7 +37,7 @@ _ROUND = 0.02
 
 def may_be_clipped(recovery: Recovery, shared: SharedGradient, model: AnyModel) -> bool:
     """Whether an unproved answer, every token of it there, is of one step of AdamW without clipping or dropout."""
-    steps = dict(shared.client.kinds).get(_STEPS, {})
+    steps = dict(shared.client.kinds).get(STEPS, {})
     if steps.get("optimizer") != "adamw" or steps.get("steps") != 1 or steps.get("max_grad_norm"):
         return False
     repeatable = Trait.REPEATABLE in shared.client.traits
@@ -56,22 +56,12 @@ def with_clipping(
         view: what the server made of both.
     """
     assert isinstance(model, TextModel)
-    steps = dict(shared.client.kinds)[_STEPS]
+    steps = dict(shared.client.kinds)[STEPS]
     for norm in _norms(steps, shared, model, view, recovery.sentences):
-        certificate = certify(_clipped_view(shared, model, norm), recovery.sentences)
+        certificate = certify(view_at(shared, model, max_grad_norm=norm), recovery.sentences)
         if certificate.verified:
-            distance = certificate.gradient_distance
-            proved = dataclasses.replace(
-                recovery, stop=Stop.VERIFIED, gradient_distance=distance, final_loss=distance, notes=()
-            )
-            return proved, norm
+            return proved(recovery, recovery.sentences, certificate), norm
     return recovery, None
-
-
-def _clipped_view(shared: SharedGradient, model: AnyModel, norm: float) -> View:
-    kinds = tuple((n, {**o, "max_grad_norm": norm} if n == _STEPS else o) for n, o in shared.client.kinds)
-    client = dataclasses.replace(shared.client, kinds=kinds)
-    return view_of(dataclasses.replace(shared, client=client), model)
 
 
 def _norms(
@@ -82,7 +72,7 @@ def _norms(
     sentences: tuple[Sentence, ...],
 ) -> Iterator[float]:
     """What the text's own gradient would have been clipped to, as its smallest entries' moves tell; rounded first."""
-    kinds = tuple((name, options) for name, options in shared.client.kinds if name != _STEPS)
+    kinds = tuple((name, options) for name, options in shared.client.kinds if name != STEPS)
     client = dataclasses.replace(shared.client, kinds=kinds)
     plain = view_of(dataclasses.replace(shared, client=client), model)
     own = own_gradient(plain.double(), sentences)

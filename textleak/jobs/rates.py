@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from textleak.events import Recovery, Sentence, Stop
-from textleak.exact.second_parts import view_as_seen
+from textleak.events import Recovery, Sentence
+from textleak.jobs.fitted import STEPS, proved, view_at
 from textleak.models.text import TextModel
 from textleak.proof.certificate import certify, own_gradient
 from textleak.proof.texts import Text
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from textleak.clients.view import AnyModel, View
     from textleak.shared.gradient import SharedGradient
 
-_STEPS = "fedavg"
 _CLASSES = 8  # that are tried, at most (our choice: each takes as long as the certificate)
 
 
@@ -36,27 +35,16 @@ def with_rate(
         view: what the server made of both, at that rate.
     """
     assert isinstance(model, TextModel)
-    steps = dict(shared.client.kinds).get(_STEPS)
+    steps = dict(shared.client.kinds).get(STEPS)
     if steps is None or recovery.stop.settled or not Text(recovery.sentences).complete(model):
         return recovery, None
     for sentences in _labeled(recovery.sentences, model.num_labels):
         rate = steps["lr"] * _factor(view, sentences)
         if rate <= 0:
             continue
-        kinds = tuple((n, _at(o, rate) if n == _STEPS else o) for n, o in shared.client.kinds)
-        client = dataclasses.replace(shared.client, kinds=kinds)
-        certificate = certify(view_as_seen(dataclasses.replace(shared, client=client), model), sentences)
+        certificate = certify(view_at(shared, model, **_at(steps, rate)), sentences)
         if certificate.verified:
-            distance = certificate.gradient_distance
-            proved = dataclasses.replace(
-                recovery,
-                sentences=sentences,
-                stop=Stop.VERIFIED,
-                gradient_distance=distance,
-                final_loss=distance,
-                notes=(),
-            )
-            return proved, rate
+            return proved(recovery, sentences, certificate), rate
     return recovery, None
 
 
@@ -78,9 +66,9 @@ def _labeled(sentences: tuple[Sentence, ...], classes: int | None) -> Iterator[t
 
 
 def _at(options: Mapping[str, Any], rate: float) -> dict[str, Any]:
-    """A step's options at another rate, at which weights shrink as they did."""
+    """What of a step's options is another one at another rate, at which weights shrink as they did."""
     decay = options.get("weight_decay", 0.0) * options["lr"] / rate
-    return {**options, "lr": rate} | ({"weight_decay": decay} if decay else {})
+    return {"lr": rate} | ({"weight_decay": decay} if decay else {})
 
 
 def _factor(view: View, sentences: tuple[Sentence, ...]) -> float:
