@@ -310,6 +310,19 @@ def test_a_ladder_runs_rung_by_rung_and_says_what_it_found(tmp_path, monkeypatch
     assert json.loads((folder / "ladder.json").read_text())["rungs"][0]["result"]["token_match_rate"] == 1.0
 
 
+def test_a_table_that_is_drawn_before_it_was_idle_is_not_cut_off(tmp_path):
+    async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: page.form.catalog.defenses)
+        await pilot.press("a", "f5")
+        await until(pilot, lambda: page.rungs and not page.going)
+        page.refresh_view()
+        assert "✗ failed" in screen(page.app)
+        await pilot.pause(0.1)
+        assert "✗ failed" in screen(page.app)
+
+    drive(tmp_path, look)
+
+
 def test_stopping_keeps_the_best_answer_and_leaves_out_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(FakeChild, "hold", True)
 

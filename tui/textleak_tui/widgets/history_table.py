@@ -52,11 +52,6 @@ _TONES = {
 class HistoryTable(RunTable):
     """A row a folder."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._columns: tuple[str, ...] = ()
-        self._drawn: list[tuple[Text, ...]] = []
-
     def show(
         self, rows: Sequence[RunRow], *, marked: Collection[Path], blind: bool, anew: bool = False
     ) -> None:
@@ -66,42 +61,17 @@ class HistoryTable(RunTable):
             rows: in order.
             marked: folders with a mark.
             blind: only what an attacker would see.
-            anew: colors or widths have changed.
+            anew: colors have changed.
         """
         whole = [self._cells(row, row.path in marked, blind) for row in rows]
         columns = self._fitting(whole)
         cells = [tuple(row[name] for name in columns) for row in whole]
-        keys = [str(row.path) for row in rows]
-        if anew or columns != self._columns or keys != [str(key.value) for key in self.rows]:
-            self._fill(columns, keys, cells, anew=anew or columns != self._columns)
-        else:
-            for key, old, new in zip(keys, self._drawn, cells, strict=True):
-                for name, before, after in zip(columns, old, new, strict=True):
-                    if before != after or before.style != after.style:
-                        self.update_cell(key, name, after, update_width=True)
-        self._columns, self._drawn = columns, cells
-
-    def _fill(
-        self, columns: Sequence[str], keys: Sequence[str], cells: Sequence[tuple[Text, ...]], *, anew: bool
-    ) -> None:
-        here, top = self.chosen, self.scroll_y
-        self.clear(columns=anew)
-        if anew:
-            for name in columns:
-                words = {"mark": "", "state": "" if "attack" not in columns else name}
-                self.add_column(words.get(name, name), key=name)
-        for key, row in zip(keys, cells, strict=True):
-            self.add_row(*row, key=key)
-        if here is not None and here in keys:
-            self.move_cursor(row=keys.index(here), scroll=False)
-            self.scroll_to(y=top, animate=False, force=True)
-
-    @property
-    def chosen(self) -> str | None:
-        """The path of the run under the cursor, as text."""
-        if not self.row_count or not self.is_valid_row_index(self.cursor_row):
-            return None
-        return self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value
+        labels = {"mark": "", "state": "" if "attack" not in columns else "state"}
+        self.draw(
+            {name: labels.get(name, name) for name in columns},
+            {str(row.path): row_cells for row, row_cells in zip(rows, cells, strict=True)},
+            anew=anew,
+        )
 
     @property
     def _narrow(self) -> bool:

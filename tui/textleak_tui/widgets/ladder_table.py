@@ -30,35 +30,20 @@ _TONES = {"done": "success", "running": "accent", "loading": "accent", "failed":
 class LadderTable(RunTable):
     """A row a rung."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._columns: tuple[str, ...] = ()
-        self._drawn: tuple[Rung, ...] = ()
-
     def show(self, rungs: Sequence[Rung], *, blind: bool, anew: bool = False) -> None:
         """Draw the rungs, leaving the cursor on its row.
 
         Args:
             rungs: the ladder's, in order.
             blind: only what an attacker would see.
-            anew: colors or widths have changed.
+            anew: colors have changed.
         """
         columns = tuple(name for name, width in COLUMNS.items() if self.screen.size.width >= width)
-        if anew or columns != self._columns or tuple(rungs) != self._drawn:
-            self._columns, self._drawn = columns, tuple(rungs)
-            at = self.cursor_row
-            self.clear(columns=True)
-            for name in columns:
-                self.add_column(name, key=name)
-            for number, rung in enumerate(rungs):
-                self.add_row(*self._cells(rung, columns, blind), key=str(number))
-            if rungs:
-                self.move_cursor(row=min(at, len(rungs) - 1), scroll=False)
-            return
-        for number, rung in enumerate(rungs):
-            for name, cell in zip(columns, self._cells(rung, columns, blind), strict=True):
-                if self.get_cell(str(number), name) != cell:
-                    self.update_cell(str(number), name, cell, update_width=True)
+        self.draw(
+            {name: name for name in columns},
+            {str(number): self._cells(rung, columns, blind) for number, rung in enumerate(rungs)},
+            anew=anew,
+        )
 
     def _cells(self, rung: Rung, columns: Sequence[str], blind: bool) -> list[Text]:
         colors = self.app.theme_variables
