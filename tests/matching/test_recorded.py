@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from textleak.matching import Capture, Matcher, SquaredL2, Target
 from textleak.matching.recorded import UNTIL_REPLAYED, Replayed, watch
+from textleak.matching.replay import Recording
 
 
 class Counted:
@@ -86,6 +87,18 @@ def test_what_is_led_astray_again_and_again_is_left_alone():
         x = drawn(3, seed=seed)
         assert torch.equal(replayed("f", counted, [x])[0], x * x.sum().item())
     assert counted.calls == 30
+
+
+def test_a_list_that_does_not_run_is_left_alone(monkeypatch):
+    def refused(*_):
+        raise TypeError("out")
+
+    monkeypatch.setattr(Recording, "replay", refused)
+    replayed, counted = Replayed(), Counted(lambda x: (x * 2,))
+    for seed in range(8):
+        x = drawn(3, seed=seed)
+        assert torch.equal(replayed("f", counted, [x])[0], x * 2)
+    assert counted.calls == 8
 
 
 def test_random_numbers_are_drawn_anew():

@@ -16,7 +16,8 @@ from textleak.errors import AttackError
 from textleak.matching.factored import Capture, Leaves, ModelFunction, candidates_of, out_of_memory
 from textleak.matching.moments import moments_of
 from textleak.matching.objectives import Moments, Objective
-from textleak.matching.recorded import Compute, Replayed, Tensors
+from textleak.matching.recorded import Compute, Replayed
+from textleak.matching.replay import Tensors
 from textleak.matching.rules import Contribution
 from textleak.matching.target import Target
 

@@ -10,20 +10,18 @@ another value, the list doesn't hold, and the step is computed as it was.
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from textleak.matching.replaced import WatchedOperations
+from textleak.matching.replay import Layout, Operation, Recording, Slot, Tensors, outcome, slots_in
 
-Tensors = tuple[Tensor, ...]
 Compute = Callable[[Sequence[Tensor]], Tensors]
 """Tensors from tensors: the same operations in the same order each time, but for what values decide."""
 
@@ -40,32 +38,6 @@ _COARSE_TOLERANCE = 5e-2
 _ASTRAY = 3
 
 _ATEN = torch.ops.aten
-# The same by a shorter way than torch has for every operation: Python's own functions of torch.
-_SHORTER: dict[object, Callable[..., Any]] = {
-    _ATEN._local_scalar_dense.default: Tensor.item,
-    _ATEN._unsafe_view.default: Tensor.view,
-    _ATEN.add.Tensor: torch.add,
-    _ATEN.add_.Tensor: Tensor.add_,
-    _ATEN.addcmul_.default: Tensor.addcmul_,
-    _ATEN.addmm.default: torch.addmm,
-    _ATEN.baddbmm_.default: Tensor.baddbmm_,
-    _ATEN.bmm.default: torch.bmm,
-    _ATEN.clone.default: torch.clone,
-    _ATEN.count_nonzero.default: torch.count_nonzero,
-    _ATEN.expand.default: Tensor.expand,
-    _ATEN.mean.dim: torch.mean,
-    _ATEN.mm.default: torch.mm,
-    _ATEN.mul.Tensor: torch.mul,
-    _ATEN.mul.out: torch.mul,
-    _ATEN.mul_.Tensor: Tensor.mul_,
-    _ATEN.select.int: torch.select,
-    _ATEN.sub.Tensor: torch.sub,
-    _ATEN.sum.dim_IntList: torch.sum,
-    _ATEN.t.default: torch.t,
-    _ATEN.transpose.int: torch.transpose,
-    _ATEN.unsqueeze.default: torch.unsqueeze,
-    _ATEN.view.default: Tensor.view,
-}
 _ANOTHER_NAME = frozenset({_ATEN.alias.default, _ATEN.detach.default})  # for the tensor that they are given
 
 
@@ -100,7 +72,7 @@ class _Kind:
         self._calls = 0
         self._astray = 0
         self._compared = False
-        self._recording: _Recording | None = None
+        self._recording: Recording | None = None
 
     def outputs(self, compute: Compute, inputs: Sequence[Tensor]) -> Tensors:
         """By replay, if that has been shown to be right."""
@@ -110,99 +82,50 @@ class _Kind:
             return outputs
         if self._recording is None:
             return compute(inputs)
+        if not self._compared:
+            return self._outputs_compared(compute, inputs, self._recording)
         replayed = self._recording.replay(inputs)
         if replayed is None:
-            self._astray += 1
-            if self._astray == _ASTRAY:
-                self._recording = None
+            self._stray()
             return compute(inputs)
-        if not self._compared:
-            outputs = compute(inputs)
-            self._compared = True
-            if not all(map(_near, replayed, outputs)):
-                self._recording = None
-            return outputs
         return replayed
 
+    def _outputs_compared(self, compute: Compute, inputs: Sequence[Tensor], recording: Recording) -> Tensors:
+        """As computed; the list is kept if it runs, and if what it gives is the same."""
+        outputs = compute(inputs)
+        try:
+            replayed = recording.replay(inputs)
+        except (
+            RuntimeError,
+            TypeError,
+        ):  # what an operation is told can be more than it takes together with `out`
+            self._recording = None
+            return outputs
+        if replayed is None:
+            self._stray()
+        elif all(map(_near, replayed, outputs)):
+            self._compared = True
+        else:
+            self._recording = None
+        return outputs
 
-@dataclass(frozen=True)
-class _Slot:
-    """Stands for a tensor that depends on the inputs."""
-
-    index: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Operation:
-    """One call.
-
-    Attributes:
-        function: torch's.
-        arguments, options: with slots for what depends on the inputs.
-        results: a slot, or several, or None, as it gives them.
-        decides: the outcome that the rest of the list goes by, in a tuple; None where it goes by none.
-    """
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-    results: object
-    decides: tuple[object] | None
-
-
-class _Recording:
-    """The operations of a computation.
-
-    Args:
-        operations: in order.
-        slots: how many there are; the first ones are the inputs'.
-        outputs: slots, or tensors that don't depend on the inputs.
-    """
-
-    def __init__(self, operations: Sequence[_Operation], slots: int, outputs: Sequence[Any]) -> None:
-        self._slots = slots
-        self._outputs = tuple(outputs)
-        kept = set(_slots_in(self._outputs))
-        last: dict[int, int] = {}
-        for number, operation in enumerate(operations):
-            for part in (operation.arguments, operation.options, operation.results):
-                last.update(dict.fromkeys(_slots_in(part), number))
-        done: list[list[int]] = [[] for _ in operations]
-        for index, number in last.items():
-            if index not in kept:
-                done[number].append(index)
-        self._calls = [
-            (_call_of(operation), operation.results, operation.decides, tuple(indices))
-            for operation, indices in zip(operations, done, strict=True)
-        ]
-
-    @torch.no_grad()
-    def replay(self, inputs: Sequence[Tensor]) -> Tensors | None:
-        """What the computation gives for other inputs; None where it decides something else for these."""
-        slots: list[Any] = [*inputs, *([None] * (self._slots - len(inputs)))]
-        for call, where, decides, done in self._calls:
-            result = call(slots)
-            if decides is not None and decides != (_outcome(result),):
-                return None
-            if type(where) is _Slot:
-                slots[where.index] = result
-            else:
-                _place(where, result, slots)
-            for index in done:
-                slots[index] = None
-        # Whoever gets them may change them in place.
-        return tuple(
-            slots[output.index] if isinstance(output, _Slot) and output.index >= len(inputs)
-            else _filled(output, slots).clone()
-            for output in self._outputs
-        )  # fmt: skip
+    def _stray(self) -> None:
+        self._astray += 1
+        if self._astray == _ASTRAY:
+            self._recording = None
 
 
-def watch(compute: Compute, inputs: Sequence[Tensor]) -> tuple[Tensors, _Recording | None]:
+def watch(compute: Compute, inputs: Sequence[Tensor]) -> tuple[Tensors, Recording | None]:
     """What a computation gives, and the list of its operations; None where a list couldn't do what it does.
 
     That is so where it draws random numbers, or changes tensors that it didn't make.
     """
+    # Other inputs needn't lie in one storage where these do.
+    storages = [tensor.untyped_storage()._cdata for tensor in inputs]
+    inputs = [
+        tensor.clone() if storage in storages[:number] else tensor
+        for number, (tensor, storage) in enumerate(zip(inputs, storages, strict=True))
+    ]
     watcher = _Watcher(inputs)
     with watcher:
         outputs = compute(inputs)
@@ -214,44 +137,52 @@ class _Watcher(WatchedOperations):
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self._operations: list[_Operation] = []
-        self._slots = 0
-        self._known: dict[int, tuple[weakref.ref[Tensor], _Slot]] = {}  # by a tensor's id
-        self._storages: dict[int, StorageWeakRef] = {}  # of these tensors
+        self._operations: list[Operation] = []
+        self._layouts: list[Layout] = []
+        self._inputs = len(inputs)
+        self._known: dict[int, tuple[weakref.ref[Tensor], Slot]] = {}  # by a tensor's id
+        # Of these tensors, each with the slot of the first that lies in it.
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._starts: list[int] = []  # of the slots' tensors in their storages
         self._possible = True
         for tensor in inputs:
             self._new_slot(tensor)
 
-    def recording(self, outputs: Tensors) -> _Recording | None:
+    def recording(self, outputs: Tensors) -> Recording | None:
         """What was noted, if it is all."""
         found = self._with_slots(outputs)
-        return _Recording(self._operations, self._slots, found) if self._possible else None
+        if not self._possible:
+            return None
+        return Recording(self._operations, self._layouts, self._inputs, found)
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:  # noqa: ANN401
         """Note it, while that is of use."""
         if not self._possible:
             return
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags or torch.Tag.inplace_view in func.tags:
             self._possible = False
             return
         arguments, named = self._with_slots(args), self._with_slots(kwargs)
-        if not any(True for _ in _slots_in((arguments, named))):
+        if not any(True for _ in slots_in((arguments, named))):
             return
         if func in _ANOTHER_NAME and isinstance(result, Tensor):
             self._name(result, arguments[0])
             return
+        writes = False
         for place, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = named.get(argument.name, arguments[place] if place < len(arguments) else None)
                 self._possible = self._possible and not _holds_tensor(written)
+                writes = True
         decides = torch.Tag.dynamic_output_shape in func.tags or not _holds_tensor(result)
         self._operations.append(
-            _Operation(
-                function=_SHORTER.get(func, func),
+            Operation(
+                kind=func,
                 arguments=arguments,
                 options=named,
                 results=self._placed(result),
-                decides=(_outcome(result),) if decides else None,
+                writes=writes,
+                decides=(outcome(result),) if decides else None,
             )
         )
 
@@ -268,7 +199,7 @@ class _Watcher(WatchedOperations):
             return {name: self._with_slots(one) for name, one in value.items()}
         return value
 
-    def _slot_of(self, tensor: Tensor) -> _Slot | None:
+    def _slot_of(self, tensor: Tensor) -> Slot | None:
         known = self._known.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
@@ -277,7 +208,7 @@ class _Watcher(WatchedOperations):
         if tensor.layout is not torch.strided:
             return True
         storage = self._storages.get(tensor.untyped_storage()._cdata)
-        return storage is not None and not storage.expired()  # type: ignore[no-untyped-call]
+        return storage is not None and not storage[0].expired()  # type: ignore[no-untyped-call]
 
     def _placed(self, result: object) -> object:
         """Slots for what an operation gives; a tensor that it was given keeps its own."""
@@ -287,74 +218,38 @@ class _Watcher(WatchedOperations):
             return tuple(map(self._placed, result))
         return None
 
-    def _new_slot(self, tensor: Tensor) -> _Slot:
-        slot = _Slot(self._slots)
-        self._slots += 1
+    def _new_slot(self, tensor: Tensor) -> Slot:
+        slot = Slot(len(self._layouts))
         self._name(tensor, slot)
+        if not self._possible:
+            return slot
+        root = self._storages[tensor.untyped_storage()._cdata][1]
+        start = int(tensor.storage_offset())
+        self._starts.append(start)
+        self._layouts.append(
+            Layout(
+                root=root,
+                shape=tuple(tensor.shape),
+                stride=tensor.stride(),
+                offset=start - self._starts[root],
+                dtype=tensor.dtype,
+            )
+        )
         return slot
 
-    def _name(self, tensor: Tensor, slot: _Slot) -> None:
+    def _name(self, tensor: Tensor, slot: Slot) -> None:
         if tensor.layout is not torch.strided:
             self._possible = False
             return
         storage = tensor.untyped_storage()
         self._known[id(tensor)] = weakref.ref(tensor), slot
-        self._storages[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-
-
-def _slots_in(value: object) -> Iterator[int]:
-    if isinstance(value, _Slot):
-        yield value.index
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _slots_in(one)
-    elif isinstance(value, dict):
-        yield from _slots_in(tuple(value.values()))
+        known = self._storages.get(storage._cdata)
+        if known is None or known[0].expired():  # type: ignore[no-untyped-call]
+            self._storages[storage._cdata] = StorageWeakRef(storage), slot.index  # type: ignore[no-untyped-call]
 
 
 def _holds_tensor(value: object) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensor, value)))
-
-
-def _filled(value: Any, slots: Sequence[Any]) -> Any:  # noqa: ANN401
-    kind = type(value)
-    if kind is _Slot:
-        return slots[value.index]
-    if kind is list or kind is tuple:
-        return kind([_filled(one, slots) for one in value])
-    return value
-
-
-def _call_of(operation: _Operation) -> Callable[[list[Any]], Any]:
-    """The operation as a function of what stands in the slots; quick where only its first arguments are slots."""
-    function, arguments, options = operation.function, operation.arguments, operation.options
-    slots = [argument.index for argument in itertools.takewhile(_is_slot, arguments)]
-    rest = arguments[len(slots) :]
-    if any(True for _ in _slots_in((rest, options))) or len(slots) not in (1, 2):
-        return lambda values: function(
-            *[_filled(argument, values) for argument in arguments],
-            **{name: _filled(value, values) for name, value in options.items()},
-        )
-    first, second = slots[0], slots[-1]
-    if len(slots) == 1:
-        return lambda values: function(values[first], *rest, **options)
-    return lambda values: function(values[first], values[second], *rest, **options)
-
-
-def _is_slot(value: object) -> TypeGuard[_Slot]:
-    return isinstance(value, _Slot)
-
-
-def _place(where: object, result: Any, slots: list[Any]) -> None:  # noqa: ANN401
-    if type(where) is _Slot:
-        slots[where.index] = result
-    elif type(where) is tuple:
-        for one, value in zip(where, result, strict=True):
-            _place(one, value, slots)
-
-
-def _outcome(result: object) -> object:
-    return result.shape if isinstance(result, Tensor) else result
 
 
 def _near(replayed: Tensor, computed: Tensor) -> bool:
