@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from textleak.matching.coroutine import Coroutine, Spent, shared_by
 from textleak.matching.factored import (
-    COARSE_TOLERANCE,
     RULE_TOLERANCE,
     Leaves,
     ModelFunction,
@@ -30,6 +29,7 @@ from textleak.matching.factored import (
 )
 from textleak.matching.matcher import GradientSource, Kin, Matcher
 from textleak.matching.objectives import Objective
+from textleak.matching.rounding import near
 from textleak.matching.target import Target
 
 T = TypeVar("T")
@@ -265,6 +265,5 @@ def _cut(gradient: Tensor, leaf: Tensor) -> Tensor:
 
 def _same(one: Answer, other: Answer) -> bool:
     """Whether two answers are equal to rounding."""
-    tolerance = RULE_TOLERANCE.get(one[0].dtype, COARSE_TOLERANCE)
     pairs = [(one[0], other[0]), *((one[1][name], other[1][name]) for name in one[1])]
-    return all(float((a - b).norm()) <= tolerance * float(b.norm()) for a, b in pairs)
+    return all(near(a, b, RULE_TOLERANCE) for a, b in pairs)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from textleak.matching.replaced import WatchedOperations
+from textleak.matching.rounding import near
 
 Tensors = tuple[Tensor, ...]
 Compute = Callable[[Sequence[Tensor]], Tensors]
@@ -35,7 +36,6 @@ UNTIL_REPLAYED = _UNWATCHED + 2
 _KEPT = 4
 # How far a replay may be from the computation: kernels round by where in memory their arguments lie.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_COARSE_TOLERANCE = 5e-2
 # Replays of a kind that values may lead astray before it is left alone.
 _ASTRAY = 3
 
@@ -119,7 +119,7 @@ class _Kind:
         if not self._compared:
             outputs = compute(inputs)
             self._compared = True
-            if not all(map(_near, replayed, outputs)):
+            if not all(near(again, own, _TOLERANCE) for again, own in zip(replayed, outputs, strict=True)):
                 self._recording = None
             return outputs
         return replayed
@@ -355,9 +355,3 @@ def _place(where: object, result: Any, slots: list[Any]) -> None:  # noqa: ANN40
 
 def _outcome(result: object) -> object:
     return result.shape if isinstance(result, Tensor) else result
-
-
-def _near(replayed: Tensor, computed: Tensor) -> bool:
-    tolerance = _TOLERANCE.get(computed.dtype, _COARSE_TOLERANCE)
-    apart = torch.linalg.vector_norm((replayed - computed).double())
-    return bool(apart <= tolerance * torch.linalg.vector_norm(computed.double()))
