@@ -39,7 +39,7 @@ from textleak.matching.matcher import Kin, Matcher
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
 from textleak.matching.optimizers import Adam, LinearDecay, MilestoneDecay, Optimizer, StepDecay
 from textleak.matching.policies import Patient, Race
-from textleak.matching.pool import Pool, PooledMatcher
+from textleak.matching.pool import Pool
 from textleak.matching.rules import (
     Call,
     Contribution,
@@ -83,7 +83,6 @@ __all__ = [
     "Outer",
     "Patient",
     "Pool",
-    "PooledMatcher",
     "Project",
     "Race",
     "Rows",
