@@ -10,6 +10,7 @@ another value, the list doesn't hold, and the step is computed as it was.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections import OrderedDict
@@ -28,8 +29,9 @@ Tensors = tuple[Tensor, ...]
 Compute = Callable[[Sequence[Tensor]], Tensors]
 """Tensors from tensors: the same operations in the same order each time, but for what values decide."""
 
-# Calls of one kind before one is watched.
-_UNWATCHED = 2
+# Calls of one kind before one is watched (our choice). To watch one takes as long as to compute some six (bert-tiny on
+# a CPU, measured), and each replay saves less than half of one: in a run that ends sooner it would never pay.
+_UNWATCHED = 6
 UNTIL_REPLAYED = _UNWATCHED + 2
 """How many calls of one kind are computed before one is replayed; the last of them is compared with its replay."""
 # Kinds that are remembered, the latest.
@@ -139,6 +141,7 @@ class _Operation:
     Attributes:
         function: torch's.
         arguments, options: with slots for what depends on the inputs.
+        uses: these slots, in order.
         results: a slot, or several, or None, as it gives them.
         decides: the outcome that the rest of the list goes by, in a tuple; None where it goes by none.
     """
@@ -146,6 +149,7 @@ class _Operation:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    uses: tuple[int, ...]
     results: object
     decides: tuple[object] | None
 
@@ -165,8 +169,8 @@ class _Recording:
         kept = set(_slots_in(self._outputs))
         last: dict[int, int] = {}
         for number, operation in enumerate(operations):
-            for part in (operation.arguments, operation.options, operation.results):
-                last.update(dict.fromkeys(_slots_in(part), number))
+            last.update(dict.fromkeys(operation.uses, number))
+            last.update(dict.fromkeys(_slots_in(operation.results), number))
         done: list[list[int]] = [[] for _ in operations]
         for index, number in last.items():
             if index not in kept:
@@ -224,7 +228,7 @@ class _Watcher(WatchedOperations):
 
     def recording(self, outputs: Tensors) -> _Recording | None:
         """What was noted, if it is all."""
-        found = self._with_slots(outputs)
+        found = self._with_slots(outputs, [])
         return _Recording(self._operations, self._slots, found) if self._possible else None
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:  # noqa: ANN401
@@ -234,38 +238,40 @@ class _Watcher(WatchedOperations):
         if torch.Tag.nondeterministic_seeded in func.tags:
             self._possible = False
             return
-        arguments, named = self._with_slots(args), self._with_slots(kwargs)
-        if not any(True for _ in _slots_in((arguments, named))):
+        uses: list[int] = []
+        arguments, named = self._with_slots(args, uses), self._with_slots(kwargs, uses)
+        if not uses:
             return
         if func in _ANOTHER_NAME and isinstance(result, Tensor):
             self._name(result, arguments[0])
             return
-        for place, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written = named.get(argument.name, arguments[place] if place < len(arguments) else None)
-                self._possible = self._possible and not _holds_tensor(written)
+        for place, name in _written(func):
+            written = named.get(name, arguments[place] if place < len(arguments) else None)
+            self._possible = self._possible and not _holds_tensor(written)
         decides = torch.Tag.dynamic_output_shape in func.tags or not _holds_tensor(result)
         self._operations.append(
             _Operation(
                 function=_SHORTER.get(func, func),
                 arguments=arguments,
                 options=named,
+                uses=tuple(uses),
                 results=self._placed(result),
                 decides=(_outcome(result),) if decides else None,
             )
         )
 
-    def _with_slots(self, value: Any) -> Any:  # noqa: ANN401
-        """The same, with slots for the tensors that depend on the inputs."""
+    def _with_slots(self, value: Any, uses: list[int]) -> Any:  # noqa: ANN401
+        """The same, with slots for the tensors that depend on the inputs; these are added to `uses`."""
         if isinstance(value, Tensor):
             slot = self._slot_of(value)
-            if slot is None and self._unseen(value):
-                self._possible = False
-            return slot or value
-        if isinstance(value, list | tuple):
-            return type(value)(map(self._with_slots, value))
-        if isinstance(value, dict):
-            return {name: self._with_slots(one) for name, one in value.items()}
+            if slot is not None:
+                uses.append(slot.index)
+                return slot
+            self._possible = self._possible and not self._unseen(value)
+        elif isinstance(value, list | tuple):
+            return type(value)([self._with_slots(one, uses) for one in value])
+        elif isinstance(value, dict):
+            return {name: self._with_slots(one, uses) for name, one in value.items()}
         return value
 
     def _slot_of(self, tensor: Tensor) -> _Slot | None:
@@ -302,6 +308,16 @@ class _Watcher(WatchedOperations):
         self._storages[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
 
+@functools.cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:  # noqa: ANN401
+    """Places and names of the arguments that an operation writes to."""
+    return tuple(
+        (place, argument.name)
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
 def _slots_in(value: object) -> Iterator[int]:
     if isinstance(value, _Slot):
         yield value.index
@@ -330,7 +346,7 @@ def _call_of(operation: _Operation) -> Callable[[list[Any]], Any]:
     function, arguments, options = operation.function, operation.arguments, operation.options
     slots = [argument.index for argument in itertools.takewhile(_is_slot, arguments)]
     rest = arguments[len(slots) :]
-    if any(True for _ in _slots_in((rest, options))) or len(slots) not in (1, 2):
+    if len(operation.uses) > len(slots) or len(slots) not in (1, 2):
         return lambda values: function(
             *[_filled(argument, values) for argument in arguments],
             **{name: _filled(value, values) for name, value in options.items()},
