@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import pytest
@@ -22,11 +23,16 @@ STEP = "fedavg:optimizer=adamw,lr=1e-4,steps=1,weight_decay=0.01"
 PAIRS = ("the cat sat [SEP] on the mat", "we ran")
 
 
+@functools.cache
+def _tiny() -> TextModel:
+    return textleak.load_model("bert-tiny", weights="random")
+
+
 def _sent(
     client: str, share: str = "all", texts: Sequence[str] = ("the cat sat on the mat", "we ran")
 ) -> tuple[TextModel, SharedGradient, Recovery]:
     """An update of two sentences as a server takes it that doesn't know of clipping, and the right texts, unproved."""
-    model = textleak.load_model("bert-tiny", weights="random")
+    model = _tiny()
     shared, secret = textleak.share(model, list(texts), labels=[1, 0], client=client.split("+"), share=share)
     kinds = tuple(
         (name, {**options, "max_grad_norm": None} if name == "fedavg" else options)

@@ -71,8 +71,16 @@ def recoveries(model: TextModel, name: str, pool: Pool | None) -> list[Recovery]
     return [function() for function in functions] if pool is None else list(pool.run(functions))
 
 
-@pytest.mark.parametrize("name", QUICK)
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("bert", name) for name in QUICK),
+        *(
+            pytest.param("gpt2", name, marks=[] if name in ("tag", "lamp") else pytest.mark.slow)
+            for name in QUICK
+        ),
+    ],
+)
 def test_runs_together_end_where_each_ends_alone(
     toy_model: ToyModel, kind: str, name: str, served: list[int]
 ) -> None:
