@@ -108,7 +108,7 @@ class Coroutine(Generic[Question, Answer, Result]):
     def end(self) -> None:
         """Stop it: where it waits, or where it is, after a `resume` that a Ctrl-C has left."""
         self._answers, self._over = [], True
-        if self._resumed is not None:
+        if self._resumed is not None and self._thread.is_alive():
             _raise_in(self._thread, _EndedError)
         self._go.release()
         self._thread.join()
