@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from textleak.shared.public import ONE_STEP
 
 TEXTS = ("the cat sat on the mat", "she ran home")
 FEWER = ("i saw it", "you")  # where padding takes part as tokens do
+Drawn = Callable[[str], TextModel]
 
 KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "sees padding alone": ("gpt2", GPT),
@@ -52,14 +55,22 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "padding read as text": ("rwkv", {**SIZES, "attention_hidden_size": 64, "context_length": 40}),
 }
+ALSO_TOLD = ("sees padding alone", "positions counted from the mask", "padding read as text")
 
 
-def drawn(kind: str, folder: Path) -> TextModel:
-    """A small network whose weights are drawn so that no gradient drowns in rounding."""
-    family, shape = KINDS[kind]
-    scale = {"init_std": 0.1} if family == "opt" else {"initializer_range": 0.1}
-    path = written(family, "opt" if family == "opt" else "gpt2", {**shape, **scale}, folder)
-    return load_model(str(path), weights="random", task="causal-lm", device="cpu")
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """Gives a kind's small network, whose weights are drawn so that no gradient drowns in rounding."""
+
+    @functools.cache
+    def model(kind: str) -> TextModel:
+        family, shape = KINDS[kind]
+        scale = {"init_std": 0.1} if family == "opt" else {"initializer_range": 0.1}
+        folder = tmp_path_factory.mktemp("drawn")
+        path = written(family, "opt" if family == "opt" else "gpt2", {**shape, **scale}, folder)
+        return load_model(str(path), weights="random", task="causal-lm", device="cpu")
+
+    return model
 
 
 def from_an_ordinary_loop(model: TextModel, texts: tuple[str, str] = TEXTS) -> SharedGradient:
@@ -87,10 +98,16 @@ def texts_of(recovery: Recovery) -> list[str]:
     return sorted(sentence.text.strip() for sentence in recovery.sentences)
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_an_ordinary_loop_leaves_is_read_and_proved(kind: str, told: bool, tmp_path: Path) -> None:
-    model = drawn(kind, tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        *((kind, False) for kind in KINDS),
+        # What is read once the padding has shown is read in the same way: by default of three.
+        *(pytest.param(kind, True, marks=[] if kind in ALSO_TOLD else pytest.mark.slow) for kind in KINDS),
+    ],
+)
+def test_what_an_ordinary_loop_leaves_is_read_and_proved(kind: str, told: bool, drawn: Drawn) -> None:
+    model = drawn(kind)
     texts = FEWER if kind == "padding read as text" else TEXTS
     shared = from_an_ordinary_loop(model, texts)
     client = composed([CLIENTS.build("loss", {"padding": "left"})]).public(model)
@@ -101,8 +118,8 @@ def test_what_an_ordinary_loop_leaves_is_read_and_proved(kind: str, told: bool, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_float64_gives_what_float32_does_the_last_paddings_prediction_too(kind: str, tmp_path: Path) -> None:
-    model = drawn(kind, tmp_path).spoken_with(Language(padding="left"))
+def test_float64_gives_what_float32_does_the_last_paddings_prediction_too(kind: str, drawn: Drawn) -> None:
+    model = drawn(kind).spoken_with(Language(padding="left"))
     batch = model.encode(TEXTS)
     seen, exact = (one.logits(batch.ids_BT, batch.mask_BT) for one in (model, model.double()))
     counted = batch.mask_BT == 1
@@ -110,8 +127,8 @@ def test_float64_gives_what_float32_does_the_last_paddings_prediction_too(kind: 
     torch.testing.assert_close(seen[counted], exact[counted].float(), rtol=1e-3, atol=1e-4)
 
 
-def test_another_text_is_not_proved_where_padding_was_weighed_in_float32(tmp_path: Path) -> None:
-    model = drawn("scores weighed in float32", tmp_path)
+def test_another_text_is_not_proved_where_padding_was_weighed_in_float32(drawn: Drawn) -> None:
+    model = drawn("scores weighed in float32")
     client = composed([CLIENTS.build("loss", {"padding": "left"})]).public(model)
     shared = dataclasses.replace(from_an_ordinary_loop(model), client=client)
     recovery = recover(shared, model, "span")
@@ -138,5 +155,5 @@ def test_what_the_longest_sentence_ends_with_stays_open_where_no_norm_tells_it(t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_a_network_that_has_no_mask_reads_padding_as_text(kind: str, tmp_path: Path) -> None:
-    assert reads_padding(drawn(kind, tmp_path)) == (kind == "padding read as text")
+def test_only_a_network_that_has_no_mask_reads_padding_as_text(kind: str, drawn: Drawn) -> None:
+    assert reads_padding(drawn(kind)) == (kind == "padding read as text")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
+from tests.adapters import adapted
 from tests.published import fitting
 from textleak.cli import app
 from textleak.models import TextModel
@@ -164,12 +165,10 @@ def test_an_adapter_s_two_states_are_audited(
     peft = pytest.importorskip("peft")
     model = toy_model("bert", task="classification")
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = peft.get_peft_model(copy.deepcopy(model.network), config)
-    adapted.save_pretrained(tmp_path / "a")
-    step(adapted, model)
-    adapted.save_pretrained(tmp_path / "b")
+    network = adapted(copy.deepcopy(model.network), config)
+    network.save_pretrained(tmp_path / "a")
+    step(network, model)
+    network.save_pretrained(tmp_path / "b")
     arguments = ["--before", tmp_path / "a", "--after", tmp_path / "b", "-m", training / "before", *STEP]
     result = verdict_of(*arguments)
     assert result["verdict"] != "INCONCLUSIVE", result["verdict_reason"]

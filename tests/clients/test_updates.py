@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 import textleak
+from tests.adapters import adapted
 from textleak.errors import InputError
 from textleak.events import Recovery
 from textleak.models import TextModel
@@ -126,17 +126,15 @@ def test_frozen_parameters_are_not_what_a_client_trains(network: nn.Module, mode
 def test_adapters_are_trained_alone(network: nn.Module, model: TextModel) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], lora_dropout=0.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = peft.get_peft_model(network, config)
-    public = textleak.wrap(adapted, model.tokenizer)
+    wrapped = adapted(network, config)
+    public = textleak.wrap(wrapped, model.tokenizer)
     assert all(".lora_" in name or name.startswith("classifier") for name in public.trainable)
-    before = peft.get_peft_model_state_dict(adapted)
+    before = peft.get_peft_model_state_dict(wrapped)
     before = {name: t.clone() for name, t in before.items()}
-    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
-    backward(adapted, model)
+    optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=0.1)
+    backward(wrapped, model)
     optimizer.step()
-    after = peft.get_peft_model_state_dict(adapted)
+    after = peft.get_peft_model_state_dict(wrapped)
     shared = textleak.from_update(public, before, after, client=STEP)
     assert set(shared.gradients) == set(public.trainable)
     moved = [name for name, t in shared.gradients.items() if t.any()]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.interrupts import POSIX, interrupt, interruptible
 from textleak.cli import app
 from textleak.errors import InputError
 from textleak.evaluation import drive, engines, measure
 from textleak.evaluation.engines import Local
 from textleak.evaluation.records import Record
+from textleak.evaluation.store import read_records
 from textleak.settings import EvaluationConfig
 
 SENTENCES = """sentence	label
@@ -74,6 +77,42 @@ def test_a_batch_that_fails_leaves_the_others_their_records(settings: dict[str, 
     assert {record.status for record in found.values()} == {"failed"}
     assert len(found) == 5
     assert all("lengths are not known" in record.error for record in found.values())
+
+
+@POSIX
+@pytest.mark.parametrize("asks", [True, False], ids=["taking its steps", "at work of its own"])
+def test_ctrl_c_keeps_all_records_and_the_same_command_goes_on(
+    asks: bool, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while a batch is at work that no other has a part in, as of an attack that optimizes nothing."""
+    begun = measure.begin_on
+    seen = []
+
+    def interrupted(attack, view, **options):
+        seen.append(attack.name)
+        if len(seen) == 4:  # of the second two
+            interrupt()
+            while not asks:
+                time.sleep(0.01)
+        return begun(attack, view, **options)
+
+    monkeypatch.setattr(measure, "begin_on", interrupted)
+    out = tmp_path / "o"
+    given = {**settings, "attack": "tag:steps=3"}
+    command = ["eval", "--together", "2", "--out", str(out)]
+    command += [f"--{name}={value}" for name, value in given.items()]
+    with interruptible():
+        told = CliRunner().invoke(app, command)
+    assert told.exit_code == 130
+    assert "all records are kept" in told.stderr
+    kept = read_records(out)
+    assert [record.batch for record in kept] == [0, 1]
+    monkeypatch.setattr(measure, "begin_on", begun)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    whole = read_records(out)
+    assert sorted(record.batch for record in whole) == [0, 1, 2, 3, 4]
+    assert {record.status for record in whole} == {"done"}
+    assert [record for record in whole if record.batch < 2] == kept
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ BATCHES = {
     "of two parts each": (["he sat [SEP] on the mat", "we ran home [SEP] a dog"], None),
     "of two parts or one": (["he sat [SEP] on the mat", "we ran home", "a dog [SEP] he sat"], None),
 }
+ALSO_BY_AUTO = ("one sentence", "three sentences", "twice with different labels", "of two parts each")
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +102,17 @@ def assert_nothing_wrong_is_claimed(recovery: Recovery, secret: Secret) -> None:
             assert row in secret.ids
 
 
-@pytest.mark.parametrize("attack", ["span", "auto"])
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("batch", "attack"),
+    [
+        *((batch, "span") for batch in BATCHES),
+        # Which asks `span` too: by default of a few.
+        *(
+            pytest.param(batch, "auto", marks=[] if batch in ALSO_BY_AUTO else pytest.mark.slow)
+            for batch in BATCHES
+        ),
+    ],
+)
 def test_a_batch_comes_back_whole_without_being_told_anything(
     batch: str, attack: str, encoder: Callable[..., TextModel], tmp_path: Path
 ) -> None:

@@ -61,6 +61,8 @@ PAIRS: Texts = [
     ("Who signed the contract in March?", "The contract was signed by the new director on 12 March 2024."),
     ("Two dogs run through the snow.", "The animals are inside."),
 ]
+ONE, BOTH = ("he sat on the mat [SEP] a dog",), ("he sat [SEP] a dog", "we ran home")
+SOME = ((1, "all"), (2, "no-embeddings"), (4, "attention"))
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +157,16 @@ def test_so_they_do_of_other_families_that_embed_parts(
     assert_whole(recover(shared, encoder(family), "span"), ids, [1])
 
 
+# By default each size and each share once.
 @pytest.mark.pretrained
-@pytest.mark.parametrize("share_", ["all", "no-embeddings", "attention"])
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("count", "share_"),
+    [
+        pytest.param(count, share_, marks=[] if (count, share_) in SOME else pytest.mark.slow)
+        for count in (1, 2, 4)
+        for share_ in ("all", "no-embeddings", "attention")
+    ],
+)
 def test_pairs_come_back_whole_of_a_pretrained_model(count: int, share_: str, minilm: TextModel) -> None:
     labels = [0, 1, 1, 0][:count]
     shared, ids = sent(minilm, PAIRS[:count], labels, share=share_)
@@ -173,9 +182,19 @@ def test_pairs_and_texts_of_one_part_come_back_whole_of_a_pretrained_model(minil
     assert_whole(recover(shared, minilm, "auto"), ids, labels)
 
 
-@pytest.mark.parametrize("share_", ["all", "no-embeddings"])
-@pytest.mark.parametrize("know", ["batch-size", "nothing"])
-@pytest.mark.parametrize("texts", [("he sat on the mat [SEP] a dog",), ("he sat [SEP] a dog", "we ran home")])
+@pytest.mark.parametrize(
+    ("texts", "know", "share_"),
+    [
+        (ONE, "batch-size", "all"),
+        (ONE, "nothing", "no-embeddings"),
+        (BOTH, "nothing", "all"),
+        (BOTH, "batch-size", "no-embeddings"),
+        pytest.param(ONE, "nothing", "all", marks=pytest.mark.slow),
+        pytest.param(ONE, "batch-size", "no-embeddings", marks=pytest.mark.slow),
+        pytest.param(BOTH, "batch-size", "all", marks=pytest.mark.slow),
+        pytest.param(BOTH, "nothing", "no-embeddings", marks=pytest.mark.slow),
+    ],
+)
 def test_dropout_hides_no_second_part(
     texts: Sequence[str], know: str, share_: str, encoder: Callable[..., TextModel]
 ) -> None:
@@ -200,10 +219,19 @@ def test_behind_dropout_a_separator_alone_is_no_end(know: str, encoder: Callable
     assert [tuple(p.id for p in s.positions) for s in recovery.sentences] == list(secret.ids)
 
 
-@pytest.mark.parametrize("share_", ["all", "no-embeddings"])
-def test_a_separator_alone_makes_no_second_part(share_: str, encoder: Callable[..., TextModel]) -> None:
-    model, texts, labels = encoder(), TOY["pairs"], [0, 1, 2]
-    shared, ids = sent(model, texts, labels, share=share_, types=False)
+@pytest.mark.parametrize(
+    ("texts", "share_"),
+    [
+        ("one pair", "all"),
+        ("pairs", "no-embeddings"),
+        pytest.param("pairs", "all", marks=pytest.mark.slow),  # the same search
+    ],
+)
+def test_a_separator_alone_makes_no_second_part(
+    texts: str, share_: str, encoder: Callable[..., TextModel]
+) -> None:
+    model, labels = encoder(), [0, 1, 2][: len(TOY[texts])]
+    shared, ids = sent(model, TOY[texts], labels, share=share_, types=False)
     assert not holds_pairs(view_of(shared, model))
     assert_whole(recover(shared, model, "span"), ids, labels)
 

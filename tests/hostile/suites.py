@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.adapters import adapted
 from tests.conftest import write_toy
 from tests.hostile import trial, values
 from tests.hostile.trial import Tally
@@ -424,9 +425,7 @@ def checkpoints(folder: Path) -> list[tuple[Path, list[str]]]:
     saved("whole", whole)
     saved("sharded", sharded)
     saved("pickled", pickled, "-m", str(folder / "whole" / "a"))
-    network = peft.get_peft_model(
-        network, peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
-    )
+    network = adapted(network, peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
     saved("adapter", lambda path: network.save_pretrained(path), "-m", str(folder / "whole" / "a"))
     return made
 

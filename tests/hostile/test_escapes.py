@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tests.hostile.values import EVIL
 from tests.synthetic import cell, done, failed, sentence, write
-from tests.tui.pilots import until
+from tests.tui.pilots import screen, until
 from textleak.cli import app, common
 from textleak.errors import InputError
 from textleak.evaluation.answers import Records
@@ -174,12 +174,6 @@ def test_no_cell_of_a_table_is_a_formula(begin: str, tmp_path: Path) -> None:
     assert table_cell("plain") == "plain"
 
 
-def drawn(screen: Any) -> str:
-    return "\n".join(
-        "".join(segment.text for segment in strip) for strip in screen._compositor.render_strips()
-    )
-
-
 class Written(Child):
     """An attack's process that wrote a run at once, and ended."""
 
@@ -222,22 +216,22 @@ def test_the_app_shows_every_text_and_obeys_none(tmp_path: Path, monkeypatch: py
             async def shown(kind: type[Screen[Any]], true: Callable[[Any], object]) -> Any:
                 await until(pilot, lambda: isinstance(program.screen, kind) and true(program.screen))
                 await pilot.pause(0.1)  # until it has its styles, nothing can draw it
-                await until(pilot, lambda: "owned" in drawn(program.screen))
-                assert quiet(drawn(program.screen))
+                await until(pilot, lambda: "owned" in screen(program))
+                assert quiet(screen(program))
                 assert quiet(program.export_screenshot(), kept="\n\t")
                 return program.screen
 
             program.switch_mode("history")
-            await shown(HistoryScreen, lambda screen: screen.rows is not None)
+            await shown(HistoryScreen, lambda page: page.rows is not None)
             program.open_run(OpenRun(one))
-            screen = await shown(ReplayScreen, lambda screen: screen.standing)
-            assert quiet(export.summary(one, screen.recording.state()))
+            replay = await shown(ReplayScreen, lambda page: page.standing)
+            assert quiet(export.summary(one, replay.recording.state()))
             program.compare_runs(CompareRuns(one, two))
-            await shown(CompareScreen, lambda screen: screen.is_mounted)
+            await shown(CompareScreen, lambda page: page.is_mounted)
             program.switch_mode("run")
             await until(pilot, lambda: isinstance(program.screen, RunScreen))
             program.screen.form.sentences.text = "a b"  # type: ignore[attr-defined]
             program.screen._start()  # type: ignore[attr-defined]
-            await shown(RunScreen, lambda screen: screen.session is not None and screen.session.settled)
+            await shown(RunScreen, lambda page: page.session is not None and page.session.settled)
 
     asyncio.run(session())

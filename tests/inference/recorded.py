@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import random
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.adapters import adapted
 from textleak.models import TextModel
 
 BEFORE, AFTER, GRADIENTS = "before", "after", "gradients.safetensors"
@@ -189,9 +189,7 @@ def prepared(model: TextModel, settings: Settings) -> nn.Module:
         import peft
 
         kind = "SEQ_CLS" if model.task == "classification" else "CAUSAL_LM"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            network = peft.get_peft_model(network, peft.LoraConfig(r=settings.rank, task_type=kind))
+        network = adapted(network, peft.LoraConfig(r=settings.rank, task_type=kind))
         for name, parameter in network.named_parameters():
             if settings.trained and ".lora_B." in name:
                 nn.init.normal_(parameter, std=0.02)

@@ -327,7 +327,9 @@ def test_each_step_of_sgd_rounds_the_weights_once_more(tiny: TextModel):
     assert told(twice.sent, tiny, before=twice.before, after=twice.after).value("steps") == "more than 1"
 
 
-@pytest.mark.parametrize(("clip", "product"), [(1.0, 0.003), (0.5, 0.0015)])
+@pytest.mark.parametrize(
+    ("clip", "product"), [(1.0, 0.003), pytest.param(0.5, 0.0015, marks=pytest.mark.slow)]
+)
 def test_a_norm_of_two_figures_is_the_rate_times_what_gradients_were_clipped_to(
     tiny: TextModel, clip: float, product: float
 ):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import pytest
 
 import textleak
 from textleak.clients.view import view_of
 from textleak.events import Recovery, Stop
+from textleak.exact.second_parts import view_as_seen
 from textleak.jobs.clipping import may_be_clipped, with_clipping
 from textleak.models.decoding import to_sentence
 from textleak.models.text import TextModel
@@ -17,13 +20,24 @@ from textleak.shared.gradient import SharedGradient
 STEP = "fedavg:optimizer=adamw,lr=1e-4,steps=1,weight_decay=0.01"
 
 
-def _sent(client: str, share: str = "all") -> tuple[TextModel, SharedGradient, Recovery]:
+PAIRS = ("the cat sat [SEP] on the mat", "we ran")
+
+
+@functools.cache
+def _tiny() -> TextModel:
+    return textleak.load_model("bert-tiny", weights="random")
+
+
+def _sent(
+    client: str, share: str = "all", texts: Sequence[str] = ("the cat sat on the mat", "we ran")
+) -> tuple[TextModel, SharedGradient, Recovery]:
     """An update of two sentences as a server takes it that doesn't know of clipping, and the right texts, unproved."""
-    model = textleak.load_model("bert-tiny", weights="random")
-    shared, secret = textleak.share(
-        model, ["the cat sat on the mat", "we ran"], labels=[1, 0], client=client, share=share
+    model = _tiny()
+    shared, secret = textleak.share(model, list(texts), labels=[1, 0], client=client.split("+"), share=share)
+    kinds = tuple(
+        (name, {**options, "max_grad_norm": None} if name == "fedavg" else options)
+        for name, options in shared.client.kinds
     )
-    kinds = tuple((name, {**options, "max_grad_norm": None}) for name, options in shared.client.kinds)
     assumed = dataclasses.replace(shared, client=dataclasses.replace(shared.client, kinds=kinds))
     assert secret.labels is not None
     texts = tuple(
@@ -36,6 +50,19 @@ def test_a_text_whose_gradient_was_clipped_before_adams_step_is_proved_at_the_no
     model, shared, recovery = _sent(f"{STEP},max_grad_norm=0.005")
 
     found, norm = with_clipping(recovery, shared, model, view_of(shared, model))
+
+    assert found.stop is Stop.VERIFIED
+    assert norm == pytest.approx(0.005, rel=1e-9)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_a_text_of_two_parts_is_proved_at_the_norm_that_fits_as_well(*, told: bool) -> None:
+    model, shared, recovery = _sent(f"pairs+{STEP},max_grad_norm=0.005", texts=PAIRS)
+    if not told:
+        kinds = tuple(kind for kind in shared.client.kinds if kind[0] != "pairs")
+        shared = dataclasses.replace(shared, client=dataclasses.replace(shared.client, kinds=kinds))
+
+    found, norm = with_clipping(recovery, shared, model, view_as_seen(shared, model))
 
     assert found.stop is Stop.VERIFIED
     assert norm == pytest.approx(0.005, rel=1e-9)

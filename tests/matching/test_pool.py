@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ToyModel
+from tests.interrupts import POSIX, interrupt, interruptible
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin_on, to_end
 from textleak.clients.view import view_of
@@ -70,8 +71,16 @@ def recoveries(model: TextModel, name: str, pool: Pool | None) -> list[Recovery]
     return [function() for function in functions] if pool is None else list(pool.run(functions))
 
 
-@pytest.mark.parametrize("name", QUICK)
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("bert", name) for name in QUICK),
+        *(
+            pytest.param("gpt2", name, marks=[] if name in ("tag", "lamp") else pytest.mark.slow)
+            for name in QUICK
+        ),
+    ],
+)
 def test_runs_together_end_where_each_ends_alone(
     toy_model: ToyModel, kind: str, name: str, served: list[int]
 ) -> None:
@@ -154,6 +163,46 @@ def test_a_coroutine_that_nobody_answers_is_stopped_where_it_waits() -> None:
     assert (waits.question, waits.ended) == ("two", False)
     waits.end()
     assert seen == ["1", "stopped"]
+
+
+@POSIX
+def test_ctrl_c_ends_a_run_that_never_asks_where_it_is() -> None:
+    seen: list[str] = []
+
+    def goes_on(_ask: Callable[[str], int]) -> None:
+        try:
+            interrupt()
+            while True:
+                time.sleep(0.01)
+        finally:
+            seen.append("stopped")
+
+    before, endless = threading.active_count(), Coroutine[str, int, None](goes_on)
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        endless.resume()
+    assert not endless.ended
+    endless.end()
+    assert endless.ended
+    assert seen == ["stopped"]
+    assert threading.active_count() == before
+
+
+def test_what_is_asked_on_the_way_out_is_not_answered() -> None:
+    seen: list[str] = []
+
+    def asks(ask: Callable[[str], int]) -> None:
+        try:
+            ask("one")
+        finally:
+            try:
+                ask("another")
+            finally:
+                seen.append("stopped")
+
+    waits = Coroutine[str, int, None](asks)
+    waits.resume()
+    waits.end()
+    assert (seen, waits.question) == (["stopped"], None)
 
 
 def test_a_run_is_told_its_own_part_of_common_work(toy_model: ToyModel) -> None:

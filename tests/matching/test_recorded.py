@@ -13,6 +13,8 @@ from textleak.matching import Capture, Matcher, SquaredL2, Target
 from textleak.matching.recorded import UNTIL_REPLAYED, Replayed, watch
 from textleak.matching.replay import Recording
 
+CALLS = UNTIL_REPLAYED + 4  # of which some are replayed
+
 
 class Counted:
     """A computation that counts how often it runs."""
@@ -45,7 +47,7 @@ def second_order(x, w):
 def test_what_comes_again_is_replayed_and_right():
     replayed, counted = Replayed(), Counted(second_order)
     w = drawn(4, 4, seed=0)
-    for seed in range(1, 9):
+    for seed in range(1, 1 + CALLS):
         inputs = (drawn(6, 4, seed=seed), w)
         for own, expected in zip(replayed("f", counted, inputs), second_order(*inputs), strict=True):
             torch.testing.assert_close(own, expected, rtol=1e-12, atol=1e-12)
@@ -54,7 +56,7 @@ def test_what_comes_again_is_replayed_and_right():
 
 def test_other_shapes_types_and_functions_are_computations_of_their_own():
     replayed = Replayed()
-    for seed in range(8):
+    for seed in range(CALLS):
         for rows, dtype in ((2, torch.float64), (3, torch.float64), (2, torch.float32)):
             x = drawn(rows, 4, seed=seed).to(dtype)
             (twice,) = replayed("twice", lambda inputs: (inputs[0] * 2,), [x])
@@ -75,7 +77,7 @@ def chosen(x):
 @pytest.mark.parametrize("decision", [signed, chosen])
 def test_what_values_decide_is_decided_anew(decision):
     replayed = Replayed()
-    for seed in range(12):
+    for seed in range(2 * CALLS):
         x = drawn(3, 4, seed=seed)
         (own,) = replayed("f", Counted(decision), [x])
         torch.testing.assert_close(own, decision(x)[0])
@@ -106,9 +108,9 @@ def test_random_numbers_are_drawn_anew():
     x = torch.zeros(100)
     seen = {
         float(replayed("f", lambda inputs: (inputs[0] + torch.rand_like(inputs[0]),), [x])[0][0])
-        for _ in range(8)
+        for _ in range(CALLS)
     }
-    assert len(seen) == 8
+    assert len(seen) == CALLS
 
 
 def test_what_changes_a_tensor_of_others_is_not_replayed():
@@ -119,7 +121,7 @@ def test_what_changes_a_tensor_of_others_is_not_replayed():
         return (total * 1,)
 
     replayed = Replayed()
-    for calls in range(1, 9):
+    for calls in range(1, 1 + CALLS):
         assert torch.equal(replayed("f", Counted(adding), [torch.ones(3)])[0], torch.full((3,), float(calls)))
 
 
@@ -134,7 +136,7 @@ def test_what_shares_memory_unseen_is_not_replayed():
         return (torch.from_numpy((x * 2).numpy()) + 1,)
 
     replayed = Replayed()
-    for seed in range(8):
+    for seed in range(CALLS):
         x = drawn(3, seed=seed)
         assert torch.equal(replayed("f", Counted(through_numpy), [x])[0], x * 2 + 1)
 
@@ -145,7 +147,7 @@ def test_results_may_be_changed_by_whoever_gets_them():
     def compute(inputs):
         return constant, inputs[0], inputs[0] + 2
 
-    for calls in range(8):
+    for calls in range(CALLS):
         x = torch.zeros(3)
         outputs = replayed("f", compute, [x])
         if calls >= UNTIL_REPLAYED:
@@ -186,8 +188,8 @@ def test_a_matcher_replays_to_the_same_distances_and_gradients():
         )
         for replay in (True, False)
     ]
-    for seed in range(8):
-        leaves = {"inputs": drawn(4, 2, 5, seed=10 + seed), "labels": drawn(4, 2, 3, seed=30 + seed)}
+    for seed in range(CALLS):
+        leaves = {"inputs": drawn(4, 2, 5, seed=100 + seed), "labels": drawn(4, 2, 3, seed=200 + seed)}
         (values, slopes), (expected, expected_slopes) = (
             m.value_and_gradient(losses, leaves, leaves) for m in matchers
         )
@@ -195,4 +197,4 @@ def test_a_matcher_replays_to_the_same_distances_and_gradients():
         for name, slope in slopes.items():
             torch.testing.assert_close(slope, expected_slopes[name], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(matchers[0].evaluate(losses, leaves), expected, rtol=1e-10, atol=0)
-    assert [matcher.evaluations for matcher in matchers] == [64, 32]
+    assert [matcher.evaluations for matcher in matchers] == [8 * CALLS, 4 * CALLS]

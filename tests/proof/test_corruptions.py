@@ -10,33 +10,42 @@ from tests.conftest import ToyModel, write_toy
 from tests.figures import corrupted_clients, corruptions
 from textleak.models import load_model
 
+# How many are tried: of decoders, whose certificates take twice as long, fewer by default.
+TRIED = {
+    ("bert", "classification"): 40,
+    ("albert", "classification"): 40,
+    ("gpt2", "causal-lm"): 16,
+    ("gpt2", "classification"): 16,
+    ("llama", "causal-lm"): 16,
+}
+
 
 @pytest.mark.parametrize(
-    ("family", "task"),
+    ("family", "task", "number"),
     [
-        ("bert", "classification"),
-        ("albert", "classification"),
-        ("gpt2", "causal-lm"),
-        ("gpt2", "classification"),
-        ("llama", "causal-lm"),
+        *((*of, number) for of, number in TRIED.items()),
+        *(pytest.param(*of, 100, marks=pytest.mark.slow) for of in TRIED),
     ],
 )
 def test_no_corrupted_recovery_is_verified_and_every_true_one_is(
-    family: str, task: str, toy_model: ToyModel
+    family: str, task: str, number: int, toy_model: ToyModel
 ) -> None:
     model = toy_model(family, task=task)
     shares = ("all", "no-embeddings", "attention")
-    found = list(corruptions.trials(model, corruptions.SENTENCES, number=40, shares=shares))
-    assert sum(bool(trial.kind) for trial in found) == 40
+    found = list(corruptions.trials(model, corruptions.SENTENCES, number=number, shares=shares))
+    assert sum(bool(trial.kind) for trial in found) == number
     assert {trial.kind for trial in found} == {"", *corruptions.KINDS}
     assert not [trial for trial in found if not trial.right]
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "distilbert"])
-def test_so_they_are_by_what_the_proof_of_their_sentences_keeps(family: str, toy_model: ToyModel) -> None:
+@pytest.mark.parametrize("number", [12, pytest.param(60, marks=pytest.mark.slow)])
+def test_so_they_are_by_what_the_proof_of_their_sentences_keeps(
+    family: str, number: int, toy_model: ToyModel
+) -> None:
     model = toy_model(family, task="classification")
     shares = ("all", "no-embeddings", "attention")
-    found = list(corruptions.trials(model, corruptions.SENTENCES, number=20, shares=shares, kept=True))
+    found = list(corruptions.trials(model, corruptions.SENTENCES, number=number, shares=shares, kept=True))
     assert not [trial for trial in found if not trial.right]
 
 

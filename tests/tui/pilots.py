@@ -7,8 +7,10 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.app import App
 from textual.pilot import Pilot
 from textual.screen import Screen
 
@@ -28,8 +30,14 @@ async def until(pilot: Pilot[None], true: Callable[[], object], seconds: float =
         if pilot.app._exception:  # it has ended, and nothing comes true any more
             raise pilot.app._exception
         if time.monotonic() > end:
-            pytest.fail(f"it didn't come true in time on {pilot.app.screen}")
+            pytest.fail(f"it didn't come true in time on {pilot.app.screen}:\n{screen(pilot.app)}")
         await pilot.pause(0.02)
+
+
+def screen(app: App[Any]) -> str:
+    """All letters on the screen, a line a line."""
+    lines = ("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
+    return "\n".join(lines)
 
 
 def play(

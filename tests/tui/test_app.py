@@ -20,7 +20,7 @@ from textual.screen import ModalScreen
 from textual.widgets import ContentSwitcher, Footer, OptionList, Static
 from textual.widgets._footer import FooterKey
 
-from tests.tui.pilots import until
+from tests.tui.pilots import screen, until
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.view import ViewState
 from textleak_tui import catalog
@@ -153,16 +153,16 @@ class Shared:
 
 async def scene_in(app: TextleakApp, pilot: Pilot[None], scene: Scene, first: ViewState) -> None:
     await pilot.pause()
-    screen = app.screen
-    assert isinstance(screen, RunScreen)
-    screen.query_one(ContentSwitcher).current = "live"
-    screen.view.show(first, flash=False)
+    page = app.screen
+    assert isinstance(page, RunScreen)
+    page.query_one(ContentSwitcher).current = "live"
+    page.view.show(first, flash=False)
     await pilot.pause()
-    screen.view.show(first, flash=False)
-    screen.view.tokens.focus_tokens()
+    page.view.show(first, flash=False)
+    page.view.tokens.focus_tokens()
     await pilot.pause()
-    await until(pilot, lambda: laid_out(screen.view))
-    await scene(app, screen.view, pilot)
+    await until(pilot, lambda: laid_out(page.view))
+    await scene(app, page.view, pilot)
 
 
 SHARED: list[Shared] = []
@@ -207,16 +207,8 @@ def shown(
     return app
 
 
-def picture(app: TextleakApp) -> str:
-    """The letters on the screen, a line a line."""
-    lines = []
-    for strip in app.screen._compositor.render_strips():
-        lines.append("".join(segment.text for segment in strip))
-    return "\n".join(lines)
-
-
 def line_of(app: TextleakApp, words: str) -> str:
-    return next(line for line in picture(app).splitlines() if words in line)
+    return next(line for line in screen(app).splitlines() if words in line)
 
 
 def statuses(view: RunView) -> list[str]:
@@ -243,9 +235,9 @@ def test_each_token_has_its_state_as_a_sign_not_by_color_alone() -> None:
         ]
         row = line_of(app, "✓the")
         assert re.search(r"·\[CLS\] +✓the +✗plan +✓was +\? +~friday +~to +✗plan +·\[SEP\]", row)
-        assert "2 of 7 right · label 1" in picture(app)
+        assert "2 of 7 right · label 1" in screen(app)
         # Below each token its confidence, below that the next candidates.
-        lines = picture(app).splitlines()
+        lines = screen(app).splitlines()
         at = next(number for number, line in enumerate(lines) if "✓the" in line)
         assert "━" in lines[at + 1]
         assert lines[at + 2].count("plan") == 7
@@ -256,13 +248,13 @@ def test_each_token_has_its_state_as_a_sign_not_by_color_alone() -> None:
 
 def test_the_truth_is_hidden_until_asked_for_and_blind_hides_every_comparison() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "morning" not in picture(app)
+        assert "morning" not in screen(app)
         view.show(HALF_WAY, truth=True)
         await pilot.pause()
-        assert "morning" in picture(app)
+        assert "morning" in screen(app)
         view.show(HALF_WAY, truth=True, blind=True)
         await pilot.pause()
-        seen = picture(app)
+        seen = screen(app)
         assert "morning" not in seen
         assert "match rate" not in seen
         assert "right" not in seen
@@ -282,7 +274,7 @@ def test_showing_the_truth_moves_nothing(size: tuple[int, int], words: list[str]
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         def places() -> list[int]:
             grid = view.tokens.region
-            lines = list(enumerate(picture(app).splitlines()))[grid.y : grid.bottom]
+            lines = list(enumerate(screen(app).splitlines()))[grid.y : grid.bottom]
             return [y for y, line in lines if f"✓{words[0]} " in line or f"✓{words[6]} " in line]
 
         before = places()
@@ -292,7 +284,7 @@ def test_showing_the_truth_moves_nothing(size: tuple[int, int], words: list[str]
             await pilot.pause(0.1)
             assert places() == before
             await pilot.press("end")
-            assert ("zebra" in picture(app)) == truth
+            assert ("zebra" in screen(app)) == truth
             await pilot.press("home")
 
     shown(scene, size, first)
@@ -308,10 +300,10 @@ def test_arrow_keys_and_clicks_pick_a_position_and_it_is_told_in_words() -> None
         assert "next: plan 0.25, day 0.12" in told
         await pilot.press("end")
         assert line_of(app, "position 9").split("│")[1].strip() == "position 9  · [SEP]  set by the tokenizer"
-        row = next(y for y, line in enumerate(picture(app).splitlines()) if "✓the" in line)
-        column = picture(app).splitlines()[row].index("~friday")
+        row = next(y for y, line in enumerate(screen(app).splitlines()) if "✓the" in line)
+        column = screen(app).splitlines()[row].index("~friday")
         await pilot.click(offset=(column + 1, row))
-        assert "position 6  ~ friday  in the sentence, not here" in picture(app)
+        assert "position 6  ~ friday  in the sentence, not here" in screen(app)
 
     shown(scene)
 
@@ -360,7 +352,7 @@ def test_a_long_sentence_scrolls_and_says_what_is_in_view() -> None:
         await pilot.press("end")
         await pilot.pause()
         assert str(view.tokens.border_subtitle).endswith("–512 of 512")
-        assert "word509" in picture(app)
+        assert "word509" in screen(app)
         await pilot.press("home")
         await pilot.pause()
         assert str(view.tokens.border_subtitle) == subtitle
@@ -404,7 +396,7 @@ def test_tokens_of_every_script_keep_their_columns(size: tuple[int, int]) -> Non
             view.forget()
             view.show(state(progress(0, sentence(*words)), truth=(sentence(*words),)), truth=True)
             await pilot.pause(0.1)
-            seen = picture(app)
+            seen = screen(app)
             assert {cell_len(line) for line in seen.splitlines()} == {size[0]}, script
             assert not {"\x1b", "\x00", "\t"} & set(seen)
 
@@ -418,7 +410,7 @@ def test_a_batch_has_a_block_a_sentence() -> None:
     )
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        seen = picture(app)
+        seen = screen(app)
         assert "text 1 of 2 · 3 of 3 right · label 0" in seen
         assert "text 2 of 2 · 1 of 2 right · label 1" in seen
         await pilot.press("down")
@@ -434,15 +426,15 @@ def test_panes_end_at_one_column_and_what_is_too_long_ends_with_an_ellipsis() ->
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         # Too many for columns: running text, a line a sentence, and no token is cut.
-        assert picture(app).count("✓the ✓meeting ✓was ✓moved ✓to ✓friday ✓morning") == 8
+        assert screen(app).count("✓the ✓meeting ✓was ✓moved ✓to ✓friday ✓morning") == 8
         assert line_of(app, "match on bert-tiny").rstrip().endswith("…")
         panes = (view.tokens, view.waterfall, view.curves, view.candidates, view.labels)
         assert {pane.region.right for pane in panes if pane.display and pane.region} == {80}
         await pilot.press("down", "right")
         assert "text 2 of 8" in str(view.tokens.border_subtitle)
         assert "text 2 of 8" in str(view.waterfall.border_subtitle), "the waterfall goes along"
-        row = next(y for y, line in enumerate(picture(app).splitlines()) if "│ 3 ·[CLS]" in line)
-        await pilot.click(offset=(picture(app).splitlines()[row].index("friday"), row))
+        row = next(y for y, line in enumerate(screen(app).splitlines()) if "│ 3 ·[CLS]" in line)
+        await pilot.click(offset=(screen(app).splitlines()[row].index("friday"), row))
         assert view.tokens.cursor == (2, 6)
 
     shown(scene, (80, 30), first)
@@ -454,8 +446,8 @@ def test_a_long_answer_is_read_whole_above_its_columns_beside_the_scroll_bar() -
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         assert view.tokens._bands.show_vertical_scrollbar
-        assert "40 of 40 right · label 1 " in picture(app), "not cut by the bar"
-        lines = "".join(re.sub(r"[│▁-█]", " ", line) for line in picture(app).splitlines())
+        assert "40 of 40 right · label 1 " in screen(app), "not cut by the bar"
+        lines = "".join(re.sub(r"[│▁-█]", " ", line) for line in screen(app).splitlines())
         told = re.sub(r"\s+", " ", lines)
         assert "word5 word6 word7" in told
         assert "word37 word38 word39”" in told
@@ -471,7 +463,7 @@ def test_one_pane_is_given_all_the_room_and_gives_it_back() -> None:
         await pilot.pause()
         assert view.waterfall.region.height > 2 * before
         assert not view.tokens.display
-        assert "z: all" in picture(app)
+        assert "z: all" in screen(app)
         await pilot.press("right")
         assert view.tokens.cursor == (0, 1)
         await pilot.press("y")
@@ -498,7 +490,7 @@ def test_the_waterfall_is_colored_by_the_truth_only_where_that_is_shown() -> Non
         assert "✗day" in line_of(app, "continuous ·[C")
         view.show(HALF_WAY, truth=True, blind=True)
         await pilot.pause()
-        assert "✗" not in picture(app)
+        assert "✗" not in screen(app)
 
     shown(scene)
 
@@ -515,7 +507,7 @@ def test_the_few_answers_of_a_short_run_fill_the_waterfall_phase_by_phase(size: 
         names = [name for name in fall._names if name]
         if size[1] > 30:
             assert names == ["labels", "0.5 s", "continuous", "1.0 s", "certify", "0.5 s"]
-            told = [line for line in picture(app).splitlines() if "•meet" in line]
+            told = [line for line in screen(app).splitlines() if "•meet" in line]
             assert len(told) == 2, "written again where the next phase begins"
         assert names[::2] == ["labels", "continuous", "certify"] or names == [
             "labels",
@@ -545,10 +537,10 @@ def test_a_finished_run_tells_the_attack_s_time_apart_and_that_its_answer_is_fin
 
 def test_phases_are_a_timeline_with_their_times() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "✓ labels 0.5 s ─ ● continuous 1.5 s" in picture(app)
+        assert "✓ labels 0.5 s ─ ● continuous 1.5 s" in screen(app)
         view.show(VERIFIED)
         await pilot.pause()
-        assert "✓ continuous" in picture(app)
+        assert "✓ continuous" in screen(app)
 
     shown(scene)
 
@@ -561,8 +553,8 @@ def test_how_a_run_ended_is_told_by_its_last_phase_and_in_a_word(outcome: str, s
     ended = state(progress(0, sentence(*WORDS)), Finished(outcome=outcome, result=result))
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "✓ labels 0.5 s" in picture(app)
-        assert f"{sign} continuous" in picture(app)
+        assert "✓ labels 0.5 s" in screen(app)
+        assert f"{sign} continuous" in screen(app)
         assert view.status.draw()[0].plain.startswith(outcome) == (outcome != "done")
 
     shown(scene, first=ended)
@@ -573,8 +565,8 @@ def test_a_run_that_was_stopped_says_so_of_what_was_stopped_not_of_its_certifica
     ended = state(last, Phase(name="certify"), Finished(outcome="stopped", result=RESULT))
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "■ continuous" in picture(app)
-        assert "✓ certify" in picture(app)
+        assert "■ continuous" in screen(app)
+        assert "✓ certify" in screen(app)
 
     shown(scene, first=ended)
 
@@ -586,7 +578,7 @@ def test_the_labels_are_seen_whole_beside_many_candidates() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         right = view.query_one(".right").region
         await until(pilot, lambda: view.labels.region.bottom <= right.bottom)
-        assert "✓ right" in picture(app)
+        assert "✓ right" in screen(app)
         assert view.candidates.region.height >= 3
 
     shown(scene, (100, 30), first)
@@ -605,12 +597,12 @@ def test_the_lines_that_the_tokens_take_are_those_of_their_width_from_the_first_
 
 def test_an_answer_is_as_short_as_the_terminal_that_it_is_moved_to() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "its own gradient equals" in picture(app)
+        assert "its own gradient equals" in screen(app)
         await pilot.resize_terminal(60, 16)
-        await until(pilot, lambda: "its own gradient" not in picture(app))
-        assert "✓ verified" in picture(app)
+        await until(pilot, lambda: "its own gradient" not in screen(app))
+        assert "✓ verified" in screen(app)
         await pilot.resize_terminal(160, 48)
-        await until(pilot, lambda: "its own gradient equals" in picture(app))
+        await until(pilot, lambda: "its own gradient equals" in screen(app))
 
     shown(scene, (160, 48), VERIFIED)
 
@@ -623,7 +615,7 @@ def test_candidates_are_ranked_and_another_one_can_be_followed() -> None:
 
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         assert view.candidates.ranked == [1, 0, 2]
-        rows = [line for line in picture(app).splitlines() if re.search(r"#\d", line)]
+        rows = [line for line in screen(app).splitlines() if re.search(r"#\d", line)]
         assert ["▶  1  #2" in rows[0], "2  #1" in rows[1], "3  #3" in rows[2]] == [True] * 3
         await pilot.press("tab", "tab")
         assert isinstance(app.focused, CandidateList)
@@ -631,7 +623,7 @@ def test_candidates_are_ranked_and_another_one_can_be_followed() -> None:
         await pilot.pause()
         assert view.candidates.followed == 2
         assert [cell.word for cell in view.tokens._bands.sentences[0]][1] == "three"
-        assert "candidate #3" in picture(app)
+        assert "candidate #3" in screen(app)
         await pilot.press("escape")
         await pilot.pause()
         assert [cell.word for cell in view.tokens._bands.sentences[0]][1] == "the"
@@ -645,18 +637,18 @@ def test_candidates_are_ranked_and_another_one_can_be_followed() -> None:
 def test_a_diverged_candidate_is_last_and_says_so() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         assert view.candidates.ranked == [1, 0, 2]
-        assert "diverged" in picture(app)
+        assert "diverged" in screen(app)
 
     shown(scene, first=state(progress(1, sentence(*WORDS), losses=(0.5, 0.25, float("inf")))))
 
 
 def test_the_label_is_shown_with_its_probability_and_judged_unless_blind() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "▶ 1  ━━━━━━╌╌ 0.75" in picture(app)
-        assert "✓ right" in picture(app)
+        assert "▶ 1  ━━━━━━╌╌ 0.75" in screen(app)
+        assert "✓ right" in screen(app)
         view.show(HALF_WAY, blind=True)
         await pilot.pause()
-        assert "✓ right" not in picture(app)
+        assert "✓ right" not in screen(app)
 
     shown(scene)
 
@@ -710,7 +702,7 @@ def test_at_every_size_the_tokens_are_seen_and_nothing_runs_out_of_the_screen(
     size: tuple[int, int], end: bool
 ) -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        seen = picture(app)
+        seen = screen(app)
         assert "✓the" in seen
         assert "loss" in seen
         if end:
@@ -734,12 +726,12 @@ def test_with_room_nothing_is_hidden_and_below_100_by_30_panes_fold() -> None:
         assert view.labels.display
 
     async def folded(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "hidden: curves, candidates, labels (v: next)" in picture(app)
+        assert "hidden: curves, candidates, labels (v: next)" in screen(app)
         await pilot.press("v")
         await pilot.pause()
         assert view.curves.display
         assert not view.waterfall.display
-        assert "hidden: waterfall, candidates, labels" in picture(app)
+        assert "hidden: waterfall, candidates, labels" in screen(app)
 
     shown(roomy, (100, 30))
     shown(folded, (99, 30))
@@ -748,7 +740,7 @@ def test_with_room_nothing_is_hidden_and_below_100_by_30_panes_fold() -> None:
 
 def test_below_60_by_16_there_is_one_pane_and_a_line_says_which_are_hidden() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
-        assert "hidden: phases, waterfall, curves, candidates, labels" in picture(app)
+        assert "hidden: phases, waterfall, curves, candidates, labels" in screen(app)
         for pane in (view.waterfall, view.curves, view.candidates, view.labels, view.tokens):
             await pilot.press("v")
             await pilot.pause()
@@ -789,7 +781,7 @@ def test_the_panes_follow_the_terminal_when_it_changes_its_size() -> None:
         for size in ((60, 16), (160, 48), (50, 12), (100, 30)):
             await pilot.resize_terminal(*size)
             await pilot.pause()
-            assert "✓the" in picture(app)
+            assert "✓the" in screen(app)
         assert not view.hidden.display
 
     shown(scene, alone=True)
@@ -893,8 +885,8 @@ def test_a_dialog_leaves_what_it_is_about_to_be_seen() -> None:
         await pilot.press("question_mark")
         await pilot.pause()
         # The help is 96 wide; the panes at the sides of it are still there, if darker.
-        assert "Tokens" in picture(app)
-        assert "╭" in picture(app).splitlines()[4][:10]
+        assert "Tokens" in screen(app)
+        assert "╭" in screen(app).splitlines()[4][:10]
 
     shown(scene, (160, 48))
 
@@ -904,7 +896,7 @@ def test_help_tells_what_the_signs_mean() -> None:
         await pilot.press("question_mark")
         await pilot.pause()
         assert isinstance(app.screen, HelpScreen)
-        seen = picture(app)
+        seen = screen(app)
         assert "✓  the right token at its place" in seen
         assert "Show only what an attacker would see" in seen
         await pilot.press("escape")
@@ -941,13 +933,13 @@ def test_a_sign_leads_to_each_field_and_pane_that_is_seen() -> None:
         assert app.focused is view.candidates
         await pilot.press("ctrl+g", "j", "escape")
         assert app.focused is view.candidates
-        screen = app.screen
-        assert isinstance(screen, RunScreen)
-        screen.query_one(ContentSwitcher).current = "setup"
-        screen.form.sentences.focus()
+        page = app.screen
+        assert isinstance(page, RunScreen)
+        page.query_one(ContentSwitcher).current = "setup"
+        page.form.sentences.focus()
         await pilot.press("ctrl+g", "j")
         assert isinstance(app.screen, JumpScreen)
-        box = screen.form.rows["attack"].box.input
+        box = page.form.rows["attack"].box.input
         (sign,) = [sign for sign, widget in app.screen.targets.items() if widget is box]
         await pilot.press(sign)
         assert app.focused is box
@@ -990,6 +982,6 @@ def test_the_theme_changes_and_no_color_is_heeded(monkeypatch: pytest.MonkeyPatc
         }
         assert colors
         assert all(triplet.red == triplet.green == triplet.blue for triplet in colors)
-        assert "✓the" in picture(app)
+        assert "✓the" in screen(app)
 
     shown(gray, alone=True)

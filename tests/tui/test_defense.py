@@ -14,7 +14,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.tui.pilots import play, until
+from tests.tui.pilots import play, screen, until
 from textleak.errors import InputError
 from textleak.events import Finished, Phase, Position, Progress, Sentence, Truth
 from textleak.runs import Recorder, RunFolder
@@ -256,12 +256,6 @@ def drive(
         await steps(app.screen, pilot)
 
     play(scene, Sessions(root, child), place="defenses", memory=Memory(settings), size=size, alone=alone)
-
-
-def screen(app: TextleakApp) -> str:
-    return "\n".join(
-        "".join(segment.text for segment in line) for line in app.screen._compositor.render_strips()
-    )
 
 
 def test_a_ladder_runs_rung_by_rung_and_says_what_it_found(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from textual.pilot import Pilot
 import textleak
 from tests import warm
 from tests.tui import pilots
-from tests.tui.pilots import until
+from tests.tui.pilots import screen, until
 from textleak.attacks.base import to_end
 from textleak.evaluation.records import Cell, Record, SentenceRecord, to_json
 from textleak.evaluation.store import Following
@@ -88,11 +88,6 @@ def folder(tmp_path: Path) -> Path:
 def write(path: Path, *records: Record) -> None:
     with (path / "records.jsonl").open("a") as file:
         file.writelines(json.dumps(to_json(one)) + "\n" for one in records)
-
-
-def letters(app: TextleakApp) -> str:
-    strips = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 
 
 def test_records_make_cells_and_the_worst_sentence_comes_first() -> None:
@@ -269,7 +264,7 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         page = app.screen
         assert isinstance(page, EvaluationScreen)
         await pilot.pause(0.1)
-        seen = letters(app)
+        seen = screen(app)
         assert "⏎ Open" in seen
         assert "2 cells · 3 of 6 batches" in seen
         assert "gaussian:sigma=0.01" in seen
@@ -277,35 +272,35 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         assert "1 of 2" in seen, "verified"
         await pilot.press("plus")
         await pilot.pause(0.1)
-        assert "FAIL: 1 of 2 cells above 0.10" in letters(app)
-        assert "worst so far 1.00 (auto, no" in letters(app)
+        assert "FAIL: 1 of 2 cells above 0.10" in screen(app)
+        assert "worst so far 1.00 (auto, no" in screen(app)
         write(folder, record(NOISY, 1, 0.0))
-        await until(pilot, lambda: "4 of 6 batches" in letters(app))
+        await until(pilot, lambda: "4 of 6 batches" in screen(app))
         await pilot.press("b")
         await pilot.pause(0.1)
-        assert "0.75" not in letters(app)
-        assert "FAIL" not in letters(app)
+        assert "0.75" not in screen(app)
+        assert "FAIL" not in screen(app)
         await pilot.press("b", "l")
         await pilot.pause(0.1)
-        seen = letters(app)
+        seen = screen(app)
         assert "Match rate past gaussian sigma against auto" in seen
         assert "From 0.01 on less than half of the text leaked: 0% at 0.01." in seen
         assert "0.75" in seen
         assert not page.table.display
         await pilot.press("b")
         await pilot.pause(0.1)
-        assert "0.75" not in letters(app)
-        assert "half" not in letters(app)
+        assert "0.75" not in screen(app)
+        assert "half" not in screen(app)
         await pilot.press("b", "escape")
         await pilot.pause(0.1)
         assert page.table.display
         await pilot.press("w")
         await pilot.pause(0.1)
         assert page.chosen == CELL
-        assert "⏎ Attack again" in letters(app)
+        assert "⏎ Attack again" in screen(app)
         await pilot.press("escape", "enter")
         await pilot.pause(0.1)
-        seen = letters(app)
+        seen = screen(app)
         assert seen.index("found 1.0 in batch 1") < seen.index("found 0.5 in batch 0")
         assert "the secret" not in seen, "the truth was not asked for"
         assert "y Copy text" in seen
@@ -313,7 +308,7 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         assert app.clipboard == "found 0.5 in batch 0"
         await pilot.press("up", "t")
         await pilot.pause(0.1)
-        assert "the secret of batch 1" in letters(app)
+        assert "the secret of batch 1" in screen(app)
         await pilot.press("escape")
         assert page.chosen is None
         await pilot.press("enter", "enter")
@@ -323,10 +318,10 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         assert isinstance(app.screen, RunScreen)
         assert app.screen.form.values["seed"] == "3"
         assert app.screen.form.values["assignments"] == "of_batch=1"
-        await until(pilot, lambda: "F3 goes back to the evaluation" in letters(app))
+        await until(pilot, lambda: "F3 goes back to the evaluation" in screen(app))
         await pilot.press("f3")
-        await until(pilot, lambda: "⏎ Replay" in letters(app))
-        assert "Enter replays it as it was attacked again" in letters(app)
+        await until(pilot, lambda: "⏎ Replay" in screen(app))
+        assert "Enter replays it as it was attacked again" in screen(app)
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
         assert isinstance(app.screen, ReplayScreen)
@@ -334,7 +329,7 @@ def test_a_grid_that_fills_is_followed_and_its_worst_sentence_attacked_again(
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is page)
         await pilot.press("down")
-        await until(pilot, lambda: "⏎ Attack again" in letters(app))
+        await until(pilot, lambda: "⏎ Attack again" in screen(app))
         await pilot.press("up", "a")
         await until(pilot, lambda: len(started) == 2)
 
@@ -374,14 +369,14 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
         assert isinstance(page, EvaluationScreen)
         await until(pilot, lambda: page.grid.batches == 4)
         assert [row.cell.defense for row in page.grid.rows] == [(), ("sign",)]
-        await until(pilot, lambda: "4 of 4 batches" in letters(app))
-        await until(pilot, lambda: "1.00 ━━━━━━━━" in letters(app))
-        assert "worst 1.00" in letters(app)
+        await until(pilot, lambda: "4 of 4 batches" in screen(app))
+        await until(pilot, lambda: "1.00 ━━━━━━━━" in screen(app))
+        assert "worst 1.00" in screen(app)
         await until(pilot, lambda: page.session is not None and page.session.settled)
         page.planned = 6  # it was stopped before
         page._draw()
-        await until(pilot, lambda: "■ stopped · 2 cells · 4 of 6 batches" in letters(app))
-        assert " left" not in letters(app).splitlines()[1]
+        await until(pilot, lambda: "■ stopped · 2 cells · 4 of 6 batches" in screen(app))
+        assert " left" not in screen(app).splitlines()[1]
         page.planned = 4
         await pilot.press("e")
         report = tmp_path / export.EXPORTS / page.folder.name / "report.html"
@@ -395,7 +390,7 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
         await pilot.pause()
         await pilot.press("f5")
         await until(pilot, lambda: isinstance(app.screen, EvaluationScreen))
-        await until(pilot, lambda: "no-such" in letters(app).partition("batches")[0])
+        await until(pilot, lambda: "no-such" in screen(app).partition("batches")[0])
         assert app.memory.texts("grid fields")["defense"] == "none sign", "not those that were refused"
 
     pilots.play(scene, Sessions(tmp_path / "runs"), place="grid", size=(140, 30))
@@ -416,12 +411,12 @@ def test_a_grid_is_a_map_of_two_of_its_settings(tmp_path: Path) -> None:
     write(path, *(record(cell(*of), 0, rate) for of, rate in rates.items()))
 
     async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
-        screen = app.screen
-        assert isinstance(screen, EvaluationScreen)
-        await until(pilot, lambda: screen.grid.batches == 4)
+        page = app.screen
+        assert isinstance(page, EvaluationScreen)
+        await until(pilot, lambda: page.grid.batches == 4)
         await pilot.press("m", "plus")
         await pilot.pause()
-        lines = letters(app).splitlines()
+        lines = screen(app).splitlines()
         at = next(i for i, line in enumerate(lines) if "defense ↓ client →" in line)
         assert lines[at].split()[-2:] == ["one-step", "train-mode"]
         assert [line.split() for line in lines[at + 1 : at + 4]] == [
@@ -431,10 +426,10 @@ def test_a_grid_is_a_map_of_two_of_its_settings(tmp_path: Path) -> None:
         ]
         await pilot.press("b")
         await pilot.pause()
-        assert "0.50" not in letters(app)
+        assert "0.50" not in screen(app)
         await pilot.press("b", "down", "enter")
         await pilot.pause()
-        assert "match rate" in letters(app)
-        assert screen.grid.rows[screen.table.cursor].cell.defense == ("sign",)
+        assert "match rate" in screen(app)
+        assert page.grid.rows[page.table.cursor].cell.defense == ("sign",)
 
     pilots.play(scene, Sessions(tmp_path), run=path)

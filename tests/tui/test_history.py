@@ -15,7 +15,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.tui.pilots import Scene, play, until
+from tests.tui.pilots import Scene, play, screen, until
 from textleak.errors import InputError
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
@@ -137,13 +137,6 @@ async def resized(pilot: Pilot[None], size: tuple[int, int]) -> None:
     """The terminal has another size now."""
     await pilot.resize_terminal(*size)
     await pilot.pause(0.1)
-
-
-def screen(app: TextleakApp) -> str:
-    """All that is on the screen, as text."""
-    return "\n".join(
-        "".join(segment.text for segment in line) for line in app.screen._compositor.render_strips()
-    )
 
 
 async def history(app: TextleakApp, pilot: Pilot[None]) -> HistoryScreen:

@@ -93,15 +93,7 @@ def command(
             show_default="auto",
         ),
     ] = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option(
-            "--time-limit",
-            metavar="TIME",
-            help="90s, 10m, 1h: the best answer by then counts.",
-            show_default="10m",
-        ),
-    ] = None,
+    time_limit: Annotated[str | None, flags.time_limit("10m")] = None,
     out: flags.Out = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write a page of it: .html or .md.")

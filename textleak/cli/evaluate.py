@@ -114,15 +114,7 @@ def command(
         ),
     ] = None,
     seed: Annotated[list[str] | None, _several("--seed", f"{_GRID.capitalize()}.", "0")] = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option(
-            "--time-limit",
-            metavar="TIME",
-            help="For each batch, 90s or 10m: the best answer by then counts.",
-            show_default="none",
-        ),
-    ] = None,
+    time_limit: Annotated[str | None, flags.time_limit("none", of="For each batch, ")] = None,
     device: flags.Device = None,
     threads: flags.Threads = None,
     config: flags.Config = None,

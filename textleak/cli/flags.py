@@ -160,15 +160,20 @@ Restarts = Annotated[
         "--restarts", "-k", metavar="INT", help="Candidates attacked at once.", show_default="the attack's"
     ),
 ]
-TimeLimit = Annotated[
-    str | None,
-    typer.Option(
+
+
+def time_limit(default: str, of: str = "") -> typer.models.OptionInfo:
+    """How long an attack may take; `of` says which, where there are several."""
+    info: typer.models.OptionInfo = typer.Option(
         "--time-limit",
         metavar="TIME",
-        help="90s, 10m, 1h: the best answer by then counts.",
-        show_default="none but the attack's",
-    ),
-]
+        help=f"{of}90s, 10m, 1h: the best answer by then counts.",
+        show_default=default,
+    )
+    return info
+
+
+TimeLimit = Annotated[str | None, time_limit("none but the attack's")]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Run folder.", show_default="a new one under $TEXTLEAK_RUNS"),

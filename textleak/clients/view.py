@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textleak.clients.base import Client, client_of, gradient_of
 from textleak.errors import InputError
-from textleak.matching import Capture, Limits, Matcher, Objective, Pool, PooledMatcher, Target
+from textleak.matching import Capture, Limits, Matcher, Objective, Pool, Target
 from textleak.matching.matcher import matched_names
 from textleak.models.base import Examples, Tensors
 from textleak.models.batches import TextExamples
@@ -155,9 +155,8 @@ class View:
         """Compares candidates' gradients with a target, by the client's own way to gradients."""
         names = matched_names(target, objective)
         source = self.client.source(self.model.network, names, kinks=kinks)
-        if self.pool is None or not isinstance(source, Capture) or kinks:
-            return Matcher(source, target, objective)
-        return PooledMatcher(source, target, objective, pool=self.pool)
+        pooled = self.pool is not None and isinstance(source, Capture) and not kinks
+        return Matcher(source, target, objective, pool=self.pool if pooled else None)
 
     def double(self) -> Self:
         """The same with the model in float64, made once: what reads spans and what certifies ask for it."""

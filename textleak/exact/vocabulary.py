@@ -106,10 +106,8 @@ class Vocabulary:
             return
         name = self.layer.name
         for ids_N in torch.split(every_V, max(1, _TOKENS_A_PASS // (position + 1))):
-            rows_NT = ids_N[:, None].expand(-1, position + 1)
-            if self.model.pairs:
-                rows_NT = self.model.embed_marked(rows_NT)
-            inputs_NI = self.layer.meant(layer_inputs(self.model, rows_NT, [name])[name][:, -1])
+            read = self.model.read_marked(ids_N[:, None].expand(-1, position + 1))
+            inputs_NI = self.layer.meant(layer_inputs(self.model, read, [name])[name][:, -1])
             along_N = (inputs_NI @ self.outside_RI.T).square().sum(1)
             kept_N = along_N <= margin * inputs_NI.square().sum(1)
             yield ids_N[kept_N], inputs_NI[kept_N]

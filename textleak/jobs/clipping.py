@@ -75,6 +75,8 @@ def _norms(
     kinds = tuple((name, options) for name, options in shared.client.kinds if name != STEPS)
     client = dataclasses.replace(shared.client, kinds=kinds)
     plain = view_of(dataclasses.replace(shared, client=client), model)
+    if view.text_model.pairs:  # which the update itself may have shown
+        plain = dataclasses.replace(plain, model=plain.text_model.in_pairs())
     own = own_gradient(plain.double(), sentences)
     if not set(plain.model.trainable) <= own.keys():  # clipped by the norm of what wasn't shared too
         return

@@ -14,6 +14,7 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - optimizers.py: Adam, asked for points and told their worth; lbfgs.py: L-BFGS.  policies.py: patience and races, around
   them. crossing.py: L-BFGS from several starts, of which parts are exchanged.
 - pool.py: runs on several gradients that share their calls of the network (coroutine.py).
+- rounding.py: how far the same number may be apart where it was computed in two ways.
 - driver.py: the one loop, its limits and its ending.
 - discrete.py: search over sequences of symbols.
 - bench.py: factored against formed gradients, and against what the machine can do (limit.py).
@@ -38,7 +39,7 @@ from textleak.matching.matcher import Kin, Matcher
 from textleak.matching.objectives import TAG, CosineGlobal, CosinePerTensor, Moments, Objective, SquaredL2
 from textleak.matching.optimizers import Adam, LinearDecay, MilestoneDecay, Optimizer, StepDecay
 from textleak.matching.policies import Patient, Race
-from textleak.matching.pool import Pool, PooledMatcher
+from textleak.matching.pool import Pool
 from textleak.matching.rules import (
     Call,
     Contribution,
@@ -82,7 +83,6 @@ __all__ = [
     "Outer",
     "Patient",
     "Pool",
-    "PooledMatcher",
     "Project",
     "Race",
     "Rows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +44,12 @@ def shared_by(those: Iterable[Spent]) -> Iterator[None]:
 
 class _EndedError(BaseException):
     """Nobody will answer any more."""
+
+
+def _raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Raise an error in a thread at its next step of Python, as Ctrl-C does in the main one."""
+    raise_at = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    raise_at(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(error))
 
 
 class Coroutine(Generic[Question, Answer, Result]):
@@ -99,12 +106,13 @@ class Coroutine(Generic[Question, Answer, Result]):
         return self._results[0]
 
     def end(self) -> None:
-        """Stop it where it waits."""
-        while not self.ended:
-            self._answers, self._over = [], True
-            self._go.release()
-            self._back.acquire()
+        """Stop it: where it waits, or where it is, after a `resume` that a Ctrl-C has left."""
+        self._answers, self._over = [], True
+        if self._resumed is not None and self._thread.is_alive():
+            _raise_in(self._thread, _EndedError)
+        self._go.release()
         self._thread.join()
+        self.ended, self.question = True, None
 
     def _body(self) -> None:
         self._go.acquire()
@@ -120,9 +128,12 @@ class Coroutine(Generic[Question, Answer, Result]):
             self._back.release()
 
     def _ask(self, question: Question) -> Answer:
+        if self._over:
+            raise _EndedError
         self.question = question
         self._back.release()
         self._go.acquire()
-        if not self._answers:
+        answers = self._answers  # `end` puts others in their place
+        if not answers:
             raise _EndedError
-        return self._answers.pop()
+        return answers.pop()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from textleak.errors import InputError
 from textleak.matching.hooks import hooked
 from textleak.matching.kernels import CheapSecondDerivatives
+from textleak.matching.rounding import tolerance_of
 from textleak.matching.rules import Call, Contribution, Formed, Rule, find_rule
 from textleak.matching.single import form
 
@@ -35,7 +36,6 @@ _Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], object], Tensor]
 
 # A rule is used where its gradient equals autograd's to this part of the gradient's norm.
 RULE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-COARSE_TOLERANCE = 5e-2  # bfloat16, float16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -245,7 +245,7 @@ class Capture:
         if name not in found:
             return not bool(true_K.any())
         formed_K = form(found[name], tuple(true_K.shape[1:]))
-        tolerance = RULE_TOLERANCE.get(true_K.dtype, COARSE_TOLERANCE)
+        tolerance = tolerance_of(true_K.dtype, RULE_TOLERANCE)
         return float((formed_K - true_K).norm()) <= tolerance * (float(true_K.norm()) + 1e-3 * largest)
 
     @contextmanager

@@ -56,6 +56,15 @@ class GradientSource(Protocol):
         """Losses (K,), and for each parameter what its gradient is made of."""
 
 
+class Common(Protocol):
+    """Answers several matchers by one call of the network: a `Pool`."""
+
+    def answer(
+        self, matcher: Matcher, model_function: ModelFunction, leaves: Leaves, wrt: tuple[str, ...], kin: Kin
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A matcher's `value_and_gradient`."""
+
+
 def matched_names(target: Target, objective: Objective) -> list[str]:
     """Parameters whose gradients an objective looks at: those that it weighs 0 are never computed."""
     return [name for name in target.names if objective.weights.get(name, 1.0) != 0.0]
@@ -71,6 +80,7 @@ class Matcher:
         chunk: candidates a call of the network, at most; halved for good whenever memory runs out.
         replay: whether calls that come again are replayed (recorded.py). The model function must then depend on nothing
             that changes but the leaves.
+        pool: answers `value_and_gradient` of candidates that have kin, together with those of its other matchers.
 
     Attributes:
         evaluations: candidates evaluated so far, in chunks, with or without a gradient.
@@ -85,6 +95,7 @@ class Matcher:
         *,
         chunk: int | None = None,
         replay: bool = True,
+        pool: Common | None = None,
     ) -> None:
         self.target = target
         self.objective = objective
@@ -93,6 +104,7 @@ class Matcher:
         self._source = source
         self._checked: set[tuple[str, ...]] = set()
         self._replayed = Replayed() if replay else None
+        self._pool = pool
 
     @classmethod
     def of(
@@ -171,13 +183,14 @@ class Matcher:
             leaves: tensors with K first; they are left as they are.
             wrt: names of floating-point leaves; candidate k's gradient is that of candidate k's distance.
             beside: what else is to be minimized, (K,): a prior, asked once the network has run on the same leaves.
-            kin: which candidates of other matchers could go into the same call; for a pool's (`pool.py`) alone.
+            kin: which candidates of other matchers could go into the same call, where the matcher has a pool.
 
         Raises:
             AttackError: memory does not even suffice for one candidate.
         """
-        del kin
         names, chosen = tuple(leaves), tuple(wrt)
+        if self._pool is not None and kin is not None and beside is None:
+            return self._pool.answer(self, model_function, leaves, chosen, kin)
 
         def compute(values: Sequence[Tensor]) -> Tensors:
             part = dict(zip(names, values, strict=True))

@@ -21,15 +21,14 @@ from torch.nn import functional
 
 from textleak.matching.coroutine import Coroutine, Spent, shared_by
 from textleak.matching.factored import (
-    COARSE_TOLERANCE,
     RULE_TOLERANCE,
     Leaves,
     ModelFunction,
     candidates_of,
     out_of_memory,
 )
-from textleak.matching.matcher import GradientSource, Kin, Matcher
-from textleak.matching.objectives import Objective
+from textleak.matching.matcher import Kin, Matcher
+from textleak.matching.rounding import near
 from textleak.matching.target import Target
 
 T = TypeVar("T")
@@ -74,7 +73,7 @@ class Request:
 
     def alone(self) -> Answer:
         """The answer by a call of its own."""
-        return Matcher.value_and_gradient(self.matcher, self.model_function, self.leaves, self.wrt)
+        return self.matcher.value_and_gradient(self.model_function, self.leaves, self.wrt)
 
 
 class Pool:
@@ -123,8 +122,11 @@ class Pool:
         made: T = self._made[id(owner), name][1]  # type: ignore[assignment]
         return made
 
-    def answer(self, request: Request) -> Answer:
+    def answer(
+        self, matcher: Matcher, model_function: ModelFunction, leaves: Leaves, wrt: tuple[str, ...], kin: Kin
+    ) -> Answer:
         """Called by a matcher: wait for the others, then the answer; at once for who is in no run."""
+        request = Request(matcher=matcher, model_function=model_function, leaves=leaves, wrt=wrt, kin=kin)
         ask: Callable[[Request], Answer] | None = getattr(self._asking, "ask", None)
         return request.alone() if ask is None else ask(request)
 
@@ -213,34 +215,6 @@ class Pool:
         return self._stacks[key][1]
 
 
-class PooledMatcher(Matcher):
-    """A matcher that is answered together with others of its pool.
-
-    Args:
-        source, target, objective: as of any matcher.
-        pool: answers it.
-    """
-
-    def __init__(self, source: GradientSource, target: Target, objective: Objective, *, pool: Pool) -> None:
-        super().__init__(source, target, objective)
-        self._pool = pool
-
-    def value_and_gradient(
-        self,
-        model_function: ModelFunction,
-        leaves: Leaves,
-        wrt: Iterable[str],
-        *,
-        beside: Callable[[Leaves], Tensor] | None = None,
-        kin: Kin | None = None,
-    ) -> Answer:
-        """As of any matcher; of those that are kin to others, together with these."""
-        if kin is None or beside is not None:
-            return super().value_and_gradient(model_function, leaves, wrt, beside=beside)
-        request = Request(matcher=self, model_function=model_function, leaves=leaves, wrt=tuple(wrt), kin=kin)
-        return self._pool.answer(request)
-
-
 def _question(one: Coroutine[Request, Answer, T]) -> Request:
     assert one.question is not None
     return one.question
@@ -265,6 +239,5 @@ def _cut(gradient: Tensor, leaf: Tensor) -> Tensor:
 
 def _same(one: Answer, other: Answer) -> bool:
     """Whether two answers are equal to rounding."""
-    tolerance = RULE_TOLERANCE.get(one[0].dtype, COARSE_TOLERANCE)
     pairs = [(one[0], other[0]), *((one[1][name], other[1][name]) for name in one[1])]
-    return all(float((a - b).norm()) <= tolerance * float(b.norm()) for a, b in pairs)
+    return all(near(a, b, RULE_TOLERANCE) for a, b in pairs)

@@ -10,6 +10,7 @@ another value, the list doesn't hold, and the step is computed as it was.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -20,20 +21,21 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from textleak.matching.replaced import WatchedOperations
-from textleak.matching.replay import Layout, Operation, Recording, Slot, Tensors, outcome, slots_in
+from textleak.matching.replay import Layout, Operation, Recording, Slot, Tensors, outcome
+from textleak.matching.rounding import near
 
 Compute = Callable[[Sequence[Tensor]], Tensors]
 """Tensors from tensors: the same operations in the same order each time, but for what values decide."""
 
-# Calls of one kind before one is watched.
-_UNWATCHED = 2
+# Calls of one kind before one is watched (our choice). To watch one takes as long as to compute some six (bert-tiny on
+# a CPU, measured), and each replay saves less than half of one: in a run that ends sooner it would never pay.
+_UNWATCHED = 6
 UNTIL_REPLAYED = _UNWATCHED + 2
 """How many calls of one kind are computed before one is replayed; the last of them is compared with its replay."""
 # Kinds that are remembered, the latest.
 _KEPT = 4
 # How far a replay may be from the computation: kernels round by where in memory their arguments lie.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_COARSE_TOLERANCE = 5e-2
 # Replays of a kind that values may lead astray before it is left alone.
 _ASTRAY = 3
 
@@ -95,15 +97,12 @@ class _Kind:
         outputs = compute(inputs)
         try:
             replayed = recording.replay(inputs)
-        except (
-            RuntimeError,
-            TypeError,
-        ):  # what an operation is told can be more than it takes together with `out`
+        except (RuntimeError, TypeError):  # not everything that an operation is told goes together with `out`
             self._recording = None
             return outputs
         if replayed is None:
             self._stray()
-        elif all(map(_near, replayed, outputs)):
+        elif all(near(again, own, _TOLERANCE) for again, own in zip(replayed, outputs, strict=True)):
             self._compared = True
         else:
             self._recording = None
@@ -150,7 +149,7 @@ class _Watcher(WatchedOperations):
 
     def recording(self, outputs: Tensors) -> Recording | None:
         """What was noted, if it is all."""
-        found = self._with_slots(outputs)
+        found = self._with_slots(outputs, [])
         if not self._possible:
             return None
         return Recording(self._operations, self._layouts, self._inputs, found)
@@ -162,41 +161,41 @@ class _Watcher(WatchedOperations):
         if torch.Tag.nondeterministic_seeded in func.tags or torch.Tag.inplace_view in func.tags:
             self._possible = False
             return
-        arguments, named = self._with_slots(args), self._with_slots(kwargs)
-        if not any(True for _ in slots_in((arguments, named))):
+        uses: list[int] = []
+        arguments, named = self._with_slots(args, uses), self._with_slots(kwargs, uses)
+        if not uses:
             return
         if func in _ANOTHER_NAME and isinstance(result, Tensor):
             self._name(result, arguments[0])
             return
-        writes = False
-        for place, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written = named.get(argument.name, arguments[place] if place < len(arguments) else None)
-                self._possible = self._possible and not _holds_tensor(written)
-                writes = True
+        for place, name in _written(func):
+            written = named.get(name, arguments[place] if place < len(arguments) else None)
+            self._possible = self._possible and not _holds_tensor(written)
         decides = torch.Tag.dynamic_output_shape in func.tags or not _holds_tensor(result)
         self._operations.append(
             Operation(
                 kind=func,
                 arguments=arguments,
                 options=named,
+                uses=tuple(uses),
                 results=self._placed(result),
-                writes=writes,
+                writes=bool(_written(func)),
                 decides=(outcome(result),) if decides else None,
             )
         )
 
-    def _with_slots(self, value: Any) -> Any:  # noqa: ANN401
-        """The same, with slots for the tensors that depend on the inputs."""
+    def _with_slots(self, value: Any, uses: list[int]) -> Any:  # noqa: ANN401
+        """The same, with slots for the tensors that depend on the inputs; these are added to `uses`."""
         if isinstance(value, Tensor):
             slot = self._slot_of(value)
-            if slot is None and self._unseen(value):
-                self._possible = False
-            return slot or value
-        if isinstance(value, list | tuple):
-            return type(value)(map(self._with_slots, value))
-        if isinstance(value, dict):
-            return {name: self._with_slots(one) for name, one in value.items()}
+            if slot is not None:
+                uses.append(slot.index)
+                return slot
+            self._possible = self._possible and not self._unseen(value)
+        elif isinstance(value, list | tuple):
+            return type(value)([self._with_slots(one, uses) for one in value])
+        elif isinstance(value, dict):
+            return {name: self._with_slots(one, uses) for name, one in value.items()}
         return value
 
     def _slot_of(self, tensor: Tensor) -> Slot | None:
@@ -248,11 +247,15 @@ class _Watcher(WatchedOperations):
             self._storages[storage._cdata] = StorageWeakRef(storage), slot.index  # type: ignore[no-untyped-call]
 
 
+@functools.cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:  # noqa: ANN401
+    """Places and names of the arguments that an operation writes to."""
+    return tuple(
+        (place, argument.name)
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
 def _holds_tensor(value: object) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensor, value)))
-
-
-def _near(replayed: Tensor, computed: Tensor) -> bool:
-    tolerance = _TOLERANCE.get(computed.dtype, _COARSE_TOLERANCE)
-    apart = torch.linalg.vector_norm((replayed - computed).double())
-    return bool(apart <= tolerance * torch.linalg.vector_norm(computed.double()))

@@ -144,6 +144,7 @@ class Operation:
     Attributes:
         kind: torch's operation.
         arguments, options: with slots for what depends on the inputs.
+        uses: these slots, in order.
         results: a slot, or several, or None, as it gives them.
         writes: whether it changes an argument.
         decides: the outcome that the rest of the list goes by, in a tuple; None where it goes by none.
@@ -152,6 +153,7 @@ class Operation:
     kind: Any
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    uses: tuple[int, ...]
     results: object
     writes: bool
     decides: tuple[object] | None
@@ -160,10 +162,6 @@ class Operation:
     def made(self) -> int | None:
         """The slot of its result, if it can write that to memory of the caller's."""
         return self.results.index if type(self.results) is Slot and self.kind in _INTO else None
-
-    def slots(self) -> Iterator[int]:
-        """Of all that it reads and gives."""
-        return slots_in((self.arguments, self.options, self.results))
 
 
 class Recording:
@@ -243,7 +241,7 @@ def _last_use(operations: Sequence[Operation]) -> dict[int, int]:
     """The number of the operation that has last to do with a slot."""
     last: dict[int, int] = {}
     for number, operation in enumerate(operations):
-        last.update(dict.fromkeys(operation.slots(), number))
+        last.update(dict.fromkeys((*operation.uses, *slots_in(operation.results)), number))
     return last
 
 
@@ -293,7 +291,7 @@ def _dying_argument(operation: Operation, layouts: Sequence[Layout], dying: set[
     if operation.kind not in _ENTRY_BY_ENTRY or operation.made is None:
         return None
     own = layouts[operation.made]
-    read = [layouts[index] for index in slots_in((operation.arguments, operation.options))]
+    read = [layouts[index] for index in operation.uses]
     for layout in read:
         same = (layout.shape, layout.stride, layout.dtype) == (own.shape, own.stride, own.dtype)
         whole = layout.extent == layouts[layout.root].extent
@@ -307,36 +305,33 @@ class _Memory:
     """Pieces of memory, handed out and given back."""
 
     def __init__(self) -> None:
-        self._free: list[Tensor] = []
+        self._free: defaultdict[int, list[Tensor]] = defaultdict(list)  # by their bytes
 
     def taken(self, layout: Layout) -> Tensor:
         """A piece, (bytes,), with room for a root: the least of those that were given back, or a new one.
 
-        Of several the one that was written last, which may still be in the cache.
+        Of several the one that was given back last, which may still be in the cache.
         """
         size = -(-layout.entries * layout.dtype.itemsize // _UNIT) * _UNIT
-        fitting = [piece for piece in self._free if size <= len(piece) <= _ROOMY * size]
-        if not fitting:
-            return torch.empty(size, dtype=torch.uint8)
-        least = min(map(len, fitting))
-        piece = next(piece for piece in reversed(fitting) if len(piece) == least)
-        self._free = [one for one in self._free if one is not piece]
-        return piece
+        least = min((held for held, pieces in self._free.items() if pieces and held >= size), default=0)
+        if size <= least <= _ROOMY * size:
+            return self._free[least].pop()
+        return torch.empty(size, dtype=torch.uint8)
 
     def give_back(self, piece: Tensor) -> None:
         """Its content is of no use any more."""
-        self._free.append(piece)
+        self._free[len(piece)].append(piece)
 
 
 def _is_view(operation: Operation, layouts: Sequence[Layout], placed: Sequence[Tensor | None]) -> bool:
     """Whether all that it does is to give views of what has its place."""
-    given, read = list(slots_in(operation.results)), set(slots_in(operation.arguments))
+    given = list(slots_in(operation.results))
     return (
         operation.decides is None
         and not operation.writes
         and operation.made is None
         and all(placed[index] is not None for index in given)
-        and {layouts[index].root for index in given} <= {layouts[index].root for index in read}
+        and {layouts[index].root for index in given} <= {layouts[index].root for index in operation.uses}
     )
 
 

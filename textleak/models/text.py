@@ -378,11 +378,13 @@ class TextModel:
 
     def embed_marked(self, marked: Tensor) -> Tensor:
         """The same look-up, (..., E), of tokens that say their part themselves: id + V is one in a second part."""
-        embeddings: Tensor = self.word_embedding(marked % self.vocab_size)
-        if not self.pairs:
-            return embeddings
         assert self.parts is not None
+        embeddings: Tensor = self.word_embedding(marked % self.vocab_size)
         return embeddings + self.parts.added(self.network, marked // self.vocab_size)
+
+    def read_marked(self, marked: Tensor) -> Tensor:
+        """What the network takes of tokens that say their part, (..., T): ids alone where texts have one part."""
+        return self.embed_marked(marked) if self.pairs else marked
 
     def targets(
         self, batch: Batch, labels: Sequence[Label] | None, generator: torch.Generator

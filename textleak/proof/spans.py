@@ -280,8 +280,8 @@ def _local_inputs(model: TextModel, layer: LinearLayer, rows: Sequence[Row]) -> 
     ]
     at_once = max(1, min(_TOKENS_A_PASS, _NUMBERS_A_PASS // model.hidden_size) // len(by_position))
     parts = torch.split(torch.tensor(filled, device=model.device), at_once)
-    read = map(model.embed_marked, parts) if model.pairs else parts
-    inputs_KTI = torch.cat([layer_inputs(model, part, [layer.name])[layer.name] for part in read])
+    read = [layer_inputs(model, model.read_marked(part), [layer.name])[layer.name] for part in parts]
+    inputs_KTI = torch.cat(read)
     places = [(by_position[t].index(token), t) for t, token in pairs]
     inputs_UI = inputs_KTI[[k for k, _ in places], [t for _, t in places]]
     yield rows, [pairs[pair] for row in marked for pair in enumerate(row)], exact(inputs_UI)

@@ -72,8 +72,7 @@ class AfterNorm:
         if self.made is not None:
             inputs_NI = self.made.at(ids_N, position)
         else:
-            rows = ids_N[:, None].expand(-1, position + 1)
-            rows = self.model.embed_marked(rows) if self.model.pairs else rows
+            rows = self.model.read_marked(ids_N[:, None].expand(-1, position + 1))
             inputs_NI = layer_inputs(self.model, rows, [self.layer.name])[self.layer.name][:, -1]
         kept_NI = exact(inputs_NI).cpu() / (1 - self.rate)
         return kept_NI if self.dtype is None else exact(kept_NI.to(self.dtype))
