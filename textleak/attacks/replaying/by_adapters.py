@@ -72,13 +72,13 @@ def adapted_text(view: View, length: int) -> Generator[Phase | Progress, None, R
     kept = search.first()
     while len(next(iter(kept))) < length - 1 and not view.clock.over:
         kept = search.grown(kept)
-        best = next(iter(kept))
+        likeliest = next(iter(kept))
         yield Progress(
             phase="beginnings",
-            step=len(best),
+            step=len(likeliest),
             steps=length - 1,
-            sentences=(_sentence(view, (*best, *(OPEN,) * (length - len(best)))),),
-            detail=f"{len(best)} tokens",
+            sentences=(_sentence(view, (*likeliest, *(OPEN,) * (length - len(likeliest)))),),
+            detail=f"{len(likeliest)} tokens",
         )
     rows = list(kept)
     if view.clock.over:
