@@ -82,7 +82,7 @@ class _Search:
         self.eps = torch.finfo(self.model.dtype).eps
         every_V1 = torch.arange(self.model.vocab_size, device=self.model.device)[:, None]
         misfits = self._misfits(every_V1, (*narrow.clear, *narrow.rough))
-        clear_V = torch.stack(misfits[: len(narrow.clear)]).amax(0)
+        clear_V = _mean(misfits[: len(narrow.clear)])
         inside = int((clear_V <= OUTSIDE).sum())
         self.tokens: Row = tuple(clear_V.argsort()[: min(inside, _MOST)].tolist())
         self._starts: Tensor = torch.stack(misfits).amin(0).argsort()
@@ -116,9 +116,7 @@ class _Search:
         if not rows:
             return []
         ids_CT = torch.tensor(rows, device=self.model.device)
-        misfits = torch.stack(self._misfits(ids_CT, spans or self.later))
-        # Layers count alike: what isn't there is far outside most of them, and what is may be a little outside one.
-        mean_C = misfits.clamp_min(_NOTHING).log().mean(0).exp()
+        mean_C = _mean(self._misfits(ids_CT, spans or self.later))
         return [rows[c] for c in mean_C.argsort().tolist() if float(mean_C[c]) <= OUTSIDE]
 
     def _misfits(self, ids_CT: Tensor, spans: Sequence[InputSpan]) -> list[Tensor]:
@@ -130,6 +128,11 @@ class _Search:
             for one, span, name in zip(found, spans, names, strict=True):
                 one.append(span.misfit(read[name][:, -1], eps=self.eps).cpu())
         return [torch.cat(one) for one in found]
+
+
+def _mean(misfits: Sequence[Tensor]) -> Tensor:
+    """Layers count alike: what isn't there is far outside most of them, and what is may lie outside one."""
+    return torch.stack(list(misfits)).clamp_min(_NOTHING).log().mean(0).exp()
 
 
 def _told(view: View) -> tuple[Tensors, Tensors | None]:
