@@ -10,6 +10,8 @@ One sentence of known length:
    (`Client.proxy`). The answer is certified by the whole procedure.
 3. Where it isn't verified: tokens of which most lies in the spans of inputs further in (`replaying.further`), then at
    one position after the other the one whose replayed update is nearest.
+A decoder's of which adapters alone are trained, and their A has moved: from left to right, by what of the beginnings'
+inputs further in lies in what A moved along (`replaying.by_adapters`), which is likely, not proved.
 Where the client drops entries in each step anew, its steps make nothing twice: tokens are proved by the spans where
 these allow it (`exact.dropout`), and the others are those whose inputs together hold most, which is likely, not proved.
 Several of these, where the word embedding is trained: by the rows that moved (`replaying.looked_up`), likely too.
@@ -30,6 +32,7 @@ from pydantic import Field
 from textleak.attacks.base import ATTACKS, Steps, certified
 from textleak.attacks.replaying import TOGETHER
 from textleak.attacks.replaying.batches import ReplayedBatch
+from textleak.attacks.replaying.by_adapters import adapted_text, reads_adapters
 from textleak.attacks.replaying.further import FurtherIn
 from textleak.attacks.replaying.lists import FirstUpdate, ranked_tokens
 from textleak.attacks.replaying.looked_up import looked_up_batch
@@ -112,6 +115,8 @@ class Replay:
             if isinstance(looked_up, str):
                 raise _not_repeated((*found.notes, looked_up))
             return looked_up
+        if alone > 1 and reads_adapters(view):
+            return (yield from adapted_text(view, alone))
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
         update = FirstUpdate.of(view)
         lists = ranked_tokens(view, update, alone, max(self.proposals, _LISTED))

@@ -22,7 +22,9 @@ from textleak.attacks.base import ATTACKS, Steps, certified
 from textleak.attacks.search.unsaid import spoken, told
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
-from textleak.exact.adapters.measured import measures
+from textleak.exact.adapters.measured import adapted, measures
+from textleak.exact.adapters.narrow import reads_narrow
+from textleak.exact.adapters.narrow_text import narrow_text
 from textleak.exact.adapters.sentences import adapter_sentences
 from textleak.exact.dropout.sentences import dropped_sentences
 from textleak.exact.found import OPEN, Found
@@ -99,7 +101,7 @@ class Span:
 def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     """The sentences of a batch, as far as the spans of its layers' inputs tell them."""
     if not (view.has(Trait.IN_SPAN) and view.has(Trait.ADDITIVE)) or _one_rounded(view):
-        return (yield from dropped_sentences(view))
+        return (yield from _between_bounds(view))
     if measures(view):
         if view.text_model.pairs:
             return Found(notes=(_ADAPTED_PAIRS,))
@@ -107,6 +109,15 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     if sees_ahead(view.text_model):
         return (yield from encoder_sentences(view))
     return (yield from _decoder_sentences(view))
+
+
+def _between_bounds(view: View) -> Generator[Phase | Progress, None, Found]:
+    """Those behind a step that left bounds of the gradient, or behind dropped inputs."""
+    found = (yield from narrow_text(view)) if reads_narrow(view) else Found()
+    if found.rows or found.sets or (found.notes and not adapted(view)):
+        return found
+    dropped = yield from dropped_sentences(view)
+    return dataclasses.replace(dropped, notes=(*found.notes, *dropped.notes))
 
 
 def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:

@@ -139,7 +139,7 @@ def _partly(found: Outcome) -> Verdict | None:
         return _part(f"{what}; {rest}.{cut}")
     if found.match:
         return _part(
-            f"{100 * found.match:.0f} % of the tokens came back at their place, less than half of the text.{cut}"
+            f"{100 * found.match:.0f} % of the tokens came back at their place, no more than half of the text.{cut}"
         )
     if found.fits_as_well:
         return _part(

@@ -12,4 +12,6 @@ An adapter's gradient has too few rows to span what its layer reads, but that is
 - `growth`: a decoder's beginnings, one token longer at a time, from the later layers'.
 - `endings`: the last tokens, which no layer reads.
 - `sentences`: all of these, one after the other.
+- `narrow`: what B reads, which is a few numbers of each input, more than a short text has tokens, and
+- `narrow_text`: a decoder's text by that, in the first round too, where B is 0, and behind a step of AdamW.
 """

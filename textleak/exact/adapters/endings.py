@@ -40,7 +40,12 @@ _LAST = 16
 
 
 def read_endings(
-    model: TextModel, gradients: Tensors, rows: Sequence[Row], clock: Clock
+    model: TextModel,
+    gradients: Tensors,
+    rows: Sequence[Row],
+    clock: Clock,
+    *,
+    weights: Tensors | None = None,
 ) -> Iterator[tuple[list[int], float]]:
     """The last token of each sentence, likelier at each look.
 
@@ -49,6 +54,7 @@ def read_endings(
         gradients: of it, by name.
         rows: all tokens of the sentences but the last, each sentence once.
         clock: when to stop.
+        weights: how much each entry counts; None where all do alike.
 
     Yields:
         A token for each row, and the relative norm of the gradient that these leave; the last one is the best.
@@ -56,13 +62,13 @@ def read_endings(
     layers = [layer for group in following_layers(model, len(model.parameters)) for layer in group]
     last = [layer.weight_name for layer in layers if layer.weight_name in gradients][-_LAST:]
     with requiring_grad([model.parameters[name] for name in last]):
-        yield from _solved(model, {name: gradients[name] for name in last}, rows, clock)
+        yield from _solved(model, {name: gradients[name] for name in last}, rows, clock, weights)
 
 
 def _solved(
-    model: TextModel, gradients: Tensors, rows: Sequence[Row], clock: Clock
+    model: TextModel, gradients: Tensors, rows: Sequence[Row], clock: Clock, weights: Tensors | None
 ) -> Iterator[tuple[list[int], float]]:
-    ends = _Ends(model, gradients, rows, clock)
+    ends = _Ends(model, gradients, rows, clock, weights)
     every = list(range(len(rows)))
     best, off = [0] * len(rows), math.inf
     for labels in ends.looks(every, best, _STEPS):
@@ -87,14 +93,23 @@ def _solved(
 class _Ends:
     """The labels of some sentences' last predictions, those of the others known."""
 
-    def __init__(self, model: TextModel, gradients: Tensors, rows: Sequence[Row], clock: Clock) -> None:
+    def __init__(
+        self,
+        model: TextModel,
+        gradients: Tensors,
+        rows: Sequence[Row],
+        clock: Clock,
+        weights: Tensors | None,
+    ) -> None:
         head = model.head
         assert head is not None
         weight_VD = head.weight
         assert isinstance(weight_VD, Tensor)
         self.clock = clock
-        self.problem, self.weight_VD = _Linear(model, head, list(gradients), rows), weight_VD
-        self._seen = {name: gradients[name].to(self.problem.like) for name in gradients}
+        self.problem, self.weight_VD = _Linear(model, head, list(gradients), rows, weights), weight_VD
+        self._seen = {
+            name: self.problem.counted(name, value.to(self.problem.like)) for name, value in gradients.items()
+        }
         self._rest = _difference(self.problem.push(self.problem.asked_NTD(head)), self._seen)
         self._mean_D = weight_VD.mean(0)
         centered_VD = weight_VD - self._mean_D
@@ -143,16 +158,23 @@ class _Ends:
 
 
 class _Linear:
-    """The map from a change asked for at the head's inputs to the gradient, and its transpose.
+    """The map from a change asked for at the head's inputs to the gradient as it counts, and its transpose.
 
     Attributes:
         share: of each prediction in the loss.
         like: a tensor of the right kind.
     """
 
-    def __init__(self, model: TextModel, head: nn.Module, names: Sequence[str], rows: Sequence[Row]) -> None:
+    def __init__(
+        self,
+        model: TextModel,
+        head: nn.Module,
+        names: Sequence[str],
+        rows: Sequence[Row],
+        weights: Tensors | None,
+    ) -> None:
         """Run the sentences once, keeping the graph."""
-        self.rows = rows
+        self.rows, self._weights = rows, weights
         self.ids_NT, self.mask_NT = padded(model, rows)
         self.lengths_N = self.mask_NT.sum(1)
         self.share = 1 / float(self.lengths_N.sum())
@@ -166,6 +188,10 @@ class _Linear:
         self.made = torch.autograd.grad(
             self.hidden_NTD, parameters, self.free_NTD, create_graph=True, allow_unused=True
         )
+
+    def counted(self, name: str, gradient: Tensor) -> Tensor:
+        """A tensor's gradient, each entry as much as it counts."""
+        return gradient if self._weights is None else gradient * self._weights[name]
 
     def asked_NTD(self, head: nn.Module) -> Tensor:
         """What the loss asks for at the head's inputs: all of it but the last tokens' part."""
@@ -192,14 +218,14 @@ class _Linear:
             self.hidden_NTD, self.parameters, asked_NTD, retain_graph=True, allow_unused=True
         )
         return {
-            name: torch.zeros_like(parameter) if value is None else value
+            name: torch.zeros_like(parameter) if value is None else self.counted(name, value)
             for name, parameter, value in zip(self.names, self.parameters, made, strict=True)
         }
 
     def pull(self, gradient: Tensors) -> Tensor:
         """The transposed map, at the last positions: (N, D)."""
         pairs = [
-            (value, gradient[name])
+            (value, self.counted(name, gradient[name]))
             for name, value in zip(self.names, self.made, strict=True)
             if value is not None
         ]

@@ -69,6 +69,12 @@ def measures(view: View) -> bool:
     return not shared.effects and not (spans_alone and first.spanned(shared))
 
 
+def adapted(view: View) -> bool:
+    """Whether the first layers' adapters changed what they read in any way: in the first round B is 0, and A stays."""
+    layers = first_layers(view.text_model, view.shared)
+    return bool(layers) and bool(Measured.of(view.shared, layers).gradient_MI.any())
+
+
 def first_layers(model: TextModel, shared: SharedGradient) -> tuple[LocalLayer, ...]:
     """The layers that read the first block's input together, with shared gradients; none where as wide as that is."""
     groups: dict[str, list[LocalLayer]] = {}

@@ -19,6 +19,8 @@ from textleak.exact.adapters.batches import encoder_batch
 from textleak.exact.adapters.endings import read_endings
 from textleak.exact.adapters.growth import Growth
 from textleak.exact.adapters.measured import Measured, first_layers, later_measured
+from textleak.exact.adapters.narrow import reads_narrow
+from textleak.exact.adapters.narrow_text import narrow_text
 from textleak.exact.adapters.places import placed
 from textleak.exact.classes import single_class
 from textleak.exact.found import OPEN, Found
@@ -48,7 +50,10 @@ def adapter_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     model, shared = view.text_model, view.shared
     first = Measured.of(shared, first_layers(model, shared))
     if not first.gradient_MI.any():
-        return Found(notes=(_FIRST_ROUND,))
+        found = (yield from narrow_text(view)) if reads_narrow(view) else Found()
+        if found.rows or found.sets:
+            return found
+        return Found(notes=(_FIRST_ROUND, *found.notes))
     yield Phase(name="tokens", detail="which tokens the adapters' gradients are made of")
     lengths = shared.known.lengths
     longest = max(lengths) - (model.task == "causal-lm") if lengths else None

@@ -11,7 +11,8 @@ Shapes: C sentences, M measurements, T tokens, I a layer's input size, J coordin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from textleak.models.probes.layers import layer_inputs
 
 # What is added to the coordinates' variances, as a part of the mean one (our choice; measured on minilm).
 _RIDGE = 1e-3
+# A part that counts as all (our choice, as `growth`).
+_ALL = 1 - 1e-6
 # Tokens that run through the network at once (our choice).
 _TOKENS_A_PASS = 1024
 
@@ -68,6 +71,18 @@ class Within:
                 total_C = total_C + (beyond_CT * mask_CT).sum(1)
             self._known.update(zip(some, total_C.tolist(), strict=True))
         return [self._known[row] for row in rows]
+
+    def beyond(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """How much more than by chance of some inputs lies within: −log of what is left, summed over layers.
+
+        Args:
+            inputs: of each layer, by `names`, (..., I).
+        """
+        total_x = torch.zeros(())
+        for layer, name in enumerate(self.names):
+            left_x = 1 - self._parts(layer, inputs[name]).clamp(max=_ALL)
+            total_x = total_x.to(left_x) - left_x.log() + math.log(1 - min(self._chance[layer], _ALL))
+        return total_x
 
     def _parts(self, layer: int, inputs_xI: Tensor) -> Tensor:
         """How much of each of some inputs of a layer lies within: 0 to 1."""

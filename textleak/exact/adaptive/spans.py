@@ -71,7 +71,7 @@ def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None
     if isinstance(found, str):
         return found
     return BoundedSpan(
-        span=_as_span(found, layers),
+        span=as_span(found, layers),
         gradient_OI=found.whole_OI,
         unsure_RI=found.unsure_RI,
     )
@@ -129,7 +129,8 @@ def _stacked(bounds: effects.Bounds, layers: Sequence[LinearLayer]) -> Bounds:
     )
 
 
-def _as_span(found: LowRank, layers: Sequence[LinearLayer]) -> InputSpan:
+def as_span(found: LowRank, layers: Sequence[LinearLayer]) -> InputSpan:
+    """The span of a fit's directions."""
     rank, size = found.basis_RI.shape
     return InputSpan(
         layers=tuple(layer.name for layer in layers),
