@@ -401,7 +401,7 @@ def test_padding_is_multiplied_where_a_network_reads_it_alone(
         torch.testing.assert_close(one.inputs, other.inputs)
 
 
-class _Multiplied(WatchedOperations):
+class _Multiplied(WatchedOperations):  # type: ignore[no-untyped-call]
     """How many rows are multiplied with matrices."""
 
     def __init__(self) -> None:

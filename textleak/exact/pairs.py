@@ -41,8 +41,8 @@ _PARTNER_ROUNDS, _PARTNER_RIDGE = 25, 1e-10
 # Which pairs are partners is only guessed here, and put to the proof later: float32 does, in fewer rounds, with a ridge
 # for its rounding; from the second round on, every few rounds the columns below this part of the largest one are left
 # out (our choice; measured on minilm with 8 and 16 sentences: as many of the likeliest tokens are right, or a few more,
-# in a fifth of the time; after 8 rounds as many as after 15).
-_GUESS_ROUNDS, _GUESS_RIDGE, _LEFT_OUT, _EVERY = 8, 1e-7, 1e-2, 3
+# in a fifth of the time; after 10 rounds about as many as after 15).
+_GUESS_ROUNDS, _GUESS_RIDGE, _LEFT_OUT, _EVERY = 10, 1e-7, 1e-2, 3
 # Pairs that can be partners: so many times the inputs that the gradient shows, the loudest ones.
 _PARTNERS_A_RANK = 8
 # Taking sentences off leaves rounding that isn't spread evenly, and a false pair more costs little (measured on minilm:
@@ -316,7 +316,8 @@ class _Weighed:
         # A head whose few columns leave it singular says nothing.
         solved_HA1 = torch.linalg.lu_solve(self.factored_HAA, self.exchanged_HA, wanted_HA1)
         solved_HA1 = solved_HA1.nan_to_num(0.0, 0.0, 0.0)
-        return (self.columns_HMA @ solved_HA1)[..., 0].square().sum(0).sqrt()
+        parts_M: Tensor = (self.columns_HMA @ solved_HA1)[..., 0].square().sum(0).sqrt()
+        return parts_M
 
 
 def sparsest(
