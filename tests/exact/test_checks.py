@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from textleak.exact.checks import descend
+from textleak.exact.checks import Descent
 
 
 class _Sums:
@@ -34,14 +34,45 @@ class _ManyAtOnce(_Sums):
 
 @pytest.mark.parametrize("kind", [_Sums, _ManyAtOnce])
 def test_a_descent_ends_at_what_belongs_there(kind: type[_Sums]) -> None:
-    row, outside = descend(kind(), [9, 9, 9, 9], [range(6)] * 4, sweeps=8, solved_at=0.0)
-    assert (row, outside) == ([0, 1, 2, 3], 0.0)
+    descent = Descent(kind(), [9, 9, 9, 9], [range(6)] * 4, sweeps=8, solved_at=0.0)
+    descent.go_on()
+    assert (descent.row, descent.outside) == ([0, 1, 2, 3], 0.0)
+    assert descent.over
+    assert descent.solved
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
 def test_a_descent_scores_no_more_rows_than_it_may(most: int) -> None:
     check = _Sums()
-    row, outside = descend(check, [9, 9, 9, 9], [range(6)] * 4, sweeps=8, solved_at=0.0, most=most)
+    descent = Descent(check, [9, 9, 9, 9], [range(6)] * 4, sweeps=8, solved_at=0.0, most=most)
+    descent.go_on()
     assert check.asked == most
-    assert [a == b for a, b in zip(row, range(4), strict=True)].count(True) == most
-    assert outside == float(check.outside(torch.tensor([row])).mean())
+    assert [a == b for a, b in zip(descent.row, range(4), strict=True)].count(True) == most
+    assert descent.outside == float(check.outside(torch.tensor([descent.row])).mean())
+
+
+@pytest.mark.parametrize("kind", [_Sums, _ManyAtOnce])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_descent_in_parts_goes_the_way_of_a_whole_one(kind: type[_Sums], times: int) -> None:
+    whole, parts = (
+        Descent(kind(), [9, 9, 9, 9], [range(t, 6) for t in (2, 0, 1, 0)], sweeps=8, solved_at=0.0)
+        for _ in range(2)
+    )
+    whole.go_on()
+    went = 0
+    while not parts.over:
+        parts.go_on(times)
+        went += times
+        assert went < 100
+    assert (parts.row, parts.outside) == (whole.row, whole.outside)
+    assert not parts.solved
+
+
+def test_a_descent_scores_rows_once_a_time() -> None:
+    check = _Sums()
+    descent = Descent(check, [9, 9, 9, 9], [range(6)] * 4, sweeps=8, solved_at=0.0)
+    assert check.asked == 0
+    for asked in (1, 2, 3):
+        descent.go_on(1)
+        assert check.asked == asked
+        assert not descent.over

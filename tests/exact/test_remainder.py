@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import FAMILIES, toy_tokenizer
 from textleak.clients.view import view_of
-from textleak.exact.checks import LayerCheck, descend
+from textleak.exact.alone import each_alone
+from textleak.exact.checks import Descent, LayerCheck
 from textleak.exact.context_check import ContextCheck
 from textleak.exact.pairs import Pairs, Partners, find_pairs, pair_gradients
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.exact.subspace import layer_span, shared_spans
+from textleak.matching.replaced import WatchedOperations
 from textleak.models import TextModel, load_model
 from textleak.models.probes.attention import first_attention
-from textleak.models.probes.layers import following_layers
+from textleak.models.probes.layers import LinearLayer, following_layers
 from textleak.private.secrets import Secret
 from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
@@ -345,8 +348,96 @@ def test_descent_finds_a_planted_sentence(encoder: Callable[..., TextModel]) -> 
     corrupted = list(true)
     for t in (1, 3):
         corrupted[t] = next(i for i in options[t] if i != true[t])
-    found, outside = descend(check, corrupted, options, sweeps=3, solved_at=1e-6)
-    assert found == true
-    assert outside < 1e-6
-    _, wrong = descend(check, corrupted, [[] for _ in row], sweeps=3, solved_at=1e-6)
-    assert wrong > 1e-3
+    descent = Descent(check, corrupted, options, sweeps=3, solved_at=1e-6)
+    assert descent.outside > 1e-3
+    descent.go_on()
+    assert descent.row == true
+    assert descent.outside < 1e-6
+
+
+def test_sentences_run_together_are_what_each_is_by_itself(encoder: Callable[..., TextModel]) -> None:
+    model = encoder(dtype="float64")
+    rows, layers, names = _of_several_lengths(model)
+    for alone, together in zip(
+        (each_alone(model, [row], layers, names=names)[0] for row in rows),
+        each_alone(model, rows, layers, names=names),
+        strict=True,
+    ):
+        torch.testing.assert_close(together.deltas, alone.deltas)
+        torch.testing.assert_close(together.inputs, alone.inputs)
+        torch.testing.assert_close(together.chances_C, alone.chances_C)
+        assert together.parts is not None
+        assert alone.parts is not None
+        for use, other in zip(together.parts.uses, alone.parts.uses, strict=True):
+            torch.testing.assert_close(together.parts.own(use.input), alone.parts.own(other.input))
+            torch.testing.assert_close(
+                together.parts.weighed(use, (0.5, 0.25)), alone.parts.weighed(other, (0.5, 0.25))
+            )
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_padding_is_multiplied_where_a_network_reads_it_alone(
+    reads: bool, encoder: Callable[..., TextModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = encoder(dtype="float64")
+    rows, layers, names = _of_several_lengths(model)
+    forward, passes = model.network.forward, 0
+
+    def unmasked(*, attention_mask: torch.Tensor, **named: object) -> object:
+        nonlocal passes
+        passes += 1
+        return forward(attention_mask=None if reads else attention_mask, **named)
+
+    monkeypatch.setattr(model.network, "forward", unmasked)
+    plainly = each_alone(model, rows, layers)
+    passes = 0
+    with _Multiplied() as multiplied:
+        found = each_alone(model, rows, layers, names=names)
+    assert passes == 1 + reads
+    assert sum(map(len, rows)) in multiplied.counts
+    assert (len(rows) * max(map(len, rows)) in multiplied.counts) == reads
+    for one, other in zip(found, plainly, strict=True):
+        torch.testing.assert_close(one.deltas, other.deltas)
+        torch.testing.assert_close(one.inputs, other.inputs)
+
+
+class _Multiplied(WatchedOperations):  # type: ignore[no-untyped-call]
+    """How many rows are multiplied with matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: set[int] = set()
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
+        del kwargs, result
+        if func is torch.ops.aten.addmm.default:
+            self.counts.add(len(args[1]))
+
+
+def _of_several_lengths(model: TextModel) -> tuple[list[tuple[int, ...]], list[LinearLayer], list[str]]:
+    """Rows, the layers that the first block's inputs are seen at, and all parameters of linear layers."""
+    shared, secret = shared_by(model)
+    _, first = start(model, shared)
+    layers = [*first.layers, *(layer for group in following_layers(model, 4) for layer in group)]
+    assert len({*map(len, secret.ids)}) > 1
+    names = [name for name in shared.gradients if ".encoder." in name and "norm" not in name.lower()]
+    return [*map(tuple, secret.ids)], layers, names
+
+
+def test_what_pairs_were_before_makes_a_start_that_leads_to_the_same(
+    encoder: Callable[..., TextModel],
+) -> None:
+    model = encoder()
+    shared, secret = shared_by(model)
+    pairs, all_of_it = start(model, shared)
+    every = pair_gradients(pairs, all_of_it)
+    found = taken_off(whole(model, shared), secret.ids[0])
+    assert found is not None
+    left = found[1].inputs[0]
+    assert left.span is not None
+    fewer = pairs.inside(left.span, torch.finfo(model.dtype).eps)
+    anew = pair_gradients(fewer, left).loudness_N
+    again = pair_gradients(fewer, left, every.by_pair(pairs)).loudness_N
+    assert float((again - anew).norm()) < 0.05 * float(anew.norm())
+    nothing = pair_gradients(fewer, left, dict.fromkeys(fewer.index, 0.0)).loudness_N
+    torch.testing.assert_close(nothing, anew)

@@ -66,8 +66,14 @@ def each_alone(
 
 
 def _pass(
-    model: TextModel, rows: Sequence[Row], layers: Sequence[LinearLayer], names: Sequence[str]
+    model: TextModel,
+    rows: Sequence[Row],
+    layers: Sequence[LinearLayer],
+    names: Sequence[str],
+    *,
+    every: bool = False,
 ) -> Iterator[Alone]:
+    """One pass; with padding multiplied as texts are, where the network turns out to read it."""
     ids_KT, mask_KT = padded(model, rows)
     labels_K11C = torch.zeros(len(rows), 1, 1, model.classes, dtype=model.loss_dtype, device=model.device)
     labels_K11C.requires_grad_()
@@ -76,7 +82,7 @@ def _pass(
     modules = [(layer.name, model.network.get_submodule(layer.name)) for layer in layers]
     _ = layouts(model)  # before there are hooks
     handles = [module.register_forward_hook(_keeping(seen, name)) for name, module in modules]
-    noted = Noted(model, names, len(rows)) if names else None
+    noted = Noted(model, names, mask_KT, every=every or bool(mask_KT.all())) if names else None
     with hooked(handles), torch.enable_grad(), opened(model, names) as parameters:
         with noted or contextlib.nullcontext():
             losses_K = model.loss(ids_KT[:, None], mask_KT[:, None], targets)
@@ -85,19 +91,22 @@ def _pass(
         by_label_CK = by_label_K11C.flatten(1).T
         outputs = [seen[layer.name][1] for layer in layers]
         more = [] if noted is None else [noted.anchor, *parameters]
-        every = [
+        moved = [
             torch.autograd.grad(losses, [*outputs, *more], retain_graph=True, allow_unused=True)
             for losses in by_label_CK[:-1].sum(1)
         ]
+    if noted is not None and not every and noted.reads_padding:
+        yield from _pass(model, rows, layers, names, every=True)
+        return
     slopes = [
         [
             torch.zeros_like(output) if slope is None else slope
             for output, slope in zip(outputs, of_label, strict=False)
         ]
-        for of_label in every
+        for of_label in moved
     ]
     # What autograd forms of a parameter's gradient is of all sentences at once.
-    apart = noted is not None and all(g is None for of_label in every for g in of_label[len(outputs) + 1 :])
+    apart = noted is not None and all(g is None for of_label in moved for g in of_label[len(outputs) + 1 :])
     chances_KC = (-exact(by_label_CK.detach().T)).softmax(1).clamp_min(torch.finfo(torch.float64).tiny)
     deltas = [
         torch.stack([laid_out(model, layer.name, slope, *ids_KT.shape) for slope in of_layer])

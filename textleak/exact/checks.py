@@ -6,7 +6,7 @@ Shapes: K sentences, T positions, L layers, N pairs, I a layer's input size, M p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -106,69 +106,109 @@ def parts_outside(model: TextModel, ids_KT: Tensor, bases: Mapping[str, Tensor],
     return torch.cat(found, 1)
 
 
-def descend(
-    check: Check,
-    row: Sequence[int],
-    options: Sequence[Sequence[int]],
-    *,
-    sweeps: int,
-    solved_at: float,
-    exchanges: Callable[[Sequence[int]], list[Exchange]] | None = None,
-    most: int | None = None,
-) -> tuple[list[int], float]:
-    """Replace one token after the other, the worst first, by what leaves the least outside; then exchange two.
+class Descent:
+    """Replaces one token after the other, the worst first, by what leaves the least outside; then exchanges two.
 
     Two tokens in each other's place hardly change what the attention mixes, and neither can be mended alone.
 
-    Args:
-        check: scores sentences.
-        row: pair indices to start from.
-        options: for each position the pairs tried there; none where it is fixed.
-        sweeps: rounds over all positions, at most.
-        solved_at: mean part outside at which it is found.
-        exchanges: how two tokens of a row may change places.
-        most: times that other rows are scored, at most; None for no limit.
-
-    Returns:
-        The row, and its mean part outside.
+    Attributes:
+        row: a pair at each position, as far as it got.
+        outside: the mean part of its inputs that lies outside.
+        over: whether it has ended.
     """
-    row, asked = list(row), 0
-    outside_T = check.outside(torch.tensor([row]))[0]
-    best = float(outside_T.mean())
-    fine: set[int] = set()  # places at which nothing is better as long as the others stay as they are
-    for _ in range(sweeps):
-        before = list(row)
-        left = [t for t in outside_T.argsort(descending=True).tolist() if options[t] and t not in fine]
-        ahead = min(_AHEAD, check.ahead)
-        while left:
-            if asked == most:
-                return row, best
-            asked += 1
-            some = left[:ahead]
-            tried = [(t, option) for t in some for option in options[t] if option != row[t]]
-            better = _first_better(check, row, best, tried)
-            ahead = min(2 * ahead, check.ahead)
-            left = left[len(some) :]
-            if better is None:
-                fine.update(some)
-            else:
-                (place, row[place]), best, outside_T = better
-                left, fine = [*some[some.index(place) + 1 :], *left], {place}
-                ahead = min(_AHEAD, check.ahead)
-            if best <= solved_at:
-                return row, best
-        if row == before and exchanges is not None and (tried_both := exchanges(row)):
-            places_K2, pairs_K2 = torch.tensor(tried_both).unbind(2)
-            outside_KT = check.changed(row, places_K2, pairs_K2)
-            means_K = outside_KT.mean(1)
-            k = int(means_K.argmin())
-            if float(means_K[k]) < best:
-                best, outside_T, fine = float(means_K[k]), outside_KT[k], set()
-                for place, pair in tried_both[k]:
-                    row[place] = pair
-        if row == before or best <= solved_at:
-            break
-    return row, best
+
+    def __init__(
+        self,
+        check: Check,
+        row: Sequence[int],
+        options: Sequence[Sequence[int]],
+        *,
+        sweeps: int,
+        solved_at: float,
+        exchanges: Callable[[Sequence[int]], list[Exchange]] | None = None,
+        most: int | None = None,
+    ) -> None:
+        """Nothing is replaced yet.
+
+        Args:
+            check: scores sentences.
+            row: pair indices to start from.
+            options: for each position the pairs tried there; none where it is fixed.
+            sweeps: rounds over all positions, at most.
+            solved_at: mean part outside at which it is found.
+            exchanges: how two tokens of a row may change places.
+            most: times that other rows are scored, at most; None for no limit.
+        """
+        self._check, self._options, self._exchanges = check, options, exchanges
+        self._sweeps, self._solved_at, self._most = sweeps, solved_at, most
+        self.row = list(row)
+        self._outside_T = check.outside(torch.tensor([self.row]))[0]
+        self.outside = float(self._outside_T.mean())
+        self.over = False
+        self._scorings = self._scored()
+        self.go_on(1)  # as far as the first time
+
+    @property
+    def solved(self) -> bool:
+        """Whether it has found a sentence."""
+        return self.outside <= self._solved_at
+
+    def go_on(self, times: int | None = None) -> None:
+        """Score other rows so many times, or until it ends."""
+        for _ in itertools.islice(self._scorings, times):
+            pass
+
+    def _scored(self) -> Iterator[None]:
+        """The descent, which halts each time before other rows are scored."""
+        yield from self._swept()
+        self.over = True
+
+    def _swept(self) -> Iterator[None]:
+        check, options, row = self._check, self._options, self.row
+        asked = 0
+        fine: set[int] = set()  # places at which nothing is better as long as the others stay as they are
+        for _ in range(self._sweeps):
+            before = list(row)
+            worst = self._outside_T.argsort(descending=True).tolist()
+            left = [t for t in worst if options[t] and t not in fine]
+            ahead = min(_AHEAD, check.ahead)
+            while left:
+                if asked == self._most:
+                    return
+                asked += 1
+                yield
+                some = left[:ahead]
+                tried = [(t, option) for t in some for option in options[t] if option != row[t]]
+                better = _first_better(check, row, self.outside, tried)
+                ahead = min(2 * ahead, check.ahead)
+                left = left[len(some) :]
+                if better is None:
+                    fine.update(some)
+                else:
+                    (place, row[place]), self.outside, self._outside_T = better
+                    left, fine = [*some[some.index(place) + 1 :], *left], {place}
+                    ahead = min(_AHEAD, check.ahead)
+                if self.solved:
+                    return
+            if row == before and self._exchanges is not None and (tried_both := self._exchanges(row)):
+                yield
+                if self._exchanged(tried_both):
+                    fine = set()
+            if row == before or self.solved:
+                return
+
+    def _exchanged(self, tried: Sequence[Exchange]) -> bool:
+        """Whether the best of some exchanges is better than what is there, which it then replaces."""
+        places_K2, pairs_K2 = torch.tensor(tried).unbind(2)
+        outside_KT = self._check.changed(self.row, places_K2, pairs_K2)
+        means_K = outside_KT.mean(1)
+        k = int(means_K.argmin())
+        if not float(means_K[k]) < self.outside:
+            return False
+        self.outside, self._outside_T = float(means_K[k]), outside_KT[k]
+        for place, pair in tried[k]:
+            self.row[place] = pair
+        return True
 
 
 def _first_better(

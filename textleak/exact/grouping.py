@@ -24,7 +24,7 @@ from textleak.events import Label, Phase, Progress, Sentence
 from textleak.exact.found import OPEN, Found
 from textleak.exact.orders import ordered_sentence
 from textleak.exact.own_remainder import OwnRemainder
-from textleak.exact.pairs import Pairs, find_pairs
+from textleak.exact.pairs import Pair, Pairs, find_pairs, pair_gradients
 from textleak.exact.remainder import LayerRemainder, Member, Remainder, batch_counts
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch, has_parts
 from textleak.exact.subspace import NOISE_COVERS, InputSpan, layer_span, shared_spans, why_no_span
@@ -149,6 +149,7 @@ class _Grouping:
         self.members: list[Member] = []
         self.batch = _Batch()
         self.tries = 0
+        self.loudness: dict[Pair, float] = {}  # of the last search's pairs
         self.ends: dict[Row, float] = {}  # where descents ended, with their mean parts outside
 
     # The loop
@@ -175,7 +176,11 @@ class _Grouping:
             self.ends[only] = 0.0
         for parts in self._parts():
             pairs = dataclasses.replace(self.pairs, parts=parts)
-            search = SentenceSearch(self.model, pairs, self.left.inputs, self._attention, self.ends)
+            gradients = pair_gradients(pairs, self.left.inputs[0], self.loudness)
+            self.loudness = gradients.by_pair(pairs)
+            search = SentenceSearch(
+                self.model, pairs, self.left.inputs, self._attention, self.ends, gradients=gradients
+            )
             if (yield from self._searched(search)):
                 return True
         return False

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from textleak.exact.remainder import LayerRemainder
 from textleak.exact.subspace import InputSpan
@@ -31,18 +33,25 @@ from textleak.numerics import exact
 # Reweighted least squares (Gorodnitsky & Rao 1997; for several measurements Cotter et al. 2005): the power of a row's
 # size that becomes its weight, and rounds (our choice; measured on minilm).
 _LOUDNESS_POWER, _LOUDNESS_ROUNDS = 1.0, 60
+# Once sentences are taken off, what those left were before makes a start: rounds from there, and the part of the
+# loudest one that each begins with more (our choice; measured on minilm with 8 sentences of Rotten Tomatoes: as many of
+# the loudest pairs are true as after all rounds from one).
+_ROUNDS_AGAIN, _BEGINS_WITH = 15, 1e-3
 _PARTNER_ROUNDS, _PARTNER_RIDGE = 25, 1e-10
 # Which pairs are partners is only guessed here, and put to the proof later: float32 does, in fewer rounds, with a ridge
 # for its rounding; from the second round on, every few rounds the columns below this part of the largest one are left
 # out (our choice; measured on minilm with 8 and 16 sentences: as many of the likeliest tokens are right, or a few more,
-# in a fifth of the time).
-_GUESS_ROUNDS, _GUESS_RIDGE, _LEFT_OUT, _EVERY = 15, 1e-7, 1e-2, 3
+# in a fifth of the time; after 10 rounds about as many as after 15).
+_GUESS_ROUNDS, _GUESS_RIDGE, _LEFT_OUT, _EVERY = 10, 1e-7, 1e-2, 3
 # Pairs that can be partners: so many times the inputs that the gradient shows, the loudest ones.
 _PARTNERS_A_RANK = 8
 # Taking sentences off leaves rounding that isn't spread evenly, and a false pair more costs little (measured on minilm:
 # up to 150 inside, 3e5 and more outside).
 _OUTSIDE_LATER = 1e4
 _RIDGE, _LEAST_WEIGHT = 1e-13, 1e-12
+
+Pair = tuple[int, int, bool]
+"""A position, a token, and whether that is of a second part."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +94,7 @@ class Pairs:
         return [False] * len(self) if self.second_N is None else self.second_N.tolist()
 
     @cached_property
-    def index(self) -> dict[tuple[int, int, bool], int]:
+    def index(self) -> dict[Pair, int]:
         """Index of each (position, token, whether that is of a second part)."""
         pairs = zip(self.positions_N.tolist(), self.tokens_N.tolist(), self.second, strict=True)
         return {pair: index for index, pair in enumerate(pairs)}
@@ -154,6 +163,10 @@ class PairGradients:
     deltas_NO: Tensor
     loudness_N: Tensor
 
+    def by_pair(self, pairs: Pairs) -> dict[Pair, float]:
+        """The loudness of each of the pairs that it is of."""
+        return dict(zip(pairs.index, self.loudness_N.tolist(), strict=True))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Whitened:
@@ -189,13 +202,24 @@ def whitened(pairs: Pairs, left: LayerRemainder) -> Whitened:
     )
 
 
-def pair_gradients(pairs: Pairs, left: LayerRemainder) -> PairGradients:
-    """The sparsest Δ with ΔᵀX = G over all candidate pairs X, by reweighted least squares."""
+def pair_gradients(
+    pairs: Pairs, left: LayerRemainder, before: Mapping[Pair, float] | None = None
+) -> PairGradients:
+    """The sparsest Δ with ΔᵀX = G over all candidate pairs X, by reweighted least squares.
+
+    Args:
+        pairs: X.
+        left: what is left of a gradient G.
+        before: how loud pairs were when more of it was left; None where that isn't known.
+    """
     white = whitened(pairs, left)
     known_RN = white.known_RN
-    weights_N = torch.ones(len(pairs), dtype=known_RN.dtype, device=known_RN.device)
+    weights_N, rounds = torch.ones_like(known_RN[0]), _LOUDNESS_ROUNDS
+    before_N = weights_N.new_tensor([(before or {}).get(pair, 0.0) for pair in pairs.index])
+    if before_N.any():
+        weights_N, rounds = before_N + _BEGINS_WITH * before_N.max(), _ROUNDS_AGAIN
     identity_RR = torch.eye(len(known_RN), dtype=known_RN.dtype, device=known_RN.device)
-    for _ in range(_LOUDNESS_ROUNDS):
+    for _ in range(rounds):
         weighted_RN = known_RN * weights_N
         gram_RR = weighted_RN @ known_RN.T
         gram_RR += _RIDGE * gram_RR.trace() * identity_RR
@@ -229,7 +253,8 @@ class Partners:
         self.start_M = (loudness_N[self.chosen_M] / loudness_N.max()).sqrt().float()
         self.pairs = len(pairs)
         inputs_MI = pairs.inputs_NI[self.chosen_M]
-        self.sides: list[tuple[Tensor, Tensor]] = []
+        sides: list[Tensor] = []
+        self.wanted: list[Tensor] = []
         deltas = left.by_layer(gradients.deltas_NO)
         for own, other in ((attention.query, attention.key), (attention.key, attention.query)):
             if own.name not in deltas:  # its gradient wasn't shared
@@ -240,60 +265,104 @@ class Partners:
                 ones_MH1 = columns_MHA.abs().mean() * 10 * torch.ones_like(columns_MHA[..., :1])
                 columns_MHA = torch.cat([columns_MHA, ones_MH1], -1)
                 wanted_NHA = torch.cat([wanted_NHA, torch.zeros_like(wanted_NHA[..., :1])], -1)
-            columns_HAM = columns_MHA.permute(1, 2, 0)
-            scaled_HAM = (columns_HAM / columns_HAM.norm(dim=1).mean()).float().contiguous()
-            self.sides.append((scaled_HAM, wanted_NHA))
+            columns_HMA = columns_MHA.transpose(0, 1)
+            sides.append((columns_HMA / columns_HMA.norm(dim=2).mean()).float())
+            self.wanted.append(wanted_NHA)
+        self.columns_HMA = joined(sides)
+        # The same for all pairs, unlike what follows from it.
+        self.first = _Weighed.of(self.columns_HMA, self.start_M, _GUESS_RIDGE)
 
     def of(self, pair: int) -> Tensor:
         """How strongly each pair is tied to one, (N,): the sparsest dS that explains its gradients."""
-        sides = [(columns_HAM, _unit(wanted_NHA[pair]).float()) for columns_HAM, wanted_NHA in self.sides]
-        tied_M = sparsest(sides, self.start_M, rounds=_GUESS_ROUNDS, ridge=_GUESS_RIDGE, left_out=_LEFT_OUT)
+        tied_M = sparsest(
+            self.columns_HMA,
+            [_unit(wanted_NHA[pair]).float() for wanted_NHA in self.wanted],
+            self.start_M,
+            rounds=_GUESS_ROUNDS,
+            ridge=_GUESS_RIDGE,
+            left_out=_LEFT_OUT,
+            first=self.first,
+        )
         tied_N = torch.zeros(self.pairs, dtype=torch.float64, device=tied_M.device)
         tied_N[self.chosen_M] = tied_M.double()
         return tied_N
 
 
+def joined(sides: Sequence[Tensor]) -> Tensor:
+    """Columns of several sides, (H, M, A) each, as those of all their heads: zeros where one's head is smaller."""
+    size = max(columns_HMA.shape[2] for columns_HMA in sides)
+    return torch.cat([_filled(columns_HMA, size) for columns_HMA in sides])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Weighed:
+    """Columns by their weights (H, M, A), and their Gram matrices, factored, with how their rows were exchanged."""
+
+    columns_HMA: Tensor
+    factored_HAA: Tensor
+    exchanged_HA: Tensor
+
+    @classmethod
+    def of(cls, columns_HMA: Tensor, weights_M: Tensor, ridge: float) -> Self:
+        weighted_HMA = columns_HMA * weights_M[:, None]
+        gram_HAA = columns_HMA.transpose(1, 2) @ weighted_HMA
+        diagonal_HA = gram_HAA.diagonal(dim1=1, dim2=2)
+        diagonal_HA += ridge * diagonal_HA.sum(1, keepdim=True)
+        factored_HAA, exchanged_HA, _ = torch.linalg.lu_factor_ex(gram_HAA)
+        return cls(columns_HMA=weighted_HMA, factored_HAA=factored_HAA, exchanged_HA=exchanged_HA)
+
+    def parts(self, wanted_HA1: Tensor) -> Tensor:
+        """How large each column's part is in what they must make, all heads together, (M,)."""
+        # A head whose few columns leave it singular says nothing.
+        solved_HA1 = torch.linalg.lu_solve(self.factored_HAA, self.exchanged_HA, wanted_HA1)
+        solved_HA1 = solved_HA1.nan_to_num(0.0, 0.0, 0.0)
+        parts_M: Tensor = (self.columns_HMA @ solved_HA1)[..., 0].square().sum(0).sqrt()
+        return parts_M
+
+
 def sparsest(
-    sides: Sequence[tuple[Tensor, Tensor]],
+    columns_HMA: Tensor,
+    wanted: Sequence[Tensor],
     start_M: Tensor,
     *,
     rounds: int = _PARTNER_ROUNDS,
     ridge: float = _PARTNER_RIDGE,
     left_out: float = 0.0,
+    first: _Weighed | None = None,
 ) -> Tensor:
     """How large the fewest columns' parts are in what they must make, all heads and sides with the same few: (M,).
 
     Args:
-        sides: columns (H, A, M), and what they must make (H, A).
+        columns_HMA: of all sides, as `joined`.
+        wanted: what those of each side must make, (heads, size) each.
         start_M: weights to begin with, of the columns' type.
         rounds: of reweighted least squares.
         ridge: for its rounding.
         left_out: columns below this part of the largest one are left out on the way; 0 for none.
+        first: the columns by the weights to begin with, where that is known.
     """
     kept_M = torch.arange(len(start_M), device=start_M.device)
     weights_M = tied_M = start_M
-    sides = [(columns_HAM, _unit(wanted_HA)[..., None]) for columns_HAM, wanted_HA in sides]
+    wanted_HA1 = torch.cat([_filled(_unit(wanted_HA), columns_HMA.shape[2]) for wanted_HA in wanted])[
+        ..., None
+    ]
     for round_ in range(rounds):
         if left_out and round_ % _EVERY == _EVERY - 1:
-            large_M = weights_M >= left_out * weights_M.max()
-            sides = [(columns_HAM[..., large_M], wanted_HA1) for columns_HAM, wanted_HA1 in sides]
+            large_M = (weights_M >= left_out * weights_M.max()).nonzero().flatten()
+            columns_HMA = columns_HMA.index_select(1, large_M)
             weights_M, kept_M = weights_M[large_M], kept_M[large_M]
-        squares_M = torch.zeros_like(weights_M)
-        for columns_HAM, wanted_HA1 in sides:
-            weighted_HAM = columns_HAM * weights_M
-            gram_HAA = weighted_HAM @ columns_HAM.transpose(1, 2)
-            diagonal_HA = gram_HAA.diagonal(dim1=1, dim2=2)
-            diagonal_HA += ridge * diagonal_HA.sum(1, keepdim=True)
-            # A head whose few columns leave it singular says nothing.
-            solved_HA1 = torch.linalg.solve_ex(gram_HAA, wanted_HA1).result.nan_to_num(0.0, 0.0, 0.0)
-            tied_HM = (weighted_HAM.transpose(1, 2) @ solved_HA1)[..., 0]
-            squares_M += tied_HM.square().sum(0)
-        tied_M = squares_M.sqrt()
+        weighed = first if first is not None and not round_ else _Weighed.of(columns_HMA, weights_M, ridge)
+        tied_M = weighed.parts(wanted_HA1)
         largest = tied_M.max().clamp_min(torch.finfo(tied_M.dtype).tiny)
         weights_M = tied_M / largest + 1e-9 * 0.8**round_
     found_M = torch.zeros_like(start_M)
     found_M[kept_M] = tied_M
     return found_M
+
+
+def _filled(values: Tensor, size: int) -> Tensor:
+    """Values with zeros behind them in the last dimension."""
+    return functional.pad(values, (0, size - values.shape[-1]))
 
 
 def _unit(wanted_HA: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from textleak.exact.checks import Check, Exchange, LayerCheck, descend
+from textleak.exact.checks import Check, Descent, Exchange, LayerCheck
 from textleak.exact.context_check import ContextCheck
 from textleak.exact.pairs import PairGradients, Pairs, Partners, pair_gradients
 from textleak.exact.remainder import LayerRemainder
@@ -36,6 +36,10 @@ _HANDFUL = 6
 # Starts that lead to no sentence until those found are proved: without these the others are found sooner (our choice;
 # measured on minilm and bert-base).
 _FAILED = 2
+# Times that a descent scores other rows before the next one begins, and before the lowest of all goes on (our choice).
+_AT_FIRST, _AT_A_TIME = 8, 8
+# Such times that descents go on in vain before the sentences found are proved, which takes longer (our choice).
+_SOON = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,19 +75,21 @@ EFFORTS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _End:
-    """Where a descent ended.
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Try:
+    """A descent from a start.
 
     Attributes:
-        row: a pair at each position.
-        outside: the mean part of its inputs that lies outside.
-        ranked: the pairs at each position, likeliest first, that it went by.
+        start: the pair.
+        descent: how far it got.
+        ranked: the pairs at each position, likeliest first, that it goes by.
+        all_tokens: whether all of them are tried by now.
     """
 
-    row: list[int]
-    outside: float
+    start: int
+    descent: Descent
     ranked: list[list[int]]
+    all_tokens: bool = False
 
 
 class SentenceSearch:
@@ -160,33 +166,65 @@ class SentenceSearch:
         """
         if self.check is None:
             return
-        tokens = self.pairs.tokens_N
         left, failed = max(_HANDFUL, round(effort.starts * self.rank)), 0
-        ended: list[_End] = []
+        since = 0  # starts that failed since the last sentence was found
+        tries: list[_Try] = []
         for start in filter(self._unsolved, self.starts()):
-            ends = list(self._ends_of(start, effort))
-            ended += ends
-            more = {tuple(tokens[end.row].tolist()): end.row for end in ends if end.outside <= self.solved}
-            self.solved_rows |= more
-            if not more:
+            solved = False
+            for one in self._tries(start, effort):
+                one.descent.go_on(_AT_FIRST)
+                self._see(one)
+                tries.append(one)
+                solved = solved or one.descent.solved
+                if solved and not effort.all_lengths:
+                    break
+            since = 0 if solved else since + 1
+            if not solved:
                 failed += 1
                 yield ()
             if failed == left:
                 break
-            if self._all_solved or failed >= (_FAILED if self.solved_rows else _HANDFUL):
-                yield from self._tried(ended, effort)
+            if self._all_solved or since >= (_FAILED if self.solved_rows else _HANDFUL):
+                yield from self._raced(tries, effort)
                 left -= failed
-                failed = 0
-                ended.clear()
-        yield from self._tried(ended, effort)
+                failed = since = 0
+                tries.clear()
+        yield from self._raced(tries, effort)
 
-    def _tried(self, ended: Sequence[_End], effort: Effort) -> Iterator[tuple[Row, ...]]:
-        """The sentences that are kept; and where nothing proves those, what the most promising ends lead to."""
-        if self.solved_rows:
-            yield self.given_out()
-        for row in self._finished(ended, effort):
-            yield (tuple(self.pairs.tokens_N[row].tolist()),)
+    def _raced(self, tries: Sequence[_Try], effort: Effort) -> Iterator[tuple[Row, ...]]:
+        """What descents lead to, the lowest one first; sentences are given out when others don't follow soon."""
+        wider, since = effort.finished, 0
+        while True:
+            going = [one for one in tries if not one.descent.over or (wider and self._may_widen(one))]
+            going = [one for one in going if self._unsolved(one.start)]
+            if self.solved_rows and (not going or since == _SOON or self._all_solved):
+                since = 0
+                yield self.given_out()
+                continue  # nothing proved them
+            if not going:
+                break
+            one = min(going, key=lambda one: one.descent.outside)
+            if one.descent.over:
+                self._widen(one)
+                wider -= 1
+            one.descent.go_on(_AT_A_TIME)
+            self._see(one)
+            since = 0 if one.descent.solved else since + 1
             yield ()
+        for row in self._finished(tries, effort):
+            yield (self._tokens(row),)
+            yield ()
+
+    def _see(self, one: _Try) -> None:
+        """Keep the sentence that a descent has found, and note where it has ended."""
+        descent = one.descent
+        if descent.over:
+            self._note(descent.row, descent.outside)
+        if descent.solved:
+            self.solved_rows[self._tokens(descent.row)] = list(descent.row)
+
+    def _tokens(self, row: Sequence[int]) -> Row:
+        return tuple(self.pairs.tokens_N[list(row)].tolist())
 
     def _unsolved(self, start: int) -> bool:
         """Whether no sentence that is kept holds a pair."""
@@ -203,20 +241,15 @@ class SentenceSearch:
         self.solved_rows.clear()
         return rows
 
-    def _ends_of(self, start: int, effort: Effort) -> Iterator[_End]:
-        """Where descents from one start end; no others once one has led to a sentence, but for the last effort."""
-        for end in self._ends(start, self._ranked(start, effort.votes), effort):
-            yield end
-            if end.outside <= self.solved and not effort.all_lengths:
-                return
-
     def from_start(self, start: int, effort: Effort) -> Iterator[Row]:
         """Sentences that one start leads to and nothing speaks against."""
         if self.check is None:
             return
-        for end in self._ends(start, self._ranked(start, effort.votes), effort):
-            if end.outside <= self.solved:
-                yield tuple(self.pairs.tokens_N[end.row].tolist())
+        for one in self._tries(start, effort):
+            one.descent.go_on()
+            self._note(one.descent.row, one.descent.outside)
+            if one.descent.solved:
+                yield self._tokens(one.descent.row)
 
     def _ranked(self, start: int, votes: int) -> list[list[int]]:
         """The pairs at each position, those first that are tied most strongly to one of them."""
@@ -251,44 +284,63 @@ class SentenceSearch:
             self.known_ties[pair] = tied_N / tied_N.max().clamp_min(torch.finfo(tied_N.dtype).tiny)
         return self.known_ties[pair]
 
-    def _ends(self, start: int, ranked: list[list[int]], effort: Effort) -> Iterator[_End]:
-        """Where descents from the likeliest tokens end, at several lengths."""
+    def _tries(self, start: int, effort: Effort) -> Iterator[_Try]:
+        """Descents from the likeliest tokens, at several lengths."""
         assert self.check is not None
-        place = int(self.pairs.positions_N[start])
+        place, ranked = int(self.pairs.positions_N[start]), self._ranked(start, effort.votes)
         scored = sorted(self._scored(self._cut(ranked, place)))
         for _, row in scored[: effort.lengths]:
             options = self._options(row, ranked, effort.options)
             options[place] = []
-            end, outside = descend(
-                self.check,
-                row,
-                options,
-                sweeps=8,
-                solved_at=self.solved,
-                exchanges=self._exchanges,
-                most=effort.scored,
-            )
-            self._note(end, outside)
-            yield _End(row=end, outside=outside, ranked=ranked)
+            descent = self._descent(self.check, row, options, sweeps=8, most=effort.scored)
+            yield _Try(start=start, descent=descent, ranked=ranked)
 
-    def _finished(self, ended: Sequence[_End], effort: Effort) -> Iterator[list[int]]:
+    def _descent(
+        self,
+        check: Check,
+        row: Sequence[int],
+        options: list[list[int]],
+        *,
+        sweeps: int,
+        most: int | None = None,
+    ) -> Descent:
+        return Descent(
+            check, row, options, sweeps=sweeps, solved_at=self.solved, exchanges=self._exchanges, most=most
+        )
+
+    def _may_widen(self, one: _Try) -> bool:
+        """Whether a descent that has ended is near enough to go on with all tokens, and no other one did from there."""
+        near = self.solved < one.descent.outside <= _HOPELESS
+        return near and not one.all_tokens and tuple(one.descent.row) not in self.seen
+
+    def _widen(self, one: _Try) -> None:
+        """Have a descent go on with all tokens."""
+        assert self.check is not None
+        row = one.descent.row
+        self.seen.add(tuple(row))
+        options = self._options(row, one.ranked, None)
+        one.descent, one.all_tokens = self._descent(self.check, row, options, sweeps=4), True
+
+    def _finished(self, tries: Sequence[_Try], effort: Effort) -> Iterator[list[int]]:
         """The most promising ends, carried on with all tokens, then with the network itself as a check."""
-        open_ = {tuple(end.row): end for end in ended if tuple(end.row) not in self.seen}
-        promising = sorted(open_.values(), key=lambda end: end.outside)
-        for start in promising[: effort.finished]:
-            if start.outside > _HOPELESS:
+        promising = sorted(
+            (one for one in tries if one.all_tokens or self._may_widen(one)),
+            key=lambda one: one.descent.outside,
+        )
+        for one in promising[: effort.finished]:
+            if one.descent.outside > _HOPELESS:
                 return
-            self.seen.add(tuple(start.row))
-            row, outside = list(start.row), start.outside
-            for check, most in ((self.check, None), (self.network, effort.further)):
-                if check is not None and outside > self.solved:
-                    options = self._options(row, start.ranked, most)
-                    row, outside = descend(
-                        check, row, options, sweeps=4, solved_at=self.solved, exchanges=self._exchanges
-                    )
-            self._note(row, outside)
-            if outside <= self.solved:
-                yield row
+            if not one.all_tokens:
+                self._widen(one)
+            one.descent.go_on()
+            if self.network is not None and not one.descent.solved:
+                row = one.descent.row
+                options = self._options(row, one.ranked, effort.further)
+                one.descent = self._descent(self.network, row, options, sweeps=4)
+                one.descent.go_on()
+            self._note(one.descent.row, one.descent.outside)
+            if one.descent.solved:
+                yield one.descent.row
 
     def _scored(self, rows: Iterator[list[int]]) -> Iterator[tuple[float, list[int]]]:
         """Rows with their mean parts outside; those of one length come one after the other, and are run together."""

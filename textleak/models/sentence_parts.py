@@ -120,16 +120,21 @@ class Noted(NotedUses):
     Args:
         model: a classifier.
         names: of the parameters.
-        texts: K.
+        mask_KT: where the texts' tokens stand, and not padding.
+        every: whether padding is multiplied too; what is made of it is 0 if not.
 
     Attributes:
         anchor: a number that requires a gradient, so that the first layers are reached as well.
         uses: as they came.
     """
 
-    def __init__(self, model: TextModel, names: Sequence[str], texts: int) -> None:
+    def __init__(
+        self, model: TextModel, names: Sequence[str], mask_KT: Tensor, *, every: bool = True
+    ) -> None:
         super().__init__({id(model.parameters[name]): name for name in names})
-        self._texts = texts
+        self._texts = len(mask_KT)
+        self._mask_N = mask_KT.flatten().bool()
+        self._there_N = None if every else self._mask_N.nonzero().flatten()
         self.anchor = torch.zeros((), requires_grad=True, device=model.device)
         self.uses: list[_Use] = []
 
@@ -152,6 +157,26 @@ class Noted(NotedUses):
             for k, (row, chances_K) in enumerate(zip(rows, chances_KC.tolist(), strict=True))
         ]
 
+    @property
+    def reads_padding(self) -> bool:
+        """Whether the loss depends on what is made of padding, once there are slopes."""
+        padding_N = ~self._mask_N
+        laid_out = (slope.flatten(0, -2) for use in self.uses for slope in use.slopes)
+        return any(bool(s[padding_N].any()) for s in laid_out if len(s) == len(padding_N))
+
+    def _made(self, input: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a product makes of an input (..., I), of padding only where all of it is multiplied."""
+        if self._there_N is None or input.shape[:-1] not in self._rows:
+            return product(input)
+        made = product(input.flatten(0, -2).index_select(0, self._there_N))
+        filled = made.new_zeros(len(self._mask_N), made.shape[-1]).index_copy(0, self._there_N, made)
+        return filled.view(*input.shape[:-1], -1)
+
+    @property
+    def _rows(self) -> tuple[torch.Size, torch.Size]:
+        """How the texts' tokens are laid out: text by text, or as one long list."""
+        return torch.Size((self._texts, len(self._mask_N) // self._texts)), self._mask_N.shape
+
     def _name(self, parameter: Tensor | None) -> str | None:
         return None if parameter is None else self._names.get(id(parameter))
 
@@ -166,14 +191,15 @@ class Noted(NotedUses):
         names = self._name(weight), self._name(bias)
         if names == (None, None):
             return None
-        product = functional.linear(input, weight.detach(), None if bias is None else bias.detach())
+        shift = None if bias is None else bias.detach()
+        product = self._made(input, lambda rows: functional.linear(rows, weight.detach(), shift))
         return self._note(product, _Use(kind="linear", weight=names[0], bias=names[1], input=input.detach()))
 
     def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
         names = self._name(weight), self._name(bias)
         if names == (None, None):
             return None
-        product = torch.addmm(bias.detach(), input, weight.detach())
+        product = self._made(input, lambda rows: torch.addmm(bias.detach(), rows, weight.detach()))
         return self._note(product, _Use(kind="addmm", weight=names[0], bias=names[1], input=input.detach()))
 
     def _norm(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from textleak.exact.dropout.frame import Frame
-from textleak.exact.pairs import sparsest
+from textleak.exact.pairs import joined, sparsest
 from textleak.models.probes.attention import (
     Projected,
     first_attention,
@@ -66,12 +66,13 @@ class Attended:
         start_N = tied_NN.new_ones(count)
         for n in range(count):
             heard = [
-                (columns_HAN * seen_NN[n], wanted_NHA[n])
-                for columns_HAN, wanted_NHA, seen_NN in sides
+                (columns_HNA * seen_NN[n][:, None], wanted_NHA[n])
+                for columns_HNA, wanted_NHA, seen_NN in sides
                 if not bool(_faint(wanted_NHA)[n])
             ]
             if heard:
-                tied_N = sparsest(heard, start_N)
+                columns, wanted = zip(*heard, strict=True)
+                tied_N = sparsest(joined(columns), wanted, start_N)
                 tied_N[n] = 0
                 tied_NN[n] = tied_N / tied_N.max().clamp_min(torch.finfo(tied_N.dtype).tiny)
         return tied_NN
@@ -187,6 +188,6 @@ def _faint(values_NHA: Tensor) -> Tensor:
 
 
 def _columns(values_NHA: Tensor) -> Tensor:
-    columns_HAN = values_NHA.permute(1, 2, 0)
-    scaled_HAN: Tensor = columns_HAN / columns_HAN.norm(dim=1).mean()
-    return scaled_HAN
+    columns_HNA = values_NHA.transpose(0, 1)
+    scaled_HNA: Tensor = columns_HNA / columns_HNA.norm(dim=2).mean()
+    return scaled_HNA
