@@ -118,6 +118,18 @@ def test_a_sum_is_not_written_in_the_place_of_what_it_reads_in_another_order():
     torch.testing.assert_close(recording.replay([x])[0], compute([x])[0])
 
 
+def test_a_copy_of_what_nothing_reads_any_more_is_not_made():
+    def compute(inputs):
+        once = (inputs[0] * 2).view(2, 2)
+        return (once.clone().add_(1).view(4) + 0,)
+
+    _, recording = watch(compute, [drawn(4, seed=0)])
+    assert recording is not None
+    assert len(recording._calls) == 3
+    x = drawn(4, seed=1)
+    torch.testing.assert_close(recording.replay([x])[0], x * 2 + 1)
+
+
 def test_inputs_that_lay_in_one_storage_may_lie_apart_later():
     both = drawn(2, 3, seed=0)
 

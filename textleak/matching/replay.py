@@ -72,7 +72,9 @@ _INTO: dict[object, Callable[..., Any]] = {
     _ATEN.zeros_like.default: lambda *_, out, **__: out.zero_(),
 }
 # Of these, what works entry by entry: it may write to where an argument lies.
-_ENTRY_BY_ENTRY = frozenset({_ATEN.add.Tensor, _ATEN.mul.Tensor, _ATEN.neg.default, _ATEN.sub.Tensor})
+_ENTRY_BY_ENTRY = frozenset(
+    {_ATEN.add.Tensor, _ATEN.clone.default, _ATEN.mul.Tensor, _ATEN.neg.default, _ATEN.sub.Tensor}
+)
 # Pieces of memory are multiples of so many bytes, so that each can hold entries of any type.
 _UNIT = 64
 # A result isn't put where this many times as much would have room.
@@ -194,7 +196,7 @@ class Recording:
                 tuple(indices),
             )
             for operation, indices in zip(operations, done, strict=True)
-            if not _is_view(operation, layouts, self._placed)
+            if not (_is_view(operation, layouts, self._placed) or _is_there(operation, self._placed))
         ]
 
     def _moving(self, results: object) -> object:
@@ -333,6 +335,17 @@ def _is_view(operation: Operation, layouts: Sequence[Layout], placed: Sequence[T
         and all(placed[index] is not None for index in given)
         and {layouts[index].root for index in given} <= {layouts[index].root for index in operation.uses}
     )
+
+
+def _is_there(operation: Operation, placed: Sequence[Tensor | None]) -> bool:
+    """Whether its result needs no work: memory without content, or a copy in the place of what it is of."""
+    if operation.made is None or (result := placed[operation.made]) is None:
+        return False
+    if operation.kind is _ATEN.empty_like.default:
+        return True
+    (of, *_), copies = operation.uses, operation.kind is _ATEN.clone.default
+    original = placed[of] if copies else None
+    return original is not None and original.is_set_to(result)
 
 
 def slots_in(value: object) -> Iterator[int]:
