@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from textleak.matching import Matcher, SquaredL2, Target
+from textleak.matching import Matcher, SquaredL2, Target, kernels
 from textleak.matching.kernels import CheapSecondDerivatives, layer_norm_scale
 from textleak.matching.linear import product
 
@@ -70,6 +70,23 @@ def test_large_tensors_go_in_blocks_and_come_out_the_same():
         found = with_derivatives(functional.gelu, x)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+@pytest.mark.parametrize("kept", [0, 2**18])
+def test_a_slope_that_is_kept_is_the_one_that_is_made_anew(monkeypatch, name, kept):
+    monkeypatch.setattr(kernels, "_KEPT", kept)
+    x = draw(2, 3, 7).requires_grad_()
+
+    def last_derivative():
+        value = OPERATIONS[name](x)
+        (gradient,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum() + value.sum(), x)[0]
+
+    expected = last_derivative()
+    with CheapSecondDerivatives():
+        found = last_derivative()
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_kink_with_a_width_keeps_value_and_slope_and_curves_like_the_step_blurred():

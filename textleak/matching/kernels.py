@@ -146,41 +146,59 @@ class _Activation:
     curvature: Callable[[Tensor], Tensor]
 
 
+# Entries up to which a slope is kept between its uses (our choice): it takes longer than all else that is done with it,
+# and memory on small networks matters less.
+_KEPT = 2**18
+
+
 class _Activated(torch.autograd.Function):
     """f(x)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, f: _Activation) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.f = f  # type: ignore[attr-defined]
+        ctx.f, ctx.slope = f, None  # type: ignore[attr-defined]
         return f.value(x)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return _ActivatedSlope.apply(grad, x, ctx.f), None  # type: ignore[attr-defined, no-untyped-call]
+        f: _Activation = ctx.f  # type: ignore[attr-defined]
+        slope: Tensor | None = ctx.slope  # type: ignore[attr-defined]
+        if torch.is_grad_enabled():  # there will be second derivatives
+            if slope is None and x.numel() <= _KEPT:
+                at = x.detach()
+                slope = ctx.slope = _times_slope(torch.ones_like(at), at, None, f)  # type: ignore[attr-defined]
+            return _ActivatedSlope.apply(grad, x, slope, f), None  # type: ignore[no-untyped-call]
+        return _times_slope(grad, x, slope, f), None
 
 
 class _ActivatedSlope(torch.autograd.Function):
     """g ∘ f'(x)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, grad: Tensor, x: Tensor, f: _Activation) -> Tensor:
-        ctx.save_for_backward(grad, x)
+    def forward(ctx: FunctionCtx, grad: Tensor, x: Tensor, slope: Tensor | None, f: _Activation) -> Tensor:
+        _save(ctx, grad, x, slope)
         ctx.f = f  # type: ignore[attr-defined]
-        result = torch.empty_like(x)
-        f.passed(grad, x, result)
-        return result
+        return _times_slope(grad, x, slope, f)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad, x = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad, x, slope = ctx.saved_tensors  # type: ignore[attr-defined]
         f: _Activation = ctx.f  # type: ignore[attr-defined]
-        to_grad, to_x = torch.empty_like(x), torch.empty_like(x)
-        for u_, grad_, x_, to_grad_, to_x_ in _blocks(u, grad, x, to_grad, to_x):
-            f.passed(u_, x_, to_grad_)
+        to_x = torch.empty_like(x)
+        for u_, grad_, x_, to_x_ in _blocks(u, grad, x, to_x):
             torch.mul(f.curvature(x_).mul_(grad_), u_, out=to_x_)
-        return to_grad, to_x, None
+        return _times_slope(u, x, slope, f), to_x, None, None
+
+
+def _times_slope(grad: Tensor, x: Tensor, slope: Tensor | None, f: _Activation) -> Tensor:
+    """G ∘ f'(x), in memory as `x` is, by a slope that was kept or by `x`."""
+    result = torch.empty_like(x)
+    if slope is not None:
+        return torch.mul(grad, slope, out=result)
+    f.passed(grad, x, result)
+    return result
 
 
 # Entries of a block: several of them fit into a core's second-level cache.

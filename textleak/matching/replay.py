@@ -69,6 +69,7 @@ _INTO: dict[object, Callable[..., Any]] = {
     _ATEN.gelu.default: _ATEN.gelu.out,
     _ATEN.index.Tensor: _ATEN.index.Tensor_out,
     _ATEN.new_zeros.default: lambda *_, out, **__: out.zero_(),
+    _ATEN.ones_like.default: lambda *_, out, **__: out.fill_(1),
     _ATEN.zeros_like.default: lambda *_, out, **__: out.zero_(),
 }
 # Of these, what works entry by entry: it may write to where an argument lies.
