@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -183,10 +183,11 @@ class Recording:
         self._outputs = tuple(outputs)
         self._inputs = inputs
         self._busy = threading.Lock()
-        self._placed = _placed(operations, layouts, inputs, self._outputs)
+        last = _last_use(operations)
+        self._placed = _placed(operations, layouts, inputs, self._outputs, last)
         kept = set(slots_in(self._outputs))
         done: list[list[int]] = [[] for _ in operations]
-        for index, number in _last_use(operations).items():
+        for index, number in last.items():
             if index not in kept and self._placed[index] is None:
                 done[number].append(index)
         self._calls = [
@@ -249,7 +250,11 @@ def _last_use(operations: Sequence[Operation]) -> dict[int, int]:
 
 
 def _placed(
-    operations: Sequence[Operation], layouts: Sequence[Layout], inputs: int, outputs: Sequence[Any]
+    operations: Sequence[Operation],
+    layouts: Sequence[Layout],
+    inputs: int,
+    outputs: Sequence[Any],
+    last_use: Mapping[int, int],
 ) -> list[Tensor | None]:
     """Tensors for the slots, at the same places in every replay; None for a slot that each replay fills anew.
 
@@ -261,7 +266,7 @@ def _placed(
         if not layout.within(layouts[layout.root]):
             roots.discard(layout.root)
     last: dict[int, int] = {}
-    for index, number in _last_use(operations).items():
+    for index, number in last_use.items():
         root = layouts[index].root
         last[root] = max(number, last.get(root, 0))
     last.update({layouts[index].root: len(operations) for index in slots_in(outputs)})
@@ -340,12 +345,10 @@ def _is_view(operation: Operation, layouts: Sequence[Layout], placed: Sequence[T
 
 def _is_there(operation: Operation, placed: Sequence[Tensor | None]) -> bool:
     """Whether its result needs no work: memory without content, or a copy in the place of what it is of."""
-    if operation.made is None or (result := placed[operation.made]) is None:
-        return False
-    if operation.kind is _ATEN.empty_like.default:
-        return True
-    (of, *_), copies = operation.uses, operation.kind is _ATEN.clone.default
-    original = placed[of] if copies else None
+    result = None if operation.made is None else placed[operation.made]
+    if result is None or operation.kind is not _ATEN.clone.default:
+        return result is not None and operation.kind is _ATEN.empty_like.default
+    original = placed[operation.uses[0]]
     return original is not None and original.is_set_to(result)
 
 
