@@ -23,7 +23,6 @@ from textleak.attacks.search.unsaid import spoken, told
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
 from textleak.exact.adapters.measured import adapted, measures
-from textleak.exact.adapters.narrow import reads_narrow
 from textleak.exact.adapters.narrow_text import narrow_text
 from textleak.exact.adapters.sentences import adapter_sentences
 from textleak.exact.dropout.sentences import dropped_sentences
@@ -113,7 +112,7 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 
 def _between_bounds(view: View) -> Generator[Phase | Progress, None, Found]:
     """Those behind a step that left bounds of the gradient, or behind dropped inputs."""
-    found = (yield from narrow_text(view)) if reads_narrow(view) else Found()
+    found = yield from narrow_text(view)
     if found.rows or found.sets or (found.notes and not adapted(view)):
         return found
     dropped = yield from dropped_sentences(view)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from textleak.clients.view import Clock
 from textleak.exact.adapters.measured import Measured
-from textleak.exact.adapters.pursuit import NOTHING, Pursuit, part_within, parts, whitening
+from textleak.exact.adapters.pursuit import ALL, NOTHING, Pursuit, part_within, parts, whitening
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.probes.layers import layer_inputs
@@ -29,9 +29,9 @@ from textleak.models.probes.packing import packed_inputs, packs
 _USUAL, _LENGTH, _RIDGE = 2048, 24, 1e-2
 # Tokens of all rows that run through the network at once: bounds the memory.
 _TOKENS_A_PASS = 4096
-# A share of a layer's directions that counts as all of them, and the relative norm that may be left of its gradient
-# (our choice; measured on smollm2 in float32: 1e-6 and 1e-6 where nothing is missing).
-_ALL, LEFT = 1 - 1e-6, 1e-4
+# The relative norm that may be left of a layer's gradient (our choice; measured on smollm2 in float32: 1e-6 where
+# nothing is missing).
+LEFT = 1e-4
 
 
 class Growth:
@@ -127,7 +127,7 @@ class Growth:
             along_CR = outside_CJ @ pursuit.directions()
             within_C = part_within(along_CR, outside_CJ.square().sum(1), whole_C)
             # What a layer's determinant would keep: layers that tell more count for more.
-            score_C += (1 - within_C.clamp(max=_ALL)).log().cpu()
+            score_C += (1 - within_C.clamp(max=ALL)).log().cpu()
         best = int(score_C.argmin())
         return best if float(score_C[best]) < 0 else None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from textleak.clients.view import View
 from textleak.events import Phase, Progress
 from textleak.exact.adapters.endings import read_endings
-from textleak.exact.adapters.narrow import Narrow, narrow_spans
+from textleak.exact.adapters.narrow import Narrow, narrow_spans, reads_narrow
 from textleak.exact.found import OPEN, Found
 from textleak.exact.subspace import OUTSIDE, InputSpan
 from textleak.matching.discrete import Row
@@ -34,11 +34,13 @@ _FLOOR = 1e-3
 
 
 def narrow_text(view: View) -> Generator[Phase | Progress, None, Found]:
-    """The only text of a batch, as far as what narrow layers read tells it.
+    """The only text of a batch, as far as what narrow layers read tells it; nothing where this channel can't work.
 
     Args:
-        view: what the server sees; `reads_narrow` holds.
+        view: what the server sees.
     """
+    if not reads_narrow(view):
+        return Found()
     model = view.text_model
     yield Phase(name="tokens", detail="tokens of which the adapters' B reads what their gradients span")
     narrow = narrow_spans(view)

@@ -19,7 +19,6 @@ from textleak.exact.adapters.batches import encoder_batch
 from textleak.exact.adapters.endings import read_endings
 from textleak.exact.adapters.growth import Growth
 from textleak.exact.adapters.measured import Measured, first_layers, later_measured
-from textleak.exact.adapters.narrow import reads_narrow
 from textleak.exact.adapters.narrow_text import narrow_text
 from textleak.exact.adapters.places import placed
 from textleak.exact.classes import single_class
@@ -50,7 +49,7 @@ def adapter_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     model, shared = view.text_model, view.shared
     first = Measured.of(shared, first_layers(model, shared))
     if not first.gradient_MI.any():
-        found = (yield from narrow_text(view)) if reads_narrow(view) else Found()
+        found = yield from narrow_text(view)
         if found.rows or found.sets:
             return found
         return Found(notes=(_FIRST_ROUND, *found.notes))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from textleak.exact.adapters.measured import Measured
-from textleak.exact.adapters.pursuit import Pursuit, part_within, whitening
+from textleak.exact.adapters.pursuit import ALL, Pursuit, part_within, whitening
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
 from textleak.models.guesses import padded
@@ -26,8 +26,6 @@ from textleak.models.probes.layers import layer_inputs
 
 # What is added to the coordinates' variances, as a part of the mean one (our choice; measured on minilm).
 _RIDGE = 1e-3
-# A part that counts as all (our choice, as `growth`).
-_ALL = 1 - 1e-6
 # Tokens that run through the network at once (our choice).
 _TOKENS_A_PASS = 1024
 
@@ -80,8 +78,8 @@ class Within:
         """
         total_x = torch.zeros(())
         for layer, name in enumerate(self.names):
-            left_x = 1 - self._parts(layer, inputs[name]).clamp(max=_ALL)
-            total_x = total_x.to(left_x) - left_x.log() + math.log(1 - min(self._chance[layer], _ALL))
+            left_x = 1 - self._parts(layer, inputs[name]).clamp(max=ALL)
+            total_x = total_x.to(left_x) - left_x.log() + math.log(1 - min(self._chance[layer], ALL))
         return total_x
 
     def _parts(self, layer: int, inputs_xI: Tensor) -> Tensor:
