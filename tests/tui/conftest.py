@@ -1,4 +1,4 @@
-"""The app that scenes share ends with the tests; keys that a scene presses have done what they do."""
+"""The app that scenes share ends with the tests; keys have done what they do; what doesn't come isn't waited for."""
 
 from __future__ import annotations
 
@@ -34,4 +34,6 @@ def _pressed() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pilot, "press", pressed)
+        for module in ("pilot", "app"):
+            patch.setattr(f"textual.{module}.wait_for_idle", pilots.idle)
         yield

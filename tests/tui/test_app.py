@@ -910,11 +910,10 @@ def test_keys_and_clicks_go_to_every_place() -> None:
     async def scene(app: TextleakApp, view: RunView, pilot: Pilot[None]) -> None:
         for place in PLACES:
             await pilot.press(place.key)
-            assert app.current_mode == place.name
+            await until(pilot, lambda name=place.name: app.current_mode == name)
         tabs = list(app.screen.query(".place").results(Static))
         await pilot.click(tabs[0], offset=(3, 0))
-        await pilot.pause()
-        assert app.current_mode == "run"
+        await until(pilot, lambda: app.current_mode == "run")
 
     shown(scene, alone=True)
 

@@ -635,7 +635,7 @@ def test_a_run_that_went_wrong_says_so(root):
             app.open_run(OpenRun(root / name))
             await replay(app, pilot)
             await pilot.press("space", "left", "x", "f", "end")
-            assert words in re.sub(r"\s+", " ", screen(app))
+            await until(pilot, lambda words=words: words in re.sub(r"\s+", " ", screen(app)))
             assert "● continuous" not in screen(app), "nothing goes on"
             await pilot.press("escape")
             await until(pilot, lambda: isinstance(app.screen, HistoryScreen))

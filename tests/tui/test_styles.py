@@ -39,8 +39,15 @@ def styles_of(screen: Screen[object]) -> dict[object, object]:
     }
 
 
-@pytest.mark.parametrize("size", [(160, 48), (60, 16)])
-@pytest.mark.parametrize("place", [place.name for place in PLACES])
+# By default each place and each size once.
+@pytest.mark.parametrize(
+    ("place", "size"),
+    [
+        pytest.param(place.name, size, marks=[] if number % 2 == turn else pytest.mark.slow)
+        for number, place in enumerate(PLACES)
+        for turn, size in enumerate([(160, 48), (60, 16)])
+    ],
+)
 def test_a_place_looks_as_if_all_styles_were_worked_out_anew(
     place: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
