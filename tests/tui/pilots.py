@@ -41,9 +41,10 @@ async def until(pilot: Pilot[None], true: Callable[[], object], seconds: float =
 async def idle(min_sleep: float = 1 / 50, max_sleep: float = 1.0) -> None:
     """Textual's `wait_for_idle`, over as soon as it is known that nothing would come in its nap of 20 ms.
 
-    That is so where nothing is to be run, no timer ends within the nap, and no thread of the process works. Textual's
-    own sleeps through the nap each time, and asks only how much was computed in it: nothing, where other processes keep
-    the processors busy.
+    That is so where nothing is to be run, no timer ends within two naps (as many follow a key), and no thread of the
+    process works. Textual's own sleeps through the nap each time, and asks only how much was computed in it: nothing,
+    where other processes keep the processors busy. What comes later, such as the next frame of a replay or a pane that
+    waits for its turn, a scene has to wait for.
 
     Args:
         min_sleep: seconds that are waited at least.
@@ -57,13 +58,15 @@ async def idle(min_sleep: float = 1 / 50, max_sleep: float = 1.0) -> None:
             before = time.process_time()
             await asyncio.sleep(_GLANCE)
             computed = time.process_time() - before
-            comes = any(not timer.cancelled() and timer.when() < ends for timer in loop._scheduled)
+            later = ends + SLEEP_GRANULARITY
+            comes = any(not timer.cancelled() and timer.when() < later for timer in loop._scheduled)
             waited = time.monotonic() - began >= min_sleep
             works = loop._ready or comes or computed > _GLANCE / 10 or _threads_work()
             if waited and not works:
                 return
         elapsed = time.monotonic() - began
-        if elapsed >= max_sleep or (elapsed > min_sleep and time.process_time() - spent < SLEEP_IDLE):
+        calm = not loop._ready and time.process_time() - spent < SLEEP_IDLE
+        if elapsed >= max_sleep or (elapsed > min_sleep and calm):
             return
 
 

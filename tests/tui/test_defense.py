@@ -381,7 +381,7 @@ def test_what_is_wrong_is_said_beside_the_field_and_nothing_starts(tmp_path):
     async def look(page: DefenseScreen, pilot: Pilot[None]) -> None:
         await until(pilot, lambda: page.form.catalog.defenses)
         await pilot.press("f5")
-        assert "Type a sentence" in screen(page.app)
+        await until(pilot, lambda: "Type a sentence" in screen(page.app))
         await pilot.press("a")
         for field, (value, words) in cases.items():
             box = page.form.rows[field].box.input

@@ -636,7 +636,7 @@ def test_a_run_that_went_wrong_says_so(root):
             await replay(app, pilot)
             await pilot.press("space", "left", "x", "f", "end")
             await until(pilot, lambda words=words: words in re.sub(r"\s+", " ", screen(app)))
-            assert "● continuous" not in screen(app), "nothing goes on"
+            await until(pilot, lambda: "● continuous" not in screen(app))  # nothing goes on
             await pilot.press("escape")
             await until(pilot, lambda: isinstance(app.screen, HistoryScreen))
 
