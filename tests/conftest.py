@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,17 @@ TASKS = {
     family: ("classification", "causal-lm" if family in DECODERS else "masked-lm") for family in FAMILIES
 }
 EVERY_TASK = [(family, task) for family in FAMILIES for task in TASKS[family]]
+
+
+def every_other(firsts: Iterable[object], seconds: Iterable[object]) -> list[Any]:
+    """Parameters of all pairs, every other one of them slow: by default each value comes up with half of the others."""
+    seconds = list(seconds)
+    return [
+        pytest.param(first, second, marks=[pytest.mark.slow] if (m + n) % 2 else [])
+        for m, first in enumerate(firsts)
+        for n, second in enumerate(seconds)
+    ]
+
 
 ToyModel = Callable[..., "TextModel"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import DECODERS, ToyModel, write_toy
+from tests.conftest import DECODERS, ToyModel, every_other, write_toy
 from textleak.clients.view import view_of
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError
@@ -81,8 +81,7 @@ def shared_from_disk(
     return SharedGradient.load(path / "gradient.safetensors"), secret
 
 
-@pytest.mark.parametrize("family", DECODERS)
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("batch", "family"), every_other(BATCHES, DECODERS))
 def test_a_language_models_batch_comes_back(
     family: str, batch: str, wide_model: ToyModel, tmp_path: Path
 ) -> None:
@@ -97,8 +96,9 @@ def test_a_language_models_batch_comes_back(
     assert certificate.verified is (None if batch == "all twice" else True)
 
 
-@pytest.mark.parametrize("family", DECODERS)
-@pytest.mark.parametrize("batch", [name for name in BATCHES if name != "all twice"])
+@pytest.mark.parametrize(
+    ("batch", "family"), every_other([name for name in BATCHES if name != "all twice"], DECODERS)
+)
 def test_a_classifiers_batch_comes_back_with_its_classes(
     family: str, batch: str, wide_model: ToyModel, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import textleak
-from tests.conftest import ToyModel, write_toy
+from tests.conftest import ToyModel, every_other, write_toy
 from tests.figures.architectures import write
 from textleak import recover
 from textleak.clients import CLIENTS, composed
@@ -137,8 +137,7 @@ def assert_whole(recovery: Recovery, ids: Sequence[tuple[int, ...]], labels: Seq
     assert not recovery.notes
 
 
-@pytest.mark.parametrize("share_", ["all", "no-embeddings"])
-@pytest.mark.parametrize("texts", TOY)
+@pytest.mark.parametrize(("texts", "share_"), every_other(TOY, ["all", "no-embeddings"]))
 def test_texts_of_two_parts_come_back_whole_without_being_told_anything(
     texts: str, share_: str, encoder: Callable[..., TextModel]
 ) -> None:

@@ -20,6 +20,7 @@ from textual.screen import ModalScreen
 from textual.widgets import ContentSwitcher, Footer, OptionList, Static
 from textual.widgets._footer import FooterKey
 
+from tests.conftest import every_other
 from tests.tui.pilots import screen, until
 from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
 from textleak.view import ViewState
@@ -266,8 +267,7 @@ def test_the_truth_is_hidden_until_asked_for_and_blind_hides_every_comparison() 
 LONG_WORDS = [f"word{number}" for number in range(60)]
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("words", [WORDS, LONG_WORDS], ids=["short", "long"])
+@pytest.mark.parametrize(("size", "words"), every_other(SIZES, [WORDS, LONG_WORDS]))
 def test_showing_the_truth_moves_nothing(size: tuple[int, int], words: list[str]) -> None:
     first = state(progress(0, sentence(*words, "nothing")), truth=(sentence(*words, "zebra"),))
 

@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets._footer import FooterKey
 
+from tests.conftest import every_other
 from tests.tui.pilots import play, until
 from textleak_tui import catalog
 from textleak_tui.app import TextleakApp
@@ -39,14 +40,8 @@ def styles_of(screen: Screen[object]) -> dict[object, object]:
     }
 
 
-# By default each place and each size once.
 @pytest.mark.parametrize(
-    ("place", "size"),
-    [
-        pytest.param(place.name, size, marks=[] if number % 2 == turn else pytest.mark.slow)
-        for number, place in enumerate(PLACES)
-        for turn, size in enumerate([(160, 48), (60, 16)])
-    ],
+    ("place", "size"), every_other([place.name for place in PLACES], [(160, 48), (60, 16)])
 )
 def test_a_place_looks_as_if_all_styles_were_worked_out_anew(
     place: str, size: tuple[int, int], tmp_path: Path
