@@ -149,12 +149,13 @@ async def history(app: TextleakApp, pilot: Pilot[None]) -> HistoryScreen:
 
 
 async def replay(app: TextleakApp, pilot: Pilot[None]) -> ReplayScreen:
-    """The replay, once it has read its run."""
+    """The replay, once it has read its run and drawn it."""
     await until(pilot, lambda: isinstance(app.screen, ReplayScreen))
     page = app.screen
     assert isinstance(page, ReplayScreen)
     await until(pilot, lambda: page.recording is None or page.recording.whole)
-    await pilot.pause(0.1)
+    await until(pilot, lambda: page._drawn == (page._place(), page._how()))
+    await pilot.pause()
     return page
 
 
