@@ -1,4 +1,4 @@
-"""A decoder's text comes back, likely, from what several steps of an optimizer made of its adapters' A."""
+"""A decoder's text is guessed from what several steps of an optimizer made of its adapters' A."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import write_toy
 from tests.exact.adapters.conftest import SHAPE
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin, to_end
-from textleak.attacks.replaying import ALONG, LIKELY, SURE
+from textleak.attacks.replaying import ALONG, LIKELY
 from textleak.attacks.replaying.by_adapters import reads_adapters
 from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
@@ -43,7 +43,7 @@ def replayed(shared: SharedGradient, model: TextModel, time_limit: float | None 
     return to_end(begin(ATTACKS.build("replay", {}), shared, model, time_limit=time_limit))
 
 
-def test_what_is_read_of_a_text_behind_two_steps_is_likely_and_none_of_it_proved(decoder: TextModel) -> None:
+def test_what_is_read_of_a_text_behind_two_steps_is_a_guess_and_none_of_it_proved(decoder: TextModel) -> None:
     recovery = replayed(sent(decoder), decoder)
     (true,) = decoder.encode([SENTENCE]).sentences
     (sentence,) = recovery.sentences
@@ -53,10 +53,11 @@ def test_what_is_read_of_a_text_behind_two_steps_is_likely_and_none_of_it_proved
         true[:-1]
     )  # the last one is a label alone, which a random network doesn't foresee
     assert not any(position.proved for position in sentence.positions)
-    assert {position.channel for position in sentence.positions} == {ALONG} < LIKELY
-    assert all(position.confidence < SURE for position in sentence.positions)
+    assert {position.channel for position in sentence.positions} == {ALONG}
+    assert ALONG not in LIKELY
+    assert all(position.confidence < 0.5 for position in sentence.positions)
     assert recovery.stop is not Stop.VERIFIED
-    assert "likely, not proved" in " ".join(recovery.notes)
+    assert "a guess" in " ".join(recovery.notes)
 
 
 def test_cut_off_it_gives_the_beginning_that_it_came_to(decoder: TextModel) -> None:

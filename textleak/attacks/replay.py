@@ -11,7 +11,7 @@ One sentence of known length:
 3. Where it isn't verified: tokens of which most lies in the spans of inputs further in (`replaying.further`), then at
    one position after the other the one whose replayed update is nearest.
 A decoder's of which adapters alone are trained, and their A has moved: from left to right, by what of the beginnings'
-inputs further in lies in what A moved along (`replaying.by_adapters`), which is likely, not proved.
+inputs further in lies in what A moved along (`replaying.by_adapters`), which is a guess.
 Where the client drops entries in each step anew, its steps make nothing twice: tokens are proved by the spans where
 these allow it (`exact.dropout`), and the others are those whose inputs together hold most, which is likely, not proved.
 Several of these, where the word embedding is trained: by the rows that moved (`replaying.looked_up`), likely too.

@@ -4,7 +4,8 @@ The gradient of A is a sum over what its layer reads. What an optimizer's steps 
 steps before that nobody sees, still has more of these inputs in its few directions than of any others: at each layer
 that reads a beginning's end. So of beginnings those go on whose ends lie there most, in layers further and further in,
 and that are likely texts, as the network itself is a language model. What earlier steps read shows as well, fainter;
-the client's step replayed tells which text is this one's.
+the client's step replayed tells which text is this one's. That is a guess, more often wrong than right: of the two
+texts on smollm2 that its constants were not chosen on it read one token in eight.
 
 Shapes: V vocabulary, C beginnings, K tokens tried, I a layer's input size.
 """
@@ -44,11 +45,11 @@ _REPLAYED, _ENDS = 4, 6
 # Texts of the likeliest tokens that show what lies there by chance, and their length (our choice).
 _USUAL, _LENGTH = 200, 8
 _TOKENS_A_PASS = 4096
-# How sure a likely token is said to be: not how often it is right, which was measured on too few texts (our choice).
-_CONFIDENCE = 0.5
+# How sure a token is said to be (on smollm2 behind AdamW's fourth step 2 of 16 were right, of two texts).
+_CONFIDENCE = 0.125
 _NOTE = (
     "Of all texts that were tried this one's inputs lie most in what the optimizer's step left of the adapters' A: "
-    "likely, not proved. Texts of steps before, which an optimizer remembers, lie there too."
+    "a guess, more often wrong than right. Texts of steps before, which an optimizer remembers, lie there too."
 )
 
 
@@ -61,7 +62,7 @@ def reads_adapters(view: View) -> bool:
 
 
 def adapted_text(view: View, length: int) -> Generator[Phase | Progress, None, Recovery]:
-    """The text that a step on adapters was taken on, as far as it is likely.
+    """A guess at the text that a step on adapters was taken on.
 
     Args:
         view: what the server sees; `reads_adapters` holds.
