@@ -11,6 +11,7 @@ from textleak.matching.batch_norm import batch_norm_scale
 from textleak.matching.convolution import weight_gradient
 from textleak.matching.kernels import CheapSecondDerivatives
 from textleak.matching.moments import moments_of
+from textleak.matching.replaced import WatchedOperations
 from textleak.matching.rules import Formed, Outer
 
 EPS = 1e-5
@@ -68,6 +69,62 @@ def test_the_scales_gradient_of_each_candidate(layout, candidates):
         )
 
     assert_same(lambda delta, x: batch_norm_scale(delta, x, EPS, candidates), by_autograd, both)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": 1}, {"stride": 2, "padding": (2, 1), "bias": True}, {"dilation": [2], "stride": (1, 2)}],
+    ids=["padded", "strided", "dilated"],
+)
+def test_a_convolution(options, layout):
+    x, weight = draw(5, 3, 9, 8, layout=layout), draw(4, 3, 3, 3, seed=1)
+    options = {**options, "bias": draw(4, seed=2) if options.get("bias") else None}
+
+    def operation(x):
+        return functional.conv2d(x, weight, **options)
+
+    expected = with_derivatives(operation, x)
+    with CheapSecondDerivatives():
+        found = with_derivatives(operation, x)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+class Convolutions(WatchedOperations):
+    """How many there are, those that derivatives are made of among them."""
+
+    number = 0
+
+    def see(self, func, args, kwargs, result):
+        self.number += func in (
+            torch.ops.aten.convolution.default,
+            torch.ops.aten.convolution_backward.default,
+        )
+
+
+def test_no_gradient_of_a_convolutions_constant_weight_is_formed():
+    x, weight = draw(2, 3, 9, 8), draw(4, 3, 3, 3)
+    with Convolutions() as convolutions, CheapSecondDerivatives():
+        with_derivatives(lambda x: functional.conv2d(x, weight), x)
+    assert (
+        convolutions.number == 3
+    )  # itself, what it passes on, and the derivative of that: it has no curvature
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: functional.conv2d(x, torch.ones(6, 1, 3, 3, dtype=x.dtype), groups=3),
+        lambda x: functional.conv2d(x, torch.ones(6, 3, 3, 3, dtype=x.dtype), padding="same"),
+        lambda x: functional.conv2d(x[0], torch.ones(6, 3, 3, 3, dtype=x.dtype)),
+    ],
+    ids=["groups", "padding in words", "a picture alone"],
+)
+def test_other_convolutions_are_left_to_torch(other):
+    with CheapSecondDerivatives():
+        value = other(draw(2, 3, 9, 8).requires_grad_())
+    assert "_Convolution" not in type(value.grad_fn).__name__
 
 
 @pytest.mark.parametrize("candidates", [1, 3])

@@ -171,11 +171,16 @@ def test_watching_keeps_no_tensor_alive():
     assert torch.equal(recording.replay([torch.full((3,), 2.0)])[0], outputs[0] * 2)
 
 
-def test_a_matcher_replays_to_the_same_distances_and_gradients():
+@pytest.mark.parametrize(
+    "beside", [None, lambda leaves: leaves["inputs"].square().sum((1, 2))], ids=["alone", "prior"]
+)
+def test_a_matcher_replays_to_the_same_distances_and_gradients(beside):
     torch.manual_seed(0)
+    ran = []
     network = nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3)).double()
 
     def losses(leaves):
+        ran.append(len(leaves["inputs"]))
         logits = network(leaves["inputs"].flatten(0, 1)).view(*leaves["inputs"].shape[:2], 3)
         return -(logits.log_softmax(-1) * leaves["labels"].softmax(-1)).sum((1, 2))
 
@@ -191,10 +196,13 @@ def test_a_matcher_replays_to_the_same_distances_and_gradients():
     for seed in range(CALLS):
         leaves = {"inputs": drawn(4, 2, 5, seed=100 + seed), "labels": drawn(4, 2, 3, seed=200 + seed)}
         (values, slopes), (expected, expected_slopes) = (
-            m.value_and_gradient(losses, leaves, leaves) for m in matchers
+            m.value_and_gradient(losses, leaves, leaves, beside=beside) for m in matchers
         )
         torch.testing.assert_close(values, expected, rtol=1e-10, atol=0)
         for name, slope in slopes.items():
             torch.testing.assert_close(slope, expected_slopes[name], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(matchers[0].evaluate(losses, leaves), expected, rtol=1e-10, atol=0)
+        distances = expected if beside is None else expected - beside(leaves)
+        torch.testing.assert_close(matchers[0].evaluate(losses, leaves), distances, rtol=1e-10, atol=0)
+    by_both = 2 * UNTIL_REPLAYED + CALLS  # of the first one's two computations, and of the other's
+    assert ran.count(4) == by_both
     assert [matcher.evaluations for matcher in matchers] == [8 * CALLS, 4 * CALLS]

@@ -1,7 +1,8 @@
-"""The gradient of a convolution's weight, formed, with cheap second derivatives: convolutions again.
+"""Convolutions, and the gradients of their weights, formed, with cheap second derivatives: convolutions again.
 
-Made of patches of the input and their product with the output's gradient, it would take two to five times as long: the
-patches of a 3 × 3 kernel are nine copies of a picture.
+Made of patches of the input and their product with the output's gradient, a weight's gradient would take two to five
+times as long: the patches of a 3 × 3 kernel are nine copies of a picture. As torch has it,
+a convolution's second derivative forms a gradient of the weight too, which nobody asks for.
 
 Shapes: K candidates, N pictures of one candidate, C channels, O and I those of output and input, H and W height and
 width, a prime for the output's, J and L those of the kernel.
@@ -9,6 +10,7 @@ width, a prime for the output's, J and L those of the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -39,6 +41,67 @@ def one_after_the_other(x: Tensor, candidates: int) -> Tensor:
     return (
         x if candidates == 1 else x.view(len(x), candidates, -1, *x.shape[2:]).transpose(0, 1).flatten(0, 1)
     )
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """`functional.conv2d` of pictures (N, I, H, W), the weight constant, differentiable twice; None for other uses."""
+    if groups != 1 or isinstance(padding, str) or input.dim() != 4 or not input.requires_grad:
+        return None
+    # In the order in memory that torch would bring it to for each of its uses.
+    order = torch._prims_common.suggest_memory_format(input)
+    weight = weight.detach().contiguous(memory_format=order)
+    given = _pair(stride), _pair(padding), _pair(dilation)
+    return cast(Tensor, _Convolution.apply(input, weight, bias, given))  # type: ignore[no-untyped-call]
+
+
+def _pair(number: int | Sequence[int]) -> list[int]:
+    """Of height and width: torch takes one number for both."""
+    return [number, number] if isinstance(number, int) else [*number, *number][:2]
+
+
+_Given = tuple[list[int], list[int], list[int]]
+
+
+class _Convolution(torch.autograd.Function):
+    """x ∗ w + b."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, given: _Given) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.given = given  # type: ignore[attr-defined]
+        return torch.conv2d(x, weight, bias, *given)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        slope = _InputGradient.apply(grad, x.detach(), weight, ctx.given)  # type: ignore[attr-defined, no-untyped-call]
+        return slope, None, None, None
+
+
+class _InputGradient(torch.autograd.Function):
+    """What a convolution passes on of a gradient: linear in it, so that its derivative is the convolution."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, grad: Tensor, x: Tensor, weight: Tensor, given: _Given) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.given = given  # type: ignore[attr-defined]
+        asked = [True, False, False]
+        found = torch.ops.aten.convolution_backward(grad, x, weight, None, *given, False, [0, 0], 1, asked)
+        return cast(Tensor, found[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, u: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return torch.conv2d(u, weight, None, *ctx.given), None, None, None  # type: ignore[attr-defined]
 
 
 class _WeightGradient(torch.autograd.Function):

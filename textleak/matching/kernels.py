@@ -1,8 +1,8 @@
 """A network's usual operations with cheap second derivatives, swapped in while the engine runs it.
 
 Torch differentiates layer norms, activations and softmax twice by formulas of many small steps. The operations here,
-and the products of linear.py, give the same values and derivatives to rounding; weights count as constants, as their
-gradients come from factors.
+the products of linear.py and the convolutions of convolution.py give the same values and derivatives to rounding;
+weights count as constants, as their gradients come from factors.
 
 Shapes: any leading dimensions, D the last one, O and I the sides of a weight.
 """
@@ -20,6 +20,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 from textleak.matching.batch_norm import batch_norm, batch_norm_by
+from textleak.matching.convolution import conv2d
 from textleak.matching.linear import linear
 from textleak.matching.replaced import ReplacedFunctions
 
@@ -440,6 +441,7 @@ def _softmax(
 
 # Each gives None where it doesn't apply, and torch's own function runs.
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    functional.conv2d: conv2d,
     functional.linear: _linear,
     torch.addmm: _addmm,
     functional.layer_norm: _layer_norm,

@@ -182,7 +182,8 @@ class Matcher:
             model_function: gives losses (K,) from `leaves`.
             leaves: tensors with K first; they are left as they are.
             wrt: names of floating-point leaves; candidate k's gradient is that of candidate k's distance.
-            beside: what else is to be minimized, (K,): a prior, asked once the network has run on the same leaves.
+            beside: what else is to be minimized, (K,): a prior, asked once the network has run on the same leaves; like
+                the model function it mustn't depend on anything else that changes.
             kin: which candidates of other matchers could go into the same call, where the matcher has a pool.
 
         Raises:
@@ -198,7 +199,7 @@ class Matcher:
             return distances_K, *gradients.values()
 
         def some(part: dict[str, Tensor]) -> Tensors:
-            return self._run((model_function, names, chosen) if beside is None else None, compute, part)
+            return self._run((model_function, beside, names, chosen), compute, part)
 
         distances_K, *gradients = map(torch.cat, zip(*self._chunked(some, leaves), strict=True))
         return distances_K, dict(zip(chosen, gradients, strict=True))
@@ -222,12 +223,10 @@ class Matcher:
         )
         return distances_K.detach(), dict(zip(chosen, gradients, strict=True))
 
-    def _run(self, function: Hashable | None, compute: Compute, part: dict[str, Tensor]) -> Tensors:
-        """What is computed from a chunk of the leaves, by replay where the function is one that comes again."""
+    def _run(self, function: Hashable, compute: Compute, part: dict[str, Tensor]) -> Tensors:
+        """What is computed from a chunk of the leaves, by replay where calls that come again are replayed."""
         values = tuple(part.values())
-        if function is None or self._replayed is None:
-            return compute(values)
-        return self._replayed(function, compute, values)
+        return compute(values) if self._replayed is None else self._replayed(function, compute, values)
 
     def _chunked(self, some: Callable[[dict[str, Tensor]], Answer], leaves: Leaves) -> list[Answer]:
         """`some` of the leaves at a time; running out of memory halves the chunk, and the work goes on."""

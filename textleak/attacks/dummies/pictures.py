@@ -17,7 +17,17 @@ from textleak.attacks.dummies.waves import Waves
 from textleak.clients.view import View
 from textleak.errors import InputError
 from textleak.events import Tokens
-from textleak.matching import Damage, Leaves, Matcher, Objective, Project, SquaredL2, Target, Turns
+from textleak.matching import (
+    Damage,
+    Leaves,
+    Matcher,
+    ModelFunction,
+    Objective,
+    Project,
+    SquaredL2,
+    Target,
+    Turns,
+)
 from textleak.models.batches import Targets
 from textleak.models.vision import ImageModel, Statistics
 from textleak.shared.effects import hides_entries, lost_scale
@@ -281,11 +291,20 @@ class DummyPictures:
         free = [name for name in self.free if name in leaves]
         if not self.settings.total_variation and not self._known_statistics:
             return matcher.value_and_gradient(self.losses, leaves, free)
+        losses, prior = self._losses_and_prior
+        return matcher.value_and_gradient(losses, leaves, free, beside=prior)
+
+    @cached_property
+    def _losses_and_prior(self) -> tuple[ModelFunction, ModelFunction]:
+        """The model function, and the prior on the same leaves, which is told what the network has seen on the way.
+
+        The same two for good, as a matcher knows by them what comes again.
+        """
+        if not self._known_statistics:
+            return self.losses, lambda some: self._prior(self.pixels(some), None)
         noted: list[tuple[Leaves, Statistics]] = []
 
         def losses(some: Leaves) -> Tensor:
-            if not self._known_statistics:
-                return self.losses(some)
             with self.model.noting_statistics() as statistics:
                 noted.append((some, statistics))
                 return self.losses(some)
@@ -295,7 +314,7 @@ class DummyPictures:
             noted.clear()
             return self._prior(self.pixels(some), own)
 
-        return matcher.value_and_gradient(losses, leaves, free, beside=prior)
+        return losses, prior
 
     @property
     def _known_statistics(self) -> Mapping[str, tuple[Sequence[float], Sequence[float]]]:
