@@ -10,6 +10,7 @@ from textleak.errors import InputError
 from textleak.jobs.files import asked_by_file, drawn_here, read_gradient, tell_less, within
 from textleak.jobs.found.known import known_of, with_shown
 from textleak.jobs.found.model import load_named, model_of, published
+from textleak.jobs.found.weights import check_after, check_no_adapter, check_update
 from textleak.jobs.parts import build_client, chosen_client
 from textleak.jobs.telling import UNKNOWN_STEP, Kind, Telling, telling_of
 from textleak.settings import Choice
@@ -104,6 +105,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     _check_pair(model, before, after)
     where = str(config.after)
     moved = updates.difference(model, before.tensors if before else None, after.tensors, where=where)
+    doubts = check_after(config.after, moved, model)
     moved = {name: tensor for name, tensor in moved.items() if name in model.trainable or tensor.any()}
     moved = _only_shared(config, model, moved)
     telling = telling_of(moved, model, kind="update")
@@ -111,7 +113,8 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     def shared(client: Client, known: SideInformation) -> SharedGradient:
         return updates.from_difference(model, moved, client=client, known=known, where=where)
 
-    return _told(config, model, secret, telling, shared, kind="update", doubts=_parts_of(moved, model))
+    doubts += _parts_of(moved, model)
+    return _told(config, model, secret, telling, shared, kind="update", doubts=doubts)
 
 
 def _check_pair(model: TextModel, before: State | None, after: State) -> None:
@@ -210,6 +213,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     assert config.gradients is not None
     state = read_state(config.gradients)
     state.check_usable()
+    check_no_adapter(state)
     if "model" not in config.model_fields_set:
         raise InputError(
             f"{config.gradients} doesn't say which model it is of.",
@@ -229,6 +233,7 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
         head = updates.names_of(prepared).fit(tensors, where).unknown
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
     sent = updates.as_named(prepared, tensors, where=where)
+    check_update(config.gradients, sent, model)
     sent = _only_shared(config, model, sent)
     telling = telling_of(sent, model, kind=kind)
     doubts = drawn_here(model) if weights is None else ()
