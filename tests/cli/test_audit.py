@@ -139,10 +139,11 @@ def test_gradients_in_the_order_of_the_parameters_give_the_text_away(training: P
     assert result["verified"] is True
 
 
-def test_a_state_dict_of_differences_gives_the_text_away(training: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_state_dict_of_differences_gives_the_text_away(sign: int, training: Path, tmp_path: Path) -> None:
     before = load_file(training / "before" / "model.safetensors")
     after = load_file(training / "after" / "model.safetensors")
-    torch.save({name: after[name] - before[name] for name in before}, tmp_path / "difference.bin")
+    torch.save({name: sign * (after[name] - before[name]) for name in before}, tmp_path / "difference.bin")
     result = verdict_of(tmp_path / "difference.bin", "-m", training / "before", *STEP)
     assert result["verdict"] == "LEAKS"
     assert result["sentences"][0]["recovered"] == TEXT

@@ -14,7 +14,7 @@ from tests.conftest import ToyModel
 from tests.inference.answers import RIGHT, WRONG, marks
 from tests.inference.recorded import Settings, left, record
 from textleak.errors import InputError
-from textleak.inference import sentences, told
+from textleak.inference import sentences, told, turned
 from textleak.inference.base import Seen
 from textleak.inference.dropout import empty_columns
 from textleak.inference.heads import read_heads
@@ -50,6 +50,17 @@ def test_a_gradient_is_told_from_a_difference_of_weights(toy_model: ToyModel):
 
     assert told(gradient.sent, model).value("sent") == "gradient"
     assert told(update.sent, model).value("sent") == "update"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_before_minus_after_is_told_from_after_minus_before(optimizer: str, tiny: TextModel):
+    sent = record(tiny, Settings(optimizer=optimizer, lr=1e-3, seed=4)).sent
+    gradient = record(tiny, Settings(optimizer=None, seed=4)).sent
+
+    assert turned({name: -t for name, t in sent.items()}, tiny)
+    assert not turned(sent, tiny)
+    assert not turned(gradient, tiny)
+    assert not turned({name: -t.bfloat16() for name, t in sent.items()}, tiny)
 
 
 def test_the_vocabulary_is_that_of_the_batch(toy_model: ToyModel):

@@ -36,6 +36,7 @@ _TAKEN_FOR: dict[Kind, str] = {
     "update": "Whether a gradient was sent or weights' difference can't be told; it was taken for a difference, as all "
     "tensors moved alike. Of a gradient: --client one-step.",
 }
+_TURNED = "The file holds before − after, as only so all of it lies on the weights' grid; its sign was turned for the audit."
 _DROPOUT = "train-mode"
 _DROPOUT_COUNTED = (
     "Whether dropout was on can't be told: it counts as on, as people train, unless a text proves that it was off. "
@@ -208,6 +209,7 @@ def _by_file(config: AuditConfig, public: PublicModel) -> dict[str, Any]:
 
 def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     from textleak.clients import updates
+    from textleak.inference import turned
     from textleak.shared.formats import read_state
 
     assert config.gradients is not None
@@ -234,9 +236,12 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
     sent = updates.as_named(prepared, tensors, where=where)
     check_update(config.gradients, sent, model)
+    doubts = drawn_here(model) if weights is None else ()
+    if kind != "gradient" and turned(sent, model):
+        sent = {name: -tensor for name, tensor in sent.items()}
+        doubts += (_TURNED,)
     sent = _only_shared(config, model, sent)
     telling = telling_of(sent, model, kind=kind)
-    doubts = drawn_here(model) if weights is None else ()
     if telling.moved and telling.kind is None:
         telling = _taken_for(sent, model)
         doubts += (_TAKEN_FOR[telling.kind or "gradient"],)
