@@ -36,7 +36,7 @@ _TAKEN_FOR: dict[Kind, str] = {
     "update": "Whether a gradient was sent or weights' difference can't be told; it was taken for a difference, as all "
     "tensors moved alike. Of a gradient: --client one-step.",
 }
-_TURNED = "The file holds before − after, as only so all of it lies on the weights' grid; its sign was turned for the audit."
+_TURNED = "The file holds before − after: only so is all of it on the weights' grid. Its sign was turned for the audit."
 _DROPOUT = "train-mode"
 _DROPOUT_COUNTED = (
     "Whether dropout was on can't be told: it counts as on, as people train, unless a text proves that it was off. "
