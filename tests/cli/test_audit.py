@@ -139,10 +139,11 @@ def test_gradients_in_the_order_of_the_parameters_give_the_text_away(training: P
     assert result["verified"] is True
 
 
-def test_a_state_dict_of_differences_gives_the_text_away(training: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_state_dict_of_differences_gives_the_text_away(sign: int, training: Path, tmp_path: Path) -> None:
     before = load_file(training / "before" / "model.safetensors")
     after = load_file(training / "after" / "model.safetensors")
-    torch.save({name: after[name] - before[name] for name in before}, tmp_path / "difference.bin")
+    torch.save({name: sign * (after[name] - before[name]) for name in before}, tmp_path / "difference.bin")
     result = verdict_of(tmp_path / "difference.bin", "-m", training / "before", *STEP)
     assert result["verdict"] == "LEAKS"
     assert result["sentences"][0]["recovered"] == TEXT
@@ -345,6 +346,51 @@ def test_a_checkpoint_of_another_model_is_refused(
     toy_model("gpt2", task="classification").network.save_pretrained(tmp_path / "gpt2")
     told = refused("--before", training / "before", "--after", tmp_path / "gpt2", *STEP)
     assert "are of no parameter of the model" in told
+
+
+@pytest.mark.parametrize("checkpoint", ["after", "after.pt"])
+def test_a_checkpoint_is_no_update(checkpoint: str, training: Path) -> None:
+    told = refused(training / checkpoint, "--model", training / "before")
+    assert "holds weights, not an update" in told
+    assert "--before A --after B" in told
+
+
+@pytest.mark.parametrize("share", [1.0, -0.1])
+def test_an_update_is_no_checkpoint(share: float, training: Path, tmp_path: Path) -> None:
+    gradients = load_file(training / "gradients.safetensors")
+    save_file(
+        {name: share * 1e-3 * value for name, value in gradients.items()}, tmp_path / "small.safetensors"
+    )
+    told = refused("--before", training / "before", "--after", tmp_path / "small.safetensors")
+    assert "holds no weights that the model's can have become" in told
+    assert "--model A" in told
+
+
+def test_an_adapter_is_no_update(training: Path, tmp_path: Path, toy_model: Callable[..., TextModel]) -> None:
+    peft = pytest.importorskip("peft")
+    network = copy.deepcopy(toy_model("bert", task="classification").network)
+    network = adapted(network, peft.LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"]))
+    network.save_pretrained(tmp_path / "adapter")
+    assert "is an adapter: its weights" in refused(tmp_path / "adapter", "--model", training / "before")
+
+
+def test_that_two_checkpoints_have_little_in_common_is_said(own: Path) -> None:
+    tensors = load_file(own / "after" / "model.safetensors")
+    drawn = torch.Generator().manual_seed(0)
+    other = {
+        name: t.std().nan_to_num(0.1) * torch.randn(t.shape, generator=drawn) for name, t in tensors.items()
+    }
+    save_file(other, own / "after" / "model.safetensors")
+    found = verdict_of("--before", own / "before", "--after", own / "after", "--time-limit", "1s")
+    assert found["verdict"] != "LEAKS"
+    assert any("have little in common" in note for note in found["notes"])
+
+
+def test_a_file_without_any_tensor_says_what_to_give(training: Path, tmp_path: Path) -> None:
+    save_file({}, tmp_path / "none.safetensors")
+    told = refused(tmp_path / "none.safetensors", "--model", training / "before")
+    assert "It is empty" in told
+    assert "Give a .safetensors" in told
 
 
 def test_other_shapes_are_refused(own: Path) -> None:

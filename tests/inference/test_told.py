@@ -14,7 +14,7 @@ from tests.conftest import ToyModel
 from tests.inference.answers import RIGHT, WRONG, marks
 from tests.inference.recorded import Settings, left, record
 from textleak.errors import InputError
-from textleak.inference import sentences, told
+from textleak.inference import sentences, told, turned
 from textleak.inference.base import Seen
 from textleak.inference.dropout import empty_columns
 from textleak.inference.heads import read_heads
@@ -50,6 +50,17 @@ def test_a_gradient_is_told_from_a_difference_of_weights(toy_model: ToyModel):
 
     assert told(gradient.sent, model).value("sent") == "gradient"
     assert told(update.sent, model).value("sent") == "update"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_before_minus_after_is_told_from_after_minus_before(optimizer: str, tiny: TextModel):
+    sent = record(tiny, Settings(optimizer=optimizer, lr=1e-3, seed=4)).sent
+    gradient = record(tiny, Settings(optimizer=None, seed=4)).sent
+
+    assert turned({name: -t for name, t in sent.items()}, tiny)
+    assert not turned(sent, tiny)
+    assert not turned(gradient, tiny)
+    assert not turned({name: -t.bfloat16() for name, t in sent.items()}, tiny)
 
 
 def test_the_vocabulary_is_that_of_the_batch(toy_model: ToyModel):
@@ -239,6 +250,16 @@ def test_several_steps_of_adamw_on_one_batch_tell_rate_and_number_by_what_only_s
     assert findings.value("weight decay") == 0.01
 
 
+@pytest.mark.parametrize("kept", [0.0, -0.25])
+def test_what_takes_all_of_the_weights_is_no_decay(kept: float, tiny: TextModel):
+    sent = {name: (kept - 1) * p.detach() for name, p in tiny.parameters.items()}
+
+    findings = told(sent, tiny, kind="update")
+
+    assert findings.value("weight decay") is None
+    assert findings.value("steps") is None
+
+
 def test_steps_that_shrink_weights_unlike_are_not_counted(tiny: TextModel):
     table = tiny.word_embedding.weight.detach()
     name = next(
@@ -394,10 +415,11 @@ def test_autocast_leaves_the_grid_of_bfloat16(tiny: TextModel):
     assert findings.client == ("autocast",)
 
 
-def test_a_key_s_bias_whose_gradient_is_rounding_alone_is_on_no_grid(tiny: TextModel):
+@pytest.mark.parametrize("unit", [2.0**-42, 2.0**-20])
+def test_a_key_s_bias_whose_gradient_is_rounding_alone_is_on_no_grid(unit: float, tiny: TextModel):
     sent = record(tiny, Settings(optimizer=None, seed=9)).sent
     name = next(name for name in sent if name.endswith("key.bias"))
-    sent[name] = 2.0**-42 * (torch.arange(sent[name].numel()) % 13 - 6)
+    sent[name] = unit * (torch.arange(sent[name].numel()) % 13 - 6)
 
     assert told(sent, tiny).value("precision") == "float32"
 

@@ -4,6 +4,7 @@
 """
 
 from textleak.inference.base import Findings, Kind, Told, Value
+from textleak.inference.kind import turned
 from textleak.inference.questions import QUESTIONS, told
 
-__all__ = ["QUESTIONS", "Findings", "Kind", "Told", "Value", "told"]
+__all__ = ["QUESTIONS", "Findings", "Kind", "Told", "Value", "told", "turned"]

@@ -6,6 +6,8 @@ import dataclasses
 import math
 
 from textleak.inference.base import Kind, Seen, Told, measured, per_cent, some_of
+from textleak.models import TextModel
+from textleak.models.base import Tensors
 
 WHAT = "sent"
 # Entries whose sum with the weight is a number of the weights' own type: of a difference all, of a gradient those that
@@ -16,6 +18,8 @@ _ALL, _FEW = 0.95, 0.5
 # difference is exact; of a small gradient a quarter at most is on the grid by chance. Of one as large as its weight it
 # is more, where weights have few bits.
 _LEAST, _LEAST_SMALL, _SMALL = 200, 64, 0.25
+# Entries off the grid with one sign where none is with the other (our choice).
+_CROSSED = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,13 +63,25 @@ def sent_as(seen: Seen) -> Sent:
     return Sent(kind=None, evidence=f"{figure}: more than a gradient's, less than a difference's.")
 
 
-def _counted(seen: Seen, *, telling: bool, part: float = math.inf) -> tuple[int, int]:
+def turned(sent: Tensors, model: TextModel) -> bool:
+    """Whether it is before − after, as optimizers of servers take updates: a difference, but not of the other sign.
+
+    What is small beside its weight is exact, so of the right sign all sums with the weights are on their grid, of the
+    other all but where a step crossed a power of 2.
+    """
+    seen = Seen(sent=sent, model=model)
+    (there, total), (turned_, _) = (_counted(seen, telling=True, part=_SMALL, sign=sign) for sign in (1, -1))
+    return total >= _LEAST_SMALL and turned_ == total and total - there >= _CROSSED
+
+
+def _counted(seen: Seen, *, telling: bool, part: float = math.inf, sign: int = 1) -> tuple[int, int]:
     """Entries whose sum with the weight is a number of the weights' type, and how many were looked at.
 
     Args:
         seen: the update.
         telling: whether only entries count that neither bfloat16 nor float16 holds.
         part: of its weight that an entry is at most.
+        sign: of the entries in that sum.
     """
     on_grid = total = 0
     for name, value in seen.moved():
@@ -76,7 +92,7 @@ def _counted(seen: Seen, *, telling: bool, part: float = math.inf) -> tuple[int,
         told_N = (weights_N != 0) & (sent_N != 0) & (sent_N.abs() <= part * weights_N.abs())
         if telling:
             told_N &= (sent_N.bfloat16() != sent_N) & (sent_N.half() != sent_N)
-        sum_N = (sent_N + weights_N)[told_N]
+        sum_N = (sign * sent_N + weights_N)[told_N]
         on_grid += int((sum_N.to(weights.dtype).to(sum_N) == sum_N).sum())
         total += len(sum_N)
     return on_grid, total

@@ -17,7 +17,8 @@ from textleak.inference.kind import sent_as
 
 WHAT = "precision"
 _SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Part of a tensor's entries that lie on a grid when all were rounded to it; of others one in 2¹⁶ does by chance.
+# Part of a tensor's entries that lie on a grid when all were rounded to it; of others one in 2¹⁶ does by chance. And
+# how many entries that aren't 0 tell (our choice).
 _ALL, _LEAST = 0.999, 64
 # Part of the median tensor's largest entry that a tensor's has to exceed: below it they are rounding of sums that
 # cancel, as a key's bias has, which leaves few bits (our choice: float32's own eps).
@@ -33,22 +34,36 @@ class Precision:
 
 @measured
 def grids_of(seen: Seen) -> Precision:
-    """Which tensors lie on which grid; those that are rounding alone tell of none."""
+    """Which tensors lie on which grid; those that are rounding alone tell of none.
+
+    How large rounding is differs by layer, so a vector that is on a grid alone tells nothing: where products of
+    matrices are rounded some matrix is too, or, where none was sent, most of what was.
+    """
     sizes = {name: float(value.abs().max()) for name, value in seen.moved() if value.numel() >= _LEAST}
     least = _ROUNDING * statistics.median(sizes.values()) if sizes else 0.0
-    return Precision(grids={name: _grid(seen.sent[name]) for name, size in sizes.items() if size > least})
+    grids = {name: _grid(seen.sent[name]) for name, size in sizes.items() if size > least}
+    on = {name for name, grid in grids.items() if grid != _type(seen.sent[name])}
+    matrices = {name for name in grids if seen.sent[name].dim() > 1}
+    if not (on & matrices if matrices else 2 * len(on) > len(grids)):
+        grids = {name: _type(seen.sent[name]) for name in grids}
+    return Precision(grids=grids)
+
+
+def _type(value: Tensor) -> str:
+    own = next((short for short, dtype in _SHORT.items() if value.dtype == dtype), None)
+    return own or str(value.dtype).removeprefix("torch.")
 
 
 def _grid(value: Tensor) -> str:
-    stored = next((short for short, dtype in _SHORT.items() if value.dtype == dtype), None)
-    if stored is not None:
-        return stored
+    if value.dtype in _SHORT.values():
+        return _type(value)
     (values_N,) = some_of(value)
     values_N = values_N[values_N != 0]
     for short, dtype in _SHORT.items():
-        if len(values_N) and float((values_N.to(dtype).to(values_N) == values_N).double().mean()) >= _ALL:
+        on_N = values_N.to(dtype).to(values_N) == values_N
+        if len(values_N) >= _LEAST and float(on_N.double().mean()) >= _ALL:
             return short
-    return str(value.dtype).removeprefix("torch.")
+    return _type(value)
 
 
 def computed_eps(seen: Seen, names: Sequence[str]) -> float:

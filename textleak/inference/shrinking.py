@@ -78,6 +78,8 @@ def _of_table(seen: Seen, name: str) -> tuple[Decay, Tensor] | None:
     if before_RE.numel() < _LEAST:
         return None
     product = max(0.0, float((-(before_RE * moved_RE).sum(1) / before_RE.square().sum(1)).median()))
+    if product >= 1:  # decay leaves every weight its sign
+        return None
     off_RE = off_the_grid(moved_RE, before_RE, product, weights.dtype)
     off_R = off_RE.abs().amax(1)
     off = _TIMES * float(off_R.median())

@@ -10,6 +10,7 @@ from textleak.errors import InputError
 from textleak.jobs.files import asked_by_file, drawn_here, read_gradient, tell_less, within
 from textleak.jobs.found.known import known_of, with_shown
 from textleak.jobs.found.model import load_named, model_of, published
+from textleak.jobs.found.weights import check_after, check_no_adapter, check_update
 from textleak.jobs.parts import build_client, chosen_client
 from textleak.jobs.telling import UNKNOWN_STEP, Kind, Telling, telling_of
 from textleak.settings import Choice
@@ -35,6 +36,7 @@ _TAKEN_FOR: dict[Kind, str] = {
     "update": "Whether a gradient was sent or weights' difference can't be told; it was taken for a difference, as all "
     "tensors moved alike. Of a gradient: --client one-step.",
 }
+_TURNED = "The file holds before − after: only so is all of it on the weights' grid. Its sign was turned for the audit."
 _DROPOUT = "train-mode"
 _DROPOUT_COUNTED = (
     "Whether dropout was on can't be told: it counts as on, as people train, unless a text proves that it was off. "
@@ -104,6 +106,7 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     _check_pair(model, before, after)
     where = str(config.after)
     moved = updates.difference(model, before.tensors if before else None, after.tensors, where=where)
+    doubts = check_after(config.after, moved, model)
     moved = {name: tensor for name, tensor in moved.items() if name in model.trainable or tensor.any()}
     moved = _only_shared(config, model, moved)
     telling = telling_of(moved, model, kind="update")
@@ -111,7 +114,8 @@ def _between(config: AuditConfig, secret: Secret | None) -> Found:
     def shared(client: Client, known: SideInformation) -> SharedGradient:
         return updates.from_difference(model, moved, client=client, known=known, where=where)
 
-    return _told(config, model, secret, telling, shared, kind="update", doubts=_parts_of(moved, model))
+    doubts += _parts_of(moved, model)
+    return _told(config, model, secret, telling, shared, kind="update", doubts=doubts)
 
 
 def _check_pair(model: TextModel, before: State | None, after: State) -> None:
@@ -205,11 +209,13 @@ def _by_file(config: AuditConfig, public: PublicModel) -> dict[str, Any]:
 
 def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
     from textleak.clients import updates
+    from textleak.inference import turned
     from textleak.shared.formats import read_state
 
     assert config.gradients is not None
     state = read_state(config.gradients)
     state.check_usable()
+    check_no_adapter(state)
     if "model" not in config.model_fields_set:
         raise InputError(
             f"{config.gradients} doesn't say which model it is of.",
@@ -229,9 +235,13 @@ def _from_state(config: AuditConfig, secret: Secret | None) -> Found:
         head = updates.names_of(prepared).fit(tensors, where).unknown
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
     sent = updates.as_named(prepared, tensors, where=where)
+    check_update(config.gradients, sent, model)
+    doubts = drawn_here(model) if weights is None else ()
+    if kind != "gradient" and turned(sent, model):
+        sent = {name: -tensor for name, tensor in sent.items()}
+        doubts += (_TURNED,)
     sent = _only_shared(config, model, sent)
     telling = telling_of(sent, model, kind=kind)
-    doubts = drawn_here(model) if weights is None else ()
     if telling.moved and telling.kind is None:
         telling = _taken_for(sent, model)
         doubts += (_TAKEN_FOR[telling.kind or "gradient"],)

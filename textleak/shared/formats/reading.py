@@ -90,6 +90,7 @@ class State:
                 why=f"What it holds is of {', '.join(sorted(set(self.others.values())))}."
                 if self.others
                 else "It is empty.",
+                fix=f"Give {_FORMS}.",
             )
         for name, tensor in self.tensors.items():
             if not torch.isfinite(tensor.float()).all():  # what float64 alone can hold is no weight either
