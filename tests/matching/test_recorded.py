@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from textleak.matching import Capture, Matcher, SquaredL2, Target
+from textleak.matching.linear import linear
 from textleak.matching.recorded import UNTIL_REPLAYED, Replayed, watch
 from textleak.matching.replay import Recording
 
@@ -206,3 +207,27 @@ def test_a_matcher_replays_to_the_same_distances_and_gradients(beside):
     by_both = 2 * UNTIL_REPLAYED + CALLS  # of the first one's two computations, and of the other's
     assert ran.count(4) == by_both
     assert [matcher.evaluations for matcher in matchers] == [8 * CALLS, 4 * CALLS]
+
+
+def test_which_rows_are_zero_is_not_asked_again_where_all_were_multiplied():
+    weight = drawn(3, 4, seed=5)
+
+    def slope(inputs):
+        x, g = (one.clone().requires_grad_() for one in inputs)
+        (back,) = torch.autograd.grad(linear(x, weight), x, g, create_graph=True)
+        return (torch.autograd.grad(back.square().sum(), g)[0],)
+
+    few = drawn(64, 3, seed=2)
+    few[8:] = 0
+    for begun_with, again in ((drawn(64, 3, seed=1), few), (few, drawn(64, 3, seed=1))):
+        _, recording = watch(slope, [drawn(64, 4, seed=0), begun_with])
+        assert recording is not None
+        found, expected = (
+            recording.replay([drawn(64, 4, seed=0), again]),
+            slope([drawn(64, 4, seed=0), again]),
+        )
+        if begun_with is few:  # rows were left out, so that another number of them is another computation
+            assert found is None
+        else:
+            assert found is not None
+            torch.testing.assert_close(found[0], expected[0])

@@ -35,6 +35,8 @@ _STEPS = (
     lambda x, y: x.tanh() * y.tanh(),
     lambda x, y: x.mT.contiguous().mT + y,
     lambda x, y: (x.reshape(6, 4) @ _WEIGHT).view(2, 3, 4) - y,
+    lambda x, y: (x.reshape(6, 4) @ _WEIGHT).view(2, 3, 4) + y * 0.5,
+    lambda x, y: (x.reshape(6, 4) @ _WEIGHT).view(2, 3, 4) + (y.reshape(6, 4) @ _WEIGHT.T).view(2, 3, 4),
     lambda x, y: x.transpose(0, 1).reshape(3, 8).T.reshape(2, 4, 3).mT + y,
     lambda x, y: (x - x.mean(-1, keepdim=True)) * y.sum(1, keepdim=True).tanh(),
     lambda x, y: x[:, _ORDER].tanh() + y[:1],

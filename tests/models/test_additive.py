@@ -9,6 +9,7 @@ import torch
 
 from tests.conftest import ToyModel, write_toy
 from textleak.models import TextModel, load_model
+from textleak.models.probes import additive
 from textleak.models.probes.additive import AdditiveInputs, additive_inputs
 from textleak.models.probes.layers import LocalLayer, layer_inputs, local_layers
 
@@ -45,7 +46,11 @@ def test_tokens_and_positions_make_the_networks_own_inputs(family: str, toy_mode
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama"])
-def test_products_with_directions_need_no_inputs(family: str, toy_model: ToyModel) -> None:
+@pytest.mark.parametrize("at_once", [2**17, 150])
+def test_products_with_directions_need_no_inputs(
+    family: str, at_once: int, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(additive, "_NUMBERS", at_once)
     model = toy_model(family, task="classification")
     layer = first_layer(model)
     generator = torch.Generator().manual_seed(0)

@@ -22,6 +22,8 @@ from textleak.models.probes.layers import LocalLayer, layer_inputs
 
 # Tokens of all rows that run through the network at once: more leave the caches (measured).
 _TOKENS_A_PASS = 4096
+# Tokens that tell how large inputs are, to within a factor of two (our choice).
+_SAMPLED = 256
 
 
 class Vocabulary:
@@ -98,7 +100,7 @@ class Vocabulary:
         every_V = torch.arange(self.model.marks, device=self.model.device)
         if self.made is not None and self.along is not None:
             along_V = self.along(position)
-            inputs_NI = self.made.at(every_V[:1024], position)
+            inputs_NI = self.made.at(every_V[:: max(1, len(every_V) // _SAMPLED)], position)
             ids_N = (along_V <= 2 * margin * inputs_NI.square().sum(1).max()).nonzero().flatten()
             inputs_NI = self.made.at(ids_N, position)
             kept_N = along_V[ids_N] <= margin * inputs_NI.square().sum(1)

@@ -10,7 +10,8 @@ doesn't know what the leaves mean, be it text or images, and imports torch and n
 - kernels.py: a network's usual operations with cheap second derivatives, in place of torch's own (replaced.py).
   linear.py: products by a constant weight. batch_norm.py and convolution.py: the same for networks that read pictures.
 - objectives.py: one distance from the moments.  matcher.py: all of it in one call, in chunks; calls that come again
-  are replayed as a list of kernels (recorded.py) in memory laid out once (replay.py).
+  are replayed as a list of kernels (recorded.py) in memory laid out once (replay.py), products added where their sums
+  lie (added_products.py).
 - optimizers.py: Adam, asked for points and told their worth; lbfgs.py: L-BFGS.  policies.py: patience and races, around
   them. crossing.py: L-BFGS from several starts, of which parts are exchanged.
 - pool.py: runs on several gradients that share their calls of the network (coroutine.py).

@@ -149,7 +149,7 @@ class _Activation:
 
 # Entries up to which a slope is kept between its uses (our choice): it takes longer than all else that is done with it,
 # and memory on small networks matters less.
-_KEPT = 2**18
+_KEPT = 2**20
 
 
 class _Activated(torch.autograd.Function):
@@ -169,7 +169,8 @@ class _Activated(torch.autograd.Function):
         if torch.is_grad_enabled():  # there will be second derivatives
             if slope is None and x.numel() <= _KEPT:
                 at = x.detach()
-                slope = ctx.slope = _times_slope(torch.ones_like(at), at, None, f)  # type: ignore[attr-defined]
+                ones = torch.ones((), dtype=at.dtype, device=at.device).expand_as(at)
+                slope = ctx.slope = _times_slope(ones, at, None, f)  # type: ignore[attr-defined]
             return _ActivatedSlope.apply(grad, x, slope, f), None  # type: ignore[no-untyped-call]
         return _times_slope(grad, x, slope, f), None
 

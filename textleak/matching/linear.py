@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from textleak.matching.replaced import unwatched
+
 # Fewer rows than this are multiplied as they are.
 _FEW_ROWS = 32
 # Products of fewer multiplications are torch's own: to call oneDNN alone takes as long (measured: 50 of 60 µs).
@@ -145,10 +147,11 @@ def _live_rows(grad_O: Tensor) -> Tensor | None:
     rows = grad_O.shape[:-1].numel()
     if not fewer(0, rows):
         return None
-    grad_RO = grad_O.detach().flatten(0, -2)
-    if not fewer(int(grad_RO[:, 0].count_nonzero()), rows):
+    with unwatched():  # where all rows are multiplied a replay needn't ask: that is right for any
+        many = not fewer(int(grad_O.detach().flatten(0, -2)[:, 0].count_nonzero()), rows)
+    if many:
         return None
-    live = grad_RO.any(1).nonzero().flatten()
+    live = grad_O.detach().flatten(0, -2).any(1).nonzero().flatten()
     return live if len(live) and fewer(len(live), rows) else None
 
 

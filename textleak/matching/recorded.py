@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from textleak.matching.added_products import products_added
 from textleak.matching.replaced import WatchedOperations
 from textleak.matching.replay import Layout, Operation, Recording, Slot, Tensors, outcome
 from textleak.matching.rounding import near
@@ -152,7 +153,8 @@ class _Watcher(WatchedOperations):
         found = self._with_slots(outputs, [])
         if not self._possible:
             return None
-        return Recording(self._operations, self._layouts, self._inputs, found)
+        operations = products_added(self._operations, self._layouts, found)
+        return Recording(operations, self._layouts, self._inputs, found)
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:  # noqa: ANN401
         """Note it, while that is of use."""

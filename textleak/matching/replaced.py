@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
@@ -30,6 +32,20 @@ class ReplacedFunctions(TorchFunctionMode, abc.ABC):
         return func(*args, **kwargs) if made is None else made
 
 
+_HERE = threading.local()
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """While it is active, no operation of this thread is seen: for what nothing that is computed goes by."""
+    before = getattr(_HERE, "unwatched", False)
+    _HERE.unwatched = True
+    try:
+        yield
+    finally:
+        _HERE.unwatched = before
+
+
 class WatchedOperations(TorchDispatchMode, abc.ABC):  # type: ignore[no-untyped-call]
     """While it is active, a subclass sees each operation that reaches a kernel, those of derivatives among them."""
 
@@ -50,5 +66,6 @@ class WatchedOperations(TorchDispatchMode, abc.ABC):  # type: ignore[no-untyped-
         """Called by torch for each operation."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        self.see(func, args, kwargs, result)
+        if not getattr(_HERE, "unwatched", False):
+            self.see(func, args, kwargs, result)
         return result

@@ -31,7 +31,6 @@ _SHORTER: dict[object, Callable[..., Any]] = {
     _ATEN.baddbmm_.default: Tensor.baddbmm_,
     _ATEN.bmm.default: torch.bmm,
     _ATEN.clone.default: torch.clone,
-    _ATEN.count_nonzero.default: torch.count_nonzero,
     _ATEN.expand.default: Tensor.expand,
     _ATEN.mean.dim: torch.mean,
     _ATEN.mm.default: torch.mm,
@@ -47,6 +46,18 @@ _SHORTER: dict[object, Callable[..., Any]] = {
     _ATEN.unsqueeze.default: torch.unsqueeze,
     _ATEN.view.default: Tensor.view,
 }
+
+
+def plus_product(total: Tensor, one: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The product of two matrices, row by row, and what it is added to, which may lie at `out`."""
+    if out is None:
+        out = total.clone(memory_format=torch.contiguous_format)
+    elif not out.is_set_to(total):
+        out.copy_(total)
+    out.view(-1, out.shape[-1]).addmm_(one, other)
+    return out
+
+
 # What writes the same to a tensor of the caller's, `out`, by a kernel that doesn't make one of its own first.
 _INTO: dict[object, Callable[..., Any]] = {
     **{
@@ -71,6 +82,7 @@ _INTO: dict[object, Callable[..., Any]] = {
     _ATEN.new_zeros.default: lambda *_, out, **__: out.zero_(),
     _ATEN.ones_like.default: lambda *_, out, **__: out.fill_(1),
     _ATEN.zeros_like.default: lambda *_, out, **__: out.zero_(),
+    plus_product: plus_product,
 }
 # Of these, what works entry by entry: it may write to where an argument lies.
 _ENTRY_BY_ENTRY = frozenset(
@@ -296,11 +308,12 @@ def _placed(
 
 def _dying_argument(operation: Operation, layouts: Sequence[Layout], dying: set[int]) -> int | None:
     """The root of an argument in whose place the result can be written; None where there is none."""
-    if operation.kind not in _ENTRY_BY_ENTRY or operation.made is None:
+    adds = operation.kind is plus_product  # to what is there, of which it reads nothing else
+    if not (adds or operation.kind in _ENTRY_BY_ENTRY) or operation.made is None:
         return None
     own = layouts[operation.made]
     read = [layouts[index] for index in operation.uses]
-    for layout in read:
+    for layout in read[:1] if adds else read:
         same = (layout.shape, layout.stride, layout.dtype) == (own.shape, own.stride, own.dtype)
         whole = layout.extent == layouts[layout.root].extent
         others = [other for other in read if other.root == layout.root and other != layout]

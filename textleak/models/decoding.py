@@ -53,26 +53,28 @@ def nearest_tokens(
         metric: "cosine" or "l2".
         excluded: ids that can't be the answer (special tokens).
     """
-    best_similarity = embeddings_NE.new_empty(len(embeddings_NE), 0)
-    best_ids = torch.empty(len(embeddings_NE), 0, dtype=torch.long, device=embeddings_NE.device)
+    found_NC = embeddings_NE.new_empty(len(embeddings_NE), 0)
+    ids_NC = torch.empty(len(embeddings_NE), 0, dtype=torch.long, device=embeddings_NE.device)
     unit_NE = torch.nn.functional.normalize(embeddings_NE, dim=-1)
-    lengths_V = _row_norms(table_VE) if metric == "cosine" else None
+    lengths_V = _row_norms(table_VE)
     barred = torch.zeros(len(table_VE), dtype=torch.bool, device=table_VE.device)
     barred[sorted(excluded)] = True
     step = max(1, min(_ROWS, _NUMBERS // table_VE.shape[1]))
     for start in range(0, len(table_VE), step):
-        rows_VE = table_VE[start : start + step]
-        if lengths_V is not None:
-            similarity_NV = (unit_NE @ rows_VE.T).div_(lengths_V[start : start + step])
-        else:
-            similarity_NV = -torch.cdist(embeddings_NE, rows_VE)
-        similarity_NV = similarity_NV.masked_fill(barred[start : start + step], -torch.inf)
-        ids_V = torch.arange(start, start + len(rows_VE), device=table_VE.device)
-        similarity = torch.cat([best_similarity, similarity_NV], 1)
-        ids = torch.cat([best_ids, ids_V.expand(len(embeddings_NE), -1)], 1)
-        top = similarity.topk(min(candidates, similarity.shape[1]), dim=1)
-        best_similarity, best_ids = top.values, ids.gather(1, top.indices)
-    return Neighbors(ids_NC=best_ids, similarity_NC=best_similarity)
+        rows_VE, here_V = table_VE[start : start + step], lengths_V[start : start + step]
+        if metric == "cosine":
+            nearness_NV = (unit_NE @ rows_VE.T).div_(here_V)
+        else:  # the larger, the less the squared distance
+            nearness_NV = torch.addmm(here_V.square(), embeddings_NE, rows_VE.T, beta=-1, alpha=2)
+        nearness_NV.masked_fill_(barred[start : start + step], -torch.inf)
+        top = nearness_NV.topk(min(candidates, len(rows_VE)), dim=1)
+        found_NC, ids_NC = torch.cat([found_NC, top.values], 1), torch.cat([ids_NC, top.indices + start], 1)
+    top = found_NC.topk(min(candidates, len(table_VE)), dim=1)
+    similarity_NC, ids_NC = top.values, ids_NC.gather(1, top.indices)
+    if metric == "l2":
+        squared_N1 = embeddings_NE.square().sum(1, keepdim=True)
+        similarity_NC = -(squared_N1 - similarity_NC).clamp_min(0).sqrt()
+    return Neighbors(ids_NC=ids_NC, similarity_NC=similarity_NC)
 
 
 # Of tables that were looked through, with what torch counts changes by: an attack looks through one every few steps.

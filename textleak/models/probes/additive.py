@@ -27,6 +27,8 @@ _POSITIONS, _TOKENS = 5, 3  # that the probe runs on
 _BLOCK = 16  # positions whose products with all tokens are taken at once
 _SAMPLED = 256  # tokens that are asked what a network adds to them, special ones besides
 _ROWS = 8192  # vocabulary rows that run through the network at once: bounds the memory
+# Numbers that are worked on at once where a pass takes long that leaves a core's cache (measured).
+_NUMBERS = 2**17
 
 
 class Places:
@@ -62,18 +64,24 @@ class AdditiveInputs:
 
     Attributes:
         norm: the normalizing module.
-        tokens_VI: each token's part, the first position's added; then each one's in a second part of a text, where
-            there are such.
+        table_VI: a row a token; then each one's in a second part of a text, where there are such.
+        added_I: what the network adds to each of them at the first position.
         places: what each position adds, the first one's taken off.
         centered: whether the norm takes the mean off (layer norm), or not (RMS norm).
         eps: what it adds under the root.
     """
 
     norm: nn.Module
-    tokens_VI: Tensor
+    table_VI: Tensor
+    added_I: Tensor
     places: Places
     centered: bool
     eps: float
+
+    @functools.cached_property
+    def tokens_VI(self) -> Tensor:
+        """Each token's part, the first position's added."""
+        return self.table_VI + self.added_I if self.added_I.any() else self.table_VI
 
     def at(self, ids_N: Tensor, position: int) -> Tensor:
         """The inputs of tokens at a position, (N, I)."""
@@ -83,11 +91,11 @@ class AdditiveInputs:
 
     def before_norm(self, ids_N: Tensor, position: int) -> Tensor:
         """What the norm reads of tokens at a position, (N, I)."""
-        return self.tokens_VI[ids_N] + self.places.first(position + 1)[position]
+        return self.table_VI[ids_N] + (self.added_I + self.places.first(position + 1)[position])
 
     def with_second(self, second_I: Tensor) -> AdditiveInputs:
         """With as many tokens more, those of a second part, which adds the same to each of them."""
-        return dataclasses.replace(self, tokens_VI=torch.cat([self.tokens_VI, self.tokens_VI + second_I]))
+        return dataclasses.replace(self, table_VI=torch.cat([self.table_VI, self.table_VI + second_I]))
 
     def directions(self, positions: int) -> tuple[Tensor, Tensor]:
         """What inputs are made of: each is a multiple of the sum of its token's row and its position's.
@@ -132,28 +140,40 @@ class AdditiveInputs:
 
         @functools.lru_cache(maxsize=1)
         def block(index: int) -> Tensor:
-            places_PR, sizes_PV = map(exact, sizes(index))
-            own_PV = 2 * places_PR @ tokens_VR.T + squares_V + places_PR.square().sum(1, keepdim=True)
-            with_bias_PV = 2 * (biased_V + (places_PR @ bias_R)[:, None])
-            found_PV = (own_PV / sizes_PV + with_bias_PV) / sizes_PV + bias_R.square().sum()
-            return found_PV.clamp_min(0).to(directions_RI)
+            places_PR, sizes_PV = sizes(index)
+            places_PR, found_PV = exact(places_PR), torch.empty_like(sizes_PV)
+            own_P1, biased_P1 = places_PR.square().sum(1, keepdim=True), 2 * (places_PR @ bias_R)[:, None]
+            step = max(1, _NUMBERS // len(places_PR))
+            for start in range(0, len(tokens_VR), step):
+                some = slice(start, start + step)
+                size_PV = exact(sizes_PV[:, some])
+                part_PV = torch.addmm(squares_V[some], places_PR, tokens_VR[some].T, alpha=2)
+                part_PV.add_(own_P1).div_(size_PV).add_(2 * biased_V[some]).add_(biased_P1).div_(size_PV)
+                found_PV[:, some] = part_PV.add_(bias_R.square().sum()).clamp_min_(0)
+            return found_PV
 
         return lambda position: block(position // _BLOCK)[position % _BLOCK]
 
     def _projected(self, directions_RI: Tensor) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
         """Tokens' parts along directions (V, R); and for a block of positions theirs (P, R), with all sizes (P, V)."""
         gain_I, _ = _affine(self.norm)
-        scaled_IR = (directions_RI * gain_I).T
-        tokens_VI = self._off_mean(self.tokens_VI)
-        squares_V = torch.cat([part.square().sum(1) for part in torch.split(tokens_VI, _ROWS)])
+        # Products with what has no mean have no part of the other's: no table without its mean is formed.
+        scaled_IR = self._off_mean(directions_RI * gain_I).T
+        rows = max(1, _NUMBERS // self.table_VI.shape[1])
+        squares_V = torch.cat([self._squares(part) for part in torch.split(self.table_VI, rows)])
 
         @functools.lru_cache(maxsize=1)
         def block(index: int) -> tuple[Tensor, Tensor]:
             some_PI = self._off_mean(self.places.first((index + 1) * _BLOCK)[index * _BLOCK :])
-            own_PV = 2 * some_PI @ tokens_VI.T + squares_V + some_PI.square().sum(1, keepdim=True)
-            return some_PI @ scaled_IR, (own_PV / tokens_VI.shape[1] + self.eps).sqrt()
+            more_P1 = some_PI.square().sum(1, keepdim=True) + 2 * (some_PI @ self.added_I)[:, None]
+            own_PV = 2 * some_PI @ self.table_VI.T + squares_V + more_P1
+            return some_PI @ scaled_IR, (own_PV / self.table_VI.shape[1] + self.eps).sqrt()
 
-        return tokens_VI @ scaled_IR, block
+        return torch.addmm(self.added_I @ scaled_IR, self.table_VI, scaled_IR), block
+
+    def _squares(self, rows_VI: Tensor) -> Tensor:
+        """Squared lengths of tokens at the first position, (V,), as the norm takes them."""
+        return self._off_mean(rows_VI + self.added_I).square().sum(1)
 
     def _off_mean(self, values: Tensor) -> Tensor:
         return values - values.mean(-1, keepdim=True) if self.centered else values
@@ -189,21 +209,19 @@ def additive_inputs(model: TextModel, layer: LocalLayer) -> AdditiveInputs | Non
 def _gathered(model: TextModel, name: str, norm: nn.Module, *, centered: bool, eps: float) -> AdditiveInputs:
     places = Places(model, name)
     length = min(layouts(model).length, model.max_length)
+    table_VI = model.word_embedding.weight.detach()
+    added_I = _added(model, name, table_VI) if length == 1 else None
+    if added_I is None:
+        table_VI = _tokens(model, name) if length == 1 else _side_by_side(model, name, places.first(length))
+        added_I = table_VI.new_zeros(table_VI.shape[1])
     return AdditiveInputs(
-        norm=norm,
-        tokens_VI=_tokens(model, name) if length == 1 else _side_by_side(model, name, places.first(length)),
-        places=places,
-        centered=centered,
-        eps=eps,
+        norm=norm, table_VI=table_VI, added_I=added_I, places=places, centered=centered, eps=eps
     )
 
 
 def _tokens(model: TextModel, norm: str) -> Tensor:
     """What a norm reads of each token at the first position, (V, I): the table itself where it is that."""
     table_VI = model.word_embedding.weight.detach()
-    added_I = _added(model, norm, table_VI)
-    if added_I is not None:
-        return table_VI + added_I if added_I.any() else table_VI
     parts, copied = [], False
     for ids_N in torch.split(torch.arange(model.vocab_size, device=model.device), _ROWS):
         read_NI = layer_inputs(model, ids_N[:, None], [norm])[norm][:, 0]
