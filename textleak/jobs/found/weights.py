@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from textleak.shared.formats import State
 
 # Tensors are weights where they are nearer to the model's than half of these' norm; and none where what they leave of
-# that norm is so little (our choice; measured on minilm: checkpoints 1e-4 to 0.1 away, gradients and differences 1).
+# that norm is so little (our choice).
 _NEAR, _LITTLE = 0.5, 0.1
-# Weights of one training keep their direction (our choice; measured on minilm: 0.99 and more, another model's 0.02).
+# Weights of one training keep their direction, at least so far (our choice).
 _ALIKE = 0.5
 _UPDATE = "An update is a gradient, or by how much weights moved."
 _AS_PAIR = "Give it as the second of two checkpoints: --before A --after B."
@@ -116,7 +116,7 @@ def _beside(tensors: Mapping[str, Tensor], model: TextModel) -> _Beside | None:
         before = model.parameters.get(name)
         if before is None or before.shape != tensor.shape:
             continue
-        own, there = (one.detach().cpu().float().flatten() for one in (tensor, before))
+        own, there = (one.detach().cpu().double().flatten() for one in (tensor, before))
         norm, weights, inner = (
             norm + float(own @ own),
             weights + float(there @ there),
