@@ -122,6 +122,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Textl
     def run(scene: Scene, size: tuple[int, int] = (120, 40), *, alone: bool = False) -> TextleakApp:
         async def at_form(app: TextleakApp, pilot: Pilot[None]) -> None:
             assert isinstance(app.screen, RunScreen)
+            await until(pilot, lambda: app.screen.focused)  # it is there, and hears keys
             await scene(app, app.screen, pilot)
 
         memory = Memory(tmp_path / "tui.json")
