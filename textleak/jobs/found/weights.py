@@ -7,6 +7,7 @@ and differences are near neither of them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class _Beside:
     def apart(self) -> float:
         """Norm of the difference, as a part of the weights'."""
         times = self.norm / self.weights
-        return max(0.0, 1 - 2 * times * self.cosine + times**2) ** 0.5
+        return math.sqrt(max(0.0, 1 - 2 * times * self.cosine + times**2))
 
 
 def check_no_adapter(state: State) -> None:
