@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
@@ -35,7 +35,7 @@ class ReplacedFunctions(TorchFunctionMode, abc.ABC):
 _HERE = threading.local()
 
 
-@contextlib.contextmanager
+@contextmanager
 def unwatched() -> Iterator[None]:
     """While it is active, no operation of this thread is seen: for what nothing that is computed goes by."""
     before = getattr(_HERE, "unwatched", False)
