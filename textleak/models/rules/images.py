@@ -9,6 +9,7 @@ from torch import nn
 
 from textleak.matching.batch_norm import batch_norm_scale
 from textleak.matching.rules import Call, Contribution, Formed, register_rule
+from textleak.models.beside import NormBesideHeld
 from textleak.models.networks import BatchStatisticsNorm
 
 
@@ -22,6 +23,21 @@ def batch_statistics_rule(call: Call) -> dict[str, Contribution]:
         found["weight"] = Formed(gradient_K=scale_KC)
     if "bias" in call.wanted:
         found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
+    return found
+
+
+def beside_held_rule(call: Call) -> dict[str, Contribution]:
+    """The same of one picture beside others that are held: its own part of both sums."""
+    module = call.module
+    assert isinstance(module, NormBesideHeld)
+    found: dict[str, Contribution] = {}
+    sums_KC = call.channel_sums(call.delta_R)
+    if "weight" in call.wanted:
+        mean_KC, variance_KC = module.statistics(call.input_R)
+        apart_KC = call.channel_sums(call.delta_R * call.input_R) - mean_KC * sums_KC
+        found["weight"] = Formed(gradient_K=apart_KC * (variance_KC + module.eps).rsqrt())
+    if "bias" in call.wanted:
+        found["bias"] = Formed(gradient_K=sums_KC)
     return found
 
 
@@ -44,4 +60,5 @@ def adds_positions_to_patches(module: nn.Module) -> bool:
 
 
 register_rule(BatchStatisticsNorm, batch_statistics_rule)
+register_rule(NormBesideHeld, beside_held_rule)
 register_rule(adds_positions_to_patches, patches_rule)

@@ -1,0 +1,181 @@
+"""A batch of which one picture is changed and the others are held: their part in each batch norm is a few sums.
+
+In train mode a batch norm ties the pictures of a batch by its statistics, and by two sums of gradients on the way back.
+Where the others stay as they are and the one changes, what reaches the one is kept exactly: the others' part of the
+statistics is constant, and so, to first order, is what the loss of the others gains as the statistics move. A run of
+the network on the one picture is all that it takes.
+
+Shapes: K candidates for the one picture, B pictures in the batch, C color channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from textleak.matching.factored import requiring_grad
+from textleak.matching.hooks import hooked
+from textleak.models.batches import Targets
+from textleak.models.copies import copy_of
+from textleak.models.networks import BatchStatisticsNorm
+from textleak.models.vision import ImageModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sums:
+    """Over places and pictures, of what a batch norm reads (x) and the loss's gradient at what it gives (g).
+
+    Attributes:
+        read_C, squared_C: Σ x and Σ x².
+        passed_C, along_C: Σ g and Σ g x.
+    """
+
+    read_C: Tensor
+    squared_C: Tensor
+    passed_C: Tensor
+    along_C: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Held:
+    """A batch's loss gradient, and what each picture has in each batch norm.
+
+    Attributes:
+        gradient: of every parameter.
+        parts: by a batch norm's path, a `Sums` of each picture.
+    """
+
+    gradient: dict[str, Tensor]
+    parts: dict[str, list[Sums]]
+
+
+class NormBesideHeld(BatchStatisticsNorm):
+    """Batch norm in train mode of a picture beside others, of which only sums are left; each row is a candidate.
+
+    Args:
+        norm: where weight, bias and epsilon come from.
+        others: the sums of all other pictures of the batch.
+        count: of these pictures.
+    """
+
+    def __init__(self, norm: BatchStatisticsNorm, others: Sums, count: int) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.bias, self.eps, self.samples = norm.weight, norm.bias, norm.eps, 1
+        self.others, self.count = others, count
+        self.gained_K: Tensor | None = None
+
+    def statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the batch's channels with each candidate in it, (K, C) each."""
+        places = (self.count + 1) * x_NCHW.shape[2] * x_NCHW.shape[3]
+        mean_KC = (self.others.read_C + x_NCHW.sum((2, 3))) / places
+        squares_KC = (self.others.squared_C + x_NCHW.square().sum((2, 3))) / places
+        return mean_KC, squares_KC - mean_KC.square()
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """What the candidates become; `gained_K` is what the others' loss gains, to first order."""
+        mean_KC, variance_KC = self.statistics(x_NCHW)
+        scale_KC = (variance_KC + self.eps).rsqrt()
+        along_KC = scale_KC * (self.others.along_C - mean_KC * self.others.passed_C)
+        self.gained_K = along_KC @ self.weight.detach()
+        factor_KC = scale_KC * self.weight
+        shift_KC = self.bias - mean_KC * factor_KC
+        return torch.addcmul(shift_KC[:, :, None, None], x_NCHW, factor_KC[:, :, None, None])
+
+
+def held_at(model: ImageModel, pixels_BCHW: Tensor, targets: Targets) -> Held:
+    """A batch's gradient and sums.
+
+    Args:
+        model: with batch norms in train mode.
+        pixels_BCHW: as the network reads them.
+        targets: labels and weights (B, 1).
+    """
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str, read: Tensor, given: Tensor) -> Tensor:
+        seen[name] = read, given
+        return given.clone()  # some networks change it in place
+
+    handles = [
+        norm.register_forward_hook(lambda _, read, given, name=name: keep(name, read[0], given))
+        for name, norm in _norms(model).items()
+    ]
+    own = model.parameters
+    with hooked(handles), torch.enable_grad(), requiring_grad(own.values()):
+        loss = model.loss(pixels_BCHW[None].detach(), targets.expand(1)).sum()
+        wanted = [*own.values(), *(given for _, given in seen.values())]
+        found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    return Held(
+        gradient=dict(zip(own, found[: len(own)], strict=True)),
+        parts={
+            name: [
+                Sums(
+                    read_C=x_CHW.sum((1, 2)),
+                    squared_C=x_CHW.square().sum((1, 2)),
+                    passed_C=g_CHW.sum((1, 2)),
+                    along_C=(g_CHW * x_CHW).sum((1, 2)),
+                )
+                for x_CHW, g_CHW in zip(read.detach(), passed, strict=True)
+            ]
+            for (name, (read, _)), passed in zip(seen.items(), found[len(own) :], strict=True)
+        },
+    )
+
+
+def beside(model: ImageModel, held: Held, b: int) -> ImageModel:
+    """The model for candidates in the place of picture b: rows of a batch each of which is beside the others.
+
+    Their loss is `loss_beside`.
+    """
+    network = copy_of(model.network, {id(parameter): parameter for parameter in model.network.parameters()})
+    for name, norm in _norms(model.with_network(network)).items():
+        parts = held.parts[name]
+        others = [part for c, part in enumerate(parts) if c != b]
+        around, _, local = name.rpartition(".")
+        setattr(network.get_submodule(around), local, NormBesideHeld(norm, _total(others), len(others)))
+    return model.with_network(network)
+
+
+def loss_beside(model: ImageModel, pixels_KCHW: Tensor, label: int, weight: float) -> Tensor:
+    """The candidates' own part of the batch's loss, and what the others' gains of them to first order: (K,).
+
+    Its gradient by a weight is the candidate's part of the batch's, by a candidate that of the batch's loss.
+
+    Args:
+        model: made by `beside`.
+        pixels_KCHW: the candidates, as the network reads them.
+        label: the picture's class.
+        weight: of its cross entropy.
+    """
+    labels_K11 = torch.full((len(pixels_KCHW), 1, 1), label, device=pixels_KCHW.device)
+    weights_K11 = torch.full_like(labels_K11, weight, dtype=model.loss_dtype)
+    loss_K = model.loss(pixels_KCHW[:, None], Targets(labels=labels_K11, weights=weights_K11))
+    for norm in _norms(model).values():
+        assert isinstance(norm, NormBesideHeld)
+        assert norm.gained_K is not None
+        loss_K = loss_K + norm.gained_K
+    return loss_K
+
+
+def _norms(model: ImageModel) -> dict[str, BatchStatisticsNorm]:
+    return {
+        name: module
+        for name, module in model.network.named_modules()
+        if isinstance(module, BatchStatisticsNorm)
+    }
+
+
+def _total(parts: list[Sums]) -> Sums:
+    """Of all these pictures."""
+    return Sums(
+        read_C=_sum([part.read_C for part in parts]),
+        squared_C=_sum([part.squared_C for part in parts]),
+        passed_C=_sum([part.passed_C for part in parts]),
+        along_C=_sum([part.along_C for part in parts]),
+    )
+
+
+def _sum(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors).sum(0)
