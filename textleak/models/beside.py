@@ -1,15 +1,16 @@
 """A batch of which one picture is changed and the others are held: their part in each batch norm is a few sums.
 
 In train mode a batch norm ties the pictures of a batch by its statistics, and by two sums of gradients on the way back.
-Where the others stay as they are and the one changes, what reaches the one is kept exactly: the others' part of the
-statistics is constant, and so, to first order, is what the loss of the others gains as the statistics move. A run of
-the network on the one picture is all that it takes.
+Held, the others keep what they read and what is passed back to them: their part of the statistics is constant, and
+what their loss gains as the statistics move counts to first order. A run of the network on the one picture is then
+all that it takes; it is exact where this is the batch's own, and nearly so where the batch's statistics hardly move.
 
 Shapes: K candidates for the one picture, B pictures in the batch, C color channels, H and W height and width.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -24,31 +25,65 @@ from textleak.models.vision import ImageModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sums:
-    """Over places and pictures, of what a batch norm reads (x) and the loss's gradient at what it gives (g).
+class Part:
+    """What pictures have in a batch norm: of what it reads (x) and of the loss's gradient at what it gives (g).
 
     Attributes:
-        read_C, squared_C: Σ x and Σ x².
-        passed_C, along_C: Σ g and Σ g x.
+        count: of places in all these pictures.
+        mean_C: of x; what follows is taken about it, as float32 would cancel.
+        spread_C: Σ (x − mean)².
+        passed_C: Σ g.
+        along_C: Σ g (x − mean).
     """
 
-    read_C: Tensor
-    squared_C: Tensor
+    count: int
+    mean_C: Tensor
+    spread_C: Tensor
     passed_C: Tensor
     along_C: Tensor
+
+    @classmethod
+    def of(cls, x_CHW: Tensor, g_CHW: Tensor) -> Part:
+        """That of one picture."""
+        mean_C = x_CHW.mean((1, 2))
+        apart_CHW = x_CHW - mean_C[:, None, None]
+        return cls(
+            count=x_CHW[0].numel(),
+            mean_C=mean_C,
+            spread_C=apart_CHW.square().sum((1, 2)),
+            passed_C=g_CHW.sum((1, 2)),
+            along_C=(g_CHW * apart_CHW).sum((1, 2)),
+        )
+
+    def with_(self, other: Part) -> Part:
+        """That of all pictures of both (Chan, Golub & LeVeque 1979)."""
+        count = self.count + other.count
+        mean_C = (self.count * self.mean_C + other.count * other.mean_C) / count
+        apart_C = (self.mean_C - other.mean_C).square() * (self.count * other.count / count)
+
+        def one_along(part: Part) -> Tensor:
+            return part.along_C + (part.mean_C - mean_C) * part.passed_C
+
+        return Part(
+            count=count,
+            mean_C=mean_C,
+            spread_C=self.spread_C + other.spread_C + apart_C,
+            passed_C=self.passed_C + other.passed_C,
+            along_C=one_along(self) + one_along(other),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Held:
-    """A batch's loss gradient, and what each picture has in each batch norm.
+    """A batch's gradient, and what each picture has in each batch norm.
 
     Attributes:
         gradient: of every parameter.
-        parts: by a batch norm's path, a `Sums` of each picture.
+        parts: by a batch norm's path, that of each picture.
     """
 
     gradient: dict[str, Tensor]
-    parts: dict[str, list[Sums]]
+    parts: dict[str, list[Part]]
 
 
 class NormBesideHeld(BatchStatisticsNorm):
@@ -56,28 +91,32 @@ class NormBesideHeld(BatchStatisticsNorm):
 
     Args:
         norm: where weight, bias and epsilon come from.
-        others: the sums of all other pictures of the batch.
-        count: of these pictures.
+        others: the part of all other pictures of the batch.
     """
 
-    def __init__(self, norm: BatchStatisticsNorm, others: Sums, count: int) -> None:
+    def __init__(self, norm: BatchStatisticsNorm, others: Part) -> None:
         nn.Module.__init__(self)
         self.weight, self.bias, self.eps, self.samples = norm.weight, norm.bias, norm.eps, 1
-        self.others, self.count = others, count
+        self.others = others
         self.gained_K: Tensor | None = None
 
     def statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the batch's channels with each candidate in it, (K, C) each."""
-        places = (self.count + 1) * x_NCHW.shape[2] * x_NCHW.shape[3]
-        mean_KC = (self.others.read_C + x_NCHW.sum((2, 3))) / places
-        squares_KC = (self.others.squared_C + x_NCHW.square().sum((2, 3))) / places
-        return mean_KC, squares_KC - mean_KC.square()
+        others, places = self.others, x_NCHW.shape[2] * x_NCHW.shape[3]
+        count = others.count + places
+        own_KC11 = x_NCHW.mean((2, 3), keepdim=True)
+        spread_KC = (x_NCHW - own_KC11).square().sum((2, 3))
+        apart_KC = own_KC11.flatten(1) - others.mean_C
+        mean_KC = others.mean_C + apart_KC * (places / count)
+        between_KC = apart_KC.square() * (others.count * places / count)
+        return mean_KC, (others.spread_C + spread_KC + between_KC) / count
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """What the candidates become; `gained_K` is what the others' loss gains, to first order."""
         mean_KC, variance_KC = self.statistics(x_NCHW)
         scale_KC = (variance_KC + self.eps).rsqrt()
-        along_KC = scale_KC * (self.others.along_C - mean_KC * self.others.passed_C)
+        moved_KC = mean_KC - self.others.mean_C
+        along_KC = scale_KC * (self.others.along_C - moved_KC * self.others.passed_C)
         self.gained_K = along_KC @ self.weight.detach()
         factor_KC = scale_KC * self.weight
         shift_KC = self.bias - mean_KC * factor_KC
@@ -85,7 +124,7 @@ class NormBesideHeld(BatchStatisticsNorm):
 
 
 def held_at(model: ImageModel, pixels_BCHW: Tensor, targets: Targets) -> Held:
-    """A batch's gradient and sums.
+    """A batch's gradient and parts.
 
     Args:
         model: with batch norms in train mode.
@@ -110,15 +149,7 @@ def held_at(model: ImageModel, pixels_BCHW: Tensor, targets: Targets) -> Held:
     return Held(
         gradient=dict(zip(own, found[: len(own)], strict=True)),
         parts={
-            name: [
-                Sums(
-                    read_C=x_CHW.sum((1, 2)),
-                    squared_C=x_CHW.square().sum((1, 2)),
-                    passed_C=g_CHW.sum((1, 2)),
-                    along_C=(g_CHW * x_CHW).sum((1, 2)),
-                )
-                for x_CHW, g_CHW in zip(read.detach(), passed, strict=True)
-            ]
+            name: [Part.of(*one) for one in zip(read.detach(), passed, strict=True)]
             for (name, (read, _)), passed in zip(seen.items(), found[len(own) :], strict=True)
         },
     )
@@ -131,10 +162,11 @@ def beside(model: ImageModel, held: Held, b: int) -> ImageModel:
     """
     network = copy_of(model.network, {id(parameter): parameter for parameter in model.network.parameters()})
     for name, norm in _norms(model.with_network(network)).items():
-        parts = held.parts[name]
-        others = [part for c, part in enumerate(parts) if c != b]
+        others = [part for c, part in enumerate(held.parts[name]) if c != b]
         around, _, local = name.rpartition(".")
-        setattr(network.get_submodule(around), local, NormBesideHeld(norm, _total(others), len(others)))
+        setattr(
+            network.get_submodule(around), local, NormBesideHeld(norm, functools.reduce(Part.with_, others))
+        )
     return model.with_network(network)
 
 
@@ -165,17 +197,3 @@ def _norms(model: ImageModel) -> dict[str, BatchStatisticsNorm]:
         for name, module in model.network.named_modules()
         if isinstance(module, BatchStatisticsNorm)
     }
-
-
-def _total(parts: list[Sums]) -> Sums:
-    """Of all these pictures."""
-    return Sums(
-        read_C=_sum([part.read_C for part in parts]),
-        squared_C=_sum([part.squared_C for part in parts]),
-        passed_C=_sum([part.passed_C for part in parts]),
-        along_C=_sum([part.along_C for part in parts]),
-    )
-
-
-def _sum(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors).sum(0)

@@ -26,7 +26,7 @@ class HeldBatch:
     Attributes:
         dummies: of it; their labels are given, the same in all candidates.
         pixels_BCHW: as the network reads them.
-        held: its gradient and sums.
+        held: its gradient and its pictures' parts.
     """
 
     dummies: DummyPictures

@@ -31,13 +31,12 @@ def beside_held_rule(call: Call) -> dict[str, Contribution]:
     module = call.module
     assert isinstance(module, NormBesideHeld)
     found: dict[str, Contribution] = {}
-    sums_KC = call.channel_sums(call.delta_R)
     if "weight" in call.wanted:
         mean_KC, variance_KC = module.statistics(call.input_R)
-        apart_KC = call.channel_sums(call.delta_R * call.input_R) - mean_KC * sums_KC
-        found["weight"] = Formed(gradient_K=apart_KC * (variance_KC + module.eps).rsqrt())
+        along_KC = call.channel_sums(call.delta_R * (call.input_R - mean_KC[:, :, None, None]))
+        found["weight"] = Formed(gradient_K=along_KC * (variance_KC + module.eps).rsqrt())
     if "bias" in call.wanted:
-        found["bias"] = Formed(gradient_K=sums_KC)
+        found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
     return found
 
 
