@@ -99,9 +99,17 @@ class NormBesideHeld(BatchStatisticsNorm):
         self.weight, self.bias, self.eps, self.samples = norm.weight, norm.bias, norm.eps, 1
         self.others = others
         self.gained_K: Tensor | None = None
+        self._latest: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the batch's channels with each candidate in it, (K, C) each."""
+        if (
+            self._latest is None or self._latest[0] is not x_NCHW
+        ):  # asked for by who notes them and by the rule too
+            self._latest = x_NCHW, self._statistics(x_NCHW)
+        return self._latest[1]
+
+    def _statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         others, places = self.others, x_NCHW.shape[2] * x_NCHW.shape[3]
         count = others.count + places
         own_KC11 = x_NCHW.mean((2, 3), keepdim=True)
