@@ -13,8 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from textleak.attacks.base import ATTACKS, Steps
+from textleak.attacks.base import ATTACKS, Steps, Totals
+from textleak.attacks.dummies.crossed import can_be_crossed, match_crossed
 from textleak.attacks.dummies.matched import match_dummies
+from textleak.attacks.dummies.onward import Onward
 from textleak.attacks.dummies.pictures import PictureSettings
 from textleak.attacks.dummies.problem import DummyProblem
 from textleak.clients.view import View
@@ -96,20 +98,32 @@ class DLG(DLGOptions):
         # devices without float64; for text nothing is formed, so all of it is in float64.
         precise, large = self.optimizer == "lbfgs", _is_large(view)
         doubled = precise and not (large and view.model.device.type != "mps")
+        view = view.double() if doubled else view
+        pictures = PictureSettings(
+            spread=self.spread,
+            smooth=self.smooth,
+            roughness=(_ROUGHNESS if large else 0.0) if self.roughness is None else self.roughness,
+            one_at_a_time=self.one_at_a_time,
+            precise=precise,
+        )
         problem = DummyProblem.of(
-            view.double() if doubled else view,
-            SquaredL2(),
-            candidates=self.restarts,
-            labels_KB=labels_KB,
-            pictures=PictureSettings(
-                spread=self.spread,
-                smooth=self.smooth,
-                roughness=(_ROUGHNESS if large else 0.0) if self.roughness is None else self.roughness,
-                one_at_a_time=self.one_at_a_time,
-                precise=precise,
-            ),
+            view, SquaredL2(), candidates=self.restarts, labels_KB=labels_KB, pictures=pictures
         )
         optimizer = self._optimizer(large=large)
+        if large and precise and self.crossing and can_be_crossed(problem):
+            onward = Onward(view=view, objective=SquaredL2(), generator=generator, totals=Totals())
+            found = yield from match_crossed(
+                onward,
+                optimizer,
+                pictures,
+                candidates=self.restarts,
+                labels_KB=labels_KB,
+                begin=self.crossing,
+                steps=self.steps,
+            )
+            return dataclasses.replace(
+                found.recovery, steps=onward.totals.steps, evaluations=onward.totals.evaluations
+            )
         if isinstance(optimizer, LBFGS):
             optimizer = problem.crossing(optimizer, self.crossing)
         else:

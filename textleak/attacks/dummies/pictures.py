@@ -6,7 +6,7 @@ Shapes: K candidates, B pictures, C color channels, H and W height and width, L 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -209,7 +209,7 @@ class DummyPictures:
         if self.settings.start_KBCHW is not None:
             for b, pixels_KCHW in enumerate(self.settings.start_KBCHW.unbind(1)):
                 leaf = leaves[f"pixels {b}"]
-                leaf[: len(pixels_KCHW)] = self._as_leaf(pixels_KCHW.to(leaf))
+                leaf[: len(pixels_KCHW)] = self.as_leaf(pixels_KCHW.to(leaf))
         if self.labels_KB is not None:
             leaves["classes"] = self.labels_KB.to(self.model.device)
         return leaves
@@ -229,16 +229,16 @@ class DummyPictures:
 
     def pixels(self, leaves: Leaves) -> Tensor:
         """Each candidate's pictures (K, B, C, H, W), as the network reads them."""
-        return torch.stack([self._as_pixels(leaves[f"pixels {b}"]) for b in range(self.batch_size)], 1)
+        return torch.stack([self.as_pixels(leaves[f"pixels {b}"]) for b in range(self.batch_size)], 1)
 
-    def _as_pixels(self, leaf_KCHW: Tensor) -> Tensor:
+    def as_pixels(self, leaf_KCHW: Tensor) -> Tensor:
         """What a leaf of a picture stands for, as the network reads it."""
         if self._waves is None:
             return leaf_KCHW
         return self.model.normalized(0.5 + self._waves.pixels(leaf_KCHW))
 
-    def _as_leaf(self, pixels: Tensor) -> Tensor:
-        """The leaf that stands for a picture's pixels: the reverse of `_as_pixels`."""
+    def as_leaf(self, pixels: Tensor) -> Tensor:
+        """The leaf that stands for a picture's pixels: the reverse of `as_pixels`."""
         if self._waves is None:
             return pixels
         return self._waves.waves(self.model.pictures(pixels) - 0.5)
@@ -266,14 +266,30 @@ class DummyPictures:
 
     def value_and_gradient(self, matcher: Matcher, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimized: the distance, and the priors on pictures if there are any."""
-        values_K, gradients = self._distant(matcher, leaves)
+        return self.roughened(self._distant(matcher, leaves), leaves, self.pixels)
+
+    def roughened(
+        self,
+        found: tuple[Tensor, dict[str, Tensor]],
+        leaves: Leaves,
+        pixels: Callable[[Leaves], Tensor],
+        beside: float = 0.0,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Values (K,) and gradients with the factor that roughness has in them.
+
+        Args:
+            found: without it.
+            leaves: where.
+            pixels: the pictures (K, B, C, H, W) that leaves stand for, all of the batch or some.
+            beside: roughness of the batch's other pictures, all together.
+        """
+        values_K, gradients = found
         if not self.settings.roughness:
-            return values_K, gradients
+            return found
         own = {name: leaf.detach().requires_grad_(name in gradients) for name, leaf in leaves.items()}
-        pictures_KBCHW = self.model.pictures(self.pixels(own))
-        rough_K = self.settings.roughness * roughness(pictures_KBCHW.flatten(0, 1)).view(
-            len(values_K), -1
-        ).mean(1)
+        pictures_KBCHW = self.model.pictures(pixels(own))
+        all_K = roughness(pictures_KBCHW.flatten(0, 1)).view(len(values_K), -1).sum(1) + beside
+        rough_K = self.settings.roughness / self.batch_size * all_K
         slopes = torch.autograd.grad(rough_K.sum(), [own[name] for name in gradients], materialize_grads=True)
         rough_K = rough_K.detach()
         factor_K = rough_K.exp()
@@ -312,7 +328,7 @@ class DummyPictures:
         def prior(some: Leaves) -> Tensor:
             own = next((statistics for leaves, statistics in noted if leaves is some), None)
             noted.clear()
-            return self._prior(self.pixels(some), own)
+            return self.prior(self.pixels(some), own)
 
         return losses, prior
 
@@ -321,7 +337,7 @@ class DummyPictures:
         """The client's batch norms' statistics, where they are known and asked for."""
         return (self.shared.known.batch_norm or {}) if self.settings.batch_norm else {}
 
-    def _prior(self, pixels_KBCHW: Tensor, own: Statistics | None) -> Tensor:
+    def prior(self, pixels_KBCHW: Tensor, own: Statistics | None) -> Tensor:
         """What is asked of pictures beside their gradient, (K,).
 
         Args:
@@ -348,7 +364,7 @@ class DummyPictures:
     def _clamped(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Pictures with every value between 0 and 1."""
         return {
-            name: self._as_leaf(self.model.normalized(self.model.pictures(self._as_pixels(leaf)).clamp(0, 1)))
+            name: self.as_leaf(self.model.normalized(self.model.pictures(self.as_pixels(leaf)).clamp(0, 1)))
             if name.startswith("pixels")
             else leaf
             for name, leaf in leaves.items()

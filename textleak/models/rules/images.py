@@ -9,6 +9,7 @@ from torch import nn
 
 from textleak.matching.batch_norm import batch_norm_scale
 from textleak.matching.rules import Call, Contribution, Formed, register_rule
+from textleak.models.beside import NormBesideHeld
 from textleak.models.networks import BatchStatisticsNorm
 
 
@@ -20,6 +21,20 @@ def batch_statistics_rule(call: Call) -> dict[str, Contribution]:
     if "weight" in call.wanted:
         scale_KC = batch_norm_scale(call.delta_R, call.input_R, module.eps, call.candidates)
         found["weight"] = Formed(gradient_K=scale_KC)
+    if "bias" in call.wanted:
+        found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
+    return found
+
+
+def beside_held_rule(call: Call) -> dict[str, Contribution]:
+    """The same of one picture beside others that are held: its own part of both sums."""
+    module = call.module
+    assert isinstance(module, NormBesideHeld)
+    found: dict[str, Contribution] = {}
+    if "weight" in call.wanted:
+        mean_KC, variance_KC = module.statistics(call.input_R)
+        along_KC = call.channel_sums(call.delta_R * (call.input_R - mean_KC[:, :, None, None]))
+        found["weight"] = Formed(gradient_K=along_KC * (variance_KC + module.eps).rsqrt())
     if "bias" in call.wanted:
         found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
     return found
@@ -44,4 +59,5 @@ def adds_positions_to_patches(module: nn.Module) -> bool:
 
 
 register_rule(BatchStatisticsNorm, batch_statistics_rule)
+register_rule(NormBesideHeld, beside_held_rule)
 register_rule(adds_positions_to_patches, patches_rule)
