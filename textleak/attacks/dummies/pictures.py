@@ -317,7 +317,7 @@ class DummyPictures:
         The same two for good, as a matcher knows by them what comes again.
         """
         if not self._known_statistics:
-            return self.losses, lambda some: self._prior(self.pixels(some), None)
+            return self.losses, lambda some: self.prior(self.pixels(some), None)
         noted: list[tuple[Leaves, Statistics]] = []
 
         def losses(some: Leaves) -> Tensor:
