@@ -1,4 +1,4 @@
-"""The app that scenes share ends with the tests; keys have done what they do; what doesn't come isn't waited for."""
+"""The app that scenes share ends with the tests; keys that a scene presses have done what they do."""
 
 from __future__ import annotations
 
@@ -34,6 +34,4 @@ def _pressed() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pilot, "press", pressed)
-        for module in ("pilot", "app"):
-            patch.setattr(f"textual.{module}.wait_for_idle", pilots.idle)
         yield

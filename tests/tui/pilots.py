@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from textual._wait import SLEEP_GRANULARITY, SLEEP_IDLE
 from textual.app import App
 from textual.pilot import Pilot
 from textual.screen import Screen
@@ -24,8 +22,6 @@ from textleak_tui.themes import DARK
 
 Scene = Callable[[TextleakApp, Pilot[None]], Awaitable[object]]
 
-_GLANCE = 0.004  # seconds after which it is looked whether the app is idle (our choice)
-
 
 async def until(pilot: Pilot[None], true: Callable[[], object], seconds: float = 40.0) -> None:
     """Let the app go on until something has come true."""
@@ -36,49 +32,6 @@ async def until(pilot: Pilot[None], true: Callable[[], object], seconds: float =
         if time.monotonic() > end:
             pytest.fail(f"it didn't come true in time on {pilot.app.screen}:\n{screen(pilot.app)}")
         await pilot.pause(0.02)
-
-
-async def idle(min_sleep: float = 1 / 50, max_sleep: float = 1.0) -> None:
-    """Textual's `wait_for_idle`, over as soon as it is known that nothing would come in its nap of 20 ms.
-
-    That is so where nothing is to be run, no timer ends within two naps (as many follow a key), and no thread of the
-    process works. Textual's own sleeps through the nap each time, and asks only how much was computed in it: nothing,
-    where other processes keep the processors busy. What comes later, such as the next frame of a replay or a pane that
-    waits for its turn, a scene has to wait for.
-
-    Args:
-        min_sleep: seconds that are waited at least.
-        max_sleep: and at most.
-    """
-    loop: Any = asyncio.get_running_loop()
-    began = time.monotonic()
-    while True:
-        spent, ends = time.process_time(), time.monotonic() + SLEEP_GRANULARITY
-        while time.monotonic() < ends:
-            before = time.process_time()
-            await asyncio.sleep(_GLANCE)
-            computed = time.process_time() - before
-            later = ends + SLEEP_GRANULARITY
-            comes = any(not timer.cancelled() and timer.when() < later for timer in loop._scheduled)
-            waited = time.monotonic() - began >= min_sleep
-            works = loop._ready or comes or computed > _GLANCE / 10 or _threads_work()
-            if waited and not works:
-                return
-        elapsed = time.monotonic() - began
-        calm = not loop._ready and time.process_time() - spent < SLEEP_IDLE
-        if elapsed >= max_sleep or (elapsed > min_sleep and calm):
-            return
-
-
-def _threads_work() -> bool:
-    """Whether another thread of this process runs or waits for a processor, where Linux says so."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread():
-            with contextlib.suppress(OSError):  # it has ended, or there is no such file
-                state = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2]
-                if state.split()[0] == "R":
-                    return True
-    return False
 
 
 def screen(app: App[Any]) -> str:
