@@ -14,6 +14,9 @@ Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
 
+# Seconds after which a wait is begun again (our choice): a signal that came just before it doesn't end it.
+_LOOK = 0.5
+
 
 @dataclass
 class Spent:
@@ -87,7 +90,8 @@ class Coroutine(Generic[Question, Answer, Result]):
         self._answers = list(answer)
         self._resumed = time.perf_counter(), time.process_time()
         self._go.release()
-        self._back.acquire()
+        while not self._back.acquire(timeout=_LOOK):
+            pass  # a Ctrl-C of just before is seen now
         self.spent, self._resumed = self.so_far, None
         if self._error is not None:
             raise self._error
