@@ -11,6 +11,8 @@ from textleak.attacks.dummies.problem import DummyProblem
 from textleak.clients.batch_norm_train import BatchNormTrain
 from textleak.clients.view import view_of
 from textleak.matching import SquaredL2
+from textleak.matching.recorded import UNTIL_REPLAYED
+from textleak.matching.replay import Recording
 from textleak.models.loading.images import load_image_model
 from textleak.models.networks import CifarResNet, draw_uniformly
 from textleak.private.share import share
@@ -74,3 +76,20 @@ def test_the_slope_is_that_of_the_value():
     )
     along_K = (slopes["pixels 1"] * step_KCHW).flatten(1).sum(1)
     torch.testing.assert_close((ahead_K - behind_K) / 2e-6, along_K, rtol=1e-5, atol=1e-9)
+
+
+def test_a_trial_that_is_replayed_is_worth_what_a_new_one_is(monkeypatch):
+    problem = problem_of(4.0)
+    leaves = problem.stand_ins.start(1, torch.Generator().manual_seed(0))
+    beside, generator = trial(problem, leaves, 1), torch.Generator().manual_seed(1)
+    replays = []
+    own = Recording.replay
+    monkeypatch.setattr(Recording, "replay", lambda *given: replays.append(own(*given)) or replays[-1])
+    for _ in range(UNTIL_REPLAYED + 3):
+        some = {"pixels 1": 0.3 * torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)}
+        found_K, slopes = beside.value_and_gradient(some)
+        expected_K, expected = trial(problem, leaves, 1).value_and_gradient(some)
+        torch.testing.assert_close(found_K, expected_K, rtol=1e-9, atol=0)
+        torch.testing.assert_close(slopes["pixels 1"], expected["pixels 1"], rtol=1e-9, atol=1e-12)
+    assert len(replays) == 4
+    assert all(replay is not None for replay in replays)

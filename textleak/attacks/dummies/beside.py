@@ -8,12 +8,13 @@ Shapes: K candidates, B pictures, C color channels, H and W height and width.
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from textleak.attacks.dummies.pictures import DummyPictures, roughness
-from textleak.matching import Leaves, Matcher, Target
+from textleak.attacks.dummies.pictures import DummyPictures, roughness, with_statistics
+from textleak.matching import Leaves, Matcher, ModelFunction, Target
 from textleak.matching.factored import requiring_grad
 from textleak.models.beside import Held, beside, held_at, loss_beside
 from textleak.models.vision import ImageModel, Statistics
@@ -83,19 +84,22 @@ class Beside:
 
     def value_and_gradient(self, leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimized of the batch with each candidate in it, (K,), and its gradient by the picture's leaf."""
-        noted: list[Statistics] = []
+        losses, prior = self._losses_and_prior
+        found = self.matcher.value_and_gradient(losses, leaves, [self.name], beside=prior)
+        return self.dummies.roughened(found, leaves, self._pixels, self.rough)
+
+    @cached_property
+    def _losses_and_prior(self) -> tuple[ModelFunction, ModelFunction]:
         weight = 1 / self.dummies.batch_size
 
         def losses(some: Leaves) -> Tensor:
-            with self.model.noting_statistics() as statistics:
-                noted.append(statistics)
-                return loss_beside(self.model, self._pixels(some)[:, 0], self.label, weight)
+            return loss_beside(self.model, self._pixels(some)[:, 0], self.label, weight)
 
-        def prior(some: Leaves) -> Tensor:
-            return self.dummies.prior(self._pixels(some), noted[-1])
+        def prior(some: Leaves, own: Statistics | None) -> Tensor:
+            assert own is not None  # the batch's, which the picture alone doesn't tell
+            return self.dummies.prior(self._pixels(some), own)
 
-        found = self.matcher.value_and_gradient(losses, leaves, [self.name], beside=prior)
-        return self.dummies.roughened(found, leaves, self._pixels, self.rough)
+        return with_statistics(self.model, losses, prior)
 
     def _pixels(self, leaves: Leaves) -> Tensor:
         """(K, 1, C, H, W)."""

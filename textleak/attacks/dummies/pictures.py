@@ -318,19 +318,7 @@ class DummyPictures:
         """
         if not self._known_statistics:
             return self.losses, lambda some: self.prior(self.pixels(some), None)
-        noted: list[tuple[Leaves, Statistics]] = []
-
-        def losses(some: Leaves) -> Tensor:
-            with self.model.noting_statistics() as statistics:
-                noted.append((some, statistics))
-                return self.losses(some)
-
-        def prior(some: Leaves) -> Tensor:
-            own = next((statistics for leaves, statistics in noted if leaves is some), None)
-            noted.clear()
-            return self.prior(self.pixels(some), own)
-
-        return losses, prior
+        return with_statistics(self.model, self.losses, lambda some, own: self.prior(self.pixels(some), own))
 
     @property
     def _known_statistics(self) -> Mapping[str, tuple[Sequence[float], Sequence[float]]]:
@@ -389,6 +377,31 @@ class DummyPictures:
         """None: candidates' pictures aren't kept."""
         del leaves
         return ()
+
+
+def with_statistics(
+    model: ImageModel, losses: ModelFunction, prior: Callable[[Leaves, Statistics | None], Tensor]
+) -> tuple[ModelFunction, ModelFunction]:
+    """A model function, and a prior on the same leaves that is told what batch norms have read on the way.
+
+    Args:
+        model: that the losses run.
+        losses: of candidates, (K,).
+        prior: (K,) of leaves, and the statistics that a run on the same ones has seen; None where none was.
+    """
+    noted: list[tuple[Leaves, Statistics]] = []
+
+    def noting(some: Leaves) -> Tensor:
+        with model.noting_statistics() as statistics:
+            noted.append((some, statistics))
+            return losses(some)
+
+    def told(some: Leaves) -> Tensor:
+        own = next((statistics for leaves, statistics in noted if leaves is some), None)
+        noted.clear()
+        return prior(some, own)
+
+    return noting, told
 
 
 def numbers_determined(model: ImageModel, names: Iterable[str], batch_size: int) -> int:
