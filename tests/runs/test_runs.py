@@ -448,6 +448,19 @@ def test_a_file_of_somebody_s_own_is_neither_written_over_nor_taken_away(name, d
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_that_begins_while_its_folder_is_looked_at_is_called_one(tmp_path, monkeypatch):
+    exists = os.path.lexists
+
+    def begun(path):
+        (tmp_path / "run.json").touch()
+        (tmp_path / "events.jsonl").touch()
+        return exists(path)
+
+    monkeypatch.setattr(os.path, "lexists", begun)
+    with pytest.raises(InputError, match="holds a run already"):
+        RunFolder.create(tmp_path, name="x")
+
+
 def test_of_several_runs_on_one_folder_exactly_one_has_it(tmp_path):
     def begin(number: int) -> str:
         try:

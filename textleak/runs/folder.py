@@ -67,6 +67,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: it holds a run already, or files of the names of a run's, isn't a folder, or can't be written to.
     """
+    # A link that leads nowhere counts too. Looked for before the run: one that begins meanwhile has its run.json first.
+    there = next((path for path in RunFolder(path=folder).records if os.path.lexists(path)), None)
     if (folder / "run.json").exists():
         raise _holds_a_run(folder)
     if holds_an_evaluation(folder):
@@ -75,13 +77,12 @@ def check_folder(folder: Path) -> None:
             why="A run's records would lie among its own.",
             fix="Choose another --out.",
         )
-    for path in RunFolder(path=folder).records:
-        if os.path.lexists(path):  # a link that leads nowhere too
-            raise InputError(
-                f"{folder} holds a {path.name}, and no run.",
-                why="A run's own would take its place.",
-                fix="Choose another --out, or move that file.",
-            )
+    if there is not None:
+        raise InputError(
+            f"{folder} holds a {there.name}, and no run.",
+            why="A run's own would take its place.",
+            fix="Choose another --out, or move that file.",
+        )
     check_writable(folder)
 
 
