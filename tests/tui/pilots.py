@@ -131,6 +131,7 @@ class _Stage:
         if app.size != size:
             await self._pilot.resize_terminal(*size)
         await scene(self._pilot)
+        await until(self._pilot, app.at_rest)  # no key is left for the next scene
         await self._clear()
         if app._exception:
             raise app._exception
