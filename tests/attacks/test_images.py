@@ -158,7 +158,7 @@ def test_refinement_goes_on_where_the_published_steps_end_and_brings_the_gradien
 def test_refinement_keeps_to_the_time_limit(tmp_path):
     model = model_of("resnet20", 8)
     shared, _ = from_disk(tmp_path, model, pictures_of(model))
-    events, recovery = run("cosine", shared, model, steps=10_000, time_limit=0.5)
+    events, recovery = run("cosine", shared, model, steps=10_000, time_limit=0.5, closed_form=False)
     assert recovery.stop is Stop.TIME
     assert "refinement" not in [event.name for event in events if isinstance(event, Phase)]
 
@@ -191,7 +191,7 @@ def test_a_picture_found_in_the_wrong_place_is_moved_to_where_its_gradient_is_ne
         return (yield from run)
 
     monkeypatch.setattr(Onward, "matched", matched)
-    options = {"restarts": restarts, "steps": 100, "refinement": 0}
+    options = {"restarts": restarts, "steps": 100, "refinement": 0, "closed_form": False}
     _, stayed = run("cosine", shared, model, **options, moves=0)
     events, recovery = run("cosine", shared, model, **options, moves=2)
     assert recovery.final_loss < stayed.final_loss
