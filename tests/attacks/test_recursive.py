@@ -29,7 +29,7 @@ from textleak.shared.gradient import SharedGradient
 class Flat(nn.Module):
     """Convolutions and ReLUs under a head that reads the last map place by place, as in R-GAP's experiments."""
 
-    def __init__(self):
+    def __init__(self, hidden=0):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(3, 48, 3, padding=1),
@@ -37,10 +37,11 @@ class Flat(nn.Module):
             nn.Conv2d(48, 48, 3, padding=1, stride=2),
             nn.ReLU(),
         )
-        self.fc = nn.Linear(48 * 36, 5)
+        self.hidden = nn.Sequential(nn.Linear(48 * 36, hidden), nn.ReLU()) if hidden else nn.Identity()
+        self.fc = nn.Linear(hidden or 48 * 36, 5)
 
     def forward(self, pixels):
-        return self.fc(self.body(pixels).flatten(1))
+        return self.fc(self.hidden(self.body(pixels).flatten(1)))
 
 
 def model_around(make, size, seed=0):
@@ -66,6 +67,10 @@ def pooled(size=16, seed=0, activation="relu", strides=True):
 
 def flat():
     return model_around(Flat, 12)
+
+
+def deep():
+    return model_around(lambda: Flat(hidden=32), 12)
 
 
 def pictures_of(model, count=1, seed=0):
@@ -95,12 +100,12 @@ def truly_read(model, features, picture_CHW):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("make", [pooled, flat])
+@pytest.mark.parametrize("make", [pooled, flat, deep])
 def test_what_layers_read_is_read_off_and_the_picture_comes_back(tmp_path, make, seed):
     model = make()
     shared, secret = from_disk(tmp_path, model, pictures_of(model, seed=seed))
     phases, features = read(view_of(shared, model))
-    assert phases == (["layers"] if make is flat else ["factoring", "layers"])
+    assert phases == (["layers", "factoring", "layers"] if make is pooled else ["layers"])
     true = truly_read(model, features, secret.pictures_BCHW[0])
     assert len(features.values) >= 2
     for number, values in features.values.items():
@@ -156,9 +161,8 @@ def test_units_taken_for_on_or_off_wrongly_are_found_by_what_they_leave_over(wro
     model = pooled()
     shared, _ = share(model, pictures_of(model))
     recursion = recursion_of(shared, model)
-    *_, stand = recursion.factor(0)
+    list(recursion.factor(0))
     last = len(recursion.network.maps) - 1
-    recursion.on[last] = stand.on.clone()
     numbers = [k for k, source in enumerate(recursion.network.sources) if source.relu == last - 1]
     recursion.read(numbers[0])
     right = recursion.on[last - 1].clone()
@@ -214,6 +218,9 @@ def test_nothing_is_read_off_where_nothing_can_be():
         shared, _ = share(model, pictures_BCHW, **options)
         view = view_of(shared, model)
         assert read(view)[1] is None, what
+    shared, _ = share(relu, one)
+    rounded = {name: gradient.bfloat16() for name, gradient in shared.gradients.items()}
+    assert read(view_of(dataclasses.replace(shared, gradients=rounded), relu))[1] is None
 
 
 def test_a_gradient_of_no_picture_is_not_read_off():
@@ -225,7 +232,7 @@ def test_a_gradient_of_no_picture_is_not_read_off():
         if gradient.dim() == 4:
             other[name] = gradient[torch.randperm(len(gradient), generator=generator)]
     phases, features = read(view_of(dataclasses.replace(shared, gradients=other), model))
-    assert phases == ["factoring"]
+    assert phases == ["layers", "factoring"]
     assert features is None
 
 

@@ -50,7 +50,7 @@ def read_back(
     for way in WAYS:
         if nearest is not None and view.clock.over:
             break
-        if way.first >= len(features.values):
+        if nearest is not None and way.first >= len(features.values):
             continue
         yield Phase(name="picture", detail="what makes the layers read what they read")
         pixels_CHW, loss = yield from totals.followed(rebuilt(view, features, way, generator))

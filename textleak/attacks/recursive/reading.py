@@ -26,6 +26,8 @@ from textleak.numerics import exact
 # Roundings of the gradients' type that may be left over of the equations (our choice: 1 to 2 are, 4,000 and more where
 # one unit is taken for on or off wrongly).
 _ROUNDINGS = 20.0
+# Rounding of the gradients' type, at most: float32 (our choice; in 16 bits it leaves over what a wrong unit does).
+_PRECISION = 1e-6
 # Nothing that a ReLU gives is below 0: how far below 0 values were read, in their deviations, is how wrong values are.
 # A unit is on beyond so much more than that, and doubtful within these parts of its bar (our choice).
 _BEYOND, _DOUBTFUL = 1.5, (0.05, 10.0)
@@ -55,7 +57,7 @@ def read_features(view: View, *, seed: int) -> Generator[Phase, None, Features |
 
     Returns:
         None where nothing can be read: the batch has several pictures or was changed by a defense, the network has no
-        ReLUs or uses the batch's own statistics, or gradients that are needed weren't shared.
+        ReLUs or uses the batch's own statistics, or gradients that are needed weren't shared or are rounded to 16 bits.
     """
     shared = view.shared
     if shared.known.size != 1 or shared.defenses:
@@ -66,8 +68,12 @@ def read_features(view: View, *, seed: int) -> Generator[Phase, None, Features |
     if error_L is None or not network.maps:
         return None
     precision = max(torch.finfo(gradient.dtype).eps for gradient in shared.gradients.values())
+    if precision > _PRECISION:
+        return None
     recursion = _Recursion(network, gradients, error_L, tolerance=_ROUNDINGS * precision)
-    if not recursion.head_tells_places():
+    yield Phase(name="layers", detail="what each layer read, by least squares")
+    recursion.read_all(view)
+    if not recursion.maps_read:
         yield Phase(
             name="factoring", detail="the last convolution's gradient: which units are on, and what it read"
         )
@@ -75,15 +81,9 @@ def read_features(view: View, *, seed: int) -> Generator[Phase, None, Features |
             if view.clock.over:
                 return None
             if stand.left <= recursion.tolerance:
-                recursion.on[len(network.maps) - 1] = stand.on
-        if not recursion.on:
-            return None
-    yield Phase(name="layers", detail="what each convolution read, by least squares")
-    for number in reversed(range(len(network.sources))):
-        if view.clock.over:
-            break
-        recursion.read(number)
-    return Features(network=network, values=recursion.values) if recursion.values else None
+                yield Phase(name="layers", detail="what each layer read, by least squares")
+                recursion.read_all(view)
+    return Features(network=network, values=recursion.values) if recursion.maps_read else None
 
 
 def _error(network: ReluNetwork, gradients: Mapping[str, Tensor]) -> Tensor | None:
@@ -119,20 +119,32 @@ class _Recursion:
         self.values: dict[int, Tensor] = {}
         self._doubtful: dict[int, Tensor] = {}  # by ReLU call, (1, C, H, W)
 
-    def head_tells_places(self) -> bool:
-        """Whether a layer reads the last ReLU call's map place by place, or no ReLU follows the last convolution."""
-        return any(
-            self._equations(number) for number, source in enumerate(self.network.sources) if source.shape[1:]
-        )
+    @property
+    def maps_read(self) -> bool:
+        """Whether what a convolution gave was read."""
+        return any(self.network.sources[number].shape[1:] for number in self.values)
+
+    def read_all(self, view: View) -> None:
+        """Read source after source from the head on, until time is up."""
+        for number in reversed(range(len(self.network.sources))):
+            if view.clock.over:
+                return
+            self.read(number)
 
     def factor(self, seed: int) -> Generator[Factored, None, None]:
-        """Take the last convolution's gradient apart; nothing where there is none with a kernel of several places."""
-        last = len(self.network.maps) - 1
-        all_on = torch.ones(1, *self.network.maps[last], dtype=torch.float64)
+        """Take the last convolution's gradient apart, after which it is known which of the last map's units are on.
+
+        Nothing where there is none with a kernel of several places.
+        """
+        maps = [number for number, shape in enumerate(self.network.maps) if shape[1:]]
+        if not maps:
+            return
+        last = maps[-1]
+        on = self.on | {last: torch.ones(1, *self.network.maps[last], dtype=torch.float64)}
         found = [
             Equations(call=call, gradient=gradient, delta=delta)
             for number, (call, delta) in enumerate(
-                zip(self.network.calls, self.network.deltas(self.error_L, {last: all_on}), strict=True)
+                zip(self.network.calls, self.network.deltas(self.error_L, on), strict=True)
             )
             if isinstance(call.layer, nn.Conv2d) and call.layer.weight[0, 0].numel() > 1
             if call.given == self.network.maps[last] and reads_plainly(call.layer)
@@ -141,13 +153,16 @@ class _Recursion:
         ]
         if found:
             shape = self.network.sources[found[-1].call.source].shape
-            yield from factored(found[-1], shape, tolerance=self.tolerance, seed=seed)
+            for stand in factored(found[-1], shape, tolerance=self.tolerance, seed=seed):
+                if stand.left <= self.tolerance:
+                    self.on[last] = stand.on
+                yield stand
 
     def _switched_by(self, number: int, relu: int, delta: Tensor) -> bool:
         """Whether each place of a call's output is switched by the same unit of a ReLU call, and by no other."""
         generator = torch.Generator().manual_seed(0)  # any units do
         some_on = (torch.rand(delta.shape, generator=generator) > 0.5).double()
-        found = self.network.deltas(self.error_L, {relu: some_on})[number]
+        found = self.network.deltas(self.error_L, self.on | {relu: some_on})[number]
         return found is not None and torch.allclose(found, delta * some_on, rtol=1e-9, atol=0.0)
 
     def read(self, number: int) -> None:

@@ -63,7 +63,8 @@ def rebuilt(
         generator: draws the start.
     """
     model = view.image_model.in_dtype(view.image_model.loss_dtype)
-    numbers = sorted(features.values)[way.first :][: way.count]
+    numbers = [number for number, values in sorted(features.values.items()) if values.any()]
+    numbers = numbers[way.first :][: way.count]
     wanted = {number: features.values[number].to(model.device, model.dtype) for number in numbers}
     inputs = Inputs(model, features.network)
 
