@@ -10,6 +10,7 @@ Shapes: C color channels, H and W height and width.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Generator
 
 import torch
@@ -21,9 +22,12 @@ from textleak.clients.view import View
 from textleak.events import Progress
 from textleak.matching import LBFGS
 
-# The leaks, evaluations with each, and with none after that (our choice; measured, `tests/figures`).
+# The leaks, and evaluations with each (our choice; measured, `tests/figures`).
 _LEAKS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-_EACH, _LAST = 60, 600
+_EACH = 60
+# Evaluations with none after that, at most, and by what part of it so many as with a leak must bring the distance down
+# for descent to go on (our choice: trained networks take thousands; what stands at a few percent stays there).
+_LAST, _GAIN = 3000, 0.05
 # Deviation of the start's pixels as the network reads them (our choice; with none, some networks have no slope there).
 _SPREAD = 0.3
 # Weight of what is beyond a picture's values, as a mean of squares, beside the layers' squared distance as a part of
@@ -86,7 +90,7 @@ def rebuilt(
     steps, evaluations = len(_LEAKS) * _EACH + _LAST, 0
     for leak in (*_LEAKS, 0.0):
         descent = LBFGS(gradient_tolerance=0.0, change_tolerance=0.0).start(point_D[None])
-        lowest = float("inf")
+        lowest = before = math.inf
         for evaluation in range(1, (_EACH if leak else _LAST) + 1):
             asked_D = descent.ask()[0]
             with torch.enable_grad():
@@ -98,6 +102,9 @@ def rebuilt(
             descent.tell(value.detach()[None].double(), slope_CHW.flatten()[None].double())
             evaluations += 1
             ended = not bool(descent.active_K.any())
+            if evaluation % _EACH == 0:
+                ended = ended or (not leak and lowest > (1 - _GAIN) * before)
+                before = lowest
             if evaluation % _EACH == 0 or ended or view.clock.over:
                 picture_CHW = model.pictures(point_D.view(model.shape).to(model.device, model.dtype)).clamp(
                     0, 1
