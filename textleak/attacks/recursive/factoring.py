@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from textleak.attacks.recursive.inputs import Equations, columns_of, seen_places, solve
-from textleak.matching import LBFGS
+from textleak.matching import LBFGS, Leaves, Limits, minimize
 from textleak.numerics import svd
 
 # Evaluations before a test of what is found, tests of one start, and starts (our choice; one to three tests did on the
@@ -48,14 +48,10 @@ class Factored:
     """Where a factoring stands.
 
     Attributes:
-        evaluations: so far.
-        loss: the part of the singular vectors that isn't in the span.
         left: what is left over of the equations, as a part of them, with the units rounded.
         on: which units are on, (1, O, H, W), 0 or 1.
     """
 
-    evaluations: int
-    loss: float
     left: float
     on: Tensor
 
@@ -79,29 +75,30 @@ def factored(last: Equations, shape: torch.Size, *, tolerance: float, seed: int)
         return
     vectors_XR = vectors_XR[:, :rank]
     seen_PKL = seen_places(last.layer, shape[1:])
-    evaluations = 0
+
+    def outside(leaves: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        logits_1D = leaves["logits"].detach().requires_grad_()
+        with torch.enable_grad():
+            on_OL = logits_1D.view(full_OL.shape).sigmoid()
+            loss = _outside(vectors_XR, columns_of(on_OL * full_OL, seen_PKL))
+            (slope_1D,) = torch.autograd.grad(loss, logits_1D)
+        return loss.detach()[None], {"logits": slope_1D}
+
+    optimizer = LBFGS(gradient_tolerance=0.0, change_tolerance=0.0)
     for start in range(_STARTS):
         generator = torch.Generator().manual_seed(seed + start)
         logits_D = _LOGIT + _SPREAD * torch.randn(full_OL.numel(), generator=generator, dtype=torch.float64)
         for _ in range(_ROUNDS):
-            descent = LBFGS(gradient_tolerance=0.0, change_tolerance=0.0).start(logits_D[None])
-            for _ in range(_EVALUATIONS):
-                logits_D = descent.ask()[0].requires_grad_()
-                with torch.enable_grad():
-                    on_OL = logits_D.view(full_OL.shape).sigmoid()
-                    loss = _outside(vectors_XR, columns_of(on_OL * full_OL, seen_PKL))
-                    (slope_D,) = torch.autograd.grad(loss, logits_D)
-                descent.tell(loss.detach()[None], slope_D[None])
-                evaluations += 1
-                if not bool(descent.active_K.any()):
-                    break
-            rounded = _rounded(on_OL.detach()).view(last.delta.shape)
+            limits = Limits(steps=_EVALUATIONS)
+            *_, end = minimize(outside, {"logits": logits_D[None]}, optimizer, limits=limits)
+            logits_D = end.best["logits"][0]
+            rounded = _rounded(logits_D.sigmoid()).view(last.delta.shape)
             read = solve([dataclasses.replace(last, delta=last.delta * rounded)], shape)
             left = 1.0 if read is None else read.left
-            yield Factored(evaluations=evaluations, loss=float(loss.detach()), left=left, on=rounded)
+            yield Factored(left=left, on=rounded)
             if left <= tolerance:
                 return
-            logits_D = logits_D.detach().clamp(-_UNSURE, _UNSURE)
+            logits_D = logits_D.clamp(-_UNSURE, _UNSURE)
 
 
 def _outside(vectors_XR: Tensor, columns_XP: Tensor) -> Tensor:

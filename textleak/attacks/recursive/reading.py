@@ -62,13 +62,13 @@ def read_features(view: View, *, seed: int) -> Generator[Phase, None, Features |
     shared = view.shared
     if shared.known.size != 1 or shared.defenses:
         return None
+    precision = max(torch.finfo(gradient.dtype).eps for gradient in shared.gradients.values())
+    if precision > _PRECISION:
+        return None
     network = ReluNetwork(view.image_model)
     gradients = {name: exact(gradient).cpu() for name, gradient in shared.gradients.items()}
     error_L = _error(network, gradients)
     if error_L is None or not network.maps:
-        return None
-    precision = max(torch.finfo(gradient.dtype).eps for gradient in shared.gradients.values())
-    if precision > _PRECISION:
         return None
     recursion = _Recursion(network, gradients, error_L, tolerance=_ROUNDINGS * precision)
     yield Phase(name="layers", detail="what each layer read, by least squares")
@@ -167,13 +167,14 @@ class _Recursion:
 
     def read(self, number: int) -> None:
         """Read a source, where the gradients determine it and fit it."""
-        source, found = self.network.sources[number], self._solved(number)
+        source, equations = self.network.sources[number], self._equations(number)
+        found = solve(equations, source.shape) if equations else None
         if found is not None and found.left > self.tolerance:
             found = self._with_doubtful_ones_tried(number, found)
         if found is None or found.left > self.tolerance:
             return
         # Units taken for on or off wrongly would have left something over: those that these layers hang on are told.
-        told = min(one.call.follows for one in self._equations(number))
+        told = min(one.call.follows for one in equations)
         self._doubtful = {call: units for call, units in self._doubtful.items() if call < told}
         if source.relu is None:
             self.values[number] = found.values
@@ -192,10 +193,6 @@ class _Recursion:
         deviations = found.deviations.clamp_min(self.tolerance**2 * largest)
         wrong = float((-found.values / deviations).max())
         return (_BEYOND * max(wrong, 1.0) * deviations).clamp_min(self.tolerance / 6 * largest)
-
-    def _solved(self, number: int) -> Read | None:
-        equations = self._equations(number)
-        return solve(equations, self.network.sources[number].shape) if equations else None
 
     def _equations(self, number: int, on: Mapping[int, Tensor] | None = None) -> list[Equations]:
         """Of the layers that read a source, but for those that hang on units that aren't known."""
@@ -218,7 +215,7 @@ class _Recursion:
                 other = was.flatten().clone()
                 other[unit] = 1 - other[unit]
                 self.on[call] = other.view_as(was)
-                tried = self._solved(number)
+                tried = solve(self._equations(number), self.network.sources[number].shape)
                 if tried is not None and tried.left < found.left:
                     found = tried
                     break

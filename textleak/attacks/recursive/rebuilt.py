@@ -10,6 +10,7 @@ Shapes: C color channels, H and W height and width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Generator
 
@@ -20,7 +21,7 @@ from textleak.attacks.recursive.reading import Features
 from textleak.attacks.recursive.relu_network import Inputs
 from textleak.clients.view import View
 from textleak.events import Progress
-from textleak.matching import LBFGS
+from textleak.matching import LBFGS, Leaves, minimize
 
 # The leaks, and evaluations with each (our choice; measured, `tests/figures`).
 _LEAKS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -85,41 +86,40 @@ def rebuilt(
         rough = sum(pixels_CHW.diff(dim=dim).square().mean() for dim in (-2, -1))
         return total + way.variation * leak * rough
 
+    def value_and_slope(leaves: Leaves, leak: float) -> tuple[Tensor, dict[str, Tensor]]:
+        point_1CHW = leaves["pixels"]
+        with torch.enable_grad():
+            pixels_CHW = point_1CHW[0].to(model.device, model.dtype).detach().requires_grad_()
+            value = loss(pixels_CHW, leak)
+            (slope_CHW,) = torch.autograd.grad(value, pixels_CHW)
+        return value.detach()[None].to(point_1CHW), {"pixels": slope_CHW[None].to(point_1CHW)}
+
     drawn = torch.randn(model.shape, generator=generator, dtype=torch.float64)
-    point_D = _SPREAD * drawn.flatten()
+    point_CHW = _SPREAD * drawn
+    optimizer = LBFGS(gradient_tolerance=0.0, change_tolerance=0.0)
     steps, evaluations = len(_LEAKS) * _EACH + _LAST, 0
     for leak in (*_LEAKS, 0.0):
-        descent = LBFGS(gradient_tolerance=0.0, change_tolerance=0.0).start(point_D[None])
-        lowest = before = math.inf
-        for evaluation in range(1, (_EACH if leak else _LAST) + 1):
-            asked_D = descent.ask()[0]
-            with torch.enable_grad():
-                pixels_CHW = asked_D.view(model.shape).to(model.device, model.dtype).requires_grad_()
-                value = loss(pixels_CHW, leak)
-                (slope_CHW,) = torch.autograd.grad(value, pixels_CHW)
-            if float(value.detach()) < lowest:
-                lowest, point_D = float(value.detach()), asked_D
-            descent.tell(value.detach()[None].double(), slope_CHW.flatten()[None].double())
-            evaluations += 1
-            ended = not bool(descent.active_K.any())
-            if evaluation % _EACH == 0:
-                ended = ended or (not leak and lowest > (1 - _GAIN) * before)
-                before = lowest
-            if evaluation % _EACH == 0 or ended or view.clock.over:
-                picture_CHW = model.pictures(point_D.view(model.shape).to(model.device, model.dtype)).clamp(
-                    0, 1
-                )
-                yield Progress(
-                    phase="picture",
-                    step=evaluations,
-                    steps=steps,
-                    loss=lowest,
-                    evaluations=evaluations,
-                    total_steps=evaluations,
-                    image=(picture_CHW.permute(1, 2, 0).tolist(),),
-                )
-            if ended or view.clock.over:
+        before = math.inf
+        objective_fn = functools.partial(value_and_slope, leak=leak)
+        limits = view.clock.limits(_EACH if leak else _LAST)
+        for iterate in minimize(objective_fn, {"pixels": point_CHW[None]}, optimizer, limits=limits):
+            if iterate.step % _EACH and not iterate.ending:
+                continue
+            point_CHW, lowest = iterate.best["pixels"][0], float(iterate.best_losses_K)
+            picture_CHW = model.pictures(point_CHW.to(model.device, model.dtype)).clamp(0, 1)
+            yield Progress(
+                phase="picture",
+                step=evaluations + iterate.step,
+                steps=steps,
+                loss=lowest,
+                evaluations=evaluations + iterate.step,
+                total_steps=evaluations + iterate.step,
+                image=(picture_CHW.permute(1, 2, 0).tolist(),),
+            )
+            if not leak and lowest > (1 - _GAIN) * before:
                 break
+            before = lowest
+        evaluations += iterate.step
         if view.clock.over:
             break
-    return point_D.view(model.shape), lowest
+    return point_CHW, lowest
