@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from tests.matching.test_kernels import with_derivatives
 from textleak.matching import SquaredL2, Target
-from textleak.matching.batch_norm import batch_norm_scale
+from textleak.matching.batch_norm import batch_norm
 from textleak.matching.convolution import weight_gradient
 from textleak.matching.kernels import CheapSecondDerivatives
 from textleak.matching.moments import moments_of
@@ -25,21 +25,58 @@ def draw(*shape, layout="channels first", seed=0):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("scaled", [True, False])
-@pytest.mark.parametrize("by", ["its own statistics", "given ones"])
-def test_batch_norm(by, scaled, layout):
+def test_batch_norm_by_given_statistics(scaled, layout):
     x = draw(5, 3, 4, 6, layout=layout) + 2
     weight, bias = (draw(3, seed=1), draw(3, seed=2)) if scaled else (None, None)
-    statistics = (None, None) if by == "its own statistics" else (draw(3, seed=3), draw(3, seed=4).exp())
 
     def operation(x):
-        return functional.batch_norm(x, *statistics, weight, bias, training=statistics[0] is None, eps=EPS)
+        return functional.batch_norm(x, draw(3, seed=3), draw(3, seed=4).exp(), weight, bias, eps=EPS)
 
     expected = with_derivatives(operation, x)
     with CheapSecondDerivatives():
         made_by = type(operation(x.clone().requires_grad_()).grad_fn).__name__
         found = with_derivatives(operation, x)
-    assert made_by == ("_BatchNormBackward" if by == "its own statistics" else "AddcmulBackward0")
+    assert made_by == "AddcmulBackward0"
     for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def torchs_batch_norm(x, weight, bias):
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    return functional.batch_norm(x, None, None, weight, bias, training=True, eps=EPS), mean, variance
+
+
+# Gradients by which arguments (x, weight, bias) of which outputs (pictures, mean, variance) are asked for.
+ASKED = {
+    "of pictures alone": ([0], [0]),
+    "of the scale alone": ([1], [0]),
+    "of scale and bias": ([1, 2], [0]),
+    "of all": ([0, 1, 2], [0]),
+    "of all, by its statistics too": ([0, 1, 2], [0, 1, 2]),
+    "of its mean": ([0], [1]),
+    "of its variance": ([0], [2]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("asked", ASKED)
+def test_gradients_of_batch_norm_by_its_own_statistics_and_their_derivatives(asked, layout):
+    wanted, of = ASKED[asked]
+    upstream = draw(5, 3, 4, 6, layout=layout, seed=3), draw(3, seed=4), draw(3, seed=5)
+
+    def derivatives(operation):
+        arguments = [draw(5, 3, 4, 6, layout=layout) + 2, draw(3, seed=1), draw(3, seed=2)]
+        arguments = [argument.requires_grad_() for argument in arguments]
+        outputs = operation(*arguments)
+        asked_of = [outputs[number] for number in of]
+        along = [upstream[number].clone().requires_grad_() for number in of]
+        first = torch.autograd.grad(asked_of, [arguments[n] for n in wanted], along, create_graph=True)
+        total = sum(gradient.square().sum() + gradient.sum() for gradient in first)
+        second = torch.autograd.grad(total, [*arguments, *along], allow_unused=True, materialize_grads=True)
+        return *outputs, *first, *second
+
+    ours = derivatives(lambda x, weight, bias: batch_norm(x, weight, bias, EPS))
+    for mine, theirs in zip(ours, derivatives(torchs_batch_norm), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -51,24 +88,6 @@ def test_a_sigmoid_of_pictures(layout):
         found = with_derivatives(torch.sigmoid, x)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("candidates", [1, 3])
-def test_the_scales_gradient_of_each_candidate(layout, candidates):
-    shape = 2 * candidates, 4, 5, 3
-    both = draw(*shape, layout=layout), draw(*shape, layout=layout, seed=1)
-
-    def by_autograd(delta, x):
-        parts = zip(delta.chunk(candidates), x.chunk(candidates), strict=True)
-        return torch.stack(
-            [
-                (d * functional.batch_norm(one, None, None, training=True, eps=EPS)).sum((0, 2, 3))
-                for d, one in parts
-            ]
-        )
-
-    assert_same(lambda delta, x: batch_norm_scale(delta, x, EPS, candidates), by_autograd, both)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

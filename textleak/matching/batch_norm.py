@@ -1,9 +1,10 @@
 """Batch norm with cheap second derivatives, by the batch's own statistics or by given ones.
 
-Torch differentiates the first twice by some thirty passes over the pictures; written out, the second derivative is one
-combination of three of them, whose shares are five means a channel.
+Torch differentiates the first twice by some thirty passes over the pictures. Written out, the second derivatives of
+what it passes on and of its scale's and bias's gradients are together one combination of three of them, whose shares
+are five means a channel; and the statistics that it goes by cost nothing more.
 
-Shapes: N pictures that are normalized together, C channels, H and W height and width, K candidates.
+Shapes: N pictures that are normalized together, C channels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from textleak.matching.convolution import one_after_the_other, side_by_side
 
+def batch_norm(x_NCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `functional.batch_norm` in train mode, without running statistics, with the mean and variance (C,) it goes by.
 
-def batch_norm(x_NCHW: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float) -> Tensor:
-    """As `functional.batch_norm` in train mode, without running statistics; weight and bias count as constants."""
-    return cast(Tensor, _BatchNorm.apply(x_NCHW, weight_C, bias_C, eps))  # type: ignore[no-untyped-call]
+    All three are differentiable in all three arguments, once where a gradient by `weight_C` is what is differentiated,
+    twice in `x_NCHW`.
+    """
+    found = _BatchNorm.apply(x_NCHW, weight_C, bias_C, eps)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor, Tensor], found)
 
 
 def batch_norm_by(
@@ -37,34 +41,53 @@ def batch_norm_by(
     return torch.addcmul(_wide(shift_C), x_NCHW, _wide(factor_C))
 
 
-def batch_norm_scale(delta_RCHW: Tensor, x_RCHW: Tensor, eps: float, candidates: int) -> Tensor:
-    """Gradients (K, C) of the scale, Σ δ ∘ x̂ over a candidate's pictures and places, differentiable once in both."""
-    gradient: Tensor = _BatchNormScale.apply(delta_RCHW, x_RCHW, eps, candidates)  # type: ignore[no-untyped-call]
-    return gradient
-
-
 class _BatchNorm(torch.autograd.Function):
-    """x̂ ∘ w + b."""
+    """x̂ ∘ w + b, and what x̂ is made by."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x_NCHW: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
-    ) -> Tensor:
+        ctx: FunctionCtx, x_NCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         y_NCHW, mean_C, scale_C = torch.native_batch_norm(
             x_NCHW, weight_C, bias_C, None, None, True, 0.0, eps
         )
-        ctx.save_for_backward(x_NCHW, mean_C, scale_C, *_given(weight_C))
+        ctx.save_for_backward(x_NCHW, mean_C, scale_C, weight_C)
         ctx.eps = eps  # type: ignore[attr-defined]
-        return y_NCHW
+        ctx.set_materialize_grads(False)
+        return y_NCHW, mean_C, scale_C.square().reciprocal_().sub_(eps)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_NCHW: Tensor) -> tuple[Tensor, None, None, None]:
-        slope = _BatchNormSlope.apply(grad_NCHW, ctx.eps, *ctx.saved_tensors)  # type: ignore[attr-defined, no-untyped-call]
-        return slope, None, None, None
+    def backward(
+        ctx: FunctionCtx, grad_NCHW: Tensor | None, to_mean_C: Tensor | None, to_variance_C: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x_NCHW, mean_C, scale_C, weight_C = ctx.saved_tensors  # type: ignore[attr-defined]
+        to_x_NCHW = along_C = sum_C = None
+        if grad_NCHW is not None:
+            to_x_NCHW, along_C, sum_C = _BatchNormSlope.apply(  # type: ignore[no-untyped-call]
+                grad_NCHW,
+                ctx.eps,  # type: ignore[attr-defined]
+                x_NCHW,
+                mean_C,
+                scale_C,
+                weight_C,
+            )
+        if to_mean_C is not None or to_variance_C is not None:
+            # By x the mean has 1 / numbers, the variance 2 (x − mean) / numbers.
+            share = len(mean_C) / x_NCHW.numel()
+            none_C = torch.zeros_like(mean_C)
+            factor_C = none_C if to_variance_C is None else to_variance_C * (2 * share)
+            shift_C = (none_C if to_mean_C is None else to_mean_C * share) - mean_C * factor_C
+            of_statistics_NCHW = torch.addcmul(_wide(shift_C), x_NCHW, _wide(factor_C))
+            to_x_NCHW = of_statistics_NCHW if to_x_NCHW is None else to_x_NCHW + of_statistics_NCHW
+        return to_x_NCHW, along_C, sum_C, None
 
 
 class _BatchNormSlope(torch.autograd.Function):
-    """r (v − mean v − x̂ mean(v x̂)), v = g ∘ w: the gradient that a batch norm passes on."""
+    """r w (g − mean g − x̂ mean(g x̂)), the gradient that a batch norm passes on, and those of scale and bias.
+
+    These are Σ g x̂ and Σ g over pictures and places: the derivatives of all three are combinations of x, g and u, what
+    comes in for the first.
+    """
 
     @staticmethod
     def forward(
@@ -74,66 +97,45 @@ class _BatchNormSlope(torch.autograd.Function):
         x_NCHW: Tensor,
         mean_C: Tensor,
         scale_C: Tensor,
-        weight_C: Tensor | None = None,
-    ) -> Tensor:
-        ctx.save_for_backward(grad_NCHW, x_NCHW, mean_C, scale_C, *_given(weight_C))
+        weight_C: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        slope_NCHW, along_C, sum_C = _backward(
+            grad_NCHW, x_NCHW, mean_C, scale_C, weight_C, eps, (True, True, True)
+        )
+        ctx.save_for_backward(grad_NCHW, x_NCHW, mean_C, scale_C, weight_C, along_C.detach(), sum_C.detach())
         ctx.eps = eps  # type: ignore[attr-defined]
-        return _slope(grad_NCHW, x_NCHW, mean_C, scale_C, weight_C, eps)
+        return slope_NCHW, along_C, sum_C
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, u_NCHW: Tensor) -> tuple[Tensor | None, ...]:
-        grad_NCHW, x_NCHW, mean_C, scale_C, *given = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(
+        ctx: FunctionCtx, u_NCHW: Tensor, to_along_C: Tensor, to_sum_C: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        grad_NCHW, x_NCHW, mean_C, scale_C, weight_C, along_C, sum_C = ctx.saved_tensors  # type: ignore[attr-defined]
         eps: float = ctx.eps  # type: ignore[attr-defined]
-        numbers = u_NCHW.numel() // u_NCHW.shape[1]
-        weight_C = given[0] if given else torch.ones_like(scale_C)
-        # Torch's gradients by scale and bias are sums over pictures and places, each in one pass: of u x̂ and u, g x̂
-        # and g, and, with g in the place of x, of u (g − mean g).
-        statistics = x_NCHW, mean_C, scale_C
-        to_grad_NCHW, along_u_C, sum_u_C = _backward(u_NCHW, *statistics, weight_C, eps, (True, True, True))
-        _, along_g_C, sum_g_C = _backward(grad_NCHW, *statistics, None, eps, (False, True, True))
-        centered = grad_NCHW, sum_g_C / numbers, torch.ones_like(scale_C)
-        both_C = _backward(u_NCHW, *centered, None, eps, (False, True, False))[1]
-        # −r² w [c_g (u − mean u) + c_u (g − mean g) + x̂ (cov(u, g) − 3 c_u c_g)] = a u + b g + c x + d
-        factor_C = -scale_C.square() * weight_C / numbers
-        by_u_C, by_g_C = along_g_C * factor_C, along_u_C * factor_C
-        by_x_C = (both_C - 3 / numbers * along_u_C * along_g_C) * factor_C * scale_C
-        rest_C = -(by_u_C * sum_u_C + by_g_C * sum_g_C) / numbers - by_x_C * mean_C
+        share = len(mean_C) / x_NCHW.numel()
+        # Means over pictures and places, two in one pass: c_u = mean(u x̂) and that of u; and, with g in the place of
+        # x, mean(u (g − mean g)).
+        statistics = mean_C, scale_C * share
+        _, along_u_C, sum_u_C = _backward(u_NCHW, x_NCHW, *statistics, None, eps, (False, True, True))
+        along_g_C, mean_g_C, mean_u_C = along_C * share, sum_C * share, sum_u_C * share
+        statistics = mean_g_C, torch.full_like(scale_C, share)
+        both_C = _backward(u_NCHW, grad_NCHW, *statistics, None, eps, (False, True, False))[1]
+        # Of u ∘ slope + s Σ g x̂ + t Σ g, by g: r w (u − mean u − x̂ c_u) + s x̂ + t
+        by_u_C = scale_C * weight_C
+        by_x_C = (to_along_C - by_u_C * along_u_C) * scale_C
+        rest_C = to_sum_C - by_u_C * mean_u_C - by_x_C * mean_C
+        to_grad_NCHW = torch.addcmul(_wide(rest_C), x_NCHW, _wide(by_x_C)).addcmul_(u_NCHW, _wide(by_u_C))
+        # and by x: r (s − r w c_u) (g − mean g) − r² w c_g (u − mean u) − r x̂ [s c_g + r w (cov(u, g) − 3 c_u c_g)].
+        by_g_C = by_x_C
+        product_C = along_u_C * along_g_C
+        apart_C = both_C - product_C
+        by_x_C = -scale_C.square() * (to_along_C * along_g_C + by_u_C * (apart_C - 2 * product_C))
+        by_u_C = -by_u_C * along_g_C * scale_C
+        rest_C = -by_g_C * mean_g_C - by_u_C * mean_u_C - by_x_C * mean_C
         to_x_NCHW = torch.addcmul(_wide(rest_C), x_NCHW, _wide(by_x_C))
         to_x_NCHW.addcmul_(u_NCHW, _wide(by_u_C)).addcmul_(grad_NCHW, _wide(by_g_C))
-        return (to_grad_NCHW, None, to_x_NCHW, None, None, *[None] * len(given))
-
-
-class _BatchNormScale(torch.autograd.Function):
-    """Σ δ ∘ x̂, of all candidates' channels at once."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, delta_RCHW: Tensor, x_RCHW: Tensor, eps: float, candidates: int) -> Tensor:
-        delta, x = side_by_side(delta_RCHW, candidates), side_by_side(x_RCHW, candidates)
-        _, mean, scale = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
-        ctx.save_for_backward(delta, x, mean, scale)
-        ctx.eps = eps  # type: ignore[attr-defined]
-        return _backward(delta, x, mean, scale, None, eps, (False, True, False))[1].view(candidates, -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad_KC: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        delta, x, mean, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        candidates, grad = len(grad_KC), grad_KC.flatten()
-        factor = scale * grad
-        to_delta = torch.addcmul(_wide(-mean * factor), x, _wide(factor))
-        to_x = _slope(delta, x, mean, scale, grad, ctx.eps)  # type: ignore[attr-defined]
-        return one_after_the_other(to_delta, candidates), one_after_the_other(to_x, candidates), None, None
-
-
-def _given(weight_C: Tensor | None) -> tuple[Tensor, ...]:
-    return () if weight_C is None else (weight_C,)
-
-
-def _slope(
-    grad_NCHW: Tensor, x_NCHW: Tensor, mean_C: Tensor, scale_C: Tensor, weight_C: Tensor | None, eps: float
-) -> Tensor:
-    return _backward(grad_NCHW, x_NCHW, mean_C, scale_C, weight_C, eps, (True, False, False))[0]
+        return to_grad_NCHW, None, to_x_NCHW, None, None, apart_C * scale_C / share
 
 
 def _backward(

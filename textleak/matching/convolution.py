@@ -55,9 +55,7 @@ def conv2d(
     """`functional.conv2d` of pictures (N, I, H, W), the weight constant, differentiable twice; None for other uses."""
     if groups != 1 or isinstance(padding, str) or input.dim() != 4 or not input.requires_grad:
         return None
-    # In the order in memory that torch would bring it to for each of its uses.
-    order = torch._prims_common.suggest_memory_format(input)
-    weight = weight.detach().contiguous(memory_format=order)
+    weight = _in_order_of(input, weight.detach())
     given = _pair(stride), _pair(padding), _pair(dilation)
     return cast(Tensor, _Convolution.apply(input, weight, bias, given))  # type: ignore[no-untyped-call]
 
@@ -113,7 +111,7 @@ class _WeightGradient(torch.autograd.Function):
         ctx.save_for_backward(*wide)
         ctx.layer, ctx.candidates = layer, candidates  # type: ignore[attr-defined]
         weight = layer.weight.detach()
-        weights = weight.expand(candidates, *weight.shape).flatten(0, 1)
+        weights = _in_order_of(x, weight.expand(candidates, *weight.shape).flatten(0, 1))
         return _backward(*wide, weights, layer, by_input=False).view(candidates, *weight.shape)
 
     @staticmethod
@@ -123,10 +121,15 @@ class _WeightGradient(torch.autograd.Function):
         layer: nn.Conv2d = ctx.layer  # type: ignore[attr-defined]
         candidates = len(to_weight_K)
         # The gradient is linear in both: each one's derivative is the convolution with this in the weight's place.
-        weights, padding = to_weight_K.flatten(0, 1), cast("list[int]", layer.padding)
+        weights, padding = _in_order_of(x, to_weight_K.flatten(0, 1)), cast("list[int]", layer.padding)
         to_delta = torch.conv2d(x, weights, None, layer.stride, padding, layer.dilation, candidates)
         to_x = _backward(delta, x, weights, layer, by_input=True)
         return one_after_the_other(to_delta, candidates), one_after_the_other(to_x, candidates), None, None
+
+
+def _in_order_of(x: Tensor, weight: Tensor) -> Tensor:
+    """A weight in the order in memory that torch would bring it to for each of its uses with pictures like `x`."""
+    return weight.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
 
 
 def _backward(delta: Tensor, x: Tensor, weights: Tensor, layer: nn.Conv2d, *, by_input: bool) -> Tensor:

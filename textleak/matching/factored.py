@@ -10,9 +10,11 @@ weight that is used several times has them all, one after the other), O and I th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from textleak.errors import InputError
 from textleak.matching.hooks import hooked
 from textleak.matching.kernels import CheapSecondDerivatives
 from textleak.matching.rounding import tolerance_of
-from textleak.matching.rules import Call, Contribution, Formed, Rule, find_rule
+from textleak.matching.rules import Call, Contribution, Formed, Further, Rule, find_rule, further_of
 from textleak.matching.single import form
 
 Leaves = Mapping[str, Tensor]
@@ -40,10 +42,11 @@ RULE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Owner:
-    """A module that owns wanted parameters: its rule, and canonical names by local names."""
+    """A module that owns wanted parameters: its rule, what that asks for, and canonical names by local names."""
 
     module: nn.Module
     rule: Rule
+    further: Further
     names: dict[str, str]
 
 
@@ -98,7 +101,7 @@ class Capture:
             }
             rule = find_rule(module) if owned else None
             if rule is not None:
-                owners.append(_Owner(module=module, rule=rule, names=owned))
+                owners.append(_Owner(module=module, rule=rule, further=further_of(module), names=owned))
             else:
                 without_rule.update(owned.values())
         self._owners = owners
@@ -112,7 +115,7 @@ class Capture:
         for owner in self._owners:
             by_rule = {local: name for local, name in owner.names.items() if name not in formed}
             if by_rule:
-                kept.append(_Owner(module=owner.module, rule=owner.rule, names=by_rule))
+                kept.append(dataclasses.replace(owner, names=by_rule))
         self._owners = kept
 
     def contributions(
@@ -135,12 +138,14 @@ class Capture:
             if self._owners:
                 with self._hooked(candidates) as seen, CheapSecondDerivatives(self.kinks):
                     losses_K = model_function(leaves)
-                outputs = [output for _, _, output in seen]
-                deltas: tuple[Tensor | None, ...] = torch.autograd.grad(
-                    losses_K.sum(), outputs, create_graph=create_graph, allow_unused=True
+                asked = [(output, *owner.further(output)) for owner, _, output in seen]
+                gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+                    losses_K.sum(), list(chain(*asked)), create_graph=create_graph, allow_unused=True
                 )
+                each = iter(gradients)
                 with torch.set_grad_enabled(create_graph):
-                    for (owner, input_R, _), delta_R in zip(seen, deltas, strict=True):
+                    for (owner, input_R, _), own in zip(seen, asked, strict=True):
+                        delta_R, *further = islice(each, len(own))
                         if delta_R is None:  # nothing of it reaches the loss
                             continue
                         call = Call(
@@ -148,6 +153,7 @@ class Capture:
                             wanted=frozenset(owner.names),
                             input_R=input_R,
                             delta_R=delta_R,
+                            further=tuple(gradient for gradient in further if gradient is not None),
                             candidates=candidates,
                             views=views,
                         )

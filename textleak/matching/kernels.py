@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
-from textleak.matching.batch_norm import batch_norm, batch_norm_by
+from textleak.matching.batch_norm import batch_norm_by
 from textleak.matching.convolution import conv2d
 from textleak.matching.linear import linear
 from textleak.matching.replaced import ReplacedFunctions
@@ -413,11 +413,9 @@ def _batch_norm(
     eps: float = 1e-5,
     **_: object,
 ) -> Tensor | None:
-    if input.dim() != 4 or not _usable(input):
+    if training or running_mean is None or running_var is None or input.dim() != 4 or not _usable(input):
         return None
-    if not training and running_mean is not None and running_var is not None:
-        return batch_norm_by(running_mean, running_var, input, weight, bias, eps)
-    return batch_norm(input, weight, bias, eps) if training and running_mean is None else None
+    return batch_norm_by(running_mean, running_var, input, weight, bias, eps)
 
 
 def _relu(kinks: float, input: Tensor, inplace: bool = False) -> Tensor | None:

@@ -102,6 +102,7 @@ class Call:
         wanted: its own parameters (local names) whose gradients are asked for.
         input_R: its first argument.
         delta_R: gradient of the sum of all candidates' losses at its output.
+        further: the same by what else its rule asks for.
         candidates: K; both tensors' first dimension is a multiple of it.
     """
 
@@ -110,6 +111,7 @@ class Call:
     input_R: Tensor
     delta_R: Tensor
     candidates: int
+    further: tuple[Tensor, ...] = ()
     views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of all calls, by the tensor's id
 
     def per_candidate(self, tensor_R: Tensor) -> Tensor:
@@ -127,26 +129,50 @@ class Call:
 Rule = Callable[[Call], Mapping[str, Contribution]]
 Kind = type[nn.Module] | Callable[[nn.Module], bool]
 
-_RULES: list[tuple[Kind, Rule]] = []
+Further = Callable[[Tensor], tuple[Tensor, ...]]
+"""Of a module's output, tensors by which its rule asks for gradients beside that by the output itself."""
 
 
-def register_rule(kind: Kind, rule: Rule) -> None:
+def _nothing_further(_output: Tensor) -> tuple[Tensor, ...]:
+    return ()
+
+
+_RULES: list[tuple[Kind, Rule, Further]] = []
+
+
+def register_rule(kind: Kind, rule: Rule, *, further: Further = _nothing_further) -> None:
     """File a rule for a module type (its subclasses too, unless they override `forward`) or a predicate.
 
     The rule gives a contribution for each name in `Call.wanted`. A later registration goes before an earlier
     one. Each rule is checked against autograd on the network at hand before it is used (see `Capture`).
+
+    Args:
+        kind: as said.
+        rule: as said.
+        further: what else it asks for gradients by; `Call.further` has these.
     """
-    _RULES.insert(0, (kind, rule))
+    _RULES.insert(0, (kind, rule, further))
 
 
 def find_rule(module: nn.Module) -> Rule | None:
     """The rule for `module`, or None: its parameters' gradients must then be formed."""
-    for kind, rule in _RULES:
+    found = _registered_for(module)
+    return None if found is None else found[0]
+
+
+def further_of(module: nn.Module) -> Further:
+    """What the rule for `module` asks for."""
+    found = _registered_for(module)
+    return _nothing_further if found is None else found[1]
+
+
+def _registered_for(module: nn.Module) -> tuple[Rule, Further] | None:
+    for kind, rule, further in _RULES:
         if isinstance(kind, type):
             if isinstance(module, kind) and _forward_of(type(module)) is _forward_of(kind):
-                return rule
+                return rule, further
         elif kind(module):
-            return rule
+            return rule, further
     return None
 
 

@@ -20,7 +20,7 @@ from textleak.matching.factored import requiring_grad
 from textleak.matching.hooks import hooked
 from textleak.models.batches import Targets
 from textleak.models.copies import copy_of
-from textleak.models.networks import BatchStatisticsNorm
+from textleak.models.networks import BatchStatisticsNorm, MadeBy, told
 from textleak.models.vision import ImageModel
 
 
@@ -99,17 +99,10 @@ class NormBesideHeld(BatchStatisticsNorm):
         self.weight, self.bias, self.eps, self.samples = norm.weight, norm.bias, norm.eps, 1
         self.others = others
         self.gained_K: Tensor | None = None
-        self._latest: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
-
-    def statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the batch's channels with each candidate in it, (K, C) each."""
-        if (
-            self._latest is None or self._latest[0] is not x_NCHW
-        ):  # asked for by who notes them and by the rule too
-            self._latest = x_NCHW, self._statistics(x_NCHW)
-        return self._latest[1]
+        self.made: MadeBy | None = None
 
     def _statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the batch's channels with each candidate in it, (K, C) each."""
         others, places = self.others, x_NCHW.shape[2] * x_NCHW.shape[3]
         count = others.count + places
         own_KC11 = x_NCHW.mean((2, 3), keepdim=True)
@@ -120,15 +113,17 @@ class NormBesideHeld(BatchStatisticsNorm):
         return mean_KC, (others.spread_C + spread_KC + between_KC) / count
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """What the candidates become; `gained_K` is what the others' loss gains, to first order."""
-        mean_KC, variance_KC = self.statistics(x_NCHW)
+        """What the candidates become; `gained_K` is then what the others' loss gains, to first order."""
+        mean_KC, variance_KC = self._statistics(x_NCHW)
         scale_KC = (variance_KC + self.eps).rsqrt()
         moved_KC = mean_KC - self.others.mean_C
         along_KC = scale_KC * (self.others.along_C - moved_KC * self.others.passed_C)
         self.gained_K = along_KC @ self.weight.detach()
         factor_KC = scale_KC * self.weight
         shift_KC = self.bias - mean_KC * factor_KC
-        return torch.addcmul(shift_KC[:, :, None, None], x_NCHW, factor_KC[:, :, None, None])
+        output = torch.addcmul(shift_KC[:, :, None, None], x_NCHW, factor_KC[:, :, None, None])
+        self.made = MadeBy(self.weight, self.bias, mean_KC, variance_KC)
+        return told(output, self.made)
 
 
 def held_at(model: ImageModel, pixels_BCHW: Tensor, targets: Targets) -> Held:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from textleak.matching.batch_norm import batch_norm
 from textleak.matching.convolution import one_after_the_other, side_by_side
 
 # Zhu et al. 2019, released code: weights and biases of every layer are drawn from U(-0.5, 0.5).
@@ -108,6 +109,21 @@ def draw_uniformly(network: nn.Module, generator: torch.Generator) -> None:
                     parameter.uniform_(-_UNIFORM, _UNIFORM, generator=generator)
 
 
+@dataclass(frozen=True, eq=False)
+class MadeBy:
+    """What a batch norm in train mode made its output of.
+
+    Attributes:
+        weight, bias: of all candidates' channels, (K C,), all differentiable in these.
+        mean_KC, variance_KC: of each batch's channels, differentiable in what was read.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean_KC: Tensor
+    variance_KC: Tensor
+
+
 class BatchStatisticsNorm(nn.Module):
     """Batch norm in train mode for several candidates at once: each batch of `samples` rows has its own statistics.
 
@@ -123,20 +139,38 @@ class BatchStatisticsNorm(nn.Module):
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.samples = 1
 
-    def statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each batch's channels, (K, C) each."""
-        x_KBCHW, dims = x_NCHW.view(-1, self.samples, *x_NCHW.shape[1:]), (1, 3, 4)
-        mean = x_KBCHW.mean(dims, keepdim=True)
-        variance = (x_KBCHW - mean).square().mean(dims)  # torch's own takes four times as long
-        return mean.flatten(1), variance
-
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """As `nn.BatchNorm2d` in train mode, without running statistics."""
+        """As `nn.BatchNorm2d` in train mode, without running statistics; the output is known to `made_by`.
+
+        Raises:
+            ValueError: one number a channel, of which nothing would be left; as torch does.
+        """
         candidates = len(x_NCHW) // self.samples
         wide = side_by_side(x_NCHW, candidates)
+        if len(wide) * wide.shape[2:].numel() == 1:
+            raise ValueError(f"more than 1 value a channel is expected in training, got {tuple(wide.shape)}")
         weight, bias = self.weight.repeat(candidates), self.bias.repeat(candidates)
-        y = functional.batch_norm(wide, None, None, weight, bias, training=True, eps=self.eps)
-        return one_after_the_other(y, candidates)
+        if torch.is_grad_enabled():  # what a rule asks gradients by, whether or not the network is trained
+            weight, bias = (x if x.requires_grad else x.requires_grad_() for x in (weight, bias))
+        y, mean, variance = batch_norm(wide, weight, bias, self.eps)
+        output = one_after_the_other(y, candidates)
+        statistics = mean.view(candidates, -1), variance.view(candidates, -1)
+        return told(output, MadeBy(weight, bias, *statistics))
+
+
+_MADE_BY = "made_by"
+
+
+def told(output: Tensor, made: MadeBy) -> Tensor:
+    """A batch norm's output, of which `made_by` then knows."""
+    setattr(output, _MADE_BY, made)  # on the tensor, so that it lives for as long, and is nobody else's
+    return output
+
+
+def made_by(output: Tensor) -> MadeBy:
+    """What a `BatchStatisticsNorm` made its output of, asked of the very tensor that it gave."""
+    made: MadeBy = getattr(output, _MADE_BY)
+    return made
 
 
 def with_batch_statistics(network: nn.Module) -> None:

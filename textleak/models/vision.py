@@ -21,7 +21,7 @@ from textleak.models.base import Modality, Model, Weights
 from textleak.models.batches import Targets
 from textleak.models.copies import copy_of
 from textleak.models.identity import attends, fingerprint_of, public_model
-from textleak.models.networks import BatchStatisticsNorm
+from textleak.models.networks import BatchStatisticsNorm, made_by
 from textleak.models.targets import check_labels
 from textleak.shared.public import PublicModel
 
@@ -277,14 +277,14 @@ class ImageModel:
         """Note the `batch_statistics` of whatever the network reads meanwhile, the latest of each batch norm."""
         noted: Statistics = {}
 
-        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                assert isinstance(module, BatchStatisticsNorm)
-                noted[name] = module.statistics(inputs[0])
+        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                made = made_by(output)
+                noted[name] = made.mean_KC, made.variance_KC
 
             return hook
 
-        handles = [module.register_forward_pre_hook(keep(name)) for name, module in self._batch_norms.items()]
+        handles = [module.register_forward_hook(keep(name)) for name, module in self._batch_norms.items()]
         with hooked(handles):
             yield noted
 

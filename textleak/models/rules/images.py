@@ -5,36 +5,36 @@ Importing this module registers the rules with `textleak.matching.rules`.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
-from textleak.matching.batch_norm import batch_norm_scale
 from textleak.matching.rules import Call, Contribution, Formed, register_rule
 from textleak.models.beside import NormBesideHeld
-from textleak.models.networks import BatchStatisticsNorm
+from textleak.models.networks import BatchStatisticsNorm, made_by
 
 
 def batch_statistics_rule(call: Call) -> dict[str, Contribution]:
-    """Y = x̂ ∘ w + b with the batch's own statistics: the scale gets Σ Δ ∘ x̂, the bias Σ Δ."""
-    module = call.module
-    assert isinstance(module, BatchStatisticsNorm)
-    found: dict[str, Contribution] = {}
-    if "weight" in call.wanted:
-        scale_KC = batch_norm_scale(call.delta_R, call.input_R, module.eps, call.candidates)
-        found["weight"] = Formed(gradient_K=scale_KC)
-    if "bias" in call.wanted:
-        found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
-    return found
+    """Y = x̂ ∘ w + b with the batch's own statistics: each candidate has a scale and bias of its own."""
+    return {
+        name: Formed(gradient_K=gradient.view(call.candidates, -1))
+        for name, gradient in zip(("weight", "bias"), call.further, strict=True)
+        if name in call.wanted
+    }
+
+
+def scales_and_biases(output: Tensor) -> tuple[Tensor, ...]:
+    """What stood for a batch norm's weight and bias, a candidate after the other: (K C,) each."""
+    return made_by(output).weight, made_by(output).bias
 
 
 def beside_held_rule(call: Call) -> dict[str, Contribution]:
     """The same of one picture beside others that are held: its own part of both sums."""
     module = call.module
     assert isinstance(module, NormBesideHeld)
+    assert module.made is not None
     found: dict[str, Contribution] = {}
     if "weight" in call.wanted:
-        mean_KC, variance_KC = module.statistics(call.input_R)
-        along_KC = call.channel_sums(call.delta_R * (call.input_R - mean_KC[:, :, None, None]))
-        found["weight"] = Formed(gradient_K=along_KC * (variance_KC + module.eps).rsqrt())
+        along_KC = call.channel_sums(call.delta_R * (call.input_R - module.made.mean_KC[:, :, None, None]))
+        found["weight"] = Formed(gradient_K=along_KC * (module.made.variance_KC + module.eps).rsqrt())
     if "bias" in call.wanted:
         found["bias"] = Formed(gradient_K=call.channel_sums(call.delta_R))
     return found
@@ -58,6 +58,6 @@ def adds_positions_to_patches(module: nn.Module) -> bool:
     return bool(own) and own <= {"cls_token", "position_embeddings"}
 
 
-register_rule(BatchStatisticsNorm, batch_statistics_rule)
+register_rule(BatchStatisticsNorm, batch_statistics_rule, further=scales_and_biases)
 register_rule(NormBesideHeld, beside_held_rule)
 register_rule(adds_positions_to_patches, patches_rule)
