@@ -32,6 +32,7 @@ _STEPS = (
     lambda x, y: x + y,
     lambda x, y: x - y * 0.5,
     lambda x, y: (-x).mul_(0.5).add_(y),
+    lambda x, y: (x / 3).div_(7).sub_(2) / (1 + y.square()),
     lambda x, y: x.tanh() * y.tanh(),
     lambda x, y: x.mT.contiguous().mT + y,
     lambda x, y: (x.reshape(6, 4) @ _WEIGHT).view(2, 3, 4) - y,
@@ -77,6 +78,18 @@ def test_any_programme_is_replayed_to_what_it_gives(seed):
 
 def pieces(recording: Recording) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in recording._placed if tensor is not None}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_numbers_round_as_they_did(dtype):
+    def compute(inputs):
+        return ((inputs[0] * 0.1 / 3 - 0.7).mul_(1.3).add_(2**0.5),)
+
+    x, other = drawn(50, seed=1).to(dtype), drawn(50, seed=2).to(dtype)
+    _, recording = watch(compute, [x])
+    assert recording is not None
+    (found,) = recording.replay([other])
+    assert torch.equal(found, *compute([other]))
 
 
 def test_results_that_nothing_reads_any_more_make_room():
