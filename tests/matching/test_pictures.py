@@ -187,4 +187,4 @@ def test_a_small_distance_survives_where_gradients_are_compared_in_float64():
     fine = Target.from_gradients(gradients, dtype=torch.float64)
     assert float(SquaredL2()(moments_of(found, fine))) == pytest.approx(true, rel=0.2)
     coarse = Target.from_gradients(gradients, dtype=torch.float32)
-    assert abs(float(SquaredL2()(moments_of(found, coarse))) - true) > 10 * true
+    assert float(SquaredL2()(moments_of(found, coarse))) != pytest.approx(true, rel=0.2)
