@@ -466,6 +466,17 @@ def test_a_time_limit_ends_an_attack_with_its_best(
     assert recovery.sentences
 
 
+def test_match_ends_with_its_time_while_it_still_looks_for_lengths(
+    toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model, know="labels")
+    _, in_time = run("match", shared, model)
+    _, recovery = run("match", shared, model, time_limit=1e-6)
+    assert in_time.stop.name != "TIME"
+    assert (recovery.stop.name, recovery.sentences) == ("TIME", ())
+
+
 @pytest.mark.parametrize("attack", ["dlg", "match"])
 def test_while_a_run_waits_its_time_limit_does_too(
     attack: str, toy_model: ToyModel, from_disk: FromDisk, monkeypatch: pytest.MonkeyPatch

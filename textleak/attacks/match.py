@@ -27,6 +27,7 @@ from textleak.attacks.search.reopening import match_lengths
 from textleak.attacks.search.run import Run, SearchSettings
 from textleak.attacks.search.shapes import batch_shapes
 from textleak.clients.view import View
+from textleak.events import Progress, Recovery, Stop
 from textleak.matching import CosinePerTensor
 from textleak.models.base import Modality
 from textleak.proof.certificate import certify
@@ -94,6 +95,8 @@ def matching(
     proposed = Proposed()
     if options.span_proposals:
         proposed = yield from propose(problem, keep=options.proposals)
+        if proposed.proposals is None and view.shared.known.lengths is None and view.clock.over:
+            return Recovery.from_progress(Progress(phase="proposals", step=0), Stop.TIME)
     shapes = batch_shapes(problem.model, view.shared, proposed.proposals, proposed.prefixes)
     noisy = view.shared.noise_sigma > 0
     trusted = proposed.trusted(shapes[0], noisy=noisy)

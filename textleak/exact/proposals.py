@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from textleak.clients.view import Clock
 from textleak.exact.subspace import InputSpan, rank_vocabulary, shared_spans
 from textleak.matching.discrete import Row
 from textleak.models import TextModel
@@ -76,15 +77,21 @@ class Proposals:
 
 
 def span_proposals(
-    model: TextModel, shared: SharedGradient, *, longest: int | None, keep: int
+    model: TextModel,
+    shared: SharedGradient,
+    *,
+    longest: int | None,
+    keep: int,
+    clock: Clock | None = None,
 ) -> tuple[tuple[LocalLayer, ...], Proposals] | None:
-    """Rank the vocabulary at each of `longest` positions; None where neither spans nor rows tell anything.
+    """Rank the vocabulary at each of `longest` positions; None where neither spans nor rows tell anything in time.
 
     Args:
         model: the public model.
         shared: the shared gradient.
         longest: positions to rank; None where no length is known: as many as the span has dimensions.
         keep: tokens to keep for each.
+        clock: when to give up; the vocabulary at many positions takes long.
 
     Returns:
         The layers that show the span, none for rows of the embedding, and the proposals.
@@ -105,12 +112,16 @@ def span_proposals(
         longest = max(ends, default=min(model.max_length, span.rank + 1 if span.clear else _LONGEST))
     tokens: list[tuple[int, ...]] = []
     inside: list[int] = []
-    for position, ranked in rank_vocabulary(model, layer, span, positions=longest, keep=keep):
+    for position, ranked in rank_vocabulary(model, layer, span, positions=longest, keep=keep, clock=clock):
+        if clock is not None and clock.over:
+            return None
         ids = [id_ for id_, _ in ranked]
         residuals = _residuals(model, layer, span, [(*[id_] * (position + 1),) for id_ in ids])
         order = sorted(range(len(ids)), key=residuals.__getitem__) if span.clear else range(len(ids))
         tokens.append(tuple(ids[i] for i in order))
         inside.append(_inside([residuals[i] for i in order]) if span.clear else 0)
+    if not tokens:
+        return None
     return layers, Proposals(
         tokens=tuple(tokens),
         inside=tuple(inside),

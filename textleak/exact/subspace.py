@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from textleak.clients.view import Clock
 from textleak.exact.completion import completed
 from textleak.models import TextModel
 from textleak.models.probes.layers import (
@@ -373,16 +374,25 @@ def stacked(gradients: Mapping[str, Tensor], layers: Iterable[LinearLayer]) -> T
 
 
 def rank_vocabulary(
-    model: TextModel, layer: LocalLayer, span: InputSpan, *, positions: int, keep: int
+    model: TextModel,
+    layer: LocalLayer,
+    span: InputSpan,
+    *,
+    positions: int,
+    keep: int,
+    clock: Clock | None = None,
 ) -> Iterator[tuple[int, list[tuple[int, float]]]]:
     """For each position the `keep` tokens whose input the span explains best: (id, explained), best first.
 
-    Where the layer's input doesn't depend on the position, the only position is 0 and stands for all.
+    Where the layer's input doesn't depend on the position, the only position is 0 and stands for all. Nothing comes
+    where the clock is over before all of the vocabulary was read.
     """
     count = positions if layer.depends_on_position else 1
     rows = max(1, _SCAN_CHUNK // count)
     best: list[list[tuple[int, float]]] = [[] for _ in range(count)]
     for start in range(0, model.vocab_size, rows):
+        if clock is not None and clock.over:
+            return
         ids_N = torch.arange(start, min(start + rows, model.vocab_size), device=model.device)
         read = layer_inputs(model, ids_N[:, None].expand(-1, count), [layer.name])[layer.name]
         inputs_NTI = layer.meant(read)

@@ -53,7 +53,7 @@ def propose(problem: TextProblem, keep: int) -> Generator[Phase, None, Proposed]
     model, shared = problem.model, problem.shared
     yield Phase(name="proposals", detail="tokens whose layer inputs the gradient spans")
     longest = max(shared.known.lengths) if shared.known.lengths else None
-    found = span_proposals(model, shared, longest=longest, keep=keep)
+    found = span_proposals(model, shared, longest=longest, keep=keep, clock=problem.view.clock)
     if found is None:
         return Proposed()
     layers, proposals = found
