@@ -31,6 +31,8 @@ _PRECISION = 1e-6
 # Nothing that a ReLU gives is below 0: how far below 0 values were read, in their deviations, is how wrong values are.
 # A unit is on beyond so much more than that, and doubtful within these parts of its bar (our choice).
 _BEYOND, _DOUBTFUL = 1.5, (0.05, 10.0)
+# And beyond this part of the tolerance of the largest value (our choice).
+_LEAST = 1 / 6
 # Doubtful units that are tried the other way before one is kept, and kept in all, at most (our choice).
 _TRIED, _KEPT = 8, 20
 
@@ -140,15 +142,21 @@ class _Recursion:
         if not maps:
             return
         last = maps[-1]
-        on = self.on | {last: torch.ones(1, *self.network.maps[last], dtype=torch.float64)}
+        # A call whose output that ReLU switches, unit by unit, and nothing else does.
+        all_on = torch.ones(1, *self.network.maps[last], dtype=torch.float64)
+        some_on = (
+            torch.rand(all_on.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+        ).double()  # any do
+        by_all, by_some = (
+            self.network.deltas(self.error_L, self.on | {last: on}) for on in (all_on, some_on)
+        )
         found = [
             Equations(call=call, gradient=gradient, delta=delta)
-            for number, (call, delta) in enumerate(
-                zip(self.network.calls, self.network.deltas(self.error_L, on), strict=True)
-            )
+            for call, delta, switched in zip(self.network.calls, by_all, by_some, strict=True)
             if isinstance(call.layer, nn.Conv2d) and call.layer.weight[0, 0].numel() > 1
             if call.given == self.network.maps[last] and reads_plainly(call.layer)
-            if delta is not None and self._switched_by(number, last, delta)
+            if delta is not None and switched is not None
+            if torch.allclose(switched, delta * some_on, rtol=1e-9, atol=0.0)
             if (gradient := self.gradients.get(f"{call.name}.weight")) is not None
         ]
         if found:
@@ -157,13 +165,6 @@ class _Recursion:
                 if stand.left <= self.tolerance:
                     self.on[last] = stand.on
                 yield stand
-
-    def _switched_by(self, number: int, relu: int, delta: Tensor) -> bool:
-        """Whether each place of a call's output is switched by the same unit of a ReLU call, and by no other."""
-        generator = torch.Generator().manual_seed(0)  # any units do
-        some_on = (torch.rand(delta.shape, generator=generator) > 0.5).double()
-        found = self.network.deltas(self.error_L, self.on | {relu: some_on})[number]
-        return found is not None and torch.allclose(found, delta * some_on, rtol=1e-9, atol=0.0)
 
     def read(self, number: int) -> None:
         """Read a source, where the gradients determine it and fit it."""
@@ -192,7 +193,7 @@ class _Recursion:
         largest = float(found.values.abs().max())
         deviations = found.deviations.clamp_min(self.tolerance**2 * largest)
         wrong = float((-found.values / deviations).max())
-        return (_BEYOND * max(wrong, 1.0) * deviations).clamp_min(self.tolerance / 6 * largest)
+        return (_BEYOND * max(wrong, 1.0) * deviations).clamp_min(_LEAST * self.tolerance * largest)
 
     def _equations(self, number: int, on: Mapping[int, Tensor] | None = None) -> list[Equations]:
         """Of the layers that read a source, but for those that hang on units that aren't known."""
