@@ -20,6 +20,7 @@ from textleak.events import Recovery
 from textleak.matching import Pool, Target, TargetTensor
 from textleak.matching import pool as pools
 from textleak.matching.coroutine import Coroutine
+from textleak.matching.recorded import UNTIL_REPLAYED
 from textleak.matching.rules import Outer
 from textleak.matching.single import absolute_distance, form
 from textleak.models import TextModel
@@ -28,7 +29,7 @@ from textleak.shared.gradient import SharedGradient
 
 TEXTS = ("the cat sat", "a dog ran to the cat", "the cat")
 QUICK: dict[str, dict[str, object]] = {
-    "tag": {"steps": 6},
+    "tag": {"steps": UNTIL_REPLAYED + 3},
     "dlg": {"steps": 6},
     "lamp": {"steps": 8, "starts": 4, "moves": 6, "moves_every": 3},
     "lamp with L1": {"steps": 8, "starts": 4, "moves": 6, "moves_every": 3, "variant": "l1l2"},

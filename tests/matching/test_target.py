@@ -64,3 +64,13 @@ def test_a_bfloat16_gradient_has_thin_factors_to_its_rounding():
     assert tensor.left_OR.dtype == torch.bfloat16
     assert tensor.left_OR.shape[1] < 20
     assert (tensor.formed() - gradient).double().norm() <= 2**-6 * gradient.double().norm()
+
+
+@pytest.mark.parametrize(("given", "rank"), [(torch.float32, 5), (torch.float64, 5), (torch.bfloat16, None)])
+def test_thin_factors_of_a_finer_type_leave_out_what_the_given_one_rounded(given, rank):
+    """Float32's rounding has full rank in float64; bfloat16's is too much to be taken for nothing."""
+    gradient = low_rank(90, 70, 5)
+    tensor = Target.from_gradients({"w": gradient.to(given)}, dtype=torch.float64).tensors["w"]
+    assert (None if tensor.left_OR is None else tensor.left_OR.shape[1]) == rank
+    assert tensor.formed().dtype == torch.float64
+    assert (tensor.formed() - gradient).norm() <= 32 * torch.finfo(given).eps * gradient.norm()

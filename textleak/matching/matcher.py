@@ -5,6 +5,7 @@ Shapes: K candidates, P matched tensors.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
@@ -189,17 +190,13 @@ class Matcher:
         Raises:
             AttackError: memory does not even suffice for one candidate.
         """
-        names, chosen = tuple(leaves), tuple(wrt)
+        chosen = tuple(wrt)
         if self._pool is not None and kin is not None and beside is None:
             return self._pool.answer(self, model_function, leaves, chosen, kin)
 
-        def compute(values: Sequence[Tensor]) -> Tensors:
-            part = dict(zip(names, values, strict=True))
-            distances_K, gradients = self.at_once(model_function, part, chosen, beside=beside)
-            return distances_K, *gradients.values()
-
         def some(part: dict[str, Tensor]) -> Tensors:
-            return self._run((model_function, beside, names, chosen), compute, part)
+            distances_K, found = self.at_once(model_function, part, chosen, beside=beside)
+            return distances_K, *found.values()
 
         distances_K, *gradients = map(torch.cat, zip(*self._chunked(some, leaves), strict=True))
         return distances_K, dict(zip(chosen, gradients, strict=True))
@@ -213,17 +210,32 @@ class Matcher:
         beside: Callable[[Leaves], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `value_and_gradient`, all candidates in one call."""
-        chosen = tuple(wrt)
-        own = {name: leaf.detach().requires_grad_(name in chosen) for name, leaf in leaves.items()}
-        distances_K = self.distances(model_function, own)
-        if beside is not None:
-            distances_K = distances_K + beside(own)
-        gradients = torch.autograd.grad(
-            distances_K.sum(), [own[name] for name in chosen], allow_unused=True, materialize_grads=True
-        )
-        return distances_K.detach(), dict(zip(chosen, gradients, strict=True))
+        names, chosen = tuple(leaves), tuple(wrt)
 
-    def _run(self, function: Hashable, compute: Compute, part: dict[str, Tensor]) -> Tensors:
+        def compute(values: Sequence[Tensor]) -> Tensors:
+            own = {
+                name: value.detach().requires_grad_(name in chosen)
+                for name, value in zip(names, values, strict=True)
+            }
+            distances_K = self.distances(model_function, own)
+            if beside is not None:
+                distances_K = distances_K + beside(own)
+            gradients = torch.autograd.grad(
+                distances_K.sum(), [own[name] for name in chosen], allow_unused=True, materialize_grads=True
+            )
+            return distances_K.detach(), *gradients
+
+        distances_K, *gradients = self._run((model_function, beside, names, chosen), compute, leaves)
+        return distances_K, dict(zip(chosen, gradients, strict=True))
+
+    def beside_others(self, target: Target) -> Self:
+        """One that compares candidates with a target each: a stack, of this one's and other matchers'."""
+        other = copy.copy(self)
+        other.target, other._pool = target, None
+        other._replayed = None if self._replayed is None else Replayed()
+        return other
+
+    def _run(self, function: Hashable, compute: Compute, part: Leaves) -> Tensors:
         """What is computed from a chunk of the leaves, by replay where calls that come again are replayed."""
         values = tuple(part.values())
         return compute(values) if self._replayed is None else self._replayed(function, compute, values)

@@ -9,7 +9,6 @@ Shapes: K candidates.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ class Pool:
         self._made: dict[tuple[int, str], tuple[object, object]] = {}
         self._alone: set[Hashable] = set()  # kin whose answers in one call were found to be others
         self._checked: set[Hashable] = set()
-        self._stacks: dict[tuple[int, ...], tuple[list[Target], Target]] = {}
+        self._stacks: dict[tuple[int, ...], tuple[Matcher, list[Target], Matcher]] = {}
 
     def run(self, functions: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Results of functions, as they come.
@@ -196,9 +195,7 @@ class Pool:
             name: _joined([request.leaves[name] for request in requests], first.kin.along(name))
             for name in first.leaves
         }
-        targets = [request.matcher.target for request in requests for _ in range(request.candidates)]
-        matcher = copy.copy(first.matcher)
-        matcher.target = self._stack(targets)
+        matcher = self._matcher(requests)
         distances, gradients = matcher.at_once(first.model_function, leaves, first.wrt)
         parts = {name: torch.split(gradient, sizes) for name, gradient in gradients.items()}
         return [
@@ -208,11 +205,14 @@ class Pool:
             )
         ]
 
-    def _stack(self, targets: list[Target]) -> Target:
-        key = tuple(map(id, targets))
+    def _matcher(self, requests: Sequence[Request]) -> Matcher:
+        """One that compares each candidate with its own batch's gradient."""
+        targets = [request.matcher.target for request in requests for _ in range(request.candidates)]
+        first = requests[0].matcher
+        key = (id(first), *map(id, targets))
         if key not in self._stacks:  # the last alone is kept: each is as large as all targets
-            self._stacks = {key: (targets, Target.stack(targets))}
-        return self._stacks[key][1]
+            self._stacks = {key: (first, targets, first.beside_others(Target.stack(targets)))}
+        return self._stacks[key][2]
 
 
 def _question(one: Coroutine[Request, Answer, T]) -> Request:

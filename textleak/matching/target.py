@@ -202,7 +202,8 @@ class Target:
             damage: what was done to them.
             drop_below: leave out a tensor whose norm is under this part of the largest.
             dtype: in which candidates' gradients will be compared with it: the network's, or a finer one, in which the
-                difference of two gradients that are nearly equal doesn't cancel; default as given.
+                difference of two gradients that are nearly equal doesn't cancel; default as given. Thin factors are
+                as near as the coarser of this and the given type, 16 bits aside, could tell.
             device: where the engine will run; default as given.
 
         Raises:
@@ -218,7 +219,14 @@ class Target:
             )
         found = {
             name: _target_of(
-                gradient.detach().to(device=device, dtype=dtype), norms[name], damage, damage.floor(name)
+                gradient.detach().to(device=device, dtype=dtype),
+                norms[name],
+                damage,
+                floor=damage.floor(name),
+                rounding=max(
+                    _rounding(dtype or gradient.dtype),
+                    _rounding(torch.promote_types(gradient.dtype, torch.float32)),
+                ),
             )
             for name, gradient in gradients.items()
             if norms[name] >= drop_below * largest
@@ -257,7 +265,9 @@ def _times(x_I: Tensor, matrix_OI: Tensor) -> Tensor:
     return linear(x_I, matrix_OI) if matrix_OI.dim() == 2 else x_I @ matrix_OI.mT
 
 
-def _target_of(gradient: Tensor, norm: float, damage: Damage, floor: float) -> TargetTensor:
+def _target_of(
+    gradient: Tensor, norm: float, damage: Damage, *, floor: float, rounding: float
+) -> TargetTensor:
     """One tensor, in the form that is compared the fastest; of norm 0 where all of it lies under the floor."""
     matrix = gradient.flatten(1) if gradient.dim() > 2 else gradient
     if damage.masked and not bool(matrix.all()):
@@ -267,7 +277,7 @@ def _target_of(gradient: Tensor, norm: float, damage: Damage, floor: float) -> T
     elif damage.rank is not None or floor > 0.0:
         found = _denoised(_precise(matrix), damage.rank, floor).to(matrix)
     else:
-        found = _factored(_precise(matrix), norm, _rounding(matrix.dtype) * norm).to(matrix)
+        found = _factored(_precise(matrix), norm, rounding * norm).to(matrix)
     return replace(found, shape=tuple(gradient.shape))
 
 
