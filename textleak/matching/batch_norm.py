@@ -19,8 +19,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 def batch_norm(x_NCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """As `functional.batch_norm` in train mode, without running statistics, with the mean and variance (C,) it goes by.
 
-    All three are differentiable in all three arguments, once where a gradient by `weight_C` is what is differentiated,
-    twice in `x_NCHW`.
+    All three are differentiable twice, in all that they are made of.
     """
     found = _BatchNorm.apply(x_NCHW, weight_C, bias_C, eps)  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor, Tensor], found)

@@ -141,15 +141,14 @@ _RULES: list[tuple[Kind, Rule, Further]] = []
 
 
 def register_rule(kind: Kind, rule: Rule, *, further: Further = _nothing_further) -> None:
-    """File a rule for a module type (its subclasses too, unless they override `forward`) or a predicate.
+    """File a rule. A later registration goes before an earlier one.
 
-    The rule gives a contribution for each name in `Call.wanted`. A later registration goes before an earlier
-    one. Each rule is checked against autograd on the network at hand before it is used (see `Capture`).
+    Each rule is checked against autograd on the network at hand before it is used (see `Capture`).
 
     Args:
-        kind: as said.
-        rule: as said.
-        further: what else it asks for gradients by; `Call.further` has these.
+        kind: a module type (its subclasses too, unless they override `forward`) or a predicate.
+        rule: gives a contribution for each name in `Call.wanted`.
+        further: what else it asks for gradients by, for `Call.further`.
     """
     _RULES.insert(0, (kind, rule, further))
 

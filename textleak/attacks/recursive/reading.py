@@ -142,11 +142,10 @@ class _Recursion:
         if not maps:
             return
         last = maps[-1]
-        # A call whose output that ReLU switches, unit by unit, and nothing else does.
+        # It must switch a call's output, unit by unit, and nothing else may.
         all_on = torch.ones(1, *self.network.maps[last], dtype=torch.float64)
-        some_on = (
-            torch.rand(all_on.shape, generator=torch.Generator().manual_seed(0)) > 0.5
-        ).double()  # any do
+        generator = torch.Generator().manual_seed(0)  # any units do
+        some_on = (torch.rand(all_on.shape, generator=generator) > 0.5).double()
         by_all, by_some = (
             self.network.deltas(self.error_L, self.on | {last: on}) for on in (all_on, some_on)
         )
