@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.interrupts import POSIX, interrupt, interruptible
@@ -16,6 +18,7 @@ from textleak.evaluation import drive, engines, measure
 from textleak.evaluation.engines import Local
 from textleak.evaluation.records import Record
 from textleak.evaluation.store import read_records
+from textleak.evaluation.table import PlainLines
 from textleak.settings import EvaluationConfig
 
 SENTENCES = """sentence	label
@@ -47,6 +50,23 @@ def records(settings: dict[str, object], together: int) -> dict[tuple[str, int],
     evaluation = drive.begin(EvaluationConfig.model_validate(settings), stored=False)
     found = list(evaluation.run(Local(together=together)))
     return {(record.cell.attack, record.batch): record for record in found}
+
+
+def test_how_long_the_rest_takes_counts_batches_that_end_together(
+    settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10 batches, 5 together, which take 60 seconds: 60 more are left, whichever of the 5 were written."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    evaluation = drive.begin(EvaluationConfig.model_validate(settings), stored=False)
+    told = io.StringIO()
+    lines = PlainLines(evaluation, Console(file=told), together=5)
+    for record in evaluation.run(Local()):
+        now += 60.0 if record.batch == 0 else 3.0
+        lines.show(record)
+    first, *_, last = told.getvalue().splitlines()
+    assert "1 of 10 batches, about 1:00 min left" in first
+    assert "left" not in last
 
 
 def test_batches_together_have_the_records_that_each_has_alone(

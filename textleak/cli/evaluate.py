@@ -190,7 +190,7 @@ def command(
         common.check_target(csv, "--csv")
     evaluation = drive.begin(settings, name=name, many=yes, here=here)
     _say_before(evaluation)
-    outcome = _drive(evaluation, chosen, retry_failed=retry_failed)
+    outcome = _drive(evaluation, chosen, retry_failed=retry_failed, together=together)
     _answer(evaluation, outcome, csv=csv, as_json=json_)
     if outcome == "interrupted":
         raise typer.Exit(common.INTERRUPTED)
@@ -219,7 +219,7 @@ def _say_notes(notes: Iterable[str]) -> None:
         console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
 
 
-def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str:
+def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool, together: int) -> str:
     """Compute what is left, watched; "done" or "interrupted"."""
     from functools import partial
 
@@ -228,7 +228,7 @@ def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str
 
     loud: set[str] = set()
     console = common.stderr()
-    live, plain = partial(LiveTable, evaluation), partial(PlainLines, evaluation)
+    live, plain = (partial(kind, evaluation, together=together) for kind in (LiveTable, PlainLines))
     try:
         with display_on(console, live, plain) as display:
             for record in evaluation.run(engine, retry_failed=retry_failed):

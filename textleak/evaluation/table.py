@@ -184,9 +184,9 @@ def _number(value: float | None) -> str:
 class LiveTable:
     """The table on a terminal, filling as records come; gone when it is over."""
 
-    def __init__(self, evaluation: Evaluation, console: Console) -> None:
+    def __init__(self, evaluation: Evaluation, console: Console, *, together: int = 1) -> None:
         self._evaluation = evaluation
-        self._counter = _Counter(evaluation)
+        self._counter = _Counter(evaluation, together)
         self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=2)
 
     def show(self, record: Record) -> None:
@@ -210,9 +210,9 @@ class LiveTable:
 class PlainLines:
     """A line now and then, where there is no terminal; a failed batch always has its own."""
 
-    def __init__(self, evaluation: Evaluation, console: Console) -> None:
+    def __init__(self, evaluation: Evaluation, console: Console, *, together: int = 1) -> None:
         self._console = console
-        self._counter = _Counter(evaluation)
+        self._counter = _Counter(evaluation, together)
         self._last = float("-inf")
 
     def show(self, record: Record) -> None:
@@ -244,10 +244,16 @@ class PlainLines:
 
 
 class _Counter:
-    """How far it is, and how long the rest takes at the pace so far."""
+    """How far it is, and how long the rest takes at the pace so far.
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    Args:
+        evaluation: what is counted.
+        together: batches that end at about the same time; those of a group that hasn't ended count as done.
+    """
+
+    def __init__(self, evaluation: Evaluation, together: int) -> None:
         self._evaluation = evaluation
+        self._together = together
         self._total = evaluation.plan.batches()
         self._new = 0
         self._start = time.monotonic()
@@ -262,6 +268,8 @@ class _Counter:
     def words(self) -> str:
         elapsed = time.monotonic() - self._start
         words = f"[{elapsed:7.1f} s] {self._total - self.left} of {self._total} batches"
-        if self._new and self.left:
-            words += f", about {seconds_in_words(elapsed / self._new * self.left)} left"
+        ending = -self._new % self._together
+        if self._new and self.left > ending:
+            seconds = elapsed / (self._new + ending) * (self.left - ending)
+            words += f", about {seconds_in_words(seconds)} left"
         return words
