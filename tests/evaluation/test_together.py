@@ -16,9 +16,10 @@ from textleak.cli import app
 from textleak.errors import InputError
 from textleak.evaluation import drive, engines, measure
 from textleak.evaluation.engines import Local
-from textleak.evaluation.records import Record
+from textleak.evaluation.records import Cell, Record
 from textleak.evaluation.store import read_records
 from textleak.evaluation.table import PlainLines
+from textleak.events import Progress
 from textleak.settings import EvaluationConfig
 
 SENTENCES = """sentence	label
@@ -52,7 +53,7 @@ def records(settings: dict[str, object], together: int) -> dict[tuple[str, int],
     return {(record.cell.attack, record.batch): record for record in found}
 
 
-def test_how_long_the_rest_takes_counts_batches_that_end_together(
+def test_on_the_way_it_is_told_where_attacks_stand_and_how_long_all_that_end_together_take(
     settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """10 batches, 5 together, which take 60 seconds: 60 more are left, whichever of the 5 were written."""
@@ -61,10 +62,18 @@ def test_how_long_the_rest_takes_counts_batches_that_end_together(
     evaluation = drive.begin(EvaluationConfig.model_validate(settings), stored=False)
     told = io.StringIO()
     lines = PlainLines(evaluation, Console(file=told), together=5)
-    for record in evaluation.run(Local()):
-        now += 60.0 if record.batch == 0 else 3.0
+
+    def watched(cell: Cell, progress: Progress) -> None:
+        nonlocal now
+        now += 20.0
+        lines.watch(cell, progress)
+
+    for record in evaluation.run(Local(watch=watched)):
+        now += 20.0 if record.batch == 0 else 3.0
         lines.show(record)
-    first, *_, last = told.getvalue().splitlines()
+    stand, first, *_, last = told.getvalue().splitlines()
+    assert "0 of 10 batches; " in stand
+    assert "continuous, step 3 of 3" in stand
     assert "1 of 10 batches, about 1:00 min left" in first
     assert "left" not in last
 
@@ -75,10 +84,10 @@ def test_batches_together_have_the_records_that_each_has_alone(
     sizes: list[int] = []
     whole = measure.measure_together
 
-    def noted(works, order):
+    def noted(works, *order):
         sizes.append(len(works))
         assert len({work.cell for work in works}) == 1
-        return whole(works, order)
+        return whole(works, *order)
 
     monkeypatch.setattr(measure, "measure_together", noted)
     alone, together = records(settings, 1), records(settings, 2)

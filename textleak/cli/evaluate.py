@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -223,6 +224,7 @@ def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool, togeth
     """Compute what is left, watched; "done" or "interrupted"."""
     from functools import partial
 
+    from textleak.evaluation.engines import Local
     from textleak.evaluation.table import LiveTable, PlainLines
     from textleak.view import display_on
 
@@ -231,6 +233,9 @@ def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool, togeth
     live, plain = (partial(kind, evaluation, together=together) for kind in (LiveTable, PlainLines))
     try:
         with display_on(console, live, plain) as display:
+            assert isinstance(display, LiveTable | PlainLines)
+            if isinstance(engine, Local):
+                engine = dataclasses.replace(engine, watch=display.watch)
             for record in evaluation.run(engine, retry_failed=retry_failed):
                 display.show(record)
                 if record.weights == "random" and record.cell.model not in loud:

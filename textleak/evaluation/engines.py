@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +20,7 @@ from textleak import runs
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Work, failed
 from textleak.evaluation.records import Cell, Record
+from textleak.events import Progress
 from textleak.words import count_of
 
 # A batch whose worker died is given to another one so many times before it counts as failed (our choice).
@@ -43,25 +44,27 @@ class Local:
 
     Attributes:
         together: how many; one call of the network is then a step of all of them, where attacks optimize dummies.
+        watch: is told where attacks stand.
     """
 
     together: int = 1
+    watch: Callable[[Cell, Progress], None] | None = None
 
     def run(self, works: Iterable[Work], order: Order) -> Iterator[Record]:
         """Compute the batches."""
         from textleak.evaluation.measure import measure, measure_together
 
         if self.together == 1:
-            yield from (measure(work, order) for work in works)
+            yield from (measure(work, order, self.watch) for work in works)
             return
         waiting: dict[Cell, list[Work]] = {}
         for work in works:
             same = waiting.setdefault(work.cell, [])
             same.append(work)
             if len(same) == self.together:
-                yield from measure_together(waiting.pop(work.cell), order)
+                yield from measure_together(waiting.pop(work.cell), order, self.watch)
         for same in waiting.values():
-            yield from measure_together(same, order)
+            yield from measure_together(same, order, self.watch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

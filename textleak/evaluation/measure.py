@@ -9,18 +9,19 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from textleak import owned, runs, scoring, seeds
-from textleak.attacks.base import ATTACKS, begin_on, to_end
+from textleak.attacks.base import ATTACKS, Steps, begin_on
 from textleak.clients import CLIENTS, composed
 from textleak.data.planted import holds
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Work, failed
-from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
+from textleak.evaluation.records import Cell, PlantedSecret, Record, SentenceRecord
+from textleak.events import Followed, Progress, Recovery
 from textleak.exact.second_parts import view_as_seen
 from textleak.jobs.base import finite
 from textleak.jobs.parts import set_threads
@@ -35,30 +36,32 @@ from textleak.settings import Choice, EvaluationConfig
 from textleak.shared.gradient import SharedGradient
 
 T = TypeVar("T")
+Watch = Callable[[Cell, Progress], None]
+"""Is told where an attack on a batch of a cell stands."""
 
 
-def measure(work: Work, order: Order) -> Record:
+def measure(work: Work, order: Order, watch: Watch | None = None) -> Record:
     """The record of one batch; whatever goes wrong in it becomes a failed record.
 
     Raises:
         EvaluationError: what would go wrong in every other batch too.
     """
-    return _measure(work, order, None)
+    return _measure(work, order, watch, None)
 
 
-def measure_together(works: Sequence[Work], order: Order) -> Iterator[Record]:
+def measure_together(works: Sequence[Work], order: Order, watch: Watch | None = None) -> Iterator[Record]:
     """The records of batches of one cell, as they come, whose attacks take their steps together.
 
     Raises:
         EvaluationError: what would go wrong in every other batch too.
     """
     pool = Pool()
-    return pool.run([functools.partial(_measure, work, order, pool) for work in works])
+    return pool.run([functools.partial(_measure, work, order, watch, pool) for work in works])
 
 
-def _measure(work: Work, order: Order, pool: Pool | None) -> Record:
+def _measure(work: Work, order: Order, watch: Watch | None, pool: Pool | None) -> Record:
     try:
-        return _measured(work, order, pool)
+        return _measured(work, order, watch, pool)
     except EvaluationError:
         raise
     except Exception as error:
@@ -67,7 +70,7 @@ def _measure(work: Work, order: Order, pool: Pool | None) -> Record:
         return failed(work, order, words if known else f"{type(error).__name__}: {words}")
 
 
-def _measured(work: Work, order: Order, pool: Pool | None) -> Record:
+def _measured(work: Work, order: Order, watch: Watch | None, pool: Pool | None) -> Record:
     cell, config = work.cell, order.config
     threads = set_threads(order.threads)
     model = _model(cell.model, cell.seed, config)
@@ -77,7 +80,7 @@ def _measured(work: Work, order: Order, pool: Pool | None) -> Record:
     shared, secret = _client(work, model, seed)
     began = _spent(pool)
     view = dataclasses.replace(view_as_seen(shared, model), pool=pool)
-    recovery = to_end(begin_on(attack, view, seed=seed, time_limit=config.time_limit))
+    recovery = _watched(begin_on(attack, view, seed=seed, time_limit=config.time_limit), cell, watch)
     ended = _spent(pool)
     certificate = certificate_of(recovery, view)
     scores = scoring.score(recovery, secret, model)
@@ -117,6 +120,14 @@ def _measured(work: Work, order: Order, pool: Pool | None) -> Record:
         worker=order.worker,
         versions=runs.versions(),
     )
+
+
+def _watched(steps: Steps, cell: Cell, watch: Watch | None) -> Recovery:
+    followed = Followed(steps)
+    for event in followed:
+        if watch is not None and isinstance(event, Progress):
+            watch(cell, event)
+    return followed.result
 
 
 def _spent(pool: Pool | None) -> Spent:

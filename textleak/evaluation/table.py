@@ -18,11 +18,14 @@ from rich.text import Text
 from textleak.evaluation.answers import FIGURES, Counts, Records, client_of, defense_of
 from textleak.evaluation.drive import Evaluation
 from textleak.evaluation.records import Cell, Record, cut_off_in_words
+from textleak.events import Progress
 from textleak.view.glyphs import LEAKED, PARTLY, PROTECTED
 from textleak.words import seconds_in_words
 
 # Plain lines follow each other no faster than this (our choice).
 _BETWEEN_LINES = 2.0
+# And those of an attack that goes on no faster than this (our choice).
+_BETWEEN_STANDS = 30.0
 # What tells one cell from another; what all of them have in common is said once, above the table.
 _NAMES = {
     "data": "data",
@@ -187,15 +190,21 @@ class LiveTable:
     def __init__(self, evaluation: Evaluation, console: Console, *, together: int = 1) -> None:
         self._evaluation = evaluation
         self._counter = _Counter(evaluation, together)
+        self._stands: tuple[Cell, Progress] | None = None
         self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=2)
 
     def show(self, record: Record) -> None:
         """Take it into the table."""
-        self._counter.add(record)
+        self._counter.add()
+
+    def watch(self, cell: Cell, progress: Progress) -> None:
+        """Say where an attack stands."""
+        self._stands = cell, progress
 
     def _picture(self) -> RenderableType:
         # On top: a terminal that is too low for the grid loses its last rows, not how far it is.
-        return Group(Text(self._counter.words(), style="bright_black"), render(self._evaluation))
+        words = self._counter.words() + (f"; {_stand(*self._stands)}" if self._stands else "")
+        return Group(Text(words, style="bright_black"), render(self._evaluation))
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
@@ -213,26 +222,31 @@ class PlainLines:
     def __init__(self, evaluation: Evaluation, console: Console, *, together: int = 1) -> None:
         self._console = console
         self._counter = _Counter(evaluation, together)
+        self._began = time.monotonic()
         self._last = float("-inf")
 
     def show(self, record: Record) -> None:
         """Say how far it is."""
-        self._counter.add(record)
-        now = time.monotonic()
-        if record.status == "done" and now - self._last < _BETWEEN_LINES and self._counter.left:
-            return
-        self._last = now
-        cell = record.cell
-        name = f"{cell.model} {cell.attack} B={cell.batch_size} {cell.share} {client_of(cell)} "
-        name += f"{defense_of(cell)} {cell.data}"
+        self._counter.add()
+        often = record.status == "done" and self._counter.left
         result = (
             f"match {record.token_match_rate:.2f}"
             if record.token_match_rate is not None
             else f"FAILED: {record.error}"
         )
-        self._console.print(
-            Text(f"{self._counter.words()}; {name} batch {record.batch}: {result}"), soft_wrap=True
-        )
+        self._say(f"{_named(record.cell)} batch {record.batch}: {result}", _BETWEEN_LINES if often else 0.0)
+
+    def watch(self, cell: Cell, progress: Progress) -> None:
+        """Say where an attack stands."""
+        if time.monotonic() - self._began >= _BETWEEN_STANDS:
+            self._say(_stand(cell, progress), _BETWEEN_STANDS)
+
+    def _say(self, words: str, between: float) -> None:
+        """A line, if the last one isn't so few seconds ago."""
+        now = time.monotonic()
+        if now - self._last >= between:
+            self._last = now
+            self._console.print(Text(f"{self._counter.words()}; {words}"), soft_wrap=True)
 
     def __enter__(self) -> Self:
         return self
@@ -241,6 +255,18 @@ class PlainLines:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         return None
+
+
+def _named(cell: Cell) -> str:
+    return (
+        f"{cell.model} {cell.attack} B={cell.batch_size} {cell.share} {client_of(cell)} "
+        f"{defense_of(cell)} {cell.data}"
+    )
+
+
+def _stand(cell: Cell, progress: Progress) -> str:
+    most = "" if progress.steps is None else f" of {progress.steps:,}"
+    return f"{_named(cell)}: {progress.phase}, step {progress.step:,}{most}"
 
 
 class _Counter:
@@ -258,7 +284,7 @@ class _Counter:
         self._new = 0
         self._start = time.monotonic()
 
-    def add(self, record: Record) -> None:
+    def add(self) -> None:
         self._new += 1
 
     @property
