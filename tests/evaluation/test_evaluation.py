@@ -1240,5 +1240,5 @@ def test_nothing_is_drawn_over_the_warning_of_random_weights(toy, monkeypatch):
     monkeypatch.setattr(common, "stderr", lambda: terminal)
     monkeypatch.setattr(common, "say_weights", lambda *_, console=None: consoles.append(console))
     evaluation = drive.Evaluation(grid.plan(EvaluationConfig(**toy)), None)
-    evaluate._drive(evaluation, Local(), retry_failed=False, together=1)
+    evaluate._drive(evaluation, Local(), retry_failed=False)
     assert consoles == [terminal]

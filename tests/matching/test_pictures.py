@@ -13,6 +13,7 @@ from textleak.matching.kernels import CheapSecondDerivatives
 from textleak.matching.moments import moments_of
 from textleak.matching.replaced import WatchedOperations
 from textleak.matching.rules import Formed, Outer
+from textleak.models.networks import BatchStatisticsNorm, made_by
 
 EPS = 1e-5
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
@@ -88,6 +89,31 @@ def test_a_sigmoid_of_pictures(layout):
         found = with_derivatives(torch.sigmoid, x)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_the_scales_gradient_of_each_candidate(layout, candidates):
+    shape = 2 * candidates, 4, 5, 3
+    both = draw(*shape, layout=layout), draw(*shape, layout=layout, seed=1)
+    norm = BatchStatisticsNorm(nn.BatchNorm2d(4, eps=EPS, dtype=torch.float64))
+    norm.samples = 2
+
+    def by_the_norm(delta, x):
+        output = norm(x)
+        (scales,) = torch.autograd.grad(output, made_by(output).weight, delta, create_graph=True)
+        return scales.view(candidates, -1)
+
+    def by_autograd(delta, x):
+        parts = zip(delta.chunk(candidates), x.chunk(candidates), strict=True)
+        return torch.stack(
+            [
+                (d * functional.batch_norm(one, None, None, training=True, eps=EPS)).sum((0, 2, 3))
+                for d, one in parts
+            ]
+        )
+
+    assert_same(by_the_norm, by_autograd, both)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -187,4 +213,5 @@ def test_a_small_distance_survives_where_gradients_are_compared_in_float64():
     fine = Target.from_gradients(gradients, dtype=torch.float64)
     assert float(SquaredL2()(moments_of(found, fine))) == pytest.approx(true, rel=0.2)
     coarse = Target.from_gradients(gradients, dtype=torch.float32)
-    assert float(SquaredL2()(moments_of(found, coarse))) != pytest.approx(true, rel=0.2)
+    distance = float(SquaredL2()(moments_of(found, coarse)))
+    assert distance == 0.0 or abs(distance - true) > 10 * true  # 0 where the norms happen to round alike

@@ -228,9 +228,10 @@ class Totals:
             self.evaluations += evaluations
 
 
-def to_end(steps: Steps) -> Recovery:
-    """Drive an attack to its end, whatever happens on the way."""
+def to_end(steps: Steps, watch: Callable[[Progress], None] | None = None) -> Recovery:
+    """Drive an attack to its end, whatever happens on the way; who watches is told where it stands."""
     followed = Followed(steps)
-    for _ in followed:
-        pass
+    for event in followed:
+        if watch is not None and isinstance(event, Progress):
+            watch(event)
     return followed.result

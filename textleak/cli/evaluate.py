@@ -191,7 +191,7 @@ def command(
         common.check_target(csv, "--csv")
     evaluation = drive.begin(settings, name=name, many=yes, here=here)
     _say_before(evaluation)
-    outcome = _drive(evaluation, chosen, retry_failed=retry_failed, together=together)
+    outcome = _drive(evaluation, chosen, retry_failed=retry_failed)
     _answer(evaluation, outcome, csv=csv, as_json=json_)
     if outcome == "interrupted":
         raise typer.Exit(common.INTERRUPTED)
@@ -220,7 +220,7 @@ def _say_notes(notes: Iterable[str]) -> None:
         console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
 
 
-def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool, together: int) -> str:
+def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool) -> str:
     """Compute what is left, watched; "done" or "interrupted"."""
     from functools import partial
 
@@ -230,6 +230,7 @@ def _drive(evaluation: Evaluation, engine: Engine, *, retry_failed: bool, togeth
 
     loud: set[str] = set()
     console = common.stderr()
+    together = engine.together if isinstance(engine, Local) else 1
     live, plain = (partial(kind, evaluation, together=together) for kind in (LiveTable, PlainLines))
     try:
         with display_on(console, live, plain) as display:

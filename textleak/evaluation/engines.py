@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,9 +18,8 @@ from typing import Literal, Protocol
 
 from textleak import runs
 from textleak.errors import InputError, TextleakError
-from textleak.evaluation.grid import EvaluationError, Order, Work, failed
+from textleak.evaluation.grid import EvaluationError, Order, Watch, Work, failed
 from textleak.evaluation.records import Cell, Record
-from textleak.events import Progress
 from textleak.words import count_of
 
 # A batch whose worker died is given to another one so many times before it counts as failed (our choice).
@@ -48,7 +47,7 @@ class Local:
     """
 
     together: int = 1
-    watch: Callable[[Cell, Progress], None] | None = None
+    watch: Watch | None = None
 
     def run(self, works: Iterable[Work], order: Order) -> Iterator[Record]:
         """Compute the batches."""

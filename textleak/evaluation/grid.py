@@ -7,13 +7,14 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from textleak import runs
 from textleak.data.sentences import Data, Example, load
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.records import Cell, Record
+from textleak.events import Progress
 from textleak.settings import AttackChoice, Choice, EvaluationConfig
 from textleak.words import count_of
 
@@ -24,6 +25,8 @@ _NOT_IDENTITY = ("out", "threads")
 
 Key = tuple[Cell, int]
 """What makes a batch the same one: its cell and its number."""
+Watch = Callable[[Cell, Progress], None]
+"""Is told where an attack on a batch of a cell stands."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

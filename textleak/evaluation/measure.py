@@ -9,19 +9,18 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from textleak import owned, runs, scoring, seeds
-from textleak.attacks.base import ATTACKS, Steps, begin_on
+from textleak.attacks.base import ATTACKS, begin_on, to_end
 from textleak.clients import CLIENTS, composed
 from textleak.data.planted import holds
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
-from textleak.evaluation.grid import EvaluationError, Order, Work, failed
-from textleak.evaluation.records import Cell, PlantedSecret, Record, SentenceRecord
-from textleak.events import Followed, Progress, Recovery
+from textleak.evaluation.grid import EvaluationError, Order, Watch, Work, failed
+from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
 from textleak.exact.second_parts import view_as_seen
 from textleak.jobs.base import finite
 from textleak.jobs.parts import set_threads
@@ -36,8 +35,6 @@ from textleak.settings import Choice, EvaluationConfig
 from textleak.shared.gradient import SharedGradient
 
 T = TypeVar("T")
-Watch = Callable[[Cell, Progress], None]
-"""Is told where an attack on a batch of a cell stands."""
 
 
 def measure(work: Work, order: Order, watch: Watch | None = None) -> Record:
@@ -80,7 +77,8 @@ def _measured(work: Work, order: Order, watch: Watch | None, pool: Pool | None) 
     shared, secret = _client(work, model, seed)
     began = _spent(pool)
     view = dataclasses.replace(view_as_seen(shared, model), pool=pool)
-    recovery = _watched(begin_on(attack, view, seed=seed, time_limit=config.time_limit), cell, watch)
+    steps = begin_on(attack, view, seed=seed, time_limit=config.time_limit)
+    recovery = to_end(steps, None if watch is None else functools.partial(watch, cell))
     ended = _spent(pool)
     certificate = certificate_of(recovery, view)
     scores = scoring.score(recovery, secret, model)
@@ -120,14 +118,6 @@ def _measured(work: Work, order: Order, watch: Watch | None, pool: Pool | None) 
         worker=order.worker,
         versions=runs.versions(),
     )
-
-
-def _watched(steps: Steps, cell: Cell, watch: Watch | None) -> Recovery:
-    followed = Followed(steps)
-    for event in followed:
-        if watch is not None and isinstance(event, Progress):
-            watch(cell, event)
-    return followed.result
 
 
 def _spent(pool: Pool | None) -> Spent:

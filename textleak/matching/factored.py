@@ -10,7 +10,6 @@ weight that is used several times has them all, one after the other), O and I th
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from textleak.errors import InputError
 from textleak.matching.hooks import hooked
 from textleak.matching.kernels import CheapSecondDerivatives
 from textleak.matching.rounding import tolerance_of
-from textleak.matching.rules import Call, Contribution, Formed, Further, Rule, find_rule, further_of
+from textleak.matching.rules import Call, Contribution, Formed, Rule, find_rule, further_of
 from textleak.matching.single import form
 
 Leaves = Mapping[str, Tensor]
@@ -42,11 +41,10 @@ RULE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Owner:
-    """A module that owns wanted parameters: its rule, what that asks for, and canonical names by local names."""
+    """A module that owns wanted parameters: its rule, and canonical names by local names."""
 
     module: nn.Module
     rule: Rule
-    further: Further
     names: dict[str, str]
 
 
@@ -101,7 +99,7 @@ class Capture:
             }
             rule = find_rule(module) if owned else None
             if rule is not None:
-                owners.append(_Owner(module=module, rule=rule, further=further_of(module), names=owned))
+                owners.append(_Owner(module=module, rule=rule, names=owned))
             else:
                 without_rule.update(owned.values())
         self._owners = owners
@@ -115,7 +113,7 @@ class Capture:
         for owner in self._owners:
             by_rule = {local: name for local, name in owner.names.items() if name not in formed}
             if by_rule:
-                kept.append(dataclasses.replace(owner, names=by_rule))
+                kept.append(_Owner(module=owner.module, rule=owner.rule, names=by_rule))
         self._owners = kept
 
     def contributions(
@@ -138,7 +136,7 @@ class Capture:
             if self._owners:
                 with self._hooked(candidates) as seen, CheapSecondDerivatives(self.kinks):
                     losses_K = model_function(leaves)
-                asked = [(output, *owner.further(output)) for owner, _, output in seen]
+                asked = [(output, *further_of(owner.rule, output)) for owner, _, output in seen]
                 gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
                     losses_K.sum(), list(chain(*asked)), create_graph=create_graph, allow_unused=True
                 )

@@ -133,14 +133,11 @@ Further = Callable[[Tensor], tuple[Tensor, ...]]
 """Of a module's output, tensors by which its rule asks for gradients beside that by the output itself."""
 
 
-def _nothing_further(_output: Tensor) -> tuple[Tensor, ...]:
-    return ()
+_RULES: list[tuple[Kind, Rule]] = []
+_FURTHER: dict[Rule, Further] = {}
 
 
-_RULES: list[tuple[Kind, Rule, Further]] = []
-
-
-def register_rule(kind: Kind, rule: Rule, *, further: Further = _nothing_further) -> None:
+def register_rule(kind: Kind, rule: Rule, *, further: Further | None = None) -> None:
     """File a rule. A later registration goes before an earlier one.
 
     Each rule is checked against autograd on the network at hand before it is used (see `Capture`).
@@ -148,31 +145,27 @@ def register_rule(kind: Kind, rule: Rule, *, further: Further = _nothing_further
     Args:
         kind: a module type (its subclasses too, unless they override `forward`) or a predicate.
         rule: gives a contribution for each name in `Call.wanted`.
-        further: what else it asks for gradients by, for `Call.further`.
+        further: what else it asks for gradients by, for `Call.further`; None for nothing.
     """
-    _RULES.insert(0, (kind, rule, further))
+    _RULES.insert(0, (kind, rule))
+    if further is not None:
+        _FURTHER[rule] = further
 
 
 def find_rule(module: nn.Module) -> Rule | None:
     """The rule for `module`, or None: its parameters' gradients must then be formed."""
-    found = _registered_for(module)
-    return None if found is None else found[0]
-
-
-def further_of(module: nn.Module) -> Further:
-    """What the rule for `module` asks for."""
-    found = _registered_for(module)
-    return _nothing_further if found is None else found[1]
-
-
-def _registered_for(module: nn.Module) -> tuple[Rule, Further] | None:
-    for kind, rule, further in _RULES:
+    for kind, rule in _RULES:
         if isinstance(kind, type):
             if isinstance(module, kind) and _forward_of(type(module)) is _forward_of(kind):
-                return rule, further
+                return rule
         elif kind(module):
-            return rule, further
+            return rule
     return None
+
+
+def further_of(rule: Rule, output: Tensor) -> tuple[Tensor, ...]:
+    """What a rule asks for gradients by, beside a module's output."""
+    return _FURTHER[rule](output) if rule in _FURTHER else ()
 
 
 def _forward_of(kind: type[nn.Module]) -> object:
