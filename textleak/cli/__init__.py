@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from typer.models import CommandInfo
 
-from textleak import __version__
+from textleak import __version__, allocator
 from textleak.cli import (
     audit,
     bench,
@@ -108,6 +108,7 @@ def main() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, signal.default_int_handler)
+    allocator.keep_memory()
     outputs.prepare()
     sys.exit(_run())
 

@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal, Protocol
 
-from textleak import runs
+from textleak import allocator, runs
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Watch, Work, failed
 from textleak.evaluation.records import Cell, Record
@@ -176,6 +176,7 @@ class _Worker:
 def _serve(works: Connection, order: Order) -> None:
     """What a worker process does: answer each batch with its record until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    allocator.keep_memory()
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -302,6 +303,7 @@ def _on_ray(work: Work, order: Order) -> Record:
     """A batch on a ray worker."""
     import ray
 
+    allocator.keep_memory()
     from textleak.evaluation.measure import measure
 
     node = str(ray.get_runtime_context().get_node_id())[:8]

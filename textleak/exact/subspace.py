@@ -59,8 +59,9 @@ _ROUNDINGS = 8.0
 # directions that are kept beyond those above rounding (our choice; on random Llama shapes of width 1024 and minilm the
 # largest rounding comes out 0.86 to 1 times that of a decomposition of everything, and no rank differs).
 _FIRST_WIDTH, _ALL_ROUNDING, _BEYOND = 64, 8, 40
-# Vocabulary rows whose inputs are computed at once, times positions.
-_SCAN_CHUNK = 32768
+# Numbers of the inputs that are computed at once, and tokens at least: more than a processor's cache holds takes
+# longer, and memory that the system hands out anew each time (32,768 tokens of minilm: four times as long).
+_NUMBERS_A_PASS, _TOKENS_A_PASS = 2**20, 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -388,7 +389,7 @@ def rank_vocabulary(
     where the clock is over before all of the vocabulary was read.
     """
     count = positions if layer.depends_on_position else 1
-    rows = max(1, _SCAN_CHUNK // count)
+    rows = max(1, max(_TOKENS_A_PASS, _NUMBERS_A_PASS // span.size) // count)
     best: list[list[tuple[int, float]]] = [[] for _ in range(count)]
     for start in range(0, model.vocab_size, rows):
         if clock is not None and clock.over:

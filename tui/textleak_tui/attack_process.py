@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textleak import owned, runs
+from textleak import allocator, owned, runs
 from textleak.errors import InputError, TextleakError
 from textleak.view import PlainDisplay
 from textleak.view.consoles import Commentary
@@ -177,6 +177,7 @@ def run(command: str, folder: Path) -> int:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None:
             signal.signal(number, signal.default_int_handler)
+    allocator.keep_memory()
     settings = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_app, args=(folder,), daemon=True).start()
     return attack(command, folder, settings)
