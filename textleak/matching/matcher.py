@@ -6,6 +6,8 @@ Shapes: K candidates, P matched tensors.
 from __future__ import annotations
 
 import copy
+import types
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
@@ -163,7 +165,7 @@ class Matcher:
             return (self.distances(model_function, part, create_graph=False),)
 
         def some(part: dict[str, Tensor]) -> Tensor:
-            (distances_K,) = self._run((model_function, names), compute, part)
+            (distances_K,) = self._run((_key(model_function), names), compute, part)
             return distances_K
 
         return torch.cat(self._chunked(some, leaves))
@@ -225,7 +227,9 @@ class Matcher:
             )
             return distances_K.detach(), *gradients
 
-        distances_K, *gradients = self._run((model_function, beside, names, chosen), compute, leaves)
+        distances_K, *gradients = self._run(
+            (_key(model_function), _key(beside), names, chosen), compute, leaves
+        )
         return distances_K, dict(zip(chosen, gradients, strict=True))
 
     def beside_others(self, target: Target) -> Self:
@@ -269,3 +273,13 @@ class Matcher:
             if device == "cuda":  # outside the except clause, where the traceback still holds the tensors
                 torch.cuda.empty_cache()
         return answers
+
+
+def _key(function: Hashable) -> Hashable:
+    """What tells a function from others, and doesn't keep alive what a method belongs to: that may hold the matcher."""
+    if not isinstance(function, types.MethodType):
+        return function
+    try:
+        return weakref.WeakMethod(function)
+    except TypeError:  # of something with slots
+        return function

@@ -8,7 +8,9 @@ Shapes: K candidates, B pictures, C color channels, H and W height and width.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -86,23 +88,24 @@ class Beside:
         """What is minimized of the batch with each candidate in it, (K,), and its gradient by the picture's leaf."""
         losses, prior = self._losses_and_prior
         found = self.matcher.value_and_gradient(losses, leaves, [self.name], beside=prior)
-        return self.dummies.roughened(found, leaves, self._pixels, self.rough)
+        return self.dummies.roughened(found, leaves, self.pixels, self.rough)
 
     @cached_property
     def _losses_and_prior(self) -> tuple[ModelFunction, ModelFunction]:
-        weight = 1 / self.dummies.batch_size
+        """As those of the batch's dummies."""
+        weight, place = 1 / self.dummies.batch_size, weakref.proxy(self)
 
         def losses(some: Leaves) -> Tensor:
-            return loss_beside(self.model, self._pixels(some)[:, 0], self.label, weight)
+            return loss_beside(place.model, place.pixels(some)[:, 0], place.label, weight)
 
         def prior(some: Leaves, own: Statistics | None) -> Tensor:
             assert own is not None  # the batch's, which the picture alone doesn't tell
-            return self.dummies.prior(self._pixels(some), own)
+            return cast(Tensor, place.dummies.prior(place.pixels(some), own))
 
         return with_statistics(self.model, losses, prior)
 
-    def _pixels(self, leaves: Leaves) -> Tensor:
-        """(K, 1, C, H, W)."""
+    def pixels(self, leaves: Leaves) -> Tensor:
+        """Each candidate alone, (K, 1, C, H, W), as the network reads it."""
         return self.dummies.as_pixels(leaves[self.name])[:, None]
 
 

@@ -6,9 +6,10 @@ Shapes: K candidates, B pictures, C color channels, H and W height and width, L 
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -314,11 +315,17 @@ class DummyPictures:
     def _losses_and_prior(self) -> tuple[ModelFunction, ModelFunction]:
         """The model function, and the prior on the same leaves, which is told what the network has seen on the way.
 
-        The same two for good, as a matcher knows by them what comes again.
+        The same two for good, as a matcher knows by them what comes again; so they mustn't keep these dummies alive.
         """
-        if not self._known_statistics:
-            return self.losses, lambda some: self.prior(self.pixels(some), None)
-        return with_statistics(self.model, self.losses, lambda some, own: self.prior(self.pixels(some), own))
+        dummies = weakref.proxy(self)
+
+        def losses(some: Leaves) -> Tensor:
+            return cast(Tensor, dummies.losses(some))
+
+        def prior(some: Leaves, own: Statistics | None = None) -> Tensor:
+            return cast(Tensor, dummies.prior(dummies.pixels(some), own))
+
+        return with_statistics(self.model, losses, prior) if self._known_statistics else (losses, prior)
 
     @property
     def _known_statistics(self) -> Mapping[str, tuple[Sequence[float], Sequence[float]]]:

@@ -6,10 +6,10 @@ Shapes: K candidates, B sentences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 
 import torch
 
@@ -81,7 +81,7 @@ class Search:
         """Nothing is scored yet."""
         self.model = self.problem.model
         self.pull_evaluations = 0
-        self.scores = Scores(lambda guesses: self.problem.score(guesses, self.matcher))
+        self.scores = Scores(functools.partial(self.problem.score, matcher=self.matcher))
         self.head = len(self.model.prefix_ids)
         self.tail = len(self.model.suffix_ids)
 
@@ -166,13 +166,13 @@ class Search:
         symbols = self._plain(self.proposals.surest_at(position)) if self.proposals and shown else ()
         return symbols or (self.placeholder,)
 
-    @cached_property
+    @functools.cached_property
     def placeholder(self) -> int:
         """Stands where nothing is known yet: the mask token, else any."""
         mask = self.model.mask_id
         return mask if mask is not None and self.model.task != "masked-lm" else self._any_token
 
-    @cached_property
+    @functools.cached_property
     def _any_token(self) -> int:
         """A token that text can turn into."""
         return int(self.model.content_ids[0])
