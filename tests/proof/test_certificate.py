@@ -10,13 +10,15 @@ import torch
 
 from tests.conftest import EVERY_TASK, ToyModel
 from textleak import seeds
-from textleak.clients.view import view_of
+from textleak.attacks.base import certified
+from textleak.clients.view import Clock, view_of
 from textleak.defenses import DEFENSES
-from textleak.events import Sentence
+from textleak.events import Recovery, Sentence, Stop
 from textleak.models import TextModel
 from textleak.models.decoding import to_sentence
 from textleak.private.share import share
-from textleak.proof.certificate import certify
+from textleak.proof import answers
+from textleak.proof.certificate import certificate_of, certify
 
 TWO = ("the cat sat on the mat", "a dog ran home.")
 
@@ -228,3 +230,25 @@ def test_a_certificate_leaves_the_gradient_as_it_was(toy_model: ToyModel) -> Non
     before = {name: gradient.clone() for name, gradient in shared.gradients.items()}
     assert certify(view_of(shared, model), truth(model, TWO, (2, 1))).verified is True
     assert all(torch.equal(gradient, before[name]) for name, gradient in shared.gradients.items())
+
+
+def test_a_proof_that_time_cuts_off_is_neither_verified_nor_refuted(
+    toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, TWO, (2, 1))
+    answer, view = truth(model, TWO, (2, 1)), view_of(shared, model)
+    over = dataclasses.replace(view, clock=Clock.of(0.0))
+    assert certify(over, answer).verified  # a proof has its own time
+    monkeypatch.setattr(answers, "_SECONDS", 0.0)
+    late = certify(over, answer)
+    assert late.verified is None
+    assert late.gradient_distance == pytest.approx(certify(view, answer).gradient_distance)
+    assert late.reason is not None
+    assert "Time was up" in late.reason
+    recovery = Recovery(sentences=answer, stop=Stop.READ, final_loss=None)
+    assert certificate_of(recovery, view, limit=0.0) == late
+    assert certificate_of(recovery, view).verified
+    assert late.stop(Stop.READ) is Stop.TIME
+    told = certified(recovery, late)  # what an attack's own proof left untold isn't begun anew
+    assert certificate_of(told, view) == late

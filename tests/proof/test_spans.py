@@ -40,7 +40,13 @@ def test_no_text_is_nearer_than_what_its_first_layers_leave_of_the_gradient(
     told = {}
     for layers in (first, next_):
         span = LayerSpan.of(
-            model, shared.gradients, layers, local_layers(model), answer=answer, rivals=rivals
+            model,
+            shared.gradients,
+            layers,
+            local_layers(model),
+            answer=answer,
+            rivals=rivals,
+            go_on=lambda: None,
         )
         assert span.least(answer) == 0
         least = [span.least(rival) for rival in rivals]

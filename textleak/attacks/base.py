@@ -195,7 +195,7 @@ def certified(recovery: Recovery, certificate: Certificate) -> Recovery:
         recovery,
         stop=certificate.stop(recovery.stop),
         final_loss=distance if loss is None else loss,
-        gradient_distance=distance if certificate.verified else None,
+        gradient_distance=certificate.last_distance,
     )
 
 

@@ -39,16 +39,18 @@ class Clock:
 
     Attributes:
         deadline: in seconds of `now`; None for no limit.
+        limit: seconds that were given, of which a proof takes its own; None for no limit.
     """
 
-    def __init__(self, deadline: float | None = None) -> None:
+    def __init__(self, deadline: float | None = None, *, limit: float | None = None) -> None:
         self.deadline = deadline
+        self.limit = limit
         self._stood = 0.0
 
     @classmethod
     def of(cls, limit: float | None) -> Clock:
         """One that rings after so many seconds; None for never."""
-        return cls(deadline=None if limit is None else time.monotonic() + limit)
+        return cls(deadline=None if limit is None else time.monotonic() + limit, limit=limit)
 
     def now(self) -> float:
         """Seconds that only go forward."""

@@ -93,7 +93,7 @@ class TextJob(Job):
         """What the answer's own gradient says."""
         from textleak.proof.certificate import certificate_of
 
-        return certificate_of(recovery, self.view)
+        return certificate_of(recovery, self.view, limit=self.config.time_limit)
 
     def proved(self, recovery: Recovery, proof: str | None) -> dict[str, Any]:
         """How many tokens: the answer's own gradient proves all of them."""

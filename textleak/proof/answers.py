@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar
+from collections.abc import Iterable, Iterator
+from typing import ClassVar, TypeVar
 
-from textleak.clients.view import AnyModel, View
+from textleak.clients.view import AnyModel, Clock, View
 from textleak.proof.distances import Gradient
 from textleak.shared.traits import Trait
+
+Item = TypeVar("Item")
 
 # An answer proves itself where each of those most like it is so many times farther than it, and than rounding (our
 # choice).
 FARTHER = 10.0
 # And what is computed in the client's precision must show it with a margin for its own rounding (our choice).
 ROUGHLY = 2.0
+# Seconds that a proof may take at least, where time is limited (our choice: ten times what most take).
+_SECONDS = 60.0
 
 
 class TimeUpError(Exception):
@@ -24,6 +29,12 @@ class TimeUpError(Exception):
 def cut_off(view: View) -> bool:
     """Whether time is up, where each comparison takes as long as the client's training."""
     return view.clock.over and not view.has(Trait.ONE_POINT)
+
+
+def clock_of(view: View) -> Clock:
+    """When a proof that begins now has to end: it may take as long as the attack, and a minute in any case."""
+    limit = view.clock.limit
+    return Clock.of(None if limit is None or not view.has(Trait.ONE_POINT) else max(_SECONDS, limit))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,7 @@ class Comparison:
         roughly: the same in the client's precision, float32 at the finest.
         again: the answer's gradient there.
         rounding: relative, what the client's precision makes of `own`.
+        clock: when the proof has to end.
     """
 
     view: View
@@ -49,6 +61,7 @@ class Comparison:
     roughly: View
     again: Gradient
     rounding: float
+    clock: Clock
 
     @property
     def bar(self) -> float:
@@ -59,10 +72,16 @@ class Comparison:
         """Nothing, while there is time.
 
         Raises:
-            TimeUpError: time cuts off replaying several steps.
+            TimeUpError: there is none.
         """
-        if cut_off(self.view):
+        if cut_off(self.view) or self.clock.over:
             raise TimeUpError
+
+    def in_time(self, some: Iterable[Item]) -> Iterator[Item]:
+        """Each of them, while there is time; errors as of `go_on`."""
+        for one in some:
+            self.go_on()
+            yield one
 
 
 class Answer(abc.ABC):

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from textleak.clients.view import View
+from textleak.clients.view import Clock, View
 from textleak.events import Recovery, Sentence, Stop
 from textleak.models import TextModel
 from textleak.models.deferred import Deferred
 from textleak.models.gradient import mutually_apart, plainly_apart
-from textleak.proof.answers import Answer, Comparison, TimeUpError, cut_off
+from textleak.proof.answers import Answer, Comparison, TimeUpError, clock_of, cut_off
 from textleak.proof.distances import Gradient, apart, distance_to, relative
 from textleak.proof.texts import Text
 from textleak.shared.traits import Trait
@@ -40,6 +40,7 @@ _FAR = 0.05
 _CUT_OFF = (
     "Time was up before the client's steps had been replayed on the answer and on the texts most like it."
 )
+_TIME_UP = "Time was up before the answer had been compared with all that is most like it; more may prove it."
 _NOT_FINITE = "The answer's own gradient isn't finite here, so it can't be compared."
 
 
@@ -62,8 +63,20 @@ class Certificate:
     rivals: tuple[str, ...] = ()
 
     def stop(self, otherwise: Stop) -> Stop:
-        """Why an attack ends with this answer: none can fit better, or what it says itself."""
+        """Why an attack ends with this answer: none can fit better, the proof took too long, or what it says itself."""
+        if self.cut_off:
+            return Stop.TIME
         return Stop.VERIFIED if self.verified else Stop.UNTOLD if self.rivals else otherwise
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether time was up before the proof had come to its end."""
+        return self.reason in (_CUT_OFF, _TIME_UP)
+
+    @property
+    def last_distance(self) -> float | None:
+        """The distance where no more can be said of it: of a verified answer, and of one whose proof was cut off."""
+        return self.gradient_distance if self.verified or self.cut_off else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -72,12 +85,19 @@ class Certificate:
         return () if self.reason is None else (self.reason + named,)
 
 
-def certificate_of(recovery: Recovery, view: View) -> Certificate:
-    """The certificate of an attack's answer: its own where it has certified it itself, else `certify`'s."""
+def certificate_of(recovery: Recovery, view: View, *, limit: float | None = None) -> Certificate:
+    """The certificate of an attack's answer: its own where it has certified it itself, else `certify`'s.
+
+    Args:
+        recovery: the answer.
+        view: what the server sees.
+        limit: seconds that the attack was given, and a proof may take; None for any.
+    """
     own = own_certificate(recovery)
     if not own.verified and recovery.stop is Stop.TIME and not view.has(Trait.ONE_POINT):
         return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
-    return own if own.verified else certify(view, recovery.sentences)
+    timed = dataclasses.replace(view, clock=Clock(limit=limit))
+    return own if own.verified or own.cut_off else certify(timed, recovery.sentences)
 
 
 def own_certificate(recovery: Recovery) -> Certificate:
@@ -86,6 +106,8 @@ def own_certificate(recovery: Recovery) -> Certificate:
         return Certificate(gradient_distance=recovery.gradient_distance, verified=True)
     if recovery.stop is Stop.PROVED:
         return Certificate(gradient_distance=None, verified=True)
+    if recovery.stop is Stop.TIME and recovery.gradient_distance is not None:
+        return Certificate(gradient_distance=recovery.gradient_distance, verified=None, reason=_TIME_UP)
     return Certificate(gradient_distance=None, verified=None)
 
 
@@ -97,7 +119,7 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
         answer: a recovery's; sentences alone are a `Text`.
 
     Returns:
-        The certificate; nothing can be told where the view's clock cuts off replaying several steps.
+        The certificate; nothing can be told where time is up before all has been compared.
     """
     answer = Text(answer) if isinstance(answer, tuple) else answer
     untold = _unrepeatable(view) or answer.unsaid(view.model)
@@ -131,12 +153,14 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
         roughly=roughly,
         again=again,
         rounding=rounding,
+        clock=clock_of(view),
     )
     try:
         compared.go_on()
         near = answer.near(compared)
     except TimeUpError:
-        return Certificate(gradient_distance=distance, verified=None, reason=_CUT_OFF)
+        reason = _TIME_UP if view.has(Trait.ONE_POINT) else _CUT_OFF
+        return Certificate(gradient_distance=distance, verified=None, reason=reason)
     if not near:
         return Certificate(gradient_distance=distance, verified=True)
     return Certificate(

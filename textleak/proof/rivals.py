@@ -295,12 +295,11 @@ def small_ones(model: TextModel, names: Iterable[str]) -> list[str]:
     return [name for name in names if model.parameters[name].numel() <= _ENTRIES]
 
 
-def moved(parts: Parts, guess: Guess, rivals: Sequence[Guess]) -> list[float]:
+def moved(parts: Parts, guess: Guess, rivals: Sequence[Guess]) -> Iterator[float]:
     """How far each rival's gradient is from the answer's at the tensors of `parts`: by what they are made of alone."""
     before = lines_of(guess)
     changes = [_changes(before, rival) for rival in rivals]
     step = parts.made_at_once(max((len(new[0]) for some in changes for _, new in some), default=1))
-    found: list[float] = []
     for start in range(0, len(rivals), step):
         here = changes[start : start + step]
         made = parts.made_of(line for some in here for pair in some for line in pair)
@@ -308,8 +307,7 @@ def moved(parts: Parts, guess: Guess, rivals: Sequence[Guess]) -> list[float]:
             squares = (
                 _squared(parts, name, [(made[old], made[new]) for old, new in some]) for name in parts.names
             )
-            found.append(max(0.0, sum(squares)) ** 0.5)
-    return found
+            yield max(0.0, sum(squares)) ** 0.5
 
 
 def _squared(parts: Parts, name: str, changes: Sequence[tuple[Made, Made]]) -> float:

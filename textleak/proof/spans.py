@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from textleak.models.probes.layers import (
     local_layers,
 )
 from textleak.models.probes.packing import EachOnce, Kept
-from textleak.numerics import exact, svd
+from textleak.numerics import exact, singular_values, svd
 from textleak.proof.distances import Gradient
 
 # Singular values below this part of the largest are none: inputs that follow from others exactly (our choice; float64
@@ -63,6 +63,7 @@ class LayerSpan:
         dual_RR: what undoes that, along the basis.
         gradient_RR: the shared gradient of all layers that read it along the basis, but for a rotation of its outputs.
         besides: norm of what the shared gradient has outside it.
+        go_on: an error where time is up.
         outside: what `_directions` found, which rivals at the same places have in common.
     """
 
@@ -75,6 +76,7 @@ class LayerSpan:
     dual_RR: Tensor
     gradient_RR: Tensor
     besides: float
+    go_on: Callable[[], None]
     outside: dict[tuple[int, ...], Tensor | None] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -87,6 +89,7 @@ class LayerSpan:
         *,
         answer: Guess,
         rivals: Sequence[Guess],
+        go_on: Callable[[], None],
     ) -> LayerSpan:
         """Run all rows as far as these layers.
 
@@ -97,14 +100,14 @@ class LayerSpan:
             local: those that read each token by itself.
             answer: the batch.
             rivals: the texts most like it.
+            go_on: called on the way; what it raises goes through, here and later.
         """
         rows = list(dict.fromkeys(row for guess in (answer, *rivals) for row in guess.rows))
         keys: dict[Row, list[bytes]] = {}
         places: dict[bytes, int] = {}
         passes: list[Tensor] = []
-        alone = any(one.name == layers[0].name for one in local)
-        read = _local_inputs(model, layers[0], rows) if alone else _inputs(model, layers[0], local, rows)
-        for some, index, inputs_UI in read:
+        for some, index, inputs_UI in _read(model, layers[0], local, rows):
+            go_on()
             every, new = _keys(inputs_UI), []
             for u, key in enumerate(every):
                 if key not in places:
@@ -134,13 +137,14 @@ class LayerSpan:
             dual_RR=torch.diag(1 / s_R),
             gradient_RR=torch.linalg.qr(gradient_OR, mode="r").R,
             besides=besides,
+            go_on=go_on,
         )
 
     def least(self, rival: Guess) -> float:
         """How far the rival's gradient is at least from the shared one: what of that lies outside its inputs' span."""
         lacks, others = self._differs(rival)
         outside_KR = self._outside(lacks)
-        if outside_KR is None:
+        if outside_KR is None or self._filled(len(outside_KR), len(others)):
             return 0.0
         if others:
             outside_KR = _turned(outside_KR, self.inside_MR[others], self.beyond_MI[others])
@@ -154,13 +158,15 @@ class LayerSpan:
         """
         groups: dict[tuple[int, int], list[tuple[int, tuple[int, ...], list[int]]]] = {}
         for number, rival in enumerate(rivals):
+            self.go_on()
             lacks, others = self._differs(rival)
             outside_KR = self._outside(lacks)
-            if outside_KR is not None and others:
+            if outside_KR is not None and others and not self._filled(len(outside_KR), len(others)):
                 groups.setdefault((len(outside_KR), len(others)), []).append((number, lacks, others))
         beyond: set[int] = set()
         for members in groups.values():
             for start in range(0, len(members), _AT_ONCE):
+                self.go_on()
                 some = members[start : start + _AT_ONCE]
                 beyond.update(some[k][0] for k in self._clearly_beyond(some, most))
         return [rival for n, rival in enumerate(rivals) if n not in beyond]
@@ -192,6 +198,14 @@ class LayerSpan:
         lacks = tuple(n for key, n in self.index.items() if key not in read)
         return lacks, sorted(self.others[key] for key in read if key not in self.index)
 
+    def _filled(self, directions: int, others: int) -> bool:
+        """Whether as many other inputs fill all of so many directions and what lies outside the answer's own span.
+
+        Unless they depend on each other; nothing is told then, which claims nothing.
+        """
+        width, rank = self.beyond_MI.shape[1], self.inside_MR.shape[1]
+        return others >= directions + width - rank
+
     def _outside(self, lacks: tuple[int, ...]) -> Tensor | None:
         """`_directions`, found once."""
         if lacks not in self.outside:
@@ -211,6 +225,18 @@ class LayerSpan:
             return None
         orthonormal_RK: Tensor = torch.linalg.qr((directions_KR @ self.dual_RR).T).Q
         return orthonormal_RK.T
+
+
+def leaves_room(
+    model: TextModel, layers: Sequence[LinearLayer], local: Sequence[LocalLayer], answer: Guess
+) -> bool:
+    """Whether some dimension of what layers read is left by an answer; else all rivals read what lies in its span."""
+    rows = list(dict.fromkeys(answer.rows))
+    inputs_PI = torch.cat([inputs_UI for _, _, inputs_UI in _read(model, layers[0], local, rows)])
+    if len(inputs_PI) < inputs_PI.shape[1]:
+        return True
+    s_I = singular_values(inputs_PI)
+    return bool(s_I[-1] <= _NO_DIRECTION * s_I[0])
 
 
 def _along(shared: Gradient, layers: Sequence[LinearLayer], basis_RI: Tensor) -> tuple[Tensor, float]:
@@ -262,6 +288,14 @@ def first_layers(model: TextModel, shared: Gradient) -> list[list[LinearLayer]]:
 
 Inputs = tuple[Sequence[Row], Sequence[int], Tensor]
 """Rows, which of U inputs is read at each of their tokens, one row after the other, and these inputs, (U, I)."""
+
+
+def _read(
+    model: TextModel, layer: LinearLayer, local: Sequence[LocalLayer], rows: Sequence[Row]
+) -> Iterator[Inputs]:
+    """What a layer reads of rows, float64."""
+    alone = any(one.name == layer.name for one in local)
+    return _local_inputs(model, layer, rows) if alone else _inputs(model, layer, local, rows)
 
 
 def _local_inputs(model: TextModel, layer: LinearLayer, rows: Sequence[Row]) -> Iterator[Inputs]:

@@ -27,7 +27,7 @@ from textleak.proof.distances import Gradient, apart, distance_to, norm_of, off_
 from textleak.proof.endings import ending_distances
 from textleak.proof.labels import label_distances
 from textleak.proof.rivals import Parts, alike, distances, further, lines_of, moved
-from textleak.proof.spans import LayerSpan, first_layers
+from textleak.proof.spans import LayerSpan, first_layers, leaves_room
 from textleak.shared.effects import Clipped
 from textleak.shared.traits import Trait
 
@@ -181,7 +181,7 @@ class _Rivals:
             margins: views that compute these tensors one after the other, and what each one's rounding has the bar
                 multiplied by.
         """
-        left = [rival for rival in self._rivals if self._row_left(rival) <= bar]
+        left = [rival for rival in self.compared.in_time(self._rivals) if self._row_left(rival) <= bar]
         left = self._spanned(left, bar)
         left = self._ending(left, bar, *margins[0])
         for view, margin in margins:
@@ -204,10 +204,12 @@ class _Rivals:
             return rivals
         nearer = self._bound({name: self.own[name] for name in parts.names})
         found = zip(moved(parts, self.guess, rivals), rivals, strict=True)
-        return [rival for far, rival in found if not relative(far, self._norm) - nearer > bar]
+        timed = self.compared.in_time(found)
+        return [rival for far, rival in timed if not relative(far, self._norm) - nearer > bar]
 
     def _bound(self, own: Gradient) -> float:
         """How far a gradient of a few tensors is from these of the shared one, relative to all of that."""
+        self.compared.go_on()
         if not self.shared.seen_effects:
             return relative(plainly_apart({name: self._seen(name) for name in own}, own)[0], self._norm)
         some = {name: self.shared.gradients[name] for name in own}
@@ -255,10 +257,15 @@ class _Rivals:
         for layers in first_layers(self.model, gradients):
             if not rivals:
                 break
-            span = LayerSpan.of(model, gradients, layers, local, answer=self.guess, rivals=rivals)
+            if not leaves_room(model, layers, local, self.guess):
+                continue
+            span = LayerSpan.of(
+                model, gradients, layers, local, answer=self.guess, rivals=rivals, go_on=self.compared.go_on
+            )
             spans.append(span)
             rivals = span.within(rivals, most)
-        return [rival for rival in rivals if not any(span.least(rival) > most for span in spans)]
+        timed = self.compared.in_time(rivals)
+        return [rival for rival in timed if not any(span.least(rival) > most for span in spans)]
 
     @functools.cached_property
     def _rows(self) -> dict[int, float]:
