@@ -19,6 +19,7 @@ from textleak import seeds
 from textleak.attacks import ATTACKS
 from textleak.attacks.base import begin
 from textleak.attacks.dummies.text import Dummies
+from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Phase, Progress, Recovery, Sentence, from_json, to_json
@@ -474,6 +475,15 @@ def test_match_ends_with_its_time_while_it_still_looks_for_lengths(
     _, in_time = run("match", shared, model)
     _, recovery = run("match", shared, model, time_limit=1e-6)
     assert in_time.stop.name != "TIME"
+    assert (recovery.stop.name, recovery.sentences) == ("TIME", ())
+
+
+def test_replay_ends_with_its_time_while_it_still_ranks_tokens(
+    toy_model: ToyModel, from_disk: FromDisk
+) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = from_disk(model, client=composed([CLIENTS.build("fedavg", {"steps": 2})]))
+    _, recovery = run("replay", shared, model, time_limit=1e-6)
     assert (recovery.stop.name, recovery.sentences) == ("TIME", ())
 
 

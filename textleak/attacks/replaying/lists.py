@@ -56,7 +56,8 @@ class FirstUpdate:
 def ranked_tokens(view: View, update: FirstUpdate, length: int, keep: int) -> list[list[int]]:
     """For each position of a sentence the tokens whose input the update spans best; those that are fixed alone.
 
-    It spans a direction a token; where something was drawn in each step anew, as many as stand out of rounding.
+    It spans a direction a token; where something was drawn in each step anew, as many as stand out of rounding. No
+    position has a list where time was up before the vocabulary was ranked.
     """
     model = view.text_model
     stacked_OI, layers = update.stacked_OI, update.layers
@@ -73,7 +74,7 @@ def ranked_tokens(view: View, update: FirstUpdate, length: int, keep: int) -> li
     fixed, barred = fixed_tokens(model, length), unreachable_tokens(model)
     lists = []
     for position, ranked in rank_vocabulary(
-        model, layers[0], span, positions=length, keep=keep + len(barred)
+        model, layers[0], span, positions=length, keep=keep + len(barred), clock=view.clock
     ):
         tokens = [token for token, _ in ranked if token not in barred][:keep]
         lists.append([fixed[position]] if position in fixed else tokens)
