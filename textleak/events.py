@@ -223,8 +223,8 @@ class Recovery:
         stages: figures a stage wants to report, for example {"continuous": Sentence tuple}: the answer as it
             stood when that stage ended, for scoring what each stage is worth.
         notes: sentences for a person: limits met, fall-backs taken.
-        gradient_distance: relative distance of the answer's own gradient, where the attack has certified it itself or
-            time cut that off.
+        gradient_distance: relative distance of the answer's own gradient, where the attack has certified it itself, or
+            was about to when time was up.
         image: for image runs, the pictures as nested lists (B, height, width, channels), 0 to 1.
         labels: for image runs, the class of each picture.
 

@@ -17,17 +17,18 @@ from tests import warm
 from tests.conftest import ToyModel
 from textleak import seeds
 from textleak.attacks import ATTACKS
-from textleak.attacks.base import begin
+from textleak.attacks.base import begin, to_end
 from textleak.attacks.dummies.text import Dummies
 from textleak.clients import CLIENTS, composed
-from textleak.clients.view import view_of
+from textleak.clients.view import Clock, view_of
 from textleak.errors import InputError
-from textleak.events import Phase, Progress, Recovery, Sentence, from_json, to_json
+from textleak.events import Phase, Progress, Recovery, Sentence, Stop, from_json, to_json
 from textleak.exact.found import OPEN
 from textleak.models import TextModel, load_model
 from textleak.models.decoding import fixed_tokens
 from textleak.private.secrets import Secret
 from textleak.private.share import share
+from textleak.proof import certificate
 from textleak.shared.gradient import SharedGradient
 
 ROOT = Path(__file__).parents[2]
@@ -476,6 +477,36 @@ def test_match_ends_with_its_time_while_it_still_looks_for_lengths(
     _, recovery = run("match", shared, model, time_limit=1e-6)
     assert in_time.stop.name != "TIME"
     assert (recovery.stop.name, recovery.sentences) == ("TIME", ())
+
+
+@pytest.mark.parametrize(
+    ("attack", "family", "task", "shares"),
+    [
+        ("embedding", "bert", "classification", "all"),
+        ("auto", "bert", "classification", "all"),
+        ("match", "bert", "classification", "all"),
+        ("span", "gpt2", "causal-lm", "no-embeddings"),
+    ],
+)
+def test_an_attack_whose_proof_is_cut_off_ends_with_the_answer_and_its_distance(
+    attack: str,
+    family: str,
+    task: str,
+    shares: str,
+    toy_model: ToyModel,
+    from_disk: FromDisk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = toy_model(family, task=task)
+    shared, secret = from_disk(model, share=shares, know="nothing" if attack == "embedding" else None)
+    monkeypatch.setattr(certificate, "clock_of", lambda _view: Clock.of(0.0))
+    recovery = to_end(begin(ATTACKS.build(attack, {}), shared, model, time_limit=600.0))
+    assert recovery.stop is Stop.TIME
+    assert tokens(recovery.sentences) == [list(ids) for ids in secret.ids]
+    assert recovery.gradient_distance is not None
+    told = certificate.certificate_of(recovery, view_of(shared, model))
+    assert (told.verified, told.cut_off, told.gradient_distance) == (None, True, recovery.gradient_distance)
+    assert "Their own gradient" not in " ".join(recovery.notes)
 
 
 def test_replay_ends_with_its_time_while_it_still_ranks_tokens(

@@ -10,7 +10,6 @@ import torch
 
 from tests.conftest import EVERY_TASK, ToyModel
 from textleak import seeds
-from textleak.attacks.base import certified
 from textleak.clients.view import Clock, view_of
 from textleak.defenses import DEFENSES
 from textleak.events import Recovery, Sentence, Stop
@@ -18,7 +17,7 @@ from textleak.models import TextModel
 from textleak.models.decoding import to_sentence
 from textleak.private.share import share
 from textleak.proof import answers
-from textleak.proof.certificate import certificate_of, certify
+from textleak.proof.certificate import CutOffError, certificate_of, certify
 
 TWO = ("the cat sat on the mat", "a dog ran home.")
 
@@ -238,17 +237,17 @@ def test_a_proof_that_time_cuts_off_is_neither_verified_nor_refuted(
     model = toy_model("bert", task="classification")
     shared, _ = share(model, TWO, (2, 1))
     answer, view = truth(model, TWO, (2, 1)), view_of(shared, model)
-    over = dataclasses.replace(view, clock=Clock.of(0.0))
-    assert certify(over, answer).verified  # a proof has its own time
-    monkeypatch.setattr(answers, "_SECONDS", 0.0)
-    late = certify(over, answer)
-    assert late.verified is None
-    assert late.gradient_distance == pytest.approx(certify(view, answer).gradient_distance)
+    attacking = dataclasses.replace(view, clock=Clock.of(0.0))
+    assert certify(attacking, answer).verified  # a proof has its own time
+    monkeypatch.setattr(answers, "_LEAST_SECONDS", 0.0)
+    with pytest.raises(CutOffError) as cut_off:
+        certify(attacking, answer)
+    assert cut_off.value.sentences == answer
+    recovery = Recovery(sentences=answer, stop=Stop.READ, final_loss=None)
+    late = certificate_of(recovery, view, limit=0.0)
+    assert (late.verified, late.cut_off, late.gradient_distance) == (None, True, cut_off.value.distance)
     assert late.reason is not None
     assert "Time was up" in late.reason
-    recovery = Recovery(sentences=answer, stop=Stop.READ, final_loss=None)
-    assert certificate_of(recovery, view, limit=0.0) == late
     assert certificate_of(recovery, view).verified
-    assert late.stop(Stop.READ) is Stop.TIME
-    told = certified(recovery, late)  # what an attack's own proof left untold isn't begun anew
-    assert certificate_of(told, view) == late
+    told = dataclasses.replace(recovery, stop=Stop.TIME, gradient_distance=late.gradient_distance)
+    assert certificate_of(told, view) == late  # what an attack's own proof left untold isn't begun anew

@@ -16,7 +16,7 @@ from textleak.exact.second_parts import view_as_seen
 from textleak.models import TextModel
 from textleak.models.base import Modality
 from textleak.models.running import explained
-from textleak.proof.certificate import Certificate
+from textleak.proof.certificate import Certificate, CutOffError
 from textleak.registry import Registry
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
@@ -92,8 +92,7 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
     Raises:
         InputError: the attack can't read such a batch, or relies on what this client doesn't have.
     """
-    limits = [limit for limit in (time_limit, getattr(attack, "time_limit", None)) if limit is not None]
-    view = dataclasses.replace(view, clock=Clock.of(min(limits, default=None)))
+    view = dataclasses.replace(view, clock=Clock.of(least_limit(attack, time_limit)))
     check_reads(attack, view.model.modality)
     if not knows_loss(type(attack), view):
         raise InputError(
@@ -119,6 +118,12 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
         )
     steps = _explained(attack.run(view, generator=seeds.generator(seed, "attack")), view)
     return _counted(steps, view.clock, looks=hasattr(attack, "time_limit"))
+
+
+def least_limit(attack: Attack, time_limit: float | None) -> float | None:
+    """Seconds that an attack has: a run's limit or its own, whichever is shorter; None for any."""
+    limits = [limit for limit in (time_limit, getattr(attack, "time_limit", None)) if limit is not None]
+    return min(limits, default=None)
 
 
 def knows_loss(attack: type[Attack], view: View) -> bool:
@@ -166,14 +171,18 @@ def _counted(steps: Steps, clock: Clock, *, looks: bool) -> Steps:
     """
     progress, totals = Progress(phase="", step=0), Totals()
     followed = Followed(totals.followed(steps))
-    for event in followed:
-        if isinstance(event, Progress):
-            progress = event.keeping(progress)
-        with clock.standing():
-            yield event
-        if not looks and clock.over and isinstance(event, Progress):
-            steps.close()
-            return Recovery.from_progress(progress, Stop.TIME)
+    try:
+        for event in followed:
+            if isinstance(event, Progress):
+                progress = event.keeping(progress)
+            with clock.standing():
+                yield event
+            if not looks and clock.over and isinstance(event, Progress):
+                steps.close()
+                return Recovery.from_progress(progress, Stop.TIME)
+    except CutOffError as end:
+        proving = dataclasses.replace(progress, sentences=end.sentences)
+        return dataclasses.replace(Recovery.from_progress(proving, Stop.TIME), gradient_distance=end.distance)
     recovery = followed.result
     return dataclasses.replace(
         recovery,
@@ -195,7 +204,7 @@ def certified(recovery: Recovery, certificate: Certificate) -> Recovery:
         recovery,
         stop=certificate.stop(recovery.stop),
         final_loss=distance if loss is None else loss,
-        gradient_distance=certificate.last_distance,
+        gradient_distance=distance if certificate.verified else None,
     )
 
 

@@ -119,13 +119,14 @@ class Replay:
             return (yield from adapted_text(view, alone))
         return (yield from self._of_length(view, alone, found))
 
-    def _of_length(self, view: View, alone: int, found: Found) -> Steps:
+    def _of_length(self, view: View, length: int, found: Found) -> Steps:
         """One sentence of that length, some of whose tokens may be proved."""
         yield Phase(name="proposals", detail="tokens ranked by the directions of the first layer's update")
         update = FirstUpdate.of(view)
-        lists = ranked_tokens(view, update, alone, max(self.proposals, _LISTED))
-        if not lists:
-            return Recovery.from_progress(Progress(phase="proposals", step=0), Stop.TIME)
+        lists = ranked_tokens(view, update, length, max(self.proposals, _LISTED))
+        if not lists:  # time is up
+            nothing = Recovery.from_progress(Progress(phase="proposals", step=0), Stop.TIME)
+            return answer(view, found) if found.rows else nothing
         proved = found.proved[0] if found.proved else (False,) * len(lists)
         for position, sure in enumerate(proved):
             lists[position] = [found.rows[0][position]] if sure else lists[position]

@@ -167,7 +167,7 @@ def time_limit(default: str, of: str = "") -> typer.models.OptionInfo:
     info: typer.models.OptionInfo = typer.Option(
         "--time-limit",
         metavar="TIME",
-        help=f"{of}90s, 10m, 1h: the best answer by then counts; its proof may take as long again.",
+        help=f"{of}90s, 10m, 1h: the best answer by then counts; its proof may take as long again, a minute at least.",
         show_default=default,
     )
     return info

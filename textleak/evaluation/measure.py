@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from textleak import owned, runs, scoring, seeds
-from textleak.attacks.base import ATTACKS, begin_on, to_end
+from textleak.attacks.base import ATTACKS, begin_on, least_limit, to_end
 from textleak.clients import CLIENTS, composed
 from textleak.data.planted import holds
 from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Watch, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
+from textleak.events import Stop
 from textleak.exact.second_parts import view_as_seen
 from textleak.jobs.base import finite
 from textleak.jobs.parts import set_threads
@@ -80,7 +81,7 @@ def _measured(work: Work, order: Order, watch: Watch | None, pool: Pool | None) 
     steps = begin_on(attack, view, seed=seed, time_limit=config.time_limit)
     recovery = to_end(steps, None if watch is None else functools.partial(watch, cell))
     ended = _spent(pool)
-    certificate = certificate_of(recovery, view, limit=config.time_limit)
+    certificate = certificate_of(recovery, view, limit=least_limit(attack, config.time_limit))
     scores = scoring.score(recovery, secret, model)
     outputs = (*(score.recovered for score in scores.sentences), *scores.surplus)
     tokens = sum(map(len, secret.ids))
@@ -102,7 +103,7 @@ def _measured(work: Work, order: Order, watch: Watch | None, pool: Pool | None) 
         gradient_distance=finite(certificate.gradient_distance),
         verified=certificate.verified,
         channel=recovery.channel,
-        stop=recovery.stop.value,
+        stop=(Stop.TIME if certificate.cut_off else recovery.stop).value,
         notes=(*recovery.notes, *([certificate.reason] if certificate.reason else [])),
         steps=recovery.steps,
         evaluations=recovery.evaluations,

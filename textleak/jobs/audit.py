@@ -142,7 +142,8 @@ class AuditJob(TextJob):
         except InputError:
             return recovery
         ended = followed.result.stop
-        if ended is not Stop.VERIFIED:
+        fits = ended is Stop.TIME and followed.result.gradient_distance is not None
+        if ended is not Stop.VERIFIED and not fits:
             return dataclasses.replace(recovery, stop=ended) if ended in CUT_OFF else recovery
         self.refused.clear()
         self.proved_clients.append(shared.client)
@@ -209,7 +210,7 @@ class AuditJob(TextJob):
                 seconds=result["seconds"],
                 moved=self.telling.moved,
                 unread=self.refused[0] if self.refused else None,
-                cut_off=recovery.stop in CUT_OFF,
+                cut_off=result["stop"] in {stop.value for stop in CUT_OFF},
                 tokens=len(own),
                 likely_tokens=len(likely),
                 sure_tokens=sum(p.confidence >= SURE for p in likely),

@@ -170,7 +170,7 @@ class Job(abc.ABC):
             **{key: value for key, value in self.settings.items() if key not in _PRIVATE},
             "versions": versions(),
             "outcome": outcome,
-            "stop": recovery.stop.value,
+            "stop": (Stop.TIME if certificate.cut_off else recovery.stop).value,
             "steps": recovery.steps,
             "evaluations": recovery.evaluations,
             "seconds": round(seconds, 3),

@@ -36,7 +36,11 @@ def with_rate(
     """
     assert isinstance(model, TextModel)
     steps = dict(shared.client.kinds).get(STEPS)
-    if steps is None or recovery.stop.settled or not Text(recovery.sentences).complete(model):
+    if (
+        steps is None
+        or recovery.gradient_distance is not None
+        or not Text(recovery.sentences).complete(model)
+    ):
         return recovery, None
     for sentences in _labeled(recovery.sentences, model.num_labels):
         rate = steps["lr"] * _factor(view, sentences)

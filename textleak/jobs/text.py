@@ -91,9 +91,11 @@ class TextJob(Job):
 
     def certificate(self, recovery: Recovery) -> Certificate:
         """What the answer's own gradient says."""
+        from textleak.attacks.base import least_limit
         from textleak.proof.certificate import certificate_of
 
-        return certificate_of(recovery, self.view, limit=self.config.time_limit)
+        limit = least_limit(self.attack, self.config.time_limit)
+        return certificate_of(recovery, self.view, limit=limit)
 
     def proved(self, recovery: Recovery, proof: str | None) -> dict[str, Any]:
         """How many tokens: the answer's own gradient proves all of them."""

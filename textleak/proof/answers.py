@@ -19,7 +19,7 @@ FARTHER = 10.0
 # And what is computed in the client's precision must show it with a margin for its own rounding (our choice).
 ROUGHLY = 2.0
 # Seconds that a proof may take at least, where time is limited (our choice: ten times what most take).
-_SECONDS = 60.0
+_LEAST_SECONDS = 60.0
 
 
 class TimeUpError(Exception):
@@ -34,7 +34,7 @@ def cut_off(view: View) -> bool:
 def clock_of(view: View) -> Clock:
     """When a proof that begins now has to end: it may take as long as the attack, and a minute in any case."""
     limit = view.clock.limit
-    return Clock.of(None if limit is None or not view.has(Trait.ONE_POINT) else max(_SECONDS, limit))
+    return Clock.of(None if limit is None or not view.has(Trait.ONE_POINT) else max(_LEAST_SECONDS, limit))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

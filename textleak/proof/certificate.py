@@ -37,10 +37,12 @@ _ROUNDINGS = 4.0
 # Gemma 3, where it is largest, has 2e-4; bfloat16 has up to 3e-2).
 _FAR = 0.05
 
-_CUT_OFF = (
+_REPLAY_CUT_OFF = (
     "Time was up before the client's steps had been replayed on the answer and on the texts most like it."
 )
-_TIME_UP = "Time was up before the answer had been compared with all that is most like it; more may prove it."
+_PROOF_CUT_OFF = (
+    "Time was up before the answer had been compared with all that is most like it; more may prove it."
+)
 _NOT_FINITE = "The answer's own gradient isn't finite here, so it can't be compared."
 
 
@@ -55,34 +57,42 @@ class Certificate:
             can't be told.
         reason: why it can't be told, a sentence without any text; None where it can.
         rivals: a few of the texts that fit as well, where it can't be told for their sake.
+        cut_off: whether it can't be told because time was up.
     """
 
     gradient_distance: float | None
     verified: bool | None
     reason: str | None = None
     rivals: tuple[str, ...] = ()
+    cut_off: bool = False
 
     def stop(self, otherwise: Stop) -> Stop:
-        """Why an attack ends with this answer: none can fit better, the proof took too long, or what it says itself."""
-        if self.cut_off:
-            return Stop.TIME
+        """Why an attack ends with this answer: none can fit better, or what it says itself."""
         return Stop.VERIFIED if self.verified else Stop.UNTOLD if self.rivals else otherwise
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether time was up before the proof had come to its end."""
-        return self.reason in (_CUT_OFF, _TIME_UP)
-
-    @property
-    def last_distance(self) -> float | None:
-        """The distance where no more can be said of it: of a verified answer, and of one whose proof was cut off."""
-        return self.gradient_distance if self.verified or self.cut_off else None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """The reason for a person, with the texts that fit as well."""
         named = f" Among them: {'; '.join(self.rivals)}." if self.rivals else ""
         return () if self.reason is None else (self.reason + named,)
+
+
+class CutOffError(Exception):
+    """Time was up while an attack proved sentences whose gradient is the shared one: none can fit better.
+
+    Attributes:
+        sentences: the answer.
+        distance: of its gradient.
+    """
+
+    def __init__(self, sentences: tuple[Sentence, ...], distance: float) -> None:
+        super().__init__(_PROOF_CUT_OFF)
+        self.sentences = sentences
+        self.distance = distance
+
+
+def _proof_cut_off(distance: float) -> Certificate:
+    return Certificate(gradient_distance=distance, verified=None, reason=_PROOF_CUT_OFF, cut_off=True)
 
 
 def certificate_of(recovery: Recovery, view: View, *, limit: float | None = None) -> Certificate:
@@ -95,7 +105,7 @@ def certificate_of(recovery: Recovery, view: View, *, limit: float | None = None
     """
     own = own_certificate(recovery)
     if not own.verified and recovery.stop is Stop.TIME and not view.has(Trait.ONE_POINT):
-        return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
+        return Certificate(gradient_distance=None, verified=None, reason=_REPLAY_CUT_OFF, cut_off=True)
     timed = dataclasses.replace(view, clock=Clock(limit=limit))
     return own if own.verified or own.cut_off else certify(timed, recovery.sentences)
 
@@ -106,8 +116,8 @@ def own_certificate(recovery: Recovery) -> Certificate:
         return Certificate(gradient_distance=recovery.gradient_distance, verified=True)
     if recovery.stop is Stop.PROVED:
         return Certificate(gradient_distance=None, verified=True)
-    if recovery.stop is Stop.TIME and recovery.gradient_distance is not None:
-        return Certificate(gradient_distance=recovery.gradient_distance, verified=None, reason=_TIME_UP)
+    if recovery.stop is Stop.TIME and recovery.sentences and recovery.gradient_distance is not None:
+        return _proof_cut_off(recovery.gradient_distance)
     return Certificate(gradient_distance=None, verified=None)
 
 
@@ -120,13 +130,16 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
 
     Returns:
         The certificate; nothing can be told where time is up before all has been compared.
+
+    Raises:
+        CutOffError: that is so, and in an attack.
     """
     answer = Text(answer) if isinstance(answer, tuple) else answer
     untold = _unrepeatable(view) or answer.unsaid(view.model)
     if not answer.complete(view.model) or not view.has(Trait.REPEATABLE) or not _whole(view):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
     if cut_off(view):
-        return Certificate(gradient_distance=None, verified=None, reason=_CUT_OFF)
+        return Certificate(gradient_distance=None, verified=None, reason=_REPLAY_CUT_OFF, cut_off=True)
     exactly = view.double()
     own = answer.own(exactly)
     measured = _Measured(view, answer, own)
@@ -155,12 +168,27 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
         rounding=rounding,
         clock=clock_of(view),
     )
+    return _told(answer, compared)
+
+
+def _told(answer: Answer, compared: Comparison) -> Certificate:
+    """What those most like an answer say of it, whose gradient is the shared one as far as rounding goes.
+
+    Raises:
+        CutOffError: as of `certify`.
+    """
+    view, distance, rounding = compared.view, compared.distance, compared.rounding
     try:
         compared.go_on()
         near = answer.near(compared)
     except TimeUpError:
-        reason = _TIME_UP if view.has(Trait.ONE_POINT) else _CUT_OFF
-        return Certificate(gradient_distance=distance, verified=None, reason=reason)
+        if not view.has(Trait.ONE_POINT):
+            return Certificate(
+                gradient_distance=distance, verified=None, reason=_REPLAY_CUT_OFF, cut_off=True
+            )
+        if view.clock.deadline is not None and isinstance(answer, Text):
+            raise CutOffError(answer.sentences, distance) from None
+        return _proof_cut_off(distance)
     if not near:
         return Certificate(gradient_distance=distance, verified=True)
     return Certificate(

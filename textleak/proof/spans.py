@@ -63,7 +63,7 @@ class LayerSpan:
         dual_RR: what undoes that, along the basis.
         gradient_RR: the shared gradient of all layers that read it along the basis, but for a rotation of its outputs.
         besides: norm of what the shared gradient has outside it.
-        go_on: an error where time is up.
+        go_on: called on the way; raises where time is up.
         outside: what `_directions` found, which rivals at the same places have in common.
     """
 

@@ -289,7 +289,7 @@ class _Rivals:
         bar = math.inf if self.shared.seen_effects else self.compared.bar * self.compared.norm
         names = nearest_head(model, self.shared.gradients)
         found: list[tuple[float, Guess]] = []
-        for rows in dict.fromkeys(rival.rows for rival in self._rivals):
+        for rows in dict.fromkeys(rival.rows for rival in self.compared.in_time(self._rivals)):
             for some in (names[:_FEW], names):
                 solved = solved_labels(model, self.shared.gradients, rows, some)
                 if solved.off > bar:

@@ -27,7 +27,7 @@ class Answer:
 
     Attributes:
         settled: why the best guess can't be bettered; None where it can.
-        gradient_distance: relative, of a guess that was verified, or was being when time was up.
+        gradient_distance: relative, of a guess that was verified.
     """
 
     def __init__(self, problem: TextProblem, test: Test) -> None:
@@ -101,7 +101,7 @@ class Answer:
         """Keep what the exact test says of the best guess."""
         stop = certificate.stop(Stop.CONVERGED)
         self.settled = stop if stop.settled else None
-        self.gradient_distance = certificate.last_distance
+        self.gradient_distance = certificate.gradient_distance if certificate.verified else None
 
     def notes(self, search: Search) -> tuple[str, ...]:
         """What a person is told of an answer to a noisy gradient."""
