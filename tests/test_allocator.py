@@ -65,6 +65,29 @@ def test_other_c_libraries_are_left_alone(missing: str) -> None:
     assert said(f"{missing}; import ctypes; ctypes.CDLL = None; {KEEP}; print('done')") == "done"
 
 
+@pytest.mark.parametrize(
+    ("most", "asked"),
+    [
+        (2**31, [(-3, 2**28), (-1, 2**31 - 1)]),
+        (2**25, [(-3, 2**28), (-3, 2**25), (-1, 2**31 - 1)]),
+        (0, [(-3, 2**28), (-3, 2**25)]),
+    ],
+)
+def test_an_older_glibc_is_asked_for_what_it_takes(most: int, asked: list[tuple[int, int]]) -> None:
+    code = f"""
+import ctypes, os, types
+os.confstr = lambda name: "glibc 2"
+asked = []
+def mallopt(parameter, value):
+    asked.append((parameter, value))
+    return int(parameter == -1 or value <= {most})
+ctypes.CDLL = lambda name: types.SimpleNamespace(mallopt=mallopt)
+{KEEP}
+print(asked)
+"""
+    assert said(code) == str(asked)
+
+
 def test_the_program_keeps_memory() -> None:
     spy = "from textleak import allocator, cli; allocator.keep_memory = lambda: print('kept'); "
     assert said(f"{spy}import sys; sys.argv = ['textleak', '--version']; cli.main()").startswith("kept\n")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.conftest import ToyModel
 from textleak.defenses import DEFENSES
+from textleak.exact import subspace
 from textleak.exact.proposals import span_proposals
 from textleak.exact.subspace import input_span, layer_span, rank_vocabulary, shared_spans, why_no_span
 from textleak.models.probes.layers import layer_inputs
@@ -145,6 +146,24 @@ def test_the_vocabulary_is_ranked_with_the_true_token_first(family: str, toy_mod
         explained = [value for _, value in pairs]
         assert explained == sorted(explained, reverse=True)
         assert 0 <= min(explained) <= max(explained) <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_vocabulary_is_ranked_in_parts_as_in_one(
+    family: str, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model(family, task="classification")
+    shared, secret = share(model, ["the cat sat on the mat"], share="no-embeddings")
+    layers, span = shared_spans(model, shared)[0]
+
+    def ranked() -> list[list[int]]:
+        found = rank_vocabulary(model, layers[0], span, positions=len(secret.ids[0]), keep=5)
+        return [sorted(token for token, _ in pairs) for _, pairs in found]
+
+    at_once = ranked()
+    monkeypatch.setattr(subspace, "_NUMBERS_A_PASS", 1)
+    monkeypatch.setattr(subspace, "_TOKENS_A_PASS", 24)
+    assert ranked() == at_once
 
 
 def test_rotary_positions_rank_one_set_for_all_positions(toy_model: ToyModel) -> None:

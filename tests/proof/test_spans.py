@@ -8,15 +8,18 @@ import pytest
 import torch
 
 from tests.conftest import write_toy
+from textleak.attacks.replaying.scores import sentences_of
 from textleak.clients.view import view_of
 from textleak.matching.discrete import Guess
 from textleak.models import load_model
 from textleak.models.guesses import examples_of
 from textleak.models.probes.layers import local_layers
 from textleak.private.share import share
+from textleak.proof import texts
+from textleak.proof.certificate import certify
 from textleak.proof.distances import plainly_apart
 from textleak.proof.rivals import alike, further
-from textleak.proof.spans import LayerSpan, first_layers
+from textleak.proof.spans import LayerSpan, first_layers, leaves_room
 
 TWO = ("the cat sat on the mat", "a dog ran home.")
 WIDE = {
@@ -73,3 +76,26 @@ def test_with_the_gradient_of_no_first_layer_nothing_is_told(tmp_path: Path) -> 
     )
     shared, _ = share(model, TWO, (2, 0), share=r"classifier|pooler")
     assert first_layers(model, shared.gradients) == []
+
+
+def test_an_answer_that_fills_all_dimensions_leaves_no_room_and_is_judged_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4}
+    folder = write_toy("llama", tmp_path, **narrow)
+    model = load_model(str(folder), weights="random", task="classification", num_labels=3, dtype="float64")
+    local, seen = local_layers(model), {}
+    for sentences in (
+        ("the cat sat",),
+        ("a quick brown fox jumps over the lazy dog, which they saw",),
+    ):
+        shared, secret = share(model, sentences, (2,), share="no-embeddings")
+        answer = Guess(rows=tuple(map(tuple, secret.ids)), classes=(2,))
+        first, _ = first_layers(model, shared.gradients)
+        seen[len(answer.rows[0])] = leaves_room(model, first, local, answer)
+        told = certify(view_of(shared, model), sentences_of(view_of(shared, model), answer))
+        with monkeypatch.context() as patched:
+            patched.setattr(texts, "leaves_room", lambda *_: True)
+            assert certify(view_of(shared, model), sentences_of(view_of(shared, model), answer)) == told
+        assert told.verified
+    assert list(seen.values()) == [True, False], seen
