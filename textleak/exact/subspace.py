@@ -62,6 +62,7 @@ _FIRST_WIDTH, _ALL_ROUNDING, _BEYOND = 64, 8, 40
 # Numbers of the inputs that are computed at once, and tokens at least: more than a processor's cache holds takes
 # longer, and memory that the system hands out anew each time (32,768 tokens of minilm: four times as long).
 _NUMBERS_A_PASS, _TOKENS_A_PASS = 2**20, 512
+_NUMBERS_A_PASS_ELSEWHERE = 2**24  # what else computes needs more at once to be busy (our choice)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -389,7 +390,8 @@ def rank_vocabulary(
     where the clock is over before all of the vocabulary was read.
     """
     count = positions if layer.depends_on_position else 1
-    rows = max(1, max(_TOKENS_A_PASS, _NUMBERS_A_PASS // span.size) // count)
+    numbers = _NUMBERS_A_PASS if model.device.type == "cpu" else _NUMBERS_A_PASS_ELSEWHERE
+    rows = max(1, max(_TOKENS_A_PASS, numbers // span.size) // count)
     best: list[list[tuple[int, float]]] = [[] for _ in range(count)]
     for start in range(0, model.vocab_size, rows):
         if clock is not None and clock.over:
