@@ -10,6 +10,7 @@ from textual._xterm_parser import XTermParser
 from textual.constants import ESCAPE_DELAY
 from textual.events import Key
 from textual.pilot import Pilot
+from textual.widget import AwaitMount, Widget
 
 from tests.tui import pilots
 from tests.tui.pilots import until
@@ -166,6 +167,28 @@ def test_planted_secrets_are_marked_where_the_truth_is_shown_and_tokens_are_seen
         for view in (left, right):
             await until(pilot, lambda view=view: "✓the" in _drawn(view) or "•the" in _drawn(view), 5)
         assert "◆ planted secrets" in str(app.screen.query(".of-side").last(Words).content)
+
+    pilots.play(scene, Sessions(tmp_path / "runs"), place="history", size=(80, 24))
+
+
+def test_a_frame_that_comes_while_the_second_side_is_put_up_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(app: TextleakApp, pilot: Pilot[None]) -> None:
+        app.open_run(OpenRun(NO_EMBEDDINGS.folder))
+        await until(pilot, lambda: isinstance(app.screen, ReplayScreen) and app.screen.recording.whole)
+        screen, sides = app.screen, app.screen.query_one(".sides")
+        mount = sides.mount
+
+        def after_a_frame(*widgets: Widget) -> AwaitMount:
+            screen.refresh_view()
+            return mount(*widgets)
+
+        monkeypatch.setattr(sides, "mount", after_a_frame)
+        await pilot.press("d")
+        await until(pilot, lambda: len(screen.query(RunView)) == 2)
+        right = screen.query(RunView).last()
+        await until(pilot, lambda: right.tokens._bands.sentences)
 
     pilots.play(scene, Sessions(tmp_path / "runs"), place="history", size=(80, 24))
 

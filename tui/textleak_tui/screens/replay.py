@@ -278,11 +278,12 @@ class ReplayScreen(Page):
         self.both = not self.both
         self.set_class(self.both, "-both")
         if self.both:
-            self.defender = RunView()
-            self.defender.tokens.secrets = self.secrets
+            defender = RunView()
+            defender.tokens.secrets = self.secrets
             self.query_one(".side Words.of-side", Words).say("◌ Attacker: what a server sees")
             words = Words(classes="of-side")
-            await self.query_one(".sides").mount(Vertical(words, self.defender, classes="side"))
+            await self.query_one(".sides").mount(Vertical(words, defender, classes="side"))
+            self.defender = defender  # a frame that comes before it is there doesn't draw it
             planted = f", {MARK} planted secrets" if self.secrets else ""
             known = bool(self.state.truth or self.state.originals)
             words.say(
