@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +25,7 @@ from textleak_tui.agreed import INTERRUPTED, REFUSED
 from textleak_tui.child import Child
 from textleak_tui.session import Session, Sessions
 from textleak_tui.starter import Starter
+from textleak_tui.warm_process import _Warm
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone can do it.")
 
@@ -91,12 +96,29 @@ def test_a_run_needs_nothing_any_more_that_was_loaded_while_one_typed(play):
     play(scene)
 
 
-def test_a_model_that_is_named_in_time_is_there_before_what_no_first_token_needs(play):
-    async def scene(starter: Starter, sessions: Sessions, model: Path) -> None:
-        assert (await sessions.catalog()).attack("match") is not None
-        assert starter.ready == str(model)
+def test_a_model_that_is_named_in_time_is_there_before_what_no_first_token_needs() -> None:
+    done: list[object] = []
 
-    play(scene)
+    class Noting(_Warm):
+        def keep(self, wish: Mapping[str, Any]) -> None:
+            done.append(wish["settings"])
+
+        def _tell_catalog(self) -> None:
+            done.append("catalog")
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        with ours:
+            for model in ("typed", "named"):
+                wish = {"do": "keep", "command": "run", "settings": {"model": model}}
+                ours.send(json.dumps(wish).encode())
+            serving = threading.Thread(target=Noting(theirs, 1).serve)
+            serving.start()
+            end = time.monotonic() + 40
+            while "catalog" not in done and time.monotonic() < end:
+                time.sleep(0.01)
+        serving.join()
+    assert done == [{"model": "named"}, "catalog"]
 
 
 def test_libraries_are_loaded_before_the_app_is(tmp_path, monkeypatch):
