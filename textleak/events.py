@@ -248,6 +248,11 @@ class Recovery:
     labels: tuple[int, ...] = ()
 
     @property
+    def proof_cut_off(self) -> bool:
+        """Whether time was up while the attack proved these sentences, whose gradient is the shared one."""
+        return self.stop is Stop.TIME and bool(self.sentences) and self.gradient_distance is not None
+
+    @property
     def proved_tokens(self) -> int:
         """Tokens that are proved by themselves, without those that the tokenizer adds."""
         return sum(p.proved and not p.special for s in self.sentences for p in s.positions)

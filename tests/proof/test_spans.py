@@ -92,7 +92,7 @@ def test_an_answer_that_fills_all_dimensions_leaves_no_room_and_is_judged_as_any
         shared, secret = share(model, sentences, (2,), share="no-embeddings")
         answer = Guess(rows=tuple(map(tuple, secret.ids)), classes=(2,))
         first, _ = first_layers(model, shared.gradients)
-        seen[len(answer.rows[0])] = leaves_room(model, first, local, answer)
+        seen[len(answer.rows[0])] = leaves_room(model, shared.gradients, first, local, answer)
         told = certify(view_of(shared, model), sentences_of(view_of(shared, model), answer))
         with monkeypatch.context() as patched:
             patched.setattr(texts, "leaves_room", lambda *_: True)

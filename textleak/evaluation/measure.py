@@ -21,9 +21,8 @@ from textleak.defenses import DEFENSES
 from textleak.errors import InputError, TextleakError
 from textleak.evaluation.grid import EvaluationError, Order, Watch, Work, failed
 from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
-from textleak.events import Stop
 from textleak.exact.second_parts import view_as_seen
-from textleak.jobs.base import finite
+from textleak.jobs.base import finite, stop_of
 from textleak.jobs.parts import set_threads
 from textleak.jobs.text import SCORES, WORD_SCORES
 from textleak.matching import Pool, Spent
@@ -103,7 +102,7 @@ def _measured(work: Work, order: Order, watch: Watch | None, pool: Pool | None) 
         gradient_distance=finite(certificate.gradient_distance),
         verified=certificate.verified,
         channel=recovery.channel,
-        stop=(Stop.TIME if certificate.cut_off else recovery.stop).value,
+        stop=stop_of(recovery, certificate).value,
         notes=(*recovery.notes, *([certificate.reason] if certificate.reason else [])),
         steps=recovery.steps,
         evaluations=recovery.evaluations,

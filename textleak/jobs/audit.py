@@ -142,11 +142,11 @@ class AuditJob(TextJob):
         except InputError:
             return recovery
         ended = followed.result.stop
-        fits = ended is Stop.TIME and followed.result.gradient_distance is not None
-        if ended is not Stop.VERIFIED and not fits:
+        if ended is Stop.VERIFIED:
+            self.proved_clients.append(shared.client)
+        elif not followed.result.proof_cut_off:
             return dataclasses.replace(recovery, stop=ended) if ended in CUT_OFF else recovery
         self.refused.clear()
-        self.proved_clients.append(shared.client)
         return followed.result
 
     def _procedure(self) -> list[str]:

@@ -170,7 +170,7 @@ class Job(abc.ABC):
             **{key: value for key, value in self.settings.items() if key not in _PRIVATE},
             "versions": versions(),
             "outcome": outcome,
-            "stop": (Stop.TIME if certificate.cut_off else recovery.stop).value,
+            "stop": stop_of(recovery, certificate).value,
             "steps": recovery.steps,
             "evaluations": recovery.evaluations,
             "seconds": round(seconds, 3),
@@ -206,6 +206,11 @@ def proof_of(recovery: Recovery, certificate: Certificate) -> str | None:
     if certificate.verified and recovery.stop is not Stop.PROVED:
         return "gradient"
     return "span" if recovery.proved_tokens else None
+
+
+def stop_of(recovery: Recovery, certificate: Certificate) -> Stop:
+    """Why a run ended: as its attack says, or because time was up for the proof."""
+    return Stop.TIME if certificate.cut_off else recovery.stop
 
 
 def finite(number: float | None) -> float | None:

@@ -41,8 +41,8 @@ def may_be_clipped(recovery: Recovery, shared: SharedGradient, model: AnyModel) 
     if steps.get("optimizer") != "adamw" or steps.get("steps") != 1 or steps.get("max_grad_norm"):
         return False
     repeatable = Trait.REPEATABLE in shared.client.traits
-    open_ = not recovery.stop.settled and recovery.gradient_distance is None
-    return repeatable and open_ and Text(recovery.sentences).complete(model)
+    told = recovery.stop.settled or recovery.proof_cut_off
+    return repeatable and not told and Text(recovery.sentences).complete(model)
 
 
 def with_clipping(

@@ -91,8 +91,8 @@ class CutOffError(Exception):
         self.distance = distance
 
 
-def _proof_cut_off(distance: float) -> Certificate:
-    return Certificate(gradient_distance=distance, verified=None, reason=_PROOF_CUT_OFF, cut_off=True)
+def _time_up(reason: str, distance: float | None = None) -> Certificate:
+    return Certificate(gradient_distance=distance, verified=None, reason=reason, cut_off=True)
 
 
 def certificate_of(recovery: Recovery, view: View, *, limit: float | None = None) -> Certificate:
@@ -105,7 +105,7 @@ def certificate_of(recovery: Recovery, view: View, *, limit: float | None = None
     """
     own = own_certificate(recovery)
     if not own.verified and recovery.stop is Stop.TIME and not view.has(Trait.ONE_POINT):
-        return Certificate(gradient_distance=None, verified=None, reason=_REPLAY_CUT_OFF, cut_off=True)
+        return _time_up(_REPLAY_CUT_OFF)
     timed = dataclasses.replace(view, clock=Clock(limit=limit))
     return own if own.verified or own.cut_off else certify(timed, recovery.sentences)
 
@@ -116,8 +116,8 @@ def own_certificate(recovery: Recovery) -> Certificate:
         return Certificate(gradient_distance=recovery.gradient_distance, verified=True)
     if recovery.stop is Stop.PROVED:
         return Certificate(gradient_distance=None, verified=True)
-    if recovery.stop is Stop.TIME and recovery.sentences and recovery.gradient_distance is not None:
-        return _proof_cut_off(recovery.gradient_distance)
+    if recovery.proof_cut_off:
+        return _time_up(_PROOF_CUT_OFF, recovery.gradient_distance)
     return Certificate(gradient_distance=None, verified=None)
 
 
@@ -139,7 +139,7 @@ def certify(view: View, answer: Answer | tuple[Sentence, ...]) -> Certificate:
     if not answer.complete(view.model) or not view.has(Trait.REPEATABLE) or not _whole(view):
         return Certificate(gradient_distance=None, verified=None if untold else False, reason=untold)
     if cut_off(view):
-        return Certificate(gradient_distance=None, verified=None, reason=_REPLAY_CUT_OFF, cut_off=True)
+        return _time_up(_REPLAY_CUT_OFF)
     exactly = view.double()
     own = answer.own(exactly)
     measured = _Measured(view, answer, own)
@@ -183,12 +183,10 @@ def _told(answer: Answer, compared: Comparison) -> Certificate:
         near = answer.near(compared)
     except TimeUpError:
         if not view.has(Trait.ONE_POINT):
-            return Certificate(
-                gradient_distance=distance, verified=None, reason=_REPLAY_CUT_OFF, cut_off=True
-            )
+            return _time_up(_REPLAY_CUT_OFF, distance)
         if view.clock.deadline is not None and isinstance(answer, Text):
             raise CutOffError(answer.sentences, distance) from None
-        return _proof_cut_off(distance)
+        return _time_up(_PROOF_CUT_OFF, distance)
     if not near:
         return Certificate(gradient_distance=distance, verified=True)
     return Certificate(

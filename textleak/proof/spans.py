@@ -228,12 +228,21 @@ class LayerSpan:
 
 
 def leaves_room(
-    model: TextModel, layers: Sequence[LinearLayer], local: Sequence[LocalLayer], answer: Guess
+    model: TextModel,
+    shared: Gradient,
+    layers: Sequence[LinearLayer],
+    local: Sequence[LocalLayer],
+    answer: Guess,
 ) -> bool:
-    """Whether some dimension of what layers read is left by an answer; else all rivals read what lies in its span."""
+    """Whether some dimension of what layers read is left by an answer; else all rivals read what lies in its span.
+
+    Arguments are those of `LayerSpan.of`; nothing is run where the answer has fewer tokens than there are dimensions.
+    """
     rows = list(dict.fromkeys(answer.rows))
+    if sum(map(len, rows)) < layers[0].as_rows(shared[layers[0].weight_name]).shape[1]:
+        return True
     inputs_PI = torch.cat([inputs_UI for _, _, inputs_UI in _read(model, layers[0], local, rows)])
-    if len(inputs_PI) < inputs_PI.shape[1]:
+    if len(inputs_PI) < inputs_PI.shape[1]:  # the same token at the same place is read once
         return True
     s_I = singular_values(inputs_PI)
     return bool(s_I[-1] <= _NO_DIRECTION * s_I[0])

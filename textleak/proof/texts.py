@@ -257,7 +257,7 @@ class _Rivals:
         for layers in first_layers(self.model, gradients):
             if not rivals:
                 break
-            if not leaves_room(model, layers, local, self.guess):
+            if not leaves_room(model, gradients, layers, local, self.guess):
                 continue
             span = LayerSpan.of(
                 model, gradients, layers, local, answer=self.guess, rivals=rivals, go_on=self.compared.go_on
