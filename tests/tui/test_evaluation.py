@@ -391,6 +391,9 @@ def test_a_grid_is_set_up_started_and_watched_to_its_end(
         await pilot.press("f5")
         await until(pilot, lambda: isinstance(app.screen, EvaluationScreen))
         await until(pilot, lambda: "no-such" in screen(app).partition("batches")[0])
+        app.screen.post_message(EvaluationScreen.Looked(problem="It has no folder."))
+        await pilot.pause()
+        assert "no-such" in screen(app).partition("batches")[0], "why it has none"
         assert app.memory.texts("grid fields")["defense"] == "none sign", "not those that were refused"
 
     pilots.play(scene, Sessions(tmp_path / "runs"), place="grid", size=(140, 30))

@@ -183,10 +183,8 @@ class EvaluationScreen(Page):
     def _look_after(self) -> None:
         """Tell how its process stands."""
         session = self.session
-        if session is not None and not session.settled and session.look():
-            failure = session.failure
-            if failure is not None and session.child.exit_code not in (0, INTERRUPTED):
-                self.problem = " ".join(part for part in (failure.what, failure.why, failure.fix) if part)
+        if session is not None and not session.settled:
+            session.look()
         self.summary.say(self._in_words())
         self.refresh_bindings()
 
@@ -311,9 +309,13 @@ class EvaluationScreen(Page):
         self._tell()
 
     def _in_words(self) -> str:
+        session = self.session
+        failure = None if session is None else session.failure
+        if session is not None and failure is not None and session.child.exit_code not in (0, INTERRUPTED):
+            # Whatever the folder says: this is why.
+            return f"✗ {' '.join(part for part in (failure.what, failure.why, failure.fix) if part)}"
         if self.problem:
             return f"✗ {self.problem}"
-        session = self.session
         if not self._seen and session is None:
             return f"Reading {printable(self.folder.name)} …"
         if not self._seen and session is not None:
