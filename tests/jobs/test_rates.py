@@ -68,3 +68,18 @@ def test_texts_of_two_parts_are_proved_at_the_rate_that_clipping_left_of_theirs(
 
     assert found.stop is Stop.VERIFIED
     assert rate == pytest.approx(0.02 * left[0] / left[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stop", "distance"), [(Stop.UNTOLD, None), (Stop.PROVED, None), (Stop.VERIFIED, 1e-7), (Stop.TIME, 1e-7)]
+)
+def test_an_answer_that_fits_is_tried_at_no_other_rate(stop: Stop, distance: float | None) -> None:
+    model = textleak.load_model("bert-tiny", weights="random")
+    shared, secret = textleak.share(model, ["the cat sat"], labels=[1], client="fedavg:lr=0.02,steps=1")
+    kinds = tuple((name, {**options, "lr": 0.01}) for name, options in shared.client.kinds)
+    assumed = dataclasses.replace(shared, client=dataclasses.replace(shared.client, kinds=kinds))
+    (ids,) = secret.ids
+    recovery = Recovery(
+        sentences=(to_sentence(model, ids, label=1),), stop=stop, final_loss=None, gradient_distance=distance
+    )
+    assert with_rate(recovery, assumed, model, view_of(assumed, model)) == (recovery, None)
