@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ from textleak_tui.screens.base import Page
 from textleak_tui.session import Sessions
 from textleak_tui.widgets import RunView, run_view
 from textleak_tui.widgets.drawn import Drawn
+from textleak_tui.widgets.pictures import Pictures
 
 
 class Pane(Drawn):
@@ -214,3 +217,26 @@ def test_while_a_run_goes_on_its_tokens_come_at_once_and_the_panes_around_them_i
             assert "loss 0.125" in view.status.draw()[0].plain
 
     asyncio.run(scene())
+
+
+def test_pictures_that_go_before_what_draws_them_has_come_leave_no_work_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: left.append(unraisable.object))
+
+    class Room(App[None]):
+        def compose(self) -> ComposeResult:
+            yield Pictures()
+
+    async def scene() -> None:
+        app = Room()
+        async with app.run_test(size=(20, 5)):
+            pictures = app.query_one(Pictures)
+            pictures.show(ViewState().add(Progress(phase="continuous", step=1, image=(((0.5,),),)), 0.0))
+            assert [worker.node for worker in app.workers] == [pictures]
+            await pictures.remove()
+        gc.collect()
+
+    asyncio.run(scene())
+    assert not left

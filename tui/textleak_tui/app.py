@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
@@ -220,10 +220,11 @@ class TextleakApp(InOrder):
 
     def _end_on_signal(self, name: str) -> None:
         if name == "SIGHUP":
-            self.run_worker(self._end_without_terminal(), name="end")
+            self._end_without_terminal()
         else:
             self.exit(return_code=143)
 
+    @work
     async def _end_without_terminal(self) -> None:
         """The terminal has gone: there is nothing to put back, and writing to it would never end."""
         with self.batch_update():  # nothing is drawn meanwhile
@@ -311,11 +312,12 @@ class TextleakApp(InOrder):
             self.notify(
                 "The run is stopped with its best answer. Ctrl+Q again doesn't wait for it.", timeout=20
             )
-            self.run_worker(self._end_and_exit(), name="quit")
+            self._end_and_exit()
             return
         self.sessions.kill()
         self.exit()
 
+    @work
     async def _end_and_exit(self) -> None:
         await self.sessions.end()
         self.exit()

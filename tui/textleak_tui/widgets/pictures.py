@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
+from textual import work
 from textual.widget import Widget
 
 from textleak.view import ViewState
@@ -42,9 +43,10 @@ class Pictures(Widget):
         self._truth = truth
         self._progress, self._originals, self._labels = progress, originals, state.labels
         if not self._ready:
-            self.run_worker(self._prepare(), exclusive=True)
+            self._prepare()
         self.refresh()
 
+    @work(exclusive=True)
     async def _prepare(self) -> None:
         # It takes scipy, which is slow to import: not on the thread that answers keys.
         await asyncio.to_thread(importlib.import_module, "textleak.view.pictures")
