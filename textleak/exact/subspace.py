@@ -392,7 +392,8 @@ def rank_vocabulary(
     count = positions if layer.depends_on_position else 1
     numbers = _NUMBERS_A_PASS if model.device.type == "cpu" else _NUMBERS_A_PASS_ELSEWHERE
     rows = max(1, max(_TOKENS_A_PASS, numbers // span.size) // count)
-    best: list[list[tuple[int, float]]] = [[] for _ in range(count)]
+    best_TC = torch.empty(count, 0)
+    best_ids_TC = torch.empty(count, 0, dtype=torch.long)
     for start in range(0, model.vocab_size, rows):
         if clock is not None and clock.over:
             return
@@ -400,8 +401,9 @@ def rank_vocabulary(
         read = layer_inputs(model, ids_N[:, None].expand(-1, count), [layer.name])[layer.name]
         inputs_NTI = layer.meant(read)
         explained_NT = span.explained(inputs_NTI.flatten(0, 1)).view(len(ids_N), count)
-        values_TC, indices_TC = explained_NT.T.topk(min(keep, len(ids_N)), dim=1)
-        for t in range(count):
-            pairs = zip(ids_N[indices_TC[t]].tolist(), values_TC[t].tolist(), strict=True)
-            best[t] = sorted(best[t] + list(pairs), key=lambda pair: -pair[1])[:keep]
-    yield from enumerate(best)
+        values = torch.cat([best_TC.to(explained_NT), explained_NT.T], dim=1)
+        ids = torch.cat([best_ids_TC.to(ids_N), ids_N.expand(count, -1)], dim=1)
+        best_TC, places_TC = values.topk(min(keep, values.shape[1]), dim=1)
+        best_ids_TC = ids.gather(1, places_TC)
+    for t, (ids, values) in enumerate(zip(best_ids_TC.tolist(), best_TC.tolist(), strict=True)):
+        yield t, list(zip(ids, values, strict=True))
