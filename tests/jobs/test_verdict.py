@@ -46,6 +46,7 @@ def found(**what: object) -> Outcome:
         (found(match=0.0, recall=0.4, tokens=8), Word.PARTLY),
         (found(vocabulary=7), Word.PARTLY),
         (found(fits_as_well=True, tokens=8), Word.PARTLY),
+        (found(proof_cut_off=True, cut_off=True, tokens=8), Word.PARTLY),
         (found(vocabulary=7, cut_off=True), Word.PARTLY),
         (found(tokens=8), Word.NOT_FOUND),
         (found(tokens=8, match=0.0, recall=0.0), Word.NOT_FOUND),

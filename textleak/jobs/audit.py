@@ -223,6 +223,7 @@ class AuditJob(TextJob):
                 ),
                 grouped=all(_grouped(recovery)),
                 fits_as_well=recovery.stop is Stop.UNTOLD,
+                proof_cut_off=recovery.proof_cut_off,
                 match=result["token_match_rate"],
                 recall=result["token_recall"],
                 vocabulary=self.telling.vocabulary,

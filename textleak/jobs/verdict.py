@@ -48,6 +48,7 @@ class Outcome:
         proved_sentences: sentences all of whose tokens are proved, and that they stand together.
         grouped: whether it is proved of every sentence which tokens stand in it.
         fits_as_well: whether the answer's own update equals this one, and so do other texts'.
+        proof_cut_off: whether the answer's own update equals this one, and time was up before others' were compared.
         match: share of tokens at their place; None where the truth isn't known.
         recall: share of tokens anywhere, likewise.
         vocabulary: tokens that the update names by itself, in no order; None where it doesn't.
@@ -67,6 +68,7 @@ class Outcome:
     proved_sentences: int = 0
     grouped: bool = True
     fits_as_well: bool = False
+    proof_cut_off: bool = False
     match: float | None = None
     recall: float | None = None
     vocabulary: int | None = None
@@ -144,6 +146,10 @@ def _partly(found: Outcome) -> Verdict | None:
     if found.fits_as_well:
         return _part(
             "A text came back whose own update equals this one; others fit as well, so it isn't proved."
+        )
+    if found.proof_cut_off:
+        return _part(
+            "A text came back whose own update equals this one; time was up before it was proved that no other's does."
         )
     if found.likely_tokens and found.match is None:
         named = (
