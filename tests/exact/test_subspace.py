@@ -161,10 +161,30 @@ def test_the_vocabulary_is_ranked_in_parts_as_in_one(
         found = rank_vocabulary(model, layers[0], span, positions=len(ids), keep=len(set(ids)))
         return [sorted(token for token, _ in pairs) for _, pairs in found]
 
+    monkeypatch.setattr(subspace, "_HELD", 0)
     at_once = ranked()
     monkeypatch.setattr(subspace, "_NUMBERS_A_PASS", 1)
     monkeypatch.setattr(subspace, "_TOKENS_A_PASS", 24)
     assert ranked() == at_once
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "opt", "electra"])
+def test_the_vocabulary_is_ranked_by_what_tokens_and_positions_add_as_by_their_inputs(
+    family: str, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model(family, task="classification")
+    shared, secret = share(model, ["the cat sat on the mat"], share="no-embeddings")
+    layers, span = shared_spans(model, shared)[0]
+    layer, count = layers[0], len(secret.ids[0])
+
+    def ranked() -> Tensor:
+        """How much is explained of each token at each position, (T, V)."""
+        found = dict(rank_vocabulary(model, layer, span, positions=count, keep=model.vocab_size))
+        return torch.tensor([[dict(found[t])[id_] for id_ in range(model.vocab_size)] for t in range(count)])
+
+    apart = ranked()
+    monkeypatch.setattr(subspace, "_HELD", 0)
+    torch.testing.assert_close(apart, ranked(), rtol=1e-4, atol=1e-5)
 
 
 def test_rotary_positions_rank_one_set_for_all_positions(toy_model: ToyModel) -> None:

@@ -51,17 +51,26 @@ def test_products_with_directions_need_no_inputs(
     family: str, at_once: int, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(additive, "_NUMBERS", at_once)
-    model = toy_model(family, task="classification")
-    layer = first_layer(model)
+    model = toy_model(family, task="classification", seed=29)  # its own: its norms are changed
     generator = torch.Generator().manual_seed(0)
+    for norm in model.network.modules():
+        if "Norm" in type(norm).__name__:
+            for weight in norm.parameters(recurse=False):
+                weight.data = weight + 0.5 * torch.randn(weight.shape, generator=generator)
+    layer = first_layer(model)
     directions_RI = torch.randn(3, layer.input_size, generator=generator)
     every_V = torch.arange(model.vocab_size)
     expected_VTR = read(model, layer, every_V) @ directions_RI.T
-    along, squared = made(model, layer).along(directions_RI), made(model, layer).squared_along(directions_RI)
+    inputs = made(model, layer)
+    along, squared = inputs.along(directions_RI), inputs.squared_along(directions_RI)
+    share = inputs.share_along(directions_RI)
+    lengths_VT = read(model, layer, every_V).square().sum(2)
     for position in (3, 0, *range(POSITIONS)):
         expected_VR = expected_VTR[:, position]
         torch.testing.assert_close(along(position), expected_VR, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(squared(position), expected_VR.square().sum(1), rtol=1e-4, atol=1e-4)
+        expected_V = expected_VR.square().sum(1) / lengths_VT[:, position]
+        torch.testing.assert_close(share(position), expected_V, rtol=1e-4, atol=1e-4)
 
 
 def test_rms_norms_keep_the_mean_and_layer_norms_take_it_off(toy_model: ToyModel) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from textleak.clients.view import Clock
 from textleak.exact.completion import completed
 from textleak.models import TextModel
+from textleak.models.probes.additive import AdditiveInputs, additive_inputs
 from textleak.models.probes.layers import (
     LinearLayer,
     LocalLayer,
@@ -63,6 +64,11 @@ _FIRST_WIDTH, _ALL_ROUNDING, _BEYOND = 64, 8, 40
 # longer, and memory that the system hands out anew each time (32,768 tokens of minilm: four times as long).
 _NUMBERS_A_PASS, _TOKENS_A_PASS = 2**20, 512
 _NUMBERS_A_PASS_ELSEWHERE = 2**24  # what else computes needs more at once to be busy (our choice)
+# Products of tokens with a span's directions that are held at once, 12 bytes each (our choice).
+_HELD = 2**26
+
+# What explains best, with the tokens: (C,) each.
+Best = tuple[Tensor, Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -390,13 +396,43 @@ def rank_vocabulary(
     where the clock is over before all of the vocabulary was read.
     """
     count = positions if layer.depends_on_position else 1
+    # Of several positions, what tokens and positions each add is looked at apart.
+    apart = count > 1 and model.vocab_size * span.rank <= _HELD and not layer.columns
+    made = additive_inputs(model, layer) if apart else None
+    if made is None:
+        found = _ranked_as_read(model, layer, span, count=count, keep=keep, clock=clock)
+    else:
+        found = _ranked_as_made(model, made, span, count=count, keep=keep, clock=clock)
+    for t, (values_C, ids_C) in enumerate(found):
+        yield t, list(zip(ids_C.tolist(), values_C.tolist(), strict=True))
+
+
+def _ranked_as_made(
+    model: TextModel, made: AdditiveInputs, span: InputSpan, *, count: int, keep: int, clock: Clock | None
+) -> list[Best]:
+    """The same of inputs that are made of a token's and a position's part."""
+    basis_RI = span.basis_RI * span.weights_R.sqrt()[:, None]
+    explained = made.share_along(basis_RI.to(made.table_VI))
+    found = []
+    for position in range(count):
+        if clock is not None and clock.over:
+            return []
+        values_C, ids_C = explained(position)[: model.vocab_size].topk(min(keep, model.vocab_size))
+        found.append((values_C, ids_C))
+    return found
+
+
+def _ranked_as_read(
+    model: TextModel, layer: LocalLayer, span: InputSpan, *, count: int, keep: int, clock: Clock | None
+) -> list[Best]:
+    """The same of inputs as the network itself makes them, some tokens at a time."""
     numbers = _NUMBERS_A_PASS if model.device.type == "cpu" else _NUMBERS_A_PASS_ELSEWHERE
     rows = max(1, max(_TOKENS_A_PASS, numbers // span.size) // count)
     best_TC = torch.empty(count, 0)
     best_ids_TC = torch.empty(count, 0, dtype=torch.long)
     for start in range(0, model.vocab_size, rows):
         if clock is not None and clock.over:
-            return
+            return []
         ids_N = torch.arange(start, min(start + rows, model.vocab_size), device=model.device)
         read = layer_inputs(model, ids_N[:, None].expand(-1, count), [layer.name])[layer.name]
         inputs_NTI = layer.meant(read)
@@ -405,5 +441,4 @@ def rank_vocabulary(
         ids = torch.cat([best_ids_TC.to(ids_N), ids_N.expand(count, -1)], dim=1)
         best_TC, places_TC = values.topk(min(keep, values.shape[1]), dim=1)
         best_ids_TC = ids.gather(1, places_TC)
-    for t, (ids, values) in enumerate(zip(best_ids_TC.tolist(), best_TC.tolist(), strict=True)):
-        yield t, list(zip(ids, values, strict=True))
+    return list(zip(best_TC, best_ids_TC, strict=True))

@@ -59,6 +59,38 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Beside:
+    """What some positions add to squared lengths.
+
+    Attributes:
+        squares_P: of the positions' parts.
+        biased_P: products of these with the norm's own part.
+        with_tokens: and with some of the tokens' parts, (P, N).
+    """
+
+    squares_P: Tensor
+    biased_P: Tensor
+    with_tokens: Callable[[slice], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Parts:
+    """What squared lengths are made of: a token's part, a position's and the norm's own, all in float64.
+
+    Attributes:
+        squares_V: of the tokens' parts.
+        biased_V: products of these with the norm's own part.
+        bias: the square of that.
+        beside: what positions (P, I) add.
+    """
+
+    squares_V: Tensor
+    biased_V: Tensor
+    bias: Tensor
+    beside: Callable[[Tensor], _Beside]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AdditiveInputs:
     """Inputs norm(token + position) of the first layers.
 
@@ -119,61 +151,127 @@ class AdditiveInputs:
         The inputs themselves are never formed.
         """
         _, bias_I = _affine(self.norm)
-        tokens_VR, sizes = self._projected(directions_RI)
+        scaled_IR, sizes = self._scaled(directions_RI), self._sizes()
+        tokens_VR = self._projected(scaled_IR)
 
         def at(position: int) -> Tensor:
-            places_PR, sizes_PV = sizes(position // _BLOCK)
-            index = position % _BLOCK
-            return (tokens_VR + places_PR[index]) / sizes_PV[index][:, None] + directions_RI @ bias_I
+            index, place = divmod(position, _BLOCK)
+            place_R = self._block(index)[place] @ scaled_IR
+            return (tokens_VR + place_R) / sizes(index)[place][:, None] + directions_RI @ bias_I
 
         return at
 
     def squared_along(self, directions_RI: Tensor) -> Callable[[int], Tensor]:
-        """For a position, the squared length that all tokens' inputs there have along directions, (V,).
+        """For a position, the squared length that all tokens' inputs there have along directions, (V,)."""
+        return self._lengths(self._parts_along(directions_RI), self._sizes())
 
-        Made of the products of its three parts, in float64, as these can be larger than their sum.
-        """
+    def share_along(self, directions_RI: Tensor) -> Callable[[int], Tensor]:
+        """For a position, what part of all tokens' inputs' squared length there is along directions, (V,)."""
+        sizes = self._sizes()
+        along, whole = (
+            self._lengths(parts, sizes) for parts in (self._parts_along(directions_RI), self._parts())
+        )
+        least = torch.finfo(self.table_VI.dtype).tiny
+        return lambda position: along(position) / whole(position).clamp_min(least)
+
+    def _parts_along(self, directions_RI: Tensor) -> _Parts:
+        """What inputs are made of, along directions."""
         _, bias_I = _affine(self.norm)
-        rough_VR, sizes = self._projected(directions_RI)
-        tokens_VR, bias_R = exact(rough_VR), exact(directions_RI @ bias_I)
-        squares_V, biased_V = tokens_VR.square().sum(1), tokens_VR @ bias_R
+        scaled_IR = self._scaled(directions_RI)
+        tokens_VR, bias_R = exact(self._projected(scaled_IR)), exact(directions_RI @ bias_I)
+
+        def beside(some_PI: Tensor) -> _Beside:
+            places_PR = exact(some_PI @ scaled_IR)
+            return _Beside(
+                squares_P=places_PR.square().sum(1),
+                biased_P=places_PR @ bias_R,
+                with_tokens=lambda some: places_PR @ tokens_VR[some].T,
+            )
+
+        return _Parts(
+            squares_V=tokens_VR.square().sum(1),
+            biased_V=tokens_VR @ bias_R,
+            bias=bias_R.square().sum(),
+            beside=beside,
+        )
+
+    def _parts(self) -> _Parts:
+        """The same along all directions there are."""
+        gain_I, bias_I = _affine(self.norm)
+        biased_I = self._off_mean(gain_I * bias_I)
+
+        def beside(some_PI: Tensor) -> _Beside:
+            weighted_PI = self._off_mean(some_PI * gain_I.square())
+            added_P1 = (weighted_PI @ self.added_I)[:, None]
+            return _Beside(
+                squares_P=exact((some_PI * gain_I).square().sum(1)),
+                biased_P=exact(some_PI @ biased_I),
+                with_tokens=lambda some: exact(weighted_PI @ self.table_VI[some].T + added_P1),
+            )
+
+        return _Parts(
+            squares_V=exact(self._squares(gain_I)),
+            biased_V=exact(self.table_VI @ biased_I + self.added_I @ biased_I),
+            bias=exact(bias_I).square().sum(),
+            beside=beside,
+        )
+
+    def _lengths(self, parts: _Parts, sizes: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+        """For a position, the squared lengths of all tokens' inputs there, (V,).
+
+        Made of the products of three parts, in float64, as these can be larger than the sum.
+        """
 
         @functools.lru_cache(maxsize=1)
         def block(index: int) -> Tensor:
-            places_PR, sizes_PV = sizes(index)
-            places_PR, found_PV = exact(places_PR), torch.empty_like(sizes_PV)
-            own_P1, biased_P1 = places_PR.square().sum(1, keepdim=True), 2 * (places_PR @ bias_R)[:, None]
-            step = max(1, _NUMBERS // len(places_PR))
-            for start in range(0, len(tokens_VR), step):
+            sizes_PV, own = sizes(index), parts.beside(self._block(index))
+            squares_P1, biased_P1 = own.squares_P[:, None], 2 * own.biased_P[:, None]
+            found_PV = torch.empty_like(sizes_PV)
+            step = max(1, _NUMBERS // len(sizes_PV))
+            for start in range(0, sizes_PV.shape[1], step):
                 some = slice(start, start + step)
                 size_PV = exact(sizes_PV[:, some])
-                part_PV = torch.addmm(squares_V[some], places_PR, tokens_VR[some].T, alpha=2)
-                part_PV.add_(own_P1).div_(size_PV).add_(2 * biased_V[some]).add_(biased_P1).div_(size_PV)
-                found_PV[:, some] = part_PV.add_(bias_R.square().sum()).clamp_min_(0)
+                part_PV = own.with_tokens(some).mul_(2).add_(parts.squares_V[some]).add_(squares_P1)
+                part_PV.div_(size_PV).add_(2 * parts.biased_V[some]).add_(biased_P1).div_(size_PV)
+                found_PV[:, some] = part_PV.add_(parts.bias).clamp_min_(0)
             return found_PV
 
         return lambda position: block(position // _BLOCK)[position % _BLOCK]
 
-    def _projected(self, directions_RI: Tensor) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
-        """Tokens' parts along directions (V, R); and for a block of positions theirs (P, R), with all sizes (P, V)."""
-        gain_I, _ = _affine(self.norm)
-        # Products with what has no mean have no part of the other's: no table without its mean is formed.
-        scaled_IR = self._off_mean(directions_RI * gain_I).T
-        rows = max(1, _NUMBERS // self.table_VI.shape[1])
-        squares_V = torch.cat([self._squares(part) for part in torch.split(self.table_VI, rows)])
+    def _block(self, index: int) -> Tensor:
+        """What some positions add, (P, I)."""
+        return self._off_mean(self.places.first((index + 1) * _BLOCK)[index * _BLOCK :])
+
+    def _sizes(self) -> Callable[[int], Tensor]:
+        """For a block of positions, what the norm divides all tokens there by, (P, V)."""
+        squares_V = self._squares(torch.ones_like(self.added_I))
 
         @functools.lru_cache(maxsize=1)
-        def block(index: int) -> tuple[Tensor, Tensor]:
-            some_PI = self._off_mean(self.places.first((index + 1) * _BLOCK)[index * _BLOCK :])
+        def block(index: int) -> Tensor:
+            some_PI = self._block(index)
             more_P1 = some_PI.square().sum(1, keepdim=True) + 2 * (some_PI @ self.added_I)[:, None]
             own_PV = 2 * some_PI @ self.table_VI.T + squares_V + more_P1
-            return some_PI @ scaled_IR, (own_PV / self.table_VI.shape[1] + self.eps).sqrt()
+            return (own_PV / self.table_VI.shape[1] + self.eps).sqrt()
 
-        return torch.addmm(self.added_I @ scaled_IR, self.table_VI, scaled_IR), block
+        return block
 
-    def _squares(self, rows_VI: Tensor) -> Tensor:
-        """Squared lengths of tokens at the first position, (V,), as the norm takes them."""
-        return self._off_mean(rows_VI + self.added_I).square().sum(1)
+    def _scaled(self, directions_RI: Tensor) -> Tensor:
+        """Directions that the parts before the norm have the products with that its output has of them, (I, R).
+
+        Products with what has no mean have no part of the other's: no table without its mean is formed.
+        """
+        gain_I, _ = _affine(self.norm)
+        return self._off_mean(directions_RI * gain_I).T
+
+    def _projected(self, scaled_IR: Tensor) -> Tensor:
+        """Tokens' parts along directions, (V, R)."""
+        return torch.addmm(self.added_I @ scaled_IR, self.table_VI, scaled_IR)
+
+    def _squares(self, gain_I: Tensor) -> Tensor:
+        """Squared lengths of tokens' parts at the first position, (V,), as the norm takes them, times a gain."""
+        rows = max(1, _NUMBERS // self.table_VI.shape[1])
+        parts = torch.split(self.table_VI, rows)
+        return torch.cat([(self._off_mean(part + self.added_I) * gain_I).square().sum(1) for part in parts])
 
     def _off_mean(self, values: Tensor) -> Tensor:
         return values - values.mean(-1, keepdim=True) if self.centered else values
