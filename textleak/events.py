@@ -169,6 +169,11 @@ class Stop(enum.Enum):
         """Whether nothing that is searched for can be better."""
         return self in (Stop.VERIFIED, Stop.PROVED, Stop.UNTOLD)
 
+    @property
+    def early(self) -> bool:
+        """Whether the attack was ended before it was through, by time or by hand: more of it may find more."""
+        return self in (Stop.TIME, Stop.INTERRUPTED, Stop.STOPPED)
+
 
 E = TypeVar("E")
 R = TypeVar("R")

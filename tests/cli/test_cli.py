@@ -381,6 +381,20 @@ def test_ci_fails_above_a_limit(toy, limit, code):
     assert "All of the text leaked" in done.stdout
 
 
+def test_ci_is_told_of_more_than_the_match_rate_counts(toy):
+    fake = ("run", *toy, "-a", "fake", "-s", "the cat sat")
+    done = invoke(*fake, "--set", "attack.answers=sat the cat", "--fail-above", 0.5)
+    assert "100 % of the tokens came back, in other places" in " ".join(done.stderr.split())
+    done = invoke(*fake, "--set", "attack.answers=a a a", "--fail-above", 0.5)
+    assert "--fail-above" not in done.stderr
+
+
+def test_ci_is_told_that_an_attack_was_cut_off(toy):
+    slow = ("run", *toy, "-a", "fake:ends=slow,steps=100000,answers=a a a", "-s", "the cat sat")
+    done = invoke(*slow, "--time-limit", "0.5s", "--fail-above", 0.5)
+    assert "until the attack was cut off; more time may find more" in " ".join(done.stderr.split())
+
+
 def test_ci_cannot_judge_what_has_no_truth(from_file):
     done = invoke("run", *from_file, "-a", "fake", "--fail-above", 0)
     assert "can't be judged" in done.stderr

@@ -1228,7 +1228,7 @@ def test_the_table_counts_as_verified_what_can_be():
 def test_the_table_says_what_the_time_limit_ended():
     text = shown(four_cells(), 200)
     assert "time limit 4 s" in text
-    assert "The time limit ended 1 of 3 batches before they were done" in text
+    assert "1 of 3 batches was cut off before the attack was done" in text
     assert "1/2" in next(line for line in text.splitlines() if "dlg" in line and "bert-tiny" in line)
     assert [row.counts.cut_off for row in table.rows(four_cells())] == [0, 1, 0, 0]
 

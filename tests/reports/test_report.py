@@ -167,7 +167,7 @@ def test_the_headline_says_what_the_time_limit_ended():
     verified = dataclasses.replace(done(cell(), 0, whole), stop=Stop.TIME.value)
     report = report_of(verified, late)
     assert [one.cut_off for one in report.settings] == [0, 1]
-    assert "The time limit ended 1 of 2 batches before they were done: with more time, more may leak." in (
+    assert "1 of 2 batches was cut off before the attack was done: with more time, more may leak." in (
         report.headline
     )
     assert report.headline[-1].startswith("INCONCLUSIVE which defense held best: behind sign")
@@ -894,6 +894,8 @@ def test_a_page_says_on_what_it_was_computed(tmp_path):
         (["b", "c", "a"], Stop.CONVERGED, Word.PARTLY),  # every token, none in place
         (["x", "y", "z"], Stop.CONVERGED, Word.NOT_FOUND),
         (["x", "y", "z"], Stop.TIME, Word.INCONCLUSIVE),
+        (["x", "y", "z"], Stop.INTERRUPTED, Word.INCONCLUSIVE),
+        (["x", "y", "z"], Stop.STOPPED, Word.INCONCLUSIVE),
     ],
 )
 def test_the_verdict_comes_first_and_goes_by_what_leaked_most(recovered, stop, word):

@@ -144,8 +144,10 @@ def answer(done: Done[AnyJob], *, as_json: bool) -> None:
 
 
 def above(result: dict[str, Any], limit: float) -> bool:
-    """Whether more leaked than `--fail-above` allows, said on stderr."""
-    rate = result["token_match_rate"]
+    """Whether more leaked than `--fail-above` allows, said on stderr; and where more may leak than was counted."""
+    from textleak.events import Stop
+
+    rate, recall = result["token_match_rate"], result["token_recall"]
     console = common.stderr()
     if rate is None and result["verified"]:
         console.print(
@@ -162,4 +164,19 @@ def above(result: dict[str, Any], limit: float) -> bool:
         return False
     if rate > limit:
         console.print(f"The token match rate {rate:.3f} is above --fail-above {limit}.", style="bold red")
-    return bool(rate > limit)
+        return True
+    if recall is not None and recall > limit:
+        console.print(
+            f"The token match rate {rate:.3f} isn't above --fail-above {limit}, but {100 * recall:.0f} % of the tokens "
+            "came back, in other places.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    if result["stop"] in {stop.value for stop in Stop if stop.early}:
+        console.print(
+            f"--fail-above {limit} holds for what came back until the attack was cut off; more time may find more "
+            "(--time-limit).",
+            style="yellow",
+            soft_wrap=True,
+        )
+    return False

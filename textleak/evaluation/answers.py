@@ -64,7 +64,7 @@ class Counts:
         failed: with an error.
         verified: whose answer reproduces the shared gradient.
         verifiable: of which that can be said; of none behind noise.
-        cut_off: that the time limit ended before they had an answer known to be right.
+        cut_off: that were ended, by time or by hand, before they had an answer known to be right.
         secrets: planted in those that are done.
         secrets_recovered: of them, whole.
     """

@@ -156,14 +156,15 @@ class Record:
 
     @property
     def cut_off(self) -> bool:
-        """Whether the time limit ended it before it had an answer that is known to be right."""
-        return self.stop == Stop.TIME.value and self.verified is not True
+        """Whether it was ended, by time or by hand, before it had an answer that is known to be right."""
+        return self.stop in {stop.value for stop in Stop if stop.early} and self.verified is not True
 
 
 def cut_off_in_words(cut_off: int, done: int) -> str:
-    """A sentence for a person: how many of the batches that are done the time limit ended."""
+    """A sentence for a person: how many of the batches that have an answer were ended before they were done."""
+    many = "was" if cut_off == 1 else "were"
     return (
-        f"The time limit ended {cut_off} of {count_of(done, 'batch')} before they were done: "
+        f"{cut_off} of {count_of(done, 'batch')} {many} cut off before the attack was done: "
         "with more time, more may leak."
     )
 

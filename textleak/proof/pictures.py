@@ -34,9 +34,17 @@ class Pictures(Answer):
     labels: tuple[int, ...]
 
     def complete(self, model: AnyModel) -> bool:
-        """Whether there is one."""
+        """Whether there is one, and all classes are told."""
+        return len(self.pictures_BCHW) > 0 and not self.unsaid(model)
+
+    def unsaid(self, model: AnyModel) -> str | None:
+        """Classes: an answer that was shown on the way may have none yet."""
         del model
-        return len(self.pictures_BCHW) > 0
+        if len(self.labels) >= len(self.pictures_BCHW):
+            return None
+        return (
+            "A picture's class stays open, so the answer has no gradient of its own that could be compared."
+        )
 
     def own(self, view: View) -> Gradient:
         """Their gradient."""

@@ -50,7 +50,7 @@ class DefenseRow:
     """What the strongest attack got through a defense, and what the defense costs.
 
     Attributes:
-        failed: batches without an answer, of all attacks; `cut_off`, those that the time limit ended.
+        failed: batches without an answer, of all attacks; `cut_off`, those that were ended early.
     """
 
     defense: tuple[str, ...]

@@ -35,7 +35,7 @@ class SettingFigures:
         figures: each figure's mean and interval; empty where nothing was scored.
         secrets: share of the planted secrets that were recovered in full; None where none was planted.
         secrets_recovered: how many, of `secrets_planted`.
-        cut_off: batches that the time limit ended before they had an answer known to be right.
+        cut_off: batches that were ended, by time or by hand, before they had an answer known to be right.
         verified: batches whose answer reproduces the shared gradient, of `verifiable`.
         seconds: median of a batch; likewise `cpu_seconds`.
         epsilon: of `dpsgd`.

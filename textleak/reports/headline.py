@@ -61,7 +61,7 @@ def _held_best(settings: Sequence[SettingFigures]) -> tuple[str, ...]:
     """Which defense let least through to its strongest attack; nothing where there is none to compare it with.
 
     A defense behind which all batches of a setting failed is none to call the best: that attack may be the strongest.
-    Nor is one where the time limit ended any batch of any attack: what it held back, more time may get.
+    Nor is one behind which any batch of any attack was cut off: what it held back, more time may get.
     """
     strongest: dict[tuple[str, ...], SettingFigures] = {}
     failed: Counter[tuple[str, ...]] = Counter()
@@ -89,8 +89,9 @@ def _held_best(settings: Sequence[SettingFigures]) -> tuple[str, ...]:
         return () if unknown else ("No defense held anything back.",)
     if cut_off[best]:
         return (
-            f"INCONCLUSIVE which defense held best: behind {in_words('defense', best)} the time limit ended "
-            f"{count_of(cut_off[best], 'batch')} before the attack was done.",
+            f"INCONCLUSIVE which defense held best: behind {in_words('defense', best)} "
+            f"{count_of(cut_off[best], 'batch')} {'was' if cut_off[best] == 1 else 'were'} cut off before the attack "
+            "was done.",
         )
     late = ""
     if failed[best]:

@@ -14,13 +14,29 @@ _ALIKE_DB, SEEN_DB, GUESSED_DB = 30.0, 20.0, 12.0
 
 
 def how_much(result: Mapping[str, Any]) -> str:
-    """How much leaked, or an audit's verdict, in a sentence; and a second where weights are random."""
+    """How much leaked, or an audit's verdict, in a sentence; and more where it was cut off, or weights are random."""
     if "verdict" in result:
         return f"{result['verdict']}: {result['verdict_reason']}"
     said = _of_pictures(result) if "images" in result else _of_text(result)
+    said += _cut_off(result)
     if result.get("weights") == "random":
         said += " On random weights: no statement about a trained model."
     return said
+
+
+_CUT_OFF = {
+    Stop.TIME: " Time was up before the attack was through: more may find more.",
+    Stop.INTERRUPTED: " It was interrupted before it was through: more time may find more.",
+    Stop.STOPPED: " It was stopped before it was through: more time may find more.",
+}
+
+
+def _cut_off(result: Mapping[str, Any]) -> str:
+    """That an attack was ended early, where more could have been found: a sentence with a space before it, or none."""
+    whole = result.get("token_match_rate") == 1 or (result.get("psnr") or 0) >= _ALIKE_DB
+    if whole or result.get("verified"):
+        return ""
+    return next((words for stop, words in _CUT_OFF.items() if stop.value == result.get("stop")), "")
 
 
 # What an answer came through, in words.

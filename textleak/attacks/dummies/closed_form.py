@@ -11,6 +11,16 @@ from textleak.proof.certificate import certify
 from textleak.proof.pictures import Pictures
 
 
+def classes_of(view: View, labels_KB: Tensor | None) -> tuple[int, ...]:
+    """The classes that a picture that was read off is of.
+
+    Args:
+        view: what the server sees, and may know them from.
+        labels_KB: its class, for each candidate; None where it was told.
+    """
+    return view.shared.known.classes or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
+
+
 def put_to_the_test(
     view: View, pixels_CHW: Tensor, labels_KB: Tensor | None, *, channel: str = "closed form", note: str = ""
 ) -> Steps:
@@ -23,9 +33,8 @@ def put_to_the_test(
         channel: what the picture was read off by.
         note: one sentence on that.
     """
-    shared, model = view.shared, view.image_model
+    model, labels = view.image_model, classes_of(view, labels_KB)
     picture_1CHW = model.pictures(pixels_CHW.to(model.device, model.dtype)).clamp(0, 1)[None]
-    labels = shared.known.classes or (() if labels_KB is None else tuple(labels_KB[0].tolist()))
     certificate = certify(view, Pictures(picture_1CHW, labels))
     image = tuple(picture_1CHW.cpu().permute(0, 2, 3, 1).tolist())
     yield Progress(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from textleak.attacks.base import Totals
-from textleak.attacks.dummies.closed_form import put_to_the_test
+from textleak.attacks.dummies.closed_form import classes_of, put_to_the_test
 from textleak.attacks.recursive.reading import read_features
 from textleak.attacks.recursive.rebuilt import WAYS, rebuilt
 from textleak.clients.view import View
@@ -46,6 +46,7 @@ def read_back(
     features = yield from totals.followed(read_features(view, seed=seed))
     if features is None:
         return None
+    labels = classes_of(view, labels_KB)
     nearest: tuple[Recovery, Tensor] | None = None
     for way in WAYS:
         if nearest is not None and view.clock.over:
@@ -53,7 +54,7 @@ def read_back(
         if nearest is not None and way.first >= len(features.values):
             continue
         yield Phase(name="picture", detail="what makes the layers read what they read")
-        pixels_CHW, loss = yield from totals.followed(rebuilt(view, features, way, generator))
+        pixels_CHW, loss = yield from totals.followed(rebuilt(view, features, way, generator, labels=labels))
         found = yield from totals.followed(
             put_to_the_test(view, pixels_CHW, labels_KB, channel=CHANNEL, note=_NOTE)
         )

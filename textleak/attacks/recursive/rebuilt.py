@@ -57,7 +57,7 @@ WAYS = (Way(), Way(variation=30.0), Way(first=1), Way(first=1, count=1), Way(cou
 
 
 def rebuilt(
-    view: View, features: Features, way: Way, generator: torch.Generator
+    view: View, features: Features, way: Way, generator: torch.Generator, *, labels: tuple[int, ...]
 ) -> Generator[Progress, None, tuple[Tensor, float]]:
     """Pixels (C, H, W) as the network reads them whose layers read what was read, and how far off these still are.
 
@@ -66,6 +66,7 @@ def rebuilt(
         features: what was read.
         way: how to descend.
         generator: draws the start.
+        labels: the picture's class, to be shown with it.
     """
     model = view.image_model.in_dtype(view.image_model.loss_dtype)
     numbers = [number for number, values in sorted(features.values.items()) if values.any()]
@@ -115,6 +116,7 @@ def rebuilt(
                 evaluations=evaluations + iterate.step,
                 total_steps=evaluations + iterate.step,
                 image=(picture_CHW.permute(1, 2, 0).tolist(),),
+                labels=labels,
             )
             if not leak and lowest > (1 - _GAIN) * before:
                 break
