@@ -138,3 +138,17 @@ def test_a_search_can_be_left_within_a_long_batch() -> None:
     for step in BeamSearch(beam=1, expansions=1).run(scores, [Guess(((0, 0),))], expand):
         seen.append((scores.evaluations, step.beam[0][0].rows[0][0]))
     assert seen[:4] == [(1, 0), *((1 + n * PORTION, n * PORTION) for n in (1, 2, 3))]
+
+
+def test_a_search_can_be_left_among_what_it_starts_from_in_smaller_parts_the_longer_these_are() -> None:
+    def expand(guess: Guess) -> Expansion:
+        return (yield [guess])
+
+    scores = Scores(lambda guesses: [float(-guess.rows[0][0]) for guess in guesses])
+    starts = [Guess(((n, *range(2**9 - 1)),)) for n in range(40)]
+    seen = [
+        (step.begun, scores.evaluations, step.beam[0][1])
+        for step in BeamSearch(beam=1, expansions=1, solved_at=-100.0).run(scores, starts, expand)
+    ]
+    assert seen[:3] == [(False, 16, -15.0), (False, 32, -31.0), (True, 40, -39.0)]
+    assert not list(BeamSearch().run(scores, [], expand))

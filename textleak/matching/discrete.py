@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-# Guesses scored between two steps of a search, at most (our choice: seconds on the longest batches).
-PORTION = 128
+# Guesses scored between two steps of a search at most, and symbols in all of them (our choice: seconds on the longest
+# batches).
+PORTION, _SYMBOLS = 128, 2**13
 
 Row = tuple[int, ...]
 Class = float | tuple[float, ...]
@@ -82,11 +83,13 @@ class SearchStep:
         beam: the best guesses with their scores, best first.
         expanded: guesses whose followers have been looked at.
         solved: whether the best score is at most `solved_at`.
+        begun: whether all that the search starts from is scored.
     """
 
     beam: tuple[tuple[Guess, float], ...]
     expanded: int
     solved: bool
+    begun: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +110,19 @@ class BeamSearch:
         self, scores: Scores, start: Iterable[Guess], expand: Callable[[Guess], Expansion]
     ) -> Iterator[SearchStep]:
         """Search from the best of `start`; a step after each portion of scores, so that it can be left there."""
-        known = scores(start)
+        known: dict[Guess, float] = {}
         expanded: set[Guess] = set()
 
-        def step() -> SearchStep:
+        def step(*, begun: bool = True) -> SearchStep:
             beam = best_of(known, self.beam)
-            return SearchStep(beam=tuple(beam), expanded=len(expanded), solved=beam[0][1] <= self.solved_at)
+            solved = beam[0][1] <= self.solved_at
+            return SearchStep(beam=tuple(beam), expanded=len(expanded), solved=solved, begun=begun)
 
-        while best_of(known, 1):
+        for portion in _portions(start):
+            if known:
+                yield step(begun=False)
+            known |= scores(portion)
+        while known:
             here = step()
             yield here
             waiting = [guess for guess, _ in here.beam if guess not in expanded]
@@ -137,10 +145,12 @@ class BeamSearch:
 
 
 def _portions(batch: Iterable[Guess]) -> Iterator[list[Guess]]:
-    """Up to `PORTION` guesses each; an empty batch is one portion."""
+    """Up to `PORTION` guesses each, fewer of many symbols; an empty batch is one portion."""
     guesses = list(batch)
-    for start in range(0, max(1, len(guesses)), PORTION):
-        yield guesses[start : start + PORTION]
+    longest = max((sum(map(len, guess.rows)) for guess in guesses), default=0)
+    size = max(1, min(PORTION, _SYMBOLS // max(1, longest)))
+    for start in range(0, max(1, len(guesses)), size):
+        yield guesses[start : start + size]
 
 
 def best_of(scored: dict[Guess, float], count: int) -> list[tuple[Guess, float]]:
