@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tests.synthetic import cell, done, failed, grid, sentence, write
 from textleak.cli import app
 from textleak.errors import InputError
+from textleak.events import Stop
 from textleak.reports.compare import Comparison, compare, points
 from textleak.reports.reading import Findings
 
@@ -121,6 +122,17 @@ def test_what_has_no_partner_is_counted():
     assert found.overall.sentences == 2
     assert found.overall.alone == (1, 0)
     assert found.failed == (1, 0)
+
+
+def test_what_was_cut_off_is_counted_on_its_side(tmp_path):
+    first = list(batches([5, 5]))
+    later = [dataclasses.replace(one, stop=Stop.TIME.value) for one in batches([0, 0], attack="auto")]
+    assert compared(first, later).cut_off == (0, 2)
+    proved = [dataclasses.replace(one, verified=True) for one in later]
+    assert compared(proved, first).cut_off == (0, 0)
+    folders = [write(tmp_path / name, records) for name, records in (("first", first), ("later", later))]
+    printed = CliRunner().invoke(app, ["compare", *map(str, folders)]).stdout
+    assert "Cut off in the second folder: 2 batches" in printed
 
 
 def test_no_clear_difference_is_called_so():

@@ -17,7 +17,7 @@ from textual.widgets import Static
 
 from tests.tui.pilots import Scene, play, screen, until
 from textleak.errors import InputError
-from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, TokenGuess, Truth
+from textleak.events import Event, Finished, Phase, Position, Progress, Sentence, Stop, TokenGuess, Truth
 from textleak.runs import Recorder, RunFolder
 from textleak.view import ViewState
 from textleak_tui import export, listing
@@ -30,7 +30,7 @@ from textleak_tui.screens.base import Page
 from textleak_tui.screens.compare import CompareScreen, verdict
 from textleak_tui.screens.delete import DeleteDialog
 from textleak_tui.screens.export import ExportDialog
-from textleak_tui.screens.history import HistoryScreen
+from textleak_tui.screens.history import HistoryScreen, row_in_words
 from textleak_tui.screens.replay import ReplayScreen
 from textleak_tui.session import Sessions
 from textleak_tui.stories import STORIES
@@ -268,6 +268,18 @@ def test_verified_and_not_verified_are_told_apart_by_a_filter(tmp_path):
     row = read_row(make(tmp_path, "d-untold", *events(3), end))
     assert row.has("told")
     assert not row.has("verified")
+
+
+def test_a_run_whose_time_was_up_is_told_from_one_that_was_through(tmp_path):
+    for name, stop, rate in (
+        ("a-cut", Stop.TIME, 0.0),
+        ("b-done", Stop.READ, 0.0),
+        ("c-whole", Stop.TIME, 1.0),
+    ):
+        make(tmp_path, name, *events(3), Finished(outcome="done", result=result(rate, stop=stop.value)))
+    said = [row_in_words(read_row(path), blind=False) for path in sorted(tmp_path.iterdir())]
+    assert said[0].startswith("Its time was up before the attack was through. 0% of the tokens")
+    assert all(words.startswith("It came to its end.") for words in said[1:])
 
 
 def test_a_rate_that_the_answer_proved_is_told_in_place_of_the_assumed_one(tmp_path):

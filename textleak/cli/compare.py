@@ -109,6 +109,11 @@ def _remarks(comparison: Comparison) -> list[str]:
             )
         if comparison.failed[at]:
             lines.append(f"Failed in the {which} folder: {count_of(comparison.failed[at], 'batch')}.")
+        if comparison.cut_off[at]:
+            lines.append(
+                f"Cut off in the {which} folder: {count_of(comparison.cut_off[at], 'batch')}; "
+                "with more time, more may come back."
+            )
     for name, (a, b) in comparison.outside.items():
         lines.append(f"Settings differ: {name.replace('_', ' ')} {a} against {b}.")
     for package, (a, b) in comparison.versions.items():

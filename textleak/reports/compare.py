@@ -78,6 +78,7 @@ class Comparison:
         overall: over all of them.
         unpaired: settings that only the first, and only the second folder has.
         failed: failed batches of the first and of the second folder.
+        cut_off: batches that were ended, by time or by hand, before the attack was done, likewise.
         versions: packages whose versions differ, as the records say.
         outside: what differs and no cell tells of, such as the time limit of a batch, the device, or the weights
             that were loaded for cells that pair.
@@ -89,6 +90,7 @@ class Comparison:
     overall: PairedSetting
     unpaired: tuple[tuple[str, ...], tuple[str, ...]]
     failed: tuple[int, int]
+    cut_off: tuple[int, int]
     versions: Mapping[str, tuple[str, str]]
     outside: Mapping[str, tuple[str, str]]
 
@@ -158,6 +160,7 @@ def compare(first: Findings, second: Findings, *, seed: int = 0) -> Comparison:
             _alone(theirs, {b for _, b in paired}, common),
         ),
         failed=(_failed(first.records), _failed(second.records)),
+        cut_off=(_cut_off(first.records), _cut_off(second.records)),
         versions=_differing(
             first.versions_used, second.versions_used, {*first.versions_used, *second.versions_used}
         ),
@@ -169,9 +172,9 @@ def _outside(
     first: Findings, second: Findings, paired: Sequence[tuple[Sequence[Record], Sequence[Record]]]
 ) -> dict[str, tuple[str, str]]:
     """What else differs between two folders, beside what is compared."""
-    evaluations = first.kind == second.kind == "evaluation"
+    alike = first.kind == second.kind
     return {
-        **(_differing(first.settings, second.settings, _OUTSIDE) if evaluations else {}),
+        **(_differing(first.settings, second.settings, _OUTSIDE) if alike else {}),
         **_differing({"device": first.values("device")}, {"device": second.values("device")}, ("device",)),
         **_differing_weights(paired),
     }
@@ -337,6 +340,10 @@ def _alone(cells: Cells, partners: Collection[Cell], common: Sequence[str]) -> t
 
 def _failed(records: Iterable[Record]) -> int:
     return sum(record.status == "failed" for record in records)
+
+
+def _cut_off(records: Iterable[Record]) -> int:
+    return sum(record.cut_off for record in records)
 
 
 def points(rate: float) -> str:

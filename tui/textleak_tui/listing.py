@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from textleak.errors import InputError
+from textleak.events import Stop
 from textleak.runs import list_runs, read_run
 from textleak.words import printable
 from textleak_tui import bounds
@@ -35,6 +36,7 @@ class RunRow:
         psnr: for pictures, their mean PSNR in dB.
         verified: the certificate; None where there is none, or where it can't be told.
         told: whether it can be told.
+        cut_off: whether time was up before the attack was through.
         seconds: how long the attack took.
         outcome: as `RunRecord.outcome`, or "broken".
         recovered: the first sentence that came back, "" for none.
@@ -54,6 +56,7 @@ class RunRow:
     psnr: float | None = None
     verified: bool | None = None
     told: bool = True
+    cut_off: bool = False
     seconds: float | None = None
     outcome: str = "broken"
     recovered: str = ""
@@ -206,6 +209,7 @@ def read_row(path: Path) -> RunRow:
         psnr=result.get("psnr"),
         verified=result.get("verified"),
         told=not result.get("verified_reason"),
+        cut_off=result.get("stop") == Stop.TIME.value and not result.get("verified"),
         seconds=result.get("seconds"),
         outcome=outcome,
         recovered=_first(found),

@@ -214,7 +214,7 @@ class HistoryScreen(Page):
         if row is None:
             return
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(_in_words(row, blind=self.sight.blind), style="bold")
+        text.append(row_in_words(row, blind=self.sight.blind), style="bold")
         for kind, words in (("recovered  ", row.recovered), ("picture    ", row.picture)):
             if words:
                 text.append(f"\n{kind}", style="dim").append(words)
@@ -362,7 +362,7 @@ class HistoryScreen(Page):
         self._look.set()
 
 
-def _in_words(row: RunRow, *, blind: bool) -> str:
+def row_in_words(row: RunRow, *, blind: bool) -> str:
     """How a run ended, in a sentence."""
     match row.outcome:
         case "broken":
@@ -374,13 +374,13 @@ def _in_words(row: RunRow, *, blind: bool) -> str:
         case "failed":
             return "The run failed. Enter shows what it said."
     words = {
-        "done": "It came to its end.",
+        "done": "Its time was up before the attack was through." if row.cut_off else "It came to its end.",
         "stopped": "It was stopped.",
         "interrupted": "It was interrupted.",
     }
     parts = [words.get(row.outcome, row.outcome)]
     if row.rate is not None and not blind:
-        parts.append(f"{row.rate:.0%} of the tokens were found, each at its place.")
+        parts.append(f"{row.rate:.0%} of the tokens were found at their place.")
     if row.psnr is not None and not blind:
         parts.append(f"The pictures' PSNR is {row.psnr:.1f} dB.")
     if row.verified:
