@@ -292,7 +292,9 @@ def test_where_nothing_shows_no_sentence_is_made_up(attack: str, share_: str, to
     model = toy_model("bert", task="classification")
     noise = DEFENSES.build("gaussian", {"sigma": 10.0})
     shared, _ = share(model, [ONE], seed=1, defenses=[noise], share=share_, know="nothing")
-    assert recover(shared, model, attack).sentences == ()
+    recovery = recover(shared, model, attack)
+    assert recovery.sentences == ()
+    assert not any("has 0 tokens" in note for note in recovery.notes)
 
 
 def test_a_share_without_embeddings_is_refused_with_what_would_do(toy_model: ToyModel) -> None:

@@ -135,8 +135,11 @@ def test_a_likely_text_is_told_as_that() -> None:
 def test_what_was_not_found_is_looked_for_further() -> None:
     lines = advice(Word.INCONCLUSIVE, dataclasses.replace(FACTS, told_client=False, told_lengths=False))
     assert any("--client" in line for line in lines)
-    assert any("--know" in line for line in lines)
+    assert any("--know batch-size=N" in line for line in lines)
     assert not any("Share no embedding" in line for line in lines)
+    itself = advice(Word.INCONCLUSIVE, dataclasses.replace(FACTS, told_lengths=False, says_known=True))
+    assert any("textleak share --know" in line for line in itself)
+    assert not any("--know batch-size=N" in line for line in itself)
 
 
 @pytest.mark.parametrize(

@@ -234,11 +234,16 @@ def _positions_alone(
     fitting: tuple[tuple[int, ...], ...] = ((),) * count
     if places.across and places.offset_TE is not None:
         fitting = fitting_tokens(model, positions, places.offset_TE)
-    notes.append(
-        f"Only positions show: the longest sentence has {count + (model.task == 'causal-lm')} tokens."
-        if not any(fitting)
-        else "Tokens were told by the positions' rows alone: each is at right angles to its sum of embeddings."
-    )
+    if any(fitting):
+        notes.append(
+            "Tokens were told by the positions' rows alone: each is at right angles to its sum of embeddings."
+        )
+    elif count:
+        notes.append(
+            f"Only positions show: the longest sentence has {count + (model.task == 'causal-lm')} tokens."
+        )
+    else:
+        notes.append("No position's row shows which positions there were.")
     return EmbeddingRows(
         bag={},
         places=((),) * count,

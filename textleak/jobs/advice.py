@@ -32,6 +32,7 @@ class Facts:
         noise: whether the update was defended.
         told_client: whether the client's procedure is known.
         told_lengths: whether the sentences' lengths are.
+        says_known: whether the update is a file that says itself what a server knows.
     """
 
     proof: str | None
@@ -42,6 +43,7 @@ class Facts:
     noise: bool
     told_client: bool
     told_lengths: bool
+    says_known: bool = False
 
 
 def advice(word: Word, facts: Facts) -> tuple[str, ...]:
@@ -80,7 +82,11 @@ def _further(facts: Facts) -> list[str]:
     if not facts.told_client:
         lines.append("Say how the client trains, if you know it: --client SPEC (`textleak clients`).")
     if not facts.told_lengths:
-        lines.append("Tell what a server may know: --know batch-size=N,lengths=N/N.")
+        lines.append(
+            "Tell what a server may know: write the file with `textleak share --know lengths,batch-size`."
+            if facts.says_known
+            else "Tell what a server may know: --know batch-size=N,lengths=N/N."
+        )
     return [
         *lines,
         "Give it more time, or another attack: --time-limit 1h, --attack NAME (`textleak attacks`).",

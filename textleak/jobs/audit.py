@@ -16,7 +16,7 @@ from textleak.events import Followed, Phase, Recovery, Sentence, Stop
 from textleak.jobs.advice import Facts, advice
 from textleak.jobs.clipping import may_be_clipped, with_clipping
 from textleak.jobs.files import check_model
-from textleak.jobs.found import find
+from textleak.jobs.found import find, is_gradient_file
 from textleak.jobs.parts import build_attack, build_client, set_threads
 from textleak.jobs.prepared import check_truth
 from textleak.jobs.rates import with_rate
@@ -253,6 +253,7 @@ class AuditJob(TextJob):
             noise=bool(self.defenses),
             told_client=bool(self.config.client) or self.shared.client != ONE_STEP,
             told_lengths=self.shared.known.lengths is not None,
+            says_known=is_gradient_file(self.config),
         )
 
 

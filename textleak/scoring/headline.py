@@ -46,6 +46,7 @@ _CHANNELS = {
     "replay": "replaying the client's steps",
     "inputs together": "the inputs that the update holds most of",
     "moved rows": "the word embedding's rows that moved",
+    "adapters' directions": "the directions that adapters moved in",
 }
 
 

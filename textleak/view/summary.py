@@ -135,7 +135,12 @@ def attack_in_words(result: Mapping[str, Any]) -> Text:
 
 
 # The attacks that a channel's answers are of.
-_PARTS = {"matching": "match"}
+_PARTS = {
+    "matching": "match",
+    "inputs together": "replay",
+    "moved rows": "replay",
+    "adapters' directions": "replay",
+}
 
 
 def _picture_figures(result: Mapping[str, Any]) -> RenderableType:

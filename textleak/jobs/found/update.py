@@ -86,7 +86,7 @@ def find(config: AuditConfig) -> Found:
     secret = None if config.truth is None else Secret.load(config.truth)
     if config.before is not None:
         return _between(config, secret)
-    return _from_file(config, secret) if _is_gradient_file(config) else _from_state(config, secret)
+    return _from_file(config, secret) if is_gradient_file(config) else _from_state(config, secret)
 
 
 # Two checkpoints
@@ -155,12 +155,15 @@ def _check_pair(model: TextModel, before: State | None, after: State) -> None:
 # An update by itself
 
 
-def _is_gradient_file(config: AuditConfig) -> bool:
+def is_gradient_file(config: AuditConfig) -> bool:
     """Whether textleak wrote it, with all that a server knows."""
     from textleak.shared.tensors import read_metadata
 
-    assert config.gradients is not None
-    if config.gradients.suffix.lower() != ".safetensors" or config.gradients.is_dir():
+    if (
+        config.gradients is None
+        or config.gradients.suffix.lower() != ".safetensors"
+        or config.gradients.is_dir()
+    ):
         return False
     try:
         return "textleak" in read_metadata(config.gradients)
