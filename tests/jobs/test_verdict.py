@@ -137,6 +137,8 @@ def test_what_was_not_found_is_looked_for_further() -> None:
     assert any("--client" in line for line in lines)
     assert any("--know batch-size=N" in line for line in lines)
     assert not any("Share no embedding" in line for line in lines)
+    untold = advice(Word.PARTLY, dataclasses.replace(FACTS, tokens=0))
+    assert not any("More tokens a step" in line for line in untold)
     itself = advice(Word.INCONCLUSIVE, dataclasses.replace(FACTS, told_lengths=False, says_known=True))
     assert any("textleak share --know" in line for line in itself)
     assert not any("--know batch-size=N" in line for line in itself)

@@ -102,5 +102,7 @@ def ask(seen: Seen) -> Told:
         for id_, text in zip(found.rows, texts, strict=True)
         if id_ not in seen.model.special_ids
     ]
-    named = ", ".join(content[:_NAMED]) + (" …" if len(content) > _NAMED else "")
+    own = len(texts) - len(content)
+    beside = f" (beside {own} of the tokenizer's own)" if own else ""
+    named = ", ".join(content[:_NAMED]) + (" …" if len(content) > _NAMED else "") + beside
     return Told(what=WHAT, value=list(found.rows), evidence=f"{found.evidence[:-1]}: {named}.")

@@ -27,7 +27,7 @@ class Facts:
         proof: "gradient", "span" or None.
         embeddings: whether embeddings' gradients were shared.
         vocabulary: tokens that these name; None where they name none.
-        tokens: of the batch, as far as it is known.
+        tokens: of the batch, as far as it is known; None or 0 where nothing is.
         hidden_size: of the model, D.
         noise: whether the update was defended.
         told_client: whether the client's procedure is known.
@@ -62,7 +62,7 @@ def _against(facts: Facts) -> list[str]:
         "Share fewer layers: the first ones' weights hold the tokens' inputs outright. What is left then: "
         "--share EXPRESSION."
     )
-    if facts.tokens is not None and facts.tokens < facts.hidden_size:
+    if facts.tokens and facts.tokens < facts.hidden_size:
         lines.append(
             f"More tokens a step: {facts.tokens:,} inputs in {facts.hidden_size:,} dimensions can be told apart; once "
             "they are as many, only a search is left."

@@ -33,7 +33,7 @@ class Telling:
         client: the procedure as `--client` says it, in order; None where it can't be told.
         nearest_steps: the optimizer's steps that can be told, where not all of the procedure can.
         dropout: whether dropout was on; None where that can't be told.
-        vocabulary: how many tokens the update names; None where it names none.
+        vocabulary: how many tokens the update names, special ones aside; None where it names none.
         sentences: in its batch; None where that can't be told.
         tokens: of all sentences; likewise.
     """
@@ -66,6 +66,7 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
     found = told(dict(sent), model, before=before, kind=kind)
     answers: dict[str, Any] = {one.what: one.value for one in found.told}
     named, dropped = answers.get(VOCABULARY), answers.get("dropout")
+    content = {*named} - model.special_ids if isinstance(named, list) else ()
     return Telling(
         kind=answers.get("sent"),
         moved=True,
@@ -73,7 +74,7 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
         client=found.client,
         nearest_steps=_steps(answers),
         dropout=None if dropped is None else bool(dropped),
-        vocabulary=len(named) if isinstance(named, list) and named else None,
+        vocabulary=len(content) or None,
         sentences=_count(answers.get("sentences")),
         tokens=_count(answers.get("tokens")),
     )
