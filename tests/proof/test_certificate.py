@@ -130,6 +130,20 @@ def test_a_wrong_class_does_not_verify(toy_model: ToyModel) -> None:
     assert certify(view_of(shared, model), truth(model, TWO, (1, 2))).verified is False
 
 
+def test_a_text_without_its_labels_is_not_denied(toy_model: ToyModel) -> None:
+    model = toy_model("bert", task="classification")
+    shared, _ = share(model, TWO, (2, 1))
+    unlabeled = truth(model, TWO, None)
+    certificate = certify(view_of(shared, model), unlabeled)
+    assert certificate.verified is None
+    assert certificate.reason is not None
+    assert "labels" in certificate.reason
+    assert certificate.gradient_distance is not None
+    assert certificate.gradient_distance > 0.1
+    shared, _ = share(model, TWO, (0, 0))
+    assert certify(view_of(shared, model), unlabeled).verified is True
+
+
 def test_masks_in_the_wrong_place_do_not_verify(toy_model: ToyModel) -> None:
     model = toy_model("bert", task="masked-lm")
     shared, _ = share(model, TWO[:1])

@@ -109,6 +109,11 @@ class Answer(abc.ABC):
         del model
         return None
 
+    def assumed(self, model: AnyModel) -> str | None:
+        """What is missing of it and was assumed, so that another gradient denies no more than that; a sentence."""
+        del model
+        return None
+
     @abc.abstractmethod
     def own(self, view: View) -> Gradient:
         """The gradient that a client with this batch has before the defenses of its batch, in the view's precision."""

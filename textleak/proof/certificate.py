@@ -202,7 +202,8 @@ def _denied(view: View, answer: Answer, distance: float) -> Certificate:
     """That an answer's own gradient isn't the shared one; with sentences that were kept, once all of it was run."""
     kept = view.known, view.double().known
     if not any(kept):
-        return Certificate(gradient_distance=distance, verified=False)
+        assumed = answer.assumed(view.model)
+        return Certificate(gradient_distance=distance, verified=None if assumed else False, reason=assumed)
     for known in kept:
         known.clear()
     return certify(view, answer)

@@ -64,6 +64,15 @@ class Text(Answer):
             return None
         return "The labels stay open, so the answer has no gradient of its own that could be compared."
 
+    def assumed(self, model: AnyModel) -> str | None:
+        """Classes that weren't found."""
+        classes = isinstance(model, TextModel) and model.num_labels is not None
+        if not classes or all(sentence.label is not None for sentence in self.sentences):
+            return None
+        return (
+            "The labels weren't found, and with class 0 in their place its own gradient isn't the shared one."
+        )
+
     @property
     def _filled(self) -> bool:
         rows = [sentence.positions for sentence in self.sentences]
