@@ -79,7 +79,12 @@ def test_a_script_ends_in_a_verdict(kind: Loop, tmp_path: Path):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "TEXTLEAK_RUNS": str(tmp_path / "runs"),
+        },
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert any(verdict in ended.stdout for verdict in VERDICTS), ended.stderr[-2000:]
