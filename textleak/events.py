@@ -169,11 +169,9 @@ class Stop(enum.Enum):
         """Whether nothing that is searched for can be better."""
         return self in (Stop.VERIFIED, Stop.PROVED, Stop.UNTOLD)
 
-    @property
-    def early(self) -> bool:
-        """Whether the attack was ended before it was through, by time or by hand: more of it may find more."""
-        return self in (Stop.TIME, Stop.INTERRUPTED, Stop.STOPPED)
 
+EARLY = frozenset(stop.value for stop in (Stop.TIME, Stop.INTERRUPTED, Stop.STOPPED))
+"""What a result says of an attack that was ended before it was through, by time or by hand: more may find more."""
 
 E = TypeVar("E")
 R = TypeVar("R")
@@ -251,6 +249,11 @@ class Recovery:
     gradient_distance: float | None = None
     image: tuple[Any, ...] = ()
     labels: tuple[int, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that is searched for can be better, though time for the proof may have been up."""
+        return self.stop.settled or self.proof_cut_off
 
     @property
     def proof_cut_off(self) -> bool:

@@ -13,8 +13,16 @@ from tests.conftest import ToyModel
 from textleak.defenses import DEFENSES
 from textleak.exact import subspace
 from textleak.exact.proposals import span_proposals
-from textleak.exact.subspace import input_span, layer_span, rank_vocabulary, shared_spans, why_no_span
-from textleak.models.probes.layers import layer_inputs
+from textleak.exact.subspace import (
+    InputSpan,
+    input_span,
+    layer_span,
+    rank_vocabulary,
+    shared_spans,
+    why_no_span,
+)
+from textleak.models import TextModel
+from textleak.models.probes.layers import LocalLayer, layer_inputs
 from textleak.private.share import share
 
 
@@ -27,6 +35,17 @@ def random_layer(tokens: int, inputs: int, outputs: int, *, seed: int = 0) -> tu
     loss = (layer(inputs_NI).tanh() - goal_NO).square().mean()
     (gradient_OI,) = torch.autograd.grad(loss, layer.weight)
     return inputs_NI, gradient_OI
+
+
+def spanned(
+    toy_model: ToyModel, family: str, sentence: str
+) -> tuple[TextModel, LocalLayer, InputSpan, tuple[int, ...]]:
+    """A model, the first layer that shows a sentence's span, the span, and the sentence's tokens."""
+    model = toy_model(family, task="classification")
+    shared, secret = share(model, [sentence], share="no-embeddings")
+    layers, span = shared_spans(model, shared)[0]
+    (ids,) = secret.ids
+    return model, layers[0], span, tuple(ids)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 20])
@@ -136,11 +155,8 @@ def test_the_tokens_of_a_batch_lie_in_the_span_at_their_positions(family: str, t
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_the_vocabulary_is_ranked_with_the_true_token_first(family: str, toy_model: ToyModel) -> None:
-    model = toy_model(family, task="classification")
-    shared, secret = share(model, ["a dog"], share="no-embeddings")
-    (ids,) = secret.ids
-    layers, span = shared_spans(model, shared)[0]
-    ranked = dict(rank_vocabulary(model, layers[0], span, positions=len(ids), keep=3))
+    model, layer, span, ids = spanned(toy_model, family, "a dog")
+    ranked = dict(rank_vocabulary(model, layer, span, positions=len(ids), keep=3))
     assert [ranked[t][0][0] for t in range(len(ids))] == list(ids)
     for pairs in ranked.values():
         explained = [value for _, value in pairs]
@@ -152,13 +168,11 @@ def test_the_vocabulary_is_ranked_with_the_true_token_first(family: str, toy_mod
 def test_the_vocabulary_is_ranked_in_parts_as_in_one(
     family: str, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = toy_model(family, task="classification")
-    shared, secret = share(model, ["the cat sat on the mat"], share="no-embeddings")
-    layers, span = shared_spans(model, shared)[0]
+    model, layer, span, ids = spanned(toy_model, family, "the cat sat on the mat")
 
     def ranked() -> list[list[int]]:
-        (ids,) = secret.ids  # as many as the span has: those beyond are less in it, clearly
-        found = rank_vocabulary(model, layers[0], span, positions=len(ids), keep=len(set(ids)))
+        # As many as the span has: those beyond are less in it, clearly.
+        found = rank_vocabulary(model, layer, span, positions=len(ids), keep=len(set(ids)))
         return [sorted(token for token, _ in pairs) for _, pairs in found]
 
     monkeypatch.setattr(subspace, "_HELD", 0)
@@ -172,10 +186,8 @@ def test_the_vocabulary_is_ranked_in_parts_as_in_one(
 def test_the_vocabulary_is_ranked_by_what_tokens_and_positions_add_as_by_their_inputs(
     family: str, toy_model: ToyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = toy_model(family, task="classification")
-    shared, secret = share(model, ["the cat sat on the mat"], share="no-embeddings")
-    layers, span = shared_spans(model, shared)[0]
-    layer, count = layers[0], len(secret.ids[0])
+    model, layer, span, ids = spanned(toy_model, family, "the cat sat on the mat")
+    count = len(ids)
 
     def ranked() -> Tensor:
         """How much is explained of each token at each position, (T, V)."""
@@ -188,12 +200,10 @@ def test_the_vocabulary_is_ranked_by_what_tokens_and_positions_add_as_by_their_i
 
 
 def test_rotary_positions_rank_one_set_for_all_positions(toy_model: ToyModel) -> None:
-    model = toy_model("llama", task="classification")
-    shared, secret = share(model, ["a dog"], share="no-embeddings")
-    layers, span = shared_spans(model, shared)[0]
-    ((position, pairs),) = rank_vocabulary(model, layers[0], span, positions=5, keep=len(secret.ids[0]))
+    model, layer, span, ids = spanned(toy_model, "llama", "a dog")
+    ((position, pairs),) = rank_vocabulary(model, layer, span, positions=5, keep=len(ids))
     assert position == 0
-    assert {token for token, _ in pairs} == set(secret.ids[0])
+    assert {token for token, _ in pairs} == set(ids)
 
 
 def test_layers_that_were_not_shared_show_nothing(toy_model: ToyModel) -> None:

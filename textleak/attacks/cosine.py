@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from textleak.attacks.base import ATTACKS, Steps, Totals
-from textleak.attacks.dummies.closed_form import put_to_the_test
+from textleak.attacks.dummies.closed_form import classes_of, put_to_the_test
 from textleak.attacks.dummies.onward import Onward, from_moves, refined, stepped
 from textleak.attacks.dummies.pictures import PictureSettings, batch_size
 from textleak.attacks.recursive.answer import CHANNEL, read_back
@@ -148,7 +148,8 @@ def _read_off(
         return (yield from read_back(view, labels_KB, generator, totals))
     yield Phase(name="closed form", detail="the gradients of patches and positions are equations for pixels")
     note = "Read off the gradients of patches and positions in closed form; nothing was matched."
-    read = yield from totals.followed(put_to_the_test(view, patches_CHW, labels_KB, note=note))
+    labels = classes_of(view, labels_KB)
+    read = yield from totals.followed(put_to_the_test(view, patches_CHW, labels, note=note))
     return read, patches_CHW
 
 

@@ -145,7 +145,7 @@ def answer(done: Done[AnyJob], *, as_json: bool) -> None:
 
 def above(result: dict[str, Any], limit: float) -> bool:
     """Whether more leaked than `--fail-above` allows, said on stderr; and where more may leak than was counted."""
-    from textleak.events import Stop
+    from textleak.events import EARLY
 
     rate, recall = result["token_match_rate"], result["token_recall"]
     console = common.stderr()
@@ -172,7 +172,7 @@ def above(result: dict[str, Any], limit: float) -> bool:
             style="yellow",
             soft_wrap=True,
         )
-    if result["stop"] in {stop.value for stop in Stop if stop.early}:
+    if result["stop"] in EARLY:
         console.print(
             f"--fail-above {limit} holds for what came back until the attack was cut off; more time may find more "
             "(--time-limit).",

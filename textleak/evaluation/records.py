@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from textleak.events import Label, Stop
+from textleak.events import EARLY, Label
 from textleak.words import count_of
 
 FORMAT_VERSION = 1
@@ -157,7 +157,7 @@ class Record:
     @property
     def cut_off(self) -> bool:
         """Whether it was ended, by time or by hand, before it had an answer that is known to be right."""
-        return self.stop in {stop.value for stop in Stop if stop.early} and self.verified is not True
+        return self.stop in EARLY and self.verified is not True
 
 
 def cut_off_in_words(cut_off: int, done: int) -> str:

@@ -68,7 +68,7 @@ _NUMBERS_A_PASS_ELSEWHERE = 2**24  # what else computes needs more at once to be
 _HELD = 2**26
 
 # What explains best, with the tokens: (C,) each.
-Best = tuple[Tensor, Tensor]
+_Best = tuple[Tensor, Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -409,7 +409,7 @@ def rank_vocabulary(
 
 def _ranked_as_made(
     model: TextModel, made: AdditiveInputs, span: InputSpan, *, count: int, keep: int, clock: Clock | None
-) -> list[Best]:
+) -> list[_Best]:
     """The same of inputs that are made of a token's and a position's part."""
     basis_RI = span.basis_RI * span.weights_R.sqrt()[:, None]
     explained = made.share_along(basis_RI.to(made.table_VI))
@@ -424,7 +424,7 @@ def _ranked_as_made(
 
 def _ranked_as_read(
     model: TextModel, layer: LocalLayer, span: InputSpan, *, count: int, keep: int, clock: Clock | None
-) -> list[Best]:
+) -> list[_Best]:
     """The same of inputs as the network itself makes them, some tokens at a time."""
     numbers = _NUMBERS_A_PASS if model.device.type == "cpu" else _NUMBERS_A_PASS_ELSEWHERE
     rows = max(1, max(_TOKENS_A_PASS, numbers // span.size) // count)

@@ -16,7 +16,7 @@ from textleak.events import Followed, Phase, Recovery, Sentence, Stop
 from textleak.jobs.advice import Facts, advice
 from textleak.jobs.clipping import may_be_clipped, with_clipping
 from textleak.jobs.files import check_model
-from textleak.jobs.found import find, is_gradient_file
+from textleak.jobs.found import find
 from textleak.jobs.parts import build_attack, build_client, set_threads
 from textleak.jobs.prepared import check_truth
 from textleak.jobs.rates import with_rate
@@ -62,6 +62,7 @@ class AuditJob(TextJob):
         rates: the rate of a step of unknown size; filled in where a text proves it.
         norms: what gradients were clipped to before a step of Adam's, likewise.
         undropped: what the attack sees if nothing was dropped, where that can't be told and dropout was assumed.
+        says_known: whether the update is a file that says itself what the server knows.
         proved_clients: the client's procedure by `undropped`; filled in where a text proves it.
     """
 
@@ -74,6 +75,7 @@ class AuditJob(TextJob):
     rates: list[float] = dataclasses.field(default_factory=list)
     norms: list[float] = dataclasses.field(default_factory=list)
     undropped: SharedGradient | None = None
+    says_known: bool = False
     proved_clients: list[PublicClient] = dataclasses.field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class AuditJob(TextJob):
         if ended is Stop.VERIFIED:
             self.proved_clients.append(shared.client)
         elif not followed.result.proof_cut_off:
-            return dataclasses.replace(recovery, stop=ended) if ended in CUT_OFF else recovery
+            return dataclasses.replace(recovery, stop=ended) if ended.value in CUT_OFF else recovery
         self.refused.clear()
         return followed.result
 
@@ -210,7 +212,7 @@ class AuditJob(TextJob):
                 seconds=result["seconds"],
                 moved=self.telling.moved,
                 unread=self.refused[0] if self.refused else None,
-                cut_off=result["stop"] in {stop.value for stop in CUT_OFF},
+                cut_off=result["stop"] in CUT_OFF,
                 tokens=len(own),
                 likely_tokens=len(likely),
                 sure_tokens=sum(p.confidence >= SURE for p in likely),
@@ -253,7 +255,7 @@ class AuditJob(TextJob):
             noise=bool(self.defenses),
             told_client=bool(self.config.client) or self.shared.client != ONE_STEP,
             told_lengths=self.shared.known.lengths is not None,
-            says_known=is_gradient_file(self.config),
+            says_known=self.says_known,
         )
 
 
@@ -307,6 +309,7 @@ def prepare(config: AuditConfig) -> AuditJob:
         doubts=found.doubts,
         undropped=found.undropped,
         inferred=found.inferred,
+        says_known=found.says_known,
     )
     check_model(job)
     check_truth(job)

@@ -41,8 +41,7 @@ def may_be_clipped(recovery: Recovery, shared: SharedGradient, model: AnyModel) 
     if steps.get("optimizer") != "adamw" or steps.get("steps") != 1 or steps.get("max_grad_norm"):
         return False
     repeatable = Trait.REPEATABLE in shared.client.traits
-    told = recovery.stop.settled or recovery.proof_cut_off
-    return repeatable and not told and Text(recovery.sentences).complete(model)
+    return repeatable and not recovery.settled and Text(recovery.sentences).complete(model)
 
 
 def with_clipping(

@@ -36,8 +36,7 @@ def with_rate(
     """
     assert isinstance(model, TextModel)
     steps = dict(shared.client.kinds).get(STEPS)
-    told = recovery.stop.settled or recovery.proof_cut_off
-    if steps is None or told or not Text(recovery.sentences).complete(model):
+    if steps is None or recovery.settled or not Text(recovery.sentences).complete(model):
         return recovery, None
     for sentences in _labeled(recovery.sentences, model.num_labels):
         rate = steps["lr"] * _factor(view, sentences)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from textleak.events import Stop
+from textleak.events import EARLY, Stop
 from textleak.words import count_of, seconds_in_words
 
 # Share of the tokens at their place from which text counts as leaked (the issue's; our words for it are in README).
 _LEAKED = 0.5
-# Why an attack ended before it was through.
-CUT_OFF = (Stop.TIME, Stop.STEPS, Stop.INTERRUPTED, Stop.STOPPED)
+# What a result says of an attack that ended before it was through.
+CUT_OFF = EARLY | {Stop.STEPS.value}
 
 
 class Word(enum.Enum):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from textleak.errors import InputError
-from textleak.evaluation.answers import FIGURES
+from textleak.evaluation.answers import FIGURES, Records
 from textleak.evaluation.records import Cell, Record
 from textleak.reports.figures import cluster_of, percent, values_of
 from textleak.reports.reading import Findings
@@ -150,6 +150,7 @@ def compare(first: Findings, second: Findings, *, seed: int = 0) -> Comparison:
         raise _nothing_pairs((first, ours), (second, theirs), cells_pair=bool(paired))
     alone_overall = (sum(one.alone[0] for one in settings), sum(one.alone[1] for one in settings))
     overall = _setting("overall", every, alone_overall, seed)
+    counts = [Records(one.records).counts() for one in (first, second)]
     return Comparison(
         headline=_headline(overall, len(settings), compared),
         compared={axis: (_values(ours, axis), _values(theirs, axis)) for axis in compared},
@@ -159,8 +160,8 @@ def compare(first: Findings, second: Findings, *, seed: int = 0) -> Comparison:
             _alone(ours, {a for a, _ in paired}, common),
             _alone(theirs, {b for _, b in paired}, common),
         ),
-        failed=(_failed(first.records), _failed(second.records)),
-        cut_off=(_cut_off(first.records), _cut_off(second.records)),
+        failed=(counts[0].failed, counts[1].failed),
+        cut_off=(counts[0].cut_off, counts[1].cut_off),
         versions=_differing(
             first.versions_used, second.versions_used, {*first.versions_used, *second.versions_used}
         ),
@@ -336,14 +337,6 @@ def _alone(cells: Cells, partners: Collection[Cell], common: Sequence[str]) -> t
             if cell not in partners
         )
     )
-
-
-def _failed(records: Iterable[Record]) -> int:
-    return sum(record.status == "failed" for record in records)
-
-
-def _cut_off(records: Iterable[Record]) -> int:
-    return sum(record.cut_off for record in records)
 
 
 def points(rate: float) -> str:

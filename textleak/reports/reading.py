@@ -230,7 +230,7 @@ def _pictures_of(result: Mapping[str, Any]) -> PictureFindings:
         psnr=result.get("psnr"),
         ssim=result.get("ssim"),
         verified=result.get("verified"),
-        cut_off=result.get("stop") in {one.value for one in CUT_OFF},
+        cut_off=result.get("stop") in CUT_OFF,
     )
 
 

@@ -25,9 +25,9 @@ def how_much(result: Mapping[str, Any]) -> str:
 
 
 _CUT_OFF = {
-    Stop.TIME: " Time was up before the attack was through: more may find more.",
-    Stop.INTERRUPTED: " It was interrupted before it was through: more time may find more.",
-    Stop.STOPPED: " It was stopped before it was through: more time may find more.",
+    Stop.TIME.value: " Time was up before the attack was through: more may find more.",
+    Stop.INTERRUPTED.value: " It was interrupted before it was through: more time may find more.",
+    Stop.STOPPED.value: " It was stopped before it was through: more time may find more.",
 }
 
 
@@ -36,7 +36,7 @@ def _cut_off(result: Mapping[str, Any]) -> str:
     whole = result.get("token_match_rate") == 1 or (result.get("psnr") or 0) >= _ALIKE_DB
     if whole or result.get("verified"):
         return ""
-    return next((words for stop, words in _CUT_OFF.items() if stop.value == result.get("stop")), "")
+    return _CUT_OFF.get(str(result.get("stop")), "")
 
 
 # What an answer came through, in words.

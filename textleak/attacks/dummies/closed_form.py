@@ -22,18 +22,18 @@ def classes_of(view: View, labels_KB: Tensor | None) -> tuple[int, ...]:
 
 
 def put_to_the_test(
-    view: View, pixels_CHW: Tensor, labels_KB: Tensor | None, *, channel: str = "closed form", note: str = ""
+    view: View, pixels_CHW: Tensor, labels: tuple[int, ...], *, channel: str = "closed form", note: str = ""
 ) -> Steps:
     """Show a picture that was read off, and see whether its own gradient equals the shared one.
 
     Args:
         view: what the server sees.
         pixels_CHW: the picture as the network reads it.
-        labels_KB: its class, for each candidate; None where it was told.
+        labels: its class.
         channel: what the picture was read off by.
         note: one sentence on that.
     """
-    model, labels = view.image_model, classes_of(view, labels_KB)
+    model = view.image_model
     picture_1CHW = model.pictures(pixels_CHW.to(model.device, model.dtype)).clamp(0, 1)[None]
     certificate = certify(view, Pictures(picture_1CHW, labels))
     image = tuple(picture_1CHW.cpu().permute(0, 2, 3, 1).tolist())

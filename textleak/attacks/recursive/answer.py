@@ -56,7 +56,7 @@ def read_back(
         yield Phase(name="picture", detail="what makes the layers read what they read")
         pixels_CHW, loss = yield from totals.followed(rebuilt(view, features, way, generator, labels=labels))
         found = yield from totals.followed(
-            put_to_the_test(view, pixels_CHW, labels_KB, channel=CHANNEL, note=_NOTE)
+            put_to_the_test(view, pixels_CHW, labels, channel=CHANNEL, note=_NOTE)
         )
         if nearest is None or _distance(found) < _distance(nearest[0]):
             nearest = found, pixels_CHW

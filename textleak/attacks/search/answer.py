@@ -65,6 +65,7 @@ class Answer:
         best = search.beam[0][0]
         if (
             not self.problem.shared.effects
+            or not step.begun
             or self._judge.has_judged(best)
             or step.expanded == self._judged_at
         ):

@@ -107,7 +107,7 @@ class Run:
             expanded = expansions or self.settings.expansions
             for step in search.run(start, expansions=expanded, solved_at=solved_at):
                 yield self.teller.discrete(search, "discrete", step.expanded)
-                if (step.begun and self.answer.judge_step(search, step)) or self.budget.spent:
+                if self.answer.judge_step(search, step) or self.budget.spent:
                     break
             if self.finished():
                 return

@@ -63,6 +63,7 @@ class Found:
         doubts: why the model may not be the client's, in sentences.
         undropped: what the server has if nothing was dropped, where that can't be told and dropout was assumed.
         inferred: whether the client is what the update tells, so that it may have done what doesn't show.
+        says_known: whether it is a file that says itself what the server knows.
     """
 
     model: TextModel
@@ -73,6 +74,7 @@ class Found:
     doubts: tuple[str, ...] = ()
     undropped: SharedGradient | None = None
     inferred: bool = False
+    says_known: bool = False
 
 
 def find(config: AuditConfig) -> Found:
@@ -86,7 +88,7 @@ def find(config: AuditConfig) -> Found:
     secret = None if config.truth is None else Secret.load(config.truth)
     if config.before is not None:
         return _between(config, secret)
-    return _from_file(config, secret) if is_gradient_file(config) else _from_state(config, secret)
+    return _from_file(config, secret) if _is_gradient_file(config) else _from_state(config, secret)
 
 
 # Two checkpoints
@@ -155,15 +157,12 @@ def _check_pair(model: TextModel, before: State | None, after: State) -> None:
 # An update by itself
 
 
-def is_gradient_file(config: AuditConfig) -> bool:
+def _is_gradient_file(config: AuditConfig) -> bool:
     """Whether textleak wrote it, with all that a server knows."""
     from textleak.shared.tensors import read_metadata
 
-    if (
-        config.gradients is None
-        or config.gradients.suffix.lower() != ".safetensors"
-        or config.gradients.is_dir()
-    ):
+    assert config.gradients is not None
+    if config.gradients.suffix.lower() != ".safetensors" or config.gradients.is_dir():
         return False
     try:
         return "textleak" in read_metadata(config.gradients)
@@ -199,7 +198,7 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
     shared = tell_less(_called(config, shared), config)
     if config.know is None:
         shared = dataclasses.replace(shared, known=with_shown(shared.known, telling))
-    return Found(model=model, shared=shared, secret=secret, telling=telling)
+    return Found(model=model, shared=shared, secret=secret, telling=telling, says_known=True)
 
 
 def _by_file(config: AuditConfig, public: PublicModel) -> dict[str, Any]:

@@ -59,35 +59,23 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Beside:
-    """What some positions add to squared lengths.
-
-    Attributes:
-        squares_P: of the positions' parts.
-        biased_P: products of these with the norm's own part.
-        with_tokens: and with some of the tokens' parts, (P, N).
-    """
-
-    squares_P: Tensor
-    biased_P: Tensor
-    with_tokens: Callable[[slice], Tensor]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Parts:
-    """What squared lengths are made of: a token's part, a position's and the norm's own, all in float64.
+    """What tokens' inputs have squared lengths of, but for the sizes that the norm divides by.
 
     Attributes:
-        squares_V: of the tokens' parts.
-        biased_V: products of these with the norm's own part.
-        bias: the square of that.
-        beside: what positions (P, I) add.
+        tokens_VX: rows that positions have their products with.
+        squares_V: of tokens' parts, in float64.
+        biased_V: products of these with the norm's own part, likewise.
+        bias: the square of that, likewise.
+        places: of some positions (P, I), what they add to squares and to products with the norm's own part, (P, 1)
+            and in float64, and their rows (P, X) for twice the products with the tokens'.
     """
 
+    tokens_VX: Tensor
     squares_V: Tensor
     biased_V: Tensor
     bias: Tensor
-    beside: Callable[[Tensor], _Beside]
+    places: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,19 +168,16 @@ class AdditiveInputs:
         scaled_IR = self._scaled(directions_RI)
         tokens_VR, bias_R = exact(self._projected(scaled_IR)), exact(directions_RI @ bias_I)
 
-        def beside(some_PI: Tensor) -> _Beside:
+        def places(some_PI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             places_PR = exact(some_PI @ scaled_IR)
-            return _Beside(
-                squares_P=places_PR.square().sum(1),
-                biased_P=places_PR @ bias_R,
-                with_tokens=lambda some: places_PR @ tokens_VR[some].T,
-            )
+            return places_PR.square().sum(1, keepdim=True), (places_PR @ bias_R)[:, None], 2 * places_PR
 
         return _Parts(
+            tokens_VX=tokens_VR,
             squares_V=tokens_VR.square().sum(1),
             biased_V=tokens_VR @ bias_R,
             bias=bias_R.square().sum(),
-            beside=beside,
+            places=places,
         )
 
     def _parts(self) -> _Parts:
@@ -200,20 +185,17 @@ class AdditiveInputs:
         gain_I, bias_I = _affine(self.norm)
         biased_I = self._off_mean(gain_I * bias_I)
 
-        def beside(some_PI: Tensor) -> _Beside:
-            weighted_PI = self._off_mean(some_PI * gain_I.square())
-            added_P1 = (weighted_PI @ self.added_I)[:, None]
-            return _Beside(
-                squares_P=exact((some_PI * gain_I).square().sum(1)),
-                biased_P=exact(some_PI @ biased_I),
-                with_tokens=lambda some: exact(weighted_PI @ self.table_VI[some].T + added_P1),
-            )
+        def places(some_PI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            twice_PI = 2 * self._off_mean(some_PI * gain_I.square())
+            squares_P = (some_PI * gain_I).square().sum(1) + twice_PI @ self.added_I
+            return exact(squares_P)[:, None], exact(some_PI @ biased_I)[:, None], twice_PI
 
         return _Parts(
+            tokens_VX=self.table_VI,
             squares_V=exact(self._squares(gain_I)),
             biased_V=exact(self.table_VI @ biased_I + self.added_I @ biased_I),
             bias=exact(bias_I).square().sum(),
-            beside=beside,
+            places=places,
         )
 
     def _lengths(self, parts: _Parts, sizes: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
@@ -224,16 +206,16 @@ class AdditiveInputs:
 
         @functools.lru_cache(maxsize=1)
         def block(index: int) -> Tensor:
-            sizes_PV, own = sizes(index), parts.beside(self._block(index))
-            squares_P1, biased_P1 = own.squares_P[:, None], 2 * own.biased_P[:, None]
+            sizes_PV = sizes(index)
+            squares_P1, biased_P1, twice_PX = parts.places(self._block(index))
             found_PV = torch.empty_like(sizes_PV)
             step = max(1, _NUMBERS // len(sizes_PV))
             for start in range(0, sizes_PV.shape[1], step):
                 some = slice(start, start + step)
                 size_PV = exact(sizes_PV[:, some])
-                part_PV = own.with_tokens(some).mul_(2).add_(parts.squares_V[some]).add_(squares_P1)
-                part_PV.div_(size_PV).add_(2 * parts.biased_V[some]).add_(biased_P1).div_(size_PV)
-                found_PV[:, some] = part_PV.add_(parts.bias).clamp_min_(0)
+                part_PV = exact(twice_PX @ parts.tokens_VX[some].T).add_(parts.squares_V[some])
+                part_PV.add_(squares_P1).div_(size_PV).add_(2 * parts.biased_V[some]).add_(2 * biased_P1)
+                found_PV[:, some] = part_PV.div_(size_PV).add_(parts.bias).clamp_min_(0)
             return found_PV
 
         return lambda position: block(position // _BLOCK)[position % _BLOCK]
@@ -244,7 +226,7 @@ class AdditiveInputs:
 
     def _sizes(self) -> Callable[[int], Tensor]:
         """For a block of positions, what the norm divides all tokens there by, (P, V)."""
-        squares_V = self._squares(torch.ones_like(self.added_I))
+        squares_V = self._squares()
 
         @functools.lru_cache(maxsize=1)
         def block(index: int) -> Tensor:
@@ -267,11 +249,11 @@ class AdditiveInputs:
         """Tokens' parts along directions, (V, R)."""
         return torch.addmm(self.added_I @ scaled_IR, self.table_VI, scaled_IR)
 
-    def _squares(self, gain_I: Tensor) -> Tensor:
+    def _squares(self, gain_I: Tensor | None = None) -> Tensor:
         """Squared lengths of tokens' parts at the first position, (V,), as the norm takes them, times a gain."""
         rows = max(1, _NUMBERS // self.table_VI.shape[1])
-        parts = torch.split(self.table_VI, rows)
-        return torch.cat([(self._off_mean(part + self.added_I) * gain_I).square().sum(1) for part in parts])
+        parts = (self._off_mean(part + self.added_I) for part in torch.split(self.table_VI, rows))
+        return torch.cat([(part if gain_I is None else part * gain_I).square().sum(1) for part in parts])
 
     def _off_mean(self, values: Tensor) -> Tensor:
         return values - values.mean(-1, keepdim=True) if self.centered else values
