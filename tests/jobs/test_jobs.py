@@ -4,7 +4,7 @@ import pytest
 
 from textleak.attacks.base import to_end
 from textleak.errors import InputError
-from textleak.events import Progress
+from textleak.events import Progress, Recovery, Stop
 from textleak.exact import second_parts
 from textleak.jobs import images, text
 from textleak.jobs.base import drive
@@ -103,3 +103,43 @@ def test_the_answer_is_the_last_that_is_shown(tmp_path, toy_folder, client):
         result = drive(job, recorder)
     shown = [event.sentences for event in seen if isinstance(event, Progress)]
     assert [one.text for one in shown[-1]] == [one["recovered"] for one in result["sentences"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, True),
+        ({"client": ("train-mode",)}, True),
+        ({"client": ("fedavg:optimizer=sgd,lr=0.01,steps=2",)}, True),
+        ({"client": ("fedavg:optimizer=adamw,lr=0.0001,steps=3,weight_decay=0.1",)}, True),
+        ({"client": ("fedavg:optimizer=adamw,lr=0.0001,steps=1,share=weights",)}, True),
+        ({"defenses": ("prune:ratio=0.5",)}, True),
+        ({"defenses": ("gaussian:sigma=1e-9",)}, False),
+        ({"defenses": ("gaussian:sigma=1e-9",), "know": "no-defense"}, False),
+        (
+            {
+                "client": ("fedavg:optimizer=adamw,lr=0.0001,steps=1",),
+                "defenses": ("gaussian:sigma=1e-9",),
+                "know": "no-defense",
+            },
+            False,
+        ),
+        ({"share": "no-embeddings"}, False),
+    ],
+)
+def test_what_the_rows_name_is_told_whatever_the_attack_found(toy_folder, settings, named):
+    model = {"model": str(toy_folder("bert"))}
+    job = text.prepare(load_run_config(None, {**QUICK, "sentences": ("the cat sat",), **model, **settings}))
+    nothing = Recovery(sentences=(), stop=Stop.TIME, final_loss=None)
+    result = job.result(nothing, outcome="done", seconds=0.0, run_dir=None)
+    content = {token for ids in job.secret.ids for token in ids} - job.model.special_ids
+    assert not result["verified"]
+    assert result["named_tokens"] == (len(content) if named else None)
+    assert ("rows name 3 tokens" in result["summary"]) == named
+
+
+def test_a_proved_answer_needs_no_rows(toy_folder):
+    model = {"model": str(toy_folder("bert")), "attack": "embedding"}
+    job = text.prepare(load_run_config(None, {**QUICK, "sentences": ("the cat sat",), **model}))
+    result = job.result(to_end(job.steps()), outcome="done", seconds=0.0, run_dir=None)
+    assert (result["proved_tokens"], result["named_tokens"]) == (3, None)

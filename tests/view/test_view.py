@@ -14,7 +14,7 @@ import time
 import pytest
 from rich.console import Console
 
-from textleak.events import Finished, Phase, Position, Progress, Sentence, Started, Truth
+from textleak.events import Finished, Phase, Position, Progress, Sentence, Started, Stop, Truth
 from textleak.scoring.headline import how_much
 from textleak.view import (
     POINTS_KEPT,
@@ -30,7 +30,7 @@ from textleak.view import (
     right_of,
     statuses_of,
 )
-from textleak.view.glyphs import STYLES
+from textleak.view.glyphs import PARTLY, PROTECTED, STYLES
 from textleak.view.summary import summary
 from textleak.words import loss_in_words
 
@@ -506,6 +506,25 @@ def test_the_summary_fits_what_happened(changes, words):
 )
 def test_how_much_leaked_is_graded_on_the_worse_of_match_and_recall(match, recall, words):
     assert how_much(scored(9, match, recall)) == words
+
+
+def test_what_rows_name_is_said_beside_an_answer_that_lacks_it():
+    named = " The word embedding's rows name 5 tokens of the batch for certain, in no order."
+    assert how_much(scored(9, 0, 0) | {"named_tokens": 5}) == f"No token was recovered: 0 of 9.{named}"
+    unscored = {"token_match_rate": None, "sentences": [], "named_tokens": 1}
+    assert "rows name 1 token of the batch" in how_much(unscored)
+    for whole in (scored(9, 2, 9), scored(9, 0, 0) | {"verified": True}):
+        assert "rows name" not in how_much(whole | {"named_tokens": 5})
+
+
+def test_nothing_found_is_only_cool_where_the_attack_came_to_its_end():
+    def color(**changes: object) -> str:
+        first = summary({**RESULT, **scored(9, 0, 0), **changes}).renderables[0]
+        return str(first.style)
+
+    assert color() == f"bold {PROTECTED}"
+    assert color(named_tokens=5) == f"bold {PARTLY}"
+    assert color(stop=Stop.TIME.value) == "bold"
 
 
 def test_tokens_that_the_vocabulary_lacks_are_never_said_to_have_leaked():

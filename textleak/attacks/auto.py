@@ -138,11 +138,9 @@ class _Run:
                 f"{attack.name} was left out: it doesn't know the head's loss ({self.model.task})."
             )
             return False
-        missing = [trait.value for trait in Trait if trait in attack.needs and not self.view.has(trait)]
+        missing = [trait for trait in Trait if trait in attack.needs and not self.view.has(trait)]
         if missing:
-            self.notes.append(
-                f"{attack.name} was left out; it relies on this, which isn't so here: {missing[0]}"
-            )
+            self.notes.append(f"{attack.name} was left out: it {missing[0].missing}")
         return not missing
 
     # Answers

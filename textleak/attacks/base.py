@@ -113,7 +113,7 @@ def begin_on(attack: Attack, view: View, *, seed: int = 0, time_limit: float | N
         )
         raise InputError(
             f"The attack {attack.name} can't work on what this client sends ({view.shared.client.spec}).",
-            why=f"It relies on this, which isn't so here: {missing[0].value}",
+            why=f"It {missing[0].missing}",
             fix=f"Use --attack {able}." if able else "No attack here can do without it yet.",
         )
     steps = _explained(attack.run(view, generator=seeds.generator(seed, "attack")), view)

@@ -19,7 +19,7 @@ from textleak.evaluation.answers import FIGURES, Counts, Records, client_of, def
 from textleak.evaluation.drive import Evaluation
 from textleak.evaluation.records import Cell, Record, cut_off_in_words
 from textleak.events import Progress
-from textleak.view.glyphs import LEAKED, PARTLY, PROTECTED
+from textleak.view.glyphs import heat
 from textleak.words import seconds_in_words
 
 # Plain lines follow each other no faster than this (our choice).
@@ -162,10 +162,10 @@ def _figures(row: TableRow) -> dict[str, Text]:
     counts = row.counts
     count = f"{counts.done}/{row.batches}" + (f" ({counts.failed} failed)" if counts.failed else "")
     match = row.means["token_match_rate"]
-    color = LEAKED if (match or 0) >= 0.75 else PARTLY if (match or 0) > 0 else PROTECTED
+    color = heat(match or 0.0, through=not counts.cut_off)
     return {
         "batches": Text(count, style="red" if counts.failed else ""),
-        "match": Text(_number(match), style=f"bold {color}" if match is not None else ""),
+        "match": Text(_number(match), style=f"bold {color}".rstrip() if match is not None else ""),
         "recall": Text(_number(row.means["token_recall"])),
         "exact": Text(_number(row.means["exact_rate"])),
         "R-1": Text(_number(row.means["rouge1"])),

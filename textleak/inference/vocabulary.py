@@ -87,6 +87,8 @@ def _of_update(seen: Seen, name: str) -> Rows:
         before, moved = (exact(t[start : start + _CHUNK]).cpu() for t in (weights, sent))
         parts.append((off_the_grid(moved, before, decay.product, weights.dtype).abs() > decay.off).any(1))
     rows = torch.cat(parts).nonzero().flatten().tolist()
+    if len(rows) == len(weights):
+        return Rows(rows=None, evidence=f"All rows of {name} moved, so they don't tell what was looked up.")
     beyond = "moved" if not decay.product else f"moved by more than weight decay's {decay.product:.2g}"
     return Rows(rows=tuple(rows), evidence=f"{count_of(len(rows), 'row')} of {name} {beyond}.")
 

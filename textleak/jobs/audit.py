@@ -89,6 +89,10 @@ class AuditJob(TextJob):
             "client": self._procedure(),
         }
 
+    def named(self) -> int | None:
+        """As it was told."""
+        return self.telling.vocabulary
+
     def limits(self) -> tuple[str, ...]:
         """What had to be assumed, and why the model may not be the client's."""
         return (*(() if self.rates else self.assumed), *self.doubts)

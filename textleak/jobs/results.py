@@ -125,6 +125,7 @@ class RunResult(_Result, MeanScores):
     tokens: Count | None
     tokens_per_hidden: Figure | None
     proved_tokens: Count
+    named_tokens: NotRequired[Count | None]
     sentences: list[SentenceResult]
     unknown_tokens: Count | None
     surplus: NotRequired[list[str]]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from textleak.clients.view import View
     from textleak.models import TextModel
+    from textleak.shared.public import PublicDefense
 
 Kind = Literal["gradient", "update"]
 VOCABULARY = "vocabulary"
@@ -66,7 +68,6 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
     found = told(dict(sent), model, before=before, kind=kind)
     answers: dict[str, Any] = {one.what: one.value for one in found.told}
     named, dropped = answers.get(VOCABULARY), answers.get("dropout")
-    content = {*named} - model.special_ids if isinstance(named, list) else ()
     return Telling(
         kind=answers.get("sent"),
         moved=True,
@@ -74,10 +75,36 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
         client=found.client,
         nearest_steps=_steps(answers),
         dropout=None if dropped is None else bool(dropped),
-        vocabulary=len(content) or None,
+        vocabulary=_content(named, model) if isinstance(named, list) else None,
         sentences=_count(answers.get("sentences")),
         tokens=_count(answers.get("tokens")),
     )
+
+
+def named_tokens(view: View, sent: Mapping[str, Tensor], defenses: Sequence[PublicDefense]) -> int | None:
+    """How many tokens the word embedding's rows name for certain, special ones aside; None where they name none.
+
+    Args:
+        view: what a server makes of what was sent.
+        sent: that, as it came.
+        defenses: all that were applied; behind noise, rows that stand out of it are likely, no more.
+    """
+    from textleak.clients import updates
+    from textleak.inference.base import Seen
+    from textleak.inference.vocabulary import words_of
+
+    model = view.text_model
+    if any(d.effects is None or any(effect.noise is not None for effect in d.effects) for d in defenses):
+        return None
+    kind: Kind = "update" if updates.sends_weights(view.client) else "gradient"
+    moved = updates.moved_by(view.client, sent, model) if kind == "update" else dict(sent)
+    rows = words_of(Seen(sent=moved, model=model, given=kind)).rows
+    return None if rows is None else _content(rows, model)
+
+
+def _content(ids: Iterable[int], model: TextModel) -> int | None:
+    """How many tokens these are, special ones aside; None for none."""
+    return len({*ids} - model.special_ids) or None
 
 
 def _steps(answers: Mapping[str, Any]) -> str | None:

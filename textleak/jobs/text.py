@@ -98,11 +98,17 @@ class TextJob(Job):
         return certificate_of(recovery, self.view, limit=limit)
 
     def proved(self, recovery: Recovery, proof: str | None) -> dict[str, Any]:
-        """How many tokens: the answer's own gradient proves all of them."""
+        """How many tokens: the answer's own gradient proves all of them; of others, rows may name some."""
         if proof != "gradient":
-            return {"proved_tokens": recovery.proved_tokens}
+            return {"proved_tokens": recovery.proved_tokens, "named_tokens": self.named()}
         tokens = sum(p.id >= 0 and not p.special for s in recovery.sentences for p in s.positions)
-        return {"proved_tokens": tokens}
+        return {"proved_tokens": tokens, "named_tokens": None}
+
+    def named(self) -> int | None:
+        """How many tokens what was sent names for certain, whatever the attack made of it."""
+        from textleak.jobs.telling import named_tokens
+
+        return named_tokens(self.view, self.shared.gradients, self.defenses)
 
     def scores(self, recovery: Recovery) -> dict[str, Any]:
         """Figures, each sentence's and their means; null where the truth isn't known."""

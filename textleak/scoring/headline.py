@@ -11,13 +11,15 @@ from textleak.words import count_of
 
 # Our choices, of a picture's PSNR: an eye hardly tells the difference, sees what is shown, may guess it.
 _ALIKE_DB, SEEN_DB, GUESSED_DB = 30.0, 20.0, 12.0
+# And of a text's tokens, which part is most of it.
+MOST = 0.75
 
 
 def how_much(result: Mapping[str, Any]) -> str:
     """How much leaked, or an audit's verdict, in a sentence; and more where it was cut off, or weights are random."""
     if "verdict" in result:
         return f"{result['verdict']}: {result['verdict_reason']}"
-    said = _of_pictures(result) if "images" in result else _of_text(result)
+    said = _of_pictures(result) if "images" in result else _of_text(result) + _named(result)
     said += _cut_off(result)
     if result.get("weights") == "random":
         said += " On random weights: no statement about a trained model."
@@ -37,6 +39,16 @@ def _cut_off(result: Mapping[str, Any]) -> str:
     if whole or result.get("verified"):
         return ""
     return _CUT_OFF.get(str(result.get("stop")), "")
+
+
+def _named(result: Mapping[str, Any]) -> str:
+    """What rows name beside an answer that hasn't all of it: a sentence with a space before it, or none."""
+    count = result.get("named_tokens")
+    if not count or result.get("verified") or result.get("token_recall") == 1:
+        return ""
+    return (
+        f" The word embedding's rows name {count_of(count, 'token')} of the batch for certain, in no order."
+    )
 
 
 # What an answer came through, in words.
@@ -65,7 +77,7 @@ def _of_text(result: Mapping[str, Any]) -> str:
         amount = "All of the text"
     elif worst == 1:
         amount = "Every token"
-    elif worst >= 0.75:
+    elif worst >= MOST:
         amount = "Most of the text"
     elif worst >= 0.25:
         amount = "A part of the text"

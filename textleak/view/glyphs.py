@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from textleak.scoring.headline import MOST
 from textleak.view.statuses import ELSEWHERE, OPEN, RIGHT, SPECIAL, UNKNOWN, WRONG
 
 # One scale wherever something is colored by what leaked: hot, in between, cool. A sign always says the same.
@@ -17,6 +18,16 @@ STYLES = {
     SPECIAL: "bright_black",
     OPEN: "bright_black",
 }
+
+
+def heat(leaked: float, *, much: float = MOST, some: float = 0.0, through: bool = True) -> str:
+    """The color of a figure of what leaked: hot from `much` on, in between above `some`, else cool.
+
+    None ("") where an attack that wasn't `through` found nothing: nobody knows whether that is cool.
+    """
+    if leaked >= much:
+        return LEAKED
+    return PARTLY if leaked > some else PROTECTED if through else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

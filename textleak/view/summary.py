@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from textleak.events import Stop
+from textleak.events import EARLY, Stop
 from textleak.scoring.headline import GUESSED_DB, SEEN_DB, how_much
-from textleak.view.glyphs import LEAKED, PARTLY, PROTECTED, STYLES
+from textleak.view.glyphs import PARTLY, STYLES, heat
 from textleak.view.statuses import ELSEWHERE, RIGHT, WRONG
 from textleak.words import count_of, printable, seconds_in_words
 
@@ -38,18 +38,17 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _color_of(result: Mapping[str, Any]) -> str:
-    """Hot where much leaked, cool where nothing did."""
+    """Hot where much leaked, cool where nothing did; neither where that can't be said of an attack cut off."""
+    through = result.get("stop") not in EARLY
     if "images" in result:
-        figure, much, some = result.get("psnr"), SEEN_DB, GUESSED_DB
+        psnr = result.get("psnr")
+        color = "" if psnr is None else heat(psnr, much=SEEN_DB, some=GUESSED_DB, through=through)
+    elif result.get("token_match_rate") is None:
+        color = ""
     else:
-        figure, much, some = result.get("token_match_rate"), 0.75, 0.0
-        if figure is not None:
-            figure = max(figure, result.get("token_recall") or 0.0)
-    if figure is None:
-        return "bold"
-    hot = figure >= much
-    warm = figure >= some if some else figure > 0
-    return f"bold {LEAKED if hot else PARTLY if warm else PROTECTED}"
+        leaked = max(result["token_match_rate"], result.get("token_recall") or 0.0)
+        color = PARTLY if not leaked and result.get("named_tokens") else heat(leaked, through=through)
+    return f"bold {color}".rstrip()
 
 
 def grid() -> Table:

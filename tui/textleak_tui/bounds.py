@@ -127,7 +127,17 @@ _NAMES = (
 )
 _SCORES = ("token_match_rate", "token_recall", "exact_rate", "rouge1", "rouge2", "rougeL")
 _FIGURES = ("tokens_per_hidden", "epsilon", "psnr", "mse", "ssim", "gradient_distance", "final_loss")
-_COUNTS = ("batch_size", "tokens", "hidden_size", "seed", "threads", "steps", "evaluations", "proved_tokens")
+_COUNTS = (
+    "batch_size",
+    "tokens",
+    "hidden_size",
+    "seed",
+    "threads",
+    "steps",
+    "evaluations",
+    "proved_tokens",
+    "named_tokens",
+)
 _ANY: dict[str, Check] = {
     **dict.fromkeys((*_NAMES, "verified_reason"), name_of),
     **dict.fromkeys((*_SCORES, *(f"{score}_words" for score in _SCORES[3:])), _share),
