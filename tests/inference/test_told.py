@@ -63,6 +63,29 @@ def test_before_minus_after_is_told_from_after_minus_before(optimizer: str, tiny
     assert not turned({name: -t.bfloat16() for name, t in sent.items()}, tiny)
 
 
+@pytest.mark.parametrize("left", [0.5, 0.02, 1e-3, 1e-4])
+@pytest.mark.parametrize("optimizer", [None, "adamw", "sgd"])
+def test_noise_that_pruning_left_some_of_is_taken_for_nothing_of_the_batch(
+    tiny: TextModel, optimizer: str | None, left: float
+):
+    sent = record(tiny, Settings(optimizer=optimizer, lr=1e-3, seed=3)).sent
+    own = told(sent, tiny, kind=None if optimizer else "gradient").value("vocabulary")
+    assert isinstance(own, list)
+    draws = torch.Generator().manual_seed(0)
+    scale = float(sent["bert.pooler.dense.weight"].std())
+    noisy = {name: g + scale * torch.randn(g.shape, generator=draws) for name, g in sent.items()}
+    largest = torch.cat([g.abs().flatten() for g in noisy.values()])
+    floor = float(largest.kthvalue(int((1 - left) * largest.numel())).values)
+    pruned = {name: torch.where(g.abs() > floor, g, 0.0) for name, g in noisy.items()}
+
+    findings = told(pruned, tiny, kind="update" if optimizer else "gradient")
+
+    named = findings.value("vocabulary")
+    assert named is None or {*named} <= {*own}
+    for what in ("noised", "dropout", "tokens", "sentences", "labels"):
+        assert findings.value(what) is None
+
+
 def test_the_vocabulary_is_that_of_the_batch(toy_model: ToyModel):
     model = toy_model("bert")
     recorded = record(model, Settings(optimizer="adamw", weight_decay=0.1, seed=2))

@@ -30,6 +30,8 @@ most 1, while sums that aren't equal differ by 1e3 and more)."""
 # bounds of each other are then within 15 degrees of one direction, which unequal ones are by no accident (our choice;
 # on toys of 16 dimensions with 1.4 times a wrong token was nearest).
 _LOUD = 8.0
+# The chance that any row of nothing but pruned noise is taken for one that was looked up (our choice).
+_NEVER = 1e-6
 ERROR_RATE = 0.01
 """Under noise: the chance that any row of nothing but noise is taken for a token, and that a true pair is left out."""
 
@@ -89,6 +91,27 @@ def tied(model: TextModel) -> bool:
     """Whether the output head reads the word embedding's own table."""
     head = model.network.get_output_embeddings()
     return head is not None and getattr(head, "weight", None) is model.word_embedding.weight
+
+
+def denser_than_noise(counts_V: Tensor, width: int) -> list[int]:
+    """Rows of a table with more entries left than pruning leaves of noise alone; all that aren't empty, mostly.
+
+    What is left of noise lies anywhere: from how many rows nothing is left follows how likely an entry was left, and
+    how many of them no row of noise has.
+
+    Args:
+        counts_V: of each row, its entries that aren't 0.
+        width: E.
+    """
+    from scipy.special import bdtrc, gammaincinv
+
+    empty = int((counts_V == 0).sum())
+    if not empty:
+        return []
+    expected = float(gammaincinv(empty, _NEVER))  # of empty rows, at least (Poisson)
+    kept = 1 - (expected / len(counts_V)) ** (1 / width)
+    beyond_E = len(counts_V) * bdtrc(list(range(width)), width, kept)  # rows of more entries than that many
+    return (counts_V > int((beyond_E >= _NEVER).sum())).nonzero().flatten().tolist()
 
 
 def looked_up_rows(

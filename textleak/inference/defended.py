@@ -6,52 +6,34 @@ import torch
 from torch import Tensor
 
 from textleak.exact.lookups import tied
-from textleak.inference.base import Seen, Told, per_cent
+from textleak.inference.base import Seen, Told, measured, per_cent
 from textleak.inference.inputs import first_inputs
 from textleak.inference.kind import sent_as
 from textleak.inference.vocabulary import words_of
+from textleak.inference.zeroed import HIDDEN, matrices_of, zeroed
 from textleak.numerics import exact, singular_values
 
 PRUNED, QUANTIZED, NOISED = "pruned", "quantized", "noised"
-# Part of a matrix' entries that are exactly 0 without pruning: none, but for dropout in layers that were used once, and
-# ReLU's dead units, which empty whole rows or columns (our choice). Below it nobody prunes.
-_FEW_ZEROS = 0.02
-# Different sizes of entries that int8 has at most, and entries of a tensor that has to have more without it.
-_LEVELS, _ENTRIES = 127, 4096
+# Different sizes of entries that int8 has at most.
+_LEVELS = 127
 # How evenly noise fills a spectrum: the ratio of the smallest singular value to what noise alone makes it, at least
 # (our choice; measured on minilm: 0.97 and more of noise, under 1e-3 of a gradient's own rounding).
 _EVEN = 0.7
 
 
-def _matrices(seen: Seen) -> list[tuple[str, Tensor]]:
-    return [
-        (name, value)
-        for name, value in seen.moved()
-        if value.dim() == 2 and name not in seen.model.embedding_names and value.numel() >= _ENTRIES
-    ]
-
-
 def pruned(seen: Seen) -> Told:
     """The share of entries that were set to 0, beside whole rows and columns."""
-    if sent_as(seen).kind != "gradient":
-        return Told(
-            what=PRUNED,
-            value=None,
-            evidence="Entries that rounding of the weights left as they were hide it.",
-        )
-    zeros = total = 0
-    for _, value in _matrices(seen):
-        rows, columns = value.any(1), value.any(0)
-        inner = value[rows][:, columns]
-        zeros += int((inner == 0).sum())
-        total += inner.numel()
-    if not total:
-        return Told(what=PRUNED, value=None, evidence="No matrix was sent to count in.")
-    share = zeros / total
-    figure = f"{per_cent(share)} of {total:,} entries of matrices are 0, rows and columns without any gradient aside"
-    if share < _FEW_ZEROS:
+    found, update = zeroed(seen), sent_as(seen).kind != "gradient"
+    if found.share is None:
+        why = "Rounding of the weights hides it." if update else "No matrix was sent to count in."
+        return Told(what=PRUNED, value=None, evidence=why)
+    which = "of weights too near to 0 to round them away" if update else "of matrices"
+    figure = f"{per_cent(found.share)} of {found.total:,} entries {which} are 0, empty rows and columns aside"
+    if not found.pruned:
         return Told(what=PRUNED, value=0.0, evidence=f"{figure}.")
-    return Told(what=PRUNED, value=round(share, 4), evidence=f"{figure}: a gradient's own are almost never.")
+    return Told(
+        what=PRUNED, value=round(found.share, 4), evidence=f"{figure}: a gradient's own are almost never."
+    )
 
 
 def quantized(seen: Seen) -> Told:
@@ -60,7 +42,9 @@ def quantized(seen: Seen) -> Told:
         return Told(
             what=QUANTIZED, value=None, evidence="The step to the new weights hides the gradient's levels."
         )
-    counts = {name: int(torch.unique(value[value != 0].abs()).numel()) for name, value in _matrices(seen)[:8]}
+    counts = {
+        name: int(torch.unique(value[value != 0].abs()).numel()) for name, value in matrices_of(seen)[:8]
+    }
     if not counts:
         return Told(what=QUANTIZED, value=None, evidence="No matrix was sent to count levels in.")
     most = max(counts.values())
@@ -74,12 +58,15 @@ def quantized(seen: Seen) -> Told:
     )
 
 
+@measured
 def noised(seen: Seen) -> Told:
     """The standard deviation of noise, by what fills the smallest dimensions of the spectra."""
     if sent_as(seen).kind != "gradient":
         return Told(what=NOISED, value=None, evidence="Rounding of the weights fills the spectra as well.")
+    if zeroed(seen).pruned:
+        return Told(what=NOISED, value=None, evidence=f"{HIDDEN} It may have been there before.")
     span, words = first_inputs(seen), words_of(seen).rows
-    if words is not None and len(words) < seen.model.vocab_size and not tied(seen.model):
+    if words is not None and not tied(seen.model):
         return Told(
             what=NOISED,
             value=0.0,
@@ -91,7 +78,7 @@ def noised(seen: Seen) -> Told:
             value=0.0,
             evidence=f"The first layer's spectrum ends clearly after {span.rank} dimensions.",
         )
-    found = [one for _, value in _matrices(seen)[:8] if (one := _even_noise(value)) is not None]
+    found = [one for _, value in matrices_of(seen)[:8] if (one := _even_noise(value)) is not None]
     if len(found) < 2:
         return Told(
             what=NOISED, value=None, evidence="Nothing fills the spectra evenly, and none ends clearly."

@@ -6,14 +6,16 @@ Shapes: V vocabulary, E embedding size.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from textleak.exact.lookups import looked_up_rows, tied
+from textleak.exact.lookups import denser_than_noise, looked_up_rows, tied
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.kind import sent_as
 from textleak.inference.shrinking import decay_of, off_the_grid
+from textleak.inference.zeroed import zeroed
 from textleak.models.probes.sums import embedding_sum
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
@@ -55,8 +57,7 @@ def places_of(seen: Seen) -> Rows:
     if name is None or name not in seen.sent:
         return Rows(rows=None, evidence="No position embedding was sent.")
     if sent_as(seen).kind == "gradient":
-        reached = seen.sent[name].any(1).cpu()
-        rows: tuple[int, ...] | None = tuple(reached.nonzero().flatten().tolist())
+        rows: tuple[int, ...] | None = tuple(_filled(seen.sent[name]))
     else:
         rows = _of_update(seen, name).rows
     if rows is None or len(rows) == len(seen.sent[name]):
@@ -72,9 +73,13 @@ def _of_gradient(seen: Seen, name: str) -> Rows:
     found = looked_up_rows(seen.model, shared, seen.sent[name], notes)
     if found is None:
         return Rows(rows=None, evidence=" ".join(notes) or "No row stands out.")
-    return Rows(
-        rows=tuple(found.ids), evidence=f"{count_of(len(found.ids), 'row')} of {name} were looked up."
-    )
+    if not tied(seen.model):
+        return _told(name, {*_filled(seen.sent[name])} & {*found.ids}, "were looked up")
+    if zeroed(seen).pruned:
+        return Rows(
+            rows=None, evidence="Entries were set to 0, so rows beside the tied output head's don't show."
+        )
+    return _told(name, found.ids, "were looked up")
 
 
 def _of_update(seen: Seen, name: str) -> Rows:
@@ -85,12 +90,23 @@ def _of_update(seen: Seen, name: str) -> Rows:
     parts: list[Tensor] = []
     for start in range(0, len(weights), _CHUNK):
         before, moved = (exact(t[start : start + _CHUNK]).cpu() for t in (weights, sent))
-        parts.append((off_the_grid(moved, before, decay.product, weights.dtype).abs() > decay.off).any(1))
-    rows = torch.cat(parts).nonzero().flatten().tolist()
-    if len(rows) == len(weights):
-        return Rows(rows=None, evidence=f"All rows of {name} moved, so they don't tell what was looked up.")
+        parts.append((off_the_grid(moved, before, decay.product, weights.dtype).abs() > decay.off).sum(1))
+    rows = denser_than_noise(torch.cat(parts), sent.shape[1])
     beyond = "moved" if not decay.product else f"moved by more than weight decay's {decay.product:.2g}"
-    return Rows(rows=tuple(rows), evidence=f"{count_of(len(rows), 'row')} of {name} {beyond}.")
+    return _told(name, rows, beyond)
+
+
+def _filled(gradient_NE: Tensor) -> list[int]:
+    """Rows that more than noise left of."""
+    return denser_than_noise((gradient_NE != 0).sum(1).cpu(), gradient_NE.shape[1])
+
+
+def _told(name: str, rows: Collection[int], what: str) -> Rows:
+    if not rows:
+        return Rows(
+            rows=None, evidence=f"No row of {name} stands out of what noise may have left of the others."
+        )
+    return Rows(rows=tuple(sorted(rows)), evidence=f"{count_of(len(rows), 'row')} of {name} {what}.")
 
 
 def ask(seen: Seen) -> Told:

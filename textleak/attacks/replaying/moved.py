@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from textleak.clients.view import View
-from textleak.exact.lookups import tied
+from textleak.exact.lookups import denser_than_noise, tied
 from textleak.models.probes.sums import embedding_sum
 from textleak.numerics import exact, grid_step
 
@@ -89,12 +89,12 @@ def _beyond_decay(moved_VE: Tensor, weights_VE: Tensor) -> dict[int, Tensor]:
     weights_RE, moved_RE = exact(weights_VE[chosen]), exact(moved_VE[chosen])
     shrunk_R = (weights_RE * moved_RE).sum(1) / weights_RE.square().sum(1).clamp_min(1e-30)
     decay = float(shrunk_R.median())
-    if not decay:
-        rows = moved_VE.any(1).nonzero().flatten().tolist()
-        return {row: exact(moved_VE[row]).cpu() for row in rows}
-    left_VE = moved_VE - decay * weights_VE
-    off_V = (left_VE.abs() / grid_step(weights_VE, weights_VE.dtype)).amax(1)
-    rows = (off_V > _ROUNDING * off_V.median()).nonzero().flatten().tolist()
+    left_VE, off_VE = moved_VE, moved_VE != 0
+    if decay:
+        left_VE = moved_VE - decay * weights_VE
+        steps_VE = left_VE.abs() / grid_step(weights_VE, weights_VE.dtype)
+        off_VE = steps_VE > _ROUNDING * steps_VE.amax(1).median()
+    rows = denser_than_noise(off_VE.sum(1).cpu(), off_VE.shape[1])
     return {row: exact(left_VE[row]).cpu() for row in rows}
 
 
