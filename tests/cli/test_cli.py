@@ -44,7 +44,7 @@ RUN_KEYS = set(
 MORE_RUN_KEYS = set(
     """
     weights_source attack_options know gradients outcome stop rouge1_words rouge2_words rougeL_words surplus
-    stages notes epsilon time_limit layers named_tokens
+    stages notes epsilon time_limit layers named_tokens named_rate
     """.split()  # noqa: SIM905
 )
 SENTENCE_KEYS = set(

@@ -793,6 +793,17 @@ def test_a_secret_that_comes_back_in_another_sentence_has_leaked(toy, monkeypatc
     assert [secret.recovered for secret in record.sentences[0].secrets] == [True, True]
 
 
+def test_what_rows_name_is_recorded_beside_an_answer_that_is_not_proved(toy):
+    found = textleak.evaluate(
+        **{**toy, "attack": ["dlg:steps=1,restarts=1", "embedding"]}, share=["all", "no-embeddings"]
+    )
+    named = {
+        (attack, share): found.where(attack=attack, share=share).named_rate()
+        for attack, share in (("dlg", "all"), ("dlg", "no-embeddings"), ("embedding", "all"))
+    }
+    assert named == {("dlg", "all"): 1.0, ("dlg", "no-embeddings"): None, ("embedding", "all"): None}
+
+
 def test_means_are_over_sentences_and_never_over_nothing(toy):
     found = textleak.evaluate(**toy, batch_size=[1, 2], know="lengths")
     assert len(found) == 6

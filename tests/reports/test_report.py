@@ -915,6 +915,25 @@ def test_what_failed_is_never_called_not_found():
     assert report_of(failed(cell(), 1)).verdict is Word.INCONCLUSIVE
 
 
+def test_what_rows_name_has_leaked_whatever_the_attack_found():
+    nothing = done(cell(), 0, sentence(["a"], ["x"]))
+    named = dataclasses.replace(nothing, named_rate=0.6)
+    report = report_of(named)
+    assert report.verdict is Word.PARTLY
+    assert "while rows of the word embedding name 60 % of the distinct tokens" in report.headline[0]
+    assert "named, %" in page_of(report).text
+    assert "| named |" in to_markdown(report)
+    assert "named, %" not in page_of(report_of(nothing)).text
+    proved = done(cell(), 1, sentence(["a"]))
+    assert report_of(named, proved).settings[0].named == pytest.approx(0.8)
+
+    rung = cell(defense=("topk:ratio=0.1",))
+    holds = [done(rung, at, sentence(["a"], ["x"])) for at in range(3)]
+    assert "is the weakest rung" in report_of(proved, *holds).recommendation
+    leaks = [dataclasses.replace(one, named_rate=0.2) for one in holds]
+    assert "didn't keep every attack" in report_of(proved, *leaks).recommendation
+
+
 def test_the_weakest_rungs_that_held_are_recommended_and_none_that_was_cut_off():
     def rung(defense: str, *recovered: str, stop: Stop = Stop.CONVERGED):
         records = [
@@ -1100,13 +1119,14 @@ def test_the_command_of_a_run_tells_the_attack_what_that_run_told_it(told, tmp_p
     assert hides_defense(know) is ("no-defense" in told)
 
 
-def test_a_run_without_truth_says_that_nobody_knows(run_folder, tmp_path, toy_folder):
-    toy = ["-m", toy_folder("bert"), "--weights", "random", "--threads", 1]
+@pytest.mark.parametrize(("share", "word"), [("all", Word.PARTLY), ("no-embeddings", Word.INCONCLUSIVE)])
+def test_a_run_without_truth_says_that_nobody_knows(share, word, run_folder, tmp_path, toy_folder):
+    toy = ["-m", toy_folder("bert"), "--weights", "random", "--threads", 1, "--share", share]
     invoke("share", *toy, "-s", "the dog ran", "--out", tmp_path / "g.safetensors")
     folder = run_folder("blind", "--gradients", tmp_path / "g.safetensors")
     report = analyze(read(folder))
     assert "without the truth nobody can say" in report.headline[0]
-    assert report.verdict is Word.INCONCLUSIVE
+    assert report.verdict is word
     page = page_of(report)
     assert all(found in page.text for found in report.found)
     assert "dog" not in json.dumps(to_json(report)["settings_asked_for"])

@@ -8,6 +8,7 @@ import functools
 import html
 import io
 import json
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _COLUMNS = (
     "final_loss",
     "gradient_distance",
     "verified",
+    "named_rate",
     "channel",
     "stop",
     "steps",
@@ -166,6 +168,15 @@ class Records(list[Record]):
             secrets=len(secrets),
             secrets_recovered=int(sum(secrets)),
         )
+
+    def named_rate(self) -> float | None:
+        """Share of a batch's distinct tokens that it names for certain, all of a proved one's; None for no rows' names.
+
+        The mean over those with figures.
+        """
+        if not any(record.named_rate for record in self.done):
+            return None
+        return statistics.fmean(1.0 if one.verified else one.named_rate or 0.0 for one in self.done)
 
     def secrets(self) -> list[float]:
         """1 for each planted secret that came back whole, 0 for each that didn't."""

@@ -24,6 +24,7 @@ from textleak.evaluation.records import PlantedSecret, Record, SentenceRecord
 from textleak.exact.second_parts import view_as_seen
 from textleak.jobs.base import finite, stop_of
 from textleak.jobs.parts import set_threads
+from textleak.jobs.telling import named_tokens
 from textleak.jobs.text import SCORES, WORD_SCORES
 from textleak.matching import Pool, Spent
 from textleak.models import TextModel, load_model
@@ -84,6 +85,9 @@ def _measured(work: Work, order: Order, watch: Watch | None, pool: Pool | None) 
     scores = scoring.score(recovery, secret, model)
     outputs = (*(score.recovered for score in scores.sentences), *scores.surplus)
     tokens = sum(map(len, secret.ids))
+    named: frozenset[int] = frozenset()
+    if not certificate.verified:
+        named = named_tokens(view, shared.gradients, secret.defenses)
     return Record(
         identity=order.identity,
         cell=cell,
@@ -101,6 +105,7 @@ def _measured(work: Work, order: Order, watch: Watch | None, pool: Pool | None) 
         final_loss=finite(recovery.final_loss),
         gradient_distance=finite(certificate.gradient_distance),
         verified=certificate.verified,
+        named_rate=scoring.named_rate(named, secret, model),
         channel=recovery.channel,
         stop=stop_of(recovery, certificate).value,
         notes=(*recovery.notes, *([certificate.reason] if certificate.reason else [])),

@@ -105,6 +105,7 @@ class Record:
         tokens_per_hidden: n/D.
         gradient_distance: relative, of the recovered batch's own gradient; None where it can't be formed.
         verified: as in `run --json`.
+        named_rate: likewise.
         stop: why the attack ended, a sentence.
         seconds: the attack's wall time; likewise `cpu_seconds`.
         weights: "pretrained" or "random", as loaded.
@@ -136,6 +137,7 @@ class Record:
     final_loss: _Loss | None = None
     gradient_distance: _Size | None = None
     verified: bool | None = None
+    named_rate: _Rate | None = None
     channel: str = ""
     stop: str = ""
     notes: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ class CellResult(MeanScores):
     secrets: Count
     secrets_recovered: Count
     tokens_per_hidden: float | None
+    named_rate: float | None
     seconds: float | None
 
 

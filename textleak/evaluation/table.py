@@ -42,6 +42,7 @@ _HEADINGS = (
     "batches",
     "match",
     "recall",
+    "named",
     "exact",
     "R-1",
     "R-2",
@@ -52,7 +53,7 @@ _HEADINGS = (
     "s/batch",
 )
 # What a narrow terminal goes without, the first one first: better fewer figures than figures of nobody knows what.
-_GIVEN_UP = ("n/D", "R-2", "R-1", "s/batch", "recall", "exact", "verified", "cut off", "secrets")
+_GIVEN_UP = ("n/D", "R-2", "R-1", "s/batch", "recall", "exact", "verified", "named", "cut off", "secrets")
 # Letters that a column of names keeps, where it is folded (our choice).
 _NARROWEST = 10
 
@@ -67,6 +68,7 @@ class TableRow:
     weights: str
     tokens_per_hidden: float | None
     means: Mapping[str, float | None]
+    named_rate: float | None
     seconds: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def _row(cell: Cell, batches: int, records: Records) -> TableRow:
         weights=done[0].weights if done else "",
         tokens_per_hidden=statistics.fmean(r.tokens_per_hidden or 0.0 for r in done) if done else None,
         means={figure: done.mean(figure) if done else None for figure in FIGURES},
+        named_rate=records.named_rate(),
         seconds=statistics.fmean(record.seconds for record in done) if done else None,
     )
 
@@ -114,7 +117,9 @@ class _Grid:
         if self._time_limit is not None:
             common.append(f"time limit {self._time_limit:g} s")
         cut_off = sum(row.counts.cut_off for row in self._rows)
-        shown = [heading for heading in _HEADINGS if heading != "cut off" or cut_off]
+        named = any(row.named_rate is not None for row in self._rows)
+        absent = {*(() if cut_off else ("cut off",)), *(() if named else ("named",))}
+        shown = [heading for heading in _HEADINGS if heading not in absent]
         left_out = []
         names = [
             min(_NARROWEST, max(len(_NAMES[name]), *(len(one[name]) for one in written))) for name in apart
@@ -162,11 +167,12 @@ def _figures(row: TableRow) -> dict[str, Text]:
     counts = row.counts
     count = f"{counts.done}/{row.batches}" + (f" ({counts.failed} failed)" if counts.failed else "")
     match = row.means["token_match_rate"]
-    color = heat(match or 0.0, through=not counts.cut_off)
+    color = heat(match or 0.0, through=not counts.cut_off and not row.named_rate)
     return {
         "batches": Text(count, style="red" if counts.failed else ""),
         "match": Text(_number(match), style=f"bold {color}".rstrip() if match is not None else ""),
         "recall": Text(_number(row.means["token_recall"])),
+        "named": Text(_number(row.named_rate)),
         "exact": Text(_number(row.means["exact_rate"])),
         "R-1": Text(_number(row.means["rouge1"])),
         "R-2": Text(_number(row.means["rouge2"])),

@@ -89,9 +89,9 @@ class AuditJob(TextJob):
             "client": self._procedure(),
         }
 
-    def named(self) -> int | None:
+    def named(self) -> frozenset[int]:
         """As it was told."""
-        return self.telling.vocabulary
+        return self.telling.named
 
     def limits(self) -> tuple[str, ...]:
         """What had to be assumed, and why the model may not be the client's."""
@@ -232,7 +232,7 @@ class AuditJob(TextJob):
                 proof_cut_off=recovery.proof_cut_off,
                 match=result["token_match_rate"],
                 recall=result["token_recall"],
-                vocabulary=self.telling.vocabulary,
+                vocabulary=len(self.telling.named) or None,
             )
         )
 
@@ -253,7 +253,7 @@ class AuditJob(TextJob):
         return Facts(
             proof=result["proof"],
             embeddings=bool(self.model.embedding_names & self.shared.gradients.keys()),
-            vocabulary=self.telling.vocabulary,
+            vocabulary=len(self.telling.named) or None,
             tokens=result["tokens"],
             hidden_size=self.model.hidden_size,
             noise=bool(self.defenses),

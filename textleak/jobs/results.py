@@ -126,6 +126,7 @@ class RunResult(_Result, MeanScores):
     tokens_per_hidden: Figure | None
     proved_tokens: Count
     named_tokens: NotRequired[Count | None]
+    named_rate: NotRequired[Rate | None]
     sentences: list[SentenceResult]
     unknown_tokens: Count | None
     surplus: NotRequired[list[str]]

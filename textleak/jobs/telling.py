@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Telling:
         client: the procedure as `--client` says it, in order; None where it can't be told.
         nearest_steps: the optimizer's steps that can be told, where not all of the procedure can.
         dropout: whether dropout was on; None where that can't be told.
-        vocabulary: how many tokens the update names, special ones aside; None where it names none.
+        named: tokens that the update names, special ones aside.
         sentences: in its batch; None where that can't be told.
         tokens: of all sentences; likewise.
     """
@@ -46,7 +46,7 @@ class Telling:
     client: tuple[str, ...] | None
     nearest_steps: str | None = None
     dropout: bool | None = None
-    vocabulary: int | None = None
+    named: frozenset[int] = frozenset()
     sentences: int | None = None
     tokens: int | None = None
 
@@ -68,6 +68,7 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
     found = told(dict(sent), model, before=before, kind=kind)
     answers: dict[str, Any] = {one.what: one.value for one in found.told}
     named, dropped = answers.get(VOCABULARY), answers.get("dropout")
+    content = frozenset(named if isinstance(named, list) else ()) - model.special_ids
     return Telling(
         kind=answers.get("sent"),
         moved=True,
@@ -75,14 +76,14 @@ def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | Non
         client=found.client,
         nearest_steps=_steps(answers),
         dropout=None if dropped is None else bool(dropped),
-        vocabulary=_content(named, model) if isinstance(named, list) else None,
+        named=content,
         sentences=_count(answers.get("sentences")),
         tokens=_count(answers.get("tokens")),
     )
 
 
-def named_tokens(view: View, sent: Mapping[str, Tensor], defenses: Sequence[PublicDefense]) -> int | None:
-    """How many tokens the word embedding's rows name for certain, special ones aside; None where they name none.
+def named_tokens(view: View, sent: Mapping[str, Tensor], defenses: Sequence[PublicDefense]) -> frozenset[int]:
+    """The tokens that the word embedding's rows name for certain, special ones aside.
 
     Args:
         view: what a server makes of what was sent.
@@ -95,16 +96,10 @@ def named_tokens(view: View, sent: Mapping[str, Tensor], defenses: Sequence[Publ
 
     model = view.text_model
     if any(d.effects is None or any(effect.noise is not None for effect in d.effects) for d in defenses):
-        return None
+        return frozenset()
     kind: Kind = "update" if updates.sends_weights(view.client) else "gradient"
     moved = updates.moved_by(view.client, sent, model) if kind == "update" else dict(sent)
-    rows = words_of(Seen(sent=moved, model=model, given=kind)).rows
-    return None if rows is None else _content(rows, model)
-
-
-def _content(ids: Iterable[int], model: TextModel) -> int | None:
-    """How many tokens these are, special ones aside; None for none."""
-    return len({*ids} - model.special_ids) or None
+    return frozenset(words_of(Seen(sent=moved, model=model, given=kind)).rows or ()) - model.special_ids
 
 
 def _steps(answers: Mapping[str, Any]) -> str | None:

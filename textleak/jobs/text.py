@@ -99,13 +99,21 @@ class TextJob(Job):
 
     def proved(self, recovery: Recovery, proof: str | None) -> dict[str, Any]:
         """How many tokens: the answer's own gradient proves all of them; of others, rows may name some."""
-        if proof != "gradient":
-            return {"proved_tokens": recovery.proved_tokens, "named_tokens": self.named()}
-        tokens = sum(p.id >= 0 and not p.special for s in recovery.sentences for p in s.positions)
-        return {"proved_tokens": tokens, "named_tokens": None}
+        if proof == "gradient":
+            tokens = sum(p.id >= 0 and not p.special for s in recovery.sentences for p in s.positions)
+            return {"proved_tokens": tokens, "named_tokens": None, "named_rate": None}
+        from textleak import scoring
 
-    def named(self) -> int | None:
-        """How many tokens what was sent names for certain, whatever the attack made of it."""
+        named = self.named()
+        rate = None if self.secret is None else scoring.named_rate(named, self.secret, self.model)
+        return {
+            "proved_tokens": recovery.proved_tokens,
+            "named_tokens": len(named) or None,
+            "named_rate": rate,
+        }
+
+    def named(self) -> frozenset[int]:
+        """The tokens that what was sent names for certain, whatever the attack made of it."""
         from textleak.jobs.telling import named_tokens
 
         return named_tokens(self.view, self.shared.gradients, self.defenses)

@@ -117,6 +117,7 @@ class _Summed(_Open):
     token_match_rate: _Rate | None = None
     unknown_tokens: _Count | None = None
     proved_tokens: _Count | None = None
+    named_tokens: _Count | None = None
     sentences: list[_Sample] = []
 
 

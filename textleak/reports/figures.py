@@ -37,6 +37,8 @@ class SettingFigures:
         secrets_recovered: how many, of `secrets_planted`.
         cut_off: batches that were ended, by time or by hand, before they had an answer known to be right.
         verified: batches whose answer reproduces the shared gradient, of `verifiable`.
+        named: share of a batch's distinct tokens that its gradient names for certain, all of them where the answer is
+            proved: the mean over batches; None where nothing but answers names any.
         seconds: median of a batch; likewise `cpu_seconds`.
         epsilon: of `dpsgd`.
         weights: "pretrained" or "random", as loaded; "" where nothing was.
@@ -58,6 +60,7 @@ class SettingFigures:
     cut_off: int
     verified: int
     verifiable: int
+    named: float | None
     seconds: float | None
     cpu_seconds: float | None
     epsilon: float | None
@@ -75,8 +78,9 @@ class SettingFigures:
 
     @property
     def worse(self) -> float:
-        """The worse of match and recall for whoever's text it is: tokens in no order say most of it."""
-        return max((one.mean for one in (self.match, self.recall) if one is not None), default=-1.0)
+        """The worst of match, recall and what is named for whoever's text it is: tokens in no order say most of it."""
+        means = [one.mean for one in (self.match, self.recall) if one is not None]
+        return max(*means, self.named or 0.0) if means else -1.0
 
     @property
     def exact(self) -> Interval | None:
@@ -149,6 +153,7 @@ def figures_of(setting: Setting, group: Sequence[Record], axes: Sequence[str], s
         cut_off=counts.cut_off,
         verified=counts.verified,
         verifiable=counts.verifiable,
+        named=done.named_rate(),
         seconds=plain_statistics.median(record.seconds for record in done) if done else None,
         cpu_seconds=plain_statistics.median(record.cpu_seconds for record in done) if done else None,
         epsilon=next((record.epsilon for record in done if record.epsilon is not None), None),
@@ -181,12 +186,23 @@ def percent(rate: float) -> str:
 def amount(one: SettingFigures) -> str:
     """How many of the tokens were recovered: in place with its interval, and at any place where that is more."""
     assert one.match is not None
-    if one.worse == 0:
+    recall = one.recall.mean if one.recall is not None else one.match.mean
+    if max(one.match.mean, recall) == 0:
         return f"nothing{in_range(one.match)}"
     words = f"{percent(one.match.mean)} % of the tokens in place{in_range(one.match)}"
-    if one.recall is not None and percent(one.recall.mean) != percent(one.match.mean):
-        words += f", {percent(one.recall.mean)} % at any place"
+    if percent(recall) != percent(one.match.mean):
+        words += f", {percent(recall)} % at any place"
     return words
+
+
+def beside(one: SettingFigures) -> str:
+    """What rows name beside what an attack recovered, where that is more, as a sentence goes on with it; else ""."""
+    found = [figure.mean for figure in (one.match, one.recall) if figure is not None]
+    if one.named is None or one.named <= max(found, default=0.0):
+        return ""
+    return (
+        f", while rows of the word embedding name {percent(one.named)} % of the distinct tokens for certain"
+    )
 
 
 def in_range(interval: Interval) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from textleak.evaluation.records import cut_off_in_words
-from textleak.reports.figures import SettingFigures, amount, leaked
+from textleak.reports.figures import SettingFigures, amount, beside, leaked
 from textleak.reports.settings import in_words, named, strength_order, value_of
 from textleak.words import count_of
 
@@ -46,7 +46,7 @@ def headline(
     on_random = f" On random weights{which}: no statement about a trained model." if random else ""
     sentences = [
         f"{behind}, {attack} recovered {amount(most)} and {exactly} of "
-        f"{count_of(most.sentences, 'sentence')} word for word{rank} ({context}).{on_random}"
+        f"{count_of(most.sentences, 'sentence')} word for word{beside(most)}{rank} ({context}).{on_random}"
     ]
     cut_off = sum(one.cut_off for one in scored)
     if cut_off:
@@ -98,7 +98,7 @@ def _held_best(settings: Sequence[SettingFigures]) -> tuple[str, ...]:
         late = f", though {count_of(failed[best], 'batch')} behind it failed"
     return (
         f"The defense that held best was {in_words('defense', best)}: "
-        f"the strongest attack got {amount(strongest[best])} through it{late}.",
+        f"the strongest attack got {amount(strongest[best])} through it{beside(strongest[best])}{late}.",
     )
 
 

@@ -180,6 +180,7 @@ def _context(report: Report, redact: bool) -> dict[str, Any]:
         ),
         "versions": _versions(evaluation),
         "computed_on": computed_on(evaluation),
+        "has_named": any(one.named is not None for one in settings),
         "has_secrets": any(one.secrets_planted for one in settings),
         "planted_by_us": {record.cell.data for record in evaluation.records} == {SAMPLE},
         "has_epsilon": any(one.epsilon is not None for one in settings),

@@ -89,6 +89,7 @@ class Findings:
         started: when it was begun, "2026-11-28T19:03:47+00:00"; "" where the folder doesn't say.
         summary: of a run, in a sentence; "" where there is no result.
         proved: of a run on text, tokens that are proved without the truth, and how many there are.
+        named: of a run on text, tokens that rows name for certain beside an answer that isn't proved; None for none.
         unproved: why nothing can be proved, in a sentence; "" where something can.
         course: of a run: its curves, and its pictures.
         pictures: figures of an image run; None for text.
@@ -106,6 +107,7 @@ class Findings:
     started: str = ""
     summary: str = ""
     proved: tuple[int, int] | None = None
+    named: int | None = None
     unproved: str = ""
     course: Course = dataclasses.field(default_factory=Course)
     pictures: PictureFindings | None = None
@@ -204,6 +206,7 @@ def _of_run(run: RunRecord) -> Findings:
         started=run.facts.get("started") or "",
         summary=summary,
         proved=proved,
+        named=result.get("named_tokens"),
         unproved=(result.get("verified_reason") or "") if proved and not proved[0] else "",
         course=_course_of(run),
         pictures=pictures,

@@ -36,6 +36,7 @@ def word_of(evaluation: Findings, settings: Sequence[SettingFigures]) -> Word:
             recall=max((one.recall.mean for one in scored if one.recall), default=None),
             cut_off=cut_off,
             proof="gradient" if any(one.verified for one in settings) else None,
+            vocabulary=1 if any(one.named for one in settings) else None,
         )
     ).word
     missing = not scored or evaluation.unfinished or any(one.failed for one in settings)
@@ -46,11 +47,19 @@ def _unscored(evaluation: Findings, *, cut_off: bool) -> Word:
     """What can be said of a run without the truth: only what is proved."""
     (record,) = evaluation.records
     proved, tokens = evaluation.proved or (0, 0)
-    if record.status != "done" or not (record.verified or proved):
+    if record.status != "done" or not (record.verified or proved or evaluation.named):
         return Word.INCONCLUSIVE
-    proof = "gradient" if record.verified else "span"
-    found = Outcome(attack="", seconds=0.0, proof=proof, proved_tokens=proved, tokens=tokens, cut_off=cut_off)
-    return judge(found).word
+    return judge(
+        Outcome(
+            attack="",
+            seconds=0.0,
+            proof="gradient" if record.verified else "span" if proved else None,
+            proved_tokens=proved,
+            tokens=tokens,
+            vocabulary=evaluation.named,
+            cut_off=cut_off,
+        )
+    ).word
 
 
 def _of_pictures(found: PictureFindings) -> Word:
@@ -169,7 +178,8 @@ def _holds(one: SettingFigures) -> bool:
     if one.match is None or one.failed or one.cut_off:
         return False
     figures = [figure for figure in (one.match, one.recall) if figure is not None]
-    return all((figure.mean if figure.high is None else figure.high) <= HELD for figure in figures)
+    highest = max(figure.mean if figure.high is None else figure.high for figure in figures)
+    return max(highest, one.named or 0.0) <= HELD
 
 
 def _measure(evaluation: Findings, *, measured: int) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "SentenceScore",
     "assign",
     "exact_rate",
+    "named_rate",
     "output_ids",
     "rouge",
     "score",
@@ -188,6 +189,12 @@ def score_sentences(sentences: Sequence[Sentence], secret: Reference, model: Voc
 def uncounted(model: Vocabulary) -> frozenset[int]:
     """Tokens that are in no figure: special ones, and the one that stands for what the vocabulary lacks."""
     return model.special_ids | model.unknown_ids
+
+
+def named_rate(named: frozenset[int], secret: Reference, model: Vocabulary) -> float | None:
+    """Which part of a batch's distinct tokens are among those that its gradient names; None where none is named."""
+    own = {token for ids in secret.ids for token in ids} - uncounted(model)
+    return len(own & named) / len(own) if own and named else None
 
 
 def _score_one(index: int, secret: Reference, answer: Sentence | None, model: Vocabulary) -> SentenceScore:
