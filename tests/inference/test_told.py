@@ -82,7 +82,7 @@ def test_noise_that_pruning_left_some_of_is_taken_for_nothing_of_the_batch(
 
     named = findings.value("vocabulary")
     assert named is None or {*named} <= {*own}
-    for what in ("noised", "dropout", "tokens", "sentences", "labels"):
+    for what in ("noised", "optimizer", "dropout", "tokens", "sentences", "labels"):
         assert findings.value(what) is None
 
 

@@ -6,16 +6,14 @@ import torch
 from torch import Tensor
 
 from textleak.exact.lookups import tied
+from textleak.inference.altered import altered, few_levels, levels_of, matrices_of, zeroed
 from textleak.inference.base import Seen, Told, measured, per_cent
 from textleak.inference.inputs import first_inputs
 from textleak.inference.kind import sent_as
 from textleak.inference.vocabulary import words_of
-from textleak.inference.zeroed import HIDDEN, matrices_of, zeroed
 from textleak.numerics import exact, singular_values
 
 PRUNED, QUANTIZED, NOISED = "pruned", "quantized", "noised"
-# Different sizes of entries that int8 has at most.
-_LEVELS = 127
 # How evenly noise fills a spectrum: the ratio of the smallest singular value to what noise alone makes it, at least
 # (our choice; measured on minilm: 0.97 and more of noise, under 1e-3 of a gradient's own rounding).
 _EVEN = 0.7
@@ -42,20 +40,15 @@ def quantized(seen: Seen) -> Told:
         return Told(
             what=QUANTIZED, value=None, evidence="The step to the new weights hides the gradient's levels."
         )
-    counts = {
-        name: int(torch.unique(value[value != 0].abs()).numel()) for name, value in matrices_of(seen)[:8]
-    }
-    if not counts:
+    most = levels_of(seen)
+    if most is None:
         return Told(what=QUANTIZED, value=None, evidence="No matrix was sent to count levels in.")
-    most = max(counts.values())
-    if most > _LEVELS:
+    if not few_levels(most):
         return Told(
             what=QUANTIZED, value=False, evidence=f"Matrices have up to {most:,} different sizes of entries."
         )
     kind = "signs alone" if most == 1 else f"{most} levels"
-    return Told(
-        what=QUANTIZED, value=most, evidence=f"No matrix of {len(counts)} has more than {most} sizes: {kind}."
-    )
+    return Told(what=QUANTIZED, value=most, evidence=f"No matrix has more than {most} sizes: {kind}.")
 
 
 @measured
@@ -63,8 +56,9 @@ def noised(seen: Seen) -> Told:
     """The standard deviation of noise, by what fills the smallest dimensions of the spectra."""
     if sent_as(seen).kind != "gradient":
         return Told(what=NOISED, value=None, evidence="Rounding of the weights fills the spectra as well.")
-    if zeroed(seen).pruned:
-        return Told(what=NOISED, value=None, evidence=f"{HIDDEN} It may have been there before.")
+    hidden = altered(seen)
+    if hidden is not None:
+        return Told(what=NOISED, value=None, evidence=hidden)
     span, words = first_inputs(seen), words_of(seen).rows
     if words is not None and not tied(seen.model):
         return Told(
@@ -100,3 +94,9 @@ def _even_noise(value: Tensor) -> float | None:
     scale_S = s_S[half:] / drawn_S[half:]
     low, high = float(scale_S.min()), float(scale_S.max())
     return float(scale_S.median()) if high > 0 and low >= _EVEN * high else None
+
+
+def changed(seen: Seen) -> str | None:
+    """What was done to it that hides what training has left in it, in a sentence; None where nothing shows."""
+    sigma = noised(seen).value
+    return altered(seen) or (f"Noise of {sigma:g} was added, which hides it." if sigma else None)

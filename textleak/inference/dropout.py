@@ -21,7 +21,6 @@ from textleak.inference.optimizer import optimizer_of
 from textleak.inference.pairs import pairs_of
 from textleak.inference.single import alone, linears_of, moves_of
 from textleak.inference.steps import steps_of
-from textleak.inference.zeroed import HIDDEN, zeroed
 from textleak.words import count_of
 
 WHAT = "dropout"
@@ -67,8 +66,6 @@ def dropout_of(seen: Seen) -> Dropout:
             evidence=f"What the head read of {count_of(len(heads.labels), 'sentence')} is 0 or "
             f"{1 / (1 - heads.dropout):.4f} times what the layer before makes of it: 1/(1 − rate).",
         )
-    if zeroed(seen).pruned:
-        return Dropout(on=None, rate=None, evidence=HIDDEN)
     dropped, looked_at = (sum(column) for column in zip((0, 0), zeros_of(seen), masked(seen), strict=True))
     if looked_at >= _LEAST:
         if not dropped:

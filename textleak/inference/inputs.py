@@ -21,7 +21,6 @@ from textleak.inference.base import Seen, measured
 from textleak.inference.estimates import Estimate, estimate_of
 from textleak.inference.kind import sent_as
 from textleak.inference.precision import computed_eps
-from textleak.inference.zeroed import zeroed
 from textleak.models.probes.layers import LocalLayer, local_layers
 from textleak.numerics import exact, svd
 
@@ -104,9 +103,7 @@ class FirstInputs:
 
 @measured
 def first_inputs(seen: Seen) -> FirstInputs | None:
-    """The span of the widest input that depends on a token and its position alone; None where none shows."""
-    if zeroed(seen).pruned:  # what is left spans other directions
-        return None
+    """The span of the widest input that depends on a token and its position alone; None where none was sent."""
     groups: dict[str, list[LocalLayer]] = {}
     layers = [layer for layer in local_layers(seen.model) if not is_adapter(layer.weight_name)]
     for layer in layers:
@@ -167,7 +164,7 @@ class Spectrum:
 
 def spectrum_of(seen: Seen, name: str) -> Spectrum | None:
     """The rank of one weight's gradient; None where it can't be had."""
-    one = None if zeroed(seen).pruned else estimate_of(seen, name)
+    one = estimate_of(seen, name)
     if one is None or not bool(one.value.any()):
         return None
     if one.error is None:

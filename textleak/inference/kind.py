@@ -74,6 +74,18 @@ def turned(sent: Tensors, model: TextModel) -> bool:
     return total >= _LEAST_SMALL and turned_ == total and total - there >= _CROSSED
 
 
+def grid_share(seen: Seen) -> float | None:
+    """Which part of an update's entries, added to the weights, are of their type; None for too few to tell.
+
+    Of those that are small beside their weights, as a difference of two such is exact; of all where there are too few.
+    """
+    for part, least in ((_SMALL, _LEAST_SMALL), (math.inf, _LEAST)):
+        on_grid, total = _counted(seen, telling=part == _SMALL, part=part)
+        if total >= least:
+            return on_grid / total
+    return None
+
+
 def _counted(seen: Seen, *, telling: bool, part: float = math.inf, sign: int = 1) -> tuple[int, int]:
     """Entries whose sum with the weight is a number of the weights' type, and how many were looked at.
 

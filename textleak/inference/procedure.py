@@ -7,6 +7,7 @@ import torch
 from textleak.inference.adapters import adapters_of
 from textleak.inference.base import Seen
 from textleak.inference.decay import ask as decay_ask
+from textleak.inference.defended import changed
 from textleak.inference.dropout import dropout_of
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import optimizer_of
@@ -24,7 +25,8 @@ def client_of(seen: Seen) -> tuple[str, ...] | None:
     sent = sent_as(seen).kind
     if sent is None:
         return None
-    parts = [] if dropout_of(seen).on is False else ["train-mode"]
+    hidden = changed(seen) is not None
+    parts = [] if not hidden and dropout_of(seen).on is False else ["train-mode"]
     if sent == "gradient" and _autocast(seen):
         parts.append("autocast")
     adapters = adapters_of(seen)
@@ -37,7 +39,7 @@ def client_of(seen: Seen) -> tuple[str, ...] | None:
     optimizer, found, steps = optimizer_of(seen).name, rate_of(seen), steps_of(seen).count
     # Half the rate on a gradient clipped to twice the norm is the same step: it is told as if clipped to 1.
     rate = found.rate or found.as_if or found.times_clip
-    if optimizer is None or rate is None or steps != 1:
+    if hidden or optimizer is None or rate is None or steps != 1:
         return None
     rounded = float(f"{rate:.4g}")
     spec = f"fedavg:optimizer={optimizer},lr={rounded:g},steps=1"

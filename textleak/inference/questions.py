@@ -22,7 +22,8 @@ from textleak.inference import (
     tokens,
     vocabulary,
 )
-from textleak.inference.base import Findings, Kind, Question, Seen
+from textleak.inference.base import Findings, Kind, Question, Seen, Told
+from textleak.inference.kind import sent_as
 from textleak.inference.procedure import client_of
 from textleak.models import TextModel
 
@@ -46,6 +47,9 @@ QUESTIONS: tuple[Question, ...] = (
     adapters.ask,
 )
 """One a file; a new one is a file with `ask`, and a line here."""
+# Those that go by ranks, zeros and sizes as training leaves them; of a gradient no optimizer was at work.
+_OF_STEPS = {one.ask: one.WHAT for one in (optimizer, rate, decay, steps)}
+_OF_BATCH = {one.ask: one.WHAT for one in (dropout, tokens, sentences, labels)}
 
 
 def told(
@@ -82,5 +86,10 @@ def told(
     seen = Seen(
         sent={name: value.detach() for name, value in sent.items()}, model=model, before=before, given=known
     )
-    answers = (ask(seen) for ask in QUESTIONS)
+    hidden = defended.changed(seen)
+    names = _OF_BATCH | (_OF_STEPS if sent_as(seen).kind != "gradient" else {})
+    answers = (
+        Told(what=names[ask], value=None, evidence=hidden) if hidden and ask in names else ask(seen)
+        for ask in QUESTIONS
+    )
     return Findings(told=tuple(one for one in answers if one is not None), client=client_of(seen))

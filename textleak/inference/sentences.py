@@ -11,7 +11,6 @@ from textleak.inference.head import head_of
 from textleak.inference.inputs import spectrum_of
 from textleak.inference.single import DOMINANT, alone, linears_of, read_once
 from textleak.inference.steps import steps_of
-from textleak.inference.zeroed import HIDDEN, zeroed
 
 WHAT = "sentences"
 # Last layers that are looked at, how many of them have to agree, and the size up to which they are decomposed (our
@@ -34,8 +33,6 @@ def sentences_of(seen: Seen) -> Sentences:
         return Sentences(
             count=None, evidence="Every position has a loss of its own, so no layer reads one a sentence."
         )
-    if zeroed(seen).pruned:
-        return Sentences(count=None, evidence=HIDDEN)
     used_once = alone(seen)
     if used_once:
         return Sentences(

@@ -14,7 +14,6 @@ from textleak.inference.sentences import sentences_of
 from textleak.inference.single import linears_of
 from textleak.inference.steps import MORE, steps_of
 from textleak.inference.vocabulary import places_of
-from textleak.inference.zeroed import HIDDEN, zeroed
 from textleak.models.probes.layers import local_layers
 
 WHAT = "tokens"
@@ -34,8 +33,6 @@ class Tokens:
 @measured
 def tokens_of(seen: Seen) -> Tokens:
     """Distinct inputs of the first layer: all tokens with dropout, tokens that differ in word or position without."""
-    if zeroed(seen).pruned:
-        return Tokens(count=None, evidence=HIDDEN)
     span = first_inputs(seen)
     if not steps_of(seen).single:
         return _of_several(seen, span)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from textleak.exact.lookups import denser_than_noise, looked_up_rows, tied
+from textleak.inference.altered import altered, zeroed
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.kind import sent_as
 from textleak.inference.shrinking import decay_of, off_the_grid
-from textleak.inference.zeroed import zeroed
 from textleak.models.probes.sums import embedding_sum
 from textleak.numerics import exact
 from textleak.shared.gradient import SharedGradient
@@ -83,6 +83,9 @@ def _of_gradient(seen: Seen, name: str) -> Rows:
 
 
 def _of_update(seen: Seen, name: str) -> Rows:
+    hidden = altered(seen)
+    if hidden is not None:  # of what all weights shrink by, more is left where they are large
+        return Rows(rows=None, evidence=hidden)
     weights, decay = seen.weights(name), decay_of(seen)
     if weights is None or decay is None:
         return Rows(rows=None, evidence=f"Which rows of {name} moved by more than weight decay doesn't show.")
