@@ -227,11 +227,37 @@ def test_where_the_last_layers_disagree_one_that_reads_a_position_of_each_counts
     ) in read_once(tiny)
 
 
-def test_two_sentences_in_bfloat16_are_not_taken_for_one(tiny: TextModel):
+@pytest.mark.parametrize(("optimizer", "dropout"), [("adamw", 0.1), (None, 0.0), (None, 0.1)])
+def test_two_sentences_in_bfloat16_are_not_taken_for_one(
+    tiny: TextModel, optimizer: str | None, dropout: float
+):
     for seed in range(4):
-        recorded = record(tiny, Settings(lr=8.6e-4, dropout=0.1, bf16=True, batch_size=2, seed=seed))
+        recorded = record(
+            tiny,
+            Settings(optimizer=optimizer, lr=8.6e-4, dropout=dropout, bf16=True, batch_size=2, seed=seed),
+        )
 
         assert told(recorded.sent, tiny, before=recorded.before, after=recorded.after).value("sentences") != 1
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.1])
+def test_one_step_on_products_in_bfloat16_is_not_taken_for_several(tiny: TextModel, lr: float):
+    for seed in range(4):
+        recorded = record(tiny, Settings(optimizer="sgd", lr=lr, bf16=True, seed=seed))
+
+        steps = told(recorded.sent, tiny, before=recorded.before, after=recorded.after).value("steps")
+        assert steps in (None, 1)
+
+
+def test_where_more_words_than_positions_were_looked_up_there_were_more_sentences_than_one(
+    tiny: TextModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sentences, "alone", lambda _: ("a.layer",))
+    several, one = (
+        told(record(tiny, Settings(optimizer=None, batch_size=size, seed=3)).sent, tiny) for size in (3, 1)
+    )
+    assert several.value("sentences") != 1
+    assert one.value("sentences") == 1
 
 
 def test_a_layer_was_used_once_where_only_rounding_is_beside_one_outer_product(tiny: TextModel):
@@ -427,6 +453,36 @@ def test_what_was_done_to_a_gradient_shows(tiny: TextModel):
     assert told(pruned, tiny).value("pruned") == pytest.approx(0.7, abs=0.02)
     assert told(signed, tiny).value("quantized") == 1
     assert told(clipped, tiny).value("clipped norm") == 1.0
+
+
+@pytest.mark.parametrize("done", ["sign", "quantized", "rounded", "noised"])
+def test_an_update_that_was_changed_tells_nothing_of_its_steps(tiny: TextModel, done: str):
+    recorded = record(tiny, Settings(lr=1e-3, weight_decay=0.1, seed=5))
+    draws = torch.Generator().manual_seed(0)
+    ways = {
+        "sign": torch.sign,
+        "quantized": lambda moved: (moved / moved.abs().max() * 127).round() * (moved.abs().max() / 127),
+        "rounded": lambda moved: moved.bfloat16().float(),
+        "noised": lambda moved: moved + 1e-5 * torch.randn(moved.shape, generator=draws),
+    }
+    sent = {name: ways[done](moved) for name, moved in recorded.sent.items()}
+
+    findings = told(sent, tiny, before=recorded.before, kind="update")
+
+    assert findings.client is None
+    for what in ("optimizer", "learning rate", "steps", "weight decay", "vocabulary", "sentences"):
+        assert findings.value(what) is None
+
+
+def test_which_signs_pruning_left_is_taken_for_no_token(tiny: TextModel):
+    sent = record(tiny, Settings(optimizer=None, seed=6)).sent
+    draws = torch.Generator().manual_seed(0)
+    signs = {name: (g + 1e-4 * torch.randn(g.shape, generator=draws)).sign() for name, g in sent.items()}
+    first = {
+        name: torch.where(torch.arange(len(g)).view(-1, *[1] * (g.dim() - 1)) < len(g) / 6, g, 0.0)
+        for name, g in signs.items()
+    }
+    assert told(first, tiny, kind="gradient").value("vocabulary") is None
 
 
 def test_autocast_leaves_the_grid_of_bfloat16(tiny: TextModel):

@@ -20,7 +20,9 @@ from textleak.numerics import grid_step
 _FEW_ZEROS = 0.02
 # Different sizes of entries that int8 has at most; entries of a tensor that has more without it, and of an update that
 # have to tell; matrices that are looked at (our choice).
-_LEVELS, _ENTRIES, _LOOKED_AT = 127, 4096, 8
+_LEVELS, _ENTRIES, _LEAST, _LOOKED_AT = 127, 4096, 256, 8
+# A move of so many steps of the weights' grid has more bits than a short type holds, but for a few by chance.
+_LONG = 2.0**15
 # An entry of a weight whose grid is so much finer than the usual move stays as it is by no rounding (our choice).
 _FINER = 1e-3
 # Part of an update's entries that are on the weights' grid, at least, where nothing was done to it (our choice;
@@ -54,13 +56,33 @@ def altered(seen: Seen) -> str | None:
     few = levels_of(seen)
     if few is not None and few_levels(few):
         return f"Entries have no more than {few} sizes, which hides it."
-    share = grid_share(seen) if sent_as(seen).kind == "update" else None
+    if sent_as(seen).kind != "update":
+        return None
+    if _shortened(seen):
+        return "All that moved has 16 bits, where a difference of such weights has more, which hides it."
+    share = grid_share(seen)
     if share is not None and share < _ON_GRID:
         return (
             f"Only {per_cent(share)} of the entries, added to the weights, give numbers of their type: "
             "what was done to the update hides it."
         )
     return None
+
+
+def _shortened(seen: Seen) -> bool:
+    """Whether an update was rounded to a short type: entries that moved by many steps of the grid have few bits."""
+    short = total = 0
+    for name, value in seen.moved():
+        weights = seen.weights(name)
+        if weights is None:
+            continue
+        moved_N, weights_N = some_of(value, weights)
+        long_N = moved_N.abs() >= _LONG * grid_step(weights_N, weights.dtype)
+        long_N &= weights_N != 0
+        moved_N = moved_N[long_N]
+        short += int(((moved_N.bfloat16() == moved_N) | (moved_N.half() == moved_N)).sum())
+        total += len(moved_N)
+    return total >= _LEAST and short >= _ON_GRID * total
 
 
 def matrices_of(seen: Seen) -> list[tuple[str, Tensor]]:
@@ -87,7 +109,7 @@ def zeroed(seen: Seen) -> Zeroed:
             inner &= grid_step(weights, weights.dtype).to(inner.device) <= _FINER * usual
         zeros += int((inner & (value == 0)).sum())
         total += int(inner.sum())
-    return Zeroed(zeros=zeros, total=total if gradient or total >= _ENTRIES else 0)
+    return Zeroed(zeros=zeros, total=total if gradient or total >= _LEAST else 0)
 
 
 @measured

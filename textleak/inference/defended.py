@@ -10,6 +10,7 @@ from textleak.inference.altered import altered, few_levels, levels_of, matrices_
 from textleak.inference.base import Seen, Told, measured, per_cent
 from textleak.inference.inputs import first_inputs
 from textleak.inference.kind import sent_as
+from textleak.inference.precision import coarse
 from textleak.inference.vocabulary import words_of
 from textleak.numerics import exact, singular_values
 
@@ -17,6 +18,8 @@ PRUNED, QUANTIZED, NOISED = "pruned", "quantized", "noised"
 # How evenly noise fills a spectrum: the ratio of the smallest singular value to what noise alone makes it, at least
 # (our choice; measured on minilm: 0.97 and more of noise, under 1e-3 of a gradient's own rounding).
 _EVEN = 0.7
+# Matrices that are decomposed (our choice).
+_LOOKED_AT = 8
 
 
 def pruned(seen: Seen) -> Told:
@@ -66,13 +69,16 @@ def noised(seen: Seen) -> Told:
             value=0.0,
             evidence="Rows of the word embedding are exactly 0, which noise leaves none.",
         )
-    if span is not None and span.clear:
+    if span is not None and span.clear and not coarse(seen, [layer.weight_name for layer in span.layers]):
         return Told(
             what=NOISED,
             value=0.0,
             evidence=f"The first layer's spectrum ends clearly after {span.rank} dimensions.",
         )
-    found = [one for _, value in matrices_of(seen)[:8] if (one := _even_noise(value)) is not None]
+    matrices = matrices_of(seen)[:_LOOKED_AT]
+    if coarse(seen, [name for name, _ in matrices]):
+        return Told(what=NOISED, value=None, evidence="Rounding of the type it was computed in is as even.")
+    found = [one for _, value in matrices if (one := _even_noise(value)) is not None]
     if len(found) < 2:
         return Told(
             what=NOISED, value=None, evidence="Nothing fills the spectra evenly, and none ends clearly."

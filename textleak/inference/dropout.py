@@ -19,6 +19,7 @@ from textleak.inference.inputs import first_inputs
 from textleak.inference.masks import masked
 from textleak.inference.optimizer import optimizer_of
 from textleak.inference.pairs import pairs_of
+from textleak.inference.precision import coarse
 from textleak.inference.single import alone, linears_of, moves_of
 from textleak.inference.steps import steps_of
 from textleak.words import count_of
@@ -97,6 +98,12 @@ def dropout_of(seen: Seen) -> Dropout:
         return Dropout(on=None, rate=None, evidence=f"{figure}, and {pairs.unclear} of them can't be told.")
     if not span.clear:
         return Dropout(on=None, rate=None, evidence=f"{figure}, which has no clear end.")
+    if coarse(seen, [layer.weight_name for layer in span.layers]):
+        return Dropout(
+            on=None,
+            rate=None,
+            evidence=f"{figure}, and rounding of the type it was computed in may hide more.",
+        )
     return Dropout(
         on=True, rate=None, evidence=f"{figure}, though {pairs.outside} tokens at positions are possible."
     )

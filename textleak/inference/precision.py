@@ -73,6 +73,14 @@ def computed_eps(seen: Seen, names: Sequence[str]) -> float:
     return max([torch.finfo(torch.float32).eps, *found])
 
 
+def coarse(seen: Seen, names: Sequence[str]) -> bool:
+    """Whether some gradients were computed in a short type, whose rounding may be as large as another sentence's part.
+
+    Of an update nobody knows what its gradients were computed in.
+    """
+    return sent_as(seen).kind == "gradient" and computed_eps(seen, names) > torch.finfo(torch.float32).eps
+
+
 def ask(seen: Seen) -> Told:
     """The precision of the gradients."""
     grids = grids_of(seen).grids

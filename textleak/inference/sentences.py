@@ -11,6 +11,7 @@ from textleak.inference.head import head_of
 from textleak.inference.inputs import spectrum_of
 from textleak.inference.single import DOMINANT, alone, linears_of, read_once
 from textleak.inference.steps import steps_of
+from textleak.inference.vocabulary import places_of, words_of
 
 WHAT = "sentences"
 # Last layers that are looked at, how many of them have to agree, and the size up to which they are decomposed (our
@@ -34,10 +35,11 @@ def sentences_of(seen: Seen) -> Sentences:
             count=None, evidence="Every position has a loss of its own, so no layer reads one a sentence."
         )
     used_once = alone(seen)
-    if used_once:
+    if used_once and not _more_words_than_places(seen):
         return Sentences(
             count=1,
-            evidence=f"The signs of {used_once[-1]} are one outer product's: it was used at one position.",
+            evidence=f"The signs of {used_once[-1]} are one outer product's: it was used at one position, or all that "
+            "it read was alike to a thousandth.",
         )
     if not steps_of(seen).single:
         return Sentences(
@@ -67,6 +69,12 @@ def sentences_of(seen: Seen) -> Sentences:
         count=least,
         evidence=f"The gradients of {ranks[least]} of the last {_LAST} layers have rank {least} (equal ones once).",
     )
+
+
+def _more_words_than_places(seen: Seen) -> bool:
+    """Whether more tokens were looked up than one sentence has positions, as far as the embeddings show."""
+    words, places = words_of(seen).rows, places_of(seen).rows
+    return words is not None and places is not None and len(words) > len(places)
 
 
 def _read_once(seen: Seen, modules: Mapping[str, str]) -> Sentences | None:

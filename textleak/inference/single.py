@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from textleak.inference.adapters import is_adapter
 from textleak.inference.base import Seen, measured
-from textleak.inference.inputs import APART, Spectrum, spectrum_of
+from textleak.inference.inputs import APART, spectrum_of
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import first_step, optimizer_of
+from textleak.inference.precision import coarse
 from textleak.inference.shrinking import decay_of
 from textleak.inference.steps import steps_of
 from textleak.matching.hooks import hooked
@@ -32,6 +33,8 @@ _LEAST, _CLEAR, _ALL = 256, 2.0, 0.999
 # Times rounding that its only singular value has to be, so that a second sentence's can't be lost in it (our choice),
 # and the size up to which a gradient is decomposed.
 DOMINANT, _LARGEST = 30.0, 1_000_000
+# How far below an outer product what bfloat16's rounding adds is at most (our choice; measured: 1,700).
+_FILLED = 2.0**14
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,13 +159,23 @@ def alone(seen: Seen) -> tuple[str, ...]:
     if not steps_of(seen).single:
         return ()
     found = [name for name, value in seen.moved() if value.dim() == 2 and _is_alone(seen, name)]
-    spectra = (spectrum_of(seen, name) for name in found if seen.sent[name].numel() <= _LARGEST)
-    return tuple(found) if any(one is not None and _is_single(one) for one in spectra) else ()
+    small = (name for name in found if seen.sent[name].numel() <= _LARGEST)
+    return tuple(found) if any(_is_single(seen, name) for name in small) else ()
 
 
-def _is_single(one: Spectrum) -> bool:
-    """Whether a gradient has one dimension: up to rounding, or up to a thousandth, where bfloat16 fills the others."""
-    return one.leading >= APART or (one.clear and one.rank == 1 and one.least >= DOMINANT)
+def _is_single(seen: Seen, name: str) -> bool:
+    """Whether a gradient has one dimension, far above rounding.
+
+    What bfloat16 fills the others with has to fall off evenly, from as far below as its rounding is.
+    """
+    one = spectrum_of(seen, name)
+    if one is None:
+        return False
+    filled = APART <= one.leading <= _FILLED
+    if coarse(seen, [name]):
+        return filled
+    only = one.clear and one.rank == 1 and one.least >= DOMINANT
+    return only or (filled and sent_as(seen).kind == "update")
 
 
 def _is_alone(seen: Seen, name: str) -> bool:

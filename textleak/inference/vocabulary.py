@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textleak.exact.lookups import denser_than_noise, looked_up_rows, tied
-from textleak.inference.altered import altered, zeroed
+from textleak.inference.altered import altered, levels_of, zeroed
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.kind import sent_as
 from textleak.inference.shrinking import decay_of, off_the_grid
@@ -25,6 +25,8 @@ WHAT = "vocabulary"
 # Tokens that the evidence names (our choice).
 _NAMED = 12
 _CHUNK = 4096
+# Sizes that signs have, with one scale a tensor or none.
+_SIGNS = (1, 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,8 @@ def _of_gradient(seen: Seen, name: str) -> Rows:
     found = looked_up_rows(seen.model, shared, seen.sent[name], notes)
     if found is None:
         return Rows(rows=None, evidence=" ".join(notes) or "No row stands out.")
+    if levels_of(seen) in _SIGNS:  # which of equal sizes were left, if some were set to 0, is no accident
+        return Rows(rows=None, evidence="Entries have one size, which hides it.")
     if not tied(seen.model):
         return _told(name, {*_filled(seen.sent[name])} & {*found.ids}, "were looked up")
     if zeroed(seen).pruned:
