@@ -2,6 +2,7 @@
 
 python -m tests.figures.inference --seed 0 --count 20                   before any attack
 python -m tests.figures.inference --seed 0 --count 20 --audit 120       and after a whole audit of the checkpoints alone
+python -m tests.figures.inference --seed 0 --count 20 --changed         after defenses that nobody tells of
 
 Both counts of the latter stand side by side: what the update alone tells, and what an audit has filled in from a text
 that it has proved.
@@ -10,6 +11,7 @@ that it has proved.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 import time
@@ -18,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import textleak
 from tests.inference.answers import ASKED, OPEN, RIGHT, UNDETERMINED, WRONG, marks
 from tests.inference.recorded import Recorded, Settings, left, record
-from textleak.inference import Findings, Told, told
+from textleak.defenses import DEFENSES
+from textleak.defenses.base import Step
+from textleak.inference import Findings, Kind, Told, told
+from textleak.settings import Choice
 
 _WORST = (WRONG, OPEN, UNDETERMINED, RIGHT)
 
@@ -42,6 +48,7 @@ def main() -> None:
         metavar="SECONDS",
         help="ask a whole audit, an attack with this limit",
     )
+    parser.add_argument("--changed", action="store_true", help="by one or two defenses that nobody tells of")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = textleak.load_model(options.model)
@@ -51,8 +58,15 @@ def main() -> None:
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             recorded = record(model, settings, Path(folder) if options.audit else None)
-            findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
-            line = f"{index:3d} {words(settings)}, {recorded.tokens} tokens, {time.process_time() - began:.1f} CPU-s: "
+            defenses = ""
+            if options.changed:
+                sent, defenses = changed(recorded)
+                kind: Kind = "update" if recorded.after else "gradient"
+                findings = told(sent, model, before=recorded.before, kind=kind)
+            else:
+                findings = told(recorded.sent, model, before=recorded.before, after=recorded.after)
+            line = f"{index:3d} {words(settings)}{defenses}, {recorded.tokens} tokens, "
+            line += f"{time.process_time() - began:.1f} CPU-s: "
             line += counted["before any attack"].added(findings, recorded)
             if options.audit:
                 findings, verdict = _audited(recorded, Path(folder), options.audit)
@@ -67,6 +81,28 @@ def main() -> None:
     for when, counts in counted.items():
         if counts.updates:
             sys.stdout.write(f"{when}:\n{counts}\n")
+
+
+def changed(recorded: Recorded) -> tuple[dict[str, Tensor], str]:
+    """What one or two defenses that are drawn make of what was sent, and which they are."""
+    draws = random.Random(f"changed {recorded.settings.seed}")
+    sigma = float(torch.cat([t.flatten() for t in recorded.sent.values()]).std()) * 10 ** draws.uniform(-3, 1)
+    kept = 10 ** draws.uniform(-3.5, -0.01)
+    choices = [
+        f"gaussian:sigma={sigma:.3g}",
+        f"laplace:scale={sigma:.3g}",
+        f"topk:ratio={kept:.3g}",
+        f"prune:ratio={1 - kept:.6g}",
+        f"prune:ratio={1 - kept:.6g},which=random",
+        *("sign", "quantize:to=int8", "quantize:to=bf16", "quantize:to=fp16"),
+    ]
+    chosen = draws.sample(choices, draws.choice([1, 2]))
+    step = Step(batch_size=recorded.settings.batch_size, generator=torch.Generator().manual_seed(0))
+    sent = dict(recorded.sent)
+    for spec in chosen:
+        choice = Choice.model_validate(spec)
+        sent = dict(DEFENSES.build(choice.name, choice.options).on_shared(sent, step))
+    return sent, f", {' + '.join(chosen)}"
 
 
 class Counts:

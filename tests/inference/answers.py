@@ -18,7 +18,17 @@ def marks(findings: Findings, recorded: Recorded) -> dict[str, str]:
     undetermined where that is told, and rightly.
     """
     found = {what: _mark(what, findings, recorded) for what in ASKED}
-    return {what: mark for what, mark in found.items() if mark}
+    wrong = dict.fromkeys(_wrong(findings, recorded), WRONG)
+    return {what: mark for what, mark in found.items() if mark} | wrong
+
+
+def _wrong(findings: Findings, recorded: Recorded) -> list[str]:
+    """Answers to other questions that are wrong: words that were in no batch, sentences that a step hadn't."""
+    words, count = findings.value("vocabulary"), findings.value("sentences")
+    return [
+        *(["vocabulary"] if isinstance(words, list) and not recorded.looked_up.issuperset(words) else []),
+        *(["sentences"] if isinstance(count, int) and count != recorded.settings.batch_size else []),
+    ]
 
 
 def _mark(what: str, findings: Findings, recorded: Recorded) -> str:
@@ -48,7 +58,7 @@ def _mark(what: str, findings: Findings, recorded: Recorded) -> str:
 
 def _is_product(value: dict[str, Value], recorded: Recorded) -> bool:
     settings = recorded.settings
-    true = {TIMES_STEPS: settings.lr * settings.steps} if settings.steps > 1 else {}
+    true = {TIMES_STEPS: settings.lr * settings.steps}
     if settings.steps == 1:  # where nothing was clipped, all is left
         true[TIMES_LEFT] = settings.lr * recorded.clipped
     if recorded.clipped < 1:

@@ -87,6 +87,7 @@ class Recorded:
         tokens: distinct inputs of the first layer in all steps: of a token at a position without dropout, of every
             token with it.
         clipped: to which part of their norm the last step's gradients were clipped; 1 where they weren't.
+        looked_up: ids of all tokens, the tokenizer's own too.
         texts: sentences of all steps, each once, as the tokenizer decodes them.
         settings: see there.
     """
@@ -96,6 +97,7 @@ class Recorded:
     after: dict[str, Tensor] | None
     tokens: int
     clipped: float
+    looked_up: frozenset[int]
     texts: frozenset[str]
     settings: Settings
 
@@ -117,6 +119,7 @@ def record(model: TextModel, settings: Settings, folder: Path | None = None) -> 
     if folder is not None:
         _save(model, network, folder, BEFORE)
     texts: set[str] = set()
+    looked_up: set[int] = set()
     inputs: set[tuple[int, ...]] = set()
     batch: dict[str, Tensor] = {}
     clipped = 1.0
@@ -124,6 +127,7 @@ def record(model: TextModel, settings: Settings, folder: Path | None = None) -> 
         if settings.fresh or not batch:
             batch = _batch(model, draws, settings.batch_size)
         inputs |= _inputs(model, batch, step if settings.dropout else None)
+        looked_up |= set(batch["input_ids"].flatten().tolist())
         texts |= set(model.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True))
         autocast = torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext()
         with autocast:
@@ -138,6 +142,7 @@ def record(model: TextModel, settings: Settings, folder: Path | None = None) -> 
         "before": before,
         "tokens": len(inputs),
         "clipped": clipped,
+        "looked_up": frozenset(looked_up),
         "texts": frozenset(texts),
         "settings": settings,
     }

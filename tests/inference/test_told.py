@@ -18,7 +18,7 @@ from textleak.inference import sentences, told, turned
 from textleak.inference.base import Seen
 from textleak.inference.dropout import empty_columns
 from textleak.inference.heads import read_heads
-from textleak.inference.rate import TIMES_CLIP, TIMES_STEPS
+from textleak.inference.rate import TIMES_CLIP, TIMES_STEPS, _of_clipping
 from textleak.inference.single import alone, read_once
 from textleak.jobs.audit import prepare
 from textleak.models import TextModel
@@ -472,6 +472,10 @@ def test_an_update_that_was_changed_tells_nothing_of_its_steps(tiny: TextModel, 
     assert findings.client is None
     for what in ("optimizer", "learning rate", "steps", "weight decay", "vocabulary", "sentences"):
         assert findings.value(what) is None
+
+
+def test_a_step_of_norm_0_tells_no_rate():
+    assert _of_clipping(0.0, 0.0).times_clip is None
 
 
 def test_which_signs_pruning_left_is_taken_for_no_token(tiny: TextModel):

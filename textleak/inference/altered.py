@@ -20,7 +20,7 @@ from textleak.numerics import grid_step
 _FEW_ZEROS = 0.02
 # Different sizes of entries that int8 has at most; entries of a tensor that has more without it, and of an update that
 # have to tell; matrices that are looked at (our choice).
-_LEVELS, _ENTRIES, _LEAST, _LOOKED_AT = 127, 4096, 256, 8
+_LEVELS, _ENTRIES, _LEAST, _LOOKED_AT = 127, 512, 256, 8
 # A move of so many steps of the weights' grid has more bits than a short type holds, but for a few by chance.
 _LONG = 2.0**15
 # An entry of a weight whose grid is so much finer than the usual move stays as it is by no rounding (our choice).
@@ -85,30 +85,38 @@ def _shortened(seen: Seen) -> bool:
     return total >= _LEAST and short >= _ON_GRID * total
 
 
-def matrices_of(seen: Seen) -> list[tuple[str, Tensor]]:
-    """The matrices that moved, but for embeddings, whose rows are mostly 0."""
+def matrices_of(seen: Seen, *, least: int = _ENTRIES) -> list[tuple[str, Tensor]]:
+    """The matrices of so many entries that moved, but for embeddings, whose rows are mostly 0."""
     return [
         (name, value)
         for name, value in seen.moved()
-        if value.dim() == 2 and name not in seen.model.embedding_names and value.numel() >= _ENTRIES
+        if value.dim() == 2 and name not in seen.model.embedding_names and value.numel() >= least
     ]
 
 
 @measured
 def zeroed(seen: Seen) -> Zeroed:
-    """Entries that are 0, beside whole rows and columns; of an update, where rounding can't have made them so."""
-    zeros = total = 0
+    """Entries that are 0, beside whole rows and columns; of an update, where rounding can't have made them so.
+
+    Where next to nothing is left beside these, of all entries.
+    """
+    inside, whole = [0, 0], [0, 0]
     gradient = sent_as(seen).kind == "gradient"
     for name, value in matrices_of(seen):
-        inner = value.any(1)[:, None] & value.any(0)
+        tells = torch.ones_like(value, dtype=torch.bool)
         if not gradient:
             weights = seen.weights(name)
             if weights is None:
                 continue
             usual = float(some_of(value[value != 0].abs())[0].median())
-            inner &= grid_step(weights, weights.dtype).to(inner.device) <= _FINER * usual
-        zeros += int((inner & (value == 0)).sum())
-        total += int(inner.sum())
+            tells = grid_step(weights, weights.dtype).to(value.device) <= _FINER * usual
+        inner = tells & value.any(1)[:, None] & value.any(0)
+        for counts, which in ((inside, inner), (whole, tells)):
+            counts[0] += int((which & (value == 0)).sum())
+            counts[1] += int(which.sum())
+    zeros, total = inside
+    if total < _LEAST <= whole[1] and whole[0] > (1 - _FEW_ZEROS) * whole[1]:
+        zeros, total = whole
     return Zeroed(zeros=zeros, total=total if gradient or total >= _LEAST else 0)
 
 

@@ -18,8 +18,8 @@ PRUNED, QUANTIZED, NOISED = "pruned", "quantized", "noised"
 # How evenly noise fills a spectrum: the ratio of the smallest singular value to what noise alone makes it, at least
 # (our choice; measured on minilm: 0.97 and more of noise, under 1e-3 of a gradient's own rounding).
 _EVEN = 0.7
-# Matrices that are decomposed (our choice).
-_LOOKED_AT = 8
+# Matrices that are decomposed, and their entries at least (our choice).
+_LOOKED_AT, _ENTRIES = 8, 4096
 
 
 def pruned(seen: Seen) -> Told:
@@ -75,7 +75,7 @@ def noised(seen: Seen) -> Told:
             value=0.0,
             evidence=f"The first layer's spectrum ends clearly after {span.rank} dimensions.",
         )
-    matrices = matrices_of(seen)[:_LOOKED_AT]
+    matrices = matrices_of(seen, least=_ENTRIES)[:_LOOKED_AT]
     if coarse(seen, [name for name, _ in matrices]):
         return Told(what=NOISED, value=None, evidence="Rounding of the type it was computed in is as even.")
     found = [one for _, value in matrices if (one := _even_noise(value)) is not None]

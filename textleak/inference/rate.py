@@ -148,7 +148,7 @@ def _of_clipping(square: float, rounding: float) -> Rate:
     near = float(f"{(low + high) / 2:.1e}")
     apart = 10.0 ** (math.floor(math.log10(near)) - 1) if near > 0 else math.inf
     figure = f"The norm of the update is {math.sqrt(square):.5g}"
-    if not low <= near <= high or (high - low) / apart > _CHANCE:
+    if not near or not low <= near <= high or (high - low) / apart > _CHANCE:
         return Rate(
             rate=None,
             evidence=f"{figure}, not clearly a number of two figures, as clipped gradients make it. SGD's moves are "
