@@ -69,7 +69,7 @@ class Outcome:
 
 
 def outcome(attack: str, shared: SharedGradient, model: object) -> Outcome:
-    sentences = [trait.value for trait in Trait]
+    sentences = [trait.missing for trait in Trait]
     try:
         events = Followed(begin(ATTACKS.build(attack, QUICK[attack]), shared, model))
         told = [e for e in events if isinstance(e, Progress) and e.phase != "initialize"]
