@@ -225,7 +225,7 @@ def as_named(model: TextModel, tensors: Mapping[str, Tensor], *, where: str) -> 
 
 
 def moved_by(client: Client, sent: Mapping[str, Tensor], prepared: TextModel) -> Tensors:
-    """By how much weights moved, of what a client sends that sends them or their difference."""
+    """By how much weights moved, of what a client sends that sends them or their difference; a gradient as it is."""
     if not _shares_weights(client):
         return dict(sent)
     return {name: tensor - prepared.parameters[name].detach().to(tensor) for name, tensor in sent.items()}

@@ -117,9 +117,8 @@ class _Grid:
         if self._time_limit is not None:
             common.append(f"time limit {self._time_limit:g} s")
         cut_off = sum(row.counts.cut_off for row in self._rows)
-        named = any(row.named_rate is not None for row in self._rows)
-        absent = {*(() if cut_off else ("cut off",)), *(() if named else ("named",))}
-        shown = [heading for heading in _HEADINGS if heading not in absent]
+        there = {"cut off": cut_off > 0, "named": any(row.named_rate is not None for row in self._rows)}
+        shown = [heading for heading in _HEADINGS if there.get(heading, True)]
         left_out = []
         names = [
             min(_NARROWEST, max(len(_NAMES[name]), *(len(one[name]) for one in written))) for name in apart

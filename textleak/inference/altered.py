@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from textleak.inference.base import Seen, measured, per_cent, some_of
+from textleak.inference.base import Seen, is_short, measured, per_cent, some_of
 from textleak.inference.kind import grid_share, sent_as
 from textleak.numerics import grid_step
 
@@ -72,16 +72,10 @@ def altered(seen: Seen) -> str | None:
 def _shortened(seen: Seen) -> bool:
     """Whether an update was rounded to a short type: entries that moved by many steps of the grid have few bits."""
     short = total = 0
-    for name, value in seen.moved():
-        weights = seen.weights(name)
-        if weights is None:
-            continue
-        moved_N, weights_N = some_of(value, weights)
-        long_N = moved_N.abs() >= _LONG * grid_step(weights_N, weights.dtype)
-        long_N &= weights_N != 0
-        moved_N = moved_N[long_N]
-        short += int(((moved_N.bfloat16() == moved_N) | (moved_N.half() == moved_N)).sum())
-        total += len(moved_N)
+    for moved_N, weights_N, dtype in seen.sampled():
+        long_N = (weights_N != 0) & (moved_N.abs() >= _LONG * grid_step(weights_N, dtype))
+        short += int(is_short(moved_N[long_N]).sum())
+        total += int(long_N.sum())
     return total >= _LEAST and short >= _ON_GRID * total
 
 
@@ -110,9 +104,9 @@ def zeroed(seen: Seen) -> Zeroed:
                 continue
             usual = float(some_of(value[value != 0].abs())[0].median())
             tells = grid_step(weights, weights.dtype).to(value.device) <= _FINER * usual
-        inner = tells & value.any(1)[:, None] & value.any(0)
+        zero, inner = value == 0, tells & value.any(1)[:, None] & value.any(0)
         for counts, which in ((inside, inner), (whole, tells)):
-            counts[0] += int((which & (value == 0)).sum())
+            counts[0] += int((which & zero).sum())
             counts[1] += int(which.sum())
     zeros, total = inside
     if total < _LEAST <= whole[1] and whole[0] > (1 - _FEW_ZEROS) * whole[1]:

@@ -87,6 +87,14 @@ class Seen:
             if bool(value.any()):
                 yield name, value
 
+    def sampled(self) -> Iterator[tuple[Tensor, Tensor, torch.dtype]]:
+        """Of each of these whose weights are known: some entries, the same of the weights, and the weights' type."""
+        for name, value in self.moved():
+            weights = self.weights(name)
+            if weights is not None:
+                value_N, weights_N = some_of(value, weights)
+                yield value_N, weights_N, weights.dtype
+
 
 Question = Callable[[Seen], Told | None]
 """None where it doesn't arise: a gradient has no learning rate."""
@@ -113,6 +121,11 @@ def some_of(*tensors: Tensor, most: int = SAMPLED) -> list[Tensor]:
     """The same entries of tensors of one shape, evenly spread, at most so many, each flat and in float64."""
     step = max(1, tensors[0].numel() // most) | 1  # odd, so that no column of a matrix is left out
     return [exact(tensor.reshape(-1)[::step]).cpu() for tensor in tensors]
+
+
+def is_short(values: Tensor) -> Tensor:
+    """Which of some numbers bfloat16 or float16 holds."""
+    return (values.bfloat16() == values) | (values.half() == values)
 
 
 def per_cent(share: float) -> str:

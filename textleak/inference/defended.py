@@ -8,7 +8,7 @@ from torch import Tensor
 from textleak.exact.lookups import tied
 from textleak.inference.altered import altered, few_levels, levels_of, matrices_of, zeroed
 from textleak.inference.base import Seen, Told, measured, per_cent
-from textleak.inference.inputs import first_inputs
+from textleak.inference.inputs import coarse_span, first_inputs
 from textleak.inference.kind import sent_as
 from textleak.inference.precision import coarse
 from textleak.inference.vocabulary import words_of
@@ -69,7 +69,7 @@ def noised(seen: Seen) -> Told:
             value=0.0,
             evidence="Rows of the word embedding are exactly 0, which noise leaves none.",
         )
-    if span is not None and span.clear and not coarse(seen, [layer.weight_name for layer in span.layers]):
+    if span is not None and span.clear and not coarse_span(seen, span):
         return Told(
             what=NOISED,
             value=0.0,

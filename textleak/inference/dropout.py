@@ -15,11 +15,10 @@ from textleak.inference.base import Seen, Told, measured, per_cent
 from textleak.inference.estimates import estimate_of
 from textleak.inference.head import head_of
 from textleak.inference.heads import read_heads
-from textleak.inference.inputs import first_inputs
+from textleak.inference.inputs import coarse_span, first_inputs
 from textleak.inference.masks import masked
 from textleak.inference.optimizer import optimizer_of
 from textleak.inference.pairs import pairs_of
-from textleak.inference.precision import coarse
 from textleak.inference.single import alone, linears_of, moves_of
 from textleak.inference.steps import steps_of
 from textleak.words import count_of
@@ -98,7 +97,7 @@ def dropout_of(seen: Seen) -> Dropout:
         return Dropout(on=None, rate=None, evidence=f"{figure}, and {pairs.unclear} of them can't be told.")
     if not span.clear:
         return Dropout(on=None, rate=None, evidence=f"{figure}, which has no clear end.")
-    if coarse(seen, [layer.weight_name for layer in span.layers]):
+    if coarse_span(seen, span):
         return Dropout(
             on=None,
             rate=None,

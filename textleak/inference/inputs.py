@@ -131,6 +131,11 @@ def first_inputs(seen: Seen) -> FirstInputs | None:
     return _of_update(tuple(widest), value_OI, error_OI, torch.cat(steps) if steps else None)
 
 
+def coarse_span(seen: Seen, span: FirstInputs) -> bool:
+    """Whether what it was read off was computed in a short type, whose rounding may hide more of it."""
+    return coarse(seen, [layer.weight_name for layer in span.layers])
+
+
 def _through_adapter(seen: Seen, layer: LocalLayer) -> FirstInputs | None:
     """What the gradient of an adapter's B shows of the layer's inputs, which went through A.
 

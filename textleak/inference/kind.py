@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from textleak.inference.base import Kind, Seen, Told, measured, per_cent, some_of
+from textleak.inference.base import Kind, Seen, Told, is_short, measured, per_cent
 from textleak.models import TextModel
 from textleak.models.base import Tensors
 
@@ -96,16 +96,12 @@ def _counted(seen: Seen, *, telling: bool, part: float = math.inf, sign: int = 1
         sign: of the entries in that sum.
     """
     on_grid = total = 0
-    for name, value in seen.moved():
-        weights = seen.weights(name)
-        if weights is None:
-            continue
-        sent_N, weights_N = some_of(value, weights)
+    for sent_N, weights_N, dtype in seen.sampled():
         told_N = (weights_N != 0) & (sent_N != 0) & (sent_N.abs() <= part * weights_N.abs())
         if telling:
-            told_N &= (sent_N.bfloat16() != sent_N) & (sent_N.half() != sent_N)
+            told_N &= ~is_short(sent_N)
         sum_N = (sign * sent_N + weights_N)[told_N]
-        on_grid += int((sum_N.to(weights.dtype).to(sum_N) == sum_N).sum())
+        on_grid += int((sum_N.to(dtype).to(sum_N) == sum_N).sum())
         total += len(sum_N)
     return on_grid, total
 

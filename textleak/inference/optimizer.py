@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from textleak.inference.adapters import moved_downs
-from textleak.inference.base import Seen, Told, measured, per_cent, some_of
+from textleak.inference.base import Seen, Told, measured, per_cent
 from textleak.inference.kind import sent_as
 from textleak.inference.repeated import repeated_of
 from textleak.inference.shrinking import decay_of
@@ -120,12 +120,8 @@ def _is_sharp(sizes_N: Tensor, steps_N: Tensor, rate: float) -> bool:
 
 def _moves(seen: Seen) -> _Moves:
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for name, value in seen.moved():
-        weights = seen.weights(name)
-        if weights is None:
-            continue
-        moved_N, weights_N = some_of(value, weights)
-        steps_N = grid_step(torch.maximum(weights_N.abs(), (weights_N + moved_N).abs()), weights.dtype)
+    for moved_N, weights_N, dtype in seen.sampled():
+        steps_N = grid_step(torch.maximum(weights_N.abs(), (weights_N + moved_N).abs()), dtype)
         there_N = moved_N.abs() > _CLEAR_OF_GRID * steps_N
         parts.append((moved_N[there_N], weights_N[there_N], steps_N[there_N]))
     if not parts:
@@ -167,13 +163,9 @@ def _spread(seen: Seen) -> tuple[float, int]:
     decay = decay_of(seen)
     product = 0.0 if decay is None else decay.product
     sizes = []
-    for name, value in seen.moved():
-        weights = seen.weights(name)
-        if weights is None:
-            continue
-        moved_N, weights_N = some_of(value, weights)
+    for moved_N, weights_N, dtype in seen.sampled():
         left_N = moved_N + product * weights_N
-        left_N = left_N[left_N.abs() > _CLEAR_OF_GRID * grid_step(weights_N, weights.dtype)]
+        left_N = left_N[left_N.abs() > _CLEAR_OF_GRID * grid_step(weights_N, dtype)]
         if len(left_N):
             sizes.append(float(left_N.square().mean().sqrt()))
     if not sizes:

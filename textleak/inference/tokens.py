@@ -6,11 +6,10 @@ import dataclasses
 
 from textleak.inference.base import Seen, Told, measured
 from textleak.inference.dropout import dropout_of
-from textleak.inference.inputs import FirstInputs, first_inputs, spectrum_of
+from textleak.inference.inputs import FirstInputs, coarse_span, first_inputs, spectrum_of
 from textleak.inference.kind import sent_as
 from textleak.inference.optimizer import optimizer_of
 from textleak.inference.pairs import pairs_of
-from textleak.inference.precision import coarse
 from textleak.inference.sentences import sentences_of
 from textleak.inference.single import linears_of
 from textleak.inference.steps import MORE, steps_of
@@ -56,7 +55,7 @@ def tokens_of(seen: Seen) -> Tokens:
     figure = f"The first layer's gradient has {span.rank} dimensions beyond rounding"
     if not span.clear:
         return Tokens(count=None, evidence=f"{figure}, without a clear end.")
-    if coarse(seen, [layer.weight_name for layer in span.layers]):
+    if coarse_span(seen, span):
         return Tokens(
             count=None, evidence=f"{figure}, and rounding of the type it was computed in may hide more."
         )

@@ -232,7 +232,7 @@ class AuditJob(TextJob):
                 proof_cut_off=recovery.proof_cut_off,
                 match=result["token_match_rate"],
                 recall=result["token_recall"],
-                vocabulary=len(self.telling.named) or None,
+                vocabulary=self.telling.vocabulary,
             )
         )
 
@@ -253,7 +253,7 @@ class AuditJob(TextJob):
         return Facts(
             proof=result["proof"],
             embeddings=bool(self.model.embedding_names & self.shared.gradients.keys()),
-            vocabulary=len(self.telling.named) or None,
+            vocabulary=self.telling.vocabulary,
             tokens=result["tokens"],
             hidden_size=self.model.hidden_size,
             noise=bool(self.defenses),

@@ -50,6 +50,11 @@ class Telling:
     sentences: int | None = None
     tokens: int | None = None
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the update names; None where it names none."""
+        return len(self.named) or None
+
 
 def telling_of(sent: Mapping[str, Tensor], model: TextModel, *, kind: Kind | None) -> Telling:
     """Ask an update what it tells.
@@ -98,7 +103,7 @@ def named_tokens(view: View, sent: Mapping[str, Tensor], defenses: Sequence[Publ
     if any(d.effects is None or any(effect.noise is not None for effect in d.effects) for d in defenses):
         return frozenset()
     kind: Kind = "update" if updates.sends_weights(view.client) else "gradient"
-    moved = updates.moved_by(view.client, sent, model) if kind == "update" else dict(sent)
+    moved = updates.moved_by(view.client, sent, model)
     return frozenset(words_of(Seen(sent=moved, model=model, given=kind)).rows or ()) - model.special_ids
 
 

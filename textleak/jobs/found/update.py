@@ -193,7 +193,7 @@ def _from_file(config: AuditConfig, secret: Secret | None) -> Found:
     shared.validate(prepared.parameters)
     sent = {name: tensor.to(model.device) for name, tensor in shared.gradients.items()}
     kind: Kind = "update" if updates.sends_weights(client) else "gradient"
-    moved = updates.moved_by(client, sent, prepared) if kind == "update" else sent
+    moved = updates.moved_by(client, sent, prepared)
     telling = telling_of(moved, prepared, kind=kind)
     shared = tell_less(_called(config, shared), config)
     if config.know is None:
