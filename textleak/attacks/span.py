@@ -22,7 +22,7 @@ from textleak.attacks.base import ATTACKS, Steps, certified
 from textleak.attacks.search.unsaid import spoken, told
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
-from textleak.exact.adapters.measured import adapted, measures
+from textleak.exact.adapters.measured import FIRST_ROUND, in_first_round, measures
 from textleak.exact.adapters.narrow_text import narrow_text
 from textleak.exact.adapters.sentences import adapter_sentences
 from textleak.exact.dropout.sentences import dropped_sentences
@@ -113,10 +113,13 @@ def spanned_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
 def _between_bounds(view: View) -> Generator[Phase | Progress, None, Found]:
     """Those behind a step that left bounds of the gradient, or behind dropped inputs."""
     found = yield from narrow_text(view)
-    if found.rows or found.sets or (found.notes and not adapted(view)):
+    if found.rows or found.sets:
         return found
-    dropped = yield from dropped_sentences(view)
-    return dataclasses.replace(dropped, notes=(*found.notes, *dropped.notes))
+    first_round = in_first_round(view)
+    if not (first_round and found.notes):
+        dropped = yield from dropped_sentences(view)
+        found = dataclasses.replace(dropped, notes=(*found.notes, *dropped.notes))
+    return dataclasses.replace(found, notes=(FIRST_ROUND, *found.notes)) if first_round else found
 
 
 def _decoder_sentences(view: View) -> Generator[Phase | Progress, None, Found]:

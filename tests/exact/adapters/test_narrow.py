@@ -15,7 +15,9 @@ from textleak.attacks.base import begin, to_end
 from textleak.clients import CLIENTS, composed
 from textleak.clients.view import view_of
 from textleak.events import Recovery, Stop
+from textleak.exact.adapters.measured import FIRST_ROUND, first_layers
 from textleak.exact.adapters.narrow import narrow_spans, reads_narrow
+from textleak.exact.adaptive.spans import bounded_span
 from textleak.models import TextModel
 from textleak.private.share import share
 from textleak.shared.gradient import SharedGradient
@@ -70,6 +72,31 @@ def test_more_tokens_than_numbers_hide_the_text_and_that_is_said(wide_model: Toy
     assert all(p.id < 0 for sentence in recovery.sentences for p in sentence.positions)
     assert recovery.stop is not Stop.VERIFIED
     assert "fill" in " ".join(recovery.notes)
+
+
+def test_an_encoders_first_round_comes_back_through_what_b_reads(wide_model: ToyModel) -> None:
+    model = wide_model("bert", task="classification")
+    recovery = attacked(sent(model, SENTENCE, rank=32, **ADAMW), model)
+    (row,) = model.encode([SENTENCE]).sentences
+    proved = [p for sentence in recovery.sentences for p in sentence.positions if p.proved]
+    assert len(proved) >= len(row) // 2
+    assert all(row[p.position] == p.id for p in proved)
+
+
+@pytest.mark.parametrize("rank", [2, 32])
+def test_it_is_said_that_it_is_the_first_round(rank: int, wide_model: ToyModel) -> None:
+    model = wide_model("bert", task="classification")
+    recovery = attacked(sent(model, SENTENCE, SENTENCE, rank=rank, **ADAMW), model)
+    assert FIRST_ROUND in recovery.notes
+
+
+def test_a_step_that_leaves_open_whether_a_gradient_is_0_shows_no_span(wide_model: ToyModel) -> None:
+    model = wide_model("bert", task="classification")
+    view = view_of(sent(model, SENTENCE, **ADAMW), model)
+    every_a = first_layers(view.text_model, view.shared)
+    assert every_a
+    assert not any(view.shared.gradients[layer.weight_name].any() for layer in every_a)
+    assert "may all be 0" in str(bounded_span(view, every_a))
 
 
 def test_it_reads_one_repeatable_text_of_a_decoder(wide_model: ToyModel) -> None:

@@ -21,7 +21,7 @@ from textleak.attacks.replaying import ALONG
 from textleak.attacks.replaying.scores import Replayed
 from textleak.clients.view import View
 from textleak.events import Phase, Progress, Recovery, Sentence, Stop
-from textleak.exact.adapters.measured import Measured, adapted, first_layers
+from textleak.exact.adapters.measured import Measured, first_layers, in_first_round
 from textleak.exact.adapters.within import Within
 from textleak.exact.found import OPEN
 from textleak.matching.discrete import Guess, Row, Scores
@@ -58,7 +58,7 @@ def reads_adapters(view: View) -> bool:
     model = view.text_model
     causal = model.task == "causal-lm" and not sees_ahead(model)
     layers = first_layers(model, view.shared) if causal else ()
-    return bool(layers) and not layers[0].depends_on_position and adapted(view)
+    return bool(layers) and not layers[0].depends_on_position and not in_first_round(view)
 
 
 def adapted_text(view: View, length: int) -> Generator[Phase | Progress, None, Recovery]:

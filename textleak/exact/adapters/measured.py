@@ -22,6 +22,12 @@ from textleak.shared.gradient import SharedGradient
 # tells 34 beginnings apart from 16 measurements, four leave no near miss).
 _LAYERS, _LOOKED_AT = 4, 64
 
+FIRST_ROUND = (
+    "The gradient of every adapter's A is exactly 0, as it always is in the first round, while its B is 0: this says "
+    "nothing about safety. What later rounds give away shows with lora:at=5."
+)
+"""What is said where an update is `in_first_round`'s."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Measured:
@@ -62,17 +68,16 @@ def measures(view: View) -> bool:
     layers = first_layers(model, shared)
     if not layers:
         return False
-    first = Measured.of(shared, layers)
-    if not first.gradient_MI.any():
+    if in_first_round(view):
         return True
     spans_alone = sees_ahead(model) or model.language.padding != "masked"
-    return not shared.effects and not (spans_alone and first.spanned(shared))
+    return not shared.effects and not (spans_alone and Measured.of(shared, layers).spanned(shared))
 
 
-def adapted(view: View) -> bool:
-    """Whether the first layers' adapters changed what they read in any way: in the first round B is 0, and A stays."""
+def in_first_round(view: View) -> bool:
+    """Whether the first layers' adapters show no gradient of A, as while their B is still 0."""
     layers = first_layers(view.text_model, view.shared)
-    return bool(layers) and bool(Measured.of(view.shared, layers).gradient_MI.any())
+    return bool(layers) and not Measured.of(view.shared, layers).gradient_MI.any()
 
 
 def first_layers(model: TextModel, shared: SharedGradient) -> tuple[LocalLayer, ...]:

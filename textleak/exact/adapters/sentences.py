@@ -18,7 +18,13 @@ from textleak.exact.adapters.bag import Bag, find_bag
 from textleak.exact.adapters.batches import encoder_batch
 from textleak.exact.adapters.endings import read_endings
 from textleak.exact.adapters.growth import Growth
-from textleak.exact.adapters.measured import Measured, first_layers, later_measured
+from textleak.exact.adapters.measured import (
+    FIRST_ROUND,
+    Measured,
+    first_layers,
+    in_first_round,
+    later_measured,
+)
 from textleak.exact.adapters.narrow_text import narrow_text
 from textleak.exact.adapters.places import placed
 from textleak.exact.classes import single_class
@@ -30,10 +36,6 @@ from textleak.models.probes.reach import sees_ahead
 # The relative norm that the right ends of sentences leave of the gradient (our choice; as `endings` measures it).
 _ENDED = 1e-4
 
-_FIRST_ROUND = (
-    "The gradient of every adapter's A is exactly 0, because its B is still 0, as it is in the first round alone: this "
-    "says nothing about safety. What later rounds give away shows with lora:at=5."
-)
 _MASKED = "Which tokens are masked was not found: only what the network reads shows in the first layers."
 _ENDS_OPEN = (
     "What the sentences end with was not found; two of them may begin alike, or one with all of another."
@@ -46,13 +48,13 @@ def adapter_sentences(view: View) -> Generator[Phase | Progress, None, Found]:
     Args:
         view: what the server sees; `measures` holds.
     """
-    model, shared = view.text_model, view.shared
-    first = Measured.of(shared, first_layers(model, shared))
-    if not first.gradient_MI.any():
+    if in_first_round(view):
         found = yield from narrow_text(view)
         if found.rows or found.sets:
             return found
-        return Found(notes=(_FIRST_ROUND, *found.notes))
+        return Found(notes=(FIRST_ROUND, *found.notes))
+    model, shared = view.text_model, view.shared
+    first = Measured.of(shared, first_layers(model, shared))
     yield Phase(name="tokens", detail="which tokens the adapters' gradients are made of")
     lengths = shared.known.lengths
     longest = max(lengths) - (model.task == "causal-lm") if lengths else None

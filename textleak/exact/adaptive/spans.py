@@ -46,10 +46,12 @@ class BoundedSpan:
 
 
 def first_layers(view: View) -> tuple[LocalLayer, ...]:
-    """The layers that read the first local input, of those whose gradients were shared."""
+    """The layers that read the first local input, of those whose shared gradients aren't 0."""
     seen = view.shared.gradients
     layers = [
-        layer for layer in local_layers(view.text_model) if layer.weight_name in seen and layer.used_once
+        layer
+        for layer in local_layers(view.text_model)
+        if layer.used_once and layer.weight_name in seen and bool(seen[layer.weight_name].any())
     ]
     return tuple(layer for layer in layers if layer.input_group == layers[0].input_group)
 
@@ -67,7 +69,10 @@ def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None
     bounds = _bounds(view, {layer.weight_name: view.shared.gradients[layer.weight_name] for layer in layers})
     if bounds is None:
         return "The update doesn't show between what the gradient's entries lay."
-    found = _fitted(view, _stacked(bounds, layers), least)
+    between = _stacked(bounds, layers)
+    if not bool(((between.low_OI > 0) | (between.high_OI < 0)).any()):
+        return "The first layers' gradients may all be 0: there is no span to read."
+    found = _fitted(view, between, least)
     if isinstance(found, str):
         return found
     return BoundedSpan(
