@@ -17,9 +17,11 @@ from textleak.clients.base import Client
 from textleak.clients.view import view_of
 from textleak.errors import InputError
 from textleak.events import Stop
+from textleak.jobs.files import tell_less
 from textleak.models import TextModel
 from textleak.models.gradient import formed_gradient
 from textleak.private.share import share
+from textleak.settings import RunConfig
 from textleak.shared.effects import before_rounding
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.traits import Trait
@@ -188,6 +190,21 @@ def test_a_client_travels_with_its_gradient(toy_model: ToyModel, tmp_path: Any) 
     untold, told = share(model, FOUR, LABELS, client=both, know="no-client,batch-size")
     assert untold.client.kinds == ()
     assert told.client == shared.client
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_adapters_are_in_the_network_that_the_server_gave_out(
+    written: bool, toy_model: ToyModel, tmp_path: Path
+) -> None:
+    model = toy_model("bert", task="classification")
+    both = composed([CLIENTS.build("lora", {"rank": 2}), CLIENTS.build("fedavg", {"lr": 0.1})])
+    shared, _ = share(
+        model, FOUR, LABELS, client=both, know="batch-size" if written else "no-client,batch-size"
+    )
+    if written:
+        shared = tell_less(shared, RunConfig(know="no-client", gradients=tmp_path / "update.safetensors"))
+    assert [name for name, _ in shared.client.kinds] == ["lora"]
+    assert {*shared.gradients} <= {*view_of(shared, model).model.parameters}
 
 
 def test_a_gradient_without_a_client_is_of_one_step(toy_model: ToyModel, tmp_path: Any) -> None:

@@ -5,6 +5,6 @@ server of its guesses. To add a kind: a file here with a frozen keyword-only dat
 `@CLIENTS.register("name")`, and a row in the contract test. Kinds compose in order.
 """
 
-from textleak.clients.base import CLIENTS, Client, client_of, composed
+from textleak.clients.base import CLIENTS, Client, client_of, composed, untold
 
-__all__ = ["CLIENTS", "Client", "client_of", "composed"]
+__all__ = ["CLIENTS", "Client", "client_of", "composed", "untold"]

@@ -71,6 +71,7 @@ class Client:
     Attributes:
         name: as it was registered.
         reads: what it can train on.
+        in_network: whether it is a part of the network that the server gives out, so that it can't be kept from it.
 
     Example:
         >>> from textleak.clients import CLIENTS
@@ -82,6 +83,7 @@ class Client:
 
     name: ClassVar[str] = "one-step"
     reads: ClassVar[frozenset[Modality]] = frozenset(Modality)
+    in_network: ClassVar[bool] = False
 
     def prepare(self, model: M) -> M:
         """The public model as this client trains it, adapters inserted, say; the model itself stays as it is."""
@@ -296,3 +298,12 @@ def client_of(public: PublicClient) -> Client:
         InputError: a kind that isn't registered here, or options that it doesn't take.
     """
     return composed([CLIENTS.build(name, options) for name, options in public.kinds])
+
+
+def untold(public: PublicClient) -> PublicClient:
+    """What a server knows of a client that doesn't say how it trains: what is in the network, of one plain step.
+
+    Raises:
+        InputError: a kind that isn't registered here.
+    """
+    return PublicClient(kinds=tuple(kind for kind in public.kinds if CLIENTS[kind[0]].in_network))

@@ -51,6 +51,7 @@ class Lora(Client):
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
+    in_network: ClassVar[bool] = True
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0

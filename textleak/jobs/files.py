@@ -131,7 +131,7 @@ def done_to(
 
     if secret is None:
         return shared.defenses, shared.client
-    return shared.defenses or secret.defenses, secret.client if shared.client == ONE_STEP else shared.client
+    return shared.defenses or secret.defenses, shared.client if secret.client == ONE_STEP else secret.client
 
 
 def tell_less(shared: SharedGradient, config: RunConfig | ImageConfig) -> SharedGradient:
@@ -140,13 +140,13 @@ def tell_less(shared: SharedGradient, config: RunConfig | ImageConfig) -> Shared
     Raises:
         InputError: the file doesn't say what is to be told.
     """
+    from textleak.clients import untold
     from textleak.shared.known import SideInformation, hides_client, hides_defense, leaves_default
-    from textleak.shared.public import ONE_STEP
 
     if hides_defense(config.know):
         shared = dataclasses.replace(shared, defenses=())
     if hides_client(config.know):
-        shared = dataclasses.replace(shared, client=ONE_STEP)
+        shared = dataclasses.replace(shared, client=untold(shared.client))
     if config.know is None or leaves_default(config.know):
         return shared
     kinds = SideInformation.PICTURE_KINDS if isinstance(config, ImageConfig) else SideInformation.KINDS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from textleak import seeds
-from textleak.clients.base import Client, OnSample, composed, gradient_of
+from textleak.clients.base import Client, OnSample, composed, gradient_of, untold
 from textleak.defenses import Defense, Step, check_order
 from textleak.errors import InputError
 from textleak.events import Label
@@ -24,7 +24,6 @@ from textleak.private.secrets import ImageSecret, Secret
 from textleak.shared.choice import choose_shared
 from textleak.shared.gradient import SharedGradient
 from textleak.shared.known import SideInformation, hides_client, hides_defense
-from textleak.shared.public import ONE_STEP
 from textleak.shared.traits import Trait
 from textleak.words import count_of
 
@@ -80,7 +79,7 @@ def share(
         defenses: applied in order.
         know: what the server is told: "lengths,labels,batch-size" ("batch-norm" in place of lengths for pictures) or
             "nothing"; None for the batch size, and the lengths too when B = 1. With "no-defense" it isn't told of the
-            defenses, with "no-client" not how the client trains.
+            defenses, with "no-client" not how the client trains, but for what is in the network that it gave out.
         seed: splits into the client's and the defense's streams.
 
     Raises:
@@ -113,7 +112,7 @@ def share(
         share=share,
         known=private.known,
         defenses=() if hides_defense(know) else public,
-        client=ONE_STEP if hides_client(know) else client.public(prepared),
+        client=untold(client.public(prepared)) if hides_client(know) else client.public(prepared),
     )
     shared.check_finite("this client")
     secret = dataclasses.replace(private.secret, defenses=public, client=client.public(prepared))

@@ -117,7 +117,7 @@ def hides_defense(know: str | None) -> bool:
 
 
 def hides_client(know: str | None) -> bool:
-    """Whether a `--know` text keeps the client's procedure from the server, which then takes it for one plain step."""
+    """Whether a `--know` text keeps from the server how the client trains, which it then takes for one plain step."""
     return NO_CLIENT in _names(know)
 
 
