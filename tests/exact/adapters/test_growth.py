@@ -40,3 +40,13 @@ def test_without_one_of_the_tokens_nothing_is_complete(wide_model: ToyModel, see
     rows = [row[:-1] for row in model.encode(THREE).sentences]
     tokens = sorted({t for row in rows for t in row} - {rows[0][1]})
     assert not grown(seen(model, THREE), tuple(tokens), single=False).complete
+
+
+def test_without_time_nothing_is_grown(wide_model: ToyModel, seen: Seen) -> None:
+    model = wide_model()
+    (row,) = model.encode(THREE[:1]).sentences
+    view = seen(model, THREE[:1])
+    growth = Growth(view.model, later_measured(view.model, view.shared), row[:-1], longest=12, single=True)
+    assert not list(growth.grow(Clock.of(0.0)))
+    assert not growth.leaves
+    assert not growth.complete

@@ -146,9 +146,9 @@ class Growth:
 
     def _keep_what_is_there(self) -> None:
         """Leave out beginnings that have no part in the gradients."""
-        inputs = self._inputs_at(self.beginnings)
         if not self.beginnings:
             return
+        inputs = self._inputs_at(self.beginnings)
         found = [parts(one.gradient_MI.to(self.model.device), inputs[one.name]) for one in self.measured]
         there_N = torch.stack([one.there_N for one in found]).double().mean(0) > 0.5  # in most layers
         kept = {row for row, there in zip(self.beginnings, there_N.tolist(), strict=True) if there}
