@@ -507,6 +507,26 @@ def test_a_key_s_bias_whose_gradient_is_rounding_alone_is_on_no_grid(unit: float
     assert told(sent, tiny).value("precision") == "float32"
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_tokens_that_rounding_may_hide_behind_adapters_arent_counted(bf16: bool, tiny: TextModel) -> None:
+    recorded = record(tiny, Settings(optimizer=None, bf16=bf16, rank=32, seed=9))
+    tokens = told(recorded.sent, tiny, kind="gradient", before=recorded.before).value("tokens")
+    assert tokens == (None if bf16 else recorded.tokens)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize(("short", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_which_short_type_it_was_is_told_where_small_entries_lie_on_both_grids(
+    short: str, dtype: torch.dtype, size: float, tiny: TextModel
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+    sent = {
+        name: (size * torch.randn(parameter.shape, generator=draws)).to(dtype).float()
+        for name, parameter in tiny.parameters.items()
+    }
+    assert told(sent, tiny, kind="gradient").value("precision") == short
+
+
 @pytest.mark.slow
 @pytest.mark.pretrained
 def test_of_twenty_drawn_procedures_none_is_told_wrong():

@@ -66,6 +66,7 @@ class FirstInputs:
         following: the singular value after it, likewise.
         leading: how many times the second singular value the first one is, where the others fall off evenly from there;
             0 where the second stands out too.
+        read_off: parameters whose gradients it was read off.
         down_AI: what inputs go through before: an adapter's A; None for nothing.
     """
 
@@ -79,6 +80,7 @@ class FirstInputs:
     least: float
     following: float
     leading: float
+    read_off: tuple[str, ...]
     down_AI: Tensor | None = None
 
     @property
@@ -133,7 +135,7 @@ def first_inputs(seen: Seen) -> FirstInputs | None:
 
 def coarse_span(seen: Seen, span: FirstInputs) -> bool:
     """Whether what it was read off was computed in a short type, whose rounding may hide more of it."""
-    return coarse(seen, [layer.weight_name for layer in span.layers])
+    return coarse(seen, span.read_off)
 
 
 def _through_adapter(seen: Seen, layer: LocalLayer) -> FirstInputs | None:
@@ -152,7 +154,7 @@ def _through_adapter(seen: Seen, layer: LocalLayer) -> FirstInputs | None:
         if one.error is None
         else _of_update((layer,), one.value, one.error, None)
     )
-    return None if span is None else dataclasses.replace(span, down_AI=exact(a).cpu())
+    return None if span is None else dataclasses.replace(span, read_off=(b,), down_AI=exact(a).cpu())
 
 
 def _rows(one: Estimate, layer: LocalLayer) -> Estimate:
@@ -216,6 +218,7 @@ def _of_gradient(layers: tuple[LocalLayer, ...], value_OI: Tensor, eps: float) -
     sizes = sum(size**0.5 for size in (len(value_OI), value_OI.shape[1] - rank))
     return FirstInputs(
         layers=layers,
+        read_off=tuple(layer.weight_name for layer in layers),
         rank=rank,
         clear=clear and rank < min(value_OI.shape),
         basis_RI=basis_SI[:rank],
@@ -242,6 +245,7 @@ def _of_update(
     basis_RI = basis_SI[:rank]
     return FirstInputs(
         layers=layers,
+        read_off=tuple(layer.weight_name for layer in layers),
         rank=rank,
         clear=(following <= _MAYBE * noise or float(s_S[rank - 1]) >= APART * following)
         and rank < min(value_OI.shape),

@@ -20,6 +20,8 @@ _SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Part of a tensor's entries that lie on a grid when all were rounded to it; of others one in 2¹⁶ does by chance. And
 # how many entries that aren't 0 tell (our choice).
 _ALL, _LEAST = 0.999, 64
+# From this size on float16 tells more than bfloat16, below it no more, as it has no smaller step than 2⁻²⁴.
+_FP16_FINER = 2.0**-16
 # Part of the median tensor's largest entry that a tensor's has to exceed: below it they are rounding of sums that
 # cancel, as a key's bias has, which leaves few bits (our choice: float32's own eps).
 _ROUNDING = torch.finfo(torch.float32).eps
@@ -59,11 +61,16 @@ def _grid(value: Tensor) -> str:
         return _type(value)
     (values_N,) = some_of(value)
     values_N = values_N[values_N != 0]
-    for short, dtype in _SHORT.items():
-        on_N = values_N.to(dtype).to(values_N) == values_N
-        if len(values_N) >= _LEAST and float(on_N.double().mean()) >= _ALL:
-            return short
-    return _type(value)
+    if len(values_N) < _LEAST:
+        return _type(value)
+    on = [short for short, dtype in _SHORT.items() if _lies_on(values_N, dtype)]
+    if len(on) == len(_SHORT):
+        return "bf16" if int((values_N.abs() >= _FP16_FINER).sum()) >= _LEAST else "fp16"
+    return on[0] if on else _type(value)
+
+
+def _lies_on(values_N: Tensor, dtype: torch.dtype) -> bool:
+    return float((values_N.to(dtype).to(values_N) == values_N).double().mean()) >= _ALL
 
 
 def computed_eps(seen: Seen, names: Sequence[str]) -> float:
