@@ -15,6 +15,7 @@ from tests.inference.answers import RIGHT, WRONG, marks
 from tests.inference.recorded import Settings, left, record
 from textleak.errors import InputError
 from textleak.inference import sentences, told, turned
+from textleak.inference.altered import altered
 from textleak.inference.base import Seen
 from textleak.inference.dropout import empty_columns
 from textleak.inference.heads import read_heads
@@ -505,6 +506,17 @@ def test_a_key_s_bias_whose_gradient_is_rounding_alone_is_on_no_grid(unit: float
     sent[name] = unit * (torch.arange(sent[name].numel()) % 13 - 6)
 
     assert told(sent, tiny).value("precision") == "float32"
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3])
+def test_signs_with_little_noise_after_them_tell_no_counts(noise: float, tiny: TextModel) -> None:
+    draws = torch.Generator().manual_seed(0)
+    sent = record(tiny, Settings(optimizer=None, batch_size=4, seed=9)).sent
+    changed = {n: g.sign() + noise * torch.randn(g.shape, generator=draws) for n, g in sent.items()}
+    findings = told(changed, tiny, kind="gradient")
+    assert [findings.value(what) for what in ("sentences", "tokens", "dropout")] == [None] * 3
+    assert "which hides it" in str(altered(Seen(sent=changed, model=tiny, given="gradient")))
+    assert altered(Seen(sent=sent, model=tiny, given="gradient")) is None
 
 
 @pytest.mark.parametrize("bf16", [False, True])

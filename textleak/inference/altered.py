@@ -14,6 +14,7 @@ from torch import Tensor
 from textleak.inference.base import Seen, is_short, measured, per_cent, some_of
 from textleak.inference.kind import grid_share, sent_as
 from textleak.numerics import grid_step
+from textleak.words import count_of
 
 # Part of a matrix' entries that are exactly 0 without pruning: none, but for dropout in layers that were used once, and
 # ReLU's dead units, which empty whole rows or columns (our choice). Below it nobody prunes.
@@ -21,6 +22,9 @@ _FEW_ZEROS = 0.02
 # Different sizes of entries that int8 has at most; entries of a tensor that has more without it, and of an update that
 # have to tell; matrices that are looked at (our choice).
 _LEVELS, _ENTRIES, _LEAST, _LOOKED_AT = 127, 512, 256, 8
+# Sizes are one that are so near each other, in units of the median: of a gradient's own 512 hundreds are left (our
+# choice).
+_ALIKE = 1e-3
 # A move of so many steps of the weights' grid has more bits than a short type holds, but for a few by chance.
 _LONG = 2.0**15
 # An entry of a weight whose grid is so much finer than the usual move stays as it is by no rounding (our choice).
@@ -53,9 +57,9 @@ def altered(seen: Seen) -> str | None:
     """What was done to it, in a sentence; None where nothing shows."""
     if zeroed(seen).pruned:
         return "Entries were set to 0, which hides it."
-    few = levels_of(seen)
+    few = _sizes(seen)
     if few is not None and few_levels(few):
-        return f"Entries have no more than {few} sizes, which hides it."
+        return f"Entries have no more than {count_of(few, 'size')}, which hides it."
     if sent_as(seen).kind != "update":
         return None
     if _shortened(seen):
@@ -121,6 +125,15 @@ def levels_of(seen: Seen) -> int | None:
         return None
     counts = [int(torch.unique(g[g != 0].abs()).numel()) for _, g in matrices_of(seen)[:_LOOKED_AT]]
     return max(counts, default=None)
+
+
+def _sizes(seen: Seen) -> int | None:
+    """The same of some of their entries, where sizes are one that noise after rounding may have made of one."""
+    if sent_as(seen).kind != "gradient":
+        return None
+    some = [some_of(g[g != 0].abs())[0] for _, g in matrices_of(seen)[:_LOOKED_AT]]
+    steps = [torch.unique((sizes_N / (_ALIKE * sizes_N.median())).round()) for sizes_N in some]
+    return max(map(len, steps), default=None)
 
 
 def few_levels(count: int) -> bool:
