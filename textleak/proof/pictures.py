@@ -53,10 +53,10 @@ class Pictures(Answer):
         return view.own(PictureExamples(pixels_BCHW=pixels_BCHW, targets=model.targets(self.labels)))
 
     def near(self, compared: Comparison) -> tuple[str, ...]:
-        """What the first that fits as well is, where one does."""
+        """What the first that fits as well is, where one does; errors as of `Comparison.go_on`."""
         shared, model = compared.view.shared, compared.view.model
         classes = None if shared.known.labels is not None else model.num_labels
-        for what, other in self._others(classes):
+        for what, other in compared.in_time(self._others(classes)):
             if distance_to(shared, other.own(compared.roughly)) > ROUGHLY * compared.bar:
                 continue
             if not distance_to(shared, other.own(compared.exactly)) > compared.bar:
