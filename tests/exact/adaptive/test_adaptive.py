@@ -290,6 +290,28 @@ def test_several_sentences_behind_steps_are_read_and_verified_though_nobody_says
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "adapters"),
+    [
+        pytest.param("attention", None, id="attention alone"),
+        pytest.param("all", {"rank": 32, "at": 3}, id="adapters"),
+    ],
+)
+def test_whichever_layers_further_in_were_shared_tell_which_tokens_stand_together(
+    what: str, adapters: dict[str, object] | None, wide_model: Callable[[], TextModel]
+) -> None:
+    model = wide_model()
+    inserted = [] if adapters is None else [CLIENTS.build("lora", adapters)]
+    who = composed([*inserted, CLIENTS.build("fedavg", STEP)])
+    shared, secret = share(
+        model, ["he sat", "we ran home"], client=who, share=what, know="batch-size", seed=1
+    )
+    recovery = recover(shared, model)
+    assert sorted(read(recovery)) == sorted(secret.ids)
+    assert recovery.stop is Stop.VERIFIED
+
+
+@pytest.mark.slow
 def test_several_sentences_in_bfloat16_are_read_though_no_mask_tells_them_apart(
     wide_model: Callable[[], TextModel],
 ) -> None:

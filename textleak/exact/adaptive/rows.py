@@ -9,6 +9,7 @@ Shapes: K sentences, T positions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -27,8 +28,9 @@ from textleak.models.probes.dropped import treated
 from textleak.models.probes.layers import LinearLayer, following_layers, layer_inputs
 from textleak.models.probes.reach import sees_ahead
 
-# Inputs further in that are asked where each costs a decomposition, and where it costs a fit (our choice).
-_INPUTS, _INPUTS_BOUNDED = 2, 1
+# Inputs further in that are taken where each costs a decomposition, and where it costs a fit; and those that are asked
+# for them (our choice).
+_INPUTS, _INPUTS_BOUNDED, _ASKED = 2, 1, 4
 # Bounds of a mean part outside below which a row is looked at closely (our choice; measured on minilm after 4 and 16
 # steps of SGD: 3e-6 to 2e-5 for true sentences, above 1e-2 for others).
 _CLOSEST, _FARTHEST = 1e-6, 1e-3
@@ -109,11 +111,13 @@ class BlurredRows:
         )
         if not len(pairs):
             return "No token's input lies in the span of the update."
-        further_in = following_layers(model, _INPUTS_BOUNDED if bounded else _INPUTS)
-        found = (_input(view, _shared(view, layers), rank, bounded=bounded) for layers in further_in)
-        further = [left for left in found if not isinstance(left, str)]
+        every = (_shared(view, layers) for layers in following_layers(model, len(view.model.parameters)))
+        asked = itertools.islice(filter(None, every), _ASKED)
+        found = (_input(view, layers, rank, bounded=bounded) for layers in asked)
+        shown = (left for left in found if not isinstance(left, str))
+        further = list(itertools.islice(shown, _INPUTS_BOUNDED if bounded else _INPUTS))
         if not further:
-            return "No layer beyond the first ones was shared, so nothing tells which tokens stand together."
+            return "No layer beyond the first ones shows what it read, so nothing tells which tokens stand together."
         return cls(view, pairs, (first, *further), bounded=bounded)
 
     def look(self) -> Iterator[Row | None]:
@@ -188,7 +192,9 @@ def _longest(view: View, layer: LinearLayer, span: InputSpan, outside: float) ->
 
 
 def _shared(view: View, layers: Sequence[LinearLayer]) -> list[LinearLayer]:
-    return [layer for layer in layers if layer.weight_name in view.shared.gradients]
+    """Those whose shared gradients aren't 0."""
+    seen = view.shared.gradients
+    return [layer for layer in layers if layer.weight_name in seen and bool(seen[layer.weight_name].any())]
 
 
 def _turned(span: InputSpan) -> float:

@@ -71,7 +71,7 @@ def bounded_span(view: View, layers: Sequence[LinearLayer], *, least: int | None
         return "The update doesn't show between what the gradient's entries lay."
     between = _stacked(bounds, layers)
     if not bool(((between.low_OI > 0) | (between.high_OI < 0)).any()):
-        return "The first layers' gradients may all be 0: there is no span to read."
+        return "All gradients of what reads one input may be 0: there is no span to read."
     found = _fitted(view, between, least)
     if isinstance(found, str):
         return found
