@@ -7,6 +7,7 @@ of weights is a difference of numbers of their type, unless something was done t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def altered(seen: Seen) -> str | None:
     """What was done to it, in a sentence; None where nothing shows."""
     if zeroed(seen).pruned:
         return "Entries were set to 0, which hides it."
-    few = _sizes(seen)
+    few = _blurred_levels(seen)
     if few is not None and few_levels(few):
         return f"Entries have no more than {count_of(few, 'size')}, which hides it."
     if sent_as(seen).kind != "update":
@@ -121,19 +122,21 @@ def zeroed(seen: Seen) -> Zeroed:
 @measured
 def levels_of(seen: Seen) -> int | None:
     """The most different sizes that entries of a matrix have; None where no matrix tells, as of an update."""
-    if sent_as(seen).kind != "gradient":
-        return None
-    counts = [int(torch.unique(g[g != 0].abs()).numel()) for _, g in matrices_of(seen)[:_LOOKED_AT]]
-    return max(counts, default=None)
+    return max((len(torch.unique(sizes_N)) for sizes_N in _sizes(seen)), default=None)
 
 
-def _sizes(seen: Seen) -> int | None:
+def _blurred_levels(seen: Seen) -> int | None:
     """The same of some of their entries, where sizes are one that noise after rounding may have made of one."""
-    if sent_as(seen).kind != "gradient":
-        return None
-    some = [some_of(g[g != 0].abs())[0] for _, g in matrices_of(seen)[:_LOOKED_AT]]
+    some = [some_of(sizes_N)[0] for sizes_N in _sizes(seen)]
     steps = [torch.unique((sizes_N / (_ALIKE * sizes_N.median())).round()) for sizes_N in some]
     return max(map(len, steps), default=None)
+
+
+def _sizes(seen: Seen) -> Iterator[Tensor]:
+    """Those of the entries of a gradient's first matrices, but for 0; of an update none."""
+    if sent_as(seen).kind == "gradient":
+        for _, value in matrices_of(seen)[:_LOOKED_AT]:
+            yield value[value != 0].abs()
 
 
 def few_levels(count: int) -> bool:

@@ -123,9 +123,14 @@ def some_of(*tensors: Tensor, most: int = SAMPLED) -> list[Tensor]:
     return [exact(tensor.reshape(-1)[::step]).cpu() for tensor in tensors]
 
 
+def lies_on(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which of some numbers a type holds."""
+    return values.to(dtype).to(values) == values
+
+
 def is_short(values: Tensor) -> Tensor:
     """Which of some numbers bfloat16 or float16 holds."""
-    return (values.bfloat16() == values) | (values.half() == values)
+    return lies_on(values, torch.bfloat16) | lies_on(values, torch.float16)
 
 
 def per_cent(share: float) -> str:

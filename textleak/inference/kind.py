@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from textleak.inference.base import Kind, Seen, Told, is_short, measured, per_cent
+from textleak.inference.base import Kind, Seen, Told, is_short, lies_on, measured, per_cent
 from textleak.models import TextModel
 from textleak.models.base import Tensors
 
@@ -101,7 +101,7 @@ def _counted(seen: Seen, *, telling: bool, part: float = math.inf, sign: int = 1
         if telling:
             told_N &= ~is_short(sent_N)
         sum_N = (sign * sent_N + weights_N)[told_N]
-        on_grid += int((sum_N.to(dtype).to(sum_N) == sum_N).sum())
+        on_grid += int(lies_on(sum_N, dtype).sum())
         total += len(sum_N)
     return on_grid, total
 

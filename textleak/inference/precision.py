@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from textleak.inference.base import Seen, Told, measured, per_cent, some_of
+from textleak.inference.base import Seen, Told, lies_on, measured, per_cent, some_of
 from textleak.inference.kind import sent_as
 
 WHAT = "precision"
@@ -63,14 +63,10 @@ def _grid(value: Tensor) -> str:
     values_N = values_N[values_N != 0]
     if len(values_N) < _LEAST:
         return _type(value)
-    on = [short for short, dtype in _SHORT.items() if _lies_on(values_N, dtype)]
+    on = [short for short, dtype in _SHORT.items() if lies_on(values_N, dtype).double().mean() >= _ALL]
     if len(on) == len(_SHORT):
         return "bf16" if int((values_N.abs() >= _FP16_FINER).sum()) >= _LEAST else "fp16"
     return on[0] if on else _type(value)
-
-
-def _lies_on(values_N: Tensor, dtype: torch.dtype) -> bool:
-    return float((values_N.to(dtype).to(values_N) == values_N).double().mean()) >= _ALL
 
 
 def computed_eps(seen: Seen, names: Sequence[str]) -> float:

@@ -106,16 +106,17 @@ def share(
     with explained(model):
         shown = _sent(client, prepared, private, names, defenses, step, draws)
     public = tuple(defense.public(step) for defense in defenses)
+    trained = client.public(prepared)
     shared = SharedGradient(
         gradients=shown,
         model=model.public(),
         share=share,
         known=private.known,
         defenses=() if hides_defense(know) else public,
-        client=untold(client.public(prepared)) if hides_client(know) else client.public(prepared),
+        client=untold(trained) if hides_client(know) else trained,
     )
     shared.check_finite("this client")
-    secret = dataclasses.replace(private.secret, defenses=public, client=client.public(prepared))
+    secret = dataclasses.replace(private.secret, defenses=public, client=trained)
     return shared, secret
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from textleak.clients.view import View
+from textleak.exact.adaptive.spans import showing
 from textleak.exact.subspace import layer_span
 from textleak.models import TextModel
 from textleak.models.probes.layers import LinearLayer, LocalLayer, following_layers, local_layers
@@ -68,7 +69,7 @@ def measures(view: View) -> bool:
     layers = first_layers(model, shared)
     if not layers:
         return False
-    if in_first_round(view):
+    if not showing(view, layers):
         return True
     spans_alone = sees_ahead(model) or model.language.padding != "masked"
     return not shared.effects and not (spans_alone and Measured.of(shared, layers).spanned(shared))
@@ -77,7 +78,7 @@ def measures(view: View) -> bool:
 def in_first_round(view: View) -> bool:
     """Whether the first layers' adapters show no gradient of A, as while their B is still 0."""
     layers = first_layers(view.text_model, view.shared)
-    return bool(layers) and not Measured.of(view.shared, layers).gradient_MI.any()
+    return bool(layers) and not showing(view, layers)
 
 
 def first_layers(model: TextModel, shared: SharedGradient) -> tuple[LocalLayer, ...]:

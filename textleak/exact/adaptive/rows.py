@@ -17,7 +17,7 @@ import torch
 from textleak.clients.view import View
 from textleak.exact.adaptive.loud import likely_gradients
 from textleak.exact.adaptive.rounded import rounded_span
-from textleak.exact.adaptive.spans import bounded_span, first_layers
+from textleak.exact.adaptive.spans import bounded_span, first_layers, showing
 from textleak.exact.pairs import Pairs, find_pairs
 from textleak.exact.remainder import LayerRemainder
 from textleak.exact.sentence_search import EFFORTS, SentenceSearch
@@ -111,7 +111,7 @@ class BlurredRows:
         )
         if not len(pairs):
             return "No token's input lies in the span of the update."
-        every = (_shared(view, layers) for layers in following_layers(model, len(view.model.parameters)))
+        every = (showing(view, layers) for layers in following_layers(model, len(view.model.parameters)))
         asked = itertools.islice(filter(None, every), _ASKED)
         found = (_input(view, layers, rank, bounded=bounded) for layers in asked)
         shown = (left for left in found if not isinstance(left, str))
@@ -189,12 +189,6 @@ def _longest(view: View, layer: LinearLayer, span: InputSpan, outside: float) ->
     inside_T = span.misfit(inputs_TI, eps=torch.finfo(model.dtype).eps) <= outside
     ends = inside_T.nonzero().flatten().tolist()
     return ends[-1] + 1 if ends else None
-
-
-def _shared(view: View, layers: Sequence[LinearLayer]) -> list[LinearLayer]:
-    """Those whose shared gradients aren't 0."""
-    seen = view.shared.gradients
-    return [layer for layer in layers if layer.weight_name in seen and bool(seen[layer.weight_name].any())]
 
 
 def _turned(span: InputSpan) -> float:

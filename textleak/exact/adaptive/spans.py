@@ -6,7 +6,8 @@ Shapes: O and I the layers' output and input size, R rank.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ _ADDED = 8
 # of 48 47).
 _SPARE = 2
 
+_Layer = TypeVar("_Layer", bound=LinearLayer)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BoundedSpan:
@@ -45,14 +48,15 @@ class BoundedSpan:
     unsure_RI: Tensor
 
 
+def showing(view: View, layers: Iterable[_Layer]) -> list[_Layer]:
+    """Those layers whose gradients were shared and aren't 0."""
+    seen = view.shared.gradients
+    return [layer for layer in layers if layer.weight_name in seen and bool(seen[layer.weight_name].any())]
+
+
 def first_layers(view: View) -> tuple[LocalLayer, ...]:
     """The layers that read the first local input, of those whose shared gradients aren't 0."""
-    seen = view.shared.gradients
-    layers = [
-        layer
-        for layer in local_layers(view.text_model)
-        if layer.used_once and layer.weight_name in seen and bool(seen[layer.weight_name].any())
-    ]
+    layers = showing(view, [layer for layer in local_layers(view.text_model) if layer.used_once])
     return tuple(layer for layer in layers if layer.input_group == layers[0].input_group)
 
 
